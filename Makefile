@@ -1,0 +1,89 @@
+# Every target does its own set-up: the first one that needs the virtual environment makes it.
+# Needs Python >= 3.11 and make, nothing else.
+
+PYTHON ?= python3
+VENV ?= .venv
+# What pip is asked for. Another version or build: make test TORCH="torch==2.13.0 --index-url <an index of CPU builds>"
+TORCH ?= torch
+# cpu or cuda13
+JAX ?= $(if $(filter test-gpu,$(MAKECMDGOALS)),cuda13,cpu)
+# pytest processes, and further arguments for pytest: make test ARGS="-k conv"
+WORKERS ?= 2
+ARGS ?=
+
+ifeq ($(JAX),cpu)
+EXTRAS := torch,dev
+JAX_PLATFORMS ?= cpu
+else ifeq ($(JAX),cuda13)
+EXTRAS := torch,dev,cuda13
+JAX_PLATFORMS ?= cuda,cpu
+else
+$(error JAX must be cpu or cuda13; got $(JAX))
+endif
+
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+CHOICE := $(TORCH) with JAX for $(JAX)
+
+# TORCH reaches the shell through the environment, so that the > of `torch>=2.13` is not a redirection.
+export TORCH CHOICE JAX_PLATFORMS
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+# Pyright otherwise asks a registry for its newest version at every run.
+export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
+
+# Another choice of torch or JAX than the one installed is installed over it.
+ifneq ($(shell cat $(STAMP) 2>/dev/null),$(CHOICE))
+.PHONY: $(STAMP)
+endif
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo lint test test-gpu slow format clean
+
+help: ## show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@echo
+	@echo 'Variables: PYTHON=$(PYTHON) VENV=$(VENV) TORCH="$(TORCH)" JAX=$(JAX) (or cuda13) WORKERS=$(WORKERS) ARGS="$(ARGS)"'
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+ifeq ($(TORCH),torch)
+	$(BIN)/pip install --editable ".[$(EXTRAS)]" --constraint constraints.txt
+else
+	$(BIN)/pip install $$TORCH
+	sed '/^torch==/d' constraints.txt > $(VENV)/constraints.txt
+	$(BIN)/pip install --editable ".[$(EXTRAS)]" --constraint $(VENV)/constraints.txt
+endif
+	@printf '%s\n' "$$CHOICE" > $@
+
+setup: $(STAMP) ## make the virtual environment and install everything into it
+
+demo: $(STAMP) ## train two ensembles in PyTorch, port them, prove that they agree, time them
+	$(BIN)/torch-bridge demo
+
+lint: $(STAMP) ## check formatting, lint and types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/pyright --pythonpath $(BIN)/python
+
+# One thread per process: the processes of pytest-xdist already share the cores.
+test test-gpu slow: export OMP_NUM_THREADS := 1
+
+test: lint ## lint, then every test that is not slow
+	$(BIN)/pytest --numprocesses $(WORKERS) -m "not slow" $(ARGS)
+
+# Asks for cuda by name, so that a missing GPU is an error. Processes share the GPU, so none may reserve most of it.
+test-gpu: export JAX_PLATFORMS := cuda,cpu
+test-gpu: export XLA_PYTHON_CLIENT_PREALLOCATE := false
+test-gpu: $(STAMP) ## every test that is not slow, on the GPU (JAX=cuda13 unless told otherwise)
+	$(BIN)/pytest --numprocesses $(WORKERS) -m "not slow" $(ARGS)
+
+slow: $(STAMP) ## the slow tests
+	$(BIN)/pytest --numprocesses $(WORKERS) -m slow $(ARGS)
+
+format: $(STAMP) ## format and mend what ruff can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean: ## remove the virtual environment, builds and caches
+	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

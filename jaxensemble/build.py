@@ -1,0 +1,58 @@
+"""From a `Network` and its arrays to a `flax.nnx` module."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from jaxensemble.errors import StateError
+from jaxensemble.network import Network
+from jaxensemble.source import load_class
+from jaxensemble.state import State, flatten, split, unflatten
+
+
+def skeleton(network: Network) -> State:
+    """The state of the network's module: shapes and dtypes for arrays, random keys as they begin.
+
+    Layers are in the mode the network says: `training` ones in training mode, all others in evaluation mode.
+    """
+    module = nnx.eval_shape(lambda: load_class(network)(rngs=nnx.Rngs(0)))
+    nnx.Module.eval(module)
+    for path, layer in nnx.iter_modules(module):
+        if ".".join(str(part) for part in path) in network.training:
+            layer.train()
+    state = split(module)
+    rngs = {name: _first_rng(k, leaf) for k, (name, leaf) in enumerate(flatten(state.rngs).items())}
+    return state._replace(rngs=unflatten(rngs))
+
+
+def _first_rng(k: int, leaf: Any) -> jax.Array:
+    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        return jax.random.fold_in(jax.random.key(0), k)
+    return jnp.zeros(leaf.shape, leaf.dtype)
+
+
+def filled(state: State, arrays: Mapping[str, Any], members: int | None = None) -> State:
+    """The state with arrays, given by dotted name, in place of shapes; with a leading axis of `members`, if given.
+
+    **Raises:** `StateError` listing every array that is missing, not needed or of another shape.
+    """
+    groups = {kind: flatten(getattr(state, kind)) for kind in ("params", "buffers", "constants")}
+    wanted = {
+        name: tuple(leaf.shape) if members is None or kind == "constants" else (members, *leaf.shape)
+        for kind, group in groups.items()
+        for name, leaf in group.items()
+    }
+    problems = [f"missing: {name} {shape}" for name, shape in wanted.items() if name not in arrays]
+    problems += [f"not needed: {name} {tuple(array.shape)}" for name, array in arrays.items() if name not in wanted]
+    problems += [
+        f"{name}: expected shape {shape}, got {tuple(arrays[name].shape)}"
+        for name, shape in wanted.items()
+        if name in arrays and tuple(arrays[name].shape) != shape
+    ]
+    if problems:
+        raise StateError("arrays and network do not fit together:\n  " + "\n  ".join(problems))
+    trees = {kind: unflatten({name: arrays[name] for name in group}) for kind, group in groups.items()}
+    return state._replace(**trees)

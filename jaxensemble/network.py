@@ -1,0 +1,147 @@
+"""A network as plain data: what it holds (layers, variables), what it does (calls), what goes in and what comes out.
+
+A `Network` is made by porting, printed as Flax source by `jaxensemble.source`, and survives a round trip through JSON.
+It knows nothing of PyTorch and holds no arrays: weights live in an `Ensemble`, under the paths named here.
+"""
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from types import EllipsisType
+from typing import Literal, TypeAlias, Union
+
+
+@dataclasses.dataclass(frozen=True)
+class Ref:
+    """The result of an earlier call, or an input, by name."""
+
+    name: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Var:
+    """The array of a `Variable`, or of one leaf of a layer (`encoder.embedding`), by dotted path."""
+
+    path: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Dtype:
+    """A dtype as an argument, by its JAX name: `float32`, `int32`, `bool_` ..."""
+
+    name: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Slice:
+    """`start:stop:step` within an index."""
+
+    start: "Arg" = None
+    stop: "Arg" = None
+    step: "Arg" = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Func:
+    """A function as an argument, by the name a call would have: `nnx.relu`, `jnp.add`."""
+
+    name: str
+
+
+Arg: TypeAlias = Union[
+    Ref, Var, Dtype, Slice, Func, bool, int, float, complex, str, None, EllipsisType, tuple["Arg", ...], list["Arg"]
+]
+"""An argument of a call or of a layer's constructor. Tuples and lists nest."""
+
+Tree: TypeAlias = Union[Ref, None, tuple["Tree", ...], list["Tree"], dict[str, "Tree"]]
+"""How inputs and outputs nest."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Layer:
+    """A submodule that is a layer of Flax or of `jaxensemble.layers`.
+
+    `type` names its class as the source does: `nnx.Linear`, `layers.BatchNorm`. `options` are the constructor's
+    keyword arguments, `rngs` left out.
+    """
+
+    path: str
+    type: str
+    options: Mapping[str, Arg] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class Variable:
+    """A bare array of a module: a parameter or buffer of each member, or a constant that all members share."""
+
+    path: str
+    kind: Literal["param", "buffer", "constant"]
+    shape: tuple[int, ...]
+    dtype: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Call:
+    """One step: `out = target(*args, **kwargs)`.
+
+    `target` is one of
+
+    - `layer:encoder.conv1`: the layer at that path is called;
+    - an operator: `+ - * / // % ** @ & | ^ ~ neg < <= > >= == !=`, `[]` (args: value, index);
+    - `.shape`: args are a value and an axis; the result is a Python int;
+    - `.reshape`, `.astype` ...: a method of the first argument;
+    - a function by its dotted name: `jnp.concatenate`, `jax.nn.gelu`, `nnx.relu`, `lax.rsqrt`, `ops.max_pool`.
+
+    `scope` names the module calls within which the step stands, outermost first, each as the module's path, with
+    `@n` appended for the n-th repeated call of the same module: `("layer1", "layer1.0", "layer1.0.relu@1")`. The
+    root module's own steps have an empty scope.
+    """
+
+    out: str
+    target: str
+    args: tuple[Arg, ...] = ()
+    kwargs: Mapping[str, Arg] = dataclasses.field(default_factory=dict)
+    scope: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Network:
+    """One member's computation, channels-last inside.
+
+    **Fields**
+
+    - `name`: the class name of the root module.
+    - `inputs`: one entry per positional argument; an argument that is itself a tuple or dict is a tree of references.
+    - `outputs`: the tree that is returned.
+    - `layers`, `variables`: everything that holds state or is called by path, in the order of definition.
+    - `calls`: in the order of execution; a name is bound once.
+    - `modules`: module path to (class name, kind), for every module on the way to a layer, a variable or a call.
+      Kind is `sequence` for a module whose children are numbered (`nn.Sequential`, `nn.ModuleList`), `mapping` for
+      named children without a class of their own (`nn.ModuleDict`), `function` for one that holds nothing
+      (`nn.ReLU`): its calls stand in the module around it; `module` otherwise. The root has path `""`.
+    - `evaluation_only`: why this network has no training mode, or None when it has one.
+    - `training`: the paths of the layers that are in training mode; all others are in evaluation mode.
+    """
+
+    name: str
+    inputs: tuple[Tree, ...]
+    outputs: Tree
+    layers: tuple[Layer, ...]
+    variables: tuple[Variable, ...]
+    calls: tuple[Call, ...]
+    modules: Mapping[str, tuple[str, str]]
+    evaluation_only: str | None = None
+    training: tuple[str, ...] = ()
+
+
+def references(arg: object) -> Iterator[Ref | Var]:
+    """Every `Ref` and `Var` within an argument or tree, depth first."""
+    match arg:
+        case Ref() | Var():
+            yield arg
+        case Slice(start, stop, step):
+            yield from references((start, stop, step))
+        case tuple() | list():
+            for item in arg:
+                yield from references(item)
+        case Mapping():
+            yield from references(list(arg.values()))

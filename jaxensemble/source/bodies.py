@@ -1,0 +1,237 @@
+"""The steps of one module call, freed of names: equal bodies are equal values, whatever their paths and numbers.
+
+What a body takes from outside stands as numbered slots, each number or option as a numbered hole. Two calls with equal
+steps can share one method: their slots say which arguments it needs, their holes what its class is told at construction.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from types import EllipsisType
+from typing import TypeAlias, Union
+
+from jaxensemble.network import Arg, Call, Dtype, Func, Ref, Slice, Var
+from jaxensemble.source.tree import Frame, Path, Shape, split
+
+
+@dataclasses.dataclass(frozen=True)
+class Local:
+    """A value that the body itself computes, counted in order."""
+
+    index: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Slot:
+    """A use of a value from outside, counted in order; once the uses are matched, an argument of the method."""
+
+    index: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Hole:
+    """A number, string or dtype, counted in order."""
+
+    index: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Read:
+    """The array of a variable, by its path from the module."""
+
+    path: Path
+
+
+@dataclasses.dataclass(frozen=True)
+class Length:
+    """The length of an axis."""
+
+    of: "Operand"
+    axis: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Many:
+    """A tuple or list."""
+
+    is_tuple: bool
+    items: tuple["Operand", ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Cut:
+    """A slice."""
+
+    start: "Operand"
+    stop: "Operand"
+    step: "Operand"
+
+
+Operand: TypeAlias = Union[Local, Slot, Hole, Read, Length, Many, Cut, Func, None, EllipsisType]
+
+
+@dataclasses.dataclass(frozen=True)
+class ToLayer:
+    """A call of the layer at a path from the module."""
+
+    path: Path
+
+
+@dataclasses.dataclass(frozen=True)
+class ToModule:
+    """A call of the module at a path, whose method is that of the definition with this number."""
+
+    path: Path
+    definition: int
+
+
+@dataclasses.dataclass(frozen=True)
+class ToFunction:
+    """A call of a function of the source's own."""
+
+    definition: int
+
+
+@dataclasses.dataclass(frozen=True)
+class ToName:
+    """An operator, a method or a function by its name."""
+
+    name: str
+
+
+Target: TypeAlias = ToLayer | ToModule | ToFunction | ToName
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """One call, and how many results it has: results are counted through the body."""
+
+    target: Target
+    args: tuple[Operand, ...]
+    kwargs: tuple[tuple[str, Operand], ...] = ()
+    outs: int = 1
+
+
+@dataclasses.dataclass
+class Body:
+    """`steps`, and what one module call fills them with: values for the slots, constants for the holes.
+
+    `names` are the values that the steps define, `hints` what a hole could be called.
+    """
+
+    steps: tuple[Step, ...] = ()
+    slots: list[str] = dataclasses.field(default_factory=list)
+    constants: list[Arg] = dataclasses.field(default_factory=list)
+    hints: list[str] = dataclasses.field(default_factory=list)
+    names: list[str] = dataclasses.field(default_factory=list)
+
+
+@dataclasses.dataclass
+class Called:
+    """A frame as the frame around sees it: what is called, with which values, giving which."""
+
+    target: Callable[[Path], Target]
+    inputs: list[str]
+    outputs: list[str]
+
+
+class Reader:
+    """Reads a frame into a `Body`, step by step."""
+
+    def __init__(self, root: Path):
+        self.root = root
+        self.body = Body()
+        self._locals: dict[str, int] = {}
+
+    def read(self, frame: Frame, called: Callable[[Frame], Called]) -> Body:
+        """The body of a frame; `called` says what has become of the frames within."""
+        for item in frame.items:
+            if isinstance(item, Frame):
+                inner = called(item)
+                args = tuple(self.operand(Ref(name)) for name in inner.inputs)
+                self._add(Step(inner.target(item.path[len(self.root) :]), args, outs=len(inner.outputs)), inner.outputs)
+            else:
+                self._add(self._step(item), [item.out])
+        return self.body
+
+    def _add(self, step: Step, outs: list[str]) -> None:
+        self.body.steps += (step,)
+        for name in outs:
+            self._locals[name] = len(self.body.names)
+            self.body.names.append(name)
+
+    def _step(self, call: Call) -> Step:
+        kind, _, path = call.target.partition(":")
+        if kind == "layer" and path:
+            target: Target = ToLayer(self._relative(path))
+        else:
+            target = ToName(call.target)
+        hint = call.target.rpartition(".")[2] if call.target[-1].isalnum() else "size"
+        args = tuple(self.operand(arg, hint) for arg in call.args)
+        kwargs = tuple((key, self.operand(value, key)) for key, value in call.kwargs.items())
+        return Step(target, args, kwargs)
+
+    def _relative(self, path: str) -> Path:
+        return split(path)[len(self.root) :]
+
+    def operand(self, arg: object, hint: str = "size") -> Operand:
+        """An argument with its references and constants replaced."""
+        match arg:
+            case None | EllipsisType() | Func():
+                return arg
+            case Ref(name):
+                if name in self._locals:
+                    return Local(self._locals[name])
+                self.body.slots.append(name)
+                return Slot(len(self.body.slots) - 1)
+            case Var(path):
+                return Read(self._relative(path))
+            case Shape(of, axis):
+                return Length(self.operand(of), axis)
+            case Slice(start, stop, step):
+                return Cut(self.operand(start, "start"), self.operand(stop, "stop"), self.operand(step, "step"))
+            case tuple() | list() if not is_constant(arg):
+                return Many(isinstance(arg, tuple), tuple(self.operand(item, hint) for item in arg))
+        self.body.constants.append(arg)  # type: ignore[arg-type]
+        self.body.hints.append(hint)
+        return Hole(len(self.body.constants) - 1)
+
+
+def is_constant(arg: object) -> bool:
+    """Whether an argument holds nothing but numbers, strings, dtypes and None."""
+    match arg:
+        case tuple() | list():
+            return all(map(is_constant, arg))
+        case None | bool() | int() | float() | complex() | str() | Dtype():
+            return True
+    return False
+
+
+def leaves(operand: object) -> list[Local | Slot]:
+    """Every use of a value within an operand or step, in order."""
+    match operand:
+        case Local() | Slot():
+            return [operand]
+        case Length(of):
+            return leaves(of)
+        case Many(_, items):
+            return leaves(items)
+        case Cut(start, stop, step):
+            return leaves((start, stop, step))
+        case Step(_, args, kwargs):
+            return leaves((args, tuple(value for _, value in kwargs)))
+        case tuple():
+            return [leaf for item in operand for leaf in leaves(item)]
+    return []
+
+
+def matched_slots(bodies: list[Body]) -> tuple[list[int], list[list[str]]]:
+    """Which argument each slot is, and for each body its arguments.
+
+    Slots are one argument where they are one value in every body.
+
+    >>> matched_slots([Body(slots=["q", "m", "m"]), Body(slots=["x", "x", "x"])])
+    ([0, 1, 1], [['q', 'm'], ['x', 'x']])
+    """
+    columns: dict[tuple[str, ...], int] = {}
+    slots = [columns.setdefault(column, len(columns)) for column in zip(*(body.slots for body in bodies), strict=True)]
+    return slots, [list(arguments) for arguments in zip(*columns, strict=True)] if columns else [[] for _ in bodies]

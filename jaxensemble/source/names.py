@@ -1,0 +1,106 @@
+"""Names: which ones may stand in the source as they are, and how to make the others safe.
+
+Every name in a `Network` may come from a file that someone else wrote. Nothing reaches the source but identifiers
+checked here and literals.
+"""
+
+import builtins
+import importlib
+import keyword
+import re
+from collections.abc import Iterable
+
+from flax import nnx
+
+from jaxensemble.errors import InputError
+
+IMPORTS = {
+    "jax": "import jax",
+    "jnp": "import jax.numpy as jnp",
+    "nnx": "from flax import nnx",
+    "lax": "from jax import lax",
+    "layers": "from jaxensemble import layers",
+    "ops": "from jaxensemble import ops",
+}
+"""The modules whose functions and layers a network may name, and how the source imports each."""
+
+TAKEN = frozenset({*IMPORTS, *dir(builtins), *keyword.kwlist, *keyword.softkwlist, "self", "rngs"})
+"""Names that nothing in the source may be given."""
+
+_RESERVED = frozenset(dir(nnx.Module))
+
+
+def is_identifier(name: str) -> bool:
+    """Whether a name can be spelled as an attribute: ASCII (Python rewrites other letters), no keyword, not mangled.
+
+    >>> is_identifier("conv1"), is_identifier("my-block"), is_identifier("class"), is_identifier("__x")
+    (True, False, False, False)
+    """
+    return name.isascii() and name.isidentifier() and not keyword.iskeyword(name) and not name.startswith("__")
+
+
+def check_child(name: str, path: str) -> None:
+    """Refuses the name of a child that would hide what every `nnx.Module` needs.
+
+    **Raises**
+
+    `InputError` for such a name.
+    """
+    if name in _RESERVED or name.startswith(("_pytree__", "_object__")):
+        raise InputError(f"{path!r} cannot be a child of a Flax module: nnx.Module has {name!r} itself; rename it")
+
+
+def plain(name: str, default: str) -> str:
+    """The name with whatever an identifier cannot hold left out, or `default` where nothing is left.
+
+    >>> plain("my-block", "x"), plain("3", "x"), plain("class", "x")
+    ('my_block', 'x', 'class_')
+    """
+    name = re.sub(r"[^A-Za-z0-9_]+", "_", name).strip("_")[:40]
+    if not name or name[0].isdigit():
+        return default
+    return f"{name}_" if name in TAKEN else name
+
+
+def snake(name: str) -> str:
+    """
+    >>> snake("SqueezeExcitation"), snake("LPPool2d")
+    ('squeeze_excitation', 'lp_pool2d')
+    """
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", name).lower()
+
+
+def unused(name: str, taken: Iterable[str]) -> str:
+    """`name`, numbered from 2 on where it is taken.
+
+    >>> unused("Block", {"Block", "Block2"})
+    'Block3'
+    """
+    taken = set(taken)
+    number, candidate = 2, name
+    while candidate in taken:
+        number, candidate = number + 1, f"{name}{number}"
+    return candidate
+
+
+def resolve(dotted: str) -> object:
+    """What a dotted name stands for: `nnx.Linear`, `jnp.concatenate`.
+
+    **Raises**
+
+    `InputError` if it is not in one of the modules of `IMPORTS`.
+    """
+    root, *rest = dotted.split(".")
+    if root not in IMPORTS or not rest or not all(is_identifier(p) and not p.startswith("_") for p in rest):
+        raise InputError(f"a layer or function has to be named like nnx.Linear or jnp.add; got {dotted!r}")
+    found: object = _module(root)
+    for part in rest:
+        if not hasattr(found, part):
+            raise InputError(f"{dotted!r} names nothing: {part!r} was not found")
+        found = getattr(found, part)
+    return found
+
+
+def _module(root: str) -> object:
+    full = {"jnp": "jax.numpy", "nnx": "flax.nnx", "lax": "jax.lax"}
+    return importlib.import_module(full.get(root, f"jaxensemble.{root}" if root in ("layers", "ops") else root))

@@ -1,0 +1,209 @@
+"""Formatting: `ast` nodes to text, laid out as `ruff format` lays it out at 88 columns.
+
+Only the nodes that the generator makes are known. Over-long lines are broken at brackets, outermost first: what stands
+between them goes on one line of its own where it fits there, else on one line an item, with a trailing comma.
+"""
+
+import ast
+import math
+
+WIDTH = 88
+INDENT = "    "
+
+_BINARY: dict[type[ast.operator], tuple[str, int]] = {
+    ast.BitOr: ("|", 3),
+    ast.BitXor: ("^", 4),
+    ast.BitAnd: ("&", 5),
+    ast.LShift: ("<<", 6),
+    ast.RShift: (">>", 6),
+    ast.Add: ("+", 7),
+    ast.Sub: ("-", 7),
+    ast.Mult: ("*", 8),
+    ast.MatMult: ("@", 8),
+    ast.Div: ("/", 8),
+    ast.FloorDiv: ("//", 8),
+    ast.Mod: ("%", 8),
+    ast.Pow: ("**", 10),
+}
+_COMPARE: dict[type[ast.cmpop], str] = {
+    ast.Lt: "<",
+    ast.LtE: "<=",
+    ast.Gt: ">",
+    ast.GtE: ">=",
+    ast.Eq: "==",
+    ast.NotEq: "!=",
+    ast.Is: "is",
+    ast.IsNot: "is not",
+}
+_UNARY: dict[type[ast.unaryop], str] = {ast.USub: "-", ast.Invert: "~"}
+_TERNARY, _COMPARISON, _SIGN, _ATOM = 0, 2, 9, 11
+
+
+def quoted(text: str) -> str:
+    """A string literal with double quotes, as ruff prefers, unless the text holds more of those than of single ones.
+
+    >>> print(quoted("same"), quoted('say "so"'))
+    "same" 'say "so"'
+    """
+    body = text.encode("unicode_escape").decode("ascii")
+    quote = "'" if body.count('"') > body.count("'") else '"'
+    return quote + body.replace(quote, f"\\{quote}") + quote
+
+
+def flat(node: ast.AST) -> str:
+    """The text of an expression on one line.
+
+    >>> flat(ast.parse("(a + b) * f(c, d=1)[:, None]", mode="eval").body)
+    '(a + b) * f(c, d=1)[:, None]'
+    """
+    return _flat(node)[0]
+
+
+def _flat(node: ast.AST) -> tuple[str, int]:
+    """The text, and how tightly its outermost operator binds."""
+    match node:
+        case ast.Name(id):
+            return id, _ATOM
+        case ast.Constant(value):
+            return _constant(value), _ATOM
+        case ast.Attribute(value, attr):
+            text = _within(value, _ATOM)
+            return (f"({text})" if text.isdigit() else text) + f".{attr}", _ATOM
+        case ast.Call():
+            return f"{_within(node.func, _ATOM)}({', '.join(map(flat, arguments(node)))})", _ATOM
+        case ast.keyword(arg, value):
+            return f"{arg}={flat(value)}", _ATOM
+        case ast.Starred(value):
+            return f"*{_within(value, 3)}", _ATOM
+        case ast.Subscript(value, index):
+            inner = ", ".join(map(flat, index.elts)) if isinstance(index, ast.Tuple) and index.elts else flat(index)
+            lone = isinstance(index, ast.Tuple) and len(index.elts) == 1
+            return f"{_within(value, _ATOM)}[{inner}{',' if lone else ''}]", _ATOM
+        case ast.Slice():
+            return _slice(node), _ATOM
+        case ast.Tuple(elts):
+            return f"({', '.join(map(flat, elts))}{',' if len(elts) == 1 else ''})", _ATOM
+        case ast.List(elts):
+            return f"[{', '.join(map(flat, elts))}]", _ATOM
+        case ast.Dict(keys, values):
+            return "{" + ", ".join(f"{flat(k)}: {flat(v)}" for k, v in zip(keys, values, strict=True) if k) + "}", _ATOM
+        case ast.ListComp(elt, [generator]):
+            return f"[{flat(elt)} for {flat(generator.target)} in {flat(generator.iter)}]", _ATOM
+        case ast.IfExp(test, body, orelse):
+            return f"{_within(body, 1)} if {_within(test, 1)} else {_within(orelse, 0)}", _TERNARY
+        case ast.Compare(left, [op], [right]):
+            return f"{_within(left, 3)} {_COMPARE[type(op)]} {_within(right, 3)}", _COMPARISON
+        case ast.UnaryOp(op, operand):
+            return f"{_UNARY[type(op)]}{_within(operand, _SIGN)}", _SIGN
+        case ast.BinOp(left, op, right):
+            return _binary(left, op, right)
+    raise TypeError(f"no text for {ast.dump(node)}")
+
+
+def _within(node: ast.AST, tightness: int) -> str:
+    text, own = _flat(node)
+    return text if own >= tightness else f"({text})"
+
+
+def _binary(left: ast.expr, op: ast.operator, right: ast.expr) -> tuple[str, int]:
+    symbol, level = _BINARY[type(op)]
+    if not isinstance(op, ast.Pow):
+        return f"{_within(left, level)} {symbol} {_within(right, level + 1)}", level
+    space = "" if _is_plain(left) and _is_plain(right) else " "
+    return f"{_within(left, level + 1)}{space}**{space}{_within(right, _SIGN)}", level
+
+
+def _is_plain(node: ast.AST) -> bool:
+    """Whether ruff sets `**` without spaces beside this operand."""
+    match node:
+        case ast.UnaryOp(_, operand):
+            return _is_plain(operand)
+        case ast.Attribute(value):
+            return _is_plain(value) and not isinstance(value, ast.Constant)
+        case ast.Constant(value):
+            return isinstance(value, int | float | complex) and not isinstance(value, bool)
+    return isinstance(node, ast.Name)
+
+
+def _slice(node: ast.Slice) -> str:
+    bounds = [node.lower, node.upper] + ([node.step] if node.step else [])
+    if all(bound is None or _is_short(bound) for bound in bounds):
+        return ":".join(flat(bound) if bound else "" for bound in bounds)
+    text = " : ".join(flat(bound) if bound else "" for bound in bounds)
+    return text.replace(" :  : ", " :: ").strip()
+
+
+def _is_short(node: ast.AST) -> bool:
+    return _is_short(node.operand) if isinstance(node, ast.UnaryOp) else isinstance(node, ast.Name | ast.Constant)
+
+
+def _constant(value: object) -> str:
+    if isinstance(value, str):
+        return quoted(value)
+    if value is Ellipsis:
+        return "..."
+    if isinstance(value, float | complex) and not (math.isfinite(value.real) and math.isfinite(value.imag)):
+        raise TypeError(f"{value} has no literal")
+    return repr(value)
+
+
+def arguments(call: ast.Call) -> list[ast.AST]:
+    """Everything between the brackets of a call, in order."""
+    return [*call.args, *call.keywords]
+
+
+def statement(prefix: str, node: ast.expr, indent: int) -> list[str]:
+    """The lines of a statement: `prefix` (`x = `, `return `), then an expression.
+
+    >>> print("\\n".join(statement("x = ", ast.parse("f(a, b=[1, 2])", mode="eval").body, 1)))
+        x = f(a, b=[1, 2])
+    """
+    if isinstance(node, ast.Tuple) and len(node.elts) > 1:
+        line = INDENT * indent + prefix + ", ".join(map(flat, node.elts))
+        if len(line) <= WIDTH:
+            return [line]
+    return _broken(prefix, node, "", indent)
+
+
+def _broken(prefix: str, node: ast.AST, suffix: str, indent: int) -> list[str]:
+    line = INDENT * indent + prefix + flat(node) + suffix
+    if len(line) <= WIDTH:
+        return [line]
+    match node:
+        case ast.keyword(arg, value):
+            return _broken(f"{prefix}{arg}=", value, suffix, indent)
+        case ast.Starred(value):
+            return _broken(f"{prefix}*", value, suffix, indent)
+        case ast.Call() if arguments(node):
+            opening = f"{prefix}{_within(node.func, _ATOM)}("
+            return bracketed(opening, arguments(node), ")" + suffix, indent, fits_joined=True)
+        case ast.Tuple(elts) if elts:
+            return bracketed(f"{prefix}(", elts, ")" + suffix, indent)
+        case ast.List(elts) if elts:
+            return bracketed(f"{prefix}[", elts, "]" + suffix, indent)
+        case ast.Dict(keys, values) if keys:
+            return _broken_dict(prefix, node, suffix, indent)
+        case ast.ListComp(elt, [generator]):
+            inner = _broken("", elt, "", indent + 1)
+            inner += [INDENT * (indent + 1) + f"for {flat(generator.target)} in {flat(generator.iter)}"]
+            return [INDENT * indent + prefix + "[", *inner, INDENT * indent + "]" + suffix]
+    return [line]
+
+
+def _broken_dict(prefix: str, node: ast.Dict, suffix: str, indent: int) -> list[str]:
+    lines = [INDENT * indent + prefix + "{"]
+    for key, value in zip(node.keys, node.values, strict=True):
+        assert key is not None
+        lines += _broken(f"{flat(key)}: ", value, ",", indent + 1)
+    return [*lines, INDENT * indent + "}" + suffix]
+
+
+def bracketed(opening: str, items: list[ast.AST] | list[ast.expr], closing: str, indent: int, *, fits_joined: bool = False) -> list[str]:
+    """Bracketed items over several lines; `fits_joined` lets them share one line, without a trailing comma."""
+    first, last = INDENT * indent + opening, INDENT * indent + closing
+    joined = INDENT * (indent + 1) + ", ".join(map(flat, items))
+    if fits_joined and len(joined) <= WIDTH:
+        return [first, joined, last]
+    if fits_joined and len(items) == 1 and isinstance(items[0], ast.ListComp | ast.Starred):
+        return [first, *_broken("", items[0], "", indent + 1), last]
+    return [first, *(line for item in items for line in _broken("", item, ",", indent + 1)), last]

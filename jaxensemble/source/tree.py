@@ -1,0 +1,255 @@
+"""The tree of modules, and the calls of a network as nested frames: one for each call of a module."""
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+
+from jaxensemble.errors import InputError
+from jaxensemble.network import Arg, Call, Layer, Network, Ref, Slice, Tree, Var, Variable
+from jaxensemble.source.names import check_child
+
+Path = tuple[str, ...]
+
+LONGEST = 10_000
+"""The most children a numbered module may have: a list is made with a slot for each."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Shape:
+    """The length of one axis of an array: an argument that stands for a `.shape` call."""
+
+    of: Ref | Var
+    axis: int
+
+
+@dataclasses.dataclass
+class Module:
+    """A node of the module tree. `layer` is set where it is a layer, which then has no children of its own."""
+
+    path: Path
+    class_name: str
+    kind: str
+    layer: Layer | None = None
+    variables: dict[str, Variable] = dataclasses.field(default_factory=dict)
+    children: dict[str, "Module"] = dataclasses.field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        return self.path[-1]
+
+    @property
+    def height(self) -> int:
+        """How many levels lie beneath."""
+        return 1 + max((child.height for child in self.children.values()), default=-1)
+
+    @property
+    def holds(self) -> bool:
+        """Whether a layer or variable lies here or beneath: whether the module needs to exist."""
+        return bool(self.layer or self.variables) or any(child.holds for child in self.children.values())
+
+    @property
+    def is_numbered(self) -> bool:
+        """Whether its children stand in a list."""
+        numbers = [name for name in self.children if name.isascii() and name.isdigit() and str(int(name)) == name]
+        return self.kind == "sequence" and not self.variables and len(numbers) == len(self.children)
+
+    def walk(self) -> Iterator["Module"]:
+        """The module and all beneath it, parents first."""
+        yield self
+        for child in self.children.values():
+            yield from child.walk()
+
+
+def split(path: str) -> Path:
+    """The parts of a dotted path; none for the root."""
+    return tuple(path.split(".")) if path else ()
+
+
+def module_tree(network: Network) -> Module:
+    """The modules of a network, from its layers, its variables and the scopes of its calls.
+
+    **Raises**
+
+    `InputError` where a module on the way is not in `network.modules`, or has a name that Flax cannot hold.
+    """
+    layers = {layer.path for layer in network.layers}
+    root = Module((), network.name, network.modules.get("", ("", "module"))[1])
+    for layer in network.layers:
+        _node(root, split(layer.path), network, layers).layer = layer
+    for variable in network.variables:
+        *parent, name = split(variable.path)
+        check_child(name, variable.path)
+        _node(root, tuple(parent), network, layers).variables[name] = variable
+    for scope in dict.fromkeys(call.scope for call in network.calls):
+        for path in map(scope_path, scope):
+            if not is_inside_layer(root, path):
+                _node(root, path, network, layers)
+    for module in root.walk():
+        if module.is_numbered and module.children and max(map(int, module.children)) >= LONGEST:
+            raise InputError(f"{'.'.join(module.path)!r} numbers its children too high; expected less than {LONGEST}")
+    return root
+
+
+def _node(root: Module, path: Path, network: Network, layers: set[str]) -> Module:
+    node = root
+    for depth, name in enumerate(path):
+        if name not in node.children:
+            full = ".".join(path[: depth + 1])
+            check_child(name, full)
+            if full not in network.modules and full not in layers:
+                raise InputError(f"`modules` must name every module on the way to a layer or call; {full!r} is missing")
+            class_name, kind = network.modules.get(full, ("", "module"))
+            node.children[name] = Module(path[: depth + 1], class_name, kind)
+        node = node.children[name]
+    return node
+
+
+def is_inside_layer(root: Module, path: Path) -> bool:
+    """Whether a path leads to a layer, or into one."""
+    node: Module | None = root
+    for name in path:
+        node = node.children.get(name) if node else None
+        if node and node.layer:
+            return True
+    return False
+
+
+def scope_path(entry: str) -> Path:
+    """The path of the module that an entry of a scope names, without the count of its call."""
+    return split(entry.partition("@")[0])
+
+
+def operands(arg: object) -> Iterator[Ref | Var]:
+    """Every `Ref` and `Var` within an argument or a tree of outputs, those within a `Shape` included."""
+    match arg:
+        case Ref() | Var():
+            yield arg
+        case Shape(of):
+            yield of
+        case Slice(start, stop, step):
+            yield from operands((start, stop, step))
+        case tuple() | list():
+            for item in arg:
+                yield from operands(item)
+        case Mapping():
+            yield from operands(list(arg.values()))
+
+
+def without_shapes(calls: Sequence[Call], outputs: Tree) -> tuple[list[Call], Tree]:
+    """Calls and outputs with every `.shape` call put where its result is used.
+
+    The source then reads `x.reshape(x.shape[0], -1)`, and no module has to hand a length to another.
+    """
+    shapes: dict[str, Shape] = {}
+    kept = []
+    for call in calls:
+        if call.target == ".shape":
+            of, axis = call.args
+            shapes[call.out] = Shape(of, axis)  # type: ignore[arg-type]
+        else:
+            kept.append(dataclasses.replace(call, args=_put(call.args, shapes), kwargs=_put(dict(call.kwargs), shapes)))
+    return kept, _put(outputs, shapes)
+
+
+def _put(arg, shapes: Mapping[str, Shape]):
+    match arg:
+        case Ref(name):
+            return shapes.get(name, arg)
+        case Slice(start, stop, step):
+            return Slice(_put(start, shapes), _put(stop, shapes), _put(step, shapes))
+        case tuple():
+            return tuple(_put(item, shapes) for item in arg)
+        case list():
+            return [_put(item, shapes) for item in arg]
+        case dict():
+            return {key: _put(value, shapes) for key, value in arg.items()}
+    return arg
+
+
+def without_unused(calls: Sequence[Call], outputs: Tree) -> list[Call]:
+    """The calls whose results are used. A layer is called all the same: it may keep statistics."""
+    used = {ref.name for ref in operands(outputs) if isinstance(ref, Ref)}
+    kept = []
+    for call in reversed(calls):
+        if call.out in used or call.target.startswith("layer:"):
+            used |= {ref.name for ref in operands((call.args, dict(call.kwargs))) if isinstance(ref, Ref)}
+            kept.append(call)
+    return kept[::-1]
+
+
+@dataclasses.dataclass
+class Frame:
+    """One call of the module at `path`: the steps within it, some of them frames themselves."""
+
+    path: Path
+    scope: tuple[str, ...]
+    items: list["Call | Frame"] = dataclasses.field(default_factory=list)
+
+    def calls(self) -> Iterator[Call]:
+        """Every call within, those of inner frames included, in order."""
+        for item in self.items:
+            if isinstance(item, Frame):
+                yield from item.calls()
+            else:
+                yield item
+
+    def frames(self) -> Iterator["Frame"]:
+        """Every frame within, outer ones first, without this one."""
+        for item in self.items:
+            if isinstance(item, Frame):
+                yield item
+                yield from item.frames()
+
+
+def frame_tree(calls: Sequence[Call], root: Module) -> Frame:
+    """The calls of a network as one frame with frames inside.
+
+    A module whose calls are not contiguous, or reach for what lies outside of it, gets no frame: its steps stand in
+    the frame around.
+    """
+    dissolved: set[Path] = set()
+    while True:
+        frame, again = _nested(calls, root, dissolved)
+        again |= {inner.path for inner in frame.frames() if not _is_closed(inner)}
+        if again <= dissolved:
+            return frame
+        dissolved |= again
+
+
+def _nested(calls: Sequence[Call], root: Module, dissolved: set[Path]) -> tuple[Frame, set[Path]]:
+    """The tree without frames for `dissolved` modules, and the modules found to be left and entered again."""
+    top = Frame((), ())
+    stack = [top]
+    closed: set[tuple[str, ...]] = set()
+    broken = set()
+    for call in calls:
+        entries = [(call.scope[: k + 1], scope_path(entry)) for k, entry in enumerate(call.scope)]
+        wanted = [(scope, path) for scope, path in entries if path not in dissolved and _has_frames(path, root)]
+        shared = 0
+        while shared < min(len(wanted), len(stack) - 1) and stack[shared + 1].scope == wanted[shared][0]:
+            shared += 1
+        closed |= {frame.scope for frame in stack[shared + 1 :]}
+        del stack[shared + 1 :]
+        for scope, path in wanted[shared:]:
+            if scope in closed:
+                broken.add(path)
+            stack.append(Frame(path, scope))
+            stack[-2].items.append(stack[-1])
+        stack[-1].items.append(call)
+    return top, broken
+
+
+def _has_frames(path: Path, root: Module) -> bool:
+    return bool(path) and not is_inside_layer(root, path)
+
+
+def _is_closed(frame: Frame) -> bool:
+    """Whether a frame reaches only for what lies beneath its own module."""
+    reached = [split(call.target.removeprefix("layer:")) for call in frame.calls() if call.target.startswith("layer:")]
+    reached += [split(var.path) for call in frame.calls() for var in operands((call.args, dict(call.kwargs))) if isinstance(var, Var)]
+    reached += [inner.path for inner in frame.frames()]
+    return all(path[: len(frame.path)] == frame.path and path != frame.path for path in reached)
+
+
+def freeze(arg: Arg) -> object:
+    """An argument as something to compare and to hash by: types, signs and NaNs count."""
+    return type(arg).__name__, repr(arg)

@@ -1,0 +1,141 @@
+"""The state of a Flax module as plain nested dicts, and back: the one place that splits and merges modules.
+
+Keys are strings all the way down (the items of an `nnx.List` are `"0"`, `"1"` ...), leaves are arrays. What a variable
+is decides where it goes:
+
+| variable                                            | in          | over the members of an ensemble |
+|-----------------------------------------------------|-------------|---------------------------------|
+| `nnx.Param`                                         | `params`    | stacked, trained                |
+| `nnx.RngState` (keys and counts)                    | `rngs`      | stacked                         |
+| [`Constant`][]                                      | `constants` | shared                          |
+| any other (`nnx.BatchStat` ...), or an array itself | `buffers`   | stacked                         |
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal, NamedTuple
+
+from flax import nnx
+
+from jaxensemble.errors import InputError, StateError
+from jaxensemble.structure import Leaf, Structure
+
+Tree = dict[str, Any]  # nested dicts; the leaves are arrays
+Kind = Literal["params", "buffers", "constants", "rngs"]
+KINDS: tuple[Kind, ...] = ("params", "buffers", "constants", "rngs")
+
+
+class Constant(nnx.Variable):
+    """An array that all members share and nothing trains, such as a folded table of positions; never stacked."""
+
+
+class State(NamedTuple):
+    """A module taken apart by [`split`][]: what it is, and its arrays as nested dicts."""
+
+    graphdef: Structure
+    params: Tree
+    buffers: Tree
+    constants: Tree
+    rngs: Tree
+
+
+def kind_of(leaf: Leaf) -> Kind:
+    """Which of the four dicts of a [`State`][] holds this array: see the table above."""
+    if issubclass(leaf.type, nnx.Param):
+        return "params"
+    if issubclass(leaf.type, nnx.RngState):
+        return "rngs"
+    return "constants" if issubclass(leaf.type, Constant) else "buffers"
+
+
+def split(module: nnx.Module) -> State:
+    """Takes a module apart. The module is only read; `merge(*split(module))` is a copy that shares its arrays.
+
+    Raises `InputError` if `module` is no `nnx.Module`.
+
+    >>> state = split(nnx.BatchNorm(3, rngs=nnx.Rngs(0)))
+    >>> list(flatten(state.params)), list(flatten(state.buffers))
+    (['bias', 'scale'], ['mean', 'var'])
+    """
+    if not isinstance(module, nnx.Module):
+        raise InputError(f"`module` must be a flax.nnx.Module; got {type(module).__module__}.{type(module).__name__}")
+    graphdef, variables = nnx.split(module, graph=True)
+    structure = Structure.of(graphdef)
+    groups: dict[Kind, dict[str, Any]] = {kind: {} for kind in KINDS}
+    for leaf, (_, variable) in zip(structure.leaves, nnx.to_flat_state(variables), strict=True):
+        value = variable.get_raw_value() if isinstance(variable, nnx.Variable) else variable
+        if isinstance(value, dict):
+            raise StateError(
+                f"`{leaf.name}` holds a dict; a variable must hold an array. Use one variable for each item"
+            )
+        groups[kind_of(leaf)][leaf.name] = value
+    return State(structure, **{kind: unflatten(group) for kind, group in groups.items()})
+
+
+def merge(
+    graphdef: nnx.GraphDef,
+    params: Tree,
+    buffers: Tree | None = None,
+    constants: Tree | None = None,
+    rngs: Tree | None = None,
+) -> Any:
+    """A new module with the given arrays: the inverse of [`split`][].
+
+    Raises `StateError` that lists every array which the module needs and is not given, or is given and not needed.
+
+    >>> linear = merge(*split(nnx.Linear(2, 3, rngs=nnx.Rngs(0))))
+    >>> linear(jnp.ones((1, 2))).shape
+    (1, 3)
+    """
+    structure = Structure.of(graphdef)
+    trees = dict(zip(KINDS, (params, buffers, constants, rngs), strict=True))
+    given = {kind: flatten(tree or {}) for kind, tree in trees.items()}
+    needed = [(kind_of(leaf), leaf.name) for leaf in structure.leaves]
+    _check_keys(structure, given, needed)
+    return nnx.merge(structure, [given[kind][name] for kind, name in needed])
+
+
+def _check_keys(structure: Structure, given: dict[Kind, dict[str, Any]], needed: list[tuple[Kind, str]]) -> None:
+    present = {(kind, name) for kind, group in given.items() for name in group}
+    if present == set(needed):
+        return
+    missing = [f"{kind}: {name}" for kind, name in needed if (kind, name) not in present]
+    extra = [f"{kind}: {name}" for kind, name in sorted(present - set(needed))]
+    parts = [f"{what} {', '.join(names)}" for what, names in (("missing", missing), ("unexpected", extra)) if names]
+    raise StateError(f"the arrays given do not fit {structure.root.type.__name__}: {'; '.join(parts)}")
+
+
+def flatten(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested dicts as one dict with dotted names, in the order of the nested ones. Empty dicts leave no trace.
+
+    >>> flatten({"conv1": {"bias": 1, "kernel": 2}, "scale": 3})
+    {'conv1.bias': 1, 'conv1.kernel': 2, 'scale': 3}
+    """
+    return dict(_items(tree, ""))
+
+
+def _items(tree: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+    for name, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from _items(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def unflatten(flat: Mapping[str, Any]) -> Tree:
+    """The inverse of [`flatten`][]. Raises `InputError` if one name is the beginning of another (`a` and `a.b`).
+
+    >>> unflatten({"conv1.bias": 1, "conv1.kernel": 2, "scale": 3})
+    {'conv1': {'bias': 1, 'kernel': 2}, 'scale': 3}
+    """
+    tree: Tree = {}
+    for name, value in flat.items():
+        *parents, last = name.split(".")
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+            if not isinstance(node, dict):
+                raise InputError(f"`{name}` cannot be nested: a name it begins with is an array itself")
+        if last in node:
+            raise InputError(f"`{name}` cannot be nested: other names begin with it")
+        node[last] = value
+    return tree

@@ -1,0 +1,295 @@
+"""What a Flax module is apart from its arrays: its classes, its static attributes, and which variable sits where.
+
+A [`Structure`][] is a module's `nnx.GraphDef`, read once. Flax compares graph definitions attribute by attribute with
+`==`, to which two `functools.partial` objects or two lambdas made by the same line are different things. Here they are
+equal if they do the same, so that two instances of one network have one structure, and one compilation.
+"""
+
+import dataclasses
+import functools
+import types
+import weakref
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+from flax.nnx import graphlib
+
+from jaxensemble.errors import InputError, UnsupportedError
+
+Path = tuple[str, ...]
+
+MODE_FLAGS = ("deterministic", "use_running_average")  # what `nnx.Module.train()` and `.eval()` set
+
+
+@dataclasses.dataclass(frozen=True)
+class Leaf:
+    """One array of a module: its path (the first, where several lead to it) and the class of its variable."""
+
+    path: Path
+    type: type
+
+    @property
+    def name(self) -> str:
+        """The path with dots: `conv1.kernel`."""
+        return ".".join(self.path)
+
+
+@dataclasses.dataclass(frozen=True)
+class Fixed:
+    """A static attribute."""
+
+    value: Any
+
+
+@dataclasses.dataclass(eq=False)
+class Node:
+    """A module, or a container of modules. A shared one is one object: the nodes form a graph, which may have cycles."""
+
+    path: Path
+    type: type
+    children: dict[str, "Node | Leaf | Fixed"]
+
+
+class _Nothing:
+    """What a module has where the other one has an attribute."""
+
+    def __repr__(self) -> str:
+        return "nothing"
+
+
+NOTHING = _Nothing()
+_KNOWN: "weakref.WeakValueDictionary[Any, Structure]" = weakref.WeakValueDictionary()
+
+
+@jax.tree_util.register_static
+class Structure(nnx.GraphDef):
+    """An `nnx.GraphDef` (`nnx.merge` takes it as one) with the hash and equality described above, both of them cheap.
+
+    >>> first, second = (Structure.of(nnx.graphdef(nnx.Linear(2, 3, rngs=nnx.Rngs(seed)))) for seed in (0, 1))
+    >>> first == second, [leaf.name for leaf in first.leaves]
+    (True, ['bias', 'kernel'])
+    """
+
+    __slots__ = ("__weakref__", "_hash", "_key", "entries", "leaves", "root", "ties")
+
+    root: Node
+    leaves: tuple[Leaf, ...]  # in the order of the graph definition's leaves
+    ties: dict[Path, Leaf]  # further attributes that hold a variable already seen, by path
+    entries: dict[Path, tuple[Any, Any]]  # path -> (what is compared, what is shown)
+    _key: Any
+    _hash: int
+
+    @classmethod
+    def of(cls, graphdef: nnx.GraphDef) -> "Structure":
+        """The structure of a graph definition; equal ones are one object as long as one of them is in use.
+
+        Raises `UnsupportedError` for array references and names with dots, which paths cannot express.
+        """
+        if isinstance(graphdef, cls):
+            return graphdef
+        reader = _Reader(graphdef)
+        root = reader.read(())
+        if not isinstance(root, Node):
+            raise InputError(f"`graphdef` must be that of a flax.nnx.Module; got {graphdef!r}")
+        key = tuple((path, frozen) for path, (frozen, _) in reader.entries.items())
+        known = _KNOWN.get(key)
+        if known is not None:
+            return known
+        self = cls(graphdef.nodes, graphdef.attributes, graphdef.num_leaves)
+        read = {"root": root, "leaves": tuple(reader.leaves), "ties": reader.ties, "entries": reader.entries}
+        for name, value in (read | {"_key": key, "_hash": hash(key)}).items():
+            object.__setattr__(self, name, value)  # frozen, like nnx.GraphDef
+        return _KNOWN.setdefault(key, self)
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    def __eq__(self, other: object) -> bool:
+        if self is other:
+            return True
+        if not isinstance(other, Structure):
+            return NotImplemented
+        return self._hash == other._hash and self._key == other._key
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Structure":
+        return self
+
+    def __repr__(self) -> str:
+        return f"Structure({self.root.type.__name__}, {len(self.leaves)} leaves)"
+
+    def modes(self) -> dict[Path, Any]:
+        """The training or evaluation flags of all submodules, by path."""
+        return {path: shown for path, (_, shown) in self.entries.items() if path and path[-1] in MODE_FLAGS}
+
+
+def structure_differences(a: nnx.GraphDef, b: nnx.GraphDef) -> list[tuple[str, Any, Any]]:
+    """Every place where two modules differ in anything but the values of their arrays: (path, value in a, value in b).
+
+    The path of the module itself is `""`; below a place whose classes differ nothing further is listed. Of a place that
+    only one module has, the other value is `NOTHING`.
+
+    >>> a, b = (nnx.graphdef(nnx.LayerNorm(3, epsilon=epsilon, rngs=nnx.Rngs(0))) for epsilon in (1e-5, 1e-6))
+    >>> structure_differences(a, b)
+    [('epsilon', 1e-05, 1e-06)]
+    """
+    left, right = Structure.of(a), Structure.of(b)
+    if left == right:
+        return []
+    found: dict[Path, tuple[Any, Any]] = {}
+    absent = (NOTHING, NOTHING)
+    for path in sorted(left.entries.keys() | right.entries.keys()):  # what holds a thing sorts before the thing
+        (frozen_a, shown_a), (frozen_b, shown_b) = left.entries.get(path, absent), right.entries.get(path, absent)
+        if frozen_a != frozen_b and not any(path[:length] in found for length in range(len(path))):
+            found[path] = (shown_a, shown_b)
+    return [(".".join(path), *shown) for path, shown in found.items()]
+
+
+class _Reader:
+    """Walks a graph definition in the order in which Flax wrote it, which is also the order of its leaves."""
+
+    def __init__(self, graphdef: nnx.GraphDef) -> None:
+        self.nodes = iter(graphdef.nodes)
+        self.attributes = iter(graphdef.attributes)
+        self.seen: dict[int, Node | Leaf] = {}
+        self.leaves: list[Leaf] = []
+        self.ties: dict[Path, Leaf] = {}
+        self.entries: dict[Path, tuple[Any, Any]] = {}
+
+    def read(self, path: Path) -> Node | Leaf | Fixed:
+        match next(self.nodes):
+            case graphlib.NodeRef(index=index):
+                return self._shared(path, self.seen[index])
+            case graphlib.VariableDef(type=type_, index=index, metadata=metadata, array_refdef=None):
+                self.seen[index] = leaf = self._leaf(path, type_)
+                self.entries[path] = (("variable", type_, freeze(metadata)), _Variable(type_, metadata))
+                return leaf
+            case graphlib.NodeDef(type=types.NoneType):
+                return self._fixed(path, None)
+            case graphlib.NodeDef(type=type_, index=index, num_attributes=count, metadata=metadata):
+                node = Node(path, type_, {})
+                self.entries[path] = (("node", type_, freeze(metadata)), type_)
+                if index is not None:
+                    self.seen[index] = node
+                self._read_children(node, count)
+                return node
+            case other:
+                raise UnsupportedError(f"`{'.'.join(path)}` is {type(other).__name__}: array references are not taken")
+
+    def _read_children(self, node: Node, count: int) -> None:
+        for _ in range(count):
+            key, attribute = next(self.attributes)
+            name = str(key)
+            if "." in name:  # torch.nn.ModuleDict refuses them for the same reason
+                raise UnsupportedError(f"{node.type.__name__} has an attribute {name!r}; names cannot contain dots")
+            path = (*node.path, name)
+            if isinstance(attribute, graphlib.NodeAttr):
+                child = self.read(path)
+            elif isinstance(attribute, graphlib.LeafAttr):
+                child = self._leaf(path, jax.Array)
+                self.entries[path] = (("array",), jax.Array)
+            elif name.startswith("_pytree__"):  # Flax's own record of which attributes hold arrays
+                continue
+            else:
+                child = self._fixed(path, attribute.value)
+            if name.startswith("_pytree__"):
+                del self.entries[path]
+            else:
+                node.children[name] = child
+
+    def _leaf(self, path: Path, type_: type) -> Leaf:
+        leaf = Leaf(path, type_)
+        self.leaves.append(leaf)
+        return leaf
+
+    def _fixed(self, path: Path, value: Any) -> Fixed:
+        self.entries[path] = (freeze(value), value)
+        return Fixed(value)
+
+    def _shared(self, path: Path, target: Node | Leaf) -> Node | Leaf:
+        if isinstance(target, Leaf):
+            self.ties[path] = target
+        self.entries[path] = (("shared", target.path), _Shared(".".join(target.path)))
+        return target
+
+
+@dataclasses.dataclass(frozen=True)
+class _Shared:
+    """Shown for an attribute that holds what another attribute holds, too."""
+
+    name: str
+
+    def __repr__(self) -> str:
+        return f"the same object as `{self.name}`"
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Variable:
+    """Shown for a variable: its class, and its metadata where there is any beyond Flax's defaults."""
+
+    type: type
+    metadata: Mapping[str, Any]
+
+    def __repr__(self) -> str:
+        told = {k: v for k, v in self.metadata.items() if k not in ("hijax", "ref", "eager_sharding")}
+        return f"{self.type.__name__}({', '.join(f'{k}={v!r}' for k, v in told.items())})"
+
+
+class _Unhashable:
+    """A value that cannot be hashed, compared with `==` where that gives a plain truth value."""
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+    def __hash__(self) -> int:
+        return hash(type(self.value))
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, _Unhashable) or type(self.value) is not type(other.value):
+            return False
+        return self.value is other.value or (self.value == other.value) is True
+
+
+def freeze(value: Any, inside: tuple[int, ...] = ()) -> Any:
+    """Something hashable that is equal for two static attributes if and only if these do the same.
+
+    Partial objects are compared by function and arguments; functions by identity or by code, defaults and the values
+    they close over; containers item by item; everything else by type and `==`.
+    """
+    if id(value) in inside:
+        return ("recursion", len(inside) - inside.index(id(value)))
+    inner = functools.partial(freeze, inside=(*inside, id(value)))
+    match value:
+        case functools.partial():
+            return (type(value), inner(value.func), inner(value.args), inner(value.keywords))
+        case types.FunctionType():
+            parts = (value.__defaults__, value.__kwdefaults__, tuple(_closed_over(value)))
+            return (types.FunctionType, value.__code__, id(value.__globals__), *map(inner, parts))
+        case Mapping():
+            return (type(value), frozenset((inner(key), inner(item)) for key, item in value.items()))
+        case list() | tuple():
+            return (type(value), *map(inner, value))
+        case set() | frozenset():
+            return (type(value), frozenset(map(inner, value)))
+        case np.ndarray():
+            return (np.ndarray, value.shape, value.dtype, value.tobytes())
+        case jax.Array() if not isinstance(value, jax.core.Tracer):
+            return (jax.Array, *freeze(np.asarray(value)))
+        case _ if _is_hashable(value):
+            return (type(value), value)
+    return _Unhashable(value)
+
+
+def _closed_over(function: types.FunctionType) -> Iterator[Any]:
+    for cell in function.__closure__ or ():
+        yield cell.cell_contents if cell != types.CellType() else NOTHING
+
+
+def _is_hashable(value: Any) -> bool:
+    try:
+        hash(value)
+    except TypeError:
+        return False
+    return True

@@ -1,0 +1,66 @@
+"""What every test runs under. Which devices JAX uses is left to `JAX_PLATFORMS`; the Makefile sets it."""
+
+import importlib.metadata
+import importlib.util
+import os
+from collections.abc import Iterator
+
+import hypothesis
+import jax
+import pytest
+
+HAS_TORCH = importlib.util.find_spec("torch") is not None
+VERSIONED = ("jax", "jaxlib", "flax", "torch")
+
+# No deadline: the first example of a shape is compiled. No database: the examples are the same in every run.
+hypothesis.settings.register_profile("jaxensemble", deadline=None, derandomize=True, database=None, max_examples=25)
+hypothesis.settings.load_profile("jaxensemble")
+
+
+def _version(name: str) -> str:
+    try:
+        return f"{name} {importlib.metadata.version(name)}"
+    except importlib.metadata.PackageNotFoundError:
+        return f"{name} absent"
+
+
+def pytest_report_header() -> str:
+    platforms = os.environ.get("JAX_PLATFORMS", "unset")
+    return f"{', '.join(map(_version, VERSIONED))}; JAX_PLATFORMS {platforms}"
+
+
+def pytest_configure() -> None:
+    """Give torch one thread: the processes of pytest-xdist share the cores, and the order of sums stays the same."""
+    if HAS_TORCH:
+        import torch
+
+        torch.set_num_threads(1)
+
+
+def _has_gpu() -> bool:
+    return any(device.platform == "gpu" for device in jax.devices())
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip what is marked `gpu` where JAX sees none. Devices are looked for only if a test asks for one."""
+    marked = [item for item in items if item.get_closest_marker("gpu")]
+    if marked and not _has_gpu():
+        skip = pytest.mark.skip(reason=f"needs a GPU; JAX sees {jax.devices()}")
+        for item in marked:
+            item.add_marker(skip)
+
+
+@pytest.fixture(autouse=True)
+def torch_seed() -> None:
+    """Seed torch before every test, so that a test run alone draws what it draws in the whole suite."""
+    if HAS_TORCH:
+        import torch
+
+        torch.manual_seed(0)
+
+
+@pytest.fixture
+def x64() -> Iterator[None]:
+    """float64 in JAX, for the duration of one test."""
+    with jax.enable_x64(True):
+        yield

@@ -1,0 +1,112 @@
+"""What every test of a rule asks: the ported module gives what PyTorch gives, in float64, for several batch sizes."""
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from torch_bridge.capture import BatchAxis
+from torch_bridge.convert import to_flax
+
+TOLERANCE = 1e-12
+"""Largest difference, relative to the largest value of the output: float64 rounding, and nothing else."""
+
+
+def randomised(model: nn.Module, seed: int = 0) -> nn.Module:
+    """A float64 copy with every parameter and floating buffer drawn anew: defaults (zeros, ones) hide errors."""
+    generator = torch.Generator().manual_seed(seed)
+    model = copy.deepcopy(model).double()
+    with torch.no_grad():
+        for tensor in model.parameters():
+            tensor.copy_(torch.randn(tensor.shape, generator=generator, dtype=tensor.dtype) * 0.5)
+        for tensor in model.buffers():
+            if tensor.is_floating_point():
+                tensor.copy_(torch.rand(tensor.shape, generator=generator, dtype=tensor.dtype) + 0.5)
+    return model
+
+
+def assert_ports(
+    model: nn.Module,
+    *inputs: Tensor,
+    batch_axis: BatchAxis = 0,
+    batches: Sequence[int] = (1, 3),
+    randomise: bool = True,
+    gradients: bool = True,
+) -> Any:
+    """Ports the model in evaluation mode and compares outputs (and gradients of inputs) with PyTorch's in float64.
+
+    The batch sizes tried beyond the example's are `batches`, cut from or repeated along `batch_axis`. Returns the
+    ported module.
+    """
+    model = randomised(model).eval() if randomise else copy.deepcopy(model).double().eval()
+    examples = tuple(x.double() if x.is_floating_point() else x for x in inputs)
+    with jax.enable_x64(True):
+        module = to_flax(model, examples, batch_axis=batch_axis)
+        for size in (None, *(batches if isinstance(batch_axis, int) else ())):
+            now = examples if size is None else tuple(_resized(x, size, examples[0], batch_axis) for x in examples)
+            with torch.no_grad():
+                expected = model(*now)
+            assert_close(module(*[x.numpy() for x in now]), expected)
+        if gradients and all(x.is_floating_point() for x in examples):
+            assert_gradients(module, model, examples)
+    return module
+
+
+def _resized(x: Tensor, size: int, first: Tensor, axis: Any) -> Tensor:
+    if x.ndim <= axis or x.shape[axis] != first.shape[axis]:
+        return x
+    index = torch.arange(size) % x.shape[axis]
+    return x.index_select(axis, index) * (torch.arange(1, size + 1, dtype=x.dtype).reshape([-1] + [1] * (x.ndim - 1))
+                                          if x.is_floating_point() and axis == 0 else 1)
+
+
+def assert_close(actual: Any, expected: Any, tolerance: float = TOLERANCE) -> None:
+    """Compares trees of outputs leaf by leaf: structure, shape, dtype kind, positions of NaN and infinity, values."""
+    if isinstance(expected, Tensor):
+        want, got = expected.detach().numpy(), np.asarray(actual)
+        assert got.shape == want.shape, f"expected shape {want.shape}, got {got.shape}"
+        assert got.dtype.kind == want.dtype.kind, f"expected {want.dtype}, got {got.dtype}"
+        if got.dtype.kind in "biu":
+            np.testing.assert_array_equal(got, want)
+            return
+        finite = np.isfinite(want)
+        np.testing.assert_array_equal(np.isfinite(got), finite)
+        np.testing.assert_array_equal(got[~finite], want[~finite])
+        scale = np.abs(want[finite]).max(initial=0.0)
+        error = np.abs(got[finite] - want[finite]).max(initial=0.0)
+        assert error <= tolerance * max(scale, 1e-30), f"error {error:.3g} at scale {scale:.3g}"
+    elif isinstance(expected, dict):
+        assert list(actual) == list(expected)
+        for key in expected:
+            assert_close(actual[key], expected[key], tolerance)
+    elif isinstance(expected, (tuple, list)):
+        assert len(actual) == len(expected)
+        for one, other in zip(actual, expected, strict=True):
+            assert_close(one, other, tolerance)
+    else:
+        assert actual is expected or actual == expected
+
+
+def assert_gradients(module: Any, model: nn.Module, examples: tuple[Tensor, ...]) -> None:
+    """Compares the gradient of the sum of all floating outputs, weighted unevenly, with respect to every input."""
+    tracked = tuple(x.clone().requires_grad_() for x in examples)
+    leaves = [leaf for leaf in torch.utils._pytree.tree_leaves(model(*tracked)) if leaf.is_floating_point()]
+    if not any(leaf.requires_grad for leaf in leaves):
+        return
+    torch.stack([_weighted(leaf, torch.linspace(0.5, 1.5, leaf.numel()).double()) for leaf in leaves]).sum().backward()
+
+    def objective(*xs: jax.Array) -> jax.Array:
+        outputs = [leaf for leaf in jax.tree.leaves(module(*xs)) if leaf.dtype.kind == "f"]
+        return sum(_weighted(leaf, np.linspace(0.5, 1.5, leaf.size)) for leaf in outputs)
+
+    grads = jax.grad(objective, argnums=tuple(range(len(examples))))(*[x.detach().numpy() for x in examples])
+    for got, x in zip(grads, tracked, strict=True):
+        assert_close(got, torch.zeros_like(x) if x.grad is None else x.grad)
+
+
+def _weighted(leaf: Any, weights: Any) -> Any:
+    return (leaf.reshape(-1) * weights).sum()

@@ -1,0 +1,363 @@
+"""`nn.Module` to `TorchGraph`. The only file that knows `torch.export`.
+
+A module is exported twice, in evaluation and in training mode. Where the two graphs agree in everything but the
+training flags of dropout and normalisation, those become layers with a mode; where they do not, the network is for
+evaluation only, and says why.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.utils._pytree as pytree
+from torch import Tensor, fx, nn
+from torch.export import Dim, ExportedProgram
+
+from jaxensemble.errors import InputError, UnsupportedError
+
+BatchAxis = int | None | tuple[int | None, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class TorchGraph:
+    """A module's forward as a functional ATen graph.
+
+    - `weights`: placeholder name to state key, parameters and buffers alike.
+    - `constants`: placeholder name to tensor, for tensors that are no part of the module's state.
+    - `inputs`: placeholder names, one tree for each positional argument; `outputs`: a tree of nodes and constants.
+    - `modules`: path to module, for every submodule.
+    - `evaluation_only`: why there is no training mode, or None.
+    """
+
+    model: nn.Module
+    graph: fx.Graph
+    inputs: tuple[Any, ...]
+    outputs: Any
+    weights: Mapping[str, str]
+    constants: Mapping[str, Tensor]
+    evaluation_only: str | None
+
+
+MODED = {
+    "batch_norm": (torch.ops.aten.batch_norm.default, 5),
+    "instance_norm": (torch.ops.aten.instance_norm.default, 5),
+    "dropout": (torch.ops.aten.dropout.default, 2),
+    "feature_dropout": (torch.ops.aten.feature_dropout.default, 2),
+    "alpha_dropout": (torch.ops.aten.alpha_dropout.default, 2),
+    "feature_alpha_dropout": (torch.ops.aten.feature_alpha_dropout.default, 2),
+    "rrelu": (torch.ops.aten.rrelu.default, 3),
+}
+"""Operations with a training flag: name to (operation, position of the flag)."""
+
+_IN_PLACE = {
+    torch.ops.aten.dropout_.default: "dropout",
+    torch.ops.aten.feature_dropout_.default: "feature_dropout",
+    torch.ops.aten.alpha_dropout_.default: "alpha_dropout",
+    torch.ops.aten.feature_alpha_dropout_.default: "feature_alpha_dropout",
+    torch.ops.aten.rrelu_.default: "rrelu",
+}
+_NAMES = {op: name for name, (op, _) in MODED.items()} | _IN_PLACE
+
+_SCHEMAS = {
+    "batch_norm": "(Tensor x, Tensor? w, Tensor? b, Tensor? mean, Tensor? var, float momentum, float eps, str mode)",
+    "instance_norm": "(Tensor x, Tensor? w, Tensor? b, Tensor? mean, Tensor? var, float momentum, float eps, str mode)",
+    "dropout": "(Tensor x, float p, str mode)",
+    "feature_dropout": "(Tensor x, float p, str mode)",
+    "alpha_dropout": "(Tensor x, float p, str mode)",
+    "feature_alpha_dropout": "(Tensor x, float p, str mode)",
+    "rrelu": "(Tensor x, Scalar lower, Scalar upper, str mode)",
+}
+
+
+@functools.cache
+def _library() -> torch.library.Library:
+    """Opaque stand-ins for the operations of `MODED`, which torch's decompositions would take apart.
+
+    Only shapes matter here, since the graph is never run by PyTorch.
+    """
+    library = torch.library.Library("torch_bridge", "DEF")
+    for name, schema in _SCHEMAS.items():
+        library.define(f"{name}{schema} -> Tensor")
+        library.impl(name, lambda x, *args: torch.empty_like(x), "CompositeExplicitAutograd")
+    return library
+
+
+def stand_in(name: str) -> Any:
+    """The opaque operation that stands for one of `MODED` in a captured graph."""
+    _library()
+    return getattr(torch.ops.torch_bridge, name).default
+
+
+def capture(model: nn.Module, example_inputs: tuple[Any, ...], batch_axis: BatchAxis = 0) -> TorchGraph:
+    """Exports the module's forward, with the batch dimension left open.
+
+    **Arguments:**
+
+    - `example_inputs`: the positional arguments of one call: tensors, or nested tuples, lists and dicts of them.
+    - `batch_axis`: the axis along which inputs are batched; a tuple gives one for each argument; None fixes shapes.
+
+    **Raises:** `UnsupportedError` where `torch.export` cannot follow the forward, with its reason.
+    """
+    inputs, dynamic = _examples(example_inputs, batch_axis)
+    with _fast_paths_off():
+        evaluation = _export(model, inputs, dynamic, training=False)
+        try:
+            training, reason = _export(model, inputs, dynamic, training=True), None
+        except UnsupportedError as error:
+            training, reason = None, str(error)
+    if training is not None:
+        modes = _aligned_modes(evaluation, training)
+        reason = modes if isinstance(modes, str) else None
+    _replace_moded(evaluation.graph_module, modes if training is not None and not isinstance(modes, str) else None)
+    with _torch_warnings_off():
+        program = evaluation.run_decompositions({})
+    return _to_graph(model, program, reason)
+
+
+def _examples(example_inputs: tuple[Any, ...], batch_axis: BatchAxis) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+    """The inputs to export with, and which of their dimensions are dynamic.
+
+    A batch of one is doubled: `torch.export` takes sizes 0 and 1 for constants.
+    """
+    if not isinstance(example_inputs, tuple) or not example_inputs:
+        raise InputError(
+            f"`example_inputs` must be a tuple with the positional arguments of one call; got "
+            f"{type(example_inputs).__name__}. For a single tensor x, pass (x,)."
+        )
+    axes = batch_axis if isinstance(batch_axis, tuple) else (batch_axis,) * len(example_inputs)
+    if len(axes) != len(example_inputs):
+        raise InputError(
+            f"`batch_axis` must hold one axis for each of the {len(example_inputs)} example inputs; got {len(axes)}."
+        )
+    size = _batch_size(example_inputs, axes, explicit=isinstance(batch_axis, tuple))
+    batch = Dim("batch")
+    pairs = [
+        pytree.tree_map(lambda leaf, axis=axis: _example(leaf, axis, size, batch), value)
+        for value, axis in zip(example_inputs, axes, strict=True)
+    ]
+    is_pair = lambda node: isinstance(node, _Example)  # noqa: E731
+    return (
+        tuple(pytree.tree_map(lambda pair: pair.value, pair, is_leaf=is_pair) for pair in pairs),
+        tuple(pytree.tree_map(lambda pair: pair.dynamic, pair, is_leaf=is_pair) for pair in pairs),
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Example:
+    value: Any
+    dynamic: Any
+
+
+def _example(leaf: Any, axis: int | None, size: int | None, batch: Any) -> _Example:
+    if not isinstance(leaf, Tensor):
+        return _Example(leaf, None)
+    leaf = leaf.detach()
+    if axis is None or leaf.ndim <= axis or leaf.shape[axis] != size:
+        return _Example(leaf, {})
+    if size == 1:
+        leaf = torch.cat([leaf, leaf], axis)
+    return _Example(leaf, {axis: batch})
+
+
+def _batch_size(inputs: tuple[Any, ...], axes: tuple[int | None, ...], *, explicit: bool) -> int | None:
+    """The one batch size of the inputs: the first tensor's; other inputs of another size have no batch."""
+    sizes = [
+        (index, leaf.shape[axis])
+        for index, (value, axis) in enumerate(zip(inputs, axes, strict=True))
+        for leaf in pytree.tree_leaves(value)
+        if isinstance(leaf, Tensor) and axis is not None and leaf.ndim > axis
+    ]
+    if explicit and len({size for _, size in sizes}) > 1:
+        listing = ", ".join(f"input {index}: {size}" for index, size in sizes)
+        raise InputError(f"the batch sizes along `batch_axis` must be equal; got {listing}.")
+    return sizes[0][1] if sizes else None
+
+
+def _export(model: nn.Module, inputs: tuple[Any, ...], dynamic: tuple[Any, ...], *, training: bool) -> ExportedProgram:
+    with _mode(model, training), _cumulative_averages_fixed(model), _torch_warnings_off():
+        try:
+            return torch.export.export(model, inputs, dynamic_shapes=(*dynamic,), strict=False)
+        except Exception as error:  # whatever a user's forward or the exporter raises is told as one kind of error
+            raise UnsupportedError(
+                f"torch.export cannot follow {type(model).__name__}.forward in {'training' if training else 'evaluation'}"
+                f" mode: {_first_lines(error)}\nWrite the forward without control flow that depends on values, or, if "
+                "the batch size is what cannot be left open, pass batch_axis=None to fix all shapes."
+            ) from error
+
+
+def _first_lines(error: Exception, lines: int = 12) -> str:
+    text = [line for line in f"{type(error).__name__}: {error}".splitlines() if line.strip()]
+    return "\n".join(text[:lines])
+
+
+@contextlib.contextmanager
+def _mode(model: nn.Module, training: bool) -> Iterator[None]:
+    """All modules in one mode for a while; each gets its own back."""
+    before = [(module, module.training) for module in model.modules()]
+    try:
+        for module, _ in before:
+            module.training = training
+        yield
+    finally:
+        for module, flag in before:
+            module.training = flag
+
+
+@contextlib.contextmanager
+def _cumulative_averages_fixed(model: nn.Module) -> Iterator[None]:
+    """BatchNorm with `momentum=None` reads a counter's value in training; the lowering takes it from the module."""
+    modules = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._NormBase) and m.momentum is None]
+    try:
+        for module in modules:
+            module.momentum = 0.0
+        yield
+    finally:
+        for module in modules:
+            module.momentum = None
+
+
+@contextlib.contextmanager
+def _fast_paths_off() -> Iterator[None]:
+    """Attention's fused inference path is one opaque operation with another meaning of masks."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
+
+
+@contextlib.contextmanager
+def _torch_warnings_off() -> Iterator[None]:
+    """Torch's exporter copies its own deprecated types, which warns the user of what is not theirs."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def _aligned_modes(evaluation: ExportedProgram, training: ExportedProgram) -> dict[str, str] | str:
+    """Node name to mode for every operation with a training flag, or the first difference between the graphs.
+
+    A mode is `by_mode` (training only in training), `always`, or `never`.
+    """
+    ours = [node for node in evaluation.graph.nodes if not _counts_batches(node)]
+    theirs = [node for node in training.graph.nodes if not _counts_batches(node)]
+    renamed: dict[fx.Node, fx.Node] = {}
+    modes: dict[str, str] = {}
+    for node, twin in zip(ours, theirs, strict=False):
+        renamed[twin] = node
+        flag, twin_flag = _flag(node), _flag(twin)
+        if node.op == "placeholder" and twin.op == "placeholder":
+            continue
+        if node.target != twin.target or _arguments(node, {}) != _arguments(twin, renamed):
+            return _difference(node, twin)
+        if flag is not None:
+            modes[node.name] = {(False, True): "by_mode", (True, True): "always"}.get((flag, bool(twin_flag)), "never")
+    if len(ours) != len(theirs):
+        return "its forward does something else in training mode than in evaluation mode"
+    return modes
+
+
+def _difference(node: fx.Node, twin: fx.Node) -> str:
+    where = source_line(twin) or source_line(node)
+    return (
+        f"its forward does something else in training mode ({twin.target}) than in evaluation mode ({node.target})"
+        + (f", at {where}" if where else "")
+    )
+
+
+def _counts_batches(node: fx.Node) -> bool:
+    """`num_batches_tracked += 1`, which a BatchNorm layer does itself."""
+    counter = node.args[0] if node.args else None
+    return (
+        node.target == torch.ops.aten.add_.Tensor
+        and isinstance(counter, fx.Node)
+        and counter.op == "placeholder"
+        and counter.name.endswith("num_batches_tracked")
+    )
+
+
+def _flag(node: fx.Node) -> bool | None:
+    name = _NAMES.get(node.target)
+    return None if name is None else bool(node.args[MODED[name][1]])
+
+
+def _arguments(node: fx.Node, renamed: Mapping[fx.Node, fx.Node]) -> Any:
+    """A node's arguments for comparison, the training flag and a normalisation's momentum in training left out."""
+    name = _NAMES.get(node.target)
+    args = list(node.args)
+    if name is not None:
+        args[MODED[name][1]] = None
+    if name in ("batch_norm", "instance_norm"):
+        args[6] = None
+    comparable = lambda leaf: renamed.get(leaf, leaf) if isinstance(leaf, fx.Node) else _plain(leaf)  # noqa: E731
+    return pytree.tree_map(comparable, (args, dict(node.kwargs)))
+
+
+def _plain(leaf: Any) -> Any:
+    return repr(leaf) if isinstance(leaf, float) else leaf
+
+
+def _replace_moded(module: fx.GraphModule, modes: Mapping[str, str] | None) -> None:
+    for node in list(module.graph.nodes):
+        name = _NAMES.get(node.target)
+        if name is None:
+            continue
+        position = MODED[name][1]
+        mode = modes[node.name] if modes is not None else "always" if node.args[position] else "never"
+        args = [arg for k, arg in enumerate(node.args) if k != position][: len(_SCHEMAS[name].split(",")) - 1]
+        with module.graph.inserting_before(node):
+            new = module.graph.call_function(stand_in(name), (*args, mode))
+            new.meta = dict(node.meta)
+            if node.target in _IN_PLACE:
+                new = module.graph.call_function(torch.ops.aten.copy_.default, (node.args[0], new))
+                new.meta = dict(node.meta)
+        node.replace_all_uses_with(new)
+        module.graph.erase_node(node)
+    module.recompile()
+
+
+def _to_graph(model: nn.Module, program: ExportedProgram, reason: str | None) -> TorchGraph:
+    signature = program.graph_signature
+    mutated = {**signature.buffers_to_mutate, **signature.user_inputs_to_mutate, **signature.parameters_to_mutate}
+    if mutated:
+        raise UnsupportedError(
+            f"{type(model).__name__}.forward writes into {', '.join(sorted(set(mutated.values())))} in evaluation mode; "
+            "a ported network computes outputs only. Clone before the in-place operation."
+        )
+    constants = {
+        name: program.constants[key] for name, key in signature.inputs_to_lifted_tensor_constants.items()
+    }
+    nodes = {node.name: node for node in program.graph.nodes}
+    call = program.call_spec
+    names = [spec.arg.name if hasattr(spec.arg, "name") else None for spec in signature.input_specs
+             if spec.kind.name == "USER_INPUT"]
+    args, _ = pytree.tree_unflatten(names, call.in_spec)
+    (results,) = nodes["output"].args
+    user = [result for result, spec in zip(results, signature.output_specs, strict=True)
+            if spec.kind.name == "USER_OUTPUT"]
+    return TorchGraph(
+        model=model,
+        graph=program.graph,
+        inputs=tuple(args),
+        outputs=pytree.tree_unflatten(user, call.out_spec),
+        weights={**signature.inputs_to_parameters, **signature.inputs_to_buffers},
+        constants=constants,
+        evaluation_only=reason,
+    )
+
+
+def source_line(node: fx.Node) -> str | None:
+    """The user's own line behind a node: `file.py:12: x = self.fc(x)`, as far as torch recorded it."""
+    trace = [line.strip() for line in (node.meta.get("stack_trace") or "").splitlines() if line.strip()]
+    for k in range(len(trace) - 1, -1, -1):
+        if trace[k].startswith("File ") and "/torch/nn/" not in trace[k]:
+            file, line = trace[k].split(", ")[:2]
+            code = f": {trace[k + 1]}" if k + 1 < len(trace) else ""
+            return f"{file[6:-1].rsplit('/', 1)[-1]}:{line.removeprefix('line ')}{code}"
+    return None

@@ -1,0 +1,223 @@
+"""The layout of an array while a network is being ported: PyTorch's dimensions beside the order they are stored in.
+
+Every value has *dims*, the dimensions PyTorch sees, and *axes*, those of the JAX array that holds it. Both are made of
+the same *atoms*: indivisible pieces of index range. A feature map `[N, C, H, W]` held channels-last is
+
+    dims (n)(c)(h)(w)      axes (n)(h)(w)(c)
+
+and after `flatten(1)` it is the same array with `dims (n)(c h w)`. So reshapes and transposes cost nothing and emit
+nothing; code is emitted only where an operation needs an arrangement that the array does not have. A dimension of
+size one has no atoms.
+"""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import NamedTuple, TypeAlias
+
+import sympy
+
+Size: TypeAlias = int | sympy.Expr
+"""A number, or an expression in the dynamic batch size."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Atom:
+    """A piece of index range; two atoms are the same only if they are one object."""
+
+    size: Size
+
+
+Group: TypeAlias = tuple[Atom, ...]
+"""The atoms of one dimension or axis, outermost first."""
+
+
+class Layout(NamedTuple):
+    """What PyTorch sees, and what is stored. Together the groups of either side hold the same atoms."""
+
+    dims: tuple[Group, ...]
+    axes: tuple[Group, ...]
+
+    @property
+    def shape(self) -> tuple[Size, ...]:
+        """The shape PyTorch sees."""
+        return tuple(group_size(dim) for dim in self.dims)
+
+    @property
+    def stored_shape(self) -> tuple[Size, ...]:
+        """The shape of the stored array."""
+        return tuple(group_size(axis) for axis in self.axes)
+
+
+class Steps(NamedTuple):
+    """How to rearrange an array: reshape to `split`, transpose by `order`, reshape to `merged`. None: nothing to do."""
+
+    split: tuple[Group, ...] | None
+    order: tuple[int, ...] | None
+    merged: tuple[Group, ...] | None
+
+
+def group_size(group: Group) -> Size:
+    return math.prod((atom.size for atom in group), start=1)
+
+
+def atoms_of(groups: Sequence[Group]) -> Group:
+    return tuple(atom for group in groups for atom in group)
+
+
+def fresh(shape: Sequence[Size]) -> Layout:
+    """The layout of an array stored as PyTorch sees it."""
+    dims = tuple(() if size == 1 else (Atom(size),) for size in shape)
+    return Layout(dims, dims)
+
+
+def reordered(layout: Layout, order: Sequence[int]) -> Layout:
+    """`order[k]` is the dimension that becomes dimension `k`, as in `torch.permute`."""
+    return Layout(tuple(layout.dims[dim] for dim in order), layout.axes)
+
+
+def reshaped(layout: Layout, shape: Sequence[Size]) -> Layout | None:
+    """The layout after `torch.reshape`, or None where the new dimensions cut across the old ones' atoms."""
+    pending = list(atoms_of(layout.dims))
+    dims: list[Group] = []
+    halves: dict[Atom, Group] = {}
+    for size in shape:
+        group: list[Atom] = []
+        rest: Size = size
+        while rest != 1:
+            if not pending:
+                return None
+            atom = pending.pop(0)
+            if (quotient := divide(rest, atom.size)) is not None:
+                rest = quotient
+                group.append(atom)
+            elif (inner := divide(atom.size, rest)) is not None:
+                outer_atom, inner_atom = Atom(rest), Atom(inner)
+                halves[atom] = (outer_atom, inner_atom)
+                pending.insert(0, inner_atom)
+                group.append(outer_atom)
+                rest = 1
+            else:
+                return None
+        dims.append(tuple(group))
+    if pending:
+        return None
+    return Layout(tuple(dims), replaced(layout.axes, halves))
+
+
+def divide(size: Size, by: Size) -> Size | None:
+    """`size / by` where that is a whole number for every batch size, else None."""
+    if isinstance(size, int) and isinstance(by, int):
+        return size // by if by and size % by == 0 else None
+    quotient = sympy.cancel(sympy.sympify(size) / sympy.sympify(by))
+    numerator, denominator = sympy.fraction(quotient)
+    if denominator != 1 or not all(c.is_Integer for c in sympy.Poly(numerator, *_symbols(numerator)).coeffs()):
+        return None
+    return int(quotient) if quotient.is_Integer else quotient
+
+
+def _symbols(expr: sympy.Expr) -> list[sympy.Basic]:
+    return sorted(expr.free_symbols, key=str) or [sympy.Symbol("_")]
+
+
+def replaced(groups: Sequence[Group], parts: dict[Atom, Group]) -> tuple[Group, ...]:
+    """The groups with every atom named in `parts` replaced by its parts, and theirs in turn."""
+
+    def expand(atom: Atom) -> Group:
+        return atoms_of([expand(part) for part in parts[atom]]) if atom in parts else (atom,)
+
+    return tuple(atoms_of([expand(atom) for atom in group]) for group in groups)
+
+
+def refinement(first: Group, second: Group) -> tuple[dict[Atom, Group], dict[Atom, Group]] | None:
+    """How to split both groups' atoms so that both have the same sizes in the same order, or None if that cannot be.
+
+    The parts of `second` are the very atoms of `first`: after splitting, the two groups are equal.
+    """
+    left, right = list(first), list(second)
+    parts_left: dict[Atom, list[Atom]] = {}
+    parts_right: dict[Atom, list[Atom]] = {}
+    origin_left = {atom: atom for atom in left}
+    origin_right = {atom: atom for atom in right}
+    while left and right:
+        a, b = left.pop(0), right.pop(0)
+        if a.size == b.size:
+            common = a
+        elif (inner := divide(a.size, b.size)) is not None:
+            common, rest = Atom(b.size), Atom(inner)
+            left.insert(0, rest)
+            origin_left[rest] = origin_left[a]
+        elif (inner := divide(b.size, a.size)) is not None:
+            common, rest = a, Atom(inner)
+            right.insert(0, rest)
+            origin_right[rest] = origin_right[b]
+        else:
+            return None
+        parts_left.setdefault(origin_left[a], []).append(common)
+        parts_right.setdefault(origin_right[b], []).append(common)
+    if left or right:
+        return None
+    return (
+        {atom: tuple(parts) for atom, parts in parts_left.items() if tuple(parts) != (atom,)},
+        {atom: tuple(parts) for atom, parts in parts_right.items()},
+    )
+
+
+def steps(axes: Sequence[Group], target: Sequence[Group]) -> Steps:
+    """How an array stored as `axes` becomes one stored as `target`. Both hold the same atoms."""
+    now, then = atoms_of(axes), atoms_of(target)
+    if now == then:
+        return Steps(None, None, None if tuple(axes) == tuple(target) else tuple(target))
+    blocks = _blocks(now, then, axes, target)
+    position = {atom: k for k, atom in enumerate(then)}
+    order = tuple(sorted(range(len(blocks)), key=lambda k: position[blocks[k][0]]))
+    moved = tuple(blocks[k] for k in order)
+    return Steps(
+        blocks if blocks != tuple(axes) else None,
+        order,
+        tuple(target) if moved != tuple(target) else None,
+    )
+
+
+def _blocks(now: Group, then: Group, axes: Sequence[Group], target: Sequence[Group]) -> tuple[Group, ...]:
+    """The coarsest pieces that move as one, cut wherever either side has a boundary so that few reshapes are needed."""
+    successor = dict(zip(then, then[1:], strict=False))
+    last_of_group = {group[-1] for group in (*axes, *target) if group}
+    blocks: list[list[Atom]] = [[now[0]]]
+    for previous, atom in zip(now, now[1:], strict=False):
+        if successor.get(previous) is atom and previous not in last_of_group:
+            blocks[-1].append(atom)
+        else:
+            blocks.append([atom])
+    return tuple(tuple(block) for block in blocks)
+
+
+def tidy_axes(layout: Layout) -> tuple[Group, ...]:
+    """One axis for each dimension, in an order as near to the stored one as can be: rearranging costs least.
+
+    Dimensions of size one go before the dimension that follows them in PyTorch's order, but never after the stored
+    last dimension, so that channels stay last.
+    """
+    place = {atom: k for k, atom in enumerate(atoms_of(layout.axes))}
+    filled = [dim for dim in layout.dims if dim]
+    by_place = sorted(filled, key=lambda dim: place[dim[0]])
+    if not _contiguous(by_place, place):
+        return layout.dims
+    following: dict[Group | None, int] = {}
+    for k, dim in enumerate(layout.dims):
+        if not dim:
+            after = next((later for later in layout.dims[k:] if later), None)
+            following[after] = following.get(after, 0) + 1
+    axes: list[Group] = []
+    for dim in by_place:
+        axes += [()] * following.get(dim, 0)
+        axes.append(dim)
+    trailing = following.get(None, 0)
+    if trailing and by_place and layout.dims[-trailing - 1] is not by_place[-1]:
+        return (*axes, *([()] * trailing))
+    return (*axes[:-1], *([()] * trailing), *axes[-1:]) if len(axes) > 1 else (*axes, *([()] * trailing))
+
+
+def _contiguous(groups: Sequence[Group], place: dict[Atom, int]) -> bool:
+    order = [place[atom] for atom in atoms_of(groups)]
+    return order == sorted(order)

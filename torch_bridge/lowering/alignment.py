@@ -1,0 +1,81 @@
+"""Broadcasting between values of different layouts: one common layout, moved into by whoever is cheapest to move."""
+
+from collections.abc import Sequence
+
+from torch_bridge.layout import Atom, Group, Layout, atoms_of, refinement, replaced, tidy_axes
+
+
+def ranked(layout: Layout, rank: int) -> Layout:
+    """The layout with dimensions of size one put in front, as broadcasting does."""
+    return Layout(((),) * (rank - len(layout.dims)) + layout.dims, layout.axes)
+
+
+def renamed(layout: Layout) -> Layout:
+    """The layout in atoms of its own."""
+    parts = {atom: (Atom(atom.size),) for atom in atoms_of(layout.dims)}
+    return Layout(replaced(layout.dims, parts), replaced(layout.axes, parts))
+
+
+def refined(layout: Layout, parts: dict[Atom, Group]) -> Layout:
+    return Layout(replaced(layout.dims, parts), replaced(layout.axes, parts))
+
+
+def unified(layouts: Sequence[Layout]) -> list[Layout] | None:
+    """Layouts of equal rank told in common atoms, or None where their dimensions are cut incompatibly."""
+    result = [renamed(layout) for layout in layouts]
+    for column in range(len(result[0].dims)):
+        for k in range(len(result)):
+            lead = next((other for other in result if other.dims[column]), None)
+            if lead is None or lead is result[k] or not result[k].dims[column]:
+                continue
+            parts = refinement(lead.dims[column], result[k].dims[column])
+            if parts is None:
+                return None
+            first, second = parts
+            result[k] = refined(result[k], second)
+            result = [refined(layout, first) for layout in result]
+    return result
+
+
+def common_axes(layouts: Sequence[Layout], lead: int) -> tuple[tuple[Group, ...], tuple[Group, ...]]:
+    """The dims of the broadcast result, and axes for it: those of `lead` as far as it reaches."""
+    dims = tuple(next((dim for dim in column if dim), ()) for column in zip(*(l.dims for l in layouts), strict=True))
+    if set(atoms_of(dims)) == set(atoms_of(layouts[lead].dims)):
+        axes = layouts[lead].axes
+    else:
+        axes = _widened(layouts[lead], dims)
+    for layout in layouts:
+        axes = _cut(axes, set(atoms_of(layout.dims)))
+    return dims, axes
+
+
+def operand_axes(layout: Layout, axes: Sequence[Group]) -> tuple[Group, ...]:
+    """How an operand has to be stored in order to broadcast against an array stored as `axes`."""
+    own = set(atoms_of(layout.dims))
+    target = [axis if axis and set(axis) <= own else () for axis in axes]
+    while target and not target[0]:
+        target.pop(0)
+    return tuple(target)
+
+
+def _widened(layout: Layout, dims: Sequence[Group]) -> tuple[Group, ...]:
+    """One axis per dimension in the order `layout` has them, those it lacks included."""
+    axes = tidy_axes(layout)
+    spare = iter([k for k, axis in enumerate(axes) if not axis])
+    place = [axes.index(dim) if dim else next(spare) for dim in layout.dims]
+    order = sorted(range(len(dims)), key=lambda dim: place[dim])
+    return tuple(dims[dim] for dim in order)
+
+
+def _cut(axes: Sequence[Group], atoms: set[Atom]) -> tuple[Group, ...]:
+    """Axes cut into runs that lie wholly inside or wholly outside of `atoms`."""
+    result: list[Group] = []
+    for axis in axes:
+        run: list[Atom] = []
+        for atom in axis:
+            if run and (run[-1] in atoms) != (atom in atoms):
+                result.append(tuple(run))
+                run = []
+            run.append(atom)
+        result.append(tuple(run))
+    return tuple(result)

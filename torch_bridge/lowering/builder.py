@@ -1,0 +1,344 @@
+"""The builder: rules hand it arrays and get calls, arrangements and layers from it."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import sympy
+import torch
+from torch import Tensor, fx
+
+from jaxensemble.errors import UnsupportedError
+from jaxensemble.network import Arg, Call, Layer, Ref, Var, Variable
+from torch_bridge.capture import TorchGraph, source_line
+from torch_bridge.layout import Group, Layout, Size, fresh, group_size, steps, tidy_axes
+from torch_bridge.lowering import alignment
+from torch_bridge.lowering.state import ModuleState
+from torch_bridge.lowering.values import DTYPES, Storage, Value, module_scope, size, sizes
+
+Wanted = tuple[Value | None, Layout | None]
+"""A leaf of a layer: the weight that fills it, and the layout it is stored in (None: as PyTorch has it)."""
+
+
+class Builder:
+    """Collects the layers, variables and calls of a network, one ATen node after the other.
+
+    `node` is the node being lowered, `state` what is known of the module's tensors.
+    """
+
+    def __init__(self, captured: TorchGraph):
+        self.captured = captured
+        self.state = ModuleState(captured.model)
+        self.node: fx.Node
+        self.layers: dict[str, Layer] = {}
+        self.variables: dict[str, Variable] = {}
+        self.constants: dict[str, Tensor] = {}
+        self.calls: list[Call] = []
+        self.storage: dict[str, Storage] = {}
+        self.sources: list[Value] = []
+        self.evaluation_only = captured.evaluation_only
+        self._filled: dict[str, dict[str, str | None]] = {}
+        self._rearranged: dict[Any, Ref] = {}
+        self._constants: dict[int, tuple[Tensor, Value]] = {}
+
+    # Calls
+
+    def emit(self, target: str, *args: Arg, **kwargs: Arg) -> Ref:
+        """Appends a call and returns its result."""
+        out = Ref(f"v{len(self.calls)}")
+        self.calls.append(Call(out.name, target, args, kwargs, self.scope))
+        return out
+
+    @property
+    def scope(self) -> tuple[str, ...]:
+        """The module calls around the node being lowered."""
+        return module_scope(self.node)
+
+    @property
+    def module_path(self) -> str:
+        """The path of the innermost module around the node being lowered; empty for the root."""
+        return self.scope[-1].partition("@")[0] if self.scope else ""
+
+    def unsupported(self, reason: str) -> UnsupportedError:
+        """The error for what cannot be carried exactly, with the place it comes from."""
+        where = source_line(self.node)
+        path = self.module_path or "the root module"
+        return UnsupportedError(f"{self.node.target} in {path}: {reason}" + (f" ({where})" if where else ""))
+
+    # Values
+
+    def value(self, operand: Any) -> Value:
+        """An operand as a value: a constant tensor becomes a variable of the network."""
+        if isinstance(operand, Value):
+            return operand
+        if isinstance(operand, Tensor):
+            return self.constant(operand)
+        return self.new(self.emit("jnp.asarray", operand), ())
+
+    def new(self, expr: Ref | Var, shape: Sequence[Size] | None = None, dtype: torch.dtype | None = None) -> Value:
+        """A value stored as PyTorch sees it; shape and dtype are those of the node's result unless given."""
+        shape = self.result_shape if shape is None else shape
+        return Value(expr, fresh(shape), self.dtype if dtype is None else dtype)
+
+    def laid(self, expr: Ref | Var, layout: Layout, dtype: torch.dtype | None = None) -> Value:
+        """A value with a layout of its own; the dtype is that of the node's result unless given."""
+        return Value(expr, layout, self.dtype if dtype is None else dtype)
+
+    @property
+    def result(self) -> Any:
+        """The node's (first) result as PyTorch describes it."""
+        val = self.node.meta["val"]
+        return val[0] if isinstance(val, tuple | list) else val
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.result.dtype
+
+    @property
+    def result_shape(self) -> tuple[Size, ...]:
+        return sizes(self.result.shape)
+
+    def constant(self, tensor: Tensor, name: str = "constant") -> Value:
+        """A tensor that depends on no input, held once and shared by all members."""
+        if id(tensor) not in self._constants:
+            path = self.free_path(name)
+            held = tensor.detach().contiguous()
+            self.variables[path] = Variable(path, "constant", tuple(held.shape), DTYPES[held.dtype])
+            self.constants[path] = held
+            value = Value(Var(path), fresh(tuple(held.shape)), held.dtype)
+            self._constants[id(tensor)] = (tensor, value)  # holds the tensor: an id is good only while it lives
+        return self._constants[id(tensor)][1]
+
+    def free_path(self, name: str) -> str:
+        """A path within the module around the node that nothing else has."""
+        module = self.module_path
+        while module in self.layers or (module and self.state.is_empty(module)):
+            module = module.rpartition(".")[0]
+        base = ".".join(part for part in (module, name) if part)
+        path, k = base, 1
+        while path in self.variables or path in self.layers or self.state.has(path):
+            path, k = f"{base}_{k}", k + 1
+        return path
+
+    # Arrangement
+
+    def array(self, value: Value, axes: Sequence[Group]) -> Ref | Var:
+        """The value's array, stored as `axes`: as it is where that is so, else rearranged."""
+        axes = tuple(axes)
+        value = self.stored(value, axes)
+        return value.expr if value.layout.axes == axes else self._rearrange(value, axes)
+
+    def arranged(self, value: Value, axes: Sequence[Group]) -> Value:
+        """The value, stored as `axes`."""
+        return Value(self.array(value, axes), Layout(value.layout.dims, tuple(axes)), value.dtype)
+
+    def plain(self, operand: Any) -> Value:
+        """The operand stored as PyTorch sees it: one axis per dimension, in order."""
+        value = self.value(operand)
+        return self.arranged(value, value.layout.dims)
+
+    def tidy(self, operand: Any) -> Value:
+        """The operand with one axis per dimension, in whatever order costs least: see `Value.axis`."""
+        value = self.value(operand)
+        return self.arranged(value, tidy_axes(value.layout))
+
+    def channels_last(self, operand: Any, spatial: int) -> Value:
+        """A feature map with channels after its `spatial` last dimensions: `[..., C, H, W]` stored `[..., H, W, C]`."""
+        value = self.value(operand)
+        dims, channels = value.layout.dims, value.ndim - spatial - 1
+        return self.arranged(value, (*dims[:channels], *dims[channels + 1 :], dims[channels]))
+
+    def opaque(self, value: Value) -> Value:
+        """The value stored as PyTorch sees it, with no memory of how its dimensions came about."""
+        return Value(self.plain(value).expr, fresh(value.shape), value.dtype)
+
+    def stored(self, value: Value, axes: tuple[Group, ...]) -> Value:
+        """An open weight becomes a bare variable of its module, stored the way it is asked for."""
+        if not value.open or value.key is None:
+            return value
+        if value.key not in self.storage:
+            self.store(value, value.key, Layout(value.layout.dims, axes))
+            stored = self.storage[value.key].layout
+            shape = tuple(int(size) for size in stored.stored_shape)
+            self.variables[value.key] = Variable(value.key, self.state.kind(value.key), shape, DTYPES[value.dtype])
+        return self.resolved(value)
+
+    def resolved(self, weight: Value) -> Value:
+        """A weight where and as it is stored, if it is."""
+        storage = self.storage.get(weight.key or "")
+        if storage is None:
+            return weight
+        return dataclasses.replace(weight, expr=Var(storage.path), layout=storage.layout, open=False)
+
+    def store(self, weight: Value, path: str, layout: Layout, flipped: tuple[int, ...] = ()) -> None:
+        assert weight.key is not None
+        self.storage[weight.key] = Storage(path, layout, flipped)
+
+    def _rearrange(self, value: Value, axes: tuple[Group, ...]) -> Ref:
+        split, order, merged = steps(value.layout.axes, axes)
+        key = (value.expr, _sizes(split), order, _sizes(merged))
+        if key not in self._rearranged:
+            expr, held = value.expr, value.layout.axes
+            if split is not None:
+                expr, held = self.reshape(expr, held, split), split
+            if order is not None:
+                expr, held = self.emit("jnp.transpose", expr, order), tuple(held[k] for k in order)
+            if merged is not None:
+                expr = self.reshape(expr, held, merged)
+            assert isinstance(expr, Ref)
+            self._rearranged[key] = expr
+        return self._rearranged[key]
+
+    def reshape(self, expr: Ref | Var, held: Sequence[Group], target: Sequence[Group]) -> Ref:
+        """Reshapes an array whose axes are `held`."""
+        filled = [axis for axis in target if axis]
+        if [axis for axis in held if axis] == filled:
+            if len(filled) == len(held):
+                return self.emit("jnp.expand_dims", expr, tuple(k for k, axis in enumerate(target) if not axis))
+            if len(filled) == len(target):
+                return self.emit("jnp.squeeze", expr, tuple(k for k, axis in enumerate(held) if not axis))
+        before, after = [[group_size(group) for group in groups] for groups in (held, target)]
+        return self.emit(".reshape", expr, *self.shape_args(expr, before, after))
+
+    def shape_args(self, expr: Ref | Var, held: Sequence[Size], shape: Sequence[Size]) -> list[Arg]:
+        """The arguments of a reshape: numbers, and `x.shape[0]` or one `-1` for what depends on the batch size."""
+        open_axes = [k for k, entry in enumerate(shape) if not isinstance(entry, int)]
+        if len(shape) == 2 and open_axes == [0] and held and held[0] == shape[0]:
+            return [self.emit(".shape", expr, 0), -1]
+        args: list[Arg] = list(shape)  # type: ignore[arg-type]
+        for k in open_axes:
+            args[k] = -1 if k == open_axes[0] else self.size(shape[k], [(expr, held)])
+        return args
+
+    def size(self, entry: Any, near: Sequence[tuple[Ref | Var, Sequence[Size]]] = ()) -> Arg:
+        """A size as an argument: a number, or read off an array that has it."""
+        wanted = size(entry)
+        if isinstance(wanted, int):
+            return wanted
+        known = [*near, *((value.expr, value.layout.stored_shape) for value in self.sources)]
+        for expr, shape in known:
+            if wanted in shape:
+                return self.emit(".shape", expr, list(shape).index(wanted))
+        return self._computed_size(wanted, known)
+
+    def _computed_size(self, wanted: sympy.Expr, known: Sequence[tuple[Ref | Var, Sequence[Size]]]) -> Arg:
+        symbols = list(wanted.free_symbols)
+        ratio = sympy.cancel(wanted / symbols[0]) if len(symbols) == 1 else None
+        if ratio is not None and ratio.is_Integer:
+            return self.emit("*", self.size(symbols[0], known), int(ratio))
+        raise self.unsupported(f"the size {wanted} depends on the batch size; pass batch_axis=None to fix all shapes")
+
+    # Elementwise operations
+
+    def elementwise(self, target: str, *operands: Any, dtype: torch.dtype | None = None, **kwargs: Arg) -> Value:
+        """A call on operands that broadcast, in the layout of the largest. Numbers stay numbers."""
+        arrays = [operand for operand in operands if is_array(operand)]
+        values, layout = self.aligned(*arrays)
+        queue = iter(values)
+        args = [next(queue).expr if is_array(operand) else number(operand) for operand in operands]
+        return self.laid(self.emit(target, *args, **kwargs), layout, dtype)
+
+    def aligned(self, *operands: Any) -> tuple[list[Value], Layout]:
+        """The operands, arranged so that their arrays broadcast, and the layout of an elementwise result."""
+        values = [self.value(operand) for operand in operands]
+        open_keys = [value.key for value in values if value.open]
+        values = [self.plain(v) if v.open and open_keys.count(v.key) > 1 else v for v in values]
+        rank = max(value.ndim for value in values)
+        layouts = alignment.unified([alignment.ranked(value.layout, rank) for value in values])
+        if layouts is None:
+            return self.aligned(*[self.opaque(value) for value in values])
+        dims, axes = alignment.common_axes(layouts, self._lead(values))
+        values = [dataclasses.replace(value, layout=layout) for value, layout in zip(values, layouts, strict=True)]
+        moved = [self.arranged(value, alignment.operand_axes(value.layout, axes)) for value in values]
+        return moved, Layout(dims, axes)
+
+    def _lead(self, values: Sequence[Value]) -> int:
+        """The operand whose layout the result gets: the largest, a rearranged one rather than one as PyTorch has it."""
+
+        def rank(k: int) -> tuple[int, bool, bool]:
+            value = values[k]
+            filled = sum(1 for dim in value.layout.dims if dim)
+            return filled, not isinstance(value.expr, Var), value.layout.axes != value.layout.dims
+
+        return max(range(len(values)), key=rank)
+
+    # Layers
+
+    def claim(
+        self,
+        type_: str,
+        options: Mapping[str, Arg],
+        leaves: Mapping[str, Wanted],
+        flipped: tuple[int, ...] = (),
+    ) -> str | None:
+        """The path of a layer that holds these weights, or None where they are not all that some module holds.
+
+        `flipped` are dimensions of the kernel that are stored reversed.
+        """
+        weights = {leaf: weight for leaf, (weight, _) in leaves.items() if weight is not None}
+        keys = {leaf: weight.key for leaf, weight in weights.items()}
+        if not keys or None in keys.values() or not all(map(self._fits, weights, weights.values())):
+            return None
+        if flipped and not self._used_once(keys["kernel"]):
+            return None
+        for owner in self.state.owners([key for key in keys.values() if key is not None]):
+            layer = Layer(owner, type_, dict(options))
+            if owner in self.layers:
+                if self.layers[owner] == layer and self._filled[owner] == keys and self._stored_alike(leaves, flipped):
+                    return owner
+            elif not any(key in self.storage for key in keys.values()):
+                self.layers[owner], self._filled[owner] = layer, keys
+                for leaf, weight in weights.items():
+                    self.store(
+                        weight,
+                        f"{owner}.{leaf}",
+                        leaves[leaf][1] or _as_is(weight),
+                        flipped if leaf == "kernel" else (),
+                    )
+                return owner
+        return None
+
+    def _fits(self, leaf: str, weight: Value) -> bool:
+        """What PyTorch trains, Flax trains, and nothing else."""
+        return self.state.kind(weight.key or "") == ("buffer" if leaf in ("mean", "var") else "param")
+
+    def _used_once(self, key: str | None) -> bool:
+        names = [name for name, held in self.captured.weights.items() if held == key]
+        users = [user for node in self.captured.graph.nodes if node.name in names for user in node.users]
+        return len({(user.target, str(user.args[1:])) for user in users}) == 1
+
+    def _stored_alike(self, leaves: Mapping[str, Wanted], flipped: tuple[int, ...]) -> bool:
+        """A layer that is called again must find its weights as they were stored the first time."""
+        for leaf, (weight, layout) in leaves.items():
+            if weight is not None and weight.key is not None:
+                held = self.storage[weight.key]
+                wanted = Storage("", layout or _as_is(weight), flipped if leaf == "kernel" else ())
+                if held.rearrangement != wanted.rearrangement:
+                    return False
+        return True
+
+    def stateless(self, type_: str, options: Mapping[str, Arg], name: str) -> str:
+        """The path of a layer without weights: that of the module around, if it is nothing else, or one inside it."""
+        module = self.module_path
+        layer = Layer(module, type_, dict(options))
+        free = module and self.state.is_empty(module) and self.layers.get(module, layer) == layer
+        path = module if free else self.free_path(name)
+        self.layers[path] = dataclasses.replace(layer, path=path)
+        return path
+
+
+def is_array(operand: Any) -> bool:
+    """Whether an operand has dimensions: numbers, and tensors that are numbers, do not broadcast."""
+    return isinstance(operand, Value) or (isinstance(operand, Tensor) and operand.ndim > 0)
+
+
+def number(operand: Any) -> Any:
+    return operand.item() if isinstance(operand, Tensor) else operand
+
+
+def _as_is(weight: Value) -> Layout:
+    return Layout(weight.layout.dims, weight.layout.dims)
+
+
+def _sizes(groups: Sequence[Group] | None) -> tuple[Size, ...] | None:
+    return None if groups is None else tuple(group_size(group) for group in groups)

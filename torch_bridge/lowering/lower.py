@@ -1,0 +1,252 @@
+"""`TorchGraph` to `Network` and `WeightMap`: every node through its rule."""
+
+import dataclasses
+import operator
+from typing import Any, TypeVar
+
+import torch
+import torch.utils._pytree as pytree
+from torch import Tensor, fx, nn
+
+from jaxensemble.errors import UnsupportedError
+from jaxensemble.network import Call, Layer, Network, Ref, Tree, Var, Variable, references
+from torch_bridge.capture import TorchGraph, source_line
+from torch_bridge.layout import Layout, fresh
+from torch_bridge.lowering.builder import Builder
+from torch_bridge.lowering.state import ModuleState
+from torch_bridge.lowering.table import RULES
+from torch_bridge.lowering.values import DTYPES, Value, size, sizes
+from torch_bridge.weights import Entry, WeightMap
+
+RANDOM = torch.Tag.nondeterministic_seeded
+
+
+@dataclasses.dataclass(frozen=True)
+class Lowered:
+    """A network, where its weights come from, and the constants all members share (path to tensor)."""
+
+    network: Network
+    weights: WeightMap
+    constants: dict[str, Tensor]
+
+
+def lower(captured: TorchGraph, input_layout: str = "torch") -> Lowered:
+    """Lowers a captured graph.
+
+    **Raises:** `UnsupportedError` naming every node for which there is no rule.
+    """
+    _refuse_unknown(captured)
+    builder = Builder(captured)
+    env: dict[fx.Node, Any] = {}
+    for node in captured.graph.nodes:
+        builder.node = node
+        if node.op == "placeholder":
+            env[node] = _placeholder(builder, node, input_layout)
+        elif node.op == "call_function":
+            env[node] = _call(builder, node, env)
+    outputs = _outputs(builder, captured.outputs, env)
+    return _assemble(builder, outputs)
+
+
+def _refuse_unknown(captured: TorchGraph) -> None:
+    """One error for everything that has no rule."""
+    lines = []
+    for node in captured.graph.nodes:
+        if node.op != "call_function" or _is_structural(node) or str(node.target) in RULES or _is_constant(node):
+            continue
+        path = list((node.meta.get("nn_module_stack") or {"": ("", "")}).values())[-1][0] or "the root module"
+        where = source_line(node)
+        lines.append(f"  {node.target} in {path}" + (f" ({where})" if where else ""))
+    if lines:
+        listing = "\n".join(dict.fromkeys(lines))
+        raise UnsupportedError(
+            f"{type(captured.model).__name__} uses operations that have no rule:\n{listing}\n"
+            "Register one with torch_bridge.register, or write the forward with other operations."
+        )
+
+
+def _is_structural(node: fx.Node) -> bool:
+    """Whether a node only takes results apart or computes sizes."""
+    return node.target is operator.getitem or not _has_tensors(node)
+
+
+def _has_tensors(node: fx.Node) -> bool:
+    return any(isinstance(leaf, Tensor) for leaf in pytree.tree_leaves(node.meta.get("val")))
+
+
+def _is_constant(node: fx.Node) -> bool:
+    """Whether a node depends on no input and no weight, so that it is computed once, by PyTorch."""
+    return not node.all_input_nodes and not _is_open(node) and not _is_random(node)
+
+
+def _is_open(node: fx.Node) -> bool:
+    leaves = pytree.tree_leaves(node.meta.get("val"))
+    return any(isinstance(entry, torch.SymInt) for leaf in leaves if isinstance(leaf, Tensor) for entry in leaf.shape)
+
+
+def _is_random(node: fx.Node) -> bool:
+    return RANDOM in getattr(node.target, "tags", ())
+
+
+def _placeholder(builder: Builder, node: fx.Node, input_layout: str) -> Any:
+    captured = builder.captured
+    if node.name in captured.weights:
+        tensor = node.meta["val"]
+        key = builder.state.names[captured.weights[node.name]][0]
+        return Value(Ref(node.name), fresh(sizes(tensor.shape)), tensor.dtype, key=key, open=True)
+    if node.name in captured.constants:
+        return captured.constants[node.name]
+    val = node.meta.get("val")
+    if not isinstance(val, Tensor):
+        return val
+    value = builder.new(Ref(node.name), sizes(val.shape), val.dtype)
+    if input_layout == "NHWC" and value.ndim >= 3:
+        dims = value.layout.dims
+        value = dataclasses.replace(value, layout=Layout(dims, (dims[0], *dims[2:], dims[1])))
+    builder.sources.append(value)
+    return value
+
+
+def _call(builder: Builder, node: fx.Node, env: dict[fx.Node, Any]) -> Any:
+    if not _has_tensors(node) and node.target is not operator.getitem:
+        return size(node.meta["val"]) if "val" in node.meta else None
+    args, kwargs = pytree.tree_map(lambda leaf: _argument(builder, leaf, env), (node.args, dict(node.kwargs)))
+    if node.target is operator.getitem:
+        return args[0][args[1]]
+    if _is_foldable(node, args, kwargs):
+        with torch.no_grad():
+            return node.target(*args, **kwargs)
+    rule = RULES.get(str(node.target))
+    if rule is None:
+        raise builder.unsupported("there is no rule for this operation; register one with torch_bridge.register")
+    return rule(builder, *args, **kwargs)
+
+
+def _argument(builder: Builder, leaf: Any, env: dict[fx.Node, Any]) -> Any:
+    value = env[leaf] if isinstance(leaf, fx.Node) else leaf
+    return builder.resolved(value) if isinstance(value, Value) and value.open else value
+
+
+def _is_foldable(node: fx.Node, args: Any, kwargs: Any) -> bool:
+    leaves = pytree.tree_leaves((args, kwargs))
+    symbolic = any(hasattr(leaf, "free_symbols") for leaf in leaves)
+    return not (symbolic or any(isinstance(leaf, Value) for leaf in leaves) or _is_open(node) or _is_random(node))
+
+
+def _outputs(builder: Builder, tree: Any, env: dict[fx.Node, Any]) -> Tree:
+    match tree:
+        case None:
+            return None
+        case fx.Node():
+            value = env[tree]
+            builder.node = tree
+            if not isinstance(value, Value | Tensor):
+                raise UnsupportedError(f"outputs must be tensors; got {value!r} ({source_line(tree) or tree.name})")
+            plain = builder.plain(value)
+            return plain.expr if isinstance(plain.expr, Ref) else builder.emit("jnp.asarray", plain.expr)
+        case dict():
+            return {str(key): _outputs(builder, item, env) for key, item in tree.items()}
+        case list():
+            return [_outputs(builder, item, env) for item in tree]
+        case tuple():
+            return tuple(_outputs(builder, item, env) for item in tree)
+    raise UnsupportedError(f"outputs must be tensors, tuples, lists or dicts of them, or None; got {tree!r}")
+
+
+def _assemble(builder: Builder, outputs: Tree) -> Lowered:
+    captured, state = builder.captured, builder.state
+    entries = tuple(_entry(builder, names) for names in dict.fromkeys(state.names.values()))
+    network = Network(
+        name=_class_name("", captured.model),
+        inputs=pytree.tree_map(Ref, captured.inputs),
+        outputs=outputs,
+        layers=_in_order(builder.layers, state),
+        variables=_in_order(builder.variables, state),
+        calls=tuple(_beside_layers(call, builder.layers) for call in _live(builder.calls, outputs)),
+        modules=_modules(builder),
+        evaluation_only=builder.evaluation_only,
+        training=tuple(path for path in builder.layers if _is_training(path, state)),
+    )
+    return Lowered(network, WeightMap(entries), builder.constants)
+
+
+def _entry(builder: Builder, names: tuple[str, ...]) -> Entry:
+    """How one tensor is stored. What no rule has asked for is kept as it is: `to_torch` gives back everything."""
+    state, key = builder.state, names[0]
+    tensor = state.tensors[key]
+    if key not in builder.storage:
+        builder.plain(Value(Var(key), fresh(tuple(tensor.shape)), tensor.dtype, key=key, open=True))
+    storage = builder.storage[key]
+    return Entry(
+        keys=names,
+        path=storage.path,
+        shape=tuple(tensor.shape),
+        dtype=DTYPES[tensor.dtype],
+        rearrangement=storage.rearrangement,
+        persistent=key not in state.non_persistent,
+    )
+
+
+def _live(calls: list[Call], outputs: Tree) -> tuple[Call, ...]:
+    """The calls that some output depends on."""
+    needed = {ref.name for ref in references(outputs) if isinstance(ref, Ref)}
+    kept = []
+    for call in reversed(calls):
+        if call.out in needed:
+            kept.append(call)
+            needed |= {ref.name for ref in references((call.args, call.kwargs)) if isinstance(ref, Ref)}
+    return tuple(reversed(kept))
+
+
+def _beside_layers(call: Call, layers: dict[str, Layer]) -> Call:
+    """What a layer's own module does besides calling the layer stands in the module around it."""
+    scope = call.scope
+    while scope and scope[-1].partition("@")[0] in layers:
+        scope = scope[:-1]
+    return dataclasses.replace(call, scope=scope)
+
+
+Placed = TypeVar("Placed", Layer, Variable)
+
+
+def _in_order(placed: dict[str, Placed], state: ModuleState) -> tuple[Placed, ...]:
+    """In the order in which PyTorch's module defines them; what a rule has added comes last within its module."""
+    order = {path: k for k, path in enumerate((*state.modules, *state.tensors))}
+    return tuple(sorted(placed.values(), key=lambda item: order.get(item.path, len(order))))
+
+
+def _modules(builder: Builder) -> dict[str, tuple[str, str]]:
+    """Class name and kind of every module on the way to a layer, a variable or a call."""
+    state = builder.state
+    inner = {path.rpartition(".")[0] for path in (*builder.layers, *builder.variables)}
+    inner |= {entry.partition("@")[0] for call in builder.calls for entry in call.scope}
+    paths = {""} | {".".join(path.split(".")[:k]) for path in inner for k in range(1, path.count(".") + 2)}
+    return {
+        path: (_class_name(path, module), "function" if path and state.is_empty(path) else _kind(module))
+        for path, module in state.modules.items()
+        if path in paths and path not in builder.layers
+    }
+
+
+def _class_name(path: str, module: nn.Module) -> str:
+    """PyTorch's class name; a container of torch.nn is named after the attribute that holds it."""
+    name = type(module).__name__
+    if path and type(module) in (nn.Sequential, nn.ModuleList, nn.ModuleDict):
+        name = path.rpartition(".")[2].title().replace("_", "")
+    return name
+
+
+def _kind(module: nn.Module) -> str:
+    children = [name for name, _ in (*module.named_children(), *module.named_parameters(recurse=False))]
+    numbered = bool(children) and all(name.isdigit() for name in children)
+    plain = type(module).forward in (nn.Sequential.forward, nn.ModuleList.forward, nn.ParameterList.forward)
+    if plain and numbered:
+        return "sequence"
+    return "mapping" if type(module) in (nn.ModuleDict, nn.ParameterDict) else "module"
+
+
+def _is_training(path: str, state: ModuleState) -> bool:
+    """The mode of the module that a layer stands for, or stands in."""
+    while path not in state.modules:
+        path = path.rpartition(".")[0]
+    return state.modules[path].training

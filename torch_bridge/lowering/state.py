@@ -1,0 +1,64 @@
+"""What a rule may know of a module's tensors: who holds them, under which names, and what they are."""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Literal
+
+from torch import Tensor, nn
+
+COUNTER = "num_batches_tracked"
+
+
+class ModuleState:
+    """The tensors of a module and its submodules, by key; tied tensors have several."""
+
+    def __init__(self, model: nn.Module):
+        self.model = model
+        self.tensors: dict[str, Tensor] = {}
+        self.parameters: set[str] = set()
+        self.non_persistent: set[str] = set()
+        self.modules = dict(model.named_modules(remove_duplicate=False))
+        by_identity: dict[int, list[str]] = defaultdict(list)
+        for path, module in self.modules.items():
+            for name, tensor in (*module._parameters.items(), *module._buffers.items()):
+                if tensor is None:
+                    continue
+                key = f"{path}.{name}" if path else name
+                self.tensors[key] = tensor
+                by_identity[id(tensor)].append(key)
+                if name in module._parameters:
+                    self.parameters.add(key)
+                if name in module._non_persistent_buffers_set:
+                    self.non_persistent.add(key)
+        self.names = {key: tuple(keys) for keys in by_identity.values() for key in keys}
+
+    def kind(self, key: str) -> Literal["param", "buffer"]:
+        return "param" if any(name in self.parameters for name in self.names[key]) else "buffer"
+
+    def has(self, path: str) -> bool:
+        """Whether a submodule or an attribute of one has this path."""
+        parent, _, leaf = path.rpartition(".")
+        return path in self.modules or (parent in self.modules and hasattr(self.modules[parent], leaf))
+
+    def is_empty(self, path: str) -> bool:
+        """Whether a module holds neither tensors nor submodules."""
+        module = self.modules[path]
+        return not (any(True for _ in module.children()) or self.held(path))
+
+    def held(self, path: str) -> set[str]:
+        """The keys of the tensors that a module holds itself, batch counters left out."""
+        module = self.modules[path]
+        names = [n for n, t in (*module._parameters.items(), *module._buffers.items()) if t is not None and n != COUNTER]
+        return {f"{path}.{name}" if path else name for name in names}
+
+    def owners(self, keys: Sequence[str]) -> list[str]:
+        """Modules that hold exactly these tensors and nothing else, submodules included."""
+        names = [self.names[key] for key in keys]
+        paths = sorted({name.rpartition(".")[0] for name in names[0]} - {""})
+        return [path for path in paths if self._holds_only(path, names)]
+
+    def _holds_only(self, path: str, names: list[tuple[str, ...]]) -> bool:
+        if any(True for _ in self.modules[path].children()):
+            return False
+        held = self.held(path)
+        return len(held) == len(names) and all(any(name in held for name in group) for group in names)

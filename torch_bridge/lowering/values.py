@@ -1,0 +1,123 @@
+"""What rules pass around: arrays of the network being built, with their layout."""
+
+import dataclasses
+from typing import Any, TypeAlias
+
+import torch
+from torch import fx
+
+from jaxensemble.network import Ref, Var
+from torch_bridge.layout import Layout, Size, atoms_of
+from torch_bridge.weights import Rearrangement
+
+DTYPES = {
+    torch.float64: "float64",
+    torch.float32: "float32",
+    torch.float16: "float16",
+    torch.bfloat16: "bfloat16",
+    torch.int64: "int64",
+    torch.int32: "int32",
+    torch.int16: "int16",
+    torch.int8: "int8",
+    torch.uint8: "uint8",
+    torch.bool: "bool_",
+    torch.complex64: "complex64",
+    torch.complex128: "complex128",
+}
+"""PyTorch's dtypes by the names JAX has for them."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Value:
+    """An array of the network being built: where it stands, how it is laid out, and the dtype PyTorch gives it.
+
+    A value with a `key` is a weight. As long as no rule has asked for it, it is `open`: how it will be stored is not
+    settled, and the first arrangement that is asked for settles it.
+    """
+
+    expr: Ref | Var
+    layout: Layout
+    dtype: torch.dtype
+    key: str | None = None
+    open: bool = False
+
+    @property
+    def shape(self) -> tuple[Size, ...]:
+        """The shape PyTorch sees."""
+        return self.layout.shape
+
+    @property
+    def ndim(self) -> int:
+        return len(self.layout.dims)
+
+    @property
+    def axis_order(self) -> tuple[int, ...]:
+        """Per dimension its stored axis, for a value made `tidy`. Axes of size one are taken in turn."""
+        spare = iter([k for k, axis in enumerate(self.layout.axes) if not axis])
+        return tuple(self.layout.axes.index(dim) if dim else next(spare) for dim in self.layout.dims)
+
+    def axis(self, dim: int) -> int:
+        """The stored axis of PyTorch's dimension `dim`, for a value made `tidy`."""
+        return self.axis_order[dim % self.ndim]
+
+
+Operand: TypeAlias = Value | torch.Tensor | bool | int | float | complex
+"""What an argument of an ATen operation can be: a value, a constant tensor or a number."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Storage:
+    """Where and how a weight is stored. `flipped` names dimensions of PyTorch's tensor that are stored reversed."""
+
+    path: str
+    layout: Layout
+    flipped: tuple[int, ...] = ()
+
+    @property
+    def rearrangement(self) -> Rearrangement:
+        """The way from PyTorch's array to the stored one, in as few pieces as it takes."""
+        before, after = atoms_of(self.layout.dims), atoms_of(self.layout.axes)
+        successor = dict(zip(after, after[1:], strict=False))
+        ends = {dim[-1] for dim in self.layout.dims if dim} if self.flipped else set()
+        pieces = [[before[0]]] if before else []
+        for previous, atom in zip(before, before[1:], strict=False):
+            if successor.get(previous) is atom and previous not in ends:
+                pieces[-1].append(atom)
+            else:
+                pieces.append([atom])
+        rank = {atom: k for k, atom in enumerate(after)}
+        return Rearrangement(
+            split=tuple(int(_product(piece)) for piece in pieces),
+            order=tuple(sorted(range(len(pieces)), key=lambda k: rank[pieces[k][0]])),
+            shape=tuple(int(size) for size in self.layout.stored_shape),
+            flipped=self.flipped,
+        )
+
+
+def _product(piece: list) -> int:
+    size = 1
+    for atom in piece:
+        size *= atom.size
+    return size
+
+
+def size(entry: Any) -> Size:
+    """A torch size as a number or an expression in the batch size."""
+    if isinstance(entry, torch.SymInt):
+        expr = entry.node.expr
+        return int(expr) if expr.is_Integer else expr
+    return entry
+
+
+def sizes(shape: Any) -> tuple[Size, ...]:
+    return tuple(size(entry) for entry in shape)
+
+
+def module_scope(node: fx.Node) -> tuple[str, ...]:
+    """The module calls around a node, outermost first, the root left out; `@n` marks the n-th repeated call."""
+    stack = node.meta.get("nn_module_stack") or {}
+    return tuple(
+        path + (f"@{key.rpartition('@')[2]}" if "@" in key else "")
+        for key, (path, _) in stack.items()
+        if path and not path.startswith("_empty_nn_module_stack")
+    )
