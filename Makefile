@@ -42,7 +42,8 @@ endif
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo
-	@echo 'Variables: PYTHON=$(PYTHON) VENV=$(VENV) TORCH="$(TORCH)" JAX=$(JAX) (or cuda13) WORKERS=$(WORKERS) ARGS="$(ARGS)"'
+	@echo 'Variables: PYTHON=$(PYTHON) VENV=$(VENV) TORCH="$(TORCH)" JAX=$(JAX)' \
+		'(or cuda13) WORKERS=$(WORKERS) ARGS="$(ARGS)"'
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

@@ -1,7 +1,7 @@
 """Errors of both packages: what is wrong, where, why, and what to do about it.
 
-Where `torch.func` raises a built-in error for the same mistake, ours is also of that type, so that `except RuntimeError`
-written for PyTorch goes on working.
+Where `torch.func` raises a built-in error for the same mistake, ours is also of that type, so that code which catches
+PyTorch's goes on working.
 """
 
 

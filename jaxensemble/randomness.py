@@ -37,7 +37,7 @@ class Level(NamedTuple):
 
     @property
     def axis_name(self) -> str:
-        """Tells apart all that a traced call depends on: `jax.jit` keys its cache of traces by the axis names around it."""
+        """Spells out all that a traced call depends on: `jax.jit` tells traces apart by the axis names around them."""
         return f"jaxensemble.vmap:{self.depth}:{self.randomness}:{self.start}"
 
 

@@ -82,6 +82,7 @@ def merge(
 
     Raises `StateError` that lists every array which the module needs and is not given, or is given and not needed.
 
+    >>> import jax.numpy as jnp
     >>> linear = merge(*split(nnx.Linear(2, 3, rngs=nnx.Rngs(0))))
     >>> linear(jnp.ones((1, 2))).shape
     (1, 3)

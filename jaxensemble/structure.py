@@ -46,7 +46,7 @@ class Fixed:
 
 @dataclasses.dataclass(eq=False)
 class Node:
-    """A module, or a container of modules. A shared one is one object: the nodes form a graph, which may have cycles."""
+    """A module, or a container of modules. A shared one is one object: nodes form a graph, which may have cycles."""
 
     path: Path
     type: type

@@ -31,12 +31,13 @@ from jax.scipy.special import ndtr, ndtri
 from jax.typing import ArrayLike, DTypeLike
 
 from jaxensemble.errors import InputError
+from jaxensemble.inputs import as_array
 
 Task = Literal["classification", "regression", "gaussian"]
 Scale = Literal["logits", "probabilities", "log_probabilities"]
 
 NOT_ONE = 0.05
-"""Tells logits from probabilities by their sum. Logarithms rounded to bfloat16 move the sum of 1,000 classes by 0.02."""
+"""What tells logits from probabilities: logarithms rounded to bfloat16 move the sum of 1,000 classes by 0.02."""
 
 
 class Prediction:
@@ -234,9 +235,11 @@ class ClassPrediction(Prediction):
 
         The mutual information between class and member, called BALD in Houlsby, Huszár, Ghahramani and Lengyel
         (2011), "Bayesian active learning for classification and preference learning",
-        https://arxiv.org/abs/1112.5745. Below 0 it can fall by rounding only, and is then 0.
+        https://arxiv.org/abs/1112.5745. Computed as the mean divergence of the members from `mean`, which is the same
+        number without the cancellation that drowns small values in rounding.
         """
-        return jnp.maximum(self.predictive_entropy - self.expected_entropy, 0)
+        divergence = jnp.sum(_divergence(self.log_probabilities, self.log_mean), self.class_axis)
+        return jnp.maximum(jnp.mean(divergence, axis=0), 0)
 
 
 @jax.tree_util.register_dataclass
@@ -386,7 +389,9 @@ def expected_calibration_error(
     return reliability_curve(probabilities, labels, bins, class_axis=class_axis).expected_calibration_error
 
 
-def negative_log_likelihood(log_probabilities: ArrayLike, labels: ArrayLike | Sequence[int], *, class_axis: int = -1) -> jax.Array:
+def negative_log_likelihood(
+    log_probabilities: ArrayLike, labels: ArrayLike | Sequence[int], *, class_axis: int = -1
+) -> jax.Array:
     """The mean of `-log p(label)` `[]` in nats; infinite where a label was held to be impossible.
 
     Takes logarithms, because a probability can be too small for its dtype: `prediction.log_mean` for an ensemble.
@@ -421,6 +426,17 @@ def _entropy(log_probabilities: jax.Array, axis: int) -> jax.Array:
     # 0 log 0 is 0, in the gradient too; NaN stays NaN, and rounding in `log_mean` cannot make entropy negative.
     finite = jnp.where(jnp.isneginf(log_probabilities), 0, log_probabilities)
     return jnp.maximum(-jnp.sum(jnp.exp(log_probabilities) * finite, axis), 0)
+
+
+def _divergence(log_p: jax.Array, log_m: jax.Array) -> jax.Array:
+    """`p log(p/m) - p + m`, which is never negative; summed over all members and classes, the last two terms cancel."""
+    impossible = jnp.isneginf(log_p)
+    ratio = jnp.where(impossible, 0, log_p - log_m)
+    p = jnp.exp(log_p)
+    near = (ratio > -1) & ~impossible
+    # Of the order of the ratio's square, and exact to that order only when the first order is taken out by expm1.
+    if_near = p * (ratio + jnp.expm1(-jnp.where(near, ratio, 0)))
+    return jnp.where(near, if_near, p * ratio + (jnp.exp(log_m) - p))
 
 
 @jax.custom_jvp
@@ -471,7 +487,7 @@ def _floating(array: ArrayLike, name: str) -> jax.Array:
             f"`{name}` must be one array; got a {type(array).__name__} of {len(array)}. Of a network with several "
             "outputs choose the one to read."
         )
-    values = jnp.asarray(array)
+    values = jnp.asarray(as_array(array, name))
     if not jnp.issubdtype(values.dtype, jnp.floating):
         raise InputError(f"`{name}` must be of a floating-point dtype; got {values.dtype} {values.shape}")
     return values.astype(jnp.float32) if values.dtype.itemsize < 4 else values
@@ -517,9 +533,12 @@ def _require_distribution(values: jax.Array, axis: int, name: str) -> None:
             )
 
 
-def _labelled(array: ArrayLike, labels: ArrayLike | Sequence[int], class_axis: int, name: str) -> tuple[jax.Array, jax.Array]:
+def _labelled(
+    array: ArrayLike, labels: ArrayLike | Sequence[int], class_axis: int, name: str
+) -> tuple[jax.Array, jax.Array]:
     """One row per label: `[R, C]` and `[R]`."""
-    values, answers = _floating(array, name), jnp.asarray(labels)
+    values = _floating(array, name)
+    answers = jnp.asarray(labels if isinstance(labels, Sequence) else as_array(labels, "labels"))
     axis = _class_axis(values, class_axis, name, "NC")
     rows, classes = jnp.moveaxis(values, axis, -1), values.shape[axis]
     if answers.shape != rows.shape[:-1] or not jnp.issubdtype(answers.dtype, jnp.integer):
@@ -541,11 +560,12 @@ def _require_labels(labels: jax.Array, classes: int) -> None:
             raise InputError(f"`labels` must be from 0 to {classes - 1}; got {labels.min()} to {labels.max()}")
 
 
-def _levels(q: ArrayLike | Sequence[float], name: str, dtype: DTypeLike) -> jax.Array | np.ndarray:
+def _levels(q: ArrayLike | Sequence[float], name: str, dtype: DTypeLike) -> jax.Array:
     traced = any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(q))
-    levels = jnp.asarray(q, dtype) if traced else np.asarray(q, dtype)
+    known = None if traced else np.asarray(q, dtype)
+    levels = jnp.asarray(q if known is None else known, dtype)
     if levels.ndim > 1:
         raise InputError(f"`{name}` must be a number or one axis of numbers; got shape {levels.shape}")
-    if isinstance(levels, np.ndarray) and not ((levels >= 0) & (levels <= 1)).all():
-        raise InputError(f"`{name}` must be from 0 to 1; got {levels.tolist()}")
+    if known is not None and not ((known >= 0) & (known <= 1)).all():
+        raise InputError(f"`{name}` must be from 0 to 1; got {known.tolist()}")
     return levels

@@ -1,8 +1,8 @@
 """`vmap` as PyTorch has it, over functions of JAX arrays.
 
 Mirrors `torch.func.vmap` of PyTorch 2.13 (torch/_functorch/apis.py and vmap.py): the same arguments, the same checks in
-the same order, the same types of error with the same words. It runs on `jax.vmap`, from which it differs in that keyword
-arguments are not mapped, `None` is a value and not an empty tree, and outputs may be spared from mapping.
+the same order, the same types of error with the same words. It runs on `jax.vmap`, from which it differs: keyword
+arguments are not mapped, and `None` is a value, not an empty tree.
 """
 
 import functools
@@ -34,17 +34,17 @@ def vmap(
       one for each positional argument, nested as the argument is. Negative ones count from the end.
     - `out_dims`: where the mapped dimension goes in each output; `None` for an output that does not depend on it. An
       output that does not depend on the mapped inputs is repeated along the mapped dimension.
-    - `chunk_size`: how many elements run at once; the last chunk is the remainder. The chunks run one after another, and
-      under `jax.jit` each is compiled: for hundreds of chunks use `jax.lax.map(batch_size=...)`.
-    - `randomness` is about the random streams of Flax modules that [`functional_call`][jaxensemble.functional_call] runs
-      within `func`; PyTorch's generator is global, JAX has keys. `"error"`: drawing from a stream raises. `"same"`:
-      every element draws the same. `"different"`: each draws from the stream's key with its position folded in, for
-      every level of nested `vmap`s that says so. Keys that `func` handles itself are its own affair.
+    - `chunk_size`: how many elements run at once; the last chunk is the remainder. The chunks run one after another;
+      under `jax.jit` each is compiled, so for hundreds of chunks use `jax.lax.map(batch_size=...)`.
+    - `randomness` is about the random streams of Flax modules that [`functional_call`][jaxensemble.functional_call]
+      runs within `func`; PyTorch's generator is global, JAX has keys. `"error"`: drawing from a stream raises.
+      `"same"`: every element draws the same. `"different"`: each draws from the stream's key with its position folded
+      in, for every level of nested `vmap`s that says so. Keys that `func` handles itself are its own affair.
 
     Keyword arguments of the mapped function are passed on whole.
 
-    Raises what PyTorch raises: `InputError` (a `ValueError`) for dims, inputs or outputs that do not fit, `StateError` (a
-    `RuntimeError`) for `randomness`, `IndexError` for an `out_dims` out of range.
+    Raises what PyTorch raises: `InputError` (a `ValueError`) for dims, inputs or outputs that do not fit, `StateError`
+    (a `RuntimeError`) for `randomness`, `IndexError` for an `out_dims` out of range.
 
     >>> vmap(jnp.dot, in_dims=(0, None))(jnp.ones((2, 5)), jnp.ones(5))
     Array([5., 5.], dtype=float32)

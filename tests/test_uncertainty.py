@@ -2,8 +2,7 @@
 
 import functools
 import itertools
-import re
-from typing import Any
+from typing import Any, cast
 
 import hypothesis
 import hypothesis.extra.numpy
@@ -30,8 +29,8 @@ from jaxensemble.uncertainty import (
     reliability_curve,
 )
 
-EXACT = {"rtol": 1e-12, "atol": 1e-13}  # float64
-CLOSE = {"rtol": 1e-5, "atol": 1e-6}  # float32
+EXACT = 1e-12  # float64, relative and absolute
+CLOSE = 1e-5  # float32
 
 CLASS_FIGURES = (
     "probabilities",
@@ -50,14 +49,13 @@ CLASS_FIGURES = (
 )
 
 
-
 @jax.jit
 def _figures(prediction: ClassPrediction) -> dict[str, jax.Array]:
     return {name: getattr(prediction, name) for name in CLASS_FIGURES}
 
 
-def _assert_close(actual: Any, expected: Any, tolerance: dict[str, float], name: str = "") -> None:
-    np.testing.assert_allclose(actual, expected, **tolerance, err_msg=name)  # pyright: ignore[reportArgumentType]
+def _assert_close(actual: Any, expected: Any, tolerance: float, name: str = "") -> None:
+    np.testing.assert_allclose(actual, expected, rtol=tolerance, atol=tolerance, err_msg=name)
 
 
 LAYOUTS = {  # shape of the outputs, class axis without the members axis
@@ -67,7 +65,6 @@ LAYOUTS = {  # shape of the outputs, class axis without the members axis
     "segmentation, channels last": ((4, 2, 2, 5, 3), -1),
     "classes first": ((4, 3, 6), 0),
     "one member": ((1, 7, 3), -1),
-    "one row": ((5, 1, 2), -1),
     "no rows": ((5, 0, 3), -1),
 }
 
@@ -76,7 +73,7 @@ def _normal(*shape: int, scale: float = 2.0) -> np.ndarray:
     return scale * np.random.default_rng(sum(shape)).normal(size=shape)
 
 
-def _expected(logits: np.ndarray, class_axis: int) -> dict[str, np.ndarray]:
+def _expected(logits: np.ndarray, class_axis: int) -> dict[str, Any]:
     """The figures of `ClassPrediction`, another way: scipy, loops, classes moved to the end and back."""
     front = np.moveaxis(logits, class_axis if class_axis < 0 else class_axis + 1, -1)
     p = scipy.special.softmax(front, axis=-1)
@@ -112,10 +109,10 @@ def test_classification_figures(shape: tuple[int, ...], class_axis: int) -> None
     logits = _normal(*shape)
     prediction = Prediction.from_outputs(logits, class_axis=class_axis)
     assert prediction.members == shape[0]
+    figures = _figures(prediction)
     for name, expected in _expected(logits, class_axis).items():
-        figure = getattr(prediction, name)
-        assert figure.shape == expected.shape, name
-        _assert_close(figure, expected, EXACT, name)
+        assert figures[name].shape == expected.shape, name
+        _assert_close(figures[name], expected, EXACT, name)
 
 
 @pytest.mark.usefixtures("x64")
@@ -124,23 +121,23 @@ def test_outputs_are(scale: Any) -> None:
     logits = _normal(5, 2, 3, 4)
     read = {"probabilities": scipy.special.softmax, "log_probabilities": scipy.special.log_softmax}[scale]
     prediction = Prediction.classification(read(logits, axis=2), outputs_are=scale, class_axis=1)
+    figures = _figures(prediction)
     for name, expected in _expected(logits, 1).items():
-        _assert_close(getattr(prediction, name), expected, EXACT, name)
+        _assert_close(figures[name], expected, EXACT, name)
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32", "float64"])
-@pytest.mark.parametrize("scale", ["logits", "probabilities"])
-def test_computed_in_at_least_float32(dtype: str, scale: Any) -> None:
+def test_computed_in_at_least_float32(dtype: str) -> None:
     wide = "float64" if dtype == "float64" else "float32"
     with jax.enable_x64(dtype == "float64"):
         outputs = jax.nn.softmax(jnp.asarray(_normal(3, 4, 5), dtype))
-        prediction = Prediction.classification(outputs, outputs_are=scale)
+        prediction = Prediction.classification(outputs, outputs_are="probabilities")
         integers = {"soft_vote", "hard_vote", "votes"}
-        for name in CLASS_FIGURES:
-            figure = getattr(prediction, name)
+        for name, figure in _figures(prediction).items():
             assert figure.dtype == wide or name in integers, name
-        same = Prediction.classification(outputs.astype(wide), outputs_are=scale)
-        np.testing.assert_array_equal(prediction.mutual_information, same.mutual_information)
+        np.testing.assert_array_equal(
+            Prediction.from_outputs(outputs).log_probabilities, jax.nn.log_softmax(outputs.astype(wide))
+        )
         regression = Prediction.regression(outputs)
         assert regression.variance.dtype == regression.quantile(0.25).dtype == wide
         assert Prediction.gaussian(outputs, outputs).quantile(0.25).dtype == wide
@@ -171,7 +168,7 @@ def test_classification_under_jit(class_axis: int) -> None:
 
 
 def test_known_values_while_tracing_something_else() -> None:
-    p, labels = jnp.array([[0.5, 0.5], [0.25, 0.75]]), jnp.array([0, 1])
+    p, labels, wrong = jnp.array([[0.5, 0.5], [0.25, 0.75]]), jnp.array([0, 1]), jnp.array([1, 2])
     regression = Prediction.regression(p)
 
     def figures(x: jax.Array) -> jax.Array:
@@ -180,7 +177,7 @@ def test_known_values_while_tracing_something_else() -> None:
 
     _assert_close(jax.jit(figures)(1.0), figures(jnp.array(1.0)), CLOSE)
     with pytest.raises(InputError, match="from 0 to 1; got 1 to 2"):
-        jax.jit(lambda x: x + brier_score(p, labels + 1))(1.0)
+        jax.jit(lambda x: x + brier_score(p, wrong))(1.0)
 
 
 def test_hard_vote_among_equals() -> None:
@@ -198,57 +195,73 @@ def test_hard_vote_among_equals() -> None:
 
 
 def test_votes_see_what_log_softmax_rounds_away() -> None:
-    logits = jnp.array([[[0.0, 1e-8]]])
-    assert jax.nn.log_softmax(logits).ptp() == 0 if hasattr(logits, "ptp") else True
-    prediction = Prediction.from_outputs(logits)
+    prediction = Prediction.from_outputs(jnp.array([[[0.0, 1e-8]]]))
+    assert prediction.log_probabilities[0, 0, 0] == prediction.log_probabilities[0, 0, 1]
     assert prediction.votes.tolist() == [[0, 1]]
-    assert prediction.hard_vote.tolist() == [1] or prediction.member_classes.tolist() == [[1]]
+    assert prediction.hard_vote.tolist() == [1]
 
 
 @pytest.mark.parametrize("members", [1, 3, 10])
-def test_members_that_are_equal_know_everything_of_each_other(members: int) -> None:
-    prediction = Prediction.from_outputs(jnp.tile(jnp.asarray(_normal(1, 50, 10), jnp.float32), (members, 1, 1)))
-    _assert_close(prediction.mutual_information, 0, atol=1e-6)
-    assert not prediction.disagreement.any()
-    _assert_close(prediction.variance, 0, atol=1e-14)
-
-
-def test_one_member_has_no_mutual_information_at_all() -> None:
-    prediction = Prediction.from_outputs(jnp.asarray(_normal(1, 50, 10), jnp.float32))
-    assert not prediction.mutual_information.any()
-    assert not prediction.variance.any()
+def test_equal_members_have_no_mutual_information_at_all(members: int) -> None:
+    logits = np.tile(_normal(1, 50, 10).astype(np.float32), (members, 1, 1))
+    figures = _figures(Prediction.from_outputs(logits))
+    assert not figures["mutual_information"].any()
+    assert not figures["disagreement"].any()
+    _assert_close(figures["variance"], 0, EXACT)
 
 
 def test_members_certain_of_different_classes() -> None:
-    prediction = Prediction.from_outputs(1e4 * jnp.eye(4)[:, None])
-    _assert_close(prediction.predictive_entropy, np.log(4), CLOSE)
-    _assert_close(prediction.mutual_information, np.log(4), CLOSE)
-    assert prediction.expected_entropy.tolist() == [0]
-    assert prediction.disagreement.tolist() == [0.75]
+    figures = _figures(Prediction.from_outputs(1e4 * jnp.eye(4)[:, None]))
+    _assert_close(figures["predictive_entropy"], np.log(4), CLOSE)
+    _assert_close(figures["mutual_information"], np.log(4), CLOSE)
+    assert figures["expected_entropy"].tolist() == [0]
+    assert figures["disagreement"].tolist() == [0.75]
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 30.0])
+def test_mutual_information_of_any_size_is_accurate_in_float32(scale: float) -> None:
+    logits = jnp.asarray(3 * _normal(1, 40, 6) + _normal(5, 40, 6, scale=scale), jnp.float32)
+    single = _figures(Prediction.from_outputs(logits))["mutual_information"]
+    with jax.enable_x64(True):
+        double = _figures(Prediction.from_outputs(np.asarray(logits, np.float64)))["mutual_information"]
+    np.testing.assert_allclose(single, double, rtol=1e-3)
 
 
 def test_masked_classes_have_no_entropy_and_no_nan_in_the_gradient() -> None:
     logits = jnp.array([[[0.0, 0.0, -jnp.inf]], [[0.0, -jnp.inf, -jnp.inf]]])
 
+    @jax.jit
+    @jax.value_and_grad
     def information(logits: jax.Array) -> jax.Array:
         return Prediction.from_outputs(logits).mutual_information.sum()
 
-    expected = scipy.stats.entropy([0.75, 0.25]) - np.log(2) / 2
-    _assert_close(information(logits), expected, CLOSE)
-    assert jnp.isfinite(jax.grad(information)(logits)).all()
+    value, gradient = information(logits)
+    _assert_close(value, scipy.stats.entropy([0.75, 0.25]) - np.log(2) / 2, CLOSE)
+    assert jnp.isfinite(gradient).all()
     assert Prediction.from_outputs(logits).log_mean[0, 2] == -jnp.inf
 
 
 @pytest.mark.usefixtures("x64")
 def test_gradient_of_entropies() -> None:
-    for name in ("predictive_entropy", "expected_entropy", "mutual_information", "variance", "log_mean"):
-        check_grads(lambda x, name=name: getattr(Prediction.from_outputs(x), name), (_normal(3, 2, 4),), order=1)
+    def figures(logits: jax.Array) -> list[jax.Array]:
+        prediction = Prediction.from_outputs(logits)
+        return [prediction.predictive_entropy, prediction.mutual_information, prediction.variance, prediction.log_mean]
+
+    check_grads(jax.jit(figures), (_normal(3, 2, 4),), order=1)
+
+
+def test_probabilities_rounded_to_bfloat16_are_still_probabilities() -> None:
+    for classes in (3, 10, 1000):
+        p = jax.nn.log_softmax(jnp.asarray(_normal(2, 3, classes, scale=0.1), jnp.float32)).astype(jnp.bfloat16)
+        rounded = Prediction.classification(p.astype(jnp.float32), outputs_are="log_probabilities")
+        np.testing.assert_array_equal(rounded.log_probabilities, p)
 
 
 def test_nan_stays_visible() -> None:
     prediction = Prediction.from_outputs(jnp.zeros((3, 2, 4)).at[1, 0, 2].set(jnp.nan))
+    figures = _figures(prediction)
     for name in ("predictive_entropy", "expected_entropy", "mutual_information", "confidence"):
-        assert jnp.isnan(getattr(prediction, name)).tolist() == [True, False], name
+        assert jnp.isnan(figures[name]).tolist() == [True, False], name
 
 
 def test_log_mean_where_the_mean_underflows() -> None:
@@ -258,40 +271,47 @@ def test_log_mean_where_the_mean_underflows() -> None:
     _assert_close(negative_log_likelihood(prediction.log_mean, [0]), 200 + np.log(2), CLOSE)
 
 
-logits_of_any_size = hypothesis.extra.numpy.arrays(
-    np.float32,
-    st.tuples(st.integers(1, 5), st.integers(1, 3), st.integers(2, 4)),
-    elements=st.floats(-60, 60, width=32),
-)
+def _logits(*shape: int) -> st.SearchStrategy[np.ndarray]:
+    return hypothesis.extra.numpy.arrays(np.float32, shape, elements=st.floats(-60, 60, width=32))
 
 
-@hypothesis.given(logits_of_any_size)
+FEW_SHAPES = st.one_of(_logits(5, 3, 3), _logits(2, 3, 4))  # each is compiled once
+
+
+@hypothesis.given(FEW_SHAPES)
 def test_bounds(logits: np.ndarray) -> None:
     members, _, classes = logits.shape
-    prediction = Prediction.from_outputs(logits)
-    rounding = 1e-5
-    for figure in (prediction.predictive_entropy, prediction.expected_entropy):
-        assert (figure >= 0).all() and (figure <= np.log(classes) + rounding).all()
-    information = prediction.mutual_information
-    assert (information >= 0).all() and (information <= np.log(min(members, classes)) + rounding).all()
-    assert (prediction.votes.sum(axis=-1) == members).all()
-    assert (prediction.disagreement >= 0).all() and (prediction.disagreement <= 1 - 1 / min(members, classes)).all()
-    assert (prediction.variance <= 0.25 + rounding).all()
-    _assert_close(prediction.mean.sum(axis=-1), 1, CLOSE)
-    _assert_close(jnp.exp(prediction.log_mean), prediction.mean, CLOSE)
+    figures = {name: np.asarray(figure) for name, figure in _figures(Prediction.from_outputs(logits)).items()}
+    for name, least, most in (
+        ("predictive_entropy", 0, np.log(classes)),
+        ("expected_entropy", 0, np.log(classes)),
+        ("mutual_information", 0, np.log(min(members, classes))),
+        ("disagreement", 0, 1 - 1 / min(members, classes)),
+        ("variance", 0, 0.25),
+        ("confidence", 1 / classes - CLOSE, 1),
+        ("log_mean", -np.inf, 0),
+    ):
+        assert (figures[name] >= least).all() and (figures[name] <= most + CLOSE).all(), name
+    assert (figures["votes"].sum(axis=-1) == members).all()
+    _assert_close(figures["mean"].sum(axis=-1), 1, CLOSE)
+    _assert_close(np.exp(figures["log_mean"]), figures["mean"], CLOSE)
+    most_votes = np.take_along_axis(figures["votes"], figures["hard_vote"][:, None], axis=-1)
+    assert (figures["votes"] <= most_votes).all()
 
 
-@hypothesis.given(logits_of_any_size, st.randoms(use_true_random=False))
+@hypothesis.given(FEW_SHAPES, st.randoms(use_true_random=False))
 def test_the_order_of_members_is_nothing(logits: np.ndarray, random: Any) -> None:
     order = random.sample(range(len(logits)), len(logits))
-    one, other = Prediction.from_outputs(logits), Prediction.from_outputs(logits[order])
-    np.testing.assert_array_equal(one.votes, other.votes)
+    one, other = _figures(Prediction.from_outputs(logits)), _figures(Prediction.from_outputs(logits[order]))
+    np.testing.assert_array_equal(one["votes"], other["votes"])
+    _assert_close(one["probabilities"][np.array(order)], other["probabilities"], CLOSE)
+    # The square root in `std` magnifies rounding next to 0.
     for name in set(CLASS_FIGURES) - {"probabilities", "std", "soft_vote", "hard_vote"}:
-        _assert_close(getattr(one, name), getattr(other, name), rtol=1e-5, atol=1e-5, name)
+        _assert_close(one[name], other[name], CLOSE, name)
     # A vote can change only among classes whose means differ by rounding.
     for vote in ("soft_vote", "hard_vote"):
-        means = [np.take_along_axis(one.mean, getattr(p, vote)[:, None], axis=-1) for p in (one, other)]
-        _assert_close(*means, CLOSE)
+        means = [np.take_along_axis(np.asarray(one["mean"]), np.asarray(f[vote])[:, None], -1) for f in (one, other)]
+        _assert_close(means[0], means[1], CLOSE, vote)
 
 
 @pytest.mark.usefixtures("x64")
@@ -303,9 +323,11 @@ def test_regression_figures(shape: tuple[int, ...]) -> None:
     _assert_close(prediction.mean, outputs.mean(axis=0), EXACT)
     _assert_close(prediction.variance, outputs.var(axis=0), EXACT)
     _assert_close(prediction.std, outputs.std(axis=0), EXACT)
-    for q in (0, 0.3, 1, [0.1, 0.5], np.linspace(0, 1, 7)):
-        _assert_close(prediction.quantile(q), np.quantile(outputs, q, axis=0), EXACT)
-        _assert_close(jax.jit(lambda p, q: p.quantile(q))(prediction, q), prediction.quantile(q), EXACT)
+    compiled = jax.jit(lambda p, q: p.quantile(q))
+    for q in (0.3, 1, [0.1, 0.5], np.linspace(0, 1, 7)):
+        expected = np.quantile(outputs, q, axis=0)
+        _assert_close(prediction.quantile(q), expected, EXACT)
+        _assert_close(compiled(prediction, q), expected, EXACT)
     lower, upper = prediction.interval(0.8)
     _assert_close(lower, np.quantile(outputs, 0.1, axis=0), EXACT)
     _assert_close(upper, np.quantile(outputs, 0.9, axis=0), EXACT)
@@ -333,12 +355,13 @@ def test_gaussian_figures_are_those_of_the_mixture() -> None:
     _assert_close(prediction.epistemic_variance, means.var(axis=0), EXACT)
     _assert_close(prediction.std**2, prediction.variance, EXACT)
     stds = np.exp(log_variances / 2)
+    compiled = jax.jit(lambda p, q: p.quantile(q))
     for q in (0.001, 0.3, 0.5, 0.975):
-        quantiles = jax.jit(lambda p, q: p.quantile(q))(prediction, q)
+        quantiles = compiled(prediction, q)
         for place in np.ndindex(3, 2):
             member = scipy.stats.norm(means[(slice(None), *place)], stds[(slice(None), *place)])
             found = scipy.optimize.brentq(lambda x, q=q, m=member: m.cdf(x).mean() - q, -60, 60, xtol=1e-14)
-            _assert_close(quantiles[place], found, rtol=1e-11, atol=1e-11)
+            _assert_close(quantiles[place], found, 10 * EXACT)
     np.testing.assert_array_equal(prediction.interval(0.9)[0], prediction.quantile((1 - 0.9) / 2))
     np.testing.assert_array_equal(prediction.quantile([0.1, 0.9])[1], prediction.quantile(0.9))
 
@@ -355,10 +378,17 @@ def test_gradient_of_the_mixture_quantile() -> None:
     def quantile(means: jax.Array, log_variances: jax.Array) -> jax.Array:
         return Prediction.gaussian(means, log_variances).quantile([0.1, 0.5, 0.9])
 
-    check_grads(quantile, (_normal(3, 2), _normal(3, 2, scale=0.5)), order=1)
+    check_grads(jax.jit(quantile), (_normal(3, 2), _normal(3, 2, scale=0.5)), order=1)
     far_apart = (np.array([[-1e3], [1e3]]), np.zeros((2, 1)))  # nothing but a gap at the median
-    gradients = jax.grad(lambda *pair: Prediction.gaussian(*pair).quantile(0.5).sum(), (0, 1))(*far_apart)
+    gradients = jax.jit(jax.grad(lambda *pair: quantile(*pair)[1].sum(), (0, 1)))(*far_apart)
     assert all(jnp.isfinite(gradient).all() for gradient in gradients)
+
+
+def test_outputs_are_not_aliased() -> None:
+    outputs = np.zeros((2, 64, 64), np.float32)
+    prediction = Prediction.regression(outputs)
+    outputs[:] = 1
+    assert not prediction.outputs.any()
 
 
 def test_kinds() -> None:
@@ -366,6 +396,8 @@ def test_kinds() -> None:
     assert type(Prediction.from_outputs(outputs)) is ClassPrediction
     assert type(Prediction.from_outputs(outputs, task="regression")) is RegressionPrediction
     assert type(Prediction.from_outputs((outputs, outputs), task="gaussian")) is GaussianPrediction
+    with pytest.raises(TypeError, match="unexpected keyword argument 'class_axis'"):
+        Prediction.from_outputs(outputs, task="regression", class_axis=1)
 
 
 @pytest.mark.usefixtures("x64")
@@ -373,8 +405,8 @@ def test_kinds() -> None:
 def test_scores_are_those_of_sklearn(rows: int, classes: int) -> None:
     p = scipy.special.softmax(_normal(rows, classes), axis=-1)
     labels = np.random.default_rng(0).integers(classes, size=rows)
-    names = list(range(classes))
-    expected = sklearn.metrics.brier_score_loss(labels, p, labels=names, scale_by_half=False)
+    names, whole = list(range(classes)), cast(Any, False)
+    expected = sklearn.metrics.brier_score_loss(labels, p, labels=names, scale_by_half=whole)
     _assert_close(brier_score(p, labels), expected, EXACT)
     expected = sklearn.metrics.log_loss(labels, p, labels=names)
     _assert_close(negative_log_likelihood(np.log(p), labels), expected, EXACT)
@@ -389,7 +421,7 @@ def _bins_one_by_one(p: np.ndarray, labels: np.ndarray, bins: int) -> tuple[list
 
 
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize("bins", [1, 2, 10, 15])
+@pytest.mark.parametrize("bins", [1, 10, 15])
 def test_reliability_curve(bins: int) -> None:
     p = scipy.special.softmax(_normal(300, 4, scale=1.0), axis=-1)
     p[:4] = [[0.5, 0.5, 0, 0], [0.8, 0.2, 0, 0], [1, 0, 0, 0], [0.6, 0.2, 0.1, 0.1]]  # edges belong to the bin below
@@ -425,19 +457,20 @@ def test_class_axis_of_scores(score: Any) -> None:
     _assert_close(jax.jit(functools.partial(score, class_axis=-3))(p, labels), expected, EXACT)
 
 
-def test_bins_of_millions_are_summed_without_loss() -> None:
-    rows = 1 << 22
+def test_full_bins_are_summed_without_loss() -> None:
+    rows = 1 << 18  # where a float32 running sum of 0.95 is wrong in the third digit
     p = jnp.tile(jnp.array([0.95, 0.05]), (rows, 1))
     curve = reliability_curve(p, jnp.zeros(rows, jnp.int32))
-    _assert_close(curve.confidence[-1], 0.95, rtol=1e-6)
+    _assert_close(curve.confidence[-1], 0.95, CLOSE)
 
 
 LOGITS = jnp.zeros((2, 3, 4))
 HALVES = jnp.full((3, 2), 0.5)
 REFUSED = {
-    "task": (lambda: Prediction.from_outputs(LOGITS, "ranking"), "`task` must be .* got 'ranking'"),
+    "task": (lambda: Prediction.from_outputs(LOGITS, cast(Any, "ranking")), "`task` must be .* got 'ranking'"),
     "scale": (lambda: Prediction.from_outputs(LOGITS, outputs_are="odds"), "`outputs_are` must be .* got 'odds'"),
     "integers": (lambda: Prediction.from_outputs(LOGITS.astype(int)), r"floating-point dtype; got int32 \(2, 3, 4\)"),
+    "more bits than JAX is set to": (lambda: Prediction.from_outputs(np.zeros((2, 3, 4))), "`outputs` .* float64"),
     "several outputs": (lambda: Prediction.from_outputs({"logits": LOGITS}), "one array; got a dict of 1"),
     "no members axis": (lambda: Prediction.from_outputs(LOGITS[0]), r"at least 3 axes, \[M, N, C.*got shape \(3, 4\)"),
     "no members": (lambda: Prediction.from_outputs(LOGITS[:0]), r"along its first axis; got shape \(0, 3, 4\)"),
@@ -456,21 +489,20 @@ REFUSED = {
         "a least value of -0.5",
     ),
     "regression axes": (lambda: Prediction.regression(jnp.zeros(3)), r"at least 2 axes, \[M, N, \.\.\.\]"),
-    "regression options": (
-        lambda: Prediction.from_outputs(LOGITS, "regression", class_axis=1),
-        "`class_axis` .* 'classification'",
-    ),
     "half a pair": (lambda: Prediction.from_outputs(LOGITS, "gaussian"), "pair"),
     "unlike pair": (lambda: Prediction.gaussian(LOGITS, LOGITS[0]), r"expected \(2, 3, 4\), got \(3, 4\)"),
     "q": (lambda: Prediction.regression(LOGITS).quantile([0.5, 95]), r"`q` must be from 0 to 1; got \[0.5, 95.0\]"),
     "q nan": (lambda: Prediction.regression(LOGITS).quantile(np.nan), "`q` must be from 0 to 1; got nan"),
-    "q axes": (lambda: Prediction.regression(LOGITS).quantile([[0.5]]), r"one axis of numbers; got shape \(1, 1\)"),
+    "q axes": (
+        lambda: Prediction.regression(LOGITS).quantile(jnp.array([[0.5]])),
+        r"one axis of numbers; got shape \(1, 1\)",
+    ),
     "level": (lambda: Prediction.regression(LOGITS).interval(95), "`level` must be from 0 to 1; got 95"),
     "bins": (lambda: reliability_curve(HALVES, [0, 1, 0], 0), "`bins` must be .* got 0"),
     "labels": (lambda: brier_score(HALVES, [0, 1, 2]), "from 0 to 1; got 0 to 2"),
     "labels below 0": (lambda: brier_score(HALVES, [0, 1, -1]), "from 0 to 1; got -1 to 1"),
     "label shape": (lambda: brier_score(HALVES, [0, 1]), r"of shape \(3,\).* got int32 \(2,\)"),
-    "label dtype": (lambda: brier_score(HALVES, [0.0, 1.0, 0.0]), r"class numbers .* got float32 \(3,\)"),
+    "label dtype": (lambda: brier_score(HALVES, jnp.zeros(3)), r"class numbers .* got float32 \(3,\)"),
     "no labels": (
         lambda: brier_score(jnp.zeros((1, 2, 0)), jnp.zeros((1, 0), int), class_axis=1),
         "at least one label",
@@ -483,5 +515,5 @@ REFUSED = {
 
 @pytest.mark.parametrize(("call", "message"), REFUSED.values(), ids=REFUSED)
 def test_refused(call: Any, message: str) -> None:
-    with pytest.raises(InputError, match=re.compile(message)):
+    with pytest.raises(InputError, match=message):
         call()

@@ -5,34 +5,62 @@ import ml_dtypes
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.parameter import UninitializedTensorMixin
 
 from jaxensemble.errors import InputError
 
-_BITS = {torch.bfloat16: (torch.int16, ml_dtypes.bfloat16)}
-"""Dtypes NumPy has no name for: the dtype that carries their bits, and the one that names them there."""
+DTYPES = {
+    torch.float64: "float64",
+    torch.float32: "float32",
+    torch.float16: "float16",
+    torch.bfloat16: "bfloat16",
+    torch.int64: "int64",
+    torch.int32: "int32",
+    torch.int16: "int16",
+    torch.int8: "int8",
+    torch.uint8: "uint8",
+    torch.bool: "bool_",
+    torch.complex64: "complex64",
+    torch.complex128: "complex128",
+}
+"""PyTorch's dtypes by the names JAX has for them."""
+
+TORCH_DTYPES = {name: dtype for dtype, name in DTYPES.items()}
+
+_BITS = {torch.bfloat16: ml_dtypes.bfloat16}
+"""16-bit dtypes that NumPy lacks, and what stands for them there."""
 
 
-def to_numpy(tensor: Tensor) -> np.ndarray:
+def to_numpy(tensor: Tensor, what: str = "the tensor") -> np.ndarray:
     """The tensor's values as a NumPy array. May be a view: copy before keeping it.
 
-    **Raises:** `InputError` for tensors that have no plain values: meta, sparse, quantised or nested ones.
+    **Raises:** `InputError` for tensors that have no plain values: uninitialised, meta, sparse, quantised, nested ones.
     """
-    if tensor.is_meta or tensor.layout is not torch.strided or tensor.is_quantized or tensor.is_nested:
-        kind = "meta" if tensor.is_meta else "quantised" if tensor.is_quantized else str(tensor.layout)
-        raise InputError(f"a plain dense tensor is needed; got a {kind} tensor of shape {tuple(tensor.shape)}")
+    if kind := _odd_kind(tensor):
+        raise InputError(f"{what} must be a plain dense tensor; got {kind}")
     tensor = tensor.detach().cpu().resolve_conj().resolve_neg()
     if tensor.dtype in _BITS:
-        carrier, name = _BITS[tensor.dtype]
-        return tensor.contiguous().view(carrier).numpy().view(name)
+        return tensor.contiguous().view(torch.int16).numpy().view(_BITS[tensor.dtype])
     return tensor.numpy()
+
+
+def _odd_kind(tensor: Tensor) -> str | None:
+    if isinstance(tensor, UninitializedTensorMixin):
+        return "an uninitialised one: run the model once, so that its lazy modules take shape"
+    if tensor.is_meta:
+        return "a meta tensor, which has no values: load the weights first"
+    if tensor.is_quantized:
+        return f"a quantised one ({tensor.dtype}): dequantise the model first"
+    if tensor.is_nested or tensor.layout is not torch.strided:
+        return f"one of layout {tensor.layout}: call .to_dense() first"
+    return None if tensor.dtype in DTYPES else f"one of dtype {tensor.dtype}"
 
 
 def to_tensor(array: np.ndarray, dtype: torch.dtype) -> Tensor:
     """A tensor of its own with the array's values; the inverse of `to_numpy`."""
     array = np.array(array, order="C")
     if dtype in _BITS:
-        carrier, _ = _BITS[dtype]
-        return torch.from_numpy(array.view(np.int16)).view(dtype) if carrier is torch.int16 else torch.tensor(array)
+        return torch.from_numpy(array.view(np.int16)).view(dtype)
     return torch.from_numpy(array).to(dtype)
 
 

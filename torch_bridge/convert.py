@@ -1,32 +1,22 @@
-"""PyTorch modules to Flax modules, one at a time."""
+"""PyTorch modules to Flax modules and ensembles."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from torch import Tensor, nn
+from torch import nn
 
 from jaxensemble.build import filled, skeleton
-from jaxensemble.errors import InputError
+from jaxensemble.ensemble import Ensemble
+from jaxensemble.errors import ParityError
 from jaxensemble.state import merge
-from torch_bridge.arrays import checked_cast, jax_dtype, to_numpy
-from torch_bridge.capture import BatchAxis, capture
-from torch_bridge.lowering import Lowered, lower
-from torch_bridge.weights import Entry
-
-LAYOUTS = ("torch", "NHWC")
-
-
-def convert(
-    model: nn.Module, example_inputs: tuple[Any, ...], batch_axis: BatchAxis = 0, input_layout: str = "torch"
-) -> Lowered:
-    """A module's network and the map of its weights; the weights themselves are left where they are."""
-    if not isinstance(model, nn.Module):
-        raise InputError(f"`model` must be a torch.nn.Module; got {type(model).__name__}")
-    if input_layout not in LAYOUTS:
-        raise InputError(f"`input_layout` must be one of {', '.join(map(repr, LAYOUTS))}; got {input_layout!r}")
-    return lower(capture(model, example_inputs, batch_axis), input_layout)
+from torch_bridge import parity
+from torch_bridge.assemble import assembled, constants_of, convert, tensors_of
+from torch_bridge.capture import BatchAxis
+from torch_bridge.members import as_members, check_members
+from torch_bridge.stacking import Stack, stored_array
 
 
 def to_flax(
@@ -61,22 +51,41 @@ def to_flax(
     return merge(*filled(skeleton(lowered.network), arrays | constants_of(lowered)))
 
 
-def tensors_of(model: nn.Module) -> dict[str, Tensor]:
-    """Every parameter and buffer by name, tied ones under each of their names, non-persistent ones too."""
-    return {**dict(model.named_parameters(remove_duplicate=False)), **dict(model.named_buffers(remove_duplicate=False))}
+def to_ensemble(
+    models: Sequence[nn.Module],
+    example_inputs: tuple[Any, ...],
+    *,
+    batch_axis: BatchAxis = 0,
+    input_layout: str = "torch",
+    check: bool = True,
+) -> Ensemble:
+    """Ports an ensemble of PyTorch modules: one Flax network, and the members' weights stacked.
 
+    **Arguments:**
 
-def stored_array(entry: Entry, tensor: Tensor, what: str) -> np.ndarray:
-    """A tensor as the network stores it: rearranged, in a dtype JAX can hold. May be a view of the tensor's memory."""
-    array = to_numpy(tensor)
-    array = checked_cast(array, jax_dtype(array.dtype, what), what)
-    return entry.rearrangement.apply(array)
+    - `models`: modules that differ in the values of their tensors only.
+    - `example_inputs`, `batch_axis`, `input_layout`: as in `to_flax`.
+    - `check`: whether to prove at once that the ensemble gives what the models give: weights bit for bit, and outputs
+      for the example inputs in float64 and in the models' own precision. `torch_bridge.check` proves more.
 
+    **Raises:** `MemberError` with every difference between members, `UnsupportedError` for what cannot be carried
+    exactly, `ParityError` when the proof fails.
 
-def constants_of(lowered: Lowered) -> dict[str, Any]:
-    """The arrays of a network that all members share."""
-    result = {}
-    for path, tensor in lowered.constants.items():
-        array = to_numpy(tensor)
-        result[path] = jnp.array(checked_cast(array, jax_dtype(array.dtype, f"constant `{path}`"), f"constant `{path}`"))
-    return result
+    >>> import torch
+    >>> models = [torch.nn.Linear(3, 3) for _ in range(5)]
+    >>> ensemble = to_ensemble(models, (torch.randn(64, 3),))
+    >>> ensemble(torch.randn(64, 3)).shape
+    (5, 64, 3)
+    """
+    members = as_members(models)
+    check_members(members)
+    lowered = convert(members[0], example_inputs, batch_axis, input_layout)
+    stack = Stack(lowered.weights, len(members))
+    for k, member in enumerate(members):
+        stack.put(k, tensors_of(member))
+    ensemble = assembled(lowered, stack, type(members[0]).__name__, batch_axis, input_layout)
+    if check:
+        report = parity.check(members, ensemble, example_inputs, thorough=False)
+        if not report.passed:
+            raise ParityError(f"the ported ensemble does not give what PyTorch gives:\n{report}")
+    return ensemble

@@ -86,8 +86,9 @@ class ToModule:
 
 @dataclasses.dataclass(frozen=True)
 class ToFunction:
-    """A call of a function of the source's own."""
+    """A call of a function of the source's own, which stands for the module at a path."""
 
+    path: Path
     definition: int
 
 

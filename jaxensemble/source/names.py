@@ -4,7 +4,6 @@ Every name in a `Network` may come from a file that someone else wrote. Nothing 
 checked here and literals.
 """
 
-import builtins
 import importlib
 import keyword
 import re
@@ -24,8 +23,19 @@ IMPORTS = {
 }
 """The modules whose functions and layers a network may name, and how the source imports each."""
 
-TAKEN = frozenset({*IMPORTS, *dir(builtins), *keyword.kwlist, *keyword.softkwlist, "self", "rngs"})
+TAKEN = frozenset({*IMPORTS, *keyword.kwlist, "_", "self", "rngs"}) | {
+    "complex", "getattr", "range", "setattr", "super", "ValueError"
+}  # fmt: skip
 """Names that nothing in the source may be given."""
+
+METHODS = frozenset(
+    f".{name}"
+    for name in """
+    all any argmax argmin argsort astype clip conj cumprod cumsum dot flatten max mean min prod ravel repeat reshape round
+    sort squeeze std sum swapaxes take transpose var view
+    """.split()
+)
+"""The methods of an array that a network may call, as the target of a call names them."""
 
 _RESERVED = frozenset(dir(nnx.Module))
 
@@ -104,3 +114,29 @@ def resolve(dotted: str) -> object:
 def _module(root: str) -> object:
     full = {"jnp": "jax.numpy", "nnx": "flax.nnx", "lax": "jax.lax"}
     return importlib.import_module(full.get(root, f"jaxensemble.{root}" if root in ("layers", "ops") else root))
+
+
+_FUNCTIONS = re.compile(r"(jnp|lax|nnx|ops|layers|jnp\.(linalg|fft)|jax\.(nn|image|scipy\.special|scipy\.linalg))\.[a-z]\w*")
+_FORBIDDEN = re.compile(r"save|load|from|print|callback|piecewise|vectorize|apply_|while|cond|custom|jit|infeed|outfeed")
+
+
+def check_function(dotted: str) -> None:
+    """Refuses what is no function on arrays: everything that reads files, or calls what it is handed.
+
+    **Raises**
+
+    `InputError` for such a name.
+    """
+    if not _FUNCTIONS.fullmatch(dotted) or _FORBIDDEN.search(dotted) or not callable(resolve(dotted)):
+        raise InputError(f"a network may call functions on arrays, such as jnp.add or jax.nn.gelu; got {dotted!r}")
+
+
+def check_method(target: str) -> None:
+    """Refuses what is no method of `jax.Array` that gives an array.
+
+    **Raises**
+
+    `InputError` for such a name.
+    """
+    if target not in METHODS:
+        raise InputError(f"a network may call these methods of an array: {', '.join(sorted(METHODS))}; got {target!r}")

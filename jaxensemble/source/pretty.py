@@ -204,6 +204,6 @@ def bracketed(opening: str, items: list[ast.AST] | list[ast.expr], closing: str,
     joined = INDENT * (indent + 1) + ", ".join(map(flat, items))
     if fits_joined and len(joined) <= WIDTH:
         return [first, joined, last]
-    if fits_joined and len(items) == 1 and isinstance(items[0], ast.ListComp | ast.Starred):
+    if fits_joined and len(items) == 1 and isinstance(items[0], ast.ListComp | ast.List | ast.Dict):
         return [first, *_broken("", items[0], "", indent + 1), last]
     return [first, *(line for item in items for line in _broken("", item, ",", indent + 1)), last]

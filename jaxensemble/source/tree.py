@@ -37,11 +37,6 @@ class Module:
         return self.path[-1]
 
     @property
-    def height(self) -> int:
-        """How many levels lie beneath."""
-        return 1 + max((child.height for child in self.children.values()), default=-1)
-
-    @property
     def holds(self) -> bool:
         """Whether a layer or variable lies here or beneath: whether the module needs to exist."""
         return bool(self.layer or self.variables) or any(child.holds for child in self.children.values())
@@ -111,6 +106,32 @@ def is_inside_layer(root: Module, path: Path) -> bool:
         if node and node.layer:
             return True
     return False
+
+
+def module_levels(root: Module) -> list[tuple[Module, int]]:
+    """Every module but the root, with a level above those of its children, and equal for all modules of one class.
+
+    Classes that hold one another, or themselves, have no such level: their modules are then told apart by height alone.
+    """
+    modules = [module for module in root.walk() if module.path]
+    levels: dict[Path, int] = {}
+    for module in reversed(modules):  # children before parents
+        levels[module.path] = 1 + max((levels[child.path] for child in module.children.values()), default=-1)
+    heights = dict(levels)
+    for _ in range(len(modules) + 1):
+        before = dict(levels)
+        highest: dict[str, int] = {}
+        for module in reversed(modules):
+            lowest = 1 + max((levels[child.path] for child in module.children.values()), default=-1)
+            levels[module.path] = max(levels[module.path], lowest)
+            if module.kind == "module" and not module.layer:
+                highest[module.class_name] = max(highest.get(module.class_name, 0), levels[module.path])
+        for module in modules:
+            if module.kind == "module" and not module.layer:
+                levels[module.path] = highest[module.class_name]
+        if levels == before:
+            return [(module, levels[module.path]) for module in modules]
+    return [(module, heights[module.path]) for module in modules]
 
 
 def scope_path(entry: str) -> Path:

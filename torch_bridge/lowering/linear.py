@@ -63,4 +63,6 @@ def _merged(b: Builder, x: Value) -> Value:
     last = tuple(atom for axis in axes for atom in axis if atom in features)
     if mixed or (features and axes[-1] and not set(axes[-1]) <= features):
         return b.plain(x) if mixed else b.arranged(x, (*leading, x.layout.dims[-1]))
+    if axes != (*leading, last):  # it is reshaped anyway: axes of size one go with it
+        leading = tuple(axis for axis in leading if axis)
     return b.arranged(x, (*leading, last))

@@ -15,7 +15,7 @@ from torch_bridge.layout import Layout, fresh
 from torch_bridge.lowering.builder import Builder
 from torch_bridge.lowering.state import ModuleState
 from torch_bridge.lowering.table import RULES
-from torch_bridge.lowering.values import DTYPES, Value, size, sizes
+from torch_bridge.lowering.values import DTYPES, Value, module_scope, size, sizes
 from torch_bridge.weights import Entry, WeightMap
 
 RANDOM = torch.Tag.nondeterministic_seeded
@@ -30,8 +30,8 @@ class Lowered:
     constants: dict[str, Tensor]
 
 
-def lower(captured: TorchGraph, input_layout: str = "torch") -> Lowered:
-    """Lowers a captured graph.
+def lower(captured: TorchGraph, input_layout: str = "torch", *, observed: bool = False) -> Lowered:
+    """Lowers a captured graph. With `observed`, what it returns is the output of every module call by name instead.
 
     **Raises:** `UnsupportedError` naming every node for which there is no rule.
     """
@@ -44,8 +44,8 @@ def lower(captured: TorchGraph, input_layout: str = "torch") -> Lowered:
             env[node] = _placeholder(builder, node, input_layout)
         elif node.op == "call_function":
             env[node] = _call(builder, node, env)
-    outputs = _outputs(builder, captured.outputs, env)
-    return _assemble(builder, outputs)
+    wanted = _module_outputs(captured.graph, env) if observed else captured.outputs
+    return _assemble(builder, _outputs(builder, wanted, env))
 
 
 def _refuse_unknown(captured: TorchGraph) -> None:
@@ -151,6 +151,15 @@ def _outputs(builder: Builder, tree: Any, env: dict[fx.Node, Any]) -> Tree:
         case tuple():
             return tuple(_outputs(builder, item, env) for item in tree)
     raise UnsupportedError(f"outputs must be tensors, tuples, lists or dicts of them, or None; got {tree!r}")
+
+
+def _module_outputs(graph: fx.Graph, env: dict[fx.Node, Any]) -> dict[str, fx.Node]:
+    """The last array computed within each module call."""
+    last = {}
+    for node in graph.nodes:
+        if isinstance(env.get(node), Value):
+            last |= dict.fromkeys(module_scope(node), node)
+    return last
 
 
 def _assemble(builder: Builder, outputs: Tree) -> Lowered:

@@ -7,25 +7,9 @@ import torch
 from torch import fx
 
 from jaxensemble.network import Ref, Var
+from torch_bridge.arrays import DTYPES as DTYPES
 from torch_bridge.layout import Layout, Size, atoms_of
 from torch_bridge.weights import Rearrangement
-
-DTYPES = {
-    torch.float64: "float64",
-    torch.float32: "float32",
-    torch.float16: "float16",
-    torch.bfloat16: "bfloat16",
-    torch.int64: "int64",
-    torch.int32: "int32",
-    torch.int16: "int16",
-    torch.int8: "int8",
-    torch.uint8: "uint8",
-    torch.bool: "bool_",
-    torch.complex64: "complex64",
-    torch.complex128: "complex128",
-}
-"""PyTorch's dtypes by the names JAX has for them."""
-
 
 @dataclasses.dataclass(frozen=True)
 class Value:

@@ -1,0 +1,23 @@
+"""Ensembles of networks as one JAX program."""
+
+import importlib.metadata
+
+from jaxensemble.ensemble import Ensemble as Ensemble
+from jaxensemble.errors import InputError as InputError
+from jaxensemble.errors import JaxEnsembleError as JaxEnsembleError
+from jaxensemble.errors import MemberError as MemberError
+from jaxensemble.errors import ParityError as ParityError
+from jaxensemble.errors import StateError as StateError
+from jaxensemble.errors import UnsupportedError as UnsupportedError
+from jaxensemble.functional import combine_state_for_ensemble as combine_state_for_ensemble
+from jaxensemble.functional import functional_call as functional_call
+from jaxensemble.functional import stack_module_state as stack_module_state
+from jaxensemble.functional import unstack_module_state as unstack_module_state
+from jaxensemble.state import Constant as Constant
+from jaxensemble.uncertainty import Prediction as Prediction
+from jaxensemble.vectorize import vmap as vmap
+
+try:
+    __version__ = importlib.metadata.version("jaxensemble")
+except importlib.metadata.PackageNotFoundError:  # a source tree that is not installed
+    __version__ = "unknown"

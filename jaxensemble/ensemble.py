@@ -1,0 +1,297 @@
+"""M networks that differ in nothing but their weights, as one value and one XLA program."""
+
+import dataclasses
+import functools
+import operator
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from jaxensemble.errors import InputError, MemberError, StateError
+from jaxensemble.inputs import as_arrays, require_x64
+from jaxensemble.randomness import as_key, forbid, from_key, member_keys
+from jaxensemble.stacking import check_same_architecture, count_members, stack_states
+from jaxensemble.source import print_source
+from jaxensemble.state import State, Tree, flatten, merge, split
+from jaxensemble.structure import Structure
+from jaxensemble.uncertainty import Prediction
+
+Randomness = Literal["different", "same"]
+
+STACKED = ("params", "buffers", "rngs")  # what has a member axis
+
+NEEDS_KEY = (
+    "`{stream}` draws random numbers, as dropout in training mode does: pass key=jax.random.key(0), "
+    "another one for each call, or switch training mode off with ensemble.eval()"
+)
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["params", "buffers", "constants", "rngs"],
+    meta_fields=["graphdef", "network", "origin"],
+)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class Ensemble:
+    """M members: one network and a stack of weights.
+
+    A pytree of its arrays, for `jax.jit`, `jax.grad` (with `allow_int=True` where there are integer buffers or random
+    keys), `jax.tree.map`, `jax.device_put` and optimizers. Nothing changes an ensemble; methods return new ones.
+
+    - `graphdef`: what the network is; any `nnx.GraphDef` is taken and kept as a `Structure`.
+    - `params`, `buffers`, `rngs`: nested dicts of `[M, ...]` arrays, as [`jaxensemble.state.split`][] names them.
+    - `constants`: arrays that all members share.
+    - `network`, `origin`: what porting knows of the source and of PyTorch's keys; anything hashable.
+
+    >>> ensemble = Ensemble.from_modules([nnx.Linear(3, 2, rngs=nnx.Rngs(seed)) for seed in range(5)])
+    >>> ensemble
+    Ensemble(5 x Linear, 8 parameters each, float32, 160 bytes)
+    >>> ensemble(jnp.ones((64, 3))).shape, ensemble.each(jnp.ones((5, 64, 3))).shape
+    ((5, 64, 2), (5, 64, 2))
+    """
+
+    graphdef: Structure
+    params: Tree
+    buffers: Tree
+    constants: Tree = dataclasses.field(default_factory=dict)
+    rngs: Tree = dataclasses.field(default_factory=dict)
+    network: Any = None
+    origin: Any = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "graphdef", Structure.of(self.graphdef))
+
+    @classmethod
+    def from_modules(cls, modules: Sequence[nnx.Module], *, network: Any = None, origin: Any = None) -> "Ensemble":
+        """An ensemble of Flax modules, whose arrays are copied into the stack.
+
+        Raises `MemberError` for no modules, and one with every difference if they differ in more than values.
+        """
+        state = stack_states(modules, "Ensemble.from_modules")
+        return cls(**state._asdict(), network=network, origin=origin)
+
+    @classmethod
+    def concatenate(cls, ensembles: Sequence["Ensemble"]) -> "Ensemble":
+        """The members of several ensembles, in order.
+
+        Raises `MemberError` for none, and one with every place where architectures, constants or dtypes differ.
+
+        >>> first, second = (Ensemble.from_modules([nnx.Linear(3, 2, rngs=nnx.Rngs(seed))]) for seed in (0, 1))
+        >>> len(Ensemble.concatenate([first, second]))
+        2
+        """
+        if len(ensembles) == 0:
+            raise MemberError("Ensemble.concatenate: Expected at least one ensemble, got 0.")
+        first, *others = ensembles
+        check_same_architecture([ensemble.state for ensemble in ensembles], "Ensemble.concatenate")
+        for name in ("network", "origin"):
+            if any(getattr(other, name) != getattr(first, name) for other in others):
+                raise MemberError(f"Ensemble.concatenate: Expected ensembles with the same `{name}`; theirs differ")
+        trees = [ensemble._stacked() for ensemble in ensembles]
+        return dataclasses.replace(first, **jax.tree.map(lambda *parts: jnp.concatenate(parts), *trees))
+
+    def __call__(self, *inputs: Any, key: Any = None, randomness: Randomness = "different") -> Any:
+        """The outputs of all members for the same inputs: every output array is `[M, ...]`.
+
+        `inputs` are those of the network: arrays, or trees of arrays, of JAX, numpy, PyTorch or any library with
+        `__array__` or `__dlpack__`; never aliased. In training mode, statistics are those of the batch; a network that
+        draws random numbers needs a `key`, of which each member gets its own part, or the same if `randomness="same"`.
+
+        Raises `InputError` for inputs that are no arrays or would be rounded (64-bit numbers while JAX has them off),
+        and `StateError` if a key is needed and missing.
+        """
+        return self._run(inputs, key, randomness, each=False, update=False)
+
+    def each(self, *inputs: Any, key: Any = None, randomness: Randomness = "different") -> Any:
+        """The outputs of every member for inputs of its own: input arrays are `[M, N, ...]`, outputs `[M, ...]`.
+
+        Otherwise like calling the ensemble; raises `InputError` also for inputs that do not begin with M.
+        """
+        return self._run(inputs, key, randomness, each=True, update=False)
+
+    def update(
+        self, *inputs: Any, key: Any = None, randomness: Randomness = "different", each: bool = False
+    ) -> tuple[Any, "Ensemble"]:
+        """The outputs, and the ensemble with its buffers as the call left them: BatchNorm's running statistics.
+
+        With `each=True` every member gets inputs of its own, as with the method of that name.
+        """
+        outputs, buffers = self._run(inputs, key, randomness, each=each, update=True)
+        return outputs, dataclasses.replace(self, buffers=buffers)
+
+    def predict(self, *inputs: Any, task: Any = "classification", **options: Any) -> Prediction:
+        """What the members predict together: mean, votes, variance, entropies or quantiles, as attributes.
+
+        `task` and `options` are those of [`Prediction.from_outputs`][jaxensemble.Prediction].
+        """
+        return Prediction.from_outputs(self(*inputs), task, **options)
+
+    def train(self) -> "Ensemble":
+        """The ensemble in training mode, as `nnx.Module.train` sets it: batch statistics and dropout."""
+        return self._in_mode("train")
+
+    def eval(self) -> "Ensemble":
+        """The ensemble in evaluation mode, as `nnx.Module.eval` sets it: running statistics, no dropout."""
+        return self._in_mode("eval")
+
+    def astype(self, dtype: Any) -> "Ensemble":
+        """The ensemble with its floating-point arrays, and only those, cast. Raises `InputError` for other dtypes."""
+        if not jnp.issubdtype(dtype, jnp.floating):
+            raise InputError(f"`dtype` must be a floating-point one; got {dtype!r}")
+        require_x64(np.dtype(dtype), "`dtype`")
+        return jax.tree.map(lambda leaf: leaf.astype(dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf, self)
+
+    def source(self) -> str:
+        """The Flax code of the network. Raises `StateError` for an ensemble that was not ported."""
+        if self.network is None:
+            raise StateError("there is no source: this ensemble was made of Flax modules, which have their own")
+        return print_source(self.network)
+
+    @functools.cached_property
+    def members(self) -> int:
+        """The number of members M. Raises `InputError` if the arrays do not agree on one, or there are none."""
+        return count_members({"params": self.params, "buffers": self.buffers})
+
+    @property
+    def state(self) -> State:
+        """Graph definition and arrays, without what porting knows."""
+        return State(self.graphdef, self.params, self.buffers, self.constants, self.rngs)
+
+    def __len__(self) -> int:
+        return self.members
+
+    def __iter__(self) -> Iterator[nnx.Module]:
+        return (self[member] for member in range(self.members))
+
+    def __getitem__(self, index: Any) -> Any:
+        """One member as a Flax module, for an integer; an ensemble, for a slice or for integers or booleans in 1-D.
+
+        Raises `IndexError` for members that there are not, and `MemberError` if none is left.
+        """
+        if isinstance(index, slice) or np.ndim(index) == 1:
+            return dataclasses.replace(self, **_taken(self._stacked(), self._positions(index)))
+        member = operator.index(index)
+        if not -self.members <= member < self.members:
+            raise IndexError(f"there is no member {member}: the ensemble has {self.members}")
+        return merge(self.graphdef, constants=self.constants, **_taken(self._stacked(), member % self.members))
+
+    def __repr__(self) -> str:
+        name = self.graphdef.root.type.__name__
+        params, leaves = jax.tree.leaves(self.params), jax.tree.leaves((self.params, self.buffers, self.constants))
+        if not leaves or not all(isinstance(leaf, jax.Array | np.ndarray) and leaf.shape for leaf in leaves):
+            return f"Ensemble({name})"  # within jax.tree transformations leaves may be anything
+        members = leaves[0].shape[0]
+        dtypes = ", ".join(sorted({str(leaf.dtype) for leaf in leaves}))
+        count = sum(leaf.size for leaf in params) // members
+        size = _human_bytes(sum(leaf.size * leaf.dtype.itemsize for leaf in leaves))
+        return f"Ensemble({members} x {name}, {count:,} parameters each, {dtypes}, {size})"
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Ensemble":
+        return jax.tree.map(lambda leaf: leaf.copy(), self)
+
+    def _stacked(self) -> dict[str, Tree]:
+        return {kind: getattr(self, kind) for kind in STACKED}
+
+    def _positions(self, index: Any) -> np.ndarray:
+        positions = np.arange(self.members)[index] if isinstance(index, slice) else np.asarray(index)
+        if positions.dtype == bool:
+            if len(positions) != self.members:
+                raise IndexError(f"one boolean for each of {self.members} members is needed; got {len(positions)}")
+            positions = np.flatnonzero(positions)
+        if positions.size == 0:
+            raise MemberError(f"an ensemble needs at least one member; {index!r} selects none of {self.members}")
+        if not np.issubdtype(positions.dtype, np.integer):
+            raise InputError(f"members are selected by integers, booleans or a slice; got {index!r}")
+        outside = positions[(positions < -self.members) | (positions >= self.members)]
+        if outside.size:
+            raise IndexError(f"there are no members {outside.tolist()}: the ensemble has {self.members}")
+        return positions % self.members
+
+    def _in_mode(self, mode: Literal["train", "eval"]) -> "Ensemble":
+        module = merge(*self.state)
+        getattr(module, mode)()
+        return dataclasses.replace(self, **split(module)._asdict())
+
+    @functools.cached_property
+    def _dtypes(self) -> tuple[Any, ...]:
+        arrays = jax.tree.leaves((self.params, self.buffers, self.constants))
+        return tuple({array.dtype for array in arrays if jnp.issubdtype(array.dtype, jnp.inexact)})
+
+    def _run(self, inputs: tuple[Any, ...], key: Any, randomness: Randomness, *, each: bool, update: bool) -> Any:
+        if randomness not in ("different", "same"):
+            raise InputError(f"`randomness` must be 'different' or 'same'; got {randomness!r}")
+        for dtype in self._dtypes:
+            require_x64(dtype, "the ensemble")
+        inputs = as_arrays(inputs, "inputs")
+        if each:
+            _check_member_axis(inputs, self.members)
+        return _run_members(
+            *self.state[1:],
+            None if key is None else as_key(key),
+            inputs,
+            graphdef=self.graphdef,
+            each=each,
+            different=randomness == "different",
+            update=update,
+        )
+
+
+# At module level, so that ensembles of equal structure share compilations.
+@functools.partial(jax.jit, static_argnames=("graphdef", "each", "different", "update"))
+def _run_members(
+    params: Tree,
+    buffers: Tree,
+    constants: Tree,
+    rngs: Tree,
+    key: jax.Array | None,
+    inputs: tuple[Any, ...],
+    *,
+    graphdef: Structure,
+    each: bool,
+    different: bool,
+    update: bool,
+) -> Any:
+    def member(params: Tree, buffers: Tree, rngs: Tree, key: jax.Array | None, inputs: tuple[Any, ...]) -> Any:
+        rngs = forbid(graphdef, rngs, NEEDS_KEY) if key is None else from_key(graphdef, rngs, key)
+        module = merge(graphdef, params, buffers, constants, rngs)
+        outputs = module(*inputs)
+        return (outputs, _buffers_after(module, buffers)) if update else outputs
+
+    if key is not None and different:
+        key = member_keys(key, jax.tree.leaves((params, buffers))[0].shape[0])
+    in_axes = (0, 0, 0, 0 if different else None, 0 if each else None)
+    return jax.vmap(member, in_axes)(params, buffers, rngs, key, inputs)
+
+
+@jax.jit
+def _taken(trees: dict[str, Tree], positions: Any) -> dict[str, Tree]:
+    return jax.tree.map(lambda leaf: leaf.at[positions].get(mode="promise_in_bounds"), trees)
+
+
+def _buffers_after(module: nnx.Module, before: Tree) -> Tree:
+    after = split(module).buffers
+    made = sorted(flatten(after).keys() ^ flatten(before).keys())
+    if made:
+        raise StateError(f"a call must not make or remove variables; this network's does: {', '.join(made)}")
+    return after
+
+
+def _check_member_axis(inputs: tuple[Any, ...], members: int) -> None:
+    shapes = {jax.tree_util.keystr(path): jnp.shape(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(inputs)}
+    wrong = [f"`inputs{place}` {list(shape)}" for place, shape in shapes.items() if shape[:1] != (members,)]
+    if wrong:
+        raise InputError(
+            f"every input of `each` must be [{members}, ...], one part for each member; got {', '.join(wrong)}"
+        )
+
+
+def _human_bytes(size: float) -> str:
+    for unit in ("bytes", "kB", "MB"):
+        if size < 1000:
+            return f"{size:.3g} {unit}"
+        size /= 1000
+    return f"{size:,.3g} GB"

@@ -1,0 +1,54 @@
+"""`Network` to readable Flax source, and back to life: running a network is importing the source printed here.
+
+There is no interpreter beside it whose behaviour could differ. The text is made of validated names and literals alone, so
+a network that comes from a file cannot smuggle code into it.
+"""
+
+import hashlib
+import linecache
+import types
+from functools import lru_cache
+
+from flax import nnx
+
+from jaxensemble.network import Network
+from jaxensemble.source.plan import Plan
+from jaxensemble.source.printing import Printer
+
+__all__ = ["load_class", "print_source"]
+
+
+def print_source(network: Network) -> str:
+    """The source of a Python module whose last class is the network: what a Flax programmer would write by hand.
+
+    Lines are at most 88 characters long and laid out as `ruff format` lays them out.
+
+    **Raises**
+
+    `InputError` where a name or constant of the network cannot stand in source.
+    """
+    return Printer(Plan(network)).text()
+
+
+def load_class(network: Network) -> type[nnx.Module]:
+    """The class of a network, from its source. The class takes `rngs`, and its calls the network's inputs.
+
+    Tracebacks and `inspect.getsource` show the lines of the source. Networks with equal source share one class.
+
+    **Raises**
+
+    `InputError` as `print_source` does.
+    """
+    printer = Printer(Plan(network))
+    return _loaded(printer.text(), printer.class_names[len(printer.definitions) - 1])
+
+
+@lru_cache(maxsize=None)
+def _loaded(text: str, class_name: str) -> type[nnx.Module]:
+    digest = hashlib.sha256(text.encode()).hexdigest()[:12]
+    filename = f"<jaxensemble {class_name} {digest}>"
+    module = types.ModuleType(f"jaxensemble_{class_name}_{digest}")
+    module.__file__ = filename
+    linecache.cache[filename] = (len(text), None, text.splitlines(keepends=True), filename)
+    exec(compile(text, filename, "exec", dont_inherit=True), module.__dict__)
+    return getattr(module, class_name)

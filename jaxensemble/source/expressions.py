@@ -1,0 +1,212 @@
+"""Expressions of the source, as `ast` nodes: literals, calls, operators, and the way to a child of a module."""
+
+import ast
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+
+import jax.numpy as jnp
+
+from jaxensemble.errors import InputError
+from jaxensemble.network import Dtype, Func
+from jaxensemble.source.bodies import Cut, Hole, Length, Local, Many, Operand, Read, Slot, Step
+from jaxensemble.source.bodies import ToFunction, ToLayer, ToModule, ToName
+from jaxensemble.source.names import check_function, check_method, is_identifier
+from jaxensemble.source.units import Definition, Make
+
+BINARY: dict[str, type[ast.operator]] = {
+    "+": ast.Add,
+    "-": ast.Sub,
+    "*": ast.Mult,
+    "/": ast.Div,
+    "//": ast.FloorDiv,
+    "%": ast.Mod,
+    "**": ast.Pow,
+    "@": ast.MatMult,
+    "&": ast.BitAnd,
+    "|": ast.BitOr,
+    "^": ast.BitXor,
+}
+COMPARISONS: dict[str, type[ast.cmpop]] = {
+    "<": ast.Lt,
+    "<=": ast.LtE,
+    ">": ast.Gt,
+    ">=": ast.GtE,
+    "==": ast.Eq,
+    "!=": ast.NotEq,
+}
+UNARY: dict[str, type[ast.unaryop]] = {"neg": ast.USub, "~": ast.Invert}
+
+
+def name(identifier: str) -> ast.Name:
+    return ast.Name(identifier, ast.Load())
+
+
+def dotted(path: str) -> ast.expr:
+    """`jnp.linalg.norm` as an expression."""
+    root, *rest = path.split(".")
+    node: ast.expr = name(root)
+    for part in rest:
+        node = ast.Attribute(node, part, ast.Load())
+    return node
+
+
+def call(function: ast.expr, args: Sequence[ast.expr] = (), kwargs: Mapping[str, ast.expr] | None = None) -> ast.Call:
+    return ast.Call(function, list(args), [ast.keyword(key, value) for key, value in (kwargs or {}).items()])
+
+
+def index(value: ast.expr, item: ast.expr) -> ast.Subscript:
+    return ast.Subscript(value, item, ast.Load())
+
+
+def child(parent: ast.expr, child_name: str, *, in_list: bool = False) -> ast.expr:
+    """A child of a module: `self.conv`, `self.layers[3]`, or `getattr(self, "my-block")` where nothing else is possible.
+
+    >>> ast.unparse(child(name("self"), "my-block"))
+    "getattr(self, 'my-block')"
+    """
+    if in_list:
+        return index(parent, ast.Constant(int(child_name)))
+    if is_identifier(child_name):
+        return ast.Attribute(parent, child_name, ast.Load())
+    return call(name("getattr"), [parent, ast.Constant(child_name)])
+
+
+def literal(value: object) -> ast.expr:
+    """A constant as an expression: any number, infinities and NaNs too, and tuples and lists of such.
+
+    >>> ast.unparse(literal((1, -2.5, float("-inf"), Dtype("int32"))))
+    '(1, -2.5, -jnp.inf, jnp.int32)'
+
+    **Raises**
+
+    `InputError` for anything that is no constant of a network.
+    """
+    match value:
+        case None | bool() | str() | ast.Constant():
+            return ast.Constant(value)
+        case int() | float():
+            return _real(value)
+        case complex():
+            return call(name("complex"), [_real(value.real), _real(value.imag)])
+        case Dtype(dtype):
+            return _dtype(dtype)
+        case Func(function):
+            check_function(function)
+            return dotted(function)
+        case tuple():
+            return ast.Tuple([literal(item) for item in value], ast.Load())
+        case list():
+            return ast.List([literal(item) for item in value], ast.Load())
+    raise InputError(f"a constant of a network has to be a number, string, dtype, tuple or list; got {value!r}")
+
+
+def _real(value: int | float) -> ast.expr:
+    if isinstance(value, int):
+        return ast.UnaryOp(ast.USub(), ast.Constant(-value)) if value < 0 else ast.Constant(value)
+    if math.isnan(value):
+        return dotted("jnp.nan")
+    if math.copysign(1, value) < 0:
+        return ast.UnaryOp(ast.USub(), _real(-value))
+    return dotted("jnp.inf") if math.isinf(value) else ast.Constant(value)
+
+
+def _dtype(dtype: str) -> ast.expr:
+    if not re.fullmatch(r"[a-z][a-z0-9_]*", dtype) or not isinstance(getattr(jnp, dtype, None), type(jnp.float32)):
+        raise InputError(f"expected the name of a JAX dtype, such as float32, int64 or bool_; got {dtype!r}")
+    return dotted(f"jnp.{dtype}")
+
+
+class Expressions:
+    """Writes the steps of one definition: knows its children, and what stands for its holes."""
+
+    def __init__(self, definition: Definition, definitions: Sequence[Definition], functions: Mapping[int, str]):
+        self.definition = definition
+        self.definitions = definitions
+        self.functions = functions
+
+    def make_at(self, path: Sequence[str]) -> Make | None:
+        """How what stands at a path is made; None for the leaf of a layer."""
+        make: Make | None = self.definition.make
+        for part in path:
+            if make is None or part not in make.keys:
+                return None
+            make = make.items[make.keys.index(part)]
+            if make.kind == "class":
+                make = self.definitions[make.definition].make
+        return make
+
+    def child(self, path: Sequence[str]) -> ast.expr:
+        """The way from `self` to what a module holds."""
+        node: ast.expr = name("self")
+        for depth, part in enumerate(path):
+            make = self.make_at(path[:depth])
+            node = child(node, part, in_list=make is not None and make.kind in ("list", "chain"))
+        return node
+
+    def hole(self, number: int) -> ast.expr:
+        """A constant of the body: as it is, or the attribute that holds it."""
+        place = ("", str(number))
+        if place in self.definition.bound:
+            return child(name("self"), self.definition.bound[place].name)
+        return literal(self.definition.constants[place])
+
+    def step(self, step: Step, value: Callable[[Local | Slot], ast.expr]) -> ast.expr:
+        """A step as an expression; `value` says what stands for a value."""
+        if isinstance(step.target, ToName):
+            return self._named(step.target.name, step, value)
+        if isinstance(step.target, ToFunction):
+            function: ast.expr = dotted(self.functions[step.target.definition])
+        else:
+            function = self.child(step.target.path)
+        return self._call(function, step.args, step, value)
+
+    def _call(self, function: ast.expr, args: Sequence[Operand], step: Step, value: Callable[[Local | Slot], ast.expr]) -> ast.expr:
+        kwargs = {key: self.operand(operand, value) for key, operand in step.kwargs}
+        return call(function, [self.operand(arg, value) for arg in args], kwargs)
+
+    def _named(self, target: str, step: Step, value: Callable[[Local | Slot], ast.expr]) -> ast.expr:
+        if target in BINARY:
+            left, right = (self.operand(arg, value, in_arithmetic=True) for arg in step.args)
+            return ast.BinOp(left, BINARY[target](), right)
+        if target in COMPARISONS:
+            left, right = (self.operand(arg, value) for arg in step.args)
+            return ast.Compare(left, [COMPARISONS[target]()], [right])
+        if target in UNARY:
+            return ast.UnaryOp(UNARY[target](), self.operand(step.args[0], value))
+        if target == "[]":
+            return index(self.operand(step.args[0], value), self.operand(step.args[1], value))
+        if target.startswith("."):
+            check_method(target)
+            method = ast.Attribute(self.operand(step.args[0], value), target[1:], ast.Load())
+            return self._call(method, step.args[1:], step, value)
+        check_function(target)
+        return self._call(dotted(target), step.args, step, value)
+
+    def operand(self, operand: Operand, value: Callable[[Local | Slot], ast.expr], *, in_arithmetic: bool = False) -> ast.expr:
+        """An operand as an expression. A variable can stand in arithmetic as it is; elsewhere it is read by `[...]`."""
+        match operand:
+            case Local() | Slot():
+                return value(operand)
+            case Hole(number):
+                return self.hole(number)
+            case Read(path):
+                variable = self.child(path)
+                return variable if in_arithmetic else index(variable, ast.Constant(...))
+            case Length(Read(path), axis):
+                return index(ast.Attribute(self.child(path), "shape", ast.Load()), literal(axis))
+            case Length(of, axis):
+                return index(ast.Attribute(self.operand(of, value), "shape", ast.Load()), literal(axis))
+            case Many(is_tuple, items):
+                nodes = [self.operand(item, value) for item in items]
+                return ast.Tuple(nodes, ast.Load()) if is_tuple else ast.List(nodes, ast.Load())
+            case Cut(start, stop, step):
+                return ast.Slice(*(None if part is None else self.operand(part, value) for part in (start, stop, step)))
+            case Func():
+                return literal(operand)
+        return ast.Constant(operand)
+
+
+def called(step: Step) -> tuple[str, ...]:
+    """The path of the child that a step calls, if it calls one."""
+    return step.target.path if isinstance(step.target, ToLayer | ToModule) else ()

@@ -1,0 +1,253 @@
+"""Which steps of a method are loops, which are nested into others, and which become statements.
+
+A value that is used once is written where it is used, as long as the line stays readable. Steps keep their order except
+where it makes no difference.
+"""
+
+import ast
+import dataclasses
+from collections import Counter
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any
+
+from jaxensemble.source.bodies import Cut, Length, Local, Many, Operand, Slot, Step, ToLayer, ToModule, ToName, leaves
+from jaxensemble.source.expressions import BINARY, COMPARISONS, UNARY, Expressions, called, name
+from jaxensemble.source.pretty import INDENT, WIDTH, flat
+
+DEEPEST = 3.5
+"""How many calls may be nested in one line; an operator counts half."""
+
+LIGHT = ("Dropout", "Norm")
+"""What the types of layers end in that are written around others. Any other layer starts a line of its own."""
+
+Use = Local | Slot
+
+
+@dataclasses.dataclass
+class Entry:
+    """A step and the values it gives.
+
+    It stands for a loop over the list at `loop`, where that is set: the step is the first round, argument number `carried`
+    is what goes from round to round. `is_optional` marks the call of a child that may be absent.
+    """
+
+    step: Step
+    outs: tuple[Local, ...]
+    loop: tuple[str, ...] | None = None
+    carried: int = 0
+    is_optional: bool = False
+
+    @property
+    def stands_alone(self) -> bool:
+        """Whether it is a statement of several lines: nested into nothing, with nothing nested into it."""
+        return self.is_optional or self.loop is not None
+
+
+class Folding:
+    """The steps of one method, ready to be written.
+
+    `values` tells which value a slot is, `light` the paths of the layers that are written around others.
+    """
+
+    def __init__(self, expressions: Expressions, steps: Sequence[Step], returns: Any, values: Sequence[Hashable]):
+        self.expressions = expressions
+        self.returns = returns
+        self._values = values
+        self.entries = _entries(steps)
+        for entry in self.entries:
+            entry.is_optional = called(entry.step)[:1] in {(child,) for child in expressions.definition.optional}
+        self._counts = Counter(self.value(use) for use in [*self._all_uses(), *returned(returns)])
+        self.entries = self._with_loops()
+        self.by_local = {out: entry for entry in self.entries for out in entry.outs}
+        self.folded: set[Local] = set()
+
+    def value(self, use: Use) -> Hashable:
+        """The value that a use reads: uses of one value are equal."""
+        return self._values[use.index] if isinstance(use, Slot) else use
+
+    def _all_uses(self) -> list[Use]:
+        return [use for entry in self.entries for use in leaves(entry.step)]
+
+    # Loops
+
+    def _with_loops(self) -> list[Entry]:
+        entries, k = [], 0
+        while k < len(self.entries):
+            run = self._loop_at(k)
+            if run:
+                carried = self._carried(run)
+                entries.append(Entry(run[0].step, run[-1].outs, called(run[0].step)[:-1], carried))
+            else:
+                entries.append(self.entries[k])
+            k += max(len(run), 1)
+        return entries
+
+    def _loop_at(self, start: int) -> list[Entry]:
+        """The entries from `start` on that call all items of a list, each with what the one before gave."""
+        path = called(self.entries[start].step)
+        length = self._list_length(path[:-1]) if path and path[-1] == "0" else 0
+        run = self.entries[start : start + length]
+        if length < 2 or len(run) < length or self._carried(run) < 0:
+            return []
+        carried = self._carried(run)
+        first = self._plain_arguments(run[0].step)
+        for k in range(1, length):
+            before = run[k - 1].outs[0]
+            expected = (*first[:carried], before, *first[carried + 1 :])
+            if called(run[k].step) != (*path[:-1], str(k)) or self._plain_arguments(run[k].step) != expected:
+                return []
+            if self._counts[before] != 1 or len(run[k].outs) != 1:
+                return []
+        return run
+
+    def _carried(self, run: Sequence[Entry]) -> int:
+        """Which argument of the second round is the result of the first; -1 if none is."""
+        second = self._plain_arguments(run[1].step)
+        first = self._plain_arguments(run[0].step)
+        if len(run[0].outs) != 1 or second.count(run[0].outs[0]) != 1 or len(first) != len(second):
+            return -1
+        return second.index(run[0].outs[0])
+
+    def _plain_arguments(self, step: Step) -> tuple[Hashable, ...]:
+        """The values a step takes; none if it takes anything else."""
+        if step.kwargs or not all(isinstance(arg, Local | Slot) for arg in step.args):
+            return ()
+        return tuple(self.value(arg) for arg in step.args if isinstance(arg, Local | Slot))
+
+    def _list_length(self, path: Sequence[str]) -> int:
+        make = self.expressions.make_at(path)
+        if make is None or make.kind not in ("list", "chain"):
+            return 0
+        return len(make.items) if all(item.kind in ("layer", "class", "chain") for item in make.items) else 0
+
+    # Nesting
+
+    def fold(self, banned: set[Local]) -> list[Entry]:
+        """Decides what is nested, all but `banned` values, and returns the entries that become statements, in order."""
+        self.folded = set()
+        pending: list[Entry] = []
+        order: list[Entry] = []
+        for entry in self.entries:
+            nested = self._nestable(entry, pending)
+            while pending and pending[-1] in nested:
+                self.folded.add(pending.pop().outs[0])
+            once = len(entry.outs) == 1 and self._counts[entry.outs[0]] == 1
+            if once and not entry.stands_alone and entry.outs[0] not in banned:
+                pending.append(entry)
+            else:
+                order += [*pending, entry]
+                pending.clear()
+        if pending and self.returns == pending[-1].outs[0]:
+            self.folded.add(pending.pop().outs[0])
+        return order + pending
+
+    def _nestable(self, entry: Entry, pending: Sequence[Entry]) -> list[Entry]:
+        """The pending entries that may be nested into this one."""
+        if entry.stands_alone:
+            return []
+        direct = _direct(entry.step)
+        nested = [inner for inner in pending if inner.outs[0] in direct and self._may_hold(entry, inner)]
+        written = [use for use in direct if any(inner.outs[0] == use for inner in nested)]
+        if written != [inner.outs[0] for inner in nested] and _conflict([self._touched(inner) for inner in nested]):
+            return []
+        return nested
+
+    def _may_hold(self, outer: Entry, inner: Entry) -> bool:
+        heavy = isinstance(outer.step.target, ToLayer | ToModule) and not self._is_light(outer)
+        if heavy and not all(map(self._is_light, self._within(inner))):
+            return False
+        if _weight(outer) + self._depth(inner) > DEEPEST:
+            return False
+        node = self.node(outer, self.folded | {inner.outs[0]}, lambda use: name("x"))
+        return len(f"{INDENT}{INDENT}x = {flat(node)}") <= WIDTH
+
+    def _is_light(self, entry: Entry) -> bool:
+        make = self.expressions.make_at(entry.step.target.path) if isinstance(entry.step.target, ToLayer) else None
+        return make is not None and make.name.endswith(LIGHT)
+
+    def _within(self, entry: Entry) -> list[Entry]:
+        """An entry and all that is nested in it."""
+        inner = [self.by_local[use] for use in leaves(entry.step) if isinstance(use, Local) and use in self.folded]
+        return [entry, *(deeper for one in inner for deeper in self._within(one))]
+
+    def _depth(self, entry: Entry) -> float:
+        inner = [self.by_local[use] for use in leaves(entry.step) if isinstance(use, Local) and use in self.folded]
+        return _weight(entry) + max(map(self._depth, inner), default=0)
+
+    def _touched(self, entry: Entry) -> list[tuple[str, ...]]:
+        return [called(inner.step) for inner in self._within(entry) if called(inner.step)]
+
+    def node(self, entry: Entry, folded: set[Local], named: Callable[[Use], ast.expr]) -> ast.expr:
+        """An entry as an expression, with what is nested into it."""
+
+        def value(use: Use) -> ast.expr:
+            if isinstance(use, Local) and use in folded:
+                return self.node(self.by_local[use], folded, named)
+            return named(use)
+
+        return self.expressions.step(entry.step, value)
+
+    def reads(self, entry: Entry) -> list[Hashable]:
+        """The values with names that an entry reads, in order."""
+        found: list[Hashable] = []
+        for use in leaves(entry.step):
+            inner = isinstance(use, Local) and use in self.folded
+            found += self.reads(self.by_local[use]) if inner else [self.value(use)]  # type: ignore[index]
+        return found
+
+    @property
+    def last(self) -> Entry | None:
+        """The entry that is written into the `return` itself."""
+        return self.by_local[self.returns] if isinstance(self.returns, Local) and self.returns in self.folded else None
+
+
+def _entries(steps: Sequence[Step]) -> list[Entry]:
+    entries, count = [], 0
+    for step in steps:
+        entries.append(Entry(step, tuple(Local(count + k) for k in range(step.outs))))
+        count += step.outs
+    return entries
+
+
+def returned(returns: Any) -> list[Use]:
+    """Every use within what is returned, in order."""
+    if isinstance(returns, dict):
+        return [use for value in returns.values() for use in returned(value)]
+    if isinstance(returns, tuple | list):
+        return [use for value in returns for use in returned(value)]
+    return leaves(returns)
+
+
+def _direct(step: Step) -> list[Use]:
+    """The uses that an expression can take the place of: all but those whose shape alone is read."""
+
+    def within(operand: Operand | tuple[Operand, ...]) -> list[Use]:
+        match operand:
+            case Length():
+                return []
+            case Many(_, items):
+                return [use for item in items for use in within(item)]
+            case Cut(start, stop, step):
+                return within((start, stop, step))
+            case tuple():
+                return [use for item in operand for use in within(item)]
+        return leaves(operand)
+
+    return within((*step.args, *(value for _, value in step.kwargs)))
+
+
+def is_operator(step: Step) -> bool:
+    """Whether a step is written with an operator or brackets."""
+    return isinstance(step.target, ToName) and step.target.name in {*BINARY, *COMPARISONS, *UNARY, "[]"}
+
+
+def _weight(entry: Entry) -> float:
+    return 0.5 if is_operator(entry.step) else 1
+
+
+def _conflict(touched: Sequence[Sequence[tuple[str, ...]]]) -> bool:
+    """Whether two of several expressions call the same layer, or one within a module that another calls."""
+    pairs = [(one, other) for k, first in enumerate(touched) for second in touched[k + 1 :] for one in first for other in second]
+    return any(one[: len(other)] == other or other[: len(one)] == one for one, other in pairs)
+
+

@@ -1,0 +1,103 @@
+"""Modules of one class of which some have a child that others lack, as a residual block its downsampling.
+
+They share a class where the child is called once, on one value: those without it use that value as it is.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+from jaxensemble.source.bodies import Body, Cut, Hole, Length, Local, Many, Operand, Slot, Step, ToLayer, ToModule
+from jaxensemble.source.units import Make
+
+
+@dataclasses.dataclass
+class Shortened:
+    """A body's steps without some of its children, and where in the full body each number comes from."""
+
+    steps: tuple[Step, ...]
+    slots: list[int]
+    holes: list[int]
+    locals: list[int]
+
+
+def missing_children(full: Make, part: Make) -> set[str] | None:
+    """The children that the larger of two classes has beyond the smaller; None if they differ in more than that."""
+    if full.kind != "dict" or part.kind != "dict":
+        return None
+    items = dict(zip(full.keys, full.items, strict=True))
+    same = all(items.get(key) == item for key, item in zip(part.keys, part.items, strict=True))
+    return set(full.keys) - set(part.keys) if same else None
+
+
+def shortened(steps: Sequence[Step], children: set[str]) -> Shortened | None:
+    """The steps without the calls of `children`; None where such a call is more than one value in, one out."""
+    result = Shortened((), [], [], [])
+    moved: dict[Local, Operand] = {}
+    count, seen = 0, []
+
+    def renumbered(operand: Any) -> Any:
+        match operand:
+            case Local():
+                return renumbered_slot(moved[operand])
+            case Slot():
+                return renumbered_slot(operand)
+            case Hole(number):
+                result.holes.append(number)
+                return Hole(len(result.holes) - 1)
+            case Length(of, axis):
+                return Length(renumbered(of), axis)
+            case Many(is_tuple, items):
+                return Many(is_tuple, tuple(map(renumbered, items)))
+            case Cut(start, stop, step):
+                return Cut(renumbered(start), renumbered(stop), renumbered(step))
+        return operand
+
+    def renumbered_slot(operand: Operand) -> Operand:
+        if not isinstance(operand, Slot):
+            return operand
+        result.slots.append(operand.index)
+        return Slot(len(result.slots) - 1)
+
+    for step in steps:
+        outs = [Local(count + k) for k in range(step.outs)]
+        count += step.outs
+        path = step.target.path if isinstance(step.target, ToLayer | ToModule) else ()
+        if path and path[0] in children:
+            (argument,) = step.args if len(step.args) == 1 else (None,)
+            if len(path) > 1 or step.kwargs or step.outs != 1 or not isinstance(argument, Local | Slot):
+                return None
+            seen.append(path[0])
+            moved[outs[0]] = moved[argument] if isinstance(argument, Local) else argument
+        else:
+            args = tuple(map(renumbered, step.args))
+            kwargs = tuple((key, renumbered(value)) for key, value in step.kwargs)
+            for out in outs:
+                moved[out] = Local(len(result.locals))
+                result.locals.append(out.index)
+            result.steps += (Step(step.target, args, kwargs, step.outs),)
+    return result if sorted(seen) == sorted(children) else None
+
+
+def lengthened(body: Body, full: Body, children: set[str]) -> Body | None:
+    """A body that lacks calls of `children`, written as one with the steps of `full`; None where it is not that."""
+    short = shortened(full.steps, children)
+    if short is None or short.steps != body.steps:
+        return None
+    slots: dict[int, str] = {}
+    for index, value in zip(short.slots, body.slots, strict=True):
+        if slots.setdefault(index, value) != value:
+            return None
+    if set(slots) != set(range(len(full.slots))) or len(short.holes) != len(full.constants):
+        return None
+    names = [""] * len(full.names)
+    for index, value in zip(short.locals, body.names, strict=True):
+        names[index] = value
+    constants = dict(zip(short.holes, body.constants, strict=True))
+    return Body(
+        full.steps,
+        [slots[k] for k in range(len(full.slots))],
+        [constants[k] for k in range(len(full.constants))],
+        full.hints,
+        names,
+    )

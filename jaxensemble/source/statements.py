@@ -1,0 +1,152 @@
+"""The statements of a method: what each value is called, and how its lines read."""
+
+import ast
+from collections.abc import Hashable, Iterable, Mapping
+from typing import Any
+
+from jaxensemble.source.bodies import Hole, Length, Local, Slot, Step
+from jaxensemble.source.expressions import call, called, name
+from jaxensemble.source.folding import Entry, Folding, is_operator, returned
+from jaxensemble.source.names import TAKEN, plain, unused
+from jaxensemble.source.pretty import INDENT, WIDTH, flat, statement
+
+
+def statements(folding: Folding, arguments: Mapping[Hashable, str], reserved: Iterable[str], indent: int) -> list[str]:
+    """The lines of a method's body, `return` included.
+
+    `arguments` names the values that come from outside; `reserved` are names that no value may get. Where a line turns
+    out too long, what is nested in it gets a name after all.
+    """
+    reserved, banned = {*TAKEN, *reserved}, set()
+    while True:
+        order = folding.fold(banned)
+        writer = _Writer(folding, arguments, reserved, indent)
+        lines = writer.write(order)
+        if not writer.overlong:
+            return lines
+        banned |= writer.overlong
+
+
+class _Writer:
+    def __init__(self, folding: Folding, arguments: Mapping[Hashable, str], reserved: set[str], indent: int):
+        self.folding = folding
+        self.names = dict(arguments)
+        self.reserved = reserved
+        self.indent = indent
+        self.overlong: set[Local] = set()
+
+    def write(self, order: list[Entry]) -> list[str]:
+        lines: list[str] = []
+        for entry, after in zip(order, self._live_after(order), strict=True):
+            if entry.is_optional:
+                lines += self._optional(entry, after)
+            elif entry.loop is not None:
+                lines += self._loop(entry, entry.loop, after)
+            else:
+                lines += self._assign(entry, after)
+        return lines + self._return()
+
+    def _live_after(self, order: list[Entry]) -> list[set[Hashable]]:
+        """For each statement the values that are read later on."""
+        last = self.folding.last
+        ending = self.folding.reads(last) if last else map(self.folding.value, returned(self.folding.returns))
+        live = [set(ending)]
+        for entry in order[:0:-1]:
+            live.append(live[-1] | set(self.folding.reads(entry)))
+        return live[::-1] if order else []
+
+    def _named(self, use: Local | Slot) -> ast.expr:
+        return name(self.names[self.folding.value(use)])
+
+    def _assign(self, entry: Entry, after: set[Hashable]) -> list[str]:
+        node = self.folding.node(entry, self.folding.folded, self._named)
+        prefix = ", ".join(self._targets(entry, after)) + " = " if after & set(entry.outs) else ""
+        self._check_width(prefix + flat(node), entry)
+        return statement(prefix, node, self.indent)
+
+    def _targets(self, entry: Entry, after: set[Hashable]) -> list[str]:
+        targets: list[str] = []
+        for out in entry.outs:
+            targets.append(self._choose(entry, out, after, targets) if out in after else "_")
+        for out, target in zip(entry.outs, targets, strict=True):
+            self.names[out] = target
+        return targets
+
+    def _choose(self, entry: Entry, out: Local, after: set[Hashable], targets: list[str]) -> str:
+        """The name of what dies here, else that of the layer that is called, else the next free letter."""
+        held = {self.names[value] for value in after if value in self.names} | set(targets)
+        is_size = _is_size(entry.step)
+        for value in [] if is_size else self.folding.reads(entry):
+            if value not in after and self.names[value] not in held and not self.names[value].startswith("_"):
+                return self.names[value]
+        for wish in ("n", "m") if is_size else _wishes(entry):
+            if wish not in held | self.reserved:
+                return wish
+        return unused("x", held | self.reserved)
+
+    def _loop(self, entry: Entry, path: tuple[str, ...], after: set[Hashable]) -> list[str]:
+        given = self.folding.value(entry.step.args[entry.carried])  # type: ignore[arg-type]
+        carried, lines = self.names[given], []
+        if given in after or self.folding.reads(entry).count(given) > 1:
+            held = {self.names[value] for value in [*after, *self.folding.reads(entry)] if value in self.names}
+            wishes = [wish for wish in ("x", "y", "z", "w") if wish not in held | self.reserved]
+            carried = wishes[0] if wishes else unused("x", held | self.reserved)
+            lines = statement(f"{carried} = ", name(self.names[given]), self.indent)
+        item = unused(_singular(path), {*self.names.values(), *self.reserved, carried})
+        arguments = [name(self.names[self.folding.value(arg)]) for arg in entry.step.args]  # type: ignore[arg-type]
+        arguments[entry.carried] = name(carried)
+        lines.append(f"{INDENT * self.indent}for {item} in {flat(self.folding.expressions.child(path))}:")
+        lines += statement(f"{carried} = ", call(name(item), arguments), self.indent + 1)
+        self.names[entry.outs[0]] = carried
+        return lines
+
+    def _optional(self, entry: Entry, after: set[Hashable]) -> list[str]:
+        """The call of a child that may be absent."""
+        given = name(self.names[self.folding.value(entry.step.args[0])])  # type: ignore[arg-type]
+        child = self.folding.expressions.child(called(entry.step))
+        (target,) = self._targets(entry, after)
+        node = self.folding.node(entry, self.folding.folded, lambda use: given)
+        if target == given.id:
+            test = ast.Compare(child, [ast.IsNot()], [ast.Constant(None)])
+            return [f"{INDENT * self.indent}if {flat(test)}:", *statement(f"{target} = ", node, self.indent + 1)]
+        test = ast.Compare(child, [ast.Is()], [ast.Constant(None)])
+        return statement(f"{target} = ", ast.IfExp(test, given, node), self.indent)
+
+    def _check_width(self, line: str, entry: Entry) -> None:
+        if len(INDENT * self.indent + line) > WIDTH:
+            self.overlong |= {out for inner in self.folding._within(entry)[1:] for out in inner.outs}
+
+    def _return(self) -> list[str]:
+        last = self.folding.last
+        node = self.folding.node(last, self.folding.folded, self._named) if last else self._tree(self.folding.returns)
+        if last:
+            self._check_width("return " + flat(node), last)
+        return statement("return ", node, self.indent)
+
+    def _tree(self, returns: Any) -> ast.expr:
+        match returns:
+            case dict():
+                return ast.Dict([ast.Constant(key) for key in returns], [self._tree(value) for value in returns.values()])
+            case tuple():
+                return ast.Tuple([self._tree(item) for item in returns], ast.Load())
+            case list():
+                return ast.List([self._tree(item) for item in returns], ast.Load())
+        return self.folding.expressions.operand(returns, self._named)
+
+
+def _wishes(entry: Entry) -> list[str]:
+    path = called(entry.step)
+    own = plain(path[-1], "") if path and len(entry.outs) == 1 else ""
+    return [*([own] if own else []), "y", "z", "w"]
+
+
+def _is_size(step: Step) -> bool:
+    """Whether a step computes with sizes alone."""
+    return is_operator(step) and all(isinstance(arg, Length | Hole) for arg in step.args)
+
+
+def _singular(path: tuple[str, ...]) -> str:
+    last = path[-1] if path else ""
+    return plain(last[:-1], "layer") if last.endswith("s") and not last.endswith("ss") else "layer"
+
+

@@ -1,0 +1,66 @@
+"""The steps of porting put together: module to network, network and weights to ensemble."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from torch import Tensor, nn
+
+from jaxensemble.build import filled, skeleton
+from jaxensemble.ensemble import Ensemble
+from jaxensemble.errors import InputError, UnsupportedError
+from jaxensemble.state import flatten, unflatten
+from torch_bridge.arrays import checked_cast, jax_dtype, to_numpy
+from torch_bridge.capture import BatchAxis, capture
+from torch_bridge.lowering import Lowered, lower
+from torch_bridge.stacking import Origin, Stack
+
+LAYOUTS = ("torch", "NHWC")
+
+
+def convert(
+    model: nn.Module, example_inputs: tuple[Any, ...], batch_axis: BatchAxis = 0, input_layout: str = "torch"
+) -> Lowered:
+    """A module's network and the map of its weights; the weights themselves are left where they are."""
+    if not isinstance(model, nn.Module):
+        raise InputError(f"`model` must be a torch.nn.Module; got {type(model).__name__}")
+    if input_layout not in LAYOUTS:
+        raise InputError(f"`input_layout` must be one of {', '.join(map(repr, LAYOUTS))}; got {input_layout!r}")
+    lowered = lower(capture(model, example_inputs, batch_axis), input_layout)
+    if lowered.network.evaluation_only and any(module.training for module in model.modules()):
+        raise UnsupportedError(
+            f"{type(model).__name__} is in training mode, and can be ported for evaluation only, because "
+            f"{lowered.network.evaluation_only}. Call .eval() on it first."
+        )
+    return lowered
+
+
+def assembled(lowered: Lowered, stack: Stack, name: str, batch_axis: BatchAxis, input_layout: str) -> Ensemble:
+    """A network and a filled stack as an ensemble."""
+    state = filled(skeleton(lowered.network), stack.take() | constants_of(lowered), stack.members)
+    rngs = {key: _per_member(leaf, stack.members) for key, leaf in flatten(state.rngs).items()}
+    origin = Origin(name, lowered.weights, batch_axis, input_layout)
+    return Ensemble(
+        state.graphdef, state.params, state.buffers, state.constants, unflatten(rngs), lowered.network, origin
+    )
+
+
+def _per_member(leaf: jax.Array, members: int) -> jax.Array:
+    """Random keys, one for each member; counters start alike."""
+    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        return jax.random.split(leaf, members)
+    return jnp.broadcast_to(leaf, (members, *leaf.shape))
+
+
+def tensors_of(model: nn.Module) -> dict[str, Tensor]:
+    """Every parameter and buffer by name, tied ones under each of their names, non-persistent ones too."""
+    return {**dict(model.named_parameters(remove_duplicate=False)), **dict(model.named_buffers(remove_duplicate=False))}
+
+
+def constants_of(lowered: Lowered) -> dict[str, Any]:
+    """The arrays of a network that all members share."""
+    result = {}
+    for path, tensor in lowered.constants.items():
+        array = to_numpy(tensor)
+        result[path] = jnp.array(checked_cast(array, jax_dtype(array.dtype, f"constant `{path}`"), f"constant `{path}`"))
+    return result

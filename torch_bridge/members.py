@@ -1,0 +1,204 @@
+"""Whether the members of an ensemble are one network: everything but the values of their tensors has to be equal."""
+
+import dataclasses
+import functools
+import reprlib
+import types
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from jaxensemble.errors import InputError, MemberError
+
+_NOTHING = type("_Nothing", (), {"__repr__": lambda self: "nothing"})()
+
+_BOOKKEEPING = {"_parameters", "_buffers", "_modules", "_non_persistent_buffers_set", "training"}
+"""Attributes of every `nn.Module` that are compared in ways of their own."""
+
+_ROWS = 50
+"""Rows of an error's table; beyond them the rest is counted."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Difference:
+    """What one member has that member 0 has not."""
+
+    where: str
+    theirs: str
+    ours: str
+
+
+def as_members(models: Any) -> list[nn.Module]:
+    """The models as a list. **Raises:** `InputError` for none at all, or for anything that is no module."""
+    if isinstance(models, nn.Module) and not isinstance(models, nn.ModuleList | nn.Sequential):
+        raise InputError(f"`models` must be a sequence of modules; got one {type(models).__name__}. Pass [model].")
+    members = list(models)
+    if not members:
+        raise InputError("`models` must hold at least one module; got none.")
+    strangers = [f"{k}: {type(member).__name__}" for k, member in enumerate(members) if not isinstance(member, nn.Module)]
+    if strangers:
+        raise InputError(f"`models` must hold torch.nn.Modules only; got {', '.join(strangers)}.")
+    return members
+
+
+def check_members(members: Sequence[nn.Module]) -> None:
+    """**Raises:** `MemberError` with every difference between any member and member 0, members alike put together."""
+    found: dict[Difference, list[int]] = defaultdict(list)
+    for k, member in enumerate(members[1:], 1):
+        for difference in differences(members[0], member):
+            found[difference].append(k)
+    if found:
+        raise MemberError(_message(found, len(members)))
+
+
+def _message(found: Mapping[Difference, Sequence[int]], members: int) -> str:
+    rows = [
+        f"  {difference.where}: {difference.theirs} in member{'s' if len(which) > 1 else ''} {_listed(which)}, "
+        f"{difference.ours} in member 0"
+        for difference, which in found.items()
+    ]
+    more = [f"  ... and {len(rows) - _ROWS} more"] if len(rows) > _ROWS else []
+    return (
+        f"the {members} members must differ in the values of their tensors only, or they are no one network:\n"
+        + "\n".join(rows[:_ROWS] + more)
+        + "\nPort them as separate ensembles, or build them alike."
+    )
+
+
+def _listed(members: Sequence[int]) -> str:
+    return ", ".join(map(str, members[:10])) + (f" and {len(members) - 10} more" if len(members) > 10 else "")
+
+
+def differences(first: nn.Module, other: nn.Module) -> Iterator[Difference]:
+    """Every way in which `other` is another network than `first`."""
+    ours = dict(first.named_modules(remove_duplicate=False))
+    theirs = dict(other.named_modules(remove_duplicate=False))
+    for path in dict.fromkeys((*ours, *theirs)):
+        if path not in ours or path not in theirs:
+            yield _difference(path, "module", _name(theirs.get(path)), _name(ours.get(path)))
+        elif _class(ours[path]) is not _class(theirs[path]):
+            yield _difference(path, "class", _name(theirs[path]), _name(ours[path]))
+        else:
+            yield from _module_differences(path, ours[path], theirs[path])
+    yield from _tie_differences(first, other)
+
+
+def _module_differences(path: str, first: nn.Module, other: nn.Module) -> Iterator[Difference]:
+    if first.training != other.training:
+        modes = {True: "training", False: "evaluation"}
+        yield _difference(path, "mode", modes[other.training], modes[first.training])
+    for kind in ("_parameters", "_buffers"):
+        yield from _tensor_differences(path, getattr(first, kind), getattr(other, kind))
+    if first._non_persistent_buffers_set != other._non_persistent_buffers_set:
+        yield _difference(
+            path, "non-persistent buffers", sorted(other._non_persistent_buffers_set), sorted(first._non_persistent_buffers_set)
+        )
+    ours, theirs = _attributes(first), _attributes(other)
+    for name in dict.fromkeys((*ours, *theirs)):
+        a, b = ours.get(name, _NOTHING), theirs.get(name, _NOTHING)
+        if not same(a, b, {}):
+            yield _difference(path, name, b, a)
+
+
+def _attributes(module: nn.Module) -> dict[str, Any]:
+    """A module's own attributes. Hooks are kept under numbers that mean nothing: their order is what counts."""
+    own = {name: value for name, value in vars(module).items() if name not in _BOOKKEEPING}
+    return {name: list(v.values()) if "_hooks" in name and isinstance(v, Mapping) else v for name, v in own.items()}
+
+
+def _tensor_differences(path: str, first: Mapping[str, Any], other: Mapping[str, Any]) -> Iterator[Difference]:
+    for name in dict.fromkeys((*first, *other)):
+        a, b = _described(first.get(name, _NOTHING)), _described(other.get(name, _NOTHING))
+        if a != b:
+            yield Difference(f"{path}.{name}" if path else name, b, a)
+
+
+def _described(tensor: Any) -> str:
+    """What of a tensor has to be equal."""
+    if not isinstance(tensor, Tensor):
+        return repr(tensor)
+    if isinstance(tensor, nn.parameter.UninitializedTensorMixin):
+        return "an uninitialised tensor"
+    frozen = "" if tensor.requires_grad or not isinstance(tensor, nn.Parameter) else ", frozen"
+    return f"{str(tensor.dtype).removeprefix('torch.')}{list(tensor.shape)}{frozen}"
+
+
+def _tie_differences(first: nn.Module, other: nn.Module) -> Iterator[Difference]:
+    ours, theirs = _ties(first), _ties(other)
+    for names in sorted(ours ^ theirs):
+        if names in ours:
+            yield Difference(" = ".join(names), "not tied", "tied")
+        else:
+            yield Difference(" = ".join(names), "tied", "not tied")
+
+
+def _ties(model: nn.Module) -> set[tuple[str, ...]]:
+    groups: dict[int, list[str]] = defaultdict(list)
+    for name, tensor in (*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)):
+        groups[id(tensor)].append(name)
+    return {tuple(names) for names in groups.values() if len(names) > 1}
+
+
+def _difference(path: str, what: str, theirs: Any, ours: Any) -> Difference:
+    show = lambda value: value if isinstance(value, str) else reprlib.repr(value)  # noqa: E731
+    return Difference(f"{path or 'the root module'}, {what}", show(theirs), show(ours))
+
+
+def _class(module: nn.Module) -> type:
+    """The module's class; a parametrised module has one of its own, made from the one that counts."""
+    return parametrize.type_before_parametrizations(module)
+
+
+def _name(module: nn.Module | None) -> str:
+    return "nothing" if module is None else f"{_class(module).__module__}.{_class(module).__qualname__}"
+
+
+def same(a: Any, b: Any, seen: dict[tuple[int, int], bool]) -> bool:
+    """Whether two attributes mean the same for a forward: by value, functions by their code."""
+    if a is b:
+        return True
+    if type(a) is not type(b):
+        return False
+    if (id(a), id(b)) in seen:
+        return seen[id(a), id(b)]
+    seen[id(a), id(b)] = True  # so that a cycle ends: it differs only if something outside of it does
+    seen[id(a), id(b)] = result = _same(a, b, seen)
+    return result
+
+
+def _same(a: Any, b: Any, seen: dict[tuple[int, int], bool]) -> bool:
+    match a:
+        case Tensor():
+            return a.dtype == b.dtype and a.shape == b.shape and bool(torch.equal(a, b) or _equal_nan(a, b))
+        case np.ndarray():
+            return a.dtype == b.dtype and np.array_equal(a, b, equal_nan=a.dtype.kind in "fc")
+        case nn.Module():
+            return type(a) is type(b)  # registered modules are compared at their own paths
+        case float():
+            return a == b or (a != a and b != b)
+        case types.FunctionType():
+            return a.__code__ == b.__code__ and all(
+                same(getattr(a, part), getattr(b, part), seen) for part in ("__defaults__", "__kwdefaults__", "__closure__")
+            )
+        case types.MethodType():
+            return same(a.__func__, b.__func__, seen) and same(a.__self__, b.__self__, seen)
+        case types.CellType():
+            return same(a.cell_contents, b.cell_contents, seen)
+        case functools.partial():
+            return all(same(getattr(a, part), getattr(b, part), seen) for part in ("func", "args", "keywords"))
+        case Mapping():
+            return list(a) == list(b) and all(same(a[key], b[key], seen) for key in a)
+        case list() | tuple():
+            return len(a) == len(b) and all(same(x, y, seen) for x, y in zip(a, b, strict=True))
+    if type(a).__eq__ is not object.__eq__:
+        return bool(a == b)
+    return hasattr(a, "__dict__") and same(vars(a), vars(b), seen)
+
+
+def _equal_nan(a: Tensor, b: Tensor) -> bool:
+    return a.is_floating_point() and bool(((a == b) | (a.isnan() & b.isnan())).all())

@@ -1,0 +1,192 @@
+"""`check`: whether a ported ensemble gives what PyTorch gives, stage by stage."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+import torch
+import torch.utils._pytree as pytree
+from torch import Tensor, nn
+
+from jaxensemble.ensemble import Ensemble
+from jaxensemble.errors import InputError
+from torch_bridge import reference
+from torch_bridge.assemble import tensors_of
+from torch_bridge.members import as_members
+from torch_bridge.parity import gradients
+from torch_bridge.parity.divergence import first_divergence
+from torch_bridge.parity.float64 import in_float64
+from torch_bridge.parity.metrics import EXACT, EXACT_DEEP, WORKING, WORKING_FEW, normwise, rms, stacked
+from torch_bridge.parity.result import ParityReport, Row
+from torch_bridge.report import environment
+from torch_bridge.stacking import Origin, tensors_of_members
+
+
+def check(
+    models: Sequence[nn.Module], ensemble: Ensemble, inputs: tuple[Any, ...], *, thorough: bool = True
+) -> ParityReport:
+    """Compares a ported ensemble with the PyTorch modules it came from.
+
+    Stages, all in evaluation mode, with precision set alike on both sides:
+
+    1. weights, bit for bit, by way of `to_torch`;
+    2. outputs in float64, normwise, against a loop over the members and against `torch.func.vmap`, for the same
+       minibatch and for one per member, for batch sizes of 1, an odd one and a large one;
+    3. outputs in the models' own precision: the error against the float64 truth, beside PyTorch's own error;
+    4. gradients of every parameter in float64.
+
+    **Arguments:** `inputs` is the tuple of one call's positional arguments, as for `to_ensemble`. With
+    `thorough=False` only the weights, float64 outputs for one minibatch per member, and working precision are compared.
+
+    **Returns:** a `ParityReport`; a failure is a row of it, not an exception.
+
+    **Raises:** `InputError` where models, ensemble and inputs cannot be compared at all.
+
+    >>> import torch, torch_bridge
+    >>> models = [torch.nn.Linear(3, 2) for _ in range(3)]
+    >>> x = torch.randn(8, 3)
+    >>> ensemble = torch_bridge.to_ensemble(models, (x,))
+    >>> torch_bridge.check(models, ensemble, (x,)).passed
+    True
+    >>> torch_bridge.check(models[::-1], ensemble, (x,)).passed
+    False
+    """
+    members = as_members(models)
+    if not isinstance(inputs, tuple):
+        raise InputError(f"`inputs` must be a tuple with the arguments of one call; got {type(inputs).__name__}")
+    if len(members) != len(ensemble):
+        raise InputError(f"`models` and `ensemble` must have equal members; got {len(members)} and {len(ensemble)}")
+    return _Check(members, ensemble.eval(), inputs, thorough).report()
+
+
+class _Check:
+    """One check: what is compared, and what was found so far."""
+
+    def __init__(self, members: list[nn.Module], ensemble: Ensemble, inputs: tuple[Any, ...], thorough: bool):
+        self.members, self.ensemble, self.inputs, self.thorough = members, ensemble, inputs, thorough
+        self.origin = ensemble.origin if isinstance(ensemble.origin, Origin) else None
+        self.batch_axis = self.origin.batch_axis if self.origin else 0
+        layers = len(ensemble.network.layers) if ensemble.network is not None else 0
+        self.exact = EXACT if layers <= 100 else EXACT_DEEP
+        self.rows: list[Row] = []
+        self.notes: list[str] = []
+
+    def report(self) -> ParityReport:
+        diverged = None
+        with reference.equal_precision():
+            self._weights()
+            doubles, inputs = reference.in_double(self.members), reference.doubled(self.inputs)
+            with jax.enable_x64(True):
+                exact = in_float64(self.ensemble, doubles[0], inputs)
+                self._float64(exact, doubles, inputs)
+                if self.thorough:
+                    self._gradients(exact, doubles, inputs)
+            self._working_precision(doubles, inputs)
+            if not all(row.passed for row in self.rows):
+                with jax.enable_x64(True):
+                    diverged = first_divergence(exact, doubles, inputs, self.arrays(inputs), self.exact)
+        return ParityReport(tuple(self.rows), diverged, tuple(self.notes), environment())
+
+    def arrays(self, inputs: Any) -> Any:
+        """Inputs as the ensemble takes them."""
+        if self.origin is None or self.origin.input_layout == "torch":
+            return inputs
+        return pytree.tree_map(lambda x: x.movedim(1, -1) if isinstance(x, Tensor) and x.ndim >= 3 else x, inputs)
+
+    def _weights(self) -> None:
+        if self.origin is None:
+            self.notes.append("weights not compared: the ensemble was not ported from PyTorch")
+            return
+        wrong = 0
+        example = ""
+        for k, (member, ported) in enumerate(zip(self.members, tensors_of_members(self.ensemble), strict=True)):
+            for key, tensor in tensors_of(member).items():
+                if key not in ported or not _same_bits(tensor, ported[key]):
+                    wrong, example = wrong + 1, example or f"member {k}, {key}"
+        self.rows.append(Row("weights", "bit for bit", wrong, 0, example))
+
+    def _float64(self, exact: Ensemble, doubles: list[nn.Module], inputs: tuple[Any, ...]) -> None:
+        each = reference.per_member(inputs, len(doubles), self.batch_axis)
+        self._compare("float64, each its own", exact, doubles, each, vmap=self.thorough)
+        if not self.thorough:
+            return
+        self._compare("float64, same for all", exact, doubles, inputs, vmap=True)
+        given = reference.batch_size(inputs, self.batch_axis)
+        if given is not None:
+            for size in sorted({1, 7, max(16, 2 * given)} - {given}):
+                resized = reference.resized(inputs, size, self.batch_axis)
+                self._compare(f"float64, batch of {size}", exact, doubles, resized, vmap=False)
+
+    def _compare(self, case: str, exact: Ensemble, doubles: list[nn.Module], inputs: Any, *, vmap: bool) -> None:
+        if isinstance(inputs, list):
+            arguments = pytree.tree_map(lambda *xs: torch.stack(xs), *[self.arrays(member) for member in inputs])
+            actual = exact.each(*arguments)
+        else:
+            actual = exact(*self.arrays(inputs))
+        ours = stacked([jax.tree.map(lambda x, k=k: np.asarray(x[k]), actual) for k in range(len(doubles))])
+        self._against(case, "loop", ours, stacked(reference.loop(doubles, inputs)))
+        if vmap:
+            self._against_vmap(case, ours, doubles, inputs)
+
+    def _against_vmap(self, case: str, ours: dict[str, np.ndarray], doubles: list[nn.Module], inputs: Any) -> None:
+        try:
+            theirs = stacked(reference.vmapped(doubles, inputs))
+        except (RuntimeError, ValueError, NotImplementedError) as error:  # what torch.func cannot map
+            note = f"torch.func.vmap cannot run this network: {str(error).splitlines()[0]}"
+            if note not in self.notes:
+                self.notes.append(note)
+            return
+        self._against(case, "torch.func.vmap", ours, theirs)
+
+    def _against(self, case: str, what: str, ours: dict[str, np.ndarray], theirs: dict[str, np.ndarray]) -> None:
+        if list(ours) != list(theirs):
+            self.rows.append(Row(case, what, np.inf, self.exact, f"outputs {list(ours)} for {list(theirs)}"))
+            return
+        for place, expected in theirs.items():
+            error, member = normwise(ours[place], expected)
+            self.rows.append(Row(case, _case(what, place, theirs), error, self.exact, f"member {member}"))
+
+    def _gradients(self, exact: Ensemble, doubles: list[nn.Module], inputs: tuple[Any, ...]) -> None:
+        if self.origin is None:
+            self.notes.append("gradients not compared: the ensemble was not ported from PyTorch")
+            return
+        self.rows += gradients.compare(exact, doubles, inputs, self.arrays(inputs))
+
+    def _working_precision(self, doubles: list[nn.Module], inputs: tuple[Any, ...]) -> None:
+        """Both errors against float64, from the very same weights and inputs."""
+        modes = [[module.training for module in member.modules()] for member in self.members]
+        try:
+            for member in self.members:
+                member.eval()
+            theirs = stacked(reference.loop(self.members, self.inputs))
+        finally:
+            for member, flags in zip(self.members, modes, strict=True):
+                for module, flag in zip(member.modules(), flags, strict=True):
+                    module.training = flag
+        actual = self.ensemble(*self.arrays(self.inputs))
+        ours = stacked([jax.tree.map(lambda x, k=k: np.asarray(x[k]), actual) for k in range(len(doubles))])
+        truth = stacked(reference.loop(doubles, inputs))
+        for place, exact in truth.items():
+            if exact.dtype.kind != "f" or place not in ours:
+                continue
+            dtype = theirs[place].dtype
+            unit = float(torch.finfo(_TORCH.get(dtype.name, torch.float32)).eps) / 2
+            few = exact.size < 1000 or dtype.itemsize < 4
+            limit = (WORKING_FEW if few else WORKING) * rms(theirs[place] - exact) + unit * rms(exact)
+            error = rms(ours[place] - exact) if np.array_equal(np.isfinite(ours[place]), np.isfinite(exact)) else np.inf
+            self.rows.append(Row(f"{dtype}, same for all", _case("float64 truth", place, truth), error, limit))
+
+
+_TORCH = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32, "float64": torch.float64}
+
+
+def _case(what: str, place: str, places: dict[str, Any]) -> str:
+    return f"{what}, {place}" if len(places) > 1 else what
+
+
+def _same_bits(a: Tensor, b: Tensor) -> bool:
+    if a.dtype != b.dtype or a.shape != b.shape:
+        return False
+    a, b = a.detach().cpu().contiguous(), b.contiguous()
+    return bool(torch.equal(a.reshape(-1).view(torch.uint8), b.reshape(-1).view(torch.uint8))) if a.numel() else True

@@ -1,0 +1,73 @@
+"""Where two networks part: the first module whose output differs."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from jaxensemble.build import skeleton
+from jaxensemble.ensemble import Ensemble
+from jaxensemble.state import merge
+from torch_bridge.capture import capture
+from torch_bridge.lowering import lower
+from torch_bridge.parity.metrics import normwise
+from torch_bridge.stacking import Origin
+
+
+def first_divergence(
+    ensemble: Ensemble, doubles: Sequence[nn.Module], inputs: tuple[Any, ...], arrays: Any, limit: float
+) -> str | None:
+    """The first module call, in order of completion, whose float64 output differs in any member: path and error.
+
+    The network is lowered once more with every module's output among its outputs, and run with the ensemble's own
+    weights beside PyTorch's modules. None where no single module does: the outputs agree, or the ensemble was not
+    ported from PyTorch.
+    """
+    origin = ensemble.origin
+    if not isinstance(origin, Origin):
+        return None
+    lowered = lower(capture(doubles[0], inputs, origin.batch_axis), origin.input_layout, observed=True)
+    state = skeleton(lowered.network)
+    found: list[tuple[int, int, str]] = []
+    for k, model in enumerate(doubles):
+        theirs = _module_outputs(model, inputs)
+        member = jax.tree.map(lambda leaf, k=k: leaf[k], (ensemble.params, ensemble.buffers))
+        module = merge(state.graphdef, *member, ensemble.constants, state.rngs)
+        ours = module(*jax.tree.map(np.asarray, arrays))
+        for position, (call, expected) in enumerate(theirs):
+            if call in ours:
+                error, _ = normwise(np.asarray(ours[call])[None], expected[None])
+                if not error <= limit:
+                    found.append((position, k, f"{call.partition('@')[0]} ({error:.1e}, member {k})"))
+                    break
+    return min(found)[2] if found else None
+
+
+def _module_outputs(model: nn.Module, inputs: tuple[Any, ...]) -> list[tuple[str, np.ndarray]]:
+    """The output of every module call that returns one tensor, in order of completion, under its scope's name."""
+    results: list[tuple[str, np.ndarray]] = []
+    calls: dict[str, int] = {}
+    handles = []
+
+    def keep(path: str) -> Any:
+        def hook(module: nn.Module, args: Any, output: Any) -> None:
+            count = calls.get(path, 0)
+            calls[path] = count + 1
+            if isinstance(output, Tensor):
+                results.append((f"{path}@{count}" if count else path, output.detach().cpu().numpy().copy()))
+
+        return hook
+
+    for path, module in model.named_modules():
+        if path:
+            handles.append(module.register_forward_hook(keep(path)))
+    try:
+        with torch.no_grad():
+            model(*inputs)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return results

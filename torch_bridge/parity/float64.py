@@ -1,0 +1,64 @@
+"""An ensemble as it is, but computed in float64."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from torch import nn
+
+from jaxensemble.build import skeleton
+from jaxensemble.ensemble import Ensemble
+from jaxensemble.network import Dtype, Network
+from torch_bridge.assemble import constants_of, convert
+from torch_bridge.stacking import Origin
+
+
+def in_float64(ensemble: Ensemble, double: nn.Module, inputs: tuple[Any, ...]) -> Ensemble:
+    """The ensemble with its weights in float64, exactly. To be used with x64 on.
+
+    Where the network itself holds floating-point constants or names a floating-point dtype, it is captured anew from
+    `double`, a float64 copy of a member: constants that PyTorch computes in float64 then are not float32's.
+    """
+    network, origin = ensemble.network, ensemble.origin
+    if isinstance(origin, Origin) and network is not None and depends_on_dtype(network):
+        lowered = convert(double, inputs, origin.batch_axis, origin.input_layout)
+        constants = constants_of(lowered)
+        state = skeleton(lowered.network)
+        ensemble = dataclasses.replace(
+            ensemble,
+            graphdef=state.graphdef,
+            network=lowered.network,
+            constants=_filled(state.constants, constants),
+        )
+    return jax.tree.map(_widened, ensemble)
+
+
+def _filled(tree: Any, arrays: Mapping[str, Any], prefix: str = "") -> Any:
+    return {
+        name: _filled(leaf, arrays, f"{prefix}{name}.") if isinstance(leaf, dict) else arrays[prefix + name]
+        for name, leaf in tree.items()
+    }
+
+
+def _widened(leaf: Any) -> Any:
+    return leaf.astype(jnp.float64) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
+
+
+def depends_on_dtype(network: Network) -> bool:
+    """Whether the network computes with constants or casts that a float64 network would have otherwise."""
+    if any(variable.kind == "constant" and "float" in variable.dtype for variable in network.variables):
+        return True
+    return any(_names_float((call.args, call.kwargs)) for call in network.calls)
+
+
+def _names_float(arg: Any) -> bool:
+    match arg:
+        case Dtype(name):
+            return "float" in name
+        case tuple() | list():
+            return any(_names_float(item) for item in arg)
+        case Mapping():
+            return any(_names_float(item) for item in arg.values())
+    return False

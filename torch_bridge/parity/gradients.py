@@ -1,0 +1,97 @@
+"""Gradients of every parameter, ours against autograd's."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from jaxensemble.ensemble import Ensemble
+from jaxensemble.state import flatten
+from torch_bridge.parity.metrics import leaves
+from torch_bridge.parity.result import Row
+from torch_bridge.stacking import Origin
+
+LIMIT = 1e-11
+"""Largest float64 error of a parameter's gradient, relative to that gradient's largest entry."""
+
+FLOOR = 1e-4
+"""Gradients smaller than this part of the member's largest are sums that cancel: their error is compared with it."""
+
+
+def compare(ensemble: Ensemble, doubles: Sequence[nn.Module], inputs: tuple[Any, ...], arrays: Any) -> list[Row]:
+    """One row: the worst parameter of the worst member. `arrays` are `inputs` as the ensemble takes them."""
+    assert isinstance(ensemble.origin, Origin)
+    ours = {name: np.asarray(grad) for name, grad in flatten(_gradients(ensemble, arrays)).items()}
+    worst, where = 0.0, ""
+    for k, model in enumerate(doubles):
+        theirs = _autograd(model, inputs)
+        scale = max((float(np.abs(grad).max(initial=0.0)) for grad in theirs.values()), default=0.0)
+        for entry in ensemble.origin.weights.entries:
+            key = next((key for key in entry.keys if key in theirs), None)
+            if key is None or entry.path not in ours:
+                continue
+            expected = entry.rearrangement.apply(theirs[key])
+            error = _relative(ours[entry.path][k], expected, FLOOR * scale)
+            if error > worst or not where:
+                worst, where = error, f"member {k}, {key}"
+    return [Row("gradients, float64", "every parameter", worst, LIMIT, where)] if where else []
+
+
+def _relative(actual: np.ndarray, expected: np.ndarray, floor: float) -> float:
+    if not np.array_equal(np.isfinite(actual), np.isfinite(expected)):
+        return np.inf
+    finite = np.isfinite(expected)
+    difference = np.abs(actual[finite] - expected[finite]).max(initial=0.0)
+    scale = max(np.abs(expected[finite]).max(initial=0.0), floor)
+    return float(difference / scale) if scale else float(difference)
+
+
+def _gradients(ensemble: Ensemble, arrays: Any) -> Any:
+    import dataclasses
+
+    def objective(params: Any) -> jax.Array:
+        outputs = dataclasses.replace(ensemble, params=params)(*arrays)
+        return sum((jnp.sum(_weights(leaf[0].size, leaf.shape[1:]) * leaf) for leaf in _floats(outputs)), start=jnp.zeros(()))
+
+    return jax.grad(objective)(ensemble.params)
+
+
+def _floats(outputs: Any) -> list[Any]:
+    return [leaf for _, leaf in _places(outputs) if leaf.dtype.kind == "f"]
+
+
+def _places(tree: Any) -> list[tuple[str, Any]]:
+    if tree is None:
+        return []
+    if isinstance(tree, dict):
+        return [pair for key in sorted(tree) for pair in _places(tree[key])]
+    if isinstance(tree, tuple | list):
+        return [pair for item in tree for pair in _places(item)]
+    return [("", tree)]
+
+
+def _weights(size: int, shape: Sequence[int]) -> np.ndarray:
+    """Uneven weights for an output's entries, so that their gradients do not cancel by symmetry."""
+    return np.cos(np.arange(size, dtype=np.float64)).reshape(shape)
+
+
+def _autograd(model: nn.Module, inputs: tuple[Any, ...]) -> dict[str, np.ndarray]:
+    names, params = zip(*model.named_parameters(), strict=True) if list(model.parameters()) else ((), ())
+    with torch.enable_grad():
+        for param in params:
+            param.requires_grad_(True)
+        total = torch.zeros((), dtype=torch.float64)
+        for _, leaf in _places(model(*inputs)):
+            if isinstance(leaf, Tensor) and leaf.is_floating_point():
+                total = total + (leaf * torch.from_numpy(_weights(leaf.numel(), leaf.shape)).to(leaf)).sum()
+        if not total.requires_grad:
+            return {}
+        grads = torch.autograd.grad(total, params, allow_unused=True)
+    return {
+        name: (torch.zeros_like(param) if grad is None else grad).detach().cpu().numpy()
+        for name, param, grad in zip(names, params, grads, strict=True)
+    }

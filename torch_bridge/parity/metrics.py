@@ -1,0 +1,73 @@
+"""How far apart two sets of outputs are."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from torch_bridge.arrays import to_numpy
+
+EXACT = 1e-12
+"""Largest float64 error of a network, relative to the largest output. Another formula (GELU by tanh: 5e-4; eps 1e-6
+for 1e-5: 5e-6) is off by far more; the order of summation by less."""
+
+EXACT_DEEP = 1e-10
+"""The same for networks of more than 100 layers, whose rounding errors grow."""
+
+WORKING = 2.0
+"""How much larger than PyTorch's own the error in working precision may be."""
+
+WORKING_FEW = 3.0
+"""The same for half precision and for fewer than 1,000 numbers, whose errors scatter more."""
+
+
+def leaves(tree: Any, path: str = "") -> Iterator[tuple[str, np.ndarray]]:
+    """The arrays of nested outputs with their places, in an order that both frameworks' outputs have."""
+    if tree is None:
+        return
+    if isinstance(tree, dict):
+        for key in sorted(tree):
+            yield from leaves(tree[key], f"{path}[{key!r}]")
+    elif isinstance(tree, tuple | list):
+        for k, item in enumerate(tree):
+            yield from leaves(item, f"{path}[{k}]")
+    else:
+        yield path or "output", to_numpy(tree) if isinstance(tree, Tensor) else np.asarray(tree)
+
+
+def stacked(outputs: Sequence[Any]) -> dict[str, np.ndarray]:
+    """The outputs of each member as arrays `[M, ...]` by place."""
+    members = [dict(leaves(output)) for output in outputs]
+    return {place: np.stack([member[place] for member in members]) for place in members[0]}
+
+
+def normwise(actual: np.ndarray, expected: np.ndarray) -> tuple[float, int]:
+    """The largest error of any member relative to that member's largest value, and which member has it.
+
+    Infinite where shapes, kinds or the positions of NaN and infinity differ; integers and booleans must be equal.
+    """
+    if actual.shape != expected.shape or actual.dtype.kind != expected.dtype.kind:
+        return np.inf, 0
+    errors = [_error(a, e) for a, e in zip(actual, expected, strict=True)]
+    worst = int(np.argmax(errors))
+    return float(errors[worst]), worst
+
+
+def _error(actual: np.ndarray, expected: np.ndarray) -> float:
+    if expected.dtype.kind in "biu":
+        return 0.0 if np.array_equal(actual, expected) else np.inf
+    finite = np.isfinite(expected)
+    if not np.array_equal(np.isfinite(actual), finite) or not np.array_equal(
+        actual[~finite], expected[~finite], equal_nan=True
+    ):
+        return np.inf
+    difference = np.abs(actual[finite] - expected[finite]).max(initial=0.0)
+    scale = np.abs(expected[finite]).max(initial=0.0)
+    return float(difference / scale) if scale else float(difference)
+
+
+def rms(array: np.ndarray) -> float:
+    """The root of the mean square of the finite values."""
+    finite = array[np.isfinite(array)].astype(np.float64)
+    return float(np.sqrt(np.mean(np.square(finite)))) if finite.size else 0.0

@@ -1,0 +1,66 @@
+"""What a check finds: rows, each an error and the largest that passes."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from torch_bridge.report import save_json, table
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One thing that was compared: the error found, and the largest that passes."""
+
+    stage: str
+    case: str
+    error: float
+    limit: float
+    note: str = ""
+
+    @property
+    def passed(self) -> bool:
+        return self.error <= self.limit
+
+
+@dataclasses.dataclass(frozen=True)
+class ParityReport:
+    """What `check` found. `passed` if every row did; prints as a table.
+
+    - `rows`: every comparison.
+    - `diverged`: on failure, the first module whose output differs from PyTorch's.
+    - `notes`: what could not be compared, and why.
+    """
+
+    rows: tuple[Row, ...]
+    diverged: str | None = None
+    notes: tuple[str, ...] = ()
+    environment: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    @property
+    def passed(self) -> bool:
+        return bool(self.rows) and all(row.passed for row in self.rows)
+
+    def __str__(self) -> str:
+        rows = [
+            (row.stage, row.case, f"{row.error:.2e}", f"{row.limit:.2e}", "pass" if row.passed else "FAIL", row.note)
+            for row in self.rows
+        ]
+        verdict = "passed" if self.passed else "FAILED"
+        text = table(f"Parity with PyTorch: {verdict}", ("stage", "case", "error", "limit", "", ""), rows)
+        extra = [f"first difference: {self.diverged}"] if self.diverged else []
+        return "\n".join([text, *extra, *(f"note: {note}" for note in self.notes)])
+
+    def to_json(self) -> dict[str, Any]:
+        """The report as plain data."""
+        rows = [{**dataclasses.asdict(row), "passed": row.passed} for row in self.rows]
+        return {
+            "passed": self.passed,
+            "diverged": self.diverged,
+            "notes": list(self.notes),
+            "rows": rows,
+            "environment": self.environment,
+        }
+
+    def save(self, path: str | Path) -> None:
+        """Writes `to_json()` to a file."""
+        save_json(path, self.to_json())

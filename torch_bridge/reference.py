@@ -1,0 +1,107 @@
+"""What PyTorch says: every member run on its own, all of them under `torch.func.vmap`, and the same in float64."""
+
+import contextlib
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+import torch
+import torch.utils._pytree as pytree
+from torch import Tensor, nn
+
+Inputs = tuple[Any, ...]
+
+
+@contextlib.contextmanager
+def equal_precision() -> Iterator[None]:
+    """True float32 on both sides, for a while: neither framework may round products to TF32 or bfloat16."""
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = matmul.allow_tf32, cudnn.allow_tf32
+    matmul.allow_tf32 = cudnn.allow_tf32 = False
+    try:
+        with jax.default_matmul_precision("highest"):
+            yield
+    finally:
+        matmul.allow_tf32, cudnn.allow_tf32 = before
+
+
+def in_double(models: Sequence[nn.Module], *, training: bool = False) -> list[nn.Module]:
+    """Copies of the models in float64, all in one mode."""
+    return [copy.deepcopy(model).double().train(training) for model in models]
+
+
+def doubled(inputs: Inputs) -> Inputs:
+    """The inputs with floating-point tensors in float64."""
+    return pytree.tree_map(lambda x: x.double() if isinstance(x, Tensor) and x.is_floating_point() else x, inputs)
+
+
+def loop(models: Sequence[nn.Module], inputs: Inputs | Sequence[Inputs]) -> list[Any]:
+    """Every member's outputs; `inputs` are one call's arguments, or a list with those of each member."""
+    per_member = inputs if isinstance(inputs, list) else [inputs] * len(models)
+    with torch.no_grad():
+        return [model(*arguments) for model, arguments in zip(models, per_member, strict=True)]
+
+
+def vmapped(models: Sequence[nn.Module], inputs: Inputs | Sequence[Inputs]) -> list[Any]:
+    """The same through `torch.func.vmap`, as PyTorch's tutorial has it."""
+    outputs = mapped(models, inputs)()
+    return [pytree.tree_map(lambda x, k=k: x[k], outputs) for k in range(len(models))]
+
+
+def mapped(models: Sequence[nn.Module], inputs: Inputs | Sequence[Inputs]) -> Callable[[], Any]:
+    """A call of all members by `torch.func`'s `stack_module_state`, `functional_call` and `vmap`, stacked beforehand."""
+    params, buffers = torch.func.stack_module_state(list(models))
+    base = copy.deepcopy(models[0])
+
+    def call(params: Any, buffers: Any, *arguments: Any) -> Any:
+        return torch.func.functional_call(base, (params, buffers), arguments)
+
+    each = isinstance(inputs, list)
+    arguments = pytree.tree_map(lambda *xs: torch.stack(xs), *inputs) if each else inputs
+    in_dims = (0, 0, *([0 if each else None] * len(arguments)))
+    vectorised = torch.func.vmap(call, in_dims=in_dims, randomness="different")
+    return torch.no_grad()(lambda: vectorised(params, buffers, *arguments))
+
+
+def resized(inputs: Inputs, size: int, batch_axis: Any, seed: int = 0) -> Inputs:
+    """Inputs with another batch size: rows taken in turn, floating ones scaled and shifted so that no two are equal."""
+    axes = batch_axis if isinstance(batch_axis, tuple) else (batch_axis,) * len(inputs)
+    given = batch_size(inputs, batch_axis)
+    generator = torch.Generator().manual_seed(seed)
+
+    def resize(x: Any, axis: int | None) -> Any:
+        if not isinstance(x, Tensor) or axis is None or x.ndim <= axis or x.shape[axis] != given:
+            return x
+        rows = x.index_select(axis, torch.arange(size, device=x.device) % x.shape[axis])
+        if not x.is_floating_point():
+            return rows
+        shape = [size if k == axis else 1 for k in range(x.ndim)]
+        scale = torch.rand(shape, generator=generator, dtype=torch.float64).to(x)
+        return rows * (0.75 + 0.5 * scale)
+
+    return tuple(
+        pytree.tree_map(lambda x, axis=axis: resize(x, axis), value) for value, axis in zip(inputs, axes, strict=True)
+    )
+
+
+def batch_size(inputs: Inputs, batch_axis: Any) -> int | None:
+    """The size of the inputs along the batch axis, that of the first tensor that has one."""
+    axes = batch_axis if isinstance(batch_axis, tuple) else (batch_axis,) * len(inputs)
+    for value, axis in zip(inputs, axes, strict=True):
+        for leaf in pytree.tree_leaves(value):
+            if isinstance(leaf, Tensor) and axis is not None and leaf.ndim > axis:
+                return leaf.shape[axis]
+    return None
+
+
+def per_member(inputs: Inputs, members: int, batch_axis: Any) -> list[Inputs]:
+    """Inputs of its own for every member, of equal shapes."""
+    size = batch_size(inputs, batch_axis)
+    if size is None:
+        return [pytree.tree_map(lambda x, k=k: _scaled(x, 1 + 0.1 * k), inputs) for k in range(members)]
+    return [resized(inputs, size, batch_axis, seed=k + 1) for k in range(members)]
+
+
+def _scaled(x: Any, factor: float) -> Any:
+    return x * factor if isinstance(x, Tensor) and x.is_floating_point() else x

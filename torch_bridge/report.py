@@ -1,0 +1,58 @@
+"""Reports as terminal tables, and as JSON."""
+
+import datetime
+import importlib.metadata
+import io
+import json
+import os
+import platform
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import torch
+from rich.console import Console
+from rich.table import Table
+
+
+def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], *, width: int = 110) -> str:
+    """A table as plain text."""
+    drawn = Table(title=title, title_justify="left", show_edge=False, pad_edge=False)
+    for k, column in enumerate(columns):
+        drawn.add_column(column, overflow="fold", no_wrap=False, justify="left" if k == 0 else "right")
+    for row in rows:
+        drawn.add_row(*row)
+    out = io.StringIO()
+    Console(file=out, width=width, no_color=True, highlight=False, markup=False).print(drawn)
+    return "\n".join(line.rstrip() for line in out.getvalue().splitlines())
+
+
+def environment() -> dict[str, Any]:
+    """What a figure depends on: versions, devices, threads, date."""
+    versions = {name: importlib.metadata.version(name) for name in ("torch", "jax", "jaxlib", "flax", "numpy")}
+    return {
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "python": platform.python_version(),
+        "versions": versions,
+        "machine": platform.machine(),
+        "processor": _processor(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "jax_device": f"{jax.devices()[0].platform}: {jax.devices()[0].device_kind}",
+        "torch_device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        "torch_threads": torch.get_num_threads(),
+    }
+
+
+def _processor() -> str:
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text().splitlines() if path.exists() else []
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.processor())
+
+
+def save_json(path: str | Path, content: Any) -> None:
+    """Writes a report as JSON, whole or not at all."""
+    target = Path(path)
+    partial = target.with_name(f".{target.name}.tmp-{os.getpid()}")
+    partial.write_text(json.dumps(content, indent=2) + "\n")
+    partial.replace(target)

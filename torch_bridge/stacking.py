@@ -1,0 +1,102 @@
+"""M sets of tensors into preallocated `[M, ...]` arrays, one member at a time, and back."""
+
+import dataclasses
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from torch import Tensor
+
+from jaxensemble.ensemble import Ensemble
+from jaxensemble.errors import InputError, StateError
+from jaxensemble.state import flatten
+from torch_bridge.arrays import TORCH_DTYPES, checked_cast, jax_dtype, to_numpy, to_tensor
+from torch_bridge.capture import BatchAxis
+from torch_bridge.weights import Entry, WeightMap
+
+
+@dataclasses.dataclass(frozen=True)
+class Origin:
+    """Where an ensemble was ported from: its PyTorch class, the map of its weights, and how inputs are laid out."""
+
+    name: str
+    weights: WeightMap
+    batch_axis: BatchAxis = 0
+    input_layout: str = "torch"
+
+
+class Stack:
+    """The arrays of an ensemble while they are being filled. Holds the stack itself and nothing else."""
+
+    def __init__(self, weights: WeightMap, members: int):
+        self.weights = weights
+        self.members = members
+        self._arrays: dict[str, np.ndarray] = {}
+
+    def put(self, member: int, tensors: Mapping[str, Tensor]) -> None:
+        """Copies one member's tensors, by PyTorch key, to where they belong."""
+        for entry in self.weights.entries:
+            array = stored_array(entry, tensors[entry.keys[0]], f"member {member}, `{entry.keys[0]}`")
+            if entry.path not in self._arrays:
+                self._arrays[entry.path] = np.empty((self.members, *array.shape), array.dtype)
+            self._arrays[entry.path][member] = array
+
+    def take(self) -> dict[str, jax.Array]:
+        """The filled arrays by path, on JAX's default device. The stack is empty afterwards."""
+        return {path: jnp.array(self._arrays.pop(path)) for path in list(self._arrays)}
+
+
+def stored_array(entry: Entry, tensor: Tensor, what: str) -> np.ndarray:
+    """A tensor as the network stores it: rearranged, in a dtype JAX can hold. May be a view of the tensor's memory."""
+    array = to_numpy(tensor, what)
+    return entry.rearrangement.apply(checked_cast(array, jax_dtype(array.dtype, what), what))
+
+
+def to_torch(ensemble: Ensemble) -> list[dict[str, Tensor]]:
+    """The state dicts of an ensemble's members: PyTorch's keys, layouts and dtypes, bit for bit.
+
+    Tied tensors are one tensor under each of their keys. Buffers that PyTorch does not save are left out.
+
+    **Raises:** `InputError` for an ensemble that was not ported from PyTorch.
+
+    >>> import torch, torch_bridge
+    >>> models = [torch.nn.Sequential(torch.nn.Linear(3, 2)) for _ in range(4)]
+    >>> ensemble = torch_bridge.to_ensemble(models, (torch.ones(1, 3),))
+    >>> bool(torch.equal(to_torch(ensemble)[2]["0.weight"], models[2][0].weight))
+    True
+    """
+    origin = ensemble.origin
+    if not isinstance(origin, Origin):
+        raise InputError(
+            "`ensemble` must be one that was ported from PyTorch: only then it is known which PyTorch keys and layouts "
+            "its arrays have; this one was made from Flax modules."
+        )
+    return [
+        {key: tensor for entry, tensor in tensors if entry.persistent for key in entry.keys}
+        for tensors in _members_tensors(ensemble, origin)
+    ]
+
+
+def tensors_of_members(ensemble: Ensemble) -> list[dict[str, Tensor]]:
+    """As `to_torch`, buffers that PyTorch does not save included."""
+    return [
+        {key: tensor for entry, tensor in tensors for key in entry.keys}
+        for tensors in _members_tensors(ensemble, ensemble.origin)
+    ]
+
+
+def _members_tensors(ensemble: Ensemble, origin: Origin) -> list[list[tuple[Entry, Tensor]]]:
+    stacked = {**flatten(ensemble.params), **flatten(ensemble.buffers)}
+    lost = [entry.path for entry in origin.weights.entries if entry.path not in stacked]
+    if lost:
+        raise StateError(f"the ensemble lacks arrays that it was ported with: {', '.join(lost)}")
+    arrays = {entry.path: np.asarray(stacked[entry.path]) for entry in origin.weights.entries}
+    return [
+        [(entry, _tensor(entry, arrays[entry.path][member])) for entry in origin.weights.entries]
+        for member in range(len(ensemble))
+    ]
+
+
+def _tensor(entry: Entry, array: np.ndarray) -> Tensor:
+    return to_tensor(entry.rearrangement.invert(array, entry.shape), TORCH_DTYPES[entry.dtype])
