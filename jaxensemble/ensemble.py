@@ -14,8 +14,8 @@ from flax import nnx
 from jaxensemble.errors import InputError, MemberError, StateError
 from jaxensemble.inputs import as_arrays, require_x64
 from jaxensemble.randomness import as_key, forbid, from_key, member_keys
-from jaxensemble.stacking import check_same_architecture, count_members, stack_states
 from jaxensemble.source import print_source
+from jaxensemble.stacking import check_same_architecture, count_members, stack_states
 from jaxensemble.state import State, Tree, flatten, merge, split
 from jaxensemble.structure import Structure
 from jaxensemble.uncertainty import Prediction

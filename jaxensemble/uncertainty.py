@@ -15,7 +15,8 @@ when it is asked for, eagerly or under `jax.jit`, in float32 or, for float64 out
 Members count equally: the ensemble is their uniform mixture, as in Lakshminarayanan, Pritzel and Blundell (2017),
 "Simple and scalable predictive uncertainty estimation using deep ensembles", https://arxiv.org/abs/1612.01474. Hence
 variances divide by M, are 0 for one member, and add up by the law of total variance. (`torch.var` divides by M - 1
-unless told `correction=0`.) Entropies are in nats. NaN outputs give NaN figures.
+unless told `correction=0`.) Entropies are in nats. NaN outputs give NaN figures; votes,
+which are whole numbers, go to the first NaN.
 """
 
 import dataclasses

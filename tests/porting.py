@@ -60,8 +60,11 @@ def _resized(x: Tensor, size: int, first: Tensor, axis: Any) -> Tensor:
     if x.ndim <= axis or x.shape[axis] != first.shape[axis]:
         return x
     index = torch.arange(size) % x.shape[axis]
-    return x.index_select(axis, index) * (torch.arange(1, size + 1, dtype=x.dtype).reshape([-1] + [1] * (x.ndim - 1))
-                                          if x.is_floating_point() and axis == 0 else 1)
+    return x.index_select(axis, index) * (
+        torch.arange(1, size + 1, dtype=x.dtype).reshape([-1] + [1] * (x.ndim - 1))
+        if x.is_floating_point() and axis == 0
+        else 1
+    )
 
 
 def assert_close(actual: Any, expected: Any, tolerance: float = TOLERANCE) -> None:

@@ -36,7 +36,7 @@ def to_numpy(tensor: Tensor, what: str = "the tensor") -> np.ndarray:
 
     **Raises:** `InputError` for tensors that have no plain values: uninitialised, meta, sparse, quantised, nested ones.
     """
-    if kind := _odd_kind(tensor):
+    if kind := odd_kind(tensor):
         raise InputError(f"{what} must be a plain dense tensor; got {kind}")
     tensor = tensor.detach().cpu().resolve_conj().resolve_neg()
     if tensor.dtype in _BITS:
@@ -44,7 +44,8 @@ def to_numpy(tensor: Tensor, what: str = "the tensor") -> np.ndarray:
     return tensor.numpy()
 
 
-def _odd_kind(tensor: Tensor) -> str | None:
+def odd_kind(tensor: Tensor) -> str | None:
+    """What is wrong with a tensor that has no plain values, or None."""
     if isinstance(tensor, UninitializedTensorMixin):
         return "an uninitialised one: run the model once, so that its lazy modules take shape"
     if tensor.is_meta:

@@ -10,7 +10,7 @@ from jaxensemble.build import filled, skeleton
 from jaxensemble.ensemble import Ensemble
 from jaxensemble.errors import InputError, UnsupportedError
 from jaxensemble.state import flatten, unflatten
-from torch_bridge.arrays import checked_cast, jax_dtype, to_numpy
+from torch_bridge.arrays import checked_cast, jax_dtype, odd_kind, to_numpy
 from torch_bridge.capture import BatchAxis, capture
 from torch_bridge.lowering import Lowered, lower
 from torch_bridge.stacking import Origin, Stack
@@ -26,6 +26,7 @@ def convert(
         raise InputError(f"`model` must be a torch.nn.Module; got {type(model).__name__}")
     if input_layout not in LAYOUTS:
         raise InputError(f"`input_layout` must be one of {', '.join(map(repr, LAYOUTS))}; got {input_layout!r}")
+    check_tensors(model)
     lowered = lower(capture(model, example_inputs, batch_axis), input_layout)
     if lowered.network.evaluation_only and any(module.training for module in model.modules()):
         raise UnsupportedError(
@@ -33,6 +34,14 @@ def convert(
             f"{lowered.network.evaluation_only}. Call .eval() on it first."
         )
     return lowered
+
+
+def check_tensors(model: nn.Module) -> None:
+    """**Raises:** `InputError` naming every parameter and buffer that has no plain values."""
+    odd = {key: odd_kind(tensor) for key, tensor in tensors_of(model).items()}
+    lines = [f"  {key}: {kind}" for key, kind in odd.items() if kind]
+    if lines:
+        raise InputError(f"{type(model).__name__} must hold plain dense tensors; got\n" + "\n".join(lines))
 
 
 def assembled(lowered: Lowered, stack: Stack, name: str, batch_axis: BatchAxis, input_layout: str) -> Ensemble:
@@ -62,5 +71,7 @@ def constants_of(lowered: Lowered) -> dict[str, Any]:
     result = {}
     for path, tensor in lowered.constants.items():
         array = to_numpy(tensor)
-        result[path] = jnp.array(checked_cast(array, jax_dtype(array.dtype, f"constant `{path}`"), f"constant `{path}`"))
+        result[path] = jnp.array(
+            checked_cast(array, jax_dtype(array.dtype, f"constant `{path}`"), f"constant `{path}`")
+        )
     return result

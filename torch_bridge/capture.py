@@ -330,17 +330,19 @@ def _to_graph(model: nn.Module, program: ExportedProgram, reason: str | None) ->
             f"{type(model).__name__}.forward writes into {', '.join(sorted(set(mutated.values())))} in evaluation mode; "
             "a ported network computes outputs only. Clone before the in-place operation."
         )
-    constants = {
-        name: program.constants[key] for name, key in signature.inputs_to_lifted_tensor_constants.items()
-    }
+    constants = {name: program.constants[key] for name, key in signature.inputs_to_lifted_tensor_constants.items()}
     nodes = {node.name: node for node in program.graph.nodes}
     call = program.call_spec
-    names = [spec.arg.name if hasattr(spec.arg, "name") else None for spec in signature.input_specs
-             if spec.kind.name == "USER_INPUT"]
+    names = [
+        spec.arg.name if hasattr(spec.arg, "name") else None
+        for spec in signature.input_specs
+        if spec.kind.name == "USER_INPUT"
+    ]
     args, _ = pytree.tree_unflatten(names, call.in_spec)
     (results,) = nodes["output"].args
-    user = [result for result, spec in zip(results, signature.output_specs, strict=True)
-            if spec.kind.name == "USER_OUTPUT"]
+    user = [
+        result for result, spec in zip(results, signature.output_specs, strict=True) if spec.kind.name == "USER_OUTPUT"
+    ]
     return TorchGraph(
         model=model,
         graph=program.graph,

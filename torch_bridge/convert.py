@@ -13,7 +13,7 @@ from jaxensemble.ensemble import Ensemble
 from jaxensemble.errors import ParityError
 from jaxensemble.state import merge
 from torch_bridge import parity
-from torch_bridge.assemble import assembled, constants_of, convert, tensors_of
+from torch_bridge.assemble import assembled, check_tensors, constants_of, convert, tensors_of
 from torch_bridge.capture import BatchAxis
 from torch_bridge.members import as_members, check_members
 from torch_bridge.stacking import Stack, stored_array
@@ -79,6 +79,8 @@ def to_ensemble(
     """
     members = as_members(models)
     check_members(members)
+    for member in members:
+        check_tensors(member)
     lowered = convert(members[0], example_inputs, batch_axis, input_layout)
     stack = Stack(lowered.weights, len(members))
     for k, member in enumerate(members):

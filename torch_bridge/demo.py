@@ -110,7 +110,9 @@ def run(out: Path, *, epochs: int = 12, rounds: int = 10, quiet: bool = False) -
     figures["pictures"] = [str(path) for path in pictures(cnn, test, out)]
     console.print("\nPictures: " + ", ".join(figures["pictures"]))
     models, ensemble = ensembles["DigitMLP"]
-    figures["timing"] = timing({"DigitMLP": (models, ensemble), "DigitCNN": ensembles["DigitCNN"]}, test[0], rounds, console)
+    figures["timing"] = timing(
+        {"DigitMLP": (models, ensemble), "DigitCNN": ensembles["DigitCNN"]}, test[0], rounds, console
+    )
     return figures
 
 
@@ -156,15 +158,23 @@ def accuracy(ensemble: jaxensemble.Ensemble, data: tuple[Tensor, Tensor], consol
         "information_wrong": float(information[~right].mean()) if (~right).any() else float("nan"),
     }
     rows = [
-        ("accuracy of one member (mean, worst to best)", f"{single.mean():.2%} ({single.min():.2%} to {single.max():.2%})"),
+        (
+            "accuracy of one member (mean, worst to best)",
+            f"{single.mean():.2%} ({single.min():.2%} to {single.max():.2%})",
+        ),
         ("accuracy of the ensemble", f"{right.mean():.2%}"),
-        ("predictive entropy where right, where wrong (nats)", f"{result['entropy_right']:.3f}, {result['entropy_wrong']:.3f}"),
+        (
+            "predictive entropy where right, where wrong (nats)",
+            f"{result['entropy_right']:.3f}, {result['entropy_wrong']:.3f}",
+        ),
         (
             "mutual information where right, where wrong (nats)",
             f"{result['information_right']:.3f}, {result['information_wrong']:.3f}",
         ),
     ]
-    console.print(table(f"{len(labels)} test images, {(~right).sum()} answered wrongly by the ensemble", ("", ""), rows))
+    console.print(
+        table(f"{len(labels)} test images, {(~right).sum()} answered wrongly by the ensemble", ("", ""), rows)
+    )
     return result
 
 

@@ -40,7 +40,9 @@ def as_members(models: Any) -> list[nn.Module]:
     members = list(models)
     if not members:
         raise InputError("`models` must hold at least one module; got none.")
-    strangers = [f"{k}: {type(member).__name__}" for k, member in enumerate(members) if not isinstance(member, nn.Module)]
+    strangers = [
+        f"{k}: {type(member).__name__}" for k, member in enumerate(members) if not isinstance(member, nn.Module)
+    ]
     if strangers:
         raise InputError(f"`models` must hold torch.nn.Modules only; got {', '.join(strangers)}.")
     return members
@@ -84,19 +86,32 @@ def differences(first: nn.Module, other: nn.Module) -> Iterator[Difference]:
         elif _class(ours[path]) is not _class(theirs[path]):
             yield _difference(path, "class", _name(theirs[path]), _name(ours[path]))
         else:
+            yield from _mode_differences(path, ours, theirs)
             yield from _module_differences(path, ours[path], theirs[path])
     yield from _tie_differences(first, other)
 
 
+def _mode_differences(
+    path: str, ours: Mapping[str, nn.Module], theirs: Mapping[str, nn.Module]
+) -> Iterator[Difference]:
+    """A module's mode, where it does not differ just as that of the module around it does."""
+    parent = path.rpartition(".")[0]
+    modes = theirs[path].training, ours[path].training
+    around = theirs[parent].training, ours[parent].training
+    if modes[0] != modes[1] and (not path or modes != around):
+        names = {True: "training", False: "evaluation"}
+        yield _difference(path, "mode", names[modes[0]], names[modes[1]])
+
+
 def _module_differences(path: str, first: nn.Module, other: nn.Module) -> Iterator[Difference]:
-    if first.training != other.training:
-        modes = {True: "training", False: "evaluation"}
-        yield _difference(path, "mode", modes[other.training], modes[first.training])
     for kind in ("_parameters", "_buffers"):
         yield from _tensor_differences(path, getattr(first, kind), getattr(other, kind))
     if first._non_persistent_buffers_set != other._non_persistent_buffers_set:
         yield _difference(
-            path, "non-persistent buffers", sorted(other._non_persistent_buffers_set), sorted(first._non_persistent_buffers_set)
+            path,
+            "non-persistent buffers",
+            sorted(other._non_persistent_buffers_set),
+            sorted(first._non_persistent_buffers_set),
         )
     ours, theirs = _attributes(first), _attributes(other)
     for name in dict.fromkeys((*ours, *theirs)):
@@ -106,8 +121,12 @@ def _module_differences(path: str, first: nn.Module, other: nn.Module) -> Iterat
 
 
 def _attributes(module: nn.Module) -> dict[str, Any]:
-    """A module's own attributes. Hooks are kept under numbers that mean nothing: their order is what counts."""
-    own = {name: value for name, value in vars(module).items() if name not in _BOOKKEEPING}
+    """A module's own attributes, without what a hook computes anew at every call (legacy weight and spectral norm).
+
+    Hooks are kept under numbers that mean nothing: their order is what counts.
+    """
+    computed = {getattr(hook, "name", None) for hook in module._forward_pre_hooks.values()}
+    own = {name: value for name, value in vars(module).items() if name not in _BOOKKEEPING | computed}
     return {name: list(v.values()) if "_hooks" in name and isinstance(v, Mapping) else v for name, v in own.items()}
 
 
@@ -183,7 +202,8 @@ def _same(a: Any, b: Any, seen: dict[tuple[int, int], bool]) -> bool:
             return a == b or (a != a and b != b)
         case types.FunctionType():
             return a.__code__ == b.__code__ and all(
-                same(getattr(a, part), getattr(b, part), seen) for part in ("__defaults__", "__kwdefaults__", "__closure__")
+                same(getattr(a, part), getattr(b, part), seen)
+                for part in ("__defaults__", "__kwdefaults__", "__closure__")
             )
         case types.MethodType():
             return same(a.__func__, b.__func__, seen) and same(a.__self__, b.__self__, seen)

@@ -6,8 +6,9 @@ a network that comes from a file cannot smuggle code into it.
 
 import hashlib
 import linecache
+import sys
 import types
-from functools import lru_cache
+from functools import cache, lru_cache
 
 from flax import nnx
 
@@ -43,12 +44,13 @@ def load_class(network: Network) -> type[nnx.Module]:
     return _loaded(printer.text(), printer.class_names[len(printer.definitions) - 1])
 
 
-@lru_cache(maxsize=None)
+@cache
 def _loaded(text: str, class_name: str) -> type[nnx.Module]:
     digest = hashlib.sha256(text.encode()).hexdigest()[:12]
     filename = f"<jaxensemble {class_name} {digest}>"
     module = types.ModuleType(f"jaxensemble_{class_name}_{digest}")
     module.__file__ = filename
+    sys.modules[module.__name__] = module  # where inspect and pickle look for it
     linecache.cache[filename] = (len(text), None, text.splitlines(keepends=True), filename)
     exec(compile(text, filename, "exec", dont_inherit=True), module.__dict__)
     return getattr(module, class_name)

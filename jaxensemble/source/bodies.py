@@ -7,7 +7,7 @@ steps can share one method: their slots say which arguments it needs, their hole
 import dataclasses
 from collections.abc import Callable
 from types import EllipsisType
-from typing import TypeAlias, Union
+from typing import TypeAlias
 
 from jaxensemble.network import Arg, Call, Dtype, Func, Ref, Slice, Var
 from jaxensemble.source.tree import Frame, Path, Shape, split
@@ -66,7 +66,7 @@ class Cut:
     step: "Operand"
 
 
-Operand: TypeAlias = Union[Local, Slot, Hole, Read, Length, Many, Cut, Func, None, EllipsisType]
+Operand: TypeAlias = Local | Slot | Hole | Read | Length | Many | Cut | Func | None | EllipsisType
 
 
 @dataclasses.dataclass(frozen=True)

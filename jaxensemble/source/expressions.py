@@ -9,8 +9,21 @@ import jax.numpy as jnp
 
 from jaxensemble.errors import InputError
 from jaxensemble.network import Dtype, Func
-from jaxensemble.source.bodies import Cut, Hole, Length, Local, Many, Operand, Read, Slot, Step
-from jaxensemble.source.bodies import ToFunction, ToLayer, ToModule, ToName
+from jaxensemble.source.bodies import (
+    Cut,
+    Hole,
+    Length,
+    Local,
+    Many,
+    Operand,
+    Read,
+    Slot,
+    Step,
+    ToFunction,
+    ToLayer,
+    ToModule,
+    ToName,
+)
 from jaxensemble.source.names import check_function, check_method, is_identifier
 from jaxensemble.source.units import Definition, Make
 
@@ -161,7 +174,9 @@ class Expressions:
             function = self.child(step.target.path)
         return self._call(function, step.args, step, value)
 
-    def _call(self, function: ast.expr, args: Sequence[Operand], step: Step, value: Callable[[Local | Slot], ast.expr]) -> ast.expr:
+    def _call(
+        self, function: ast.expr, args: Sequence[Operand], step: Step, value: Callable[[Local | Slot], ast.expr]
+    ) -> ast.expr:
         kwargs = {key: self.operand(operand, value) for key, operand in step.kwargs}
         return call(function, [self.operand(arg, value) for arg in args], kwargs)
 
@@ -183,7 +198,9 @@ class Expressions:
         check_function(target)
         return self._call(dotted(target), step.args, step, value)
 
-    def operand(self, operand: Operand, value: Callable[[Local | Slot], ast.expr], *, in_arithmetic: bool = False) -> ast.expr:
+    def operand(
+        self, operand: Operand, value: Callable[[Local | Slot], ast.expr], *, in_arithmetic: bool = False
+    ) -> ast.expr:
         """An operand as an expression. A variable can stand in arithmetic as it is; elsewhere it is read by `[...]`."""
         match operand:
             case Local() | Slot():

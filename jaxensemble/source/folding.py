@@ -128,9 +128,9 @@ class Folding:
         pending: list[Entry] = []
         order: list[Entry] = []
         for entry in self.entries:
-            nested = self._nestable(entry, pending)
-            while pending and pending[-1] in nested:
-                self.folded.add(pending.pop().outs[0])
+            for inner in self._nestable(entry, pending):
+                self.folded.add(inner.outs[0])
+                pending.remove(inner)
             once = len(entry.outs) == 1 and self._counts[entry.outs[0]] == 1
             if once and not entry.stands_alone and entry.outs[0] not in banned:
                 pending.append(entry)
@@ -142,23 +142,25 @@ class Folding:
         return order + pending
 
     def _nestable(self, entry: Entry, pending: Sequence[Entry]) -> list[Entry]:
-        """The pending entries that may be nested into this one."""
-        if entry.stands_alone:
-            return []
-        direct = _direct(entry.step)
-        nested = [inner for inner in pending if inner.outs[0] in direct and self._may_hold(entry, inner)]
-        written = [use for use in direct if any(inner.outs[0] == use for inner in nested)]
+        """The last of the pending entries, as far as they may be nested into this one."""
+        direct = [] if entry.stands_alone else _direct(entry.step)
+        nested: list[Entry] = []
+        for inner in reversed(pending):
+            if inner.outs[0] not in direct or not self._may_hold(entry, [*nested, inner]):
+                break
+            nested.append(inner)
+        written = [use for use in reversed(direct) if any(inner.outs[0] == use for inner in nested)]
         if written != [inner.outs[0] for inner in nested] and _conflict([self._touched(inner) for inner in nested]):
             return []
         return nested
 
-    def _may_hold(self, outer: Entry, inner: Entry) -> bool:
+    def _may_hold(self, outer: Entry, inner: Sequence[Entry]) -> bool:
         heavy = isinstance(outer.step.target, ToLayer | ToModule) and not self._is_light(outer)
-        if heavy and not all(map(self._is_light, self._within(inner))):
+        if heavy and not all(self._is_light(within) for one in inner for within in self._within(one)):
             return False
-        if _weight(outer) + self._depth(inner) > DEEPEST:
+        if _weight(outer) + max(map(self._depth, inner)) > DEEPEST:
             return False
-        node = self.node(outer, self.folded | {inner.outs[0]}, lambda use: name("x"))
+        node = self.node(outer, self.folded | {one.outs[0] for one in inner}, lambda use: name("x"))
         return len(f"{INDENT}{INDENT}x = {flat(node)}") <= WIDTH
 
     def _is_light(self, entry: Entry) -> bool:
@@ -247,7 +249,11 @@ def _weight(entry: Entry) -> float:
 
 def _conflict(touched: Sequence[Sequence[tuple[str, ...]]]) -> bool:
     """Whether two of several expressions call the same layer, or one within a module that another calls."""
-    pairs = [(one, other) for k, first in enumerate(touched) for second in touched[k + 1 :] for one in first for other in second]
+    pairs = [
+        (one, other)
+        for k, first in enumerate(touched)
+        for second in touched[k + 1 :]
+        for one in first
+        for other in second
+    ]
     return any(one[: len(other)] == other or other[: len(one)] == one for one, other in pairs)
-
-

@@ -116,8 +116,12 @@ def _module(root: str) -> object:
     return importlib.import_module(full.get(root, f"jaxensemble.{root}" if root in ("layers", "ops") else root))
 
 
-_FUNCTIONS = re.compile(r"(jnp|lax|nnx|ops|layers|jnp\.(linalg|fft)|jax\.(nn|image|scipy\.special|scipy\.linalg))\.[a-z]\w*")
-_FORBIDDEN = re.compile(r"save|load|from|print|callback|piecewise|vectorize|apply_|while|cond|custom|jit|infeed|outfeed")
+_FUNCTIONS = re.compile(
+    r"(jnp|lax|nnx|ops|layers|jnp\.(linalg|fft)|jax\.(nn|image|scipy\.special|scipy\.linalg))\.[a-z]\w*"
+)
+_FORBIDDEN = re.compile(
+    r"save|load|from|print|callback|piecewise|vectorize|apply_|while|cond|custom|jit|infeed|outfeed"
+)
 
 
 def check_function(dotted: str) -> None:

@@ -10,12 +10,33 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from jaxensemble.network import Network, Ref
-from jaxensemble.source.bodies import Body, Called, Local, Reader, Slot, ToFunction, ToLayer, ToModule, ToName
-from jaxensemble.source.bodies import matched_slots
+from jaxensemble.source.bodies import (
+    Body,
+    Called,
+    Local,
+    Reader,
+    Slot,
+    ToFunction,
+    ToLayer,
+    ToModule,
+    ToName,
+    matched_slots,
+)
+from jaxensemble.source.names import TAKEN, plain, unused
 from jaxensemble.source.optional import lengthened, missing_children
 from jaxensemble.source.sharing import Sharing
-from jaxensemble.source.tree import Frame, Module, Path, frame_tree, freeze, module_levels, module_tree, operands
-from jaxensemble.source.tree import without_shapes, without_unused
+from jaxensemble.source.tree import (
+    Frame,
+    Module,
+    Path,
+    frame_tree,
+    freeze,
+    module_levels,
+    module_tree,
+    operands,
+    without_shapes,
+    without_unused,
+)
 from jaxensemble.source.units import IDENTITY, NONE, Definition, Make, Unit, container_unit, layer_unit, variable_unit
 
 SMALL = 2
@@ -148,7 +169,7 @@ class Plan:
         if not module.is_numbered:
             held = {name: unit for name, unit in units.items() if module.children[name].holds}
             return container_unit("dict", held | {name: variable_unit(v) for name, v in module.variables.items()})
-        called = found is not None and bool(found.bodies) and chained(module, found.bodies[0]) or {}
+        called = (found is not None and bool(found.bodies) and chained(module, found.bodies[0])) or {}
         entries = {}
         for name in map(str, range(1 + max(map(int, units), default=-1))):
             entries[name] = units.get(name, Unit(NONE))
@@ -171,7 +192,7 @@ class Plan:
                     function_label(found.module, body),
                     steps=body.steps,
                     slots=slots,
-                    inputs=len(inputs[0]),
+                    parameters=self._parameters(inputs),
                     returns=tuple(map(Local, results)),
                     constants=hole_constants(body),
                 )
@@ -181,6 +202,15 @@ class Plan:
         self._call(found, lambda path: ToFunction(path, number), inputs, results)
         if not self._stands_in_chain(found.module):
             self._dissolve([frame for frame in found.frames if self._is_small(frame)])
+
+    def _parameters(self, calls: Sequence[Sequence[str]]) -> list[str]:
+        """Names for a method's parameters: the network's own where one is always an input of the network."""
+        names: list[str] = []
+        inputs = {ref.name for ref in operands(self.network.inputs) if isinstance(ref, Ref)}
+        for k, column in enumerate(zip(*calls, strict=True)):
+            own = plain(column[0], "") if len(set(column)) == 1 and column[0] in inputs and k else ""
+            names.append(unused(own or "xyz"[k : k + 1] or f"x{k + 1}", {*TAKEN, *names}))
+        return names
 
     def _stands_in_chain(self, module: Module) -> bool:
         """Whether the module may yet be an item of a list that is called."""
@@ -207,7 +237,7 @@ class Plan:
             is_list=first.module.is_numbered,
             steps=bodies[0].steps if bodies else None,
             slots=slots,
-            inputs=len(inputs[0]) if inputs else 0,
+            parameters=self._parameters(inputs),
             returns=tuple(map(Local, results)),
         )
         number = len(self.definitions)

@@ -198,7 +198,9 @@ def _broken_dict(prefix: str, node: ast.Dict, suffix: str, indent: int) -> list[
     return [*lines, INDENT * indent + "}" + suffix]
 
 
-def bracketed(opening: str, items: list[ast.AST] | list[ast.expr], closing: str, indent: int, *, fits_joined: bool = False) -> list[str]:
+def bracketed(
+    opening: str, items: list[ast.AST] | list[ast.expr], closing: str, indent: int, *, fits_joined: bool = False
+) -> list[str]:
     """Bracketed items over several lines; `fits_joined` lets them share one line, without a trailing comma."""
     first, last = INDENT * indent + opening, INDENT * indent + closing
     joined = INDENT * (indent + 1) + ", ".join(map(flat, items))

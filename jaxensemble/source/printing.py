@@ -4,7 +4,7 @@ import ast
 from collections.abc import Hashable, Sequence
 from typing import Any
 
-from jaxensemble.network import Network, Ref, Tree
+from jaxensemble.network import Ref, Tree
 from jaxensemble.source.bodies import Local, Slot, Step, ToFunction, ToName
 from jaxensemble.source.expressions import Expressions, call, dotted, index, literal, name
 from jaxensemble.source.folding import Folding
@@ -112,7 +112,7 @@ class Printer:
 
     def _function(self, number: int) -> list[str]:
         definition = self.definitions[number]
-        arguments = argument_names(definition.inputs)
+        arguments = [unused(parameter, self.globals) for parameter in definition.parameters]
         expressions = Expressions(definition, self.definitions, self.functions)
         folding = Folding(expressions, definition.steps or (), _single(definition.returns), definition.slots)
         names: dict[Hashable, str] = dict(enumerate(arguments))
@@ -124,7 +124,7 @@ class Printer:
     def _method(self, definition: Definition) -> list[str]:
         if definition.make.kind == "chain":
             return _chain_method(1)
-        arguments = argument_names(definition.inputs)
+        arguments = [unused(parameter, self.globals) for parameter in definition.parameters]
         expressions = Expressions(definition, self.definitions, self.functions)
         folding = Folding(expressions, definition.steps or (), _single(definition.returns), definition.slots)
         names: dict[Hashable, str] = dict(enumerate(arguments))
@@ -164,7 +164,9 @@ class Printer:
                 names |= {ref: claim(plain(ref, "x")) for ref, _ in tree_leaves(tree, name(""))}
         return arguments, names
 
-    def _unpacked(self, inputs: Sequence[Tree], arguments: list[str], names: dict[Hashable, str], read: set[str]) -> list[str]:
+    def _unpacked(
+        self, inputs: Sequence[Tree], arguments: list[str], names: dict[Hashable, str], read: set[str]
+    ) -> list[str]:
         lines: list[str] = []
         for tree, argument in zip(inputs, arguments, strict=True):
             if not isinstance(tree, Ref):
@@ -230,7 +232,9 @@ class Printer:
         """The items of a list; a run of equal ones, if they are all there is or at least three, as a comprehension."""
         nodes = [self._make(definition, item, (*place, key)) for key, item in zip(make.keys, make.items, strict=True)]
         if make.kind == "list":
-            nodes = [ast.Constant(None) if item.kind == "function" else n for n, item in zip(nodes, make.items, strict=True)]
+            nodes = [
+                ast.Constant(None) if item.kind == "function" else n for n, item in zip(nodes, make.items, strict=True)
+            ]
         runs: list[list[ast.expr]] = []
         for node in nodes:
             if runs and flat(runs[-1][0]) == flat(node) and isinstance(node, ast.Call):
@@ -305,7 +309,11 @@ def needed(definition: Definition) -> list[int]:
     """The numbers of the definitions that one names."""
     functions = [step.target.definition for step in definition.steps or () if isinstance(step.target, ToFunction)]
     in_lists = [item for make in definition.make.walk() if make.kind == "list" for item in make.items]
-    makes = [make for make in definition.make.walk() if make.definition >= 0 and not (make.kind == "function" and make in in_lists)]
+    makes = [
+        make
+        for make in definition.make.walk()
+        if make.definition >= 0 and not (make.kind == "function" and make in in_lists)
+    ]
     return functions + [make.definition for make in makes]
 
 
@@ -325,16 +333,9 @@ def check_options(type_: str, options: dict[str, Any], parameters: Any) -> None:
 
     unknown = sorted(set(options) - set(parameters))
     if unknown:
-        raise InputError(f"{type_} has no option {', '.join(map(repr, unknown))}; expected some of {', '.join(parameters)}")
-
-
-def argument_names(count: int) -> list[str]:
-    """Names for the arguments of a method.
-
-    >>> argument_names(2), argument_names(4)
-    (['x', 'y'], ['x', 'y', 'z', 'x4'])
-    """
-    return [*"xyz"[:count], *(f"x{k + 1}" for k in range(3, count))]
+        raise InputError(
+            f"{type_} has no option {', '.join(map(repr, unknown))}; expected some of {', '.join(parameters)}"
+        )
 
 
 def tree_leaves(tree: Tree, node: ast.expr) -> list[tuple[str, ast.expr]]:
@@ -406,5 +407,3 @@ def _chain_lines(argument: str) -> list[str]:
     item = "layer" if argument != "layer" else "item"
     body = [f"for {item} in self:", f"{INDENT}{argument} = {item}({argument})", f"return {argument}"]
     return [INDENT * ROOT_INDENT + line for line in body]
-
-

@@ -30,7 +30,8 @@ class Sharing:
         self._share_optional_children()
         for place in sorted(places, key=self._is_partial):
             self._share(place, places)
-        made.arguments.sort(key=lambda argument: not argument.required)
+        flags = list(made.optional.values())
+        made.arguments.sort(key=lambda argument: (not argument.required, argument in flags))
 
     @property
     def values(self) -> list[Mapping[str, Arg]]:
@@ -66,14 +67,14 @@ class Sharing:
         self.made.bound[place] = argument
 
     def _matching(self, place: Place, column: list[Any], same: bool) -> Argument | None:
-        """An argument with these values. One that only happens to be equal is no match for what never varies."""
+        """An argument for the same sort of thing with these values. What never varies needs none."""
         if same and not self._is_partial(place):
             return None
         for argument in self.made.arguments:
             if argument in self.made.optional.values():
                 continue
             held = self.columns[argument.name]
-            if same and self.families[argument.name] != _family(place[-1]):
+            if self.families[argument.name] != self._family(place):
                 continue
             if all(value is _ABSENT or freeze(value) == freeze(own) for value, own in zip(column, held, strict=True)):
                 return argument
@@ -83,9 +84,14 @@ class Sharing:
         taken = {*self.columns, *self.made.make.keys}
         argument = Argument(self._name(place, column, places, taken), required=_ABSENT not in column)
         self.columns[argument.name] = [None if value is _ABSENT else value for value in column]
-        self.families[argument.name] = _family(place[-1])
+        self.families[argument.name] = self._family(place)
         self.made.arguments.append(argument)
         return argument
+
+    def _family(self, place: Place) -> str:
+        """What sort of thing a place holds: numbers of features are one sort, and so are the options of one name."""
+        option = self.hints[int(place[1])] if place[0] == "" else place[-1]
+        return "features" if option in _WIDTHS else option
 
     def _name(self, place: Place, column: list[Any], places: Sequence[Place], taken: set[str]) -> str:
         *owner, last = place
@@ -96,7 +102,3 @@ class Sharing:
         if short not in taken and is_identifier(short):
             return short
         return unused(plain("_".join([*owner, short]), short), taken)
-
-
-def _family(option: str) -> str:
-    return "features" if option in _WIDTHS else option

@@ -4,7 +4,7 @@ import ast
 from collections.abc import Hashable, Iterable, Mapping
 from typing import Any
 
-from jaxensemble.source.bodies import Hole, Length, Local, Slot, Step
+from jaxensemble.source.bodies import Hole, Length, Local, Slot, Step, leaves
 from jaxensemble.source.expressions import call, called, name
 from jaxensemble.source.folding import Entry, Folding, is_operator, returned
 from jaxensemble.source.names import TAKEN, plain, unused
@@ -114,7 +114,9 @@ class _Writer:
 
     def _check_width(self, line: str, entry: Entry) -> None:
         if len(INDENT * self.indent + line) > WIDTH:
-            self.overlong |= {out for inner in self.folding._within(entry)[1:] for out in inner.outs}
+            self.overlong |= {
+                use for use in leaves(entry.step) if isinstance(use, Local) and use in self.folding.folded
+            }
 
     def _return(self) -> list[str]:
         last = self.folding.last
@@ -126,7 +128,9 @@ class _Writer:
     def _tree(self, returns: Any) -> ast.expr:
         match returns:
             case dict():
-                return ast.Dict([ast.Constant(key) for key in returns], [self._tree(value) for value in returns.values()])
+                return ast.Dict(
+                    [ast.Constant(key) for key in returns], [self._tree(value) for value in returns.values()]
+                )
             case tuple():
                 return ast.Tuple([self._tree(item) for item in returns], ast.Load())
             case list():
@@ -148,5 +152,3 @@ def _is_size(step: Step) -> bool:
 def _singular(path: tuple[str, ...]) -> str:
     last = path[-1] if path else ""
     return plain(last[:-1], "layer") if last.endswith("s") and not last.endswith("ss") else "layer"
-
-

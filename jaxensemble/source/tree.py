@@ -266,7 +266,12 @@ def _has_frames(path: Path, root: Module) -> bool:
 def _is_closed(frame: Frame) -> bool:
     """Whether a frame reaches only for what lies beneath its own module."""
     reached = [split(call.target.removeprefix("layer:")) for call in frame.calls() if call.target.startswith("layer:")]
-    reached += [split(var.path) for call in frame.calls() for var in operands((call.args, dict(call.kwargs))) if isinstance(var, Var)]
+    reached += [
+        split(var.path)
+        for call in frame.calls()
+        for var in operands((call.args, dict(call.kwargs)))
+        if isinstance(var, Var)
+    ]
     reached += [inner.path for inner in frame.frames()]
     return all(path[: len(frame.path)] == frame.path and path != frame.path for path in reached)
 

@@ -68,7 +68,7 @@ class Argument:
 class Definition:
     """A class or function of the source.
 
-    `slots` says which argument of the method each slot is, of `inputs` in all; `returns` are its results. `constants` are
+    `slots` says which of the method's `parameters` each slot is; `returns` are its results. `constants` are
     those that all its modules agree on, `bound` names the arguments that stand for the others; `optional` names the
     arguments that say whether a child is there.
     """
@@ -79,7 +79,7 @@ class Definition:
     is_list: bool = False
     steps: tuple[Step, ...] | None = None
     slots: list[int] = dataclasses.field(default_factory=list)
-    inputs: int = 0
+    parameters: list[str] = dataclasses.field(default_factory=list)
     returns: tuple[Operand, ...] = ()
     constants: dict[Place, Arg] = dataclasses.field(default_factory=dict)
     bound: dict[Place, Argument] = dataclasses.field(default_factory=dict)

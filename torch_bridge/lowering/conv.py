@@ -1,15 +1,20 @@
 """Convolutions, channels-last: feature maps `[N, *spatial, C]`, kernels `[*spatial, I, O]`."""
 
+import dataclasses
 from collections.abc import Sequence
+from typing import Any
+
+import torch
 
 from jaxensemble.network import Arg
-from torch_bridge.layout import Atom, Layout
+from torch_bridge.layout import Atom, Layout, reshaped
 from torch_bridge.lowering.builder import Builder
 from torch_bridge.lowering.linear import param_dtype
 from torch_bridge.lowering.table import register
-from torch_bridge.lowering.values import Value, sizes
+from torch_bridge.lowering.values import Value
 
 Ints = int | Sequence[int]
+Pairs = tuple[tuple[int, int], ...]
 
 
 def each(value: Ints, spatial: int) -> tuple[int, ...]:
@@ -18,7 +23,7 @@ def each(value: Ints, spatial: int) -> tuple[int, ...]:
     return values * spatial if len(values) == 1 else values
 
 
-def padding_pairs(padding: Ints | str, kernel: Sequence[int], dilation: Sequence[int]) -> tuple[tuple[int, int], ...]:
+def padding_pairs(padding: Ints | str, kernel: Sequence[int], dilation: Sequence[int]) -> Pairs:
     """Zeros before and after, per spatial dimension. `"same"` puts the odd one after, as PyTorch does."""
     if padding == "same":
         totals = [d * (k - 1) for k, d in zip(kernel, dilation, strict=True)]
@@ -48,42 +53,152 @@ def conv(
     weight = b.value(weight)
     spatial = weight.ndim - 2
     kernel = tuple(int(size) for size in weight.shape[2:])
-    strides, dilations = each(stride, spatial), each(dilation, spatial)
+    dilations = each(dilation, spatial)
     options: dict[str, Arg] = {
         "in_features": int(weight.shape[1]) * groups,
         "out_features": weight.shape[0],
         "kernel_size": kernel,
         "padding": padding_option(padding_pairs(padding, kernel, dilations)),
+        **unless_ones("strides", each(stride, spatial)),
+        **unless_ones("kernel_dilation", dilations),
+        **({"feature_group_count": groups} if groups != 1 else {}),
     }
-    options |= {"strides": strides} if set(strides) != {1} else {}
-    options |= {"kernel_dilation": dilations} if set(dilations) != {1} else {}
-    options |= {"feature_group_count": groups} if groups != 1 else {}
     out, within, *space = weight.layout.dims
     stored = Layout(weight.layout.dims, (*space, within, out))  # [O, I, *spatial] -> [*spatial, I, O]
+    path = _layer(b, "nnx.Conv", options, weight, stored, bias)
     x = b.channels_last(x, spatial)
-    use_bias = {} if bias is not None else {"use_bias": False}
-    path = b.claim(
-        "nnx.Conv", options | use_bias | param_dtype(weight), {"kernel": (weight, stored), "bias": (bias, None)}
-    )
     if path is not None:
         return feature_map(b, b.emit(f"layer:{path}", x.expr), spatial)
-    arguments = {name: value for name, value in options.items() if not name.endswith("features")}
-    arguments.pop("kernel_size")
-    y = b.emit("ops.conv", x.expr, b.array(weight, stored.axes), **arguments)
+    return _functional(b, x, b.array(weight, stored.axes), bias, spatial, options)
+
+
+@register("aten.conv_transpose1d.default", "aten.conv_transpose2d.input", "aten.conv_transpose3d.input")
+def conv_transpose(
+    b: Builder,
+    x: Value,
+    weight: Value,
+    bias: Value | None = None,
+    stride: Ints = 1,
+    padding: Ints = 0,
+    output_padding: Ints = 0,
+    groups: int = 1,
+    dilation: Ints = 1,
+) -> Value:
+    """A convolution of the input spread out by `stride`, with the kernel turned round.
+
+    `nnx.ConvTranspose` is used where it says the same; it has no groups, `nnx.Conv` with an `input_dilation` has. Both
+    hold the kernel turned round already.
+    """
+    weight, split = _grouped(b, b.value(weight), groups)
+    spatial = weight.ndim - 2
+    kernel = tuple(int(size) for size in weight.shape[2:])
+    strides, dilations = each(stride, spatial), each(dilation, spatial)
+    reach = [d * (k - 1) for k, d in zip(kernel, dilations, strict=True)]
+    pads = zip(reach, each(padding, spatial), each(output_padding, spatial), strict=True)
+    pairs = tuple((r - p, r - p + extra) for r, p, extra in pads)
+    shared: dict[str, Arg] = {
+        "in_features": weight.shape[0],
+        "out_features": int(weight.shape[1]) * groups,
+        "kernel_size": kernel,
+    }
+    dilated = unless_ones("kernel_dilation", dilations)
+    as_conv = shared | {"padding": padding_option(pairs), **unless_ones("input_dilation", strides), **dilated}
+    ins, outs, *space = weight.layout.dims
+    if groups == 1:
+        # [I, O, *spatial] -> [*spatial, I, O]
+        stored = Layout(weight.layout.dims, (*space, ins, outs))
+        is_valid = all(pair == (r, r) and s <= r + 1 for pair, r, s in zip(pairs, reach, strides, strict=True))
+        spread = unless_ones("strides", strides)
+        options = shared | spread | {"padding": "VALID" if is_valid else _number_or_pairs(pairs)} | dilated
+        path = _layer(b, "nnx.ConvTranspose", options, weight, stored, bias, flipped=True)
+    else:
+        # [G x I, O, *spatial] -> [*spatial, I, G x O]
+        stored = Layout(weight.layout.dims, (*space, ins[split:], (*ins[:split], *outs)))
+        as_conv["feature_group_count"] = groups
+        path = _layer(b, "nnx.Conv", as_conv, weight, stored, bias, flipped=True)
+    x = b.channels_last(x, spatial)
+    if path is not None:
+        return feature_map(b, b.emit(f"layer:{path}", x.expr), spatial)
+    turned = b.emit("jnp.flip", b.array(weight, stored.axes), tuple(range(spatial)))
+    return _functional(b, x, turned, bias, spatial, as_conv)
+
+
+def _grouped(b: Builder, weight: Value, groups: int) -> tuple[Value, int]:
+    """A kernel whose input features `G x I` have atoms of their own for the groups, and how many."""
+    shape = (groups, int(weight.shape[0]) // groups, *weight.shape[1:])
+    layout = reshaped(weight.layout, shape)
+    if layout is None:
+        weight = b.opaque(weight)
+        layout = reshaped(weight.layout, shape)
+        assert layout is not None
+    group, within, *rest = layout.dims
+    return dataclasses.replace(weight, layout=Layout(((*group, *within), *rest), layout.axes)), len(group)
+
+
+@register("aten.convolution.default")
+def convolution(
+    b: Builder,
+    x: Value,
+    weight: Value,
+    bias: Value | None,
+    stride: Ints,
+    padding: Ints,
+    dilation: Ints,
+    transposed: bool,
+    output_padding: Ints,
+    groups: int,
+) -> Value:
+    if transposed:
+        return conv_transpose(b, x, weight, bias, stride, padding, output_padding, groups, dilation)
+    return conv(b, x, weight, bias, stride, padding, dilation, groups)
+
+
+def _layer(
+    b: Builder,
+    type_: str,
+    options: dict[str, Arg],
+    weight: Value,
+    stored: Layout,
+    bias: Value | None,
+    *,
+    flipped: bool = False,
+) -> str | None:
+    """The path of a layer with this kernel, if there can be one."""
+    use_bias = {} if bias is not None else {"use_bias": False}
+    turned = tuple(range(2, weight.ndim)) if flipped else ()
+    leaves = {"kernel": (weight, stored), "bias": (bias, None)}
+    return b.claim(type_, options | use_bias | param_dtype(weight), leaves, turned)
+
+
+def _functional(b: Builder, x: Value, kernel: Any, bias: Value | None, spatial: int, options: dict[str, Arg]) -> Value:
+    """A convolution with a kernel that no layer holds."""
+    held = ("in_features", "out_features", "kernel_size")
+    arguments = {name: value for name, value in options.items() if name not in held and (name, value) != NO_PADDING}
+    y = b.emit("ops.conv", x.expr, kernel, **arguments)
     return feature_map(b, y if bias is None else b.emit("+", y, b.plain(bias).expr), spatial)
 
 
-def padding_option(pairs: tuple[tuple[int, int], ...]) -> Arg:
+NO_PADDING = ("padding", "VALID")
+"""The default of `ops.conv`, unlike that of Flax."""
+
+
+def unless_ones(name: str, values: tuple[int, ...]) -> dict[str, Arg]:
+    """An option, left out where it is 1 throughout."""
+    return {} if set(values) == {1} else {name: values}
+
+
+def padding_option(pairs: Pairs) -> Arg:
     """Padding as a Flax programmer writes it: `"VALID"`, a number, or pairs."""
-    if all(pair == (0, 0) for pair in pairs):
-        return "VALID"
-    if len({side for pair in pairs for side in pair}) == 1:
-        return pairs[0][0]
-    return pairs
+    return "VALID" if all(pair == (0, 0) for pair in pairs) else _number_or_pairs(pairs)
 
 
-def feature_map(b: Builder, expr: object, spatial: int) -> Value:
+def _number_or_pairs(pairs: Pairs) -> Arg:
+    return pairs[0][0] if len({side for pair in pairs for side in pair}) == 1 else pairs
+
+
+def feature_map(b: Builder, expr: Any, spatial: int, dtype: torch.dtype | None = None) -> Value:
     """A result `[..., C, *spatial]` that is stored channels-last."""
     dims = tuple(() if size == 1 else (Atom(size),) for size in b.result_shape)
     channels = len(dims) - spatial - 1
-    return b.laid(expr, Layout(dims, (*dims[:channels], *dims[channels + 1 :], dims[channels])))  # type: ignore[arg-type]
+    layout = Layout(dims, (*dims[:channels], *dims[channels + 1 :], dims[channels]))
+    return b.laid(expr, layout, dtype)

@@ -1,46 +1,416 @@
-"""Operations on one element at a time: arithmetic, comparison, activations."""
+"""Operations on one element at a time: arithmetic, powers, comparison, logic, rounding, special functions, casts."""
 
+import dataclasses
+from collections.abc import Callable
 from typing import Any
 
-from torch_bridge.lowering.builder import Builder
+import torch
+
+from torch_bridge.lowering.builder import Builder, is_array, number
+from torch_bridge.lowering.promotion import apply, ask, cast, common_dtype, promoted
 from torch_bridge.lowering.table import register
 from torch_bridge.lowering.values import Value
 
 UNARY = {
-    "aten.relu.default": "nnx.relu",
-    "aten.sigmoid.default": "nnx.sigmoid",
-    "aten.tanh.default": "jnp.tanh",
-    "aten.silu.default": "nnx.silu",
-    "aten.exp.default": "jnp.exp",
+    "neg": "neg",
+    "negative": "neg",
+    "sign": "jnp.sign",
+    "sgn": "jnp.sign",
+    "exp": "jnp.exp",
+    "exp2": "jnp.exp2",
+    "expm1": "jnp.expm1",
+    "log": "jnp.log",
+    "log2": "jnp.log2",
+    "log10": "jnp.log10",
+    "log1p": "jnp.log1p",
+    "special_exp2": "jnp.exp2",
+    "special_expm1": "jnp.expm1",
+    "special_log1p": "jnp.log1p",
+    "sqrt": "jnp.sqrt",
+    "rsqrt": "lax.rsqrt",
+    "square": "jnp.square",
+    "reciprocal": "jnp.reciprocal",
+    "sin": "jnp.sin",
+    "cos": "jnp.cos",
+    "tan": "jnp.tan",
+    "asin": "jnp.arcsin",
+    "arcsin": "jnp.arcsin",
+    "acos": "jnp.arccos",
+    "arccos": "jnp.arccos",
+    "atan": "jnp.arctan",
+    "arctan": "jnp.arctan",
+    "sinh": "jnp.sinh",
+    "cosh": "jnp.cosh",
+    "tanh": "jnp.tanh",
+    "asinh": "jnp.arcsinh",
+    "arcsinh": "jnp.arcsinh",
+    "acosh": "jnp.arccosh",
+    "arccosh": "jnp.arccosh",
+    "atanh": "jnp.arctanh",
+    "arctanh": "jnp.arctanh",
+    "deg2rad": "jnp.deg2rad",
+    "rad2deg": "jnp.rad2deg",
+    "sinc": "jnp.sinc",
+    "special_sinc": "jnp.sinc",
+    "erf": "lax.erf",
+    "special_erf": "lax.erf",
+    "erfc": "lax.erfc",
+    "special_erfc": "lax.erfc",
+    "erfinv": "lax.erf_inv",
+    "special_erfinv": "lax.erf_inv",
+    "lgamma": "lax.lgamma",
+    "special_gammaln": "lax.lgamma",
+    "digamma": "lax.digamma",
+    "special_digamma": "lax.digamma",
+    "special_psi": "lax.digamma",
+    "special_i0e": "lax.bessel_i0e",
+    "special_i1e": "lax.bessel_i1e",
+    "i0": "ops.bessel_i0",
+    "special_i0": "ops.bessel_i0",
+    "special_i1": "ops.bessel_i1",
+    "special_entr": "ops.entropy",
+    "special_ndtr": "ops.normal_cdf",
+    "special_ndtri": "ops.normal_quantile",
+    "bitwise_not": "~",
 }
-"""Operations that are one function of one array."""
+"""Functions of one array, computed in the dtype of the result. (`abs` and rounding are below: they know integers.)"""
+
+QUESTIONS = {
+    "isnan": "jnp.isnan",
+    "isinf": "jnp.isinf",
+    "isfinite": "jnp.isfinite",
+    "isposinf": "jnp.isposinf",
+    "isneginf": "jnp.isneginf",
+    "signbit": "jnp.signbit",
+    "logical_not": "jnp.logical_not",
+}
+"""Functions of one array that give bools."""
 
 BINARY = {
-    "aten.mul.Tensor": "*",
-    "aten.div.Tensor": "/",
+    "mul.Tensor": "*",
+    "mul.Scalar": "*",
+    "multiply.Tensor": "*",
+    "multiply.Scalar": "*",
+    "div.Tensor": "/",
+    "div.Scalar": "/",
+    "divide.Tensor": "/",
+    "divide.Scalar": "/",
+    "true_divide.Tensor": "/",
+    "true_divide.Scalar": "/",
+    "floor_divide.default": "//",
+    "floor_divide.Scalar": "//",
+    "remainder.Tensor": "%",
+    "remainder.Scalar": "%",
+    "remainder.Scalar_Tensor": "%",
+    "fmod.Tensor": "jnp.fmod",
+    "fmod.Scalar": "jnp.fmod",
+    "maximum.default": "jnp.maximum",
+    "max.other": "jnp.maximum",
+    "minimum.default": "jnp.minimum",
+    "min.other": "jnp.minimum",
+    "fmax.default": "ops.fmax",
+    "fmin.default": "ops.fmin",
+    "atan2.default": "ops.arctan2",
+    "arctan2.default": "ops.arctan2",
+    "hypot.default": "jnp.hypot",
+    "heaviside.default": "jnp.heaviside",
+    "logaddexp.default": "jnp.logaddexp",
+    "logaddexp2.default": "jnp.logaddexp2",
+    "xlogy.Tensor": "ops.xlogy",
+    "xlogy.Scalar_Other": "ops.xlogy",
+    "xlogy.Scalar_Self": "ops.xlogy",
+    "special_xlogy.default": "ops.xlogy",
+    "special_xlogy.other_scalar": "ops.xlogy",
+    "special_xlogy.self_scalar": "ops.xlogy",
+    "special_xlog1py.default": "ops.xlog1py",
+    "special_xlog1py.other_scalar": "ops.xlog1py",
+    "special_xlog1py.self_scalar": "ops.xlog1py",
+    "copysign.Tensor": "ops.copysign",
+    "copysign.Scalar": "ops.copysign",
+    "gcd.default": "jnp.gcd",
+    "lcm.default": "jnp.lcm",
+    "nextafter.default": "jnp.nextafter",
+    **{
+        f"{name}.{overload}": symbol
+        for operation, symbol in {
+            "and": "&",
+            "or": "|",
+            "xor": "^",
+            "left_shift": "jnp.left_shift",
+            "right_shift": "jnp.right_shift",
+        }.items()
+        for name in (f"bitwise_{operation}", f"__{operation.replace('left_', 'l').replace('right_', 'r')}__")
+        for overload in ("Tensor", "Scalar", "Scalar_Tensor", "Tensor_Scalar")
+    },
 }
-"""Operations that are one function of two arrays, or of an array and a number."""
+"""Functions of two arrays, or of an array and a number, computed in the dtype of the result."""
+
+COMPARISONS = {
+    "eq": "==",
+    "ne": "!=",
+    "not_equal": "!=",
+    "lt": "<",
+    "less": "<",
+    "le": "<=",
+    "less_equal": "<=",
+    "gt": ">",
+    "greater": ">",
+    "ge": ">=",
+    "greater_equal": ">=",
+}
+"""Comparisons of two arrays, or of an array and a number."""
 
 
-def _unary(target: str) -> Any:
-    return lambda b, x: b.elementwise(target, x)
+def _unary(target: str) -> Callable[[Builder, Value], Value]:
+    return lambda b, x: apply(b, target, x)
 
 
-def _binary(target: str) -> Any:
-    return lambda b, x, y: b.elementwise(target, x, y)
+def _question(target: str) -> Callable[[Builder, Value], Value]:
+    return lambda b, x: ask(b, target, x)
 
 
-for operation, name in UNARY.items():
-    register(operation)(_unary(name))
-for operation, name in BINARY.items():
-    register(operation)(_binary(name))
+def _binary(target: str) -> Callable[[Builder, Any, Any], Value]:
+    return lambda b, x, y: apply(b, target, x, y)
+
+
+def _comparison(target: str) -> Callable[[Builder, Any, Any], Value]:
+    return lambda b, x, y: ask(b, target, x, y)
+
+
+for _name, _target in UNARY.items():
+    register(f"aten.{_name}.default")(_unary(_target))
+for _name, _target in QUESTIONS.items():
+    register(f"aten.{_name}.default")(_question(_target))
+for _name, _target in BINARY.items():
+    register(f"aten.{_name}")(_binary(_target))
+for _name, _target in COMPARISONS.items():
+    register(f"aten.{_name}.Tensor", f"aten.{_name}.Scalar")(_comparison(_target))
+
+
+# Arithmetic
+
+
+def scaled(b: Builder, x: Any, factor: Any) -> Any:
+    """`factor * x` in the dtype of the result; a factor of one is left out."""
+    if factor == 1:
+        return x
+    return apply(b, "*", x, factor) if is_array(x) else number(x) * factor
 
 
 @register("aten.add.Tensor", "aten.add.Scalar")
-def add(b: Builder, x: Value, y: Any, alpha: Any = 1) -> Value:
-    return b.elementwise("+", x, y if alpha == 1 else b.elementwise("*", y, alpha))
+def add(b: Builder, x: Any, y: Any, alpha: Any = 1) -> Value:
+    return apply(b, "+", x, scaled(b, y, alpha))
 
 
-@register("aten.sub.Tensor", "aten.sub.Scalar")
-def sub(b: Builder, x: Value, y: Any, alpha: Any = 1) -> Value:
-    return b.elementwise("-", x, y if alpha == 1 else b.elementwise("*", y, alpha))
+@register("aten.sub.Tensor", "aten.sub.Scalar", "aten.subtract.Tensor", "aten.subtract.Scalar")
+def sub(b: Builder, x: Any, y: Any, alpha: Any = 1) -> Value:
+    return apply(b, "-", x, scaled(b, y, alpha))
+
+
+@register("aten.rsub.Tensor", "aten.rsub.Scalar")
+def rsub(b: Builder, x: Any, y: Any, alpha: Any = 1) -> Value:
+    return apply(b, "-", y, scaled(b, x, alpha))
+
+
+@register(
+    "aten.div.Tensor_mode",
+    "aten.div.Scalar_mode",
+    "aten.divide.Tensor_mode",
+    "aten.divide.Scalar_mode",
+)
+def rounded_division(b: Builder, x: Any, y: Any, rounding_mode: str | None = None) -> Value:
+    if rounding_mode is None:
+        return apply(b, "/", x, y)
+    return apply(b, "//" if rounding_mode == "floor" else "ops.truncated_divide", x, y)
+
+
+@register("aten.pow.Tensor_Scalar", "aten.pow.Tensor_Tensor", "aten.pow.Scalar")
+def power(b: Builder, x: Any, exponent: Any) -> Value:
+    """A whole exponent is written as one: JAX multiplies, as PyTorch does, instead of taking logarithms."""
+    if not is_array(exponent):
+        exponent = _whole(number(exponent))
+        if exponent == 1:
+            return cast(b, x, b.dtype)
+    elif isinstance(exponent, Value) and is_array(x):
+        return apply(b, "ops.power", x, exponent)
+    return apply(b, "**", x, exponent)
+
+
+def _whole(exponent: Any) -> Any:
+    return int(exponent) if isinstance(exponent, float) and exponent.is_integer() else exponent
+
+
+@register("aten.float_power.Tensor_Scalar", "aten.float_power.Tensor_Tensor", "aten.float_power.Scalar")
+def float_power(b: Builder, x: Any, exponent: Any) -> Value:
+    return power(b, cast(b, x, b.dtype), cast(b, exponent, b.dtype))
+
+
+@register("aten.lerp.Scalar", "aten.lerp.Tensor")
+def lerp(b: Builder, x: Value, end: Any, weight: Any) -> Value:
+    return apply(b, "ops.lerp", x, end, weight)
+
+
+@register("aten.addcmul.default")
+def addcmul(b: Builder, x: Any, first: Any, second: Any, value: Any = 1) -> Value:
+    return apply(b, "+", x, apply(b, "*", scaled(b, first, value), second))
+
+
+@register("aten.addcdiv.default")
+def addcdiv(b: Builder, x: Any, first: Any, second: Any, value: Any = 1) -> Value:
+    return apply(b, "+", x, apply(b, "/", scaled(b, first, value), second))
+
+
+@register("aten.ldexp.Tensor")
+def ldexp(b: Builder, x: Any, exponent: Any) -> Value:
+    power_of_two = apply(b, "jnp.exp2", exponent) if is_array(exponent) else 2.0 ** number(exponent)
+    return apply(b, "*", x, power_of_two)
+
+
+# Absolute value and rounding
+
+
+@register("aten.abs.default", "aten.absolute.default")
+def absolute(b: Builder, x: Value) -> Value:
+    if x.dtype.is_complex:
+        return b.elementwise("jnp.abs", x)
+    return apply(b, "ops.abs" if x.dtype.is_floating_point else "jnp.abs", x)
+
+
+ROUNDING = {
+    "ceil": "jnp.ceil",
+    "floor": "jnp.floor",
+    "trunc": "jnp.trunc",
+    "fix": "jnp.trunc",
+    "round": "jnp.round",
+    "special_round": "jnp.round",
+}
+"""Functions that leave integers as they are."""
+
+
+def _rounding(target: str) -> Callable[[Builder, Value], Value]:
+    return lambda b, x: apply(b, target, x) if x.dtype.is_floating_point else x
+
+
+for _name, _target in ROUNDING.items():
+    register(f"aten.{_name}.default")(_rounding(_target))
+
+
+@register("aten.round.decimals", "aten.special_round.decimals")
+def round_decimals(b: Builder, x: Value, decimals: int = 0) -> Value:
+    if decimals == 0 or not x.dtype.is_floating_point:
+        return _rounding("jnp.round")(b, x)
+    scale = float(10 ** abs(decimals))
+    there, back = ("*", "/") if decimals > 0 else ("/", "*")
+    return apply(b, back, apply(b, "jnp.round", apply(b, there, x, scale)), scale)
+
+
+@register("aten.frac.default")
+def frac(b: Builder, x: Value) -> Value:
+    return apply(b, "-", x, apply(b, "jnp.trunc", x))
+
+
+# Bounds and choices
+
+
+@register(
+    "aten.clamp.default",
+    "aten.clamp.Tensor",
+    "aten.clip.default",
+    "aten.clip.Tensor",
+)
+def clamp(b: Builder, x: Value, min: Any = None, max: Any = None) -> Value:
+    return apply(b, "ops.clamp", x, *([min] if max is None else [min, max]))
+
+
+@register("aten.clamp_min.default", "aten.clamp_min.Tensor")
+def clamp_min(b: Builder, x: Value, min: Any) -> Value:
+    return clamp(b, x, min)
+
+
+@register("aten.clamp_max.default", "aten.clamp_max.Tensor")
+def clamp_max(b: Builder, x: Value, max: Any) -> Value:
+    return clamp(b, x, None, max)
+
+
+@register("aten.where.self", "aten.where.ScalarOther", "aten.where.ScalarSelf", "aten.where.Scalar")
+def where(b: Builder, condition: Any, x: Any, y: Any) -> Value:
+    condition = cast(b, condition, torch.bool)
+    if not is_array(x) and not is_array(y):
+        chosen = b.elementwise("jnp.where", condition, x, y, dtype=None)
+        return cast(b, dataclasses.replace(chosen, dtype=torch.float64), b.dtype) if b.dtype.is_floating_point else chosen
+    return b.elementwise("jnp.where", condition, *promoted(b, (x, y), b.dtype))
+
+
+@register("aten.masked_fill.Scalar", "aten.masked_fill.Tensor")
+def masked_fill(b: Builder, x: Any, mask: Any, value: Any) -> Value:
+    value = cast(b, value, b.dtype) if is_array(value) else number(value)
+    return b.elementwise("jnp.where", mask, value, x)
+
+
+@register("aten.nan_to_num.default")
+def nan_to_num(b: Builder, x: Value, nan: Any = None, posinf: Any = None, neginf: Any = None) -> Value:
+    if not x.dtype.is_floating_point:
+        return x
+    given = {"nan": nan or None, "posinf": posinf, "neginf": neginf}
+    return b.elementwise("jnp.nan_to_num", x, **{name: value for name, value in given.items() if value is not None})
+
+
+@register("aten.logit.default", "aten.special_logit.default")
+def logit(b: Builder, x: Value, eps: float | None = None) -> Value:
+    if eps is not None:
+        x = apply(b, "ops.clamp", x, eps, 1 - eps)
+    return apply(b, "jnp.log", apply(b, "/", x, apply(b, "-", 1, x)))
+
+
+@register("aten.isclose.default")
+def isclose(b: Builder, x: Any, y: Any, rtol: float = 1e-5, atol: float = 1e-8, equal_nan: bool = False) -> Value:
+    options: dict[str, Any] = {"rtol": rtol, "atol": atol, "equal_nan": equal_nan}
+    defaults = {"rtol": 1e-5, "atol": 1e-8, "equal_nan": False}
+    changed = {name: value for name, value in options.items() if value != defaults[name]}
+    return b.elementwise("jnp.isclose", *promoted(b, (x, y), common_dtype(x, y)), **changed)
+
+
+# Logic
+
+
+@register("aten.logical_and.default")
+def logical_and(b: Builder, x: Any, y: Any) -> Value:
+    return b.elementwise("jnp.logical_and", x, y)
+
+
+@register("aten.logical_or.default")
+def logical_or(b: Builder, x: Any, y: Any) -> Value:
+    return b.elementwise("jnp.logical_or", x, y)
+
+
+@register("aten.logical_xor.default")
+def logical_xor(b: Builder, x: Any, y: Any) -> Value:
+    return b.elementwise("jnp.logical_xor", x, y)
+
+
+# Dtypes
+
+
+@register(
+    "aten._to_copy.default",
+    "aten.to.dtype",
+    "aten.to.dtype_layout",
+    "aten.to.device",
+    "aten.to.other",
+    "aten.type_as.default",
+)
+def to(b: Builder, x: Value, *_: Any, **__: Any) -> Value:
+    """Devices, memory formats and layouts are PyTorch's own; only the dtype has a meaning here."""
+    return cast(b, x, b.dtype)
+
+
+@register("aten.fill.Scalar", "aten.fill.Tensor")
+def fill(b: Builder, x: Value, value: Any) -> Value:
+    if is_array(value):
+        return b.elementwise("jnp.full_like", x, cast(b, value, b.dtype))
+    return b.elementwise("jnp.full_like", x, number(value))
+
+
+@register("aten.zero.default")
+def zero(b: Builder, x: Value) -> Value:
+    return b.elementwise("jnp.zeros_like", x)

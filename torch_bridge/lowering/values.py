@@ -70,11 +70,12 @@ class Storage:
             else:
                 pieces.append([atom])
         rank = {atom: k for k, atom in enumerate(after)}
+        turned = {atom for dim in self.flipped for atom in self.layout.dims[dim]}
         return Rearrangement(
             split=tuple(int(_product(piece)) for piece in pieces),
             order=tuple(sorted(range(len(pieces)), key=lambda k: rank[pieces[k][0]])),
             shape=tuple(int(size) for size in self.layout.stored_shape),
-            flipped=self.flipped,
+            flipped=tuple(k for k, piece in enumerate(pieces) if piece[0] in turned),
         )
 
 

@@ -55,7 +55,9 @@ def _gradients(ensemble: Ensemble, arrays: Any) -> Any:
 
     def objective(params: Any) -> jax.Array:
         outputs = dataclasses.replace(ensemble, params=params)(*arrays)
-        return sum((jnp.sum(_weights(leaf[0].size, leaf.shape[1:]) * leaf) for leaf in _floats(outputs)), start=jnp.zeros(()))
+        return sum(
+            (jnp.sum(_weights(leaf[0].size, leaf.shape[1:]) * leaf) for leaf in _floats(outputs)), start=jnp.zeros(())
+        )
 
     return jax.grad(objective)(ensemble.params)
 

@@ -1,0 +1,185 @@
+"""Functions of one element at a time that differ from `jax.numpy`'s in a value, or in the gradient at some point.
+
+Gradients follow PyTorch's (`tools/autograd/derivatives.yaml` in its source): they are what training sees at the zeros
+that a ReLU or a padding leaves behind.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.scipy import special
+from jax.typing import ArrayLike
+
+
+def abs(x: ArrayLike) -> jax.Array:
+    """The absolute value; its gradient at 0 is 0.
+
+    >>> float(jax.grad(abs)(0.0)), float(abs(-2.0))
+    (0.0, 2.0)
+    """
+    x = jnp.asarray(x)
+    return jnp.sign(x) * x
+
+
+def clamp(x: ArrayLike, min: ArrayLike | None = None, max: ArrayLike | None = None) -> jax.Array:
+    """`x` kept within bounds; at a bound the whole gradient goes to `x`, where `jnp.clip` gives half.
+
+    Where `min` exceeds `max`, the result is `max`.
+
+    >>> clamp(jnp.array([-2.0, 0.5, 3.0]), -1.0, 1.0).tolist()
+    [-1.0, 0.5, 1.0]
+    >>> jax.vmap(jax.grad(lambda x: clamp(x, -1.0, 1.0)))(jnp.array([-2.0, -1.0, 1.0])).tolist()
+    [0.0, 1.0, 1.0]
+    """
+    result = jnp.asarray(x)
+    if min is not None:
+        result = jnp.where(result < min, min, result)
+    if max is not None:
+        result = jnp.where(result > max, max, result)
+    return result
+
+
+def fmax(x: ArrayLike, y: ArrayLike) -> jax.Array:
+    """The larger of two numbers, or the one that is not NaN; of equal ones `x`, which gets the gradient.
+
+    >>> fmax(jnp.array([1.0, jnp.nan]), jnp.array([0.0, 2.0])).tolist()
+    [1.0, 2.0]
+    """
+    return jnp.where((jnp.asarray(x) >= y) | jnp.isnan(y), x, y)
+
+
+def fmin(x: ArrayLike, y: ArrayLike) -> jax.Array:
+    """The smaller of two numbers, or the one that is not NaN; of equal ones `x`, which gets the gradient.
+
+    >>> fmin(jnp.array([1.0, jnp.nan]), jnp.array([0.0, 2.0])).tolist()
+    [0.0, 2.0]
+    """
+    return jnp.where((jnp.asarray(x) <= y) | jnp.isnan(y), x, y)
+
+
+def truncated_divide(x: ArrayLike, y: ArrayLike) -> jax.Array:
+    """`x / y` rounded towards zero.
+
+    >>> truncated_divide(jnp.array([-7, 7]), 2).tolist(), truncated_divide(jnp.array([-7.0]), 2).tolist()
+    ([-3, 3], [-3.0])
+    """
+    x, y = jnp.broadcast_arrays(*_alike(x, y))
+    return lax.div(x, y) if jnp.issubdtype(x.dtype, jnp.integer) else jnp.trunc(x / y)
+
+
+def _alike(x: ArrayLike, y: ArrayLike) -> tuple[jax.Array, jax.Array]:
+    dtype = jnp.result_type(x, y)
+    return jnp.asarray(x, dtype), jnp.asarray(y, dtype)
+
+
+def power(x: ArrayLike, y: ArrayLike) -> jax.Array:
+    """`x ** y` for arrays; at `0 ** 0` both gradients are 0.
+
+    >>> power(jnp.array([2.0, 0.0]), jnp.array([3.0, 0.0])).tolist()
+    [8.0, 1.0]
+    """
+    return jnp.power(jnp.where((jnp.asarray(x) == 0) & (jnp.asarray(y) == 0), 1, x), y)
+
+
+def lerp(start: ArrayLike, end: ArrayLike, weight: ArrayLike) -> jax.Array:
+    """`start + weight * (end - start)`, reckoned from whichever end is nearer.
+
+    >>> lerp(jnp.array([0.0, 10.0]), jnp.array([1.0, 20.0]), 0.25).tolist()
+    [0.25, 12.5]
+    """
+    start, end, weight = jnp.asarray(start), jnp.asarray(end), jnp.asarray(weight)
+    step = end - start
+    return jnp.where(jnp.abs(weight) < 0.5, start + weight * step, end - step * (1 - weight))
+
+
+def arctan2(y: ArrayLike, x: ArrayLike) -> jax.Array:
+    """The angle of the point `(x, y)`; at the origin the gradient is 0.
+
+    >>> jax.grad(arctan2)(0.0, 0.0).item(), round(arctan2(1.0, 1.0).item(), 4)
+    (0.0, 0.7854)
+    """
+    y, x = jnp.asarray(y), jnp.asarray(x)
+    origin = (y == 0) & (x == 0)
+    return jnp.where(origin, lax.stop_gradient(jnp.arctan2(y, x)), jnp.arctan2(y, jnp.where(origin, 1, x)))
+
+
+def copysign(x: ArrayLike, y: ArrayLike) -> jax.Array:
+    """The magnitude of `x` with the sign of `y`; the gradient at `x = 0` is 0.
+
+    >>> copysign(jnp.array([1.0, -2.0]), -1.0).tolist()
+    [-1.0, -2.0]
+    """
+    magnitude = abs(x)
+    return jnp.where(jnp.signbit(y), -magnitude, magnitude)
+
+
+def xlogy(x: ArrayLike, y: ArrayLike) -> jax.Array:
+    """`x * log(y)`, and 0 where `x` is 0, with a gradient of 0 there.
+
+    >>> xlogy(jnp.array([0.0, 1.0]), jnp.array([0.0, 1.0])).tolist()
+    [0.0, 0.0]
+    """
+    return _times_log(x, y, jnp.log, 1)
+
+
+def xlog1py(x: ArrayLike, y: ArrayLike) -> jax.Array:
+    """`x * log(1 + y)`, and 0 where `x` is 0, with a gradient of 0 there.
+
+    >>> xlog1py(jnp.array([0.0, 1.0]), jnp.array([-1.0, 0.0])).tolist()
+    [0.0, 0.0]
+    """
+    return _times_log(x, y, jnp.log1p, 0)
+
+
+def _times_log(x: ArrayLike, y: ArrayLike, log: Callable[[jax.Array], jax.Array], neutral: int) -> jax.Array:
+    x, y = jnp.asarray(x), jnp.asarray(y)
+    return jnp.where(jnp.isnan(y), y, x * log(jnp.where((x == 0) | jnp.isnan(y), neutral, y)))
+
+
+def entropy(x: ArrayLike) -> jax.Array:
+    """`-x * log(x)`: 0 at 0, `-inf` below.
+
+    >>> entropy(jnp.array([0.0, 1.0, -1.0])).tolist()
+    [0.0, -0.0, -inf]
+    """
+    return special.entr(x)
+
+
+def normal_cdf(x: ArrayLike) -> jax.Array:
+    """The distribution function of the standard normal distribution.
+
+    >>> normal_cdf(0.0).item()
+    0.5
+    """
+    return special.ndtr(x)
+
+
+def normal_quantile(p: ArrayLike) -> jax.Array:
+    """The inverse of `normal_cdf`.
+
+    >>> normal_quantile(0.5).item()
+    0.0
+    """
+    return special.ndtri(p)
+
+
+def bessel_i0(x: ArrayLike) -> jax.Array:
+    """The modified Bessel function of the first kind, of order 0; its gradient at 0 is 0.
+
+    >>> bessel_i0(0.0).item(), jax.grad(bessel_i0)(0.0).item()
+    (1.0, 0.0)
+    """
+    x = jnp.asarray(x)
+    return jnp.exp(abs(x)) * lax.bessel_i0e(x)
+
+
+def bessel_i1(x: ArrayLike) -> jax.Array:
+    """The modified Bessel function of the first kind, of order 1.
+
+    >>> bessel_i1(0.0).item(), jax.grad(bessel_i1)(0.0).item()
+    (0.0, 0.5)
+    """
+    x = jnp.asarray(x)
+    return jnp.exp(abs(x)) * lax.bessel_i1e(x)

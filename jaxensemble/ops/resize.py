@@ -1,0 +1,183 @@
+"""Resizing feature maps `[..., *spatial, C]` as `torch.nn.functional.interpolate` does.
+
+Every output entry is a weighted sum of a few input entries, one spatial axis after the other. Which entries, and how
+they weigh, is known from the sizes alone and worked out in numpy. The conventions are those of PyTorch's
+`ATen/native/UpSample.h`; `jax.image.resize` has another cubic kernel and knows no `align_corners`.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple, TypeAlias
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxensemble.ops.windows import take
+
+Method: TypeAlias = Literal["nearest", "nearest-exact", "linear", "cubic"]
+
+
+class Taps(NamedTuple):
+    """For each output entry along one axis, `[outputs, taps]`: which input entries it is made of, and their weights."""
+
+    indices: np.ndarray
+    weights: np.ndarray
+
+
+def resize(
+    x: jax.Array,
+    size: Sequence[int],
+    method: Method = "nearest",
+    *,
+    align_corners: bool = False,
+    scale: Sequence[float | None] | None = None,
+    antialias: bool = False,
+) -> jax.Array:
+    """`torch.nn.functional.interpolate`: linear, bilinear and trilinear are all `"linear"`, bicubic is `"cubic"`.
+
+    **Arguments:**
+
+    - `x`: `[..., *spatial, C]`.
+    - `size`: the spatial sizes of the result.
+    - `align_corners`: the outermost entries stay where they are; otherwise the outer edges of entries do.
+    - `scale`: for each spatial axis the factor that PyTorch was given, which need not be `size / input size` exactly.
+    - `antialias`: widens the kernel where the result is smaller than `x` (linear and cubic only).
+
+    **Returns:** `[..., *size, C]`, of the dtype of `x`.
+
+    >>> resize(jnp.array([[0.0], [4.0]]), (4,), "linear")[:, 0].tolist()
+    [0.0, 1.0, 3.0, 4.0]
+    """
+    lead = x.ndim - len(size) - 1
+    for k, outputs in enumerate(size):
+        factor = None if scale is None else scale[k]
+        x = _along(x, lead + k, outputs, method, align_corners, factor, antialias)
+    return x
+
+
+def _along(
+    x: jax.Array, axis: int, outputs: int, method: Method, align_corners: bool, scale: float | None, antialias: bool
+) -> jax.Array:
+    inputs = x.shape[axis]
+    if method in ("nearest", "nearest-exact"):
+        return _picked(x, axis, nearest_indices(inputs, outputs, scale, exact=method == "nearest-exact"))
+    if antialias:
+        return _weighted(x, axis, antialiased_taps(inputs, outputs, method, align_corners, scale))
+    if inputs == outputs and method == "linear":  # whatever the scale, as in PyTorch
+        return x
+    return _weighted(x, axis, taps(inputs, outputs, method, align_corners, scale))
+
+
+def _picked(x: jax.Array, axis: int, indices: np.ndarray) -> jax.Array:
+    size = x.shape[axis]
+    if np.array_equal(indices, np.arange(size)):
+        return x
+    repeats = len(indices) // size
+    if repeats and np.array_equal(indices, np.repeat(np.arange(size), repeats)):
+        return jnp.repeat(x, repeats, axis)
+    return take(x, indices, axis)
+
+
+def _weighted(x: jax.Array, axis: int, taps: Taps) -> jax.Array:
+    shape = (-1,) + (1,) * (x.ndim - axis - 1)
+    terms = [
+        take(x, indices, axis) * weights.reshape(shape).astype(x.dtype)
+        for indices, weights in zip(taps.indices.T, taps.weights.T, strict=True)
+    ]
+    return sum(terms[1:], terms[0])
+
+
+def nearest_indices(inputs: int, outputs: int, scale: float | None = None, *, exact: bool = False) -> np.ndarray:
+    """The input entry that each output entry takes, in the float32 arithmetic PyTorch uses whatever the dtype.
+
+    >>> nearest_indices(3, 5).tolist(), nearest_indices(3, 5, exact=True).tolist()
+    ([0, 0, 1, 1, 2], [0, 0, 1, 2, 2])
+    """
+    if not exact and outputs in (inputs, 2 * inputs):
+        return np.arange(outputs) * inputs // outputs
+    step = np.float32(1.0 / scale) if scale else np.float32(inputs) / np.float32(outputs)
+    if exact:  # C++ widens to double here, and floors in single precision
+        places = ((np.arange(outputs) + 0.5) * np.float64(step)).astype(np.float32)
+    else:
+        places = np.arange(outputs).astype(np.float32) * step
+    return np.minimum(np.floor(places).astype(np.int64), inputs - 1)
+
+
+def taps(inputs: int, outputs: int, method: Method, align_corners: bool = False, scale: float | None = None) -> Taps:
+    """Two taps for linear, four for cubic interpolation.
+
+    >>> indices, weights = taps(2, 4, "linear")
+    >>> indices.tolist(), weights[1].tolist()
+    ([[0, 1], [0, 1], [0, 1], [1, 1]], [0.75, 0.25])
+    """
+    if align_corners:
+        places = np.arange(outputs) * ((inputs - 1) / (outputs - 1) if outputs > 1 else 0.0)
+    else:
+        places = (np.arange(outputs) + 0.5) * _step(inputs, outputs, scale) - 0.5
+    if method == "linear":
+        places = np.clip(places, 0, None)
+        first = np.minimum(np.floor(places).astype(np.int64), inputs - 1)
+        fraction = np.clip(places - first, 0, 1)
+        return Taps(np.minimum(np.stack([first, first + 1], 1), inputs - 1), np.stack([1 - fraction, fraction], 1))
+    first = np.floor(places).astype(np.int64)
+    indices = np.clip(first[:, None] + np.arange(-1, 3), 0, inputs - 1)
+    return Taps(indices, np.stack(cubic_weights(places - first), 1))
+
+
+def cubic_weights(fraction: Any, a: float = -0.75) -> list[Any]:
+    """The weights of the four entries around a place that lies `fraction` beyond the second of them.
+
+    The convolution kernel of Keys (1981), https://doi.org/10.1109/TASSP.1981.1163711, with PyTorch's `a`.
+
+    >>> [float(weight) for weight in cubic_weights(0.5)]
+    [-0.09375, 0.59375, 0.59375, -0.09375]
+    """
+
+    def near(t: Any) -> Any:
+        return ((a + 2) * t - (a + 3)) * t * t + 1
+
+    def far(t: Any) -> Any:
+        return ((a * t - 5 * a) * t + 8 * a) * t - 4 * a
+
+    return [far(fraction + 1), near(fraction), near(1 - fraction), far(2 - fraction)]
+
+
+def antialiased_taps(
+    inputs: int, outputs: int, method: Method, align_corners: bool = False, scale: float | None = None
+) -> Taps:
+    """As many taps as the kernel covers when it is stretched to the distance between output entries.
+
+    As in Pillow's resizing, which PyTorch follows: weights sum to one, cubic has `a = -0.5`.
+
+    >>> antialiased_taps(4, 2, "linear").weights[0] * 7
+    array([3., 3., 1.])
+    """
+    if align_corners:
+        step = (inputs - 1) / (outputs - 1) if outputs > 1 else 0.0
+    else:
+        step = _step(inputs, outputs, scale)
+    stretch = max(step, 1.0)
+    reach = stretch * (1 if method == "linear" else 2)
+    centers = step * (np.arange(outputs) + 0.5)
+    first = np.maximum((centers - reach + 0.5).astype(np.int64), 0)
+    last = np.minimum((centers + reach + 0.5).astype(np.int64), inputs)
+    offsets = np.arange(math.ceil(reach) * 2 + 1)
+    indices = first[:, None] + offsets
+    distance = np.abs((indices - centers[:, None] + 0.5) / stretch)
+    weights = np.where(indices < last[:, None], _kernel(distance, method), 0.0)
+    weights = weights / weights.sum(1, keepdims=True)
+    used = max(int((last - first).max()), 1)
+    return Taps(np.minimum(indices, inputs - 1)[:, :used], weights[:, :used])
+
+
+def _kernel(distance: np.ndarray, method: Method) -> np.ndarray:
+    if method == "linear":
+        return np.maximum(1 - distance, 0)
+    far, near = cubic_weights(distance - 1, a=-0.5)[0], cubic_weights(distance, a=-0.5)[1]
+    return np.where(distance < 1, near, np.where(distance < 2, far, 0.0))
+
+
+def _step(inputs: int, outputs: int, scale: float | None) -> float:
+    """The distance between output entries, in input entries."""
+    return 1.0 / scale if scale else inputs / outputs

@@ -1,0 +1,356 @@
+"""Porting whole modules: inputs and outputs of every form, state both ways, and what is refused."""
+
+import copy
+import inspect
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from flax import nnx
+from torch import Tensor, nn
+
+import torch_bridge
+from jaxensemble.errors import InputError, MemberError, ParityError, UnsupportedError
+from jaxensemble.state import flatten
+from porting import assert_close, assert_ports, randomised
+
+
+class Two(nn.Module):
+    """Two inputs, one of them integers; nested outputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(7, 4)
+        self.fc = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor, ids: Tensor) -> dict[str, Any]:
+        h = self.fc(x) + self.embed(ids)
+        return {"sum": h, "both": (h.tanh(), [h * 2]), "nothing": None}
+
+
+class Stateful(nn.Module):
+    """A BatchNorm, tied weights, a buffer that is not saved, and a bare parameter."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(1, 3, 3)
+        self.norm = nn.BatchNorm2d(3)
+        self.a = nn.Linear(3, 3, bias=False)
+        self.b = nn.Linear(3, 3, bias=False)
+        self.b.weight = self.a.weight
+        self.scale = nn.Parameter(torch.ones(3))
+        self.register_buffer("offset", torch.zeros(3), persistent=False)
+        self.unused = nn.Linear(2, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.norm(self.conv(x))).mean((2, 3))
+        return self.b(self.a(x)) * self.scale + self.offset
+
+
+def stateful_members(count: int = 3) -> list[nn.Module]:
+    members = []
+    for seed in range(count):
+        torch.manual_seed(seed)
+        model = Stateful()
+        model(torch.randn(5, 1, 6, 7))  # moves the running statistics
+        members.append(model.eval())
+    return members
+
+
+def test_several_inputs_and_nested_outputs() -> None:
+    models = [Two().eval() for _ in range(3)]
+    x, ids = torch.randn(5, 4), torch.randint(7, (5,))
+    ensemble = torch_bridge.to_ensemble(models, (x, ids))
+    out = ensemble(x[:2], ids[:2])
+    for k, model in enumerate(models):
+        assert_close(jax.tree.map(lambda leaf, k=k: leaf[k], out), model(x[:2], ids[:2]), 1e-6)
+    assert out["nothing"] is None
+
+
+def test_inputs_that_are_trees() -> None:
+    class Pair(nn.Module):
+        def forward(self, pair: tuple[Tensor, Tensor], named: dict[str, Tensor]) -> Tensor:
+            return pair[0] * pair[1] + named["bias"]
+
+    inputs = ((torch.randn(3, 2), torch.randn(3, 2)), {"bias": torch.randn(3, 2)})
+    module = torch_bridge.to_flax(Pair(), inputs)
+    numpy_inputs = jax.tree.map(lambda x: x.numpy(), inputs)
+    assert_close(module(*numpy_inputs), Pair()(*inputs), 1e-6)
+
+
+def test_the_batch_size_is_open_and_one_is_no_special_case() -> None:
+    module = torch_bridge.to_flax(nn.Linear(3, 2), (torch.randn(1, 3),))
+    assert [module(np.ones((n, 3), "float32")).shape for n in (1, 2, 7)] == [(1, 2), (2, 2), (7, 2)]
+
+
+def test_a_network_that_fixes_its_batch_size_says_so_and_ports_with_fixed_shapes() -> None:
+    class Fixed(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.view(4, 6) * 2
+
+    with pytest.raises(UnsupportedError, match="batch_axis=None"):
+        torch_bridge.to_flax(Fixed(), (torch.randn(4, 2, 3),))
+    module = torch_bridge.to_flax(Fixed(), (torch.randn(4, 2, 3),), batch_axis=None)
+    assert module(np.ones((4, 2, 3), "float32")).shape == (4, 6)
+
+
+def test_each_input_may_have_a_batch_axis_of_its_own() -> None:
+    class Apply(nn.Module):
+        def forward(self, x: Tensor, table: Tensor) -> Tensor:
+            return x.transpose(0, 1) @ table
+
+    x, table = torch.randn(3, 5), torch.randn(3, 2)
+    module = torch_bridge.to_flax(Apply(), (x, table), batch_axis=(1, None))
+    assert_close(module(np.ones((3, 8), "float32"), table.numpy()), Apply()(torch.ones(3, 8), table), 1e-6)
+
+
+def test_nhwc_inputs_need_no_transpose() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 4 * 5, 2)).eval()
+    x = torch.randn(2, 3, 6, 7)
+    module = torch_bridge.to_flax(model, (x,), input_layout="NHWC")
+    assert_close(module(x.movedim(1, -1).numpy()), model(x), 1e-6)
+    jaxpr = str(jax.make_jaxpr(lambda x: module(x))(jnp.ones((2, 6, 7, 3))))
+    assert "transpose" not in jaxpr
+    with pytest.raises(InputError, match="input_layout"):
+        torch_bridge.to_flax(model, (x,), input_layout="NCWH")
+
+
+def test_names_and_leaves_are_flaxs() -> None:
+    module = torch_bridge.to_flax(stateful_members(1)[0], (torch.randn(2, 1, 6, 7),))
+    assert isinstance(module, nnx.Module) and type(module).__name__ == "Stateful"
+    assert isinstance(module.conv, nnx.Conv) and module.conv.kernel.shape == (3, 3, 1, 3)
+    assert isinstance(module.a, nnx.Linear)
+    params, buffers = (flatten(tree) for tree in jaxensemble_trees(module))
+    assert set(params) == {"conv.kernel", "conv.bias", "norm.scale", "norm.bias", "a.kernel", "scale",
+                           "unused.weight", "unused.bias"}  # fmt: skip
+    assert set(buffers) == {"norm.mean", "norm.var", "norm.num_batches_tracked", "offset"}
+
+
+def jaxensemble_trees(module: nnx.Module) -> tuple[Any, Any]:
+    from jaxensemble.state import split
+
+    state = split(module)
+    return state.params, state.buffers
+
+
+def test_state_dicts_come_back_bit_for_bit_with_their_dtypes_and_ties() -> None:
+    models = stateful_members()
+    ensemble = torch_bridge.to_ensemble(models, (torch.randn(2, 1, 6, 7),))
+    for model, state in zip(models, torch_bridge.to_torch(ensemble), strict=True):
+        expected = model.state_dict()
+        assert set(state) == set(expected)
+        for key, tensor in expected.items():
+            assert state[key].dtype == tensor.dtype and torch.equal(state[key], tensor), key
+        assert state["a.weight"] is state["b.weight"]
+        assert state["norm.num_batches_tracked"].dtype == torch.int64
+        fresh = Stateful().eval()
+        fresh.load_state_dict(state, strict=True)
+        assert torch.equal(fresh(torch.ones(2, 1, 6, 7)), model(torch.ones(2, 1, 6, 7)))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64], ids=str)
+def test_other_precisions_come_back_bit_for_bit(dtype: torch.dtype) -> None:
+    models = [nn.Sequential(nn.Linear(4, 3), nn.Tanh()).to(dtype) for _ in range(2)]
+    x = torch.randn(5, 4, dtype=dtype)
+    with jax.enable_x64(dtype == torch.float64):
+        ensemble = torch_bridge.to_ensemble(models, (x,))
+        assert str(ensemble(x).dtype) == str(dtype).removeprefix("torch.")
+        states = torch_bridge.to_torch(ensemble)
+    for model, state in zip(models, states, strict=True):
+        for key, tensor in model.state_dict().items():
+            assert state[key].dtype == dtype and torch.equal(state[key], tensor)
+
+
+def test_float64_without_x64_is_refused_and_says_what_to_do() -> None:
+    with pytest.raises(InputError, match=r"enable_x64.*model\.float"):
+        torch_bridge.to_ensemble([nn.Linear(2, 2).double()], (torch.randn(2, 2).double(),))
+
+
+def test_integers_never_wrap() -> None:
+    class Counter(nn.Module):
+        def __init__(self, value: int) -> None:
+            super().__init__()
+            self.register_buffer("count", torch.tensor([value]))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x + self.count
+
+    with pytest.raises(InputError, match=r"member 1, `count` holds int64 values outside of int32: 4294967296"):
+        torch_bridge.to_ensemble([Counter(1), Counter(2**32)], (torch.randn(2, 1),))
+
+
+def test_weights_do_not_share_memory_with_torch() -> None:
+    models: list[nn.Module] = [nn.Sequential(nn.Conv2d(2, 2, 1), nn.Flatten(), nn.Linear(8, 2)) for _ in range(2)]
+    x = torch.randn(3, 2, 2, 2)
+    ensemble, module = torch_bridge.to_ensemble(models, (x,)), torch_bridge.to_flax(models[0], (x,))
+    before = np.asarray(ensemble(x)).copy(), np.asarray(module(x.numpy())).copy()
+    with torch.no_grad():
+        for model in models:
+            for param in model.parameters():
+                param.fill_(torch.nan)
+    np.testing.assert_array_equal(ensemble(x), before[0])
+    np.testing.assert_array_equal(module(x.numpy()), before[1])
+
+
+def test_channels_last_weights_are_the_same_weights() -> None:
+    model = nn.Conv2d(3, 4, 3)
+    x = torch.randn(2, 3, 5, 6)
+    ours = torch_bridge.to_flax(copy.deepcopy(model).to(memory_format=torch.channels_last), (x,))
+    assert_close(ours(x.numpy()), model(x), 1e-6)
+
+
+def test_porting_leaves_the_models_as_they_were() -> None:
+    model = Stateful()
+    model.norm.eval()
+    before = copy.deepcopy(model.state_dict()), [module.training for module in model.modules()]
+    fastpath = torch.backends.mha.get_fastpath_enabled()
+    torch_bridge.to_ensemble([model, copy.deepcopy(model)], (torch.randn(2, 1, 6, 7),))
+    assert [module.training for module in model.modules()] == before[1]
+    assert all(torch.equal(tensor, before[0][key]) for key, tensor in model.state_dict().items())
+    assert all(param.grad is None for param in model.parameters())
+    assert torch.backends.mha.get_fastpath_enabled() == fastpath
+
+
+def test_everything_without_a_rule_is_listed_at_once() -> None:
+    class Odd(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = nn.Sequential(nn.Linear(4, 4))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.linalg.matrix_exp(x) + torch.special.i1e(self.inner(x))
+
+    with pytest.raises(UnsupportedError) as caught:
+        torch_bridge.to_ensemble([Odd()], (torch.randn(4, 4),), batch_axis=None)
+    text = str(caught.value)
+    assert "linalg_matrix_exp" in text and "special_i1e" in text
+    assert "test_convert.py" in text and "torch_bridge.register" in text
+
+
+def test_control_flow_on_values_is_refused_with_torchs_reason() -> None:
+    class Branch(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x if x.sum() > 0 else -x
+
+    with pytest.raises(UnsupportedError, match=r"torch.export cannot follow Branch.forward"):
+        torch_bridge.to_flax(Branch(), (torch.randn(2, 2),))
+
+
+def test_a_forward_with_a_training_branch_is_ported_for_evaluation_only() -> None:
+    class Noisy(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = nn.Linear(3, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.fc(x)
+            return x + torch.randn_like(x) if self.training else x
+
+    model = Noisy().eval()
+    module = torch_bridge.to_flax(model, (torch.randn(2, 3),))
+    assert_close(module(np.ones((2, 3), "float32")), model(torch.ones(2, 3)), 1e-6)
+    with pytest.raises(Exception, match="training mode"):
+        module.train()
+    with pytest.raises(UnsupportedError, match=r"is in training mode.*\.eval\(\)"):
+        torch_bridge.to_flax(model.train(), (torch.randn(2, 3),))
+
+
+def test_mutated_buffers_are_refused() -> None:
+    class Counting(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("calls", torch.zeros(1))
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.calls += 1
+            return x * self.calls
+
+    with pytest.raises(UnsupportedError, match="writes into calls"):
+        torch_bridge.to_flax(Counting(), (torch.randn(2, 2),))
+
+
+@pytest.mark.parametrize("inputs", [torch.ones(2, 3), [torch.ones(2, 3)], ()], ids=["tensor", "list", "nothing"])
+def test_example_inputs_are_a_tuple(inputs: Any) -> None:
+    with pytest.raises(InputError, match="example_inputs"):
+        torch_bridge.to_flax(nn.Linear(3, 2), inputs)
+
+
+def test_lazy_and_meta_modules_are_refused() -> None:
+    with pytest.raises(InputError, match="uninitialised"):
+        torch_bridge.to_ensemble([nn.LazyLinear(3)], (torch.ones(2, 3),))
+    with pytest.raises(InputError, match="meta"):
+        torch_bridge.to_ensemble([nn.Linear(3, 3, device="meta")], (torch.ones(2, 3),))
+
+
+def test_a_failed_proof_raises(monkeypatch: pytest.MonkeyPatch) -> None:
+    from torch_bridge.weights import Rearrangement
+
+    wrong = lambda self, array: np.ascontiguousarray(array.reshape(self.shape))  # noqa: E731
+    monkeypatch.setattr(Rearrangement, "apply", wrong)
+    with pytest.raises(ParityError, match=r"FAIL[\s\S]*first difference"):
+        torch_bridge.to_ensemble([nn.Sequential(nn.Linear(4, 4))], (torch.randn(3, 4),))
+
+
+def test_members_that_differ_are_refused_before_anything_is_built() -> None:
+    with pytest.raises(MemberError, match="p: 0.2 in member 1, 0.1 in member 0"):
+        torch_bridge.to_ensemble([nn.Dropout(0.1), nn.Dropout(0.2)], (torch.ones(2, 3),))
+
+
+def test_one_trace_per_shape() -> None:
+    traces = []
+
+    class Traced(nnx.Module):
+        def __init__(self, *, rngs: nnx.Rngs) -> None:
+            self.fc = nnx.Linear(2, 2, rngs=rngs)
+
+        def __call__(self, x: jax.Array) -> jax.Array:
+            traces.append(x.shape)
+            return self.fc(x)
+
+    from jaxensemble import Ensemble
+
+    ensemble = Ensemble.from_modules([Traced(rngs=nnx.Rngs(k)) for k in range(3)])
+    for size in (4, 4, 5, 4, 5):
+        ensemble(np.ones((size, 2), "float32"))
+    assert len(traces) == 2
+
+
+def test_the_printed_source_is_what_runs() -> None:
+    module = torch_bridge.to_flax(Two(), (torch.randn(2, 4), torch.tensor([1, 2])))
+    assert "self.fc(x)" in inspect.getsource(type(module))
+
+
+class Residual(nn.Module):
+    """Functional calls, in-place operations, residual adds, concatenation and reshapes, as people write them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 6, 3, padding=1, bias=False)
+        self.conv2 = nn.Conv2d(6, 6, 3, padding=1, groups=2)
+        self.gate = nn.Linear(6, 6)
+        self.fc = nn.Linear(12 * 3 * 4, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.leaky_relu(self.conv1(x), 0.2)
+        y = self.conv2(x)
+        y += x
+        y.relu_()
+        y = y * torch.sigmoid(self.gate(y.mean(dim=(2, 3))))[:, :, None, None]
+        z = torch.cat([x, y], dim=1)
+        z = F.max_pool2d(z, 2)
+        return self.fc(z.view(z.size(0), -1))
+
+
+def test_user_written_forward_is_exact_with_gradients() -> None:
+    assert_ports(Residual(), torch.randn(2, 3, 6, 8))
+
+
+def test_a_randomised_float64_copy_is_a_copy() -> None:
+    model = nn.Linear(2, 2)
+    weight = model.weight.clone()
+    assert randomised(model).weight.dtype == torch.float64
+    assert torch.equal(model.weight, weight)

@@ -1,0 +1,252 @@
+"""`torch-bridge`: port, check, print the source, and the demo, from the command line."""
+
+import contextlib
+import glob
+import importlib
+import json
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import jax
+import torch
+import typer
+from rich.console import Console
+from torch import nn
+
+from jaxensemble.ensemble import Ensemble
+from jaxensemble.errors import InputError, JaxEnsembleError, MemberError, ParityError, StateError, UnsupportedError
+from torch_bridge import demo as demonstration
+from torch_bridge import parity
+from torch_bridge.checkpoints import load_ensemble, load_members
+from torch_bridge.convert import to_ensemble
+
+app = typer.Typer(
+    name="torch-bridge",
+    help="Port PyTorch ensembles to Flax, and prove that they agree.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+EXIT_CODES: list[tuple[type[Exception], int]] = [
+    (ParityError, 1),
+    (UnsupportedError, 4),
+    (InputError, 3),
+    (MemberError, 3),
+    (StateError, 3),
+    (ImportError, 5),
+    (OSError, 6),
+]
+"""What the process ends with, by error: 1 parity failed, 3 bad input, 4 unsupported model, 5 environment, 6 files."""
+
+Factory = Annotated[str, typer.Argument(help="What makes one model, as package.module:factory.", show_default=False)]
+InputsOption = Annotated[
+    list[str],
+    typer.Option(
+        "--input", "-i", help="Shape of one input: 64,1,28,28, or int64:64,16:1000 for integers below 1000. Repeatable."
+    ),
+]
+CheckpointsOption = Annotated[
+    list[str] | None, typer.Option("--checkpoints", "-c", help="Checkpoint files, by path or glob; a member each.")
+]
+MembersOption = Annotated[int, typer.Option(min=1, help="How many members to make where there are no checkpoints.")]
+SeedOption = Annotated[int, typer.Option(help="Seed of the first member; the next ones count up.")]
+LayoutOption = Annotated[str, typer.Option(help="Layout of the ported network's inputs: torch or NHWC.")]
+X64Option = Annotated[bool, typer.Option("--x64", help="Run JAX with 64-bit types, for float64 models.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+DebugOption = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]
+SaveOption = Annotated[Path | None, typer.Option("--save", help="Write the report to this JSON file.")]
+
+
+@app.command()
+def port(
+    factory: Factory,
+    inputs: InputsOption,
+    checkpoints: CheckpointsOption = None,
+    members: MembersOption = 2,
+    seed: SeedOption = 0,
+    layout: LayoutOption = "torch",
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Directory to save the ensemble in.")] = None,
+    x64: X64Option = False,
+    as_json: JsonOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Port an ensemble and prove that it gives what PyTorch gives."""
+    with _told(as_json, debug), jax.enable_x64(x64):
+        ensemble, _ = _ported(factory, inputs, checkpoints, members, seed, layout, check=True)
+        if out is not None:
+            ensemble.save(out)
+        result = {
+            "ensemble": repr(ensemble),
+            "members": len(ensemble),
+            "passed": True,
+            "out": str(out) if out else None,
+        }
+        _show(
+            result if as_json else f"{ensemble!r}: agrees with PyTorch" + (f"; saved in {out}" if out else ""), as_json
+        )
+
+
+@app.command()
+def check(
+    factory: Factory,
+    inputs: InputsOption,
+    checkpoints: CheckpointsOption = None,
+    members: MembersOption = 2,
+    seed: SeedOption = 0,
+    layout: LayoutOption = "torch",
+    save: SaveOption = None,
+    x64: X64Option = False,
+    as_json: JsonOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Compare an ensemble with PyTorch thoroughly, and print the table. Exits with 1 where they differ."""
+    with _told(as_json, debug), jax.enable_x64(x64):
+        ensemble, models = _ported(factory, inputs, checkpoints, members, seed, layout, check=False)
+        with _status("comparing with PyTorch"):
+            report = parity.check(models(), ensemble, _examples(inputs, seed))
+        if save is not None:
+            report.save(save)
+        _show(report.to_json() if as_json else str(report), as_json)
+        if not report.passed:
+            raise typer.Exit(1)
+
+
+@app.command()
+def source(
+    factory: Factory,
+    inputs: InputsOption,
+    layout: LayoutOption = "torch",
+    x64: X64Option = False,
+    as_json: JsonOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Print the Flax source of a network."""
+    with _told(as_json, debug), jax.enable_x64(x64):
+        ensemble, _ = _ported(factory, inputs, None, 1, 0, layout, check=False)
+        _show({"source": ensemble.source()} if as_json else ensemble.source().rstrip("\n"), as_json)
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option("--out", "-o", help="Directory for the pictures.")] = Path("demo"),
+    as_json: JsonOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Train ensembles on handwritten digits in PyTorch, port them, prove it, and look at their uncertainty."""
+    with _told(as_json, debug):
+        figures = demonstration.run(out, quiet=as_json)
+        if as_json:
+            _show(figures, as_json)
+
+
+def main() -> None:
+    """The entry point of the `torch-bridge` command."""
+    app()
+
+
+def _ported(
+    factory: str,
+    inputs: list[str],
+    checkpoints: list[str] | None,
+    members: int,
+    seed: int,
+    layout: str,
+    *,
+    check: bool,
+) -> tuple[Ensemble, Callable[[], list[nn.Module]]]:
+    """The ensemble, and its members as PyTorch modules for those who ask for them."""
+    make, examples = _factory(factory), _examples(inputs, seed)
+    if checkpoints:
+        paths = _paths(checkpoints)
+        with _status(f"porting {len(paths)} checkpoints"):
+            ensemble = load_ensemble(_evaluating(make), paths, examples, input_layout=layout, check=check)
+        return ensemble, lambda: load_members(_evaluating(make), paths)
+    models = []
+    for k in range(members):
+        torch.manual_seed(seed + k)
+        models.append(make().eval())
+    with _status(f"porting {members} members"):
+        return to_ensemble(models, examples, input_layout=layout, check=check), lambda: models
+
+
+def _evaluating(make: Callable[[], nn.Module]) -> Callable[[], nn.Module]:
+    return lambda: make().eval()
+
+
+def _factory(name: str) -> Callable[[], nn.Module]:
+    """`package.module:factory`, found from the working directory as well."""
+    module, _, attribute = name.partition(":")
+    if not module or not attribute:
+        raise typer.BadParameter(f"expected package.module:factory; got {name!r}", param_hint="FACTORY")
+    if str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
+    try:
+        found = importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name is None or not module.startswith(error.name):
+            raise
+        raise InputError(f"there is no module {module!r} here or installed; expected package.module:factory") from error
+    make = getattr(found, attribute, None)
+    if not callable(make):
+        raise InputError(f"module {module!r} has no function or class {attribute!r}")
+    return make
+
+
+def _examples(specs: list[str], seed: int) -> tuple[torch.Tensor, ...]:
+    generator = torch.Generator().manual_seed(seed)
+    return tuple(_example(spec, generator) for spec in specs)
+
+
+def _example(spec: str, generator: torch.Generator) -> torch.Tensor:
+    """`64,1,28,28`, `float64:64,3` or `int64:64,16:1000`: noise, or integers below a bound."""
+    parts = spec.split(":")
+    name = parts.pop(0) if not parts[0][:1].isdigit() else "float32"
+    dtype = getattr(torch, name, None)
+    try:
+        shape = [int(size) for size in parts[0].split(",")]
+        bound = int(parts[1]) if len(parts) > 1 else 2
+    except (IndexError, ValueError):
+        shape, bound = [], 0
+    if not isinstance(dtype, torch.dtype) or not shape or min(shape) < 1 or bound < 1:
+        raise typer.BadParameter(
+            f"expected a shape such as 64,1,28,28, float64:64,3 or int64:64,16:1000; got {spec!r}", param_hint="--input"
+        )
+    if dtype.is_floating_point:
+        return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
+    return torch.randint(bound, shape, generator=generator).to(dtype)
+
+
+def _paths(patterns: list[str]) -> list[Path]:
+    """Files by path or glob, each pattern's in the order of their names."""
+    found = [(pattern, sorted(glob.glob(pattern, recursive=True))) for pattern in patterns]
+    empty = [pattern for pattern, paths in found if not paths]
+    if empty:
+        raise FileNotFoundError(f"no file matches {', '.join(map(repr, empty))}")
+    return [Path(path) for _, paths in found for path in paths]
+
+
+def _status(text: str) -> contextlib.AbstractContextManager[Any]:
+    """A line with a spinner on standard error, where that is a terminal."""
+    return Console(stderr=True).status(text)
+
+
+def _show(result: Any, as_json: bool) -> None:
+    typer.echo(json.dumps(result, indent=2) if as_json else result)
+
+
+@contextlib.contextmanager
+def _told(as_json: bool, debug: bool) -> Iterator[None]:
+    """Errors as one message and an exit code, without a traceback unless one is asked for."""
+    try:
+        yield
+    except (JaxEnsembleError, ImportError, OSError) as error:
+        if debug:
+            raise
+        code = next(code for kind, code in EXIT_CODES if isinstance(error, kind))
+        if as_json:
+            typer.echo(json.dumps({"error": type(error).__name__, "message": str(error)}, indent=2))
+        typer.echo(f"torch-bridge: {error}", err=True)
+        raise typer.Exit(code) from error

@@ -1,0 +1,157 @@
+"""Activations: functions of one element, softmax, gated units, and PReLU, which has weights."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+
+from jaxensemble.network import Arg
+from torch_bridge.layout import Atom, Layout
+from torch_bridge.lowering.builder import Builder
+from torch_bridge.lowering.linear import param_dtype
+from torch_bridge.lowering.pointwise import clamp
+from torch_bridge.lowering.promotion import apply, cast
+from torch_bridge.lowering.table import register
+from torch_bridge.lowering.values import Value
+
+PLAIN = {
+    "relu": "nnx.relu",
+    "relu6": "nnx.relu6",
+    "sigmoid": "nnx.sigmoid",
+    "special_expit": "nnx.sigmoid",
+    "log_sigmoid": "nnx.log_sigmoid",
+    "silu": "nnx.silu",
+    "mish": "jax.nn.mish",
+    "selu": "nnx.selu",
+    "hardswish": "nnx.hard_swish",
+    "hardsigmoid": "ops.hard_sigmoid",
+}
+"""Activations without options."""
+
+
+def _plain(target: str) -> Callable[[Builder, Value], Value]:
+    return lambda b, x: apply(b, target, x)
+
+
+for _name, _target in PLAIN.items():
+    register(f"aten.{_name}.default")(_plain(_target))
+
+
+@register("aten.gelu.default")
+def gelu(b: Builder, x: Value, approximate: str = "none") -> Value:
+    return b.elementwise("nnx.gelu", x, **({"approximate": False} if approximate == "none" else {}))
+
+
+@register("aten.leaky_relu.default")
+def leaky_relu(b: Builder, x: Value, negative_slope: float = 0.01) -> Value:
+    return _with_options(b, "ops.leaky_relu", x, (negative_slope, 0.01))
+
+
+@register("aten.elu.default")
+def elu(b: Builder, x: Value, alpha: float = 1, scale: float = 1, input_scale: float = 1) -> Value:
+    if (scale, input_scale) != (1, 1):
+        raise b.unsupported("an ELU with a scale of its own is not carried; multiply before and after it instead")
+    return _with_options(b, "nnx.elu", x, (alpha, 1))
+
+
+@register("aten.celu.default")
+def celu(b: Builder, x: Value, alpha: float = 1.0) -> Value:
+    exact = 1 / float(np.float32(alpha)) == 1 / alpha
+    return _with_options(b, "nnx.celu" if exact else "ops.celu", x, (alpha, 1))
+
+
+@register("aten.hardtanh.default")
+def hardtanh(b: Builder, x: Value, min_val: float = -1, max_val: float = 1) -> Value:
+    if (min_val, max_val) == (0, 6) and x.dtype.is_floating_point:
+        return b.elementwise("nnx.relu6", x)
+    if not x.dtype.is_floating_point:
+        return clamp(b, x, min_val, max_val)
+    return b.elementwise("ops.hard_tanh", x, *(() if (min_val, max_val) == (-1, 1) else (min_val, max_val)))
+
+
+@register("aten.softplus.default")
+def softplus(b: Builder, x: Value, beta: float = 1, threshold: float = 20) -> Value:
+    return _with_options(b, "ops.softplus", x, (beta, 1), (threshold, 20))
+
+
+@register("aten.threshold.default")
+def threshold(b: Builder, x: Value, threshold: float, value: float) -> Value:
+    below = b.elementwise("<=", x, threshold, dtype=torch.bool)
+    return b.elementwise("jnp.where", below, value, x)
+
+
+def _with_options(b: Builder, target: str, x: Value, *options: tuple[Any, Any]) -> Value:
+    """A call with the options up to the last that is not the default."""
+    changed = [k for k, (value, default) in enumerate(options, 1) if value != default]
+    return b.elementwise(target, x, *(value for value, _ in options[: max(changed, default=0)]))
+
+
+@register("aten.softmax.int", "aten._softmax.default", "aten.special_softmax.int")
+def softmax(b: Builder, x: Value, dim: int, dtype: Any = None) -> Value:
+    return _along(b, "nnx.softmax", x, dim)
+
+
+@register("aten.log_softmax.int", "aten._log_softmax.default", "aten.special_log_softmax.int")
+def log_softmax(b: Builder, x: Value, dim: int, dtype: Any = None) -> Value:
+    return _along(b, "nnx.log_softmax", x, dim)
+
+
+def _along(b: Builder, target: str, x: Value, dim: int) -> Value:
+    x = b.tidy(cast(b, x, b.dtype))
+    if x.ndim == 0:
+        raise b.unsupported("a softmax needs a dimension; got a tensor without any")
+    return b.laid(b.emit(target, x.expr, **axis_option(x, dim)), x.layout)
+
+
+def axis_option(x: Value, dim: int) -> dict[str, Arg]:
+    """The stored axis of a dimension as an option, left out where it is the last, for a value made `tidy`."""
+    axis = x.axis(dim)
+    return {} if axis == x.ndim - 1 else {"axis": axis}
+
+
+@register("aten.glu.default")
+def glu(b: Builder, x: Value, dim: int = -1) -> Value:
+    x = b.tidy(x)
+    return b.laid(b.emit("nnx.glu", x.expr, **axis_option(x, dim)), resized(x, dim, int(x.shape[dim]) // 2))
+
+
+def resized(x: Value, dim: int, size: int) -> Layout:
+    """The layout of a tidy value when one of its dimensions has got another size."""
+    group = (Atom(size),) if size != 1 else ()
+    dims, axes = list(x.layout.dims), list(x.layout.axes)
+    dims[dim % x.ndim], axes[x.axis(dim)] = group, group
+    return Layout(tuple(dims), tuple(axes))
+
+
+@register("aten.prelu.default")
+def prelu(b: Builder, x: Value, weight: Value) -> Value:
+    """The slopes belong to dimension 1; a single one is for all."""
+    x, weight = b.value(x), b.value(weight)
+    count = int(weight.shape[0])
+    options: dict[str, Arg] = {"num_parameters": count} if count > 1 else {}
+    if count > 1:
+        x = b.tidy(x)
+        options |= axis_option(x, 1)
+    elif x.open:
+        x = b.plain(x)
+    path = b.claim("layers.PReLU", options | param_dtype(weight), {"negative_slope": (weight, None)})
+    if path is not None:
+        return b.laid(b.emit(f"layer:{path}", x.expr), x.layout)
+    slopes = b.plain(weight)
+    if count > 1:
+        dims = (*slopes.layout.dims, *((),) * (x.ndim - 2))
+        slopes = dataclasses.replace(slopes, layout=Layout(dims, slopes.layout.axes))
+    return b.elementwise("ops.leaky_relu", x, slopes)
+
+
+@register("torch_bridge.rrelu.default")
+def rrelu(b: Builder, x: Value, lower: float, upper: float, mode: str) -> Value:
+    if mode == "never":
+        return leaky_relu(b, x, (lower + upper) / 2)
+    x = b.plain(x) if x.open else x
+    options: dict[str, Arg] = {"lower": lower, "upper": upper}
+    path = b.stateless("layers.RReLU", options, "rrelu")
+    always: dict[str, Arg] = {"deterministic": False} if mode == "always" else {}
+    return b.laid(b.emit(f"layer:{path}", x.expr, **always), x.layout)

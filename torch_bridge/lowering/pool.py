@@ -1,0 +1,169 @@
+"""Pooling, channels-last: `nnx.max_pool` and `nnx.avg_pool` where they say the same, `jaxensemble.ops` elsewhere."""
+
+import operator
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from jaxensemble.network import Arg, Ref
+from torch_bridge.layout import Layout
+from torch_bridge.lowering.builder import Builder
+from torch_bridge.lowering.conv import Ints, each, feature_map
+from torch_bridge.lowering.table import register
+from torch_bridge.lowering.values import Value
+
+
+def _with_spatial(rule: Callable[..., Any], spatial: int) -> Callable[..., Any]:
+    return lambda b, *args, **kwargs: rule(b, spatial, *args, **kwargs)
+
+
+def per_rank(*names: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Registers a rule, called with the number of spatial dimensions, for names like `aten.max_pool{}d.default`."""
+
+    def enter(rule: Callable[..., Any]) -> Callable[..., Any]:
+        for spatial in (1, 2, 3):
+            register(*[name.format(spatial) for name in names])(_with_spatial(rule, spatial))
+        return rule
+
+    return enter
+
+
+@per_rank("aten.max_pool{}d.default")
+def max_pool(
+    b: Builder,
+    spatial: int,
+    x: Value,
+    kernel_size: Ints,
+    stride: Ints = (),
+    padding: Ints = 0,
+    dilation: Ints = 1,
+    ceil_mode: bool = False,
+) -> Value:
+    x = b.channels_last(x, spatial)
+    window, strides, pads = _geometry(spatial, kernel_size, stride, padding)
+    dilations = each(dilation, spatial)
+    if ceil_mode or set(dilations) != {1} or not b.dtype.is_floating_point:
+        extra = {} if set(dilations) == {1} else {"dilation": dilations}
+        options = _own_options(pads, ceil_mode) | extra
+        return feature_map(b, b.emit("ops.max_pool", x.expr, window, strides, **options), spatial)
+    return feature_map(b, b.emit("nnx.max_pool", x.expr, window, **_flax_options(strides, pads)), spatial)
+
+
+@per_rank("aten.max_pool{}d_with_indices.default")
+def max_pool_with_indices(
+    b: Builder,
+    spatial: int,
+    x: Value,
+    kernel_size: Ints,
+    stride: Ints = (),
+    padding: Ints = 0,
+    dilation: Ints = 1,
+    ceil_mode: bool = False,
+) -> tuple[Value, ...]:
+    if not _indices_used(b):
+        return (max_pool(b, spatial, x, kernel_size, stride, padding, dilation, ceil_mode),)
+    x = b.channels_last(x, spatial)
+    window, strides, pads = _geometry(spatial, kernel_size, stride, padding)
+    options = _own_options(pads, ceil_mode)
+    options |= {} if set(each(dilation, spatial)) == {1} else {"dilation": each(dilation, spatial)}
+    return _both(b, b.emit("ops.max_pool_with_indices", x.expr, window, strides, **options), spatial)
+
+
+@per_rank("aten.avg_pool{}d.default")
+def avg_pool(
+    b: Builder,
+    spatial: int,
+    x: Value,
+    kernel_size: Ints,
+    stride: Ints = (),
+    padding: Ints = 0,
+    ceil_mode: bool = False,
+    count_include_pad: bool = True,
+    divisor_override: int | None = None,
+) -> Value:
+    if not b.dtype.is_floating_point:
+        raise b.unsupported("averages of whole numbers are rounded; convert the input to floating point first")
+    x = b.channels_last(x, spatial)
+    window, strides, pads = _geometry(spatial, kernel_size, stride, padding)
+    counts_padding = count_include_pad or set(pads) == {0}
+    if ceil_mode or not counts_padding or divisor_override is not None:
+        options = _own_options(pads, ceil_mode)
+        options |= {} if counts_padding else {"count_include_pad": False}
+        options |= {} if divisor_override is None else {"divisor_override": divisor_override}
+        return feature_map(b, b.emit("ops.avg_pool", x.expr, window, strides, **options), spatial)
+    return feature_map(b, b.emit("nnx.avg_pool", x.expr, window, **_flax_options(strides, pads)), spatial)
+
+
+def _geometry(spatial: int, kernel_size: Ints, stride: Ints, padding: Ints) -> tuple[tuple[int, ...], ...]:
+    window = each(kernel_size, spatial)
+    return window, window if stride == () or stride == [] else each(stride, spatial), each(padding, spatial)
+
+
+def _flax_options(strides: tuple[int, ...], pads: tuple[int, ...]) -> dict[str, Arg]:
+    options: dict[str, Arg] = {"strides": strides} if set(strides) != {1} else {}
+    return options | ({"padding": tuple((p, p) for p in pads)} if any(pads) else {})
+
+
+def _own_options(pads: tuple[int, ...], ceil_mode: bool) -> dict[str, Arg]:
+    options: dict[str, Arg] = {"padding": pads} if any(pads) else {}
+    return options | ({"ceil_mode": True} if ceil_mode else {})
+
+
+def _indices_used(b: Builder) -> bool:
+    return any(user.target is not operator.getitem or user.args[1] == 1 for user in b.node.users)
+
+
+def _both(b: Builder, result: Ref, spatial: int) -> tuple[Value, Value]:
+    """The two results of a pooling that tells where it found its maxima."""
+    values, indices = b.emit("[]", result, 0), b.emit("[]", result, 1)
+    return feature_map(b, values, spatial), feature_map(b, indices, spatial, torch.int64)
+
+
+@per_rank("aten.adaptive_avg_pool{}d.default")
+def adaptive_avg_pool(b: Builder, spatial: int, x: Value, output_size: Sequence[int]) -> Value:
+    if set(output_size) == {1}:
+        return _mean(b, spatial, x)
+    x = b.channels_last(x, spatial)
+    return feature_map(b, b.emit("ops.adaptive_avg_pool", x.expr, tuple(output_size)), spatial)
+
+
+def _mean(b: Builder, spatial: int, x: Value) -> Value:
+    """The mean over all of the spatial dimensions, which are left out of what is stored."""
+    x = b.tidy(x)
+    reduced = {x.axis(dim) for dim in range(x.ndim - spatial, x.ndim)}
+    kept = tuple(axis for k, axis in enumerate(x.layout.axes) if k not in reduced)
+    dims = (*x.layout.dims[: x.ndim - spatial], *((),) * spatial)
+    return b.laid(b.emit("jnp.mean", x.expr, tuple(sorted(reduced))), Layout(dims, kept))
+
+
+@per_rank("aten.adaptive_max_pool{}d.default")
+def adaptive_max_pool(b: Builder, spatial: int, x: Value, output_size: Sequence[int]) -> tuple[Value, ...]:
+    x = b.channels_last(x, spatial)
+    if not _indices_used(b):
+        return (feature_map(b, b.emit("ops.adaptive_max_pool", x.expr, tuple(output_size)), spatial),)
+    return _both(b, b.emit("ops.adaptive_max_pool_with_indices", x.expr, tuple(output_size)), spatial)
+
+
+@register("aten.max_unpool2d.default")
+def max_unpool2d(b: Builder, x: Value, indices: Value, output_size: Sequence[int]) -> Value:
+    return _max_unpool(b, 2, x, indices, output_size)
+
+
+@register("aten.max_unpool3d.default")
+def max_unpool3d(
+    b: Builder, x: Value, indices: Value, output_size: Sequence[int], stride: Ints, padding: Ints
+) -> Value:
+    return _max_unpool(b, 3, x, indices, output_size)
+
+
+def _max_unpool(b: Builder, spatial: int, x: Value, indices: Value, output_size: Sequence[int]) -> Value:
+    x, indices = b.channels_last(x, spatial), b.channels_last(indices, spatial)
+    return feature_map(b, b.emit("ops.max_unpool", x.expr, indices.expr, tuple(output_size)), spatial)
+
+
+@register("aten.fractional_max_pool2d.default", "aten.fractional_max_pool3d.default")
+def fractional_max_pool(b: Builder, *args: Any) -> Any:
+    raise b.unsupported(
+        "fractional max pooling draws its windows at random, in evaluation mode too; use nn.MaxPool2d or nn.MaxPool3d"
+    )

@@ -1,0 +1,83 @@
+"""PyTorch's promotion of dtypes, brought about where JAX's would give another result.
+
+The two agree on arrays. They part where a number or an array without dimensions meets an array of a lesser kind:
+`int_array * 2.5` is of the default dtype in PyTorch, and float64 in JAX when x64 is on; a float64 scalar does not
+widen a float32 array in PyTorch.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from jaxensemble.errors import InputError
+from jaxensemble.network import Arg, Dtype
+from torch_bridge.arrays import jax_dtype
+from torch_bridge.lowering.builder import Builder, is_array
+from torch_bridge.lowering.values import DTYPES, Value
+
+
+def dtype_argument(b: Builder, dtype: torch.dtype) -> Dtype:
+    """A dtype as an argument: 64-bit integers are 32-bit ones where x64 is off.
+
+    **Raises:** `UnsupportedError` for 64-bit floats where x64 is off, and for dtypes that JAX lacks.
+    """
+    if dtype not in DTYPES:
+        raise b.unsupported(f"JAX has no {dtype}; cast to another dtype")
+    name = DTYPES[dtype]
+    if name == "bool_" or name == "bfloat16":
+        return Dtype(name)
+    try:
+        return Dtype(jax_dtype(np.dtype(name), "a result").name)
+    except InputError as error:
+        raise b.unsupported(f"{error}") from error
+
+
+def cast(b: Builder, operand: Any, dtype: torch.dtype) -> Any:
+    """The operand in another dtype; numbers stay numbers."""
+    if isinstance(operand, Tensor):
+        return operand.to(dtype)
+    if not isinstance(operand, Value) or operand.dtype == dtype:
+        return operand
+    return b.elementwise(".astype", operand, dtype_argument(b, dtype), dtype=dtype)
+
+
+def promoted(b: Builder, operands: Sequence[Any], dtype: torch.dtype) -> list[Any]:
+    """The operands, cast as far as needed for JAX to compute in `dtype`, which PyTorch computes in."""
+    result = [_narrowed(b, operand, dtype) for operand in operands]
+    arrays = [k for k, operand in enumerate(result) if is_array(operand)]
+    if (dtype.is_floating_point or dtype.is_complex) and all(result[k].dtype != dtype for k in arrays):
+        first = arrays[0]
+        result[first] = cast(b, result[first], dtype)
+    return result
+
+
+def _narrowed(b: Builder, operand: Any, dtype: torch.dtype) -> Any:
+    wide = is_array(operand) and torch.promote_types(operand.dtype, dtype) != dtype
+    return cast(b, operand, dtype) if wide else operand
+
+
+def common_dtype(*operands: Any) -> torch.dtype:
+    """The dtype PyTorch compares two operands in."""
+    first, second = (_like(operand) for operand in operands)
+    return torch.result_type(first, second)
+
+
+def _like(operand: Any) -> Any:
+    if isinstance(operand, Value):
+        return torch.empty((1,) * operand.ndim, dtype=operand.dtype, device="meta")
+    return operand
+
+
+def apply(b: Builder, target: str, *operands: Any, compute: torch.dtype | None = None, **kwargs: Arg) -> Value:
+    """A call on operands that broadcast, computed in the dtype of PyTorch's result unless another is given."""
+    dtype = compute or b.dtype
+    return b.elementwise(target, *promoted(b, operands, dtype), dtype=dtype, **kwargs)
+
+
+def ask(b: Builder, target: str, *operands: Any) -> Value:
+    """A comparison, in the dtype that PyTorch compares in."""
+    dtype = common_dtype(*operands) if len(operands) == 2 else operands[0].dtype
+    return b.elementwise(target, *promoted(b, operands, dtype), dtype=torch.bool)

@@ -1,0 +1,244 @@
+"""What changes spatial sizes: interpolation, sampling, padding, shuffles between space and channels, windows."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from jaxensemble.network import Arg, Ref, Slice, Var
+from jaxensemble.ops.windows import window_count
+from torch_bridge.layout import Atom, Group, Layout, Size, reshaped
+from torch_bridge.lowering.builder import Builder
+from torch_bridge.lowering.conv import Ints, each, feature_map, unless_ones
+from torch_bridge.lowering.table import register
+from torch_bridge.lowering.values import Value
+
+# Interpolation
+
+NEAREST = {
+    f"aten.{prefix}{spatial}d.vec": method
+    for prefix, method in {"upsample_nearest": "nearest", "_upsample_nearest_exact": "nearest-exact"}.items()
+    for spatial in (1, 2, 3)
+}
+"""Operations `(x, size, scale_factors)`, and the method of `ops.resize`."""
+
+INTERPOLATED = {
+    "aten.upsample_linear1d.vec": {"method": "linear"},
+    "aten.upsample_bilinear2d.vec": {"method": "linear"},
+    "aten.upsample_trilinear3d.vec": {"method": "linear"},
+    "aten.upsample_bicubic2d.vec": {"method": "cubic"},
+    "aten._upsample_bilinear2d_aa.vec": {"method": "linear", "antialias": True},
+    "aten._upsample_bicubic2d_aa.vec": {"method": "cubic", "antialias": True},
+}
+"""Operations `(x, size, align_corners, scale_factors)`, and the options of `ops.resize`."""
+
+
+def _nearest(method: str) -> Callable[..., Value]:
+    def rule(b: Builder, x: Value, output_size: Any, scale_factors: Any) -> Value:
+        return _resize(b, x, scale_factors, method)
+
+    return rule
+
+
+def _interpolated(method: str, **options: Arg) -> Callable[..., Value]:
+    def rule(b: Builder, x: Value, output_size: Any, align_corners: bool, scale_factors: Any) -> Value:
+        if align_corners:  # sizes alone decide then
+            return _resize(b, x, None, method, align_corners=True, **options)
+        return _resize(b, x, scale_factors, method, **options)
+
+    return rule
+
+
+for operation, name in NEAREST.items():
+    register(operation)(_nearest(name))
+for operation, arguments in INTERPOLATED.items():
+    register(operation)(_interpolated(**arguments))
+
+
+def _resize(b: Builder, x: Value, scale: Sequence[float] | None, method: str, **options: Arg) -> Value:
+    if not method.startswith("nearest") and not b.dtype.is_floating_point:
+        raise b.unsupported("interpolated whole numbers are rounded; convert the input to floating point first")
+    spatial = x.ndim - 2
+    x = b.channels_last(x, spatial)
+    before, after = _ints(b, x.shape[2:]), _ints(b, b.result_shape[2:])
+    if scale is not None and any(_differs(*axis) for axis in zip(before, after, scale, strict=True)):
+        options["scale"] = tuple(float(factor) for factor in scale)
+    return feature_map(b, b.emit("ops.resize", x.expr, after, method, **options), spatial)
+
+
+def _differs(before: int, after: int, scale: float) -> bool:
+    """Whether a factor says anything that the sizes do not, in either precision that PyTorch computes with."""
+    step, implied = 1.0 / scale, before / after
+    return step != implied or np.float32(step) != np.float32(before) / np.float32(after)
+
+
+def _ints(b: Builder, sizes: Sequence[Size]) -> tuple[int, ...]:
+    if not all(isinstance(size, int) for size in sizes):
+        raise b.unsupported("spatial sizes depend on the batch size; pass batch_axis=None to fix all shapes")
+    return tuple(int(size) for size in sizes)
+
+
+# Sampling on a grid
+
+METHODS = ("linear", "nearest", "cubic")
+OUTSIDE = ("zeros", "border", "reflection")
+
+
+@register("aten.grid_sampler.default")
+def grid_sample(
+    b: Builder, x: Value, grid: Value, interpolation_mode: int, padding_mode: int, align_corners: bool
+) -> Value:
+    spatial = b.value(x).ndim - 2
+    options: dict[str, Arg] = {} if interpolation_mode == 0 else {"method": METHODS[interpolation_mode]}
+    options |= {} if padding_mode == 0 else {"padding_mode": OUTSIDE[padding_mode]}
+    options |= {"align_corners": True} if align_corners else {}
+    x = b.channels_last(x, spatial)
+    return feature_map(b, b.emit("ops.grid_sample", x.expr, b.plain(grid).expr, **options), spatial)
+
+
+@register("aten.affine_grid_generator.default")
+def affine_grid(b: Builder, theta: Value, size: Sequence[Size], align_corners: bool) -> Value:
+    options: dict[str, Arg] = {"align_corners": True} if align_corners else {}
+    return b.new(b.emit("ops.affine_grid", b.plain(theta).expr, _ints(b, tuple(size)[2:]), **options))
+
+
+# Padding
+
+PAD_MODES = {"reflect": "reflect", "replicate": "edge", "circular": "wrap"}
+"""PyTorch's modes by the names they have in `jnp.pad`."""
+
+
+@register("aten.pad.default")
+def pad(b: Builder, x: Value, pad: Sequence[int], mode: str = "constant", value: float | None = None) -> Value:
+    """`pad` holds pairs for the last dimension, the one before it, and so on; negative ones crop."""
+    x = b.tidy(x)
+    widths = [(0, 0)] * x.ndim
+    for k, pair in enumerate(zip(_ints(b, pad[::2]), _ints(b, pad[1::2]), strict=True)):
+        widths[x.axis(x.ndim - 1 - k)] = pair
+    if mode == "circular" and any(min(pair) < 0 < max(pair) for pair in widths):
+        raise b.unsupported("circular padding of one side and cropping of the other; crop in a step of its own")
+    return _with_sizes(b, x, _cropped(b, _padded(b, x.expr, widths, mode, value), widths))
+
+
+def _padded(b: Builder, expr: Ref | Var, widths: list[tuple[int, int]], mode: str, value: float | None) -> Ref | Var:
+    grown = tuple((max(before, 0), max(after, 0)) for before, after in widths)
+    if not any(map(any, grown)):
+        return expr
+    if mode == "constant":
+        fill = {"constant_values": value} if value else {}
+        return b.emit("jnp.pad", expr, grown, **fill)
+    return b.emit("jnp.pad", expr, grown, mode=PAD_MODES[mode])
+
+
+def _cropped(b: Builder, expr: Ref | Var, widths: list[tuple[int, int]]) -> Ref | Var:
+    ranges = tuple(Slice(-before if before < 0 else None, after if after < 0 else None) for before, after in widths)
+    while ranges and ranges[-1] == Slice():
+        ranges = ranges[:-1]
+    return b.emit("[]", expr, ranges) if ranges else expr
+
+
+def _with_sizes(b: Builder, x: Value, expr: Ref | Var) -> Value:
+    """The result of an operation on a tidy value that changed the sizes of some of its dimensions, and nothing else."""
+    dims = tuple(
+        old if before == after else group(after)
+        for old, before, after in zip(x.layout.dims, x.shape, b.result_shape, strict=True)
+    )
+    place = x.axis_order
+    axes = tuple(dims[place.index(k)] for k in range(x.ndim))
+    return b.laid(expr, Layout(dims, axes))
+
+
+def group(size: Size) -> Group:
+    """A dimension that is not made of others."""
+    return () if size == 1 else (Atom(size),)
+
+
+# Between space and channels: layout alone
+
+
+@register("aten.pixel_shuffle.default")
+def pixel_shuffle(b: Builder, x: Value, upscale_factor: int) -> Value:
+    """`[..., C x r x s, H, W]` to `[..., C, H x r, W x s]`."""
+    *lead, channels, height, width = b.value(x).shape
+    r = upscale_factor
+    value, (*ahead, c, rows, columns, h, w) = _split(b, x, (*lead, int(channels) // r**2, r, r, height, width))
+    return _regrouped(value, (*ahead, c, (*h, *rows), (*w, *columns)))
+
+
+@register("aten.pixel_unshuffle.default")
+def pixel_unshuffle(b: Builder, x: Value, downscale_factor: int) -> Value:
+    """`[..., C, H x r, W x s]` to `[..., C x r x s, H, W]`."""
+    *lead, channels, height, width = b.value(x).shape
+    r = downscale_factor
+    value, (*ahead, c, h, rows, w, columns) = _split(b, x, (*lead, channels, int(height) // r, r, int(width) // r, r))
+    return _regrouped(value, (*ahead, (*c, *rows, *columns), h, w))
+
+
+@register("aten.channel_shuffle.default", "aten.native_channel_shuffle.default")
+def channel_shuffle(b: Builder, x: Value, groups: int) -> Value:
+    """`[N, G x C, ...]` to `[N, C x G, ...]`."""
+    batch, channels, *space = b.value(x).shape
+    value, (n, g, c, *rest) = _split(b, x, (batch, groups, int(channels) // groups, *space))
+    return _regrouped(value, (n, (*c, *g), *rest))
+
+
+def _split(b: Builder, x: Value, shape: Sequence[Size]) -> tuple[Value, tuple[Group, ...]]:
+    """The value and, for each entry of `shape`, its part of the value's dimensions."""
+    value = b.value(x)
+    layout = reshaped(value.layout, shape)
+    if layout is None:
+        value = b.opaque(value)
+        layout = reshaped(value.layout, shape)
+        assert layout is not None
+    return dataclasses.replace(value, layout=layout), layout.dims
+
+
+def _regrouped(value: Value, dims: tuple[Group, ...]) -> Value:
+    return dataclasses.replace(value, layout=Layout(dims, value.layout.axes))
+
+
+# Windows
+
+
+@register("aten.im2col.default")
+def unfold(b: Builder, x: Value, kernel_size: Ints, dilation: Ints, padding: Ints, stride: Ints) -> Value:
+    """`[N, C, H, W]` to `[N, C x window, windows]`."""
+    window, options = _window_options(kernel_size, dilation, padding, stride)
+    x = b.channels_last(x, 2)
+    counts = _window_counts(_ints(b, x.shape[-2:]), kernel_size, dilation, padding, stride)
+    lead, channels = x.layout.dims[:-3], x.layout.dims[-3]
+    rows, columns = (group(count) for count in counts)
+    i, j = (group(size) for size in window)
+    layout = Layout((*lead, (*channels, *i, *j), (*rows, *columns)), (*lead, rows, i, columns, j, channels))
+    return b.laid(b.emit("ops.patches", x.expr, window, **options), layout)
+
+
+@register("aten.col2im.default")
+def fold(
+    b: Builder, x: Value, output_size: Ints, kernel_size: Ints, dilation: Ints, padding: Ints, stride: Ints
+) -> Value:
+    """`[N, C x window, windows]` to `[N, C, H, W]`."""
+    window, options = _window_options(kernel_size, dilation, padding, stride)
+    size = each(output_size, 2)
+    counts = _window_counts(size, kernel_size, dilation, padding, stride)
+    *lead, features, _ = b.value(x).shape
+    shape = (*lead, int(features) // (window[0] * window[1]), *window, *counts)
+    value, (*ahead, channels, i, j, rows, columns) = _split(b, x, shape)
+    arranged = b.array(value, (*ahead, rows, i, columns, j, channels))
+    return feature_map(b, b.emit("ops.overlap_add", arranged, size, **options), 2)
+
+
+def _window_options(
+    kernel_size: Ints, dilation: Ints, padding: Ints, stride: Ints
+) -> tuple[tuple[int, ...], dict[str, Arg]]:
+    pads = each(padding, 2)
+    options = unless_ones("strides", each(stride, 2)) | ({"padding": pads} if any(pads) else {})
+    return each(kernel_size, 2), options | unless_ones("dilation", each(dilation, 2))
+
+
+def _window_counts(
+    sizes: Sequence[int], kernel_size: Ints, dilation: Ints, padding: Ints, stride: Ints
+) -> tuple[int, ...]:
+    axes = zip(*(each(value, 2) for value in (sizes, kernel_size, stride, padding, dilation)), strict=True)
+    return tuple(window_count(*axis) for axis in axes)

@@ -1,0 +1,5 @@
+"""State dicts for a Flax module that somebody wrote by hand: names, layouts and orders found, everything accounted for."""
+
+from torch_bridge.state_dicts.stack import stack_state_dicts
+
+__all__ = ["stack_state_dicts"]

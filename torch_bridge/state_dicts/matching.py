@@ -1,0 +1,223 @@
+"""Which PyTorch key belongs to which array of a Flax module, and how its layout changes: one row for each type of layer."""
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterator, Mapping
+
+import numpy as np
+from flax import nnx
+
+from jaxensemble.errors import InputError
+from jaxensemble.state import kind_of, split
+from jaxensemble.structure import Leaf, Node, Structure
+from torch_bridge.state_dicts.axes import Axis, Unclear, kinds_order, permutation
+from torch_bridge.weights import Rearrangement
+
+Names = Mapping[str, str] | Callable[[str], str] | None
+
+TORCH_NAMES = {
+    "kernel": "weight",
+    "scale": "weight",
+    "embedding": "weight",
+    "negative_slope": "weight",
+    "mean": "running_mean",
+    "var": "running_var",
+}
+"""What PyTorch calls the arrays of Flax's layers, where it has another name for them."""
+
+WITHOUT_PLACE = "num_batches_tracked"
+"""The counter of PyTorch's BatchNorm. Flax's has no use for it, so it may be left over."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Slot:
+    """One array of a Flax module, as it is reached by one path: its name in the state, its layer and that one's path."""
+
+    name: str
+    layer: nnx.Module | None
+    place: str
+    leaf: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Placement:
+    """How PyTorch's array becomes Flax's: a rearrangement, then for some axes the elements in another order."""
+
+    rearrangement: Rearrangement
+    indices: Mapping[int, np.ndarray]
+    shape: tuple[int, ...]
+
+    def apply(self, array: np.ndarray) -> np.ndarray:
+        array = self.rearrangement.apply(array)
+        for axis, index in self.indices.items():
+            array = array.take(index, axis)
+        return array.reshape(self.shape)
+
+
+class Misfit(Exception):
+    """A PyTorch array does not fit its place. The text says what would."""
+
+
+def slots_of(module: nnx.Module) -> dict[str, Slot]:
+    """Every array by each name that a state dict may have for it: PyTorch's name for the leaf or Flax's.
+
+    The element `layers` in paths through an `nnx.Sequential` may be left out, as PyTorch does.
+
+    >>> list(slots_of(nnx.Sequential(nnx.Linear(2, 3, use_bias=False, rngs=nnx.Rngs(0)))))
+    ['layers.0.kernel', 'layers.0.weight', '0.kernel', '0.weight']
+    """
+    structure = split(module).graphdef
+    layers = {tuple(map(str, path)): layer for path, layer in nnx.iter_modules(module)}
+    slots: dict[str, Slot] = {}
+    shortened: dict[str, Slot] = {}
+    for path, short, leaf, node in _leaves(structure):
+        if kind_of(leaf) in ("constants", "rngs"):
+            continue
+        slot = Slot(leaf.name, layers.get(node.path), ".".join(path[:-1]), path[-1])
+        for into, names in ((slots, path), (shortened, short)):
+            for last in dict.fromkeys((names[-1], _torch_name(slot))):
+                into[".".join((*names[:-1], last))] = slot
+    return slots | {name: slot for name, slot in shortened.items() if name not in slots}
+
+
+def _torch_name(slot: Slot) -> str:
+    return TORCH_NAMES.get(slot.leaf, slot.leaf) if _row(slot) is not None else slot.leaf
+
+
+def _leaves(structure: Structure) -> Iterator[tuple[tuple[str, ...], tuple[str, ...], Leaf, Node]]:
+    def walk(node: Node, path: tuple[str, ...], short: tuple[str, ...], above: tuple[Node, ...]) -> Iterator:
+        for name, child in node.children.items():
+            skipped = name == "layers" and isinstance(node.type, type) and issubclass(node.type, nnx.Sequential)
+            further = ((*path, name), short if skipped else (*short, name))
+            if isinstance(child, Leaf):
+                yield *further, child, node
+            elif isinstance(child, Node) and child not in above:
+                yield from walk(child, *further, (*above, node))
+
+    return walk(structure.root, (), (), ())
+
+
+def flax_name(key: str, names: Names) -> str:
+    """What stands for a PyTorch key in the Flax module, by the user's names; the key itself where they are silent.
+
+    >>> flax_name("fc.0.weight", {"fc": "head", "fc.0": "dense1"})
+    'dense1.weight'
+    """
+    if names is None:
+        return key
+    if callable(names):
+        name = names(key)
+        if not isinstance(name, str):
+            raise InputError(f"`names({key!r})` must be a str; got {type(name).__name__}")
+        return name
+    parts = key.split(".")
+    for length in range(len(parts), 0, -1):
+        prefix = ".".join(parts[:length])
+        if prefix in names:
+            return ".".join([names[prefix], *parts[length:]])
+    return key
+
+
+def placement(slot: Slot, shape: tuple[int, ...], axes: list[Axis]) -> Placement:
+    """How a PyTorch array of this shape goes into the slot, whose axes have been followed through the network.
+
+    **Raises:** `Misfit` if the shape is another than the slot needs, `Unclear` if the order of elements is not known.
+    """
+    return (_row(slot) or _as_it_is)(slot, shape, axes)
+
+
+def _row(slot: Slot) -> Callable[[Slot, tuple[int, ...], list[Axis]], Placement] | None:
+    if slot.leaf != "kernel":
+        return _as_it_is if isinstance(slot.layer, KNOWN) and slot.leaf in LEAVES else None
+    return next((row for type_, row in KERNELS.items() if isinstance(slot.layer, type_)), None)
+
+
+def _fitted(shape: tuple[int, ...], wanted: tuple[int, ...]) -> None:
+    if shape != wanted:
+        raise Misfit(f"expected shape {wanted} in PyTorch, got {shape}")
+
+
+def _sizes(axes: list[Axis]) -> tuple[int, ...]:
+    return tuple(axis.size for axis in axes)
+
+
+def _indices(axes: list[Axis]) -> dict[int, np.ndarray]:
+    found = {k: permutation(axis) for k, axis in enumerate(axes)}
+    return {k: index for k, index in found.items() if index is not None}
+
+
+def _as_it_is(slot: Slot, shape: tuple[int, ...], axes: list[Axis]) -> Placement:
+    """Axes of size 1 may differ; an image's axes are channels-first in PyTorch."""
+    sized = [k for k, axis in enumerate(axes) if axis.size != 1]
+    order = kinds_order([axes[k] for k in sized]) or list(range(len(sized)))
+    wanted = [axes[sized[k]].size for k in order]  # from PyTorch's slowest to its fastest
+    if [size for size in shape if size != 1] != wanted:
+        raise Misfit(f"expected shape {tuple(wanted) or (1,)} in PyTorch, got {shape}")
+    inverse = tuple(np.argsort(order, kind="stable").tolist())
+    return Placement(Rearrangement(tuple(wanted), inverse, _sizes(axes)), _indices(axes), _sizes(axes))
+
+
+def _linear(slot: Slot, shape: tuple[int, ...], axes: list[Axis]) -> Placement:  # [O, I] -> [I, O]
+    ins, outs = _sizes(axes)
+    _fitted(shape, (outs, ins))
+    return Placement(Rearrangement(shape, (1, 0), (ins, outs)), _indices(axes), (ins, outs))
+
+
+def _linear_general(slot: Slot, shape: tuple[int, ...], axes: list[Axis]) -> Placement:  # [O, I] -> [*ins, *outs]
+    layer = slot.layer
+    assert isinstance(layer, nnx.LinearGeneral)
+    if layer.batch_axis or list(layer.axis) != sorted(layer.axis) or len({axis < 0 for axis in layer.axis}) > 1:
+        raise Misfit("an nnx.LinearGeneral with batch axes, or with its axes out of order, has no twin in PyTorch")
+    count = len(layer.in_features)
+    groups = [axes[:count], axes[count:]]
+    merged = [Axis(math.prod(_sizes(group)), group, merged=True) for group in groups]
+    ins, outs = _sizes(merged)
+    _fitted(shape, (outs, ins))
+    return Placement(Rearrangement(shape, (1, 0), (ins, outs)), _indices(merged), _sizes(axes))
+
+
+def _conv(slot: Slot, shape: tuple[int, ...], axes: list[Axis]) -> Placement:  # [O, I/g, *k] -> [*k, I/g, O]
+    *window, ins, outs = _sizes(axes)
+    _fitted(shape, (outs, ins, *window))
+    order = (*range(2, len(shape)), 1, 0)
+    return Placement(Rearrangement(shape, order, _sizes(axes)), _indices(axes), _sizes(axes))
+
+
+def _conv_transpose(slot: Slot, shape: tuple[int, ...], axes: list[Axis]) -> Placement:
+    """[I, O, *k] -> [*k, I, O], flipped, since Flax does not flip; or [*k, O, I], as it is, where Flax transposes."""
+    layer = slot.layer
+    assert isinstance(layer, nnx.ConvTranspose)
+    *window, last_but_one, last = _sizes(axes)
+    spatial = tuple(range(2, len(shape)))
+    if layer.transpose_kernel:
+        _fitted(shape, (last, last_but_one, *window))
+        rearrangement = Rearrangement(shape, (*spatial, 1, 0), _sizes(axes))
+    else:
+        _fitted(shape, (last_but_one, last, *window))
+        rearrangement = Rearrangement(shape, (*spatial, 0, 1), _sizes(axes), spatial)
+    return Placement(rearrangement, _indices(axes), _sizes(axes))
+
+
+KERNELS: Mapping[type, Callable[[Slot, tuple[int, ...], list[Axis]], Placement]] = {
+    nnx.Linear: _linear,
+    nnx.LinearGeneral: _linear_general,
+    nnx.Conv: _conv,
+    nnx.ConvTranspose: _conv_transpose,
+}
+"""How kernels are laid out, by type of layer."""
+
+KNOWN = (
+    *KERNELS,
+    nnx.Embed,
+    nnx.BatchNorm,
+    nnx.LayerNorm,
+    nnx.GroupNorm,
+    nnx.InstanceNorm,
+    nnx.RMSNorm,
+    nnx.PReLU,
+)
+"""Layers whose arrays PyTorch has names of its own for."""
+
+LEAVES = {"bias", "scale", "embedding", "negative_slope", "mean", "var"}
+
+__all__ = ["WITHOUT_PLACE", "Misfit", "Names", "Placement", "Slot", "Unclear", "flax_name", "placement", "slots_of"]
