@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from jaxensemble.errors import InputError
 
@@ -37,7 +38,7 @@ def as_arrays(tree: Any, name: str) -> Any:
 def as_array(value: Any, name: str) -> Any:
     """One array as a JAX array: see [`as_arrays`][]."""
     if isinstance(value, jax.Array):
-        if isinstance(value, jax.core.Tracer) or not is_too_wide(value.dtype):
+        if isinstance(value, Tracer) or not is_too_wide(value.dtype):
             return value
         value = np.asarray(value)
     if isinstance(value, _SCALARS) and not isinstance(value, np.generic):
@@ -46,15 +47,16 @@ def as_array(value: Any, name: str) -> Any:
         value = _imported(value, name)
         if isinstance(value, jax.Array):
             return value
-    if value.dtype.hasobject or value.dtype.names or value.dtype.kind in "SUmMV":
+    if not (jnp.issubdtype(value.dtype, np.number) or value.dtype == bool):
         raise InputError(f"`{name}` must hold numbers or booleans; got a numpy array of dtype {value.dtype}")
-    value = np.array(value, dtype=value.dtype.newbyteorder("="))  # a copy that nothing else refers to
-    return jnp.asarray(_narrowed(value, name) if is_too_wide(value.dtype) else value)
+    dtype = value.dtype if value.dtype.isnative else value.dtype.newbyteorder("=")
+    value = np.array(value, dtype)  # a copy that nothing else refers to
+    return jnp.asarray(_narrowed(value, name) if is_too_wide(dtype) else value)
 
 
 def is_too_wide(dtype: Any) -> bool:
     """Whether a dtype has 64-bit numbers while JAX has those switched off."""
-    return str(dtype) in (*_NARROW, *_WIDE_FLOATS) and not jax.config.jax_enable_x64
+    return str(dtype) in (*_NARROW, *_WIDE_FLOATS) and not jax.config.jax_enable_x64  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def require_x64(dtype: Any, name: str) -> None:

@@ -7,7 +7,7 @@ It knows nothing of PyTorch and holds no arrays: weights live in an `Ensemble`, 
 import dataclasses
 from collections.abc import Iterator, Mapping
 from types import EllipsisType
-from typing import Literal, TypeAlias, Union
+from typing import Literal, TypeAlias
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,12 +47,25 @@ class Func:
     name: str
 
 
-Arg: TypeAlias = Union[
-    Ref, Var, Dtype, Slice, Func, bool, int, float, complex, str, None, EllipsisType, tuple["Arg", ...], list["Arg"]
-]
+Arg: TypeAlias = (
+    Ref
+    | Var
+    | Dtype
+    | Slice
+    | Func
+    | bool
+    | int
+    | float
+    | complex
+    | str
+    | None
+    | EllipsisType
+    | tuple["Arg", ...]
+    | list["Arg"]
+)
 """An argument of a call or of a layer's constructor. Tuples and lists nest."""
 
-Tree: TypeAlias = Union[Ref, None, tuple["Tree", ...], list["Tree"], dict[str, "Tree"]]
+Tree: TypeAlias = Ref | None | tuple["Tree", ...] | list["Tree"] | dict[str, "Tree"]
 """How inputs and outputs nest."""
 
 
@@ -131,6 +144,12 @@ class Network:
     modules: Mapping[str, tuple[str, str]]
     evaluation_only: str | None = None
     training: tuple[str, ...] = ()
+
+    def source(self) -> str:
+        """The network as Flax source: see `jaxensemble.source.print_source`."""
+        from jaxensemble.source import print_source  # which needs what is defined here
+
+        return print_source(self)
 
 
 def references(arg: object) -> Iterator[Ref | Var]:

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.core import Tracer
 
 from jaxensemble.errors import InputError, MemberError
 from jaxensemble.inputs import require_x64
@@ -143,6 +144,6 @@ def _signature(leaf: Any, name: str) -> str:
 def _same_values(a: Any, b: Any) -> bool:
     if a is b:
         return True
-    if isinstance(a, jax.core.Tracer) or isinstance(b, jax.core.Tracer):
+    if isinstance(a, Tracer) or isinstance(b, Tracer):
         return False  # not known while tracing
     return np.asarray(a).tobytes() == np.asarray(b).tobytes()

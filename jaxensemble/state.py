@@ -88,7 +88,7 @@ def merge(
     (1, 3)
     """
     structure = Structure.of(graphdef)
-    trees = dict(zip(KINDS, (params, buffers, constants, rngs), strict=True))
+    trees: dict[Kind, Tree | None] = dict(zip(KINDS, (params, buffers, constants, rngs), strict=True))
     given = {kind: flatten(tree or {}) for kind, tree in trees.items()}
     needed = [(kind_of(leaf), leaf.name) for leaf in structure.leaves]
     _check_keys(structure, given, needed)

@@ -16,6 +16,7 @@ import jax
 import numpy as np
 from flax import nnx
 from flax.nnx import graphlib
+from jax.core import Tracer
 
 from jaxensemble.errors import InputError, UnsupportedError
 
@@ -275,7 +276,7 @@ def freeze(value: Any, inside: tuple[int, ...] = ()) -> Any:
             return (type(value), frozenset(map(inner, value)))
         case np.ndarray():
             return (np.ndarray, value.shape, value.dtype, value.tobytes())
-        case jax.Array() if not isinstance(value, jax.core.Tracer):
+        case jax.Array() if not isinstance(value, Tracer):
             return (jax.Array, *freeze(np.asarray(value)))
         case _ if _is_hashable(value):
             return (type(value), value)

@@ -23,7 +23,7 @@ class Mock(nnx.Module):
     """`MockModule` of PyTorch's test_stateless.py: a line plus a buffer, and an attribute that is no array."""
 
     def __init__(self, rngs: nnx.Rngs) -> None:
-        self.l1 = nnx.Linear(1, 1, rngs=rngs)
+        self.l1: Any = nnx.Linear(1, 1, rngs=rngs)
         self.buffer = nnx.Variable(jnp.ones(1))
         self.foo = 0.0
 

@@ -3,12 +3,14 @@
 Where a test stands for one of PyTorch's, its docstring says which (test/functorch/test_eager_transforms.py).
 """
 
+import functools
 import re
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import jax.test_util
 import numpy as np
 import pytest
 from flax import nnx
@@ -207,42 +209,70 @@ def _loss(outputs: jax.Array, targets: jax.Array) -> jax.Array:
     return jnp.mean((outputs - targets) ** 2)
 
 
-def _steps(modules: list[Mlp], rates: jax.Array, x: jax.Array, y: jax.Array) -> list[tuple[Any, Any]]:
-    """One step of gradient descent for each module by itself."""
+def _step(module: Mlp, params: Any, buffers: Any, rate: jax.Array, x: jax.Array, y: jax.Array) -> tuple[Any, Any]:
+    """One step of gradient descent: the loss, and the parameters after it."""
 
-    def one(module: Mlp, rate: jax.Array) -> tuple[Any, Any]:
-        state = split(module)
-        loss = lambda params: _loss(functional_call(module, (params, state.buffers), x), y)  # noqa: E731
-        loss, gradients = jax.jit(jax.value_and_grad(loss))(state.params)
-        return loss, jax.tree.map(lambda p, g: p - rate * g, state.params, gradients)
+    def loss(params: Any) -> jax.Array:
+        return _loss(functional_call(module, (params, buffers), x), y)
 
-    return [one(module, rate) for module, rate in zip(modules, rates, strict=True)]
-
-
-def _all_steps(modules: list[Mlp], rates: jax.Array, x: jax.Array, y: jax.Array) -> tuple[Any, Any]:
-    """The same for all modules at once."""
-
-    def one(params: Any, buffers: Any, rate: jax.Array) -> tuple[Any, Any]:
-        loss, gradients = jax.value_and_grad(lambda p: _loss(functional_call(modules[0], (p, buffers), x), y))(params)
-        return loss, jax.tree.map(lambda p, g: p - rate * g, params, gradients)
-
-    return jax.jit(jaxensemble.vmap(one, randomness="same"))(*stack_module_state(modules), rates)
+    value, gradients = jax.value_and_grad(loss)(params)
+    return value, jax.tree.map(lambda p, g: p - rate * g, params, gradients)
 
 
 def _double(leaf: jax.Array) -> jax.Array:
     return leaf.astype(jnp.float64) if leaf.dtype == jnp.float32 else leaf
 
 
-@pytest.mark.usefixtures("x64")
+@pytest.fixture
+def doubles(x64: None) -> list[Mlp]:
+    return [merge(*jax.tree.map(_double, split(module))) for module in _mlps(2)]
+
+
+def _data(rows: int) -> tuple[jax.Array, jax.Array]:
+    x, y = jax.random.split(jax.random.key(0))
+    return jax.random.normal(x, (rows, 3), jnp.float64), jax.random.normal(y, (rows, 2), jnp.float64)
+
+
+def _assert_close(a: Any, b: Any) -> None:
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-11, atol=1e-13), a, b)
+
+
 @pytest.mark.parametrize("rates", [(0.2, 0.2), (0.1, 0.5)], ids=["one rate", "a rate each"])
-def test_a_mapped_training_step_is_each_member_s_own(rates: tuple[float, float]) -> None:
+def test_a_mapped_training_step_is_each_member_s_own(doubles: list[Mlp], rates: tuple[float, float]) -> None:
     """test_ensemble_regression, test_find_learning_rate_ensembling, test_update_batch_norm"""
-    modules = [merge(*jax.tree.map(_double, split(module))) for module in _mlps(2)]
-    x = jax.random.normal(jax.random.key(0), (6, 3), jnp.float64)
-    y = jax.random.normal(jax.random.key(1), (6, 2), jnp.float64)
-    losses, params = _all_steps(modules, jnp.array(rates), x, y)
-    for member, (loss, expected) in enumerate(_steps(modules, jnp.array(rates), x, y)):
-        np.testing.assert_allclose(losses[member], loss, rtol=1e-12)
-        jax.tree.map(
-            lambda a, b, at=member: np.testing.assert_allclose(a[at], b, rtol=1e-11, atol=1e-13), params, expected
-        )
+    data = _data(6)
+    step = jaxensemble.vmap(functools.partial(_step, doubles[0]), (0, 0, 0, None, None), randomness="same")
+    losses, params = jax.jit(step)(*stack_module_state(doubles), jnp.array(rates), *data)
+    for member, (module, rate) in enumerate(zip(doubles, rates, strict=True)):
+        _, own, buffers, *_ = split(module)
+        loss, expected = jax.jit(functools.partial(_step, module))(own, buffers, rate, *data)
+        _assert_close((losses[member], jax.tree.map(lambda leaf, at=member: leaf[at], params)), (loss, expected))
+
+
+def test_gradients_of_each_sample_are_those_of_a_loop(doubles: list[Mlp]) -> None:
+    """test_resnet18_per_sample_grads, on a small network"""
+    module = doubles[0]
+    module.eval()
+    params = split(module).params
+
+    def gradient(x: jax.Array, y: jax.Array) -> Any:
+        return jax.grad(lambda params: _loss(functional_call(module, params, x[None]), y[None]))(params)
+
+    data = _data(3)
+    mapped = jax.jit(jaxensemble.vmap(gradient))(*data)
+    for sample, (x, y) in enumerate(zip(*data, strict=True)):
+        _assert_close(jax.tree.map(lambda leaf, at=sample: leaf[at], mapped), gradient(x, y))
+
+
+def test_gradients_through_a_training_step(doubles: list[Mlp]) -> None:
+    """test_maml_regression, test_maml_omniglot: the gradient after a step, against finite differences"""
+    module, data = doubles[0], _data(4)
+    module.eval()
+    _, params, buffers, *_ = split(module)
+
+    def after_step(shift: jax.Array) -> jax.Array:
+        shifted = params | {"l2": params["l2"] | {"bias": params["l2"]["bias"] + shift}}
+        _, stepped = _step(module, shifted, buffers, jnp.array(0.1), *data)
+        return _loss(functional_call(module, (stepped, buffers), data[0]), data[1])
+
+    jax.test_util.check_grads(jax.jit(after_step), (jnp.array(0.3),), order=1, modes=["rev"], rtol=1e-6)

@@ -245,8 +245,7 @@ def _aligned_modes(evaluation: ExportedProgram, training: ExportedProgram) -> di
 
     A mode is `by_mode` (training only in training), `always`, or `never`.
     """
-    ours = [node for node in evaluation.graph.nodes if not _counts_batches(node)]
-    theirs = [node for node in training.graph.nodes if not _counts_batches(node)]
+    ours, theirs = ([node for node in p.graph.nodes if _matters(node)] for p in (evaluation, training))
     renamed: dict[fx.Node, fx.Node] = {}
     modes: dict[str, str] = {}
     for node, twin in zip(ours, theirs, strict=False):
@@ -271,6 +270,15 @@ def _difference(node: fx.Node, twin: fx.Node) -> str:
     )
 
 
+def _matters(node: fx.Node) -> bool:
+    """Whether a node makes arrays; sizes are compared where they are used."""
+    return not (_is_size(node) or _counts_batches(node))
+
+
+def _is_size(node: fx.Node) -> bool:
+    return isinstance(node.meta.get("val"), torch.SymInt)
+
+
 def _counts_batches(node: fx.Node) -> bool:
     """`num_batches_tracked += 1`, which a BatchNorm layer does itself."""
     counter = node.args[0] if node.args else None
@@ -284,19 +292,24 @@ def _counts_batches(node: fx.Node) -> bool:
 
 def _flag(node: fx.Node) -> bool | None:
     name = _NAMES.get(node.target)
-    return None if name is None else bool(node.args[MODED[name][1]])
+    return None if name is None else bool(_all_args(node)[MODED[name][1]])
+
+
+def _all_args(node: fx.Node) -> list[Any]:
+    """A node's arguments in the order of its schema, with defaults for those that are left out."""
+    schema = node.target._schema.arguments  # type: ignore[union-attr]
+    given = dict(zip((argument.name for argument in schema), node.args, strict=False)) | dict(node.kwargs)
+    return [given.get(argument.name, argument.default_value) for argument in schema]
 
 
 def _arguments(node: fx.Node, renamed: Mapping[fx.Node, fx.Node]) -> Any:
-    """A node's arguments for comparison, the training flag and a normalisation's momentum in training left out."""
+    """A node's arguments for comparison, the training flag left out."""
     name = _NAMES.get(node.target)
-    args = list(node.args)
+    args = list(node.args) if name is None else _all_args(node)
     if name is not None:
         args[MODED[name][1]] = None
-    if name in ("batch_norm", "instance_norm"):
-        args[6] = None
     comparable = lambda leaf: renamed.get(leaf, leaf) if isinstance(leaf, fx.Node) else _plain(leaf)  # noqa: E731
-    return pytree.tree_map(comparable, (args, dict(node.kwargs)))
+    return pytree.tree_map(comparable, (args, dict(node.kwargs) if name is None else {}))
 
 
 def _plain(leaf: Any) -> Any:
@@ -309,8 +322,9 @@ def _replace_moded(module: fx.GraphModule, modes: Mapping[str, str] | None) -> N
         if name is None:
             continue
         position = MODED[name][1]
-        mode = modes[node.name] if modes is not None else "always" if node.args[position] else "never"
-        args = [arg for k, arg in enumerate(node.args) if k != position][: len(_SCHEMAS[name].split(",")) - 1]
+        given = _all_args(node)
+        mode = modes[node.name] if modes is not None else "always" if given[position] else "never"
+        args = [arg for k, arg in enumerate(given) if k != position][: len(_SCHEMAS[name].split(",")) - 1]
         with module.graph.inserting_before(node):
             new = module.graph.call_function(stand_in(name), (*args, mode))
             new.meta = dict(node.meta)

@@ -65,7 +65,7 @@ def celu(x: ArrayLike, alpha: float = 1.0) -> jax.Array:
     `jax.nn.celu` is the same function wherever float32 holds `alpha` exactly.
 
     >>> celu(jnp.array([-1.0, 2.0]), 0.5).tolist()
-    [-0.43233233690261841, 2.0]
+    [-0.4323323667049408, 2.0]
     """
     return jax.nn.celu(x, alpha)
 

@@ -1,16 +1,15 @@
 """`Network` to readable Flax source, and back to life: running a network is importing the source printed here.
 
-There is no interpreter beside it whose behaviour could differ. The text is made of validated names and literals alone, so
-a network that comes from a file cannot smuggle code into it.
+There is no interpreter beside it whose behaviour could differ. The text is made of validated names and literals alone,
+so a network that comes from a file cannot smuggle code into it.
 """
 
 import hashlib
 import linecache
 import sys
 import types
-from functools import cache, lru_cache
-
-from flax import nnx
+from functools import cache
+from typing import Any
 
 from jaxensemble.network import Network
 from jaxensemble.source.plan import Plan
@@ -24,28 +23,24 @@ def print_source(network: Network) -> str:
 
     Lines are at most 88 characters long and laid out as `ruff format` lays them out.
 
-    **Raises**
-
-    `InputError` where a name or constant of the network cannot stand in source.
+    **Raises:** `InputError` where a name or constant of the network cannot stand in source.
     """
     return Printer(Plan(network)).text()
 
 
-def load_class(network: Network) -> type[nnx.Module]:
-    """The class of a network, from its source. The class takes `rngs`, and its calls the network's inputs.
+def load_class(network: Network) -> type[Any]:
+    """The class of a network, from its source: an `nnx.Module` that is made with `rngs` and called with the inputs.
 
     Tracebacks and `inspect.getsource` show the lines of the source. Networks with equal source share one class.
 
-    **Raises**
-
-    `InputError` as `print_source` does.
+    **Raises:** `InputError` as `print_source` does.
     """
     printer = Printer(Plan(network))
-    return _loaded(printer.text(), printer.class_names[len(printer.definitions) - 1])
+    return _loaded(printer.text(), printer.class_name)
 
 
 @cache
-def _loaded(text: str, class_name: str) -> type[nnx.Module]:
+def _loaded(text: str, class_name: str) -> type[Any]:
     digest = hashlib.sha256(text.encode()).hexdigest()[:12]
     filename = f"<jaxensemble {class_name} {digest}>"
     module = types.ModuleType(f"jaxensemble_{class_name}_{digest}")

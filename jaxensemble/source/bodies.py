@@ -1,7 +1,7 @@
 """The steps of one module call, freed of names: equal bodies are equal values, whatever their paths and numbers.
 
 What a body takes from outside stands as numbered slots, each number or option as a numbered hole. Two calls with equal
-steps can share one method: their slots say which arguments it needs, their holes what its class is told at construction.
+steps can share one method: their slots say which arguments it needs, their holes what its class is told when made.
 """
 
 import dataclasses
@@ -66,7 +66,7 @@ class Cut:
     step: "Operand"
 
 
-Operand: TypeAlias = Local | Slot | Hole | Read | Length | Many | Cut | Func | None | EllipsisType
+Operand: TypeAlias = Local | Slot | Hole | Read | Length | Many | Cut | Func | EllipsisType | None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -73,7 +73,7 @@ def index(value: ast.expr, item: ast.expr) -> ast.Subscript:
 
 
 def child(parent: ast.expr, child_name: str, *, in_list: bool = False) -> ast.expr:
-    """A child of a module: `self.conv`, `self.layers[3]`, or `getattr(self, "my-block")` where nothing else is possible.
+    """A child of a module: `self.conv`, `self.layers[3]`, or `getattr(self, "my-block")` where nothing else will do.
 
     >>> ast.unparse(child(name("self"), "my-block"))
     "getattr(self, 'my-block')"
@@ -91,12 +91,10 @@ def literal(value: object) -> ast.expr:
     >>> ast.unparse(literal((1, -2.5, float("-inf"), Dtype("int32"))))
     '(1, -2.5, -jnp.inf, jnp.int32)'
 
-    **Raises**
-
-    `InputError` for anything that is no constant of a network.
+    **Raises:** `InputError` for anything that is no constant of a network.
     """
     match value:
-        case None | bool() | str() | ast.Constant():
+        case None | bool() | str():
             return ast.Constant(value)
         case int() | float():
             return _real(value)

@@ -27,8 +27,8 @@ Use = Local | Slot
 class Entry:
     """A step and the values it gives.
 
-    It stands for a loop over the list at `loop`, where that is set: the step is the first round, argument number `carried`
-    is what goes from round to round. `is_optional` marks the call of a child that may be absent.
+    It stands for a loop over the list at `loop`, where that is set: the step is the first round, argument number
+    `carried` is what goes from round to round. `is_optional` marks the call of a child that may be absent.
     """
 
     step: Step

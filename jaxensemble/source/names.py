@@ -31,8 +31,8 @@ TAKEN = frozenset({*IMPORTS, *keyword.kwlist, "_", "self", "rngs"}) | {
 METHODS = frozenset(
     f".{name}"
     for name in """
-    all any argmax argmin argsort astype clip conj cumprod cumsum dot flatten max mean min prod ravel repeat reshape round
-    sort squeeze std sum swapaxes take transpose var view
+    all any argmax argmin argsort astype clip conj cumprod cumsum dot flatten max mean min prod ravel repeat reshape
+    round sort squeeze std sum swapaxes take transpose var view
     """.split()
 )
 """The methods of an array that a network may call, as the target of a call names them."""
@@ -52,9 +52,7 @@ def is_identifier(name: str) -> bool:
 def check_child(name: str, path: str) -> None:
     """Refuses the name of a child that would hide what every `nnx.Module` needs.
 
-    **Raises**
-
-    `InputError` for such a name.
+    **Raises:** `InputError` for such a name.
     """
     if name in _RESERVED or name.startswith(("_pytree__", "_object__")):
         raise InputError(f"{path!r} cannot be a child of a Flax module: nnx.Module has {name!r} itself; rename it")
@@ -96,9 +94,7 @@ def unused(name: str, taken: Iterable[str]) -> str:
 def resolve(dotted: str) -> object:
     """What a dotted name stands for: `nnx.Linear`, `jnp.concatenate`.
 
-    **Raises**
-
-    `InputError` if it is not in one of the modules of `IMPORTS`.
+    **Raises:** `InputError` if it is not in one of the modules of `IMPORTS`.
     """
     root, *rest = dotted.split(".")
     if root not in IMPORTS or not rest or not all(is_identifier(p) and not p.startswith("_") for p in rest):
@@ -127,9 +123,7 @@ _FORBIDDEN = re.compile(
 def check_function(dotted: str) -> None:
     """Refuses what is no function on arrays: everything that reads files, or calls what it is handed.
 
-    **Raises**
-
-    `InputError` for such a name.
+    **Raises:** `InputError` for such a name.
     """
     if not _FUNCTIONS.fullmatch(dotted) or _FORBIDDEN.search(dotted) or not callable(resolve(dotted)):
         raise InputError(f"a network may call functions on arrays, such as jnp.add or jax.nn.gelu; got {dotted!r}")
@@ -138,9 +132,7 @@ def check_function(dotted: str) -> None:
 def check_method(target: str) -> None:
     """Refuses what is no method of `jax.Array` that gives an array.
 
-    **Raises**
-
-    `InputError` for such a name.
+    **Raises:** `InputError` for such a name.
     """
     if target not in METHODS:
         raise InputError(f"a network may call these methods of an array: {', '.join(sorted(METHODS))}; got {target!r}")

@@ -34,7 +34,8 @@ def shortened(steps: Sequence[Step], children: set[str]) -> Shortened | None:
     """The steps without the calls of `children`; None where such a call is more than one value in, one out."""
     result = Shortened((), [], [], [])
     moved: dict[Local, Operand] = {}
-    count, seen = 0, []
+    count = 0
+    seen: list[str] = []
 
     def renumbered(operand: Any) -> Any:
         match operand:
@@ -63,11 +64,11 @@ def shortened(steps: Sequence[Step], children: set[str]) -> Shortened | None:
         outs = [Local(count + k) for k in range(step.outs)]
         count += step.outs
         path = step.target.path if isinstance(step.target, ToLayer | ToModule) else ()
-        if path and path[0] in children:
-            (argument,) = step.args if len(step.args) == 1 else (None,)
+        if children.intersection(path[:1]):
+            argument = step.args[0] if len(step.args) == 1 else None
             if len(path) > 1 or step.kwargs or step.outs != 1 or not isinstance(argument, Local | Slot):
                 return None
-            seen.append(path[0])
+            seen += path[:1]
             moved[outs[0]] = moved[argument] if isinstance(argument, Local) else argument
         else:
             args = tuple(map(renumbered, step.args))

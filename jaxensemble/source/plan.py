@@ -1,10 +1,9 @@
 """What each module becomes: a class, a list or dict of what it holds, a function, or steps of the module around.
 
-Modules are looked at from the leaves up, all of one height at a time, so that whatever a module holds and calls has been
-settled before it. Modules of one height whose structure and steps are the same but for numbers share a class.
+Modules are looked at from the leaves up, all of one level at a time, so that whatever a module holds and calls has been
+settled before it. Modules of one level whose structure and steps are the same but for numbers share a class.
 """
 
-import dataclasses
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -15,15 +14,19 @@ from jaxensemble.source.bodies import (
     Called,
     Local,
     Reader,
-    Slot,
     ToFunction,
-    ToLayer,
     ToModule,
-    ToName,
     matched_slots,
 )
+from jaxensemble.source.candidates import (
+    Candidate,
+    Members,
+    chained,
+    function_label,
+    hole_constants,
+    with_optional_children,
+)
 from jaxensemble.source.names import TAKEN, plain, unused
-from jaxensemble.source.optional import lengthened, missing_children
 from jaxensemble.source.sharing import Sharing
 from jaxensemble.source.tree import (
     Frame,
@@ -38,21 +41,13 @@ from jaxensemble.source.tree import (
     without_unused,
 )
 from jaxensemble.source.units import IDENTITY, NONE, Definition, Make, Unit, container_unit, layer_unit, variable_unit
+from jaxensemble.validation import validate
 
 SMALL = 2
 """A module that holds nothing is written out where it is called, if it has no more steps than this."""
 
 CHAIN = -1
 """The definition of a module that is no more than a chain of its children."""
-
-
-@dataclasses.dataclass
-class Candidate:
-    """A module, its calls, and their bodies, which are equal; no calls if it cannot have a method of its own."""
-
-    module: Module
-    frames: list[Frame]
-    bodies: list[Body]
 
 
 class Plan:
@@ -62,6 +57,7 @@ class Plan:
     """
 
     def __init__(self, network: Network):
+        validate(network)
         calls, self.outputs = without_shapes(network.calls, network.outputs)
         self.calls = without_unused(calls, self.outputs)
         self.network = network
@@ -94,7 +90,7 @@ class Plan:
         frames: dict[Path, list[Frame]] = defaultdict(list)
         for frame in self.top.frames():
             frames[frame.path].append(frame)
-        classes: dict[object, list[tuple[Candidate, Unit]]] = defaultdict(list)
+        classes: dict[object, Members] = defaultdict(list)
         for module in modules:
             if module.layer:
                 self._units[module.path] = layer_unit(module.layer)
@@ -103,7 +99,7 @@ class Plan:
             unit = self._structure(module, found)
             if not module.holds:
                 self._settle_function(found)
-            elif found.bodies and module.is_numbered and module.class_name in ("", "Sequential"):
+            elif found.bodies and module.is_numbered and module.has_no_class:
                 self._settle_chain(found, unit)
             elif module.kind == "module" or (found.bodies and module.is_numbered):
                 key = (module.class_name, unit.make, found.bodies[0].steps if found.bodies else None)
@@ -224,7 +220,7 @@ class Plan:
         results = self._results(found.bodies, found.frames)
         self._call(found, lambda path: ToModule(path, CHAIN), [body.slots[:1] for body in found.bodies], results)
 
-    def _settle_class(self, members: list[tuple[Candidate, Unit]]) -> None:
+    def _settle_class(self, members: Members) -> None:
         frames = [frame for found, _ in members for frame in found.frames]
         bodies = [body for found, _ in members for body in found.bodies]
         first, unit = members[0]
@@ -289,37 +285,6 @@ class Plan:
         return chained(self.root, self.root_body, [result]) is not None
 
 
-Members = list[tuple[Candidate, Unit]]
-
-
-def with_optional_children(groups: Sequence[Members]) -> list[Members]:
-    """Groups of modules with equal steps, joined where they differ only by children that some modules lack."""
-    joined: list[Members] = []
-    for group in sorted(groups, key=lambda members: -len(members[0][1].make.keys)):
-        for larger in joined:
-            members = [_as_member(larger[0], member) for member in group]
-            if all(members):
-                larger += [member for member in members if member]
-                break
-        else:
-            joined.append(list(group))
-    order = {id(found): k for k, (found, _) in enumerate(member for group in groups for member in group)}
-    return sorted(joined, key=lambda members: order.get(id(members[0][0]), 0))
-
-
-def _as_member(larger: tuple[Candidate, Unit], member: tuple[Candidate, Unit]) -> tuple[Candidate, Unit] | None:
-    """A module and its calls as those of a class with more children; None where that cannot be."""
-    (full, full_unit), (found, unit) = larger, member
-    missing = missing_children(full_unit.make, unit.make)
-    if not missing or full.module.class_name != found.module.class_name or not full.bodies or not found.bodies:
-        return None
-    bodies = [lengthened(body, full.bodies[0], missing) for body in found.bodies]
-    if not all(bodies):
-        return None
-    made = dataclasses.replace(unit, make=full_unit.make, absent=missing)
-    return Candidate(found.module, found.frames, [body for body in bodies if body]), made
-
-
 def _splice(frame: Frame, gone: set[int]) -> None:
     items = []
     for item in frame.items:
@@ -336,32 +301,3 @@ def _read_tree(reader: Reader, tree: Any) -> Any:
         case tuple() | list():
             return type(tree)(_read_tree(reader, item) for item in tree)
     return reader.operand(tree)
-
-
-def chained(module: Module, body: Body, results: Sequence[int] | None = None) -> set[str] | None:
-    """The children that the body of a numbered module calls one after the other, if that is all it does.
-
-    None where it does anything else, leaves out a child that holds something, or gives more than the last result.
-    """
-    names: list[str] = []
-    for k, step in enumerate(body.steps):
-        one_path = isinstance(step.target, ToLayer | ToModule | ToFunction) and len(step.target.path) == 1
-        if not one_path or step.outs != 1 or step.kwargs or step.args != ((Local(k - 1) if k else Slot(0)),):
-            return None
-        names.append(step.target.path[0])  # type: ignore[union-attr]
-    numbers = list(map(int, names))
-    held = {name for name, child in module.children.items() if child.holds}
-    if not names or numbers != sorted(set(numbers)) or not held <= set(names):
-        return None
-    return set(names) if results is None or list(results) == [len(names) - 1] else None
-
-
-def function_label(module: Module, body: Body) -> str:
-    """What to call the function that stands for a module: what it calls, or the module's class."""
-    names = [step.target.name for step in body.steps if isinstance(step.target, ToName)]
-    return names[0].rpartition(".")[2] if len(names) == 1 and names[0][-1].isalnum() else module.class_name
-
-
-def hole_constants(body: Body) -> dict[tuple[str, ...], Any]:
-    """The constants of a body by place."""
-    return {("", str(k)): constant for k, constant in enumerate(body.constants)}

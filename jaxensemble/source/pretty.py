@@ -6,6 +6,7 @@ between them goes on one line of its own where it fits there, else on one line a
 
 import ast
 import math
+from collections.abc import Sequence
 
 WIDTH = 88
 INDENT = "    "
@@ -181,7 +182,7 @@ def _broken(prefix: str, node: ast.AST, suffix: str, indent: int) -> list[str]:
             return bracketed(f"{prefix}(", elts, ")" + suffix, indent)
         case ast.List(elts) if elts:
             return bracketed(f"{prefix}[", elts, "]" + suffix, indent)
-        case ast.Dict(keys, values) if keys:
+        case ast.Dict(keys) if keys:
             return _broken_dict(prefix, node, suffix, indent)
         case ast.ListComp(elt, [generator]):
             inner = _broken("", elt, "", indent + 1)
@@ -209,3 +210,11 @@ def bracketed(
     if fits_joined and len(items) == 1 and isinstance(items[0], ast.ListComp | ast.List | ast.Dict):
         return [first, *_broken("", items[0], "", indent + 1), last]
     return [first, *(line for item in items for line in _broken("", item, ",", indent + 1)), last]
+
+
+def header(start: str, arguments: Sequence[ast.AST], indent: int) -> list[str]:
+    """The lines of a `def` up to its colon; `start` is indented already."""
+    line = f"{start}({', '.join(map(flat, arguments))}):"
+    if len(line) <= WIDTH:
+        return [line]
+    return bracketed(f"{start.strip()}(", list(arguments), "):", indent, fits_joined=True)

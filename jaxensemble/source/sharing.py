@@ -49,7 +49,7 @@ class Sharing:
         return place[0] in self.made.optional
 
     def _share(self, place: Place, places: Sequence[Place]) -> None:
-        column = [
+        column: list[Any] = [
             _ABSENT if place[0] in unit.absent else unit.constants.get(place, unit.defaults.get(place))
             for unit in self.units
         ]

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from jaxensemble.errors import InputError
 from jaxensemble.network import Arg, Call, Layer, Network, Ref, Slice, Tree, Var, Variable
@@ -47,6 +48,11 @@ class Module:
         numbers = [name for name in self.children if name.isascii() and name.isdigit() and str(int(name)) == name]
         return self.kind == "sequence" and not self.variables and len(numbers) == len(self.children)
 
+    @property
+    def has_no_class(self) -> bool:
+        """Whether its class is PyTorch's own `nn.Sequential`, or named after the attribute that holds it."""
+        return self.class_name in ("", "Sequential", self.name.title().replace("_", ""))
+
     def walk(self) -> Iterator["Module"]:
         """The module and all beneath it, parents first."""
         yield self
@@ -62,9 +68,7 @@ def split(path: str) -> Path:
 def module_tree(network: Network) -> Module:
     """The modules of a network, from its layers, its variables and the scopes of its calls.
 
-    **Raises**
-
-    `InputError` where a module on the way is not in `network.modules`, or has a name that Flax cannot hold.
+    **Raises:** `InputError` where a module on the way is not in `network.modules`, or has a name that Flax cannot hold.
     """
     layers = {layer.path for layer in network.layers}
     root = Module((), network.name, network.modules.get("", ("", "module"))[1])
@@ -165,13 +169,14 @@ def without_shapes(calls: Sequence[Call], outputs: Tree) -> tuple[list[Call], Tr
     for call in calls:
         if call.target == ".shape":
             of, axis = call.args
-            shapes[call.out] = Shape(of, axis)  # type: ignore[arg-type]
+            assert isinstance(of, Ref | Var) and isinstance(axis, int)
+            shapes[call.out] = Shape(of, axis)
         else:
             kept.append(dataclasses.replace(call, args=_put(call.args, shapes), kwargs=_put(dict(call.kwargs), shapes)))
     return kept, _put(outputs, shapes)
 
 
-def _put(arg, shapes: Mapping[str, Shape]):
+def _put(arg: Any, shapes: Mapping[str, Shape]) -> Any:
     match arg:
         case Ref(name):
             return shapes.get(name, arg)

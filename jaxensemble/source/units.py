@@ -11,7 +11,7 @@ from jaxensemble.source.bodies import Operand, Step
 from jaxensemble.source.names import resolve
 
 Place: TypeAlias = tuple[str, ...]
-"""Where a constant stands in a class: the attributes that lead to a layer, then its option; `("", n)` is the n-th hole."""
+"""Where a constant stands in a class: the attributes that lead to a layer, then its option; `("", n)` is a hole."""
 
 Kind: TypeAlias = Literal["layer", "variable", "class", "function", "chain", "list", "dict", "identity", "none"]
 
@@ -20,9 +20,9 @@ Kind: TypeAlias = Literal["layer", "variable", "class", "function", "chain", "li
 class Make:
     """How the value of an attribute is made.
 
-    `name` is the type of a layer or the kind of a variable, `fixed` what else of it has to be equal in modules that share
-    a class; `definition` is the number of a class or function; `items` are the parts of a list, chain or dict, and `keys`
-    their names.
+    `name` is the type of a layer or the kind of a variable, `fixed` what else of it has to be equal in modules that
+    share a class; `definition` is the number of a class or function; `items` are the parts of a list, chain or dict,
+    and `keys` their names.
     """
 
     kind: Kind
@@ -124,9 +124,7 @@ def option_defaults(type_: str) -> dict[str, Arg]:
 def signature(type_: str) -> inspect.Signature:
     """What the constructor of a layer takes.
 
-    **Raises**
-
-    `InputError` if the name is not that of a class.
+    **Raises:** `InputError` if the name is not that of a class.
     """
     found = resolve(type_)
     if not inspect.isclass(found):

@@ -68,7 +68,7 @@ UNARY = {
     "i0": "ops.bessel_i0",
     "special_i0": "ops.bessel_i0",
     "special_i1": "ops.bessel_i1",
-    "special_entr": "ops.entropy",
+    "special_entr": "ops.entr",
     "special_ndtr": "ops.normal_cdf",
     "special_ndtri": "ops.normal_quantile",
     "bitwise_not": "~",

@@ -1,13 +1,18 @@
-"""Reshapes, transposes, slices: most of them change nothing but the layout."""
+"""Reshapes, transposes, slices, joins: most of them change nothing but the layout."""
 
-import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-from torch_bridge.layout import Layout, Size, reshaped
+from jaxensemble.network import Slice
+from torch_bridge.layout import Group, Layout, Size, reshaped, tidy_axes
+from torch_bridge.lowering import alignment
 from torch_bridge.lowering.builder import Builder
+from torch_bridge.lowering.dims import axis_of, index_at, redimensioned, relabelled, sizes_of, span, viewed, without
 from torch_bridge.lowering.table import register
 from torch_bridge.lowering.values import Value
+
+END = 2**63 - 1
+"""Where PyTorch's slices end that have no end."""
 
 
 @register(
@@ -21,19 +26,366 @@ def same(b: Builder, x: Value, memory_format: Any = None) -> Value:
     return x
 
 
+# Told anew: nothing is emitted
+
+
 @register("aten.view.default", "aten.reshape.default", "aten._unsafe_view.default")
 def reshape(b: Builder, x: Value, shape: Sequence[Size]) -> Value:
-    value = b.value(x)
-    layout = reshaped(value.layout, b.result_shape)
-    if layout is None:
-        value = b.plain(value)
-        args = b.shape_args(value.expr, value.layout.stored_shape, b.result_shape)
-        return b.new(b.emit(".reshape", value.expr, *args))
-    return dataclasses.replace(value, layout=layout)
+    return reshape_to(b, viewed(b, x), b.result_shape)
+
+
+def reshape_to(b: Builder, value: Value, shape: Sequence[Size]) -> Value:
+    """The value with another shape: in name only where the new dimensions are made of whole pieces of the old ones."""
+    layout = reshaped(value.layout, shape)
+    if layout is not None:
+        return Value(value.expr, layout, value.dtype)
+    value = b.plain(value)
+    args = b.shape_args(value.expr, value.layout.stored_shape, shape)
+    return b.new(b.emit(".reshape", value.expr, *args), shape, value.dtype)
 
 
 @register("aten.permute.default")
 def permute(b: Builder, x: Value, dims: Sequence[int]) -> Value:
-    value = b.value(x)
-    order = [dim % value.ndim for dim in dims]
-    return dataclasses.replace(value, layout=Layout(tuple(value.layout.dims[d] for d in order), value.layout.axes))
+    value = viewed(b, x)
+    return relabelled(value, [value.layout.dims[dim % value.ndim] for dim in dims])
+
+
+@register("aten.transpose.int")
+def transpose(b: Builder, x: Value, dim0: int, dim1: int) -> Value:
+    value = viewed(b, x)
+    order = list(range(value.ndim))
+    if order:
+        order[dim0], order[dim1] = order[dim1], order[dim0]
+    return permute(b, value, order)
+
+
+@register("aten.t.default", "aten.numpy_T.default")
+def transpose_all(b: Builder, x: Value) -> Value:
+    return relabelled(viewed(b, x), viewed(b, x).layout.dims[::-1])
+
+
+@register("aten.unsqueeze.default")
+def unsqueeze(b: Builder, x: Value, dim: int) -> Value:
+    value = viewed(b, x)
+    dims = list(value.layout.dims)
+    dims.insert(dim % (value.ndim + 1), ())
+    return relabelled(value, dims)
+
+
+@register("aten.squeeze.default")
+def squeeze_all(b: Builder, x: Value) -> Value:
+    value = viewed(b, x)
+    return relabelled(value, [group for group in value.layout.dims if group])
+
+
+@register("aten.squeeze.dim", "aten.squeeze.dims")
+def squeeze(b: Builder, x: Value, dim: int | Sequence[int]) -> Value:
+    value = viewed(b, x)
+    named = {d % value.ndim for d in ((dim,) if isinstance(dim, int) else dim)} if value.ndim else set()
+    return relabelled(value, [group for k, group in enumerate(value.layout.dims) if group or k not in named])
+
+
+@register("aten.as_strided.default")
+def as_strided(
+    b: Builder, x: Value, size: Sequence[Size], stride: Sequence[Size], storage_offset: Size | None = None
+) -> Value:
+    """Only what a reshape and a permutation of a contiguous tensor give: every element once."""
+    order = sorted(range(len(size)), key=lambda k: (_number(stride[k]), _number(size[k])), reverse=True)
+    step: Size = 1
+    for k in reversed(order):
+        if size[k] != 1 and stride[k] != step:
+            raise b.unsupported("only strides that show every element once are carried over; use slices or unfold")
+        step = step * size[k]
+    value = viewed(b, x)
+    source = b.node.args[0].meta["val"]  # type: ignore[union-attr]
+    if storage_offset or step != _count(value) or not source.is_contiguous():
+        raise b.unsupported("only strides that show every element once are carried over; use slices or unfold")
+    value = reshape_to(b, value, [size[k] for k in order])
+    return relabelled(value, [value.layout.dims[order.index(k)] for k in range(len(size))])
+
+
+def _number(entry: Size) -> int:
+    """A size as something to sort by; what grows with the batch is larger than what does not."""
+    return entry if isinstance(entry, int) else END
+
+
+def _count(value: Value) -> Size:
+    count: Size = 1
+    for entry in value.shape:
+        count = count * entry
+    return count
+
+
+# Parts
+
+
+@register("aten.slice.Tensor", "aten.narrow_copy.default")
+def slice_(b: Builder, x: Value, dim: int = 0, start: Any = None, end: Any = None, step: int = 1) -> Value:
+    value = viewed(b, x)
+    dim %= value.ndim
+    if str(b.node.target) == "aten.narrow_copy.default":
+        end = start + end
+    bounds = slice_bounds(b, value.shape[dim], start, end, step)
+    if bounds is None:
+        return value
+    value = b.tidy(value)
+    axis, rank = value.axis(dim), value.ndim
+    expr = b.emit("[]", value.expr, index_at(axis, rank, bounds))
+    return redimensioned(b, value, expr, {dim: span(b.result_shape[dim])})
+
+
+def slice_bounds(b: Builder, size: Size, start: Any, end: Any, step: int) -> Slice | None:
+    """A slice along a dimension of a size, or None where that is all of it."""
+    start = None if start is None or start == 0 or (isinstance(size, int) and start == -size) else start
+    end = None if end is None or end == END or end == size or (_both_int(size, end) and end > size) else end
+    if start is None and end is None and step == 1:
+        return None
+    bounds = [None if bound is None else b.size(bound) for bound in (start, end)]
+    return Slice(*bounds, None if step == 1 else step)
+
+
+def _both_int(first: Any, second: Any) -> bool:
+    return isinstance(first, int) and isinstance(second, int)
+
+
+@register("aten.select.int")
+def select(b: Builder, x: Value, dim: int, index: Any) -> Value:
+    value = viewed(b, x)
+    dim %= value.ndim
+    if not value.layout.dims[dim]:
+        return relabelled(value, [group for k, group in enumerate(value.layout.dims) if k != dim])
+    value = b.tidy(value)
+    expr = b.emit("[]", value.expr, index_at(value.axis(dim), value.ndim, b.size(index)))
+    return without(b, value, expr, {dim})
+
+
+@register("aten.unbind.int")
+def unbind(b: Builder, x: Value, dim: int = 0) -> tuple[Value, ...]:
+    count = viewed(b, x).shape[dim]
+    if not isinstance(count, int):
+        raise b.unsupported("the number of parts depends on the batch size; pass batch_axis=None to fix all shapes")
+    return tuple(select(b, x, dim, k) for k in range(count))
+
+
+@register("aten.split.Tensor", "aten.unsafe_split.Tensor")
+def split(b: Builder, x: Value, split_size: Size, dim: int = 0) -> tuple[Value, ...]:
+    size = viewed(b, x).shape[dim]
+    if not (isinstance(size, int) and isinstance(split_size, int)):
+        raise b.unsupported("parts whose sizes depend on the batch size; pass batch_axis=None to fix all shapes")
+    parts = [min(split_size, size - start) for start in range(0, size, split_size)] if size else [0]
+    return split_with_sizes(b, x, parts, dim)
+
+
+@register(
+    "aten.split_with_sizes.default",
+    "aten.unsafe_split_with_sizes.default",
+    "aten.split_with_sizes_copy.default",
+)
+def split_with_sizes(b: Builder, x: Value, split_sizes: Sequence[Size], dim: int = 0) -> tuple[Value, ...]:
+    value = viewed(b, x)
+    dim %= value.ndim
+    if len(split_sizes) == 1:
+        return (value,)
+    if not all(isinstance(size, int) for size in split_sizes):
+        raise b.unsupported("parts whose sizes depend on the batch size; pass batch_axis=None to fix all shapes")
+    value = b.tidy(value)
+    ends = tuple(sum(split_sizes[: k + 1]) for k in range(len(split_sizes) - 1))
+    how = len(split_sizes) if len(set(split_sizes)) == 1 else ends
+    parts = b.emit("jnp.split", value.expr, how, axis=axis_of(value, dim))
+    return tuple(
+        redimensioned(b, value, b.emit("[]", parts, k), {dim: span(size)}) for k, size in enumerate(split_sizes)
+    )
+
+
+@register("aten.diagonal.default")
+def diagonal(b: Builder, x: Value, offset: int = 0, dim1: int = 0, dim2: int = 1) -> Value:
+    value = b.tidy(x)
+    gone = (dim1 % value.ndim, dim2 % value.ndim)
+    options = {"offset": offset} if offset else {}
+    axes = {"axis1": axis_of(value, dim1), "axis2": axis_of(value, dim2)}
+    options |= axes if list(axes.values()) != [0, 1] else {}
+    rest = without(b, value, b.emit("jnp.diagonal", value.expr, **options), gone)
+    last = span(b.result_shape[-1])
+    return b.laid(rest.expr, Layout((*rest.layout.dims, last), (*rest.layout.axes, last)))
+
+
+@register("aten.diag.default", "aten.linalg_diagonal.default")
+def diag(b: Builder, x: Value, diagonal: int = 0) -> Value:
+    """The diagonal of a matrix, or the matrix that has a vector as its diagonal."""
+    return b.new(b.emit("jnp.diag", b.plain(x).expr, *([diagonal] if diagonal else [])))
+
+
+@register("aten.tril.default")
+def tril(b: Builder, x: Value, diagonal: int = 0) -> Value:
+    return _triangle(b, "jnp.tril", x, diagonal)
+
+
+@register("aten.triu.default")
+def triu(b: Builder, x: Value, diagonal: int = 0) -> Value:
+    return _triangle(b, "jnp.triu", x, diagonal)
+
+
+def _triangle(b: Builder, target: str, x: Value, diagonal: int) -> Value:
+    value = b.tidy(x)
+    if (value.axis(-2), value.axis(-1)) != (value.ndim - 2, value.ndim - 1):
+        value = b.plain(x)
+    return b.laid(b.emit(target, value.expr, *([diagonal] if diagonal else [])), value.layout)
+
+
+# Repetition
+
+
+@register("aten.expand.default", "aten.broadcast_to.default")
+def expand(b: Builder, x: Value, size: Sequence[Size], implicit: bool = False) -> Value:
+    return expand_to(b, x, b.result_shape)
+
+
+def expand_to(b: Builder, x: Any, shape: Sequence[Size]) -> Value:
+    """The value broadcast to a shape."""
+    value = viewed(b, x)
+    layout = alignment.ranked(value.layout, len(shape))
+    value = Value(value.expr, layout, value.dtype)
+    if value.shape == tuple(shape):
+        return value
+    axes = tidy_axes(layout)
+    lead = len(axes) - len(layout.axes)
+    if not (lead >= 0 and axes[lead:] == layout.axes and not any(axes[:lead])):
+        value = b.arranged(value, axes)
+    tidy = Value(value.expr, Layout(layout.dims, axes), value.dtype)
+    new = {dim: span(size) for dim, size in enumerate(shape) if not layout.dims[dim] and size != 1}
+    result = redimensioned(b, tidy, tidy.expr, new, value.dtype)
+    wide = b.emit("jnp.broadcast_to", tidy.expr, sizes_of(b, result.layout.stored_shape, [value]))
+    return b.laid(wide, result.layout, value.dtype)
+
+
+@register("aten.broadcast_tensors.default")
+def broadcast_tensors(b: Builder, tensors: Sequence[Value]) -> tuple[Value, ...]:
+    return tuple(expand_to(b, tensor, b.result_shape) for tensor in tensors)
+
+
+@register("aten.repeat.default", "aten.tile.default")
+def repeat(b: Builder, x: Value, repeats: Sequence[Size]) -> Value:
+    value = viewed(b, x)
+    rank = max(len(repeats), value.ndim)
+    times = (*(1,) * (rank - len(repeats)), *repeats)
+    value = Value(value.expr, alignment.ranked(value.layout, rank), value.dtype)
+    if all(count == 1 for count in times):
+        return value
+    value = b.tidy(value)
+    stored = tuple(b.size(times[dim]) for dim in sorted(range(rank), key=value.axis))
+    new = {dim: span(b.result_shape[dim]) for dim, count in enumerate(times) if count != 1}
+    return redimensioned(b, value, b.emit("jnp.tile", value.expr, stored), new)
+
+
+@register("aten.repeat_interleave.self_int")
+def repeat_interleave(b: Builder, x: Value, repeats: Any, dim: int | None = None, output_size: Any = None) -> Value:
+    if dim is None:
+        return b.new(b.emit("jnp.repeat", b.plain(x).expr, b.size(repeats)))
+    value = b.tidy(x)
+    dim %= value.ndim
+    expr = b.emit("jnp.repeat", value.expr, b.size(repeats), axis=axis_of(value, dim))
+    return redimensioned(b, value, expr, {dim: span(b.result_shape[dim])})
+
+
+# Order
+
+
+@register("aten.flip.default")
+def flip(b: Builder, x: Value, dims: Sequence[int]) -> Value:
+    value = b.tidy(x)
+    axes = tuple(sorted(axis_of(value, dim) % value.ndim for dim in dims))
+    if not axes:
+        return value
+    axis = axis_of(value, dims[0]) if len(axes) == 1 else axes
+    return b.laid(b.emit("jnp.flip", value.expr, axis=axis), value.layout)
+
+
+@register("aten.fliplr.default")
+def fliplr(b: Builder, x: Value) -> Value:
+    return flip(b, x, [1])
+
+
+@register("aten.flipud.default")
+def flipud(b: Builder, x: Value) -> Value:
+    return flip(b, x, [0])
+
+
+@register("aten.rot90.default")
+def rot90(b: Builder, x: Value, k: int = 1, dims: Sequence[int] = (0, 1)) -> Value:
+    turns = k % 4
+    if turns == 0:
+        return x
+    if turns == 2:
+        return flip(b, x, dims)
+    return transpose(b, flip(b, x, [dims[1] if turns == 1 else dims[0]]), dims[0], dims[1])
+
+
+@register("aten.roll.default")
+def roll(b: Builder, x: Value, shifts: Sequence[int], dims: Sequence[int] = ()) -> Value:
+    if not dims:
+        return b.new(b.emit("jnp.roll", b.plain(x).expr, shifts[0]))
+    value = b.tidy(x)
+    axes = tuple(axis_of(value, dim) for dim in dims)
+    shift, axis = (tuple(shifts), axes) if len(axes) > 1 else (shifts[0], axes[0])
+    return b.laid(b.emit("jnp.roll", value.expr, shift, axis=axis), value.layout)
+
+
+# Windows and grids
+
+
+@register("aten.unfold.default")
+def unfold(b: Builder, x: Value, dimension: int, size: int, step: int) -> Value:
+    """Windows along a dimension, laid out as a last dimension. Windows side by side are a reshape."""
+    value = viewed(b, x)
+    dim = dimension % value.ndim if value.ndim else 0
+    count = b.result_shape[dim]
+    if size == step and value.shape[dim] == count * size:
+        parts = reshape_to(b, value, (*value.shape[:dim], count, size, *value.shape[dim + 1 :]))
+        dims = list(parts.layout.dims)
+        return relabelled(parts, [*dims[: dim + 1], *dims[dim + 2 :], dims[dim + 1]])
+    value = b.tidy(value)
+    axis = value.axis(dim)
+    windows = b.emit("ops.unfold", value.expr, size, step, axis=axis_of(value, dim))
+    outer, inner = span(count), span(size)
+    dims = [outer if k == dim else group for k, group in enumerate(value.layout.dims)]
+    axes: list[Group] = [*value.layout.axes[:axis], outer, inner, *value.layout.axes[axis + 1 :]]
+    return b.laid(windows, Layout((*dims, inner), tuple(axes)))
+
+
+@register("aten.diag_embed.default")
+def diag_embed(b: Builder, x: Value, offset: int = 0, dim1: int = -2, dim2: int = -1) -> Value:
+    value = b.plain(x)
+    shape = list(b.result_shape)
+    rank = len(shape)
+    first, second = dim1 % rank, dim2 % rank
+    if first > second:
+        first, second, offset = second, first, -offset
+    batch = [k for k in range(rank) if k not in (first, second)]
+    matrices = b.new(
+        b.emit("ops.diag_embed", value.expr, *([offset] if offset else [])), [shape[k] for k in (*batch, first, second)]
+    )
+    place = [*batch, first, second]
+    return relabelled(matrices, [matrices.layout.dims[place.index(k)] for k in range(rank)])
+
+
+@register("aten.meshgrid.default", "aten.meshgrid.indexing")
+def meshgrid(b: Builder, tensors: Sequence[Value], indexing: str = "ij") -> tuple[Value, ...]:
+    grids = b.emit("jnp.meshgrid", *[b.plain(tensor).expr for tensor in tensors], indexing=indexing)
+    return tuple(b.new(b.emit("[]", grids, k)) for k in range(len(tensors)))
+
+
+# Complex and reinterpreted
+
+
+@register("aten.view_as_real.default")
+def view_as_real(b: Builder, x: Value) -> Value:
+    value = b.plain(x)
+    parts = [b.emit("jnp.real", value.expr), b.emit("jnp.imag", value.expr)]
+    return b.new(b.emit("jnp.stack", parts, axis=-1))
+
+
+@register("aten.view_as_complex.default")
+def view_as_complex(b: Builder, x: Value) -> Value:
+    value = b.plain(x)
+    parts = [b.emit("[]", value.expr, (..., k)) for k in range(2)]
+    return b.new(b.emit("lax.complex", *parts))

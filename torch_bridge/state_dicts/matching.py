@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 import numpy as np
 from flax import nnx
 
+from jaxensemble import layers
 from jaxensemble.errors import InputError
 from jaxensemble.state import kind_of, split
 from jaxensemble.structure import Leaf, Node, Structure
@@ -67,13 +68,13 @@ def slots_of(module: nnx.Module) -> dict[str, Slot]:
     ['layers.0.kernel', 'layers.0.weight', '0.kernel', '0.weight']
     """
     structure = split(module).graphdef
-    layers = {tuple(map(str, path)): layer for path, layer in nnx.iter_modules(module)}
+    modules = {tuple(map(str, path)): layer for path, layer in nnx.iter_modules(module)}
     slots: dict[str, Slot] = {}
     shortened: dict[str, Slot] = {}
     for path, short, leaf, node in _leaves(structure):
         if kind_of(leaf) in ("constants", "rngs"):
             continue
-        slot = Slot(leaf.name, layers.get(node.path), ".".join(path[:-1]), path[-1])
+        slot = Slot(leaf.name, modules.get(node.path), ".".join(path[:-1]), path[-1])
         for into, names in ((slots, path), (shortened, short)):
             for last in dict.fromkeys((names[-1], _torch_name(slot))):
                 into[".".join((*names[:-1], last))] = slot
@@ -128,7 +129,8 @@ def placement(slot: Slot, shape: tuple[int, ...], axes: list[Axis]) -> Placement
 
 def _row(slot: Slot) -> Callable[[Slot, tuple[int, ...], list[Axis]], Placement] | None:
     if slot.leaf != "kernel":
-        return _as_it_is if isinstance(slot.layer, KNOWN) and slot.leaf in LEAVES else None
+        row = _bias_general if isinstance(slot.layer, nnx.LinearGeneral) else _as_it_is
+        return row if isinstance(slot.layer, KNOWN) and slot.leaf in LEAVES else None
     return next((row for type_, row in KERNELS.items() if isinstance(slot.layer, type_)), None)
 
 
@@ -176,6 +178,12 @@ def _linear_general(slot: Slot, shape: tuple[int, ...], axes: list[Axis]) -> Pla
     return Placement(Rearrangement(shape, (1, 0), (ins, outs)), _indices(merged), _sizes(axes))
 
 
+def _bias_general(slot: Slot, shape: tuple[int, ...], axes: list[Axis]) -> Placement:  # [O] -> [*outs]
+    merged = Axis(math.prod(_sizes(axes)), axes, merged=True)
+    _fitted(shape, (merged.size,))
+    return Placement(Rearrangement(shape, (0,), shape), _indices([merged]), _sizes(axes))
+
+
 def _conv(slot: Slot, shape: tuple[int, ...], axes: list[Axis]) -> Placement:  # [O, I/g, *k] -> [*k, I/g, O]
     *window, ins, outs = _sizes(axes)
     _fitted(shape, (outs, ins, *window))
@@ -215,9 +223,14 @@ KNOWN = (
     nnx.InstanceNorm,
     nnx.RMSNorm,
     nnx.PReLU,
+    layers.BatchNorm,
+    layers.Embed,
+    layers.InstanceNorm,
+    layers.PReLU,
 )
 """Layers whose arrays PyTorch has names of its own for."""
 
-LEAVES = {"bias", "scale", "embedding", "negative_slope", "mean", "var"}
+LEAVES = {"bias", "scale", "embedding", "negative_slope", "mean", "var", "num_batches_tracked"}
+"""Their arrays, kernels apart."""
 
 __all__ = ["WITHOUT_PLACE", "Misfit", "Names", "Placement", "Slot", "Unclear", "flax_name", "placement", "slots_of"]

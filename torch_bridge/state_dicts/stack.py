@@ -11,7 +11,7 @@ from flax import nnx
 from torch import Tensor
 
 from jaxensemble.errors import InputError, MemberError, StateError
-from jaxensemble.inputs import as_arrays
+from jaxensemble.inputs import as_array
 from jaxensemble.state import Tree, flatten, split, unflatten
 from torch_bridge.arrays import checked_cast, jax_dtype, to_numpy
 from torch_bridge.state_dicts.axes import Axis
@@ -53,6 +53,7 @@ def stack_state_dicts(
     - `state_dicts`: one for each member; PyTorch tensors or numpy arrays by key.
     - `flax_module`: the twin. Its arrays are not read; only their names and shapes are.
     - `example_input`: an input as the Flax module takes it, channels-last where it convolves; a tuple for several.
+      Only its shape and dtype are read, so a `jax.ShapeDtypeStruct` does as well.
     - `names`: where the two name their layers differently: PyTorch's paths, or the beginnings of them, with Flax's:
       `{"fc.0": "dense1"}`; the longest one counts. Or a function from PyTorch's key to such a name.
     - `permutations`: for layers whose inputs are flattened in a way that cannot be traced, the sizes of the flattened
@@ -75,7 +76,7 @@ def stack_state_dicts(
     members = _members(state_dicts)
     state = split(flax_module)  # also refuses what is no module
     inputs = example_input if isinstance(example_input, tuple) else (example_input,)
-    axes = leaf_axes(flax_module, jax.tree.map(_abstract, as_arrays(inputs, "example_input")))
+    axes = leaf_axes(flax_module, jax.tree_util.tree_map_with_path(_abstract, inputs))
     slots = slots_of(flax_module)
     _pin(axes, slots, permutations or {})
     placements = _placements(members[0], flax_module, slots, axes, names)
@@ -85,7 +86,10 @@ def stack_state_dicts(
     return params, buffers
 
 
-def _abstract(leaf: Any) -> jax.ShapeDtypeStruct:
+def _abstract(path: Any, leaf: Any) -> jax.ShapeDtypeStruct:
+    if isinstance(leaf, jax.ShapeDtypeStruct):
+        return leaf
+    leaf = as_array(leaf, f"example_input{jax.tree_util.keystr(path)}")
     return jax.ShapeDtypeStruct(jnp.shape(leaf), jnp.result_type(leaf))
 
 

@@ -106,8 +106,8 @@ def _inlined(equation: Any, operands: list[Axes]) -> list[Axes]:
 
 def _unknown(equation: Any, operands: list[Axes]) -> list[Axes]:
     sources = [axis for axes in operands for axis in axes if axis.size != 1]
-    name = equation.primitive.name
-    return [[Axis(size, sources=sources, reason=name) for size in shape] for shape in _shapes(equation)]
+    reason = equation.primitive.name if sources else ""
+    return [[Axis(size, sources=sources, reason=reason) for size in shape] for shape in _shapes(equation)]
 
 
 def _elementwise(equation: Any, operands: list[Axes]) -> list[Axes]:

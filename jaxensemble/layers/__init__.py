@@ -1,0 +1,10 @@
+"""Flax layers that PyTorch has and Flax lacks or defines otherwise."""
+
+from jaxensemble.layers.activation import PReLU, RReLU
+from jaxensemble.layers.dropout import AlphaDropout
+from jaxensemble.layers.embedding import Embed
+from jaxensemble.layers.normalization import BatchNorm, InstanceNorm
+from jaxensemble.layers.variables import Buffer
+from jaxensemble.state import Constant
+
+__all__ = ["AlphaDropout", "BatchNorm", "Buffer", "Constant", "Embed", "InstanceNorm", "PReLU", "RReLU"]

@@ -1,0 +1,63 @@
+"""Dropout that keeps the moments of SELU networks. Plain and channel-wise dropout are `nnx.Dropout`."""
+
+import math
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from jaxensemble.errors import InputError
+
+SATURATION = 1.7580993408473766
+"""Minus the least value of a SELU: its scale times its alpha."""
+
+
+class AlphaDropout(nnx.Module):
+    """Alpha dropout, https://arxiv.org/abs/1706.02515: mean and variance of a SELU's output are kept.
+
+    Elements are dropped with probability `rate` and become the value a SELU saturates at; then all are scaled and
+    shifted. With `broadcast_dims`, axes that share one mask, whole channels are dropped
+    (`torch.nn.FeatureAlphaDropout`). Named as `nnx.Dropout`; `deterministic` passes the input through.
+
+    **Raises:** `InputError` for a rate outside of [0, 1].
+
+    >>> layer = AlphaDropout(0.5, deterministic=True)
+    >>> layer(jnp.ones(3)).tolist()
+    [1.0, 1.0, 1.0]
+    >>> len(set(AlphaDropout(0.5, rngs=nnx.Rngs(0))(jnp.ones(100)).tolist()))
+    2
+    """
+
+    def __init__(
+        self,
+        rate: float,
+        *,
+        broadcast_dims: Sequence[int] = (),
+        deterministic: bool = False,
+        rng_collection: str = "dropout",
+        rngs: nnx.Rngs | None = None,
+    ):
+        if not 0 <= rate <= 1:
+            raise InputError(f"`rate` must be a probability; expected 0 to 1, got {rate}")
+        self.rate = rate
+        self.broadcast_dims = tuple(broadcast_dims)
+        self.deterministic = deterministic
+        self.rngs = nnx.data(None) if rngs is None else rngs[rng_collection].fork()
+
+    def __call__(self, x: jax.Array, *, deterministic: bool | None = None) -> jax.Array:
+        if (self.deterministic if deterministic is None else deterministic) or self.rate == 0:
+            return x
+        if self.rate == 1:
+            return jnp.zeros_like(x)
+        shape = [1 if k in {d % x.ndim for d in self.broadcast_dims} else n for k, n in enumerate(x.shape)]
+        kept = jax.random.bernoulli(drawn_from(self.rngs), 1 - self.rate, shape)
+        scale = 1 / math.sqrt((SATURATION**2 * self.rate + 1) * (1 - self.rate))
+        return jnp.where(kept, scale * x, -SATURATION * scale) + SATURATION * scale * self.rate
+
+
+def drawn_from(rngs: nnx.RngStream | None) -> jax.Array:
+    """The next key of a layer's stream. **Raises:** `InputError` if the layer was made without one."""
+    if rngs is None:
+        raise InputError("this layer draws random numbers; construct it with rngs=nnx.Rngs(...), or call .eval()")
+    return rngs()

@@ -1,0 +1,49 @@
+"""Embeddings whose gradients are PyTorch's."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import lax
+
+
+class Embed(nnx.Embed):
+    """`nnx.Embed` with two options that change nothing but gradients.
+
+    - `padding_idx`: the row of this index gets no gradient.
+    - `scale_grad_by_freq`: the gradient of each row is divided by how often its index occurs in the call.
+
+    Input: integers of any shape; output `[..., features]`. An index out of range raises in PyTorch and gives NaN here.
+
+    >>> layer = Embed(3, 2, padding_idx=0, rngs=nnx.Rngs(0))
+    >>> layer(jnp.array([0, 2])).shape
+    (2, 2)
+    >>> nnx.grad(lambda m: m(jnp.array([0, 2])).sum())(layer)["embedding"][...].tolist()
+    [[0.0, 0.0], [0.0, 0.0], [1.0, 1.0]]
+    """
+
+    def __init__(
+        self,
+        num_embeddings: int,
+        features: int,
+        *,
+        padding_idx: int | None = None,
+        scale_grad_by_freq: bool = False,
+        rngs: nnx.Rngs,
+        **options: Any,
+    ):
+        super().__init__(num_embeddings, features, rngs=rngs, **options)
+        self.padding_idx = padding_idx
+        self.scale_grad_by_freq = scale_grad_by_freq
+
+    def __call__(self, inputs: jax.Array, out_sharding: Any = None) -> jax.Array:
+        rows = super().__call__(inputs, out_sharding)
+        share = jnp.ones(inputs.shape, rows.dtype)
+        if self.scale_grad_by_freq:
+            counts = jnp.zeros(self.num_embeddings, rows.dtype).at[inputs].add(1)
+            share = 1 / counts[inputs]
+        if self.padding_idx is not None:
+            share = jnp.where(inputs == self.padding_idx, 0, share)
+        fixed = lax.stop_gradient(rows)
+        return fixed + (rows - fixed) * share[..., None]

@@ -1,0 +1,7 @@
+"""Kinds of variables that Flax has no name for."""
+
+from flax import nnx
+
+
+class Buffer(nnx.Variable):
+    """An array that belongs to a layer's state and is not trained, such as a count of batches."""

@@ -1,0 +1,78 @@
+"""Normalisation as functions of arrays: with statistics that are given, by a norm, and of weights."""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+
+def batch_norm(
+    x: jax.Array,
+    mean: jax.Array,
+    var: jax.Array,
+    scale: jax.Array | None = None,
+    bias: jax.Array | None = None,
+    *,
+    axis: int = -1,
+    epsilon: float = 1e-5,
+) -> jax.Array:
+    """`(x - mean) / sqrt(var + epsilon) * scale + bias`, in float32 at least, in the dtype of `x`.
+
+    `mean`, `var`, `scale` and `bias` are vectors along `axis`; `mean` and `var` may have all axes of `x` instead.
+
+    >>> x = jnp.array([[1.0, 2.0], [3.0, 4.0]])
+    >>> batch_norm(x, jnp.array([2.0, 3.0]), jnp.array([1.0, 4.0]), epsilon=0.0).tolist()
+    [[-1.0, -0.5], [1.0, 0.5]]
+    """
+    dtype = jnp.promote_types(jnp.result_type(x, mean, var), jnp.float32)
+
+    def along(vector: jax.Array) -> jax.Array:
+        shape = [1] * x.ndim
+        shape[axis] = -1
+        return vector.astype(dtype).reshape(vector.shape if vector.ndim == x.ndim else shape)
+
+    y = x.astype(dtype) - along(mean)
+    factor = lax.rsqrt(along(var) + epsilon)
+    y = y * (factor if scale is None else factor * along(scale))
+    return (y if bias is None else y + along(bias)).astype(x.dtype)
+
+
+def norm(x: jax.Array, axis: int | Sequence[int] = -1, *, keepdims: bool = False) -> jax.Array:
+    """The Euclidean norm along some axes; its gradient where all is zero is zero, not NaN.
+
+    >>> norm(jnp.array([3.0, 4.0])).item(), jax.grad(norm)(jnp.zeros(2)).tolist()
+    (5.0, [0.0, 0.0])
+    """
+    axes = (axis,) if isinstance(axis, int) else tuple(axis)
+    squares = jnp.sum(jnp.square(x), axes, keepdims=keepdims)
+    zero = squares == 0
+    return jnp.where(zero, 0, jnp.sqrt(jnp.where(zero, 1, squares)))
+
+
+def weight_norm(direction: jax.Array, magnitude: jax.Array, *, axis: int | None = 0) -> jax.Array:
+    """`direction` scaled so that its norm along all axes but `axis` (None: along all) is `magnitude`.
+
+    Weight normalisation, https://arxiv.org/abs/1602.07868. `magnitude` broadcasts against `direction`.
+
+    >>> weight_norm(jnp.array([[3.0, 4.0]]), jnp.array([[10.0]])).tolist()
+    [[6.0, 8.0]]
+    """
+    axes = tuple(k for k in range(direction.ndim) if axis is None or k != axis % direction.ndim)
+    return direction * (magnitude / norm(direction, axes, keepdims=True))
+
+
+def cosine_similarity(x: jax.Array, y: jax.Array, *, axis: int = 1, epsilon: float = 1e-8) -> jax.Array:
+    """The cosine of the angle between vectors along `axis`; norms below `epsilon` count as `epsilon`.
+
+    >>> cosine_similarity(jnp.array([1.0, 0.0]), jnp.array([1.0, 1.0]), axis=0).round(4).item()
+    0.707099974155426
+    """
+    x, y = jnp.broadcast_arrays(x, y)
+    return jnp.sum(_unit(x, axis, epsilon) * _unit(y, axis, epsilon), axis)
+
+
+def _unit(x: jax.Array, axis: int, epsilon: float) -> jax.Array:
+    """`x` over its norm. The bound on the norm is no part of the gradient, as in PyTorch."""
+    length = norm(x, axis, keepdims=True)
+    return x / (length + lax.stop_gradient(jnp.maximum(length, epsilon) - length))

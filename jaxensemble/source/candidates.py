@@ -1,0 +1,79 @@
+"""Modules with their calls, and what can be said of them before they become anything."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+from jaxensemble.source.bodies import Body, Local, Slot, ToFunction, ToLayer, ToModule, ToName
+from jaxensemble.source.optional import lengthened, missing_children
+from jaxensemble.source.tree import Frame, Module
+from jaxensemble.source.units import Unit
+
+
+@dataclasses.dataclass
+class Candidate:
+    """A module, its calls, and their bodies, which are equal; no calls if it cannot have a method of its own."""
+
+    module: Module
+    frames: list[Frame]
+    bodies: list[Body]
+
+
+Members = list[tuple[Candidate, Unit]]
+
+
+def with_optional_children(groups: Sequence[Members]) -> list[Members]:
+    """Groups of modules with equal steps, joined where they differ only by children that some modules lack."""
+    joined: list[Members] = []
+    for group in sorted(groups, key=lambda members: -len(members[0][1].make.keys)):
+        for larger in joined:
+            members = [_as_member(larger[0], member) for member in group]
+            if all(members):
+                larger += [member for member in members if member]
+                break
+        else:
+            joined.append(list(group))
+    order = {id(found): k for k, (found, _) in enumerate(member for group in groups for member in group)}
+    return sorted(joined, key=lambda members: order.get(id(members[0][0]), 0))
+
+
+def _as_member(larger: tuple[Candidate, Unit], member: tuple[Candidate, Unit]) -> tuple[Candidate, Unit] | None:
+    """A module and its calls as those of a class with more children; None where that cannot be."""
+    (full, full_unit), (found, unit) = larger, member
+    missing = missing_children(full_unit.make, unit.make)
+    if not missing or full.module.class_name != found.module.class_name or not full.bodies or not found.bodies:
+        return None
+    bodies = [lengthened(body, full.bodies[0], missing) for body in found.bodies]
+    if not all(bodies):
+        return None
+    made = dataclasses.replace(unit, make=full_unit.make, absent=missing)
+    return Candidate(found.module, found.frames, [body for body in bodies if body]), made
+
+
+def chained(module: Module, body: Body, results: Sequence[int] | None = None) -> set[str] | None:
+    """The children that the body of a numbered module calls one after the other, if that is all it does.
+
+    None where it does anything else, leaves out a child that holds something, or gives more than the last result.
+    """
+    names: list[str] = []
+    for k, step in enumerate(body.steps):
+        one_path = isinstance(step.target, ToLayer | ToModule | ToFunction) and len(step.target.path) == 1
+        if not one_path or step.outs != 1 or step.kwargs or step.args != ((Local(k - 1) if k else Slot(0)),):
+            return None
+        names.append(step.target.path[0])  # type: ignore[union-attr]
+    numbers = list(map(int, names))
+    held = {name for name, child in module.children.items() if child.holds}
+    if not names or numbers != sorted(set(numbers)) or not held <= set(names):
+        return None
+    return set(names) if results is None or list(results) == [len(names) - 1] else None
+
+
+def function_label(module: Module, body: Body) -> str:
+    """What to call the function that stands for a module: what it calls, or the module's class."""
+    names = [step.target.name for step in body.steps if isinstance(step.target, ToName)]
+    return names[0].rpartition(".")[2] if len(names) == 1 and names[0][-1].isalnum() else module.class_name
+
+
+def hole_constants(body: Body) -> dict[tuple[str, ...], Any]:
+    """The constants of a body by place."""
+    return {("", str(k)): constant for k, constant in enumerate(body.constants)}

@@ -1,0 +1,199 @@
+"""Whether a network holds together: every name defined before it is used, every path where its module says."""
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from jaxensemble.errors import InputError
+from jaxensemble.network import Call, Dtype, Func, Layer, Network, Ref, Slice, Var, Variable, references
+
+KINDS = ("module", "sequence", "mapping", "function")
+VARIABLE_KINDS = ("param", "buffer", "constant")
+
+ARITY = {
+    **dict.fromkeys(("+", "-", "*", "/", "//", "%", "**", "@", "&", "|", "^"), 2),
+    **dict.fromkeys(("<", "<=", ">", ">=", "==", "!=", "[]", ".shape"), 2),
+    **dict.fromkeys(("neg", "~"), 1),
+}
+"""The operators of `Call.target`, and how many operands they take."""
+
+
+def validate(network: Network) -> None:
+    """Checks everything about a network that can be checked without its arrays.
+
+    What functions and layers it may name, and which names Flax can hold, `jaxensemble.source` checks.
+
+    **Raises:** `InputError` listing all that is wrong.
+
+    >>> validate(Network("Net", (Ref("x"),), Ref("y"), (), (), (), {"": ("Net", "module")}))
+    Traceback (most recent call last):
+    ...
+    jaxensemble.errors.InputError: the network 'Net' does not hold together:
+      the outputs use 'y' before it is defined
+    """
+    problems = list(_problems(network))
+    if problems:
+        listing = "\n  ".join(problems)
+        raise InputError(f"the network {network.name!r} does not hold together:\n  {listing}")
+
+
+def _problems(network: Network) -> Iterator[str]:
+    mistyped = list(_mistyped(network))
+    yield from mistyped
+    if mistyped:  # what follows relies on types
+        return
+    yield from _path_problems(network)
+    yield from _module_problems(network)
+    yield from _name_problems(network)
+    for call in network.calls:
+        yield from _call_problems(call, network)
+
+
+def _mistyped(network: Network) -> Iterator[str]:
+    """What is not of the type that `jaxensemble.network` says."""
+    texts = [("name", network.name), *(("training", path) for path in network.training)]
+    texts += [("the path of a layer", layer.path) for layer in network.layers]
+    texts += [("the type of a layer", layer.type) for layer in network.layers]
+    texts += [("the path of a variable", variable.path) for variable in network.variables]
+    texts += [("the dtype of a variable", variable.dtype) for variable in network.variables]
+    for call in network.calls:
+        texts += [("the result of a call", call.out), ("the target of a call", call.target)]
+        texts += [("the scope of a call", entry) for entry in call.scope]
+    texts += [("modules", text) for path, entry in network.modules.items() for text in (path, *entry)]
+    texts += [("evaluation_only", network.evaluation_only or "")]
+    yield from (f"`{what}` must be a string; got {text!r}" for what, text in texts if not isinstance(text, str))
+    for what, tree in [*(("inputs", tree) for tree in network.inputs), ("outputs", network.outputs)]:
+        yield from (
+            f"`{what}` must be a tree of references; got {leaf!r}" for leaf in _leaves(tree) if not _is_leaf(leaf)
+        )
+    for layer in network.layers:
+        yield from (f"layer {layer.path}: {value!r} is no option" for value in _strange(list(layer.options.values())))
+    for call in network.calls:
+        yield from (f"call {call.out}: {value!r} is no argument" for value in _strange((call.args, dict(call.kwargs))))
+    for variable in network.variables:
+        if not _is_shape(variable.shape):
+            yield f"variable {variable.path}: a shape is a tuple of sizes; got {variable.shape!r}"
+
+
+def _leaves(tree: Any) -> Iterator[Any]:
+    match tree:
+        case dict():
+            for key, item in tree.items():
+                yield from _leaves(item) if isinstance(key, str) else [key]
+        case tuple() | list():
+            for item in tree:
+                yield from _leaves(item)
+        case _:
+            yield tree
+
+
+def _is_leaf(leaf: Any) -> bool:
+    return leaf is None or (isinstance(leaf, Ref) and isinstance(leaf.name, str))
+
+
+def _strange(arg: Any) -> Iterator[Any]:
+    """Whatever is no `Arg` within arguments."""
+    match arg:
+        case None | bool() | int() | float() | complex() | str():
+            return
+        case Ref(text) | Var(text) | Dtype(text) | Func(text) if isinstance(text, str):
+            return
+        case Slice(start, stop, step):
+            yield from _strange((start, stop, step))
+        case tuple() | list():
+            for item in arg:
+                yield from _strange(item)
+        case dict() if all(isinstance(key, str) for key in arg):
+            yield from _strange(list(arg.values()))
+        case _ if arg is not ...:
+            yield arg
+
+
+def _is_shape(shape: Any) -> bool:
+    sizes = isinstance(shape, tuple) and all(type(size) is int and size >= 0 for size in shape)
+    return sizes and math.prod(shape) < 2**63
+
+
+def _twice(names: Iterable[str]) -> list[str]:
+    return [name for name, count in Counter(names).items() if count > 1]
+
+
+def _path_problems(network: Network) -> Iterator[str]:
+    held: list[Layer | Variable] = [*network.layers, *network.variables]
+    layers = {layer.path for layer in network.layers}
+    for path in _twice(item.path for item in held):
+        yield f"two layers or variables have the path {path!r}"
+    for item in held:
+        if not all(item.path.split(".")):
+            yield f"a path must be names joined by dots; got {item.path!r}"
+        if item.path in network.modules:
+            yield f"{item.path!r} is in `modules`, so it cannot be a layer or variable"
+        for parent in _parents(item.path):
+            if parent in layers:
+                yield f"{item.path!r} stands inside the layer {parent!r}"
+    for variable in network.variables:
+        if variable.kind not in VARIABLE_KINDS:
+            yield f"variable {variable.path}: expected a kind in {VARIABLE_KINDS}; got {variable.kind!r}"
+    yield from (f"`training` names {path!r}, which is no layer" for path in network.training if path not in layers)
+
+
+def _parents(path: str) -> list[str]:
+    """The paths of the modules around, outermost first, without the root.
+
+    >>> _parents("a.b.c")
+    ['a', 'a.b']
+    """
+    parts = path.split(".")
+    return [".".join(parts[:k]) for k in range(1, len(parts))]
+
+
+def _module_problems(network: Network) -> Iterator[str]:
+    layers = {layer.path for layer in network.layers}
+    needed = {"", *(parent for path in network.modules for parent in _parents(path))}
+    needed |= {parent for item in (*network.layers, *network.variables) for parent in _parents(item.path)}
+    for entry in {entry for call in network.calls for entry in call.scope}:
+        path = entry.partition("@")[0]
+        if path not in layers and not any(parent in layers for parent in _parents(path)):
+            needed |= {path, *_parents(path)}
+    for path in sorted(needed - set(network.modules)):
+        yield f"`modules` must name every module on the way; {path!r} is missing"
+    for path, (_, kind) in network.modules.items():
+        if kind not in KINDS:
+            yield f"module {path!r}: expected a kind in {KINDS}; got {kind!r}"
+        if path and not all(path.split(".")):
+            yield f"a path must be names joined by dots; got {path!r}"
+
+
+def _name_problems(network: Network) -> Iterator[str]:
+    inputs = [ref.name for ref in references(network.inputs)]
+    for name in _twice([*(name for name in inputs if isinstance(name, str)), *(call.out for call in network.calls)]):
+        yield f"{name!r} is defined twice"
+    defined = set(inputs)
+    for call in network.calls:
+        for name in _undefined((call.args, call.kwargs), defined):
+            yield f"call {call.out} ({call.target}) uses {name!r} before it is defined"
+        defined.add(call.out)
+    yield from (f"the outputs use {name!r} before it is defined" for name in _undefined(network.outputs, defined))
+
+
+def _undefined(arg: Any, defined: set[str]) -> list[str]:
+    names = [ref.name for ref in references(arg) if isinstance(ref, Ref)]
+    return [name for name in dict.fromkeys(names) if name not in defined]
+
+
+def _call_problems(call: Call, network: Network) -> Iterator[str]:
+    layers = {layer.path for layer in network.layers}
+    variables = {variable.path for variable in network.variables}
+    where = f"call {call.out} ({call.target})"
+    if call.target.startswith("layer:") and call.target.removeprefix("layer:") not in layers:
+        yield f"{where}: there is no such layer"
+    if call.target in ARITY and (len(call.args) != ARITY[call.target] or call.kwargs):
+        yield f"{where}: expected {ARITY[call.target]} operands; got {len(call.args)} and {len(call.kwargs)} by name"
+    elif call.target == ".shape" and not (isinstance(call.args[0], Ref | Var) and type(call.args[1]) is int):
+        yield f"{where}: expected a value and the number of an axis; got {call.args!r}"
+    elif call.target.startswith(".") and not (call.args and isinstance(call.args[0], Ref | Var)):
+        yield f"{where}: expected a value as the first argument of a method"
+    for ref in references((call.args, call.kwargs)):
+        if isinstance(ref, Var) and ref.path not in variables and ref.path.rpartition(".")[0] not in layers:
+            yield f"{where}: there is no variable {ref.path!r}"

@@ -1,0 +1,108 @@
+"""Values by PyTorch's dimensions: which stored axis is which, and results in which some dimensions are new."""
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+import torch
+
+from jaxensemble.network import Arg, Ref, Slice, Var
+from torch_bridge.layout import Atom, Group, Layout, Size, tidy_axes
+from torch_bridge.lowering.builder import Builder
+from torch_bridge.lowering.values import Value
+
+
+def span(size: Size) -> Group:
+    """A dimension of this size in an atom of its own; dimensions of size one have none."""
+    return () if size == 1 else (Atom(size),)
+
+
+def viewed(b: Builder, operand: Any) -> Value:
+    """An operand whose dimensions are about to be told anew. A weight is stored as PyTorch has it before that."""
+    value = b.value(operand)
+    return b.plain(value) if value.open else value
+
+
+def relabelled(value: Value, dims: Sequence[Group]) -> Value:
+    """The same array, seen with other dimensions."""
+    return Value(value.expr, Layout(tuple(dims), value.layout.axes), value.dtype)
+
+
+def last_as_minus_one(axis: int, rank: int) -> int:
+    """An axis as one writes it: the last one as -1, unless it is the only one."""
+    return -1 if axis == rank - 1 and rank > 1 else axis
+
+
+def axis_of(value: Value, dim: int) -> int:
+    """The stored axis of a dimension of a tidy value, as an argument."""
+    return last_as_minus_one(value.axis(dim), len(value.layout.axes))
+
+
+def index_at(axis: int, rank: int, item: Arg) -> Arg:
+    """An index that takes `item` along one axis and everything along the others."""
+    if axis == 0:
+        return item
+    return (..., item) if axis == rank - 1 and axis > 1 else (*(Slice(),) * axis, item)
+
+
+def redimensioned(
+    b: Builder, tidy: Value, expr: Ref | Var, new: Mapping[int, Group], dtype: torch.dtype | None = None
+) -> Value:
+    """The result of a call on a tidy value that keeps its axes: some dimensions have new atoms."""
+    dims, axes = list(tidy.layout.dims), list(tidy.layout.axes)
+    order = tidy.axis_order
+    for dim, group in new.items():
+        dims[dim] = axes[order[dim]] = group
+    return b.laid(expr, Layout(tuple(dims), tuple(axes)), dtype)
+
+
+def without(
+    b: Builder, tidy: Value, expr: Ref | Var, gone: Collection[int], dtype: torch.dtype | None = None
+) -> Value:
+    """The result of a call on a tidy value that takes some dimensions away, and their axes with them."""
+    order = tidy.axis_order
+    axes_gone = {order[dim] for dim in gone}
+    dims = tuple(group for dim, group in enumerate(tidy.layout.dims) if dim not in gone)
+    axes = tuple(group for axis, group in enumerate(tidy.layout.axes) if axis not in axes_gone)
+    return b.laid(expr, Layout(dims, axes), dtype)
+
+
+def in_one_order(b: Builder, *operands: Any, lead: int | None = None) -> tuple[list[Value], tuple[int, ...]]:
+    """Operands of equal rank with one axis for each dimension, all in one order, and that order of dimensions.
+
+    The order is that of the operand number `lead`, or of one that is not stored as PyTorch has it.
+    """
+    values = [b.value(operand) for operand in operands]
+    keys = [value.key for value in values if value.open]
+    values = [b.plain(v) if v.open and keys.count(v.key) > 1 else v for v in values]
+    lead = _lead(values) if lead is None else lead
+    order = stored_order(values[lead])
+    return [b.arranged(value, tuple(value.layout.dims[dim] for dim in order)) for value in values], order
+
+
+def stored_order(value: Value) -> tuple[int, ...]:
+    """The dimensions in the order in which a tidy arrangement stores them."""
+    tidy = Value(value.expr, Layout(value.layout.dims, tidy_axes(value.layout)), value.dtype)
+    return tuple(sorted(range(value.ndim), key=tidy.axis))
+
+
+def _lead(values: Sequence[Value]) -> int:
+    def rank(k: int) -> tuple[bool, bool, int]:
+        value = values[k]
+        order = stored_order(value)
+        return not isinstance(value.expr, Var), order != tuple(sorted(order)), sum(map(bool, value.layout.dims))
+
+    return max(range(len(values)), key=rank)
+
+
+def sizes_of(b: Builder, shape: Sequence[Size], near: Sequence[Value] = ()) -> tuple[Arg, ...]:
+    """A shape as an argument; what depends on the batch size is read off `near` arrays first."""
+    known = [(value.expr, value.layout.stored_shape) for value in near]
+    return tuple(b.size(entry, known) for entry in shape)
+
+
+def chosen(dims: int | Sequence[int] | None, rank: int) -> tuple[int, ...]:
+    """The dimensions that an argument names, in order; none named means all of them."""
+    if dims is None or (not isinstance(dims, int) and not len(dims)):
+        return tuple(range(rank))
+    named = (dims,) if isinstance(dims, int) else dims
+    return tuple(sorted({dim % rank for dim in named})) if rank else ()

@@ -1,0 +1,62 @@
+"""Weights that belong to some dimensions of an array, told in its atoms, so that the array can stay as it is stored."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from torch_bridge.layout import Layout, refinement
+from torch_bridge.lowering.alignment import refined
+from torch_bridge.lowering.builder import Builder
+from torch_bridge.lowering.values import Value
+
+
+class Features(NamedTuple):
+    """An array, the axes that hold its features, and the weights of these features with the way to store them."""
+
+    x: Value
+    axes: tuple[int, ...]
+    weights: tuple[tuple[Value | None, Layout | None], ...]
+
+
+def featured(b: Builder, x: Value, dims: Sequence[int], *weights: Value | None) -> Features:
+    """The features of `x` are its dimensions `dims`; each weight has these dimensions and no other.
+
+    A weight is stored flat, in the order in which `x` stores its features: after a flatten that is channels-last, so
+    that the activations need not be moved.
+    """
+    dims = [dim % x.ndim for dim in dims]
+    told = _told(x, dims, weights)
+    if told is None:
+        x, weights = b.opaque(x), tuple(None if w is None else b.opaque(b.value(w)) for w in weights)
+        told = _told(x, dims, weights)
+        assert told is not None  # sizes agree, or PyTorch would have refused
+    x, held = told
+    atoms = {atom for dim in dims for atom in x.layout.dims[dim]}
+    if any(atoms & set(axis) and not set(axis) <= atoms for axis in x.layout.axes) or not atoms:
+        x = b.plain(x)
+        axes = tuple(dims)
+    else:
+        axes = tuple(k for k, axis in enumerate(x.layout.axes) if set(axis) & atoms)
+    order = tuple(atom for axis in axes for atom in x.layout.axes[axis])
+    return Features(x, axes, tuple((w, None if w is None else Layout(w.layout.dims, (order,))) for w in held))
+
+
+def _told(
+    x: Value, dims: Sequence[int], weights: Sequence[Value | None]
+) -> tuple[Value, list[Value | None]] | None:
+    """`x` and the weights in common atoms, or None where they are cut incompatibly."""
+    for _ in range(2):  # the second round leaves `x` as it is, and tells all weights in its final atoms
+        held: list[Value | None] = []
+        for weight in weights:
+            for k, dim in enumerate(dims if weight is not None else ()):
+                assert weight is not None
+                parts = refinement(x.layout.dims[dim], weight.layout.dims[k])
+                if parts is None:
+                    return None
+                x = _with(x, refined(x.layout, parts[0]))
+                weight = _with(weight, refined(weight.layout, parts[1]))
+            held.append(weight)
+    return x, held
+
+
+def _with(value: Value, layout: Layout) -> Value:
+    return Value(value.expr, layout, value.dtype, value.key, value.open)
