@@ -12,6 +12,7 @@ and the same types of error with the same words wherever these make sense. What 
 - Nothing passed in is ever changed: what a call does to buffers is returned if `mutable=True`, and dropped otherwise.
 """
 
+import collections
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -129,7 +130,7 @@ def _names(dicts: Any) -> dict[str, Any]:
         raise InputError("Expected all elements of parameter_and_buffer_dicts to be dictionaries")
     pairs = [pair for part in dicts for pair in _pairs(part)]
     names = [name for name, _ in pairs]
-    repeated = [name for name in dict.fromkeys(names) if names.count(name) > 1]
+    repeated = [name for name, count in collections.Counter(names).items() if count > 1]
     if repeated:
         raise InputError(f"{repeated} appeared in multiple dictionaries; behavior of functional call is ambiguous")
     return dict(pairs)
@@ -156,19 +157,24 @@ def _call(
 ) -> tuple[Any, nnx.Module]:
     """The output of a call, and the module that was called, which nobody else has."""
     structure = state.graphdef
-    places = {name: _locate(structure.root, name, value) for name, value in names.items()}
+    places = {name: _locate(structure.root, name) for name in names}
     _check_ties(structure, names, places, tie_weights)
     if strict:
         _check_strict(structure, places, tie_weights)
-    for place in places.values():
-        if isinstance(place, Exception):
-            raise place
-    given = {place: names[name] for name, place in places.items() if isinstance(place, tuple)}
+    given = {_checked(place, names[name]): names[name] for name, place in places.items()}
     module = _reparametrized(state, given, tie_weights)
     return module(*args, **kwargs), module
 
 
-def _locate(root: Node, name: str, value: Any) -> Path | AttributeError | TypeError:
+def _checked(place: Path | Exception, value: Any) -> Path:
+    if isinstance(place, Exception):
+        raise place
+    if value is not None and not isinstance(value, jax.Array | np.ndarray | np.generic):
+        raise TypeError(f"{value} is not an instance of jax.Array")
+    return place
+
+
+def _locate(root: Node, name: str) -> Path | Exception:
     """Where a name leads: to the attribute that holds the array, by its first path; or what is wrong with the name."""
     node = root
     *parts, attribute = name.split(".")
@@ -180,8 +186,6 @@ def _locate(root: Node, name: str, value: Any) -> Path | AttributeError | TypeEr
             prefix = ".".join(parts[: number + 1])
             return TypeError(f"submodule `{prefix}`: {_shown(child)} is not an instance of flax.nnx.Module")
         node = child
-    if value is not None and not isinstance(value, jax.Array | np.ndarray | np.generic):
-        return TypeError(f"{value} is not an instance of jax.Array")
     child = node.children.get(attribute)
     if child is None:
         return AttributeError(f"{node.type.__name__} has no attribute `{attribute}`")
@@ -235,16 +239,16 @@ def _reparametrized(state: State, given: dict[Path, Any], tie_weights: bool) -> 
     arrays = {place: value if value is None else as_array(value, ".".join(place)) for place, value in given.items()}
     replaced = {holders[at]: value for at, value in arrays.items() if tie_weights or at not in structure.ties}
     trees: dict[str, dict[str, Any]] = {kind: flatten(getattr(state, kind)) for kind in KINDS}
-    originals = {leaf: trees[kind_of(leaf)].get(leaf.name) for leaf in structure.leaves}
+    originals = {leaf: trees[kind_of(leaf)][leaf.name] for leaf in structure.leaves}
     for leaf, value in replaced.items():
         trees[kind_of(leaf)][leaf.name] = originals[leaf] if value is None else value
     nested = {kind: unflatten(tree) for kind, tree in trees.items()}
-    nested["rngs"] = inside_vmap(structure, nested["rngs"])
-    module = merge(structure, **nested)
-    apart = {at: None for at, leaf in holders.items() if leaf in replaced and replaced[leaf] is None}
+    module = merge(structure, **nested | {"rngs": inside_vmap(structure, nested["rngs"])})
+    # Merging cannot leave an attribute empty, nor give tied ones different values.
+    emptied = {leaf for leaf, value in replaced.items() if value is None}
+    apart = {at: None for at, leaf in holders.items() if leaf in emptied and (tie_weights or at == leaf.path)}
     if not tie_weights:
         touched = {holders[at] for at in arrays}
-        apart = {at: None for at in apart if at not in structure.ties}
         apart |= {at: arrays.get(at, originals[leaf]) for at, leaf in structure.ties.items() if leaf in touched}
     for at, value in apart.items():
         _set(module, at, value)

@@ -48,24 +48,12 @@ class Func:
 
 
 Arg: TypeAlias = (
-    Ref
-    | Var
-    | Dtype
-    | Slice
-    | Func
-    | bool
-    | int
-    | float
-    | complex
-    | str
-    | None
-    | EllipsisType
-    | tuple["Arg", ...]
-    | list["Arg"]
-)
+    Ref | Var | Dtype | Slice | Func | bool | int | float | complex | str | EllipsisType
+    | tuple["Arg", ...] | list["Arg"] | None
+)  # fmt: skip
 """An argument of a call or of a layer's constructor. Tuples and lists nest."""
 
-Tree: TypeAlias = Ref | None | tuple["Tree", ...] | list["Tree"] | dict[str, "Tree"]
+Tree: TypeAlias = Ref | tuple["Tree", ...] | list["Tree"] | dict[str, "Tree"] | None
 """How inputs and outputs nest."""
 
 

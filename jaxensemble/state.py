@@ -89,8 +89,8 @@ def merge(
     """
     structure = Structure.of(graphdef)
     trees: dict[Kind, Tree | None] = dict(zip(KINDS, (params, buffers, constants, rngs), strict=True))
-    given = {kind: flatten(tree or {}) for kind, tree in trees.items()}
-    needed = [(kind_of(leaf), leaf.name) for leaf in structure.leaves]
+    given: dict[Kind, dict[str, Any]] = {kind: flatten(tree or {}) for kind, tree in trees.items()}
+    needed: list[tuple[Kind, str]] = [(kind_of(leaf), leaf.name) for leaf in structure.leaves]
     _check_keys(structure, given, needed)
     return nnx.merge(structure, [given[kind][name] for kind, name in needed])
 

@@ -166,8 +166,8 @@ def _module_problems(network: Network) -> Iterator[str]:
 
 
 def _name_problems(network: Network) -> Iterator[str]:
-    inputs = [ref.name for ref in references(network.inputs)]
-    for name in _twice([*(name for name in inputs if isinstance(name, str)), *(call.out for call in network.calls)]):
+    inputs = [ref.name for ref in references(network.inputs) if isinstance(ref, Ref)]
+    for name in _twice([*inputs, *(call.out for call in network.calls)]):
         yield f"{name!r} is defined twice"
     defined = set(inputs)
     for call in network.calls:

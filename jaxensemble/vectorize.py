@@ -5,6 +5,7 @@ the same order, the same types of error with the same words. It runs on `jax.vma
 arguments are not mapped, and `None` is a value, not an empty tree.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any, NoReturn
@@ -70,15 +71,17 @@ def vmap(
     return wrapped
 
 
+@dataclasses.dataclass(eq=False)
 class _Mapped:
     """A function of flat inputs, run on a range of the mapped dimension at a time."""
 
-    def __init__(
-        self, call: Callable[..., Any], dims: list[int | None], out_dims: Any, randomness: Randomness, name: str
-    ) -> None:
-        self.call, self.dims, self.out_dims, self.randomness, self.name = call, dims, out_dims, randomness, name
-        self.out_treedef: Any = None
-        self.out_flat_dims: list[int | None] = []
+    call: Callable[..., Any]
+    dims: list[int | None]
+    out_dims: Any
+    randomness: Randomness
+    name: str
+    out_treedef: Any = None  # known, as the next, once the function has run
+    out_flat_dims: list[int | None] = dataclasses.field(default_factory=list)
 
     def run(self, leaves: list[Any], start: int, stop: int) -> list[Any]:
         """The flat outputs for the elements from `start` to `stop`, the mapped dimension first where there is one."""

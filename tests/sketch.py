@@ -134,7 +134,7 @@ def evaluate(network: Network, model: nnx.Module, *inputs: Any) -> Any:
         elif call.target.startswith("."):
             function, args = getattr(args[0], call.target[1:]), args[1:]
         else:
-            function = resolve(call.target)
+            function: Any = resolve(call.target)
         values[call.out] = function(*args, **kwargs)
     return read(network.outputs)
 

@@ -187,6 +187,7 @@ def test_a_name_given_twice_is_refused(mock: Mock) -> None:
         ({"l1.kernel": WEIGHT}, "Missing key(s): 'buffer', 'l1.bias'."),
         ({"l1.kernel": WEIGHT, "extra": BIAS}, "Unexpected key(s): 'extra'.\n\tMissing key(s): 'buffer', 'l1.bias'."),
         (ALL | {"foo": BIAS}, "Unexpected key(s): 'foo'."),
+        ({"l1.kernel": 2.0, "foo": BIAS}, "Unexpected key(s): 'foo'.\n\tMissing key(s): 'buffer', 'l1.bias'."),
     ],
 )
 def test_strict_calls_name_what_is_missing_and_unexpected(mock: Mock, given: dict[str, Any], text: str) -> None:

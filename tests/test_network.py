@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_source import CASES, trees
 
+from jaxensemble import codec
 from jaxensemble.codec import from_json, to_json
 from jaxensemble.errors import InputError
 from jaxensemble.network import Call, Dtype, Func, Layer, Network, Ref, Slice, Var, Variable
@@ -53,8 +54,6 @@ def test_any_argument_survives_json(args: list[Any], options: dict[str, Any]) ->
     layers = (Layer("fc", "nnx.Linear", options),)
     network = Network("Net", (), None, layers, (), calls, {"": ("Net", "module")})
     fields = json.loads(to_json(network))
-    from jaxensemble import codec
-
     assert repr(codec._network(fields)) == repr(network)  # repr: NaNs are equal, and 1 is not True
 
 

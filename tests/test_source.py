@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from sketch import Sketch, at, evaluate, randomised
 
 from jaxensemble.errors import InputError
-from jaxensemble.network import Arg, Call, Dtype, Func, Layer, Network, Ref, Slice
+from jaxensemble.network import Call, Dtype, Func, Layer, Network, Ref, Slice
 from jaxensemble.source import load_class, print_source
 
 X = Ref("x")
@@ -58,7 +58,7 @@ def lenet() -> Network:
 
 
 def residual_block(s: Sketch, path: str, x: Ref, inputs: int, outputs: int, stride: int) -> Ref:
-    strides: dict[str, Arg] = {"strides": (stride, stride)} if stride > 1 else {}
+    strides: dict[str, Any] = {"strides": (stride, stride)} if stride > 1 else {}
     with s.inside(path, "BasicBlock"):
         y = s.conv(f"{path}.conv1", x, inputs, outputs, padding=1, use_bias=False, **strides)
         with s.inside(f"{path}.relu", "ReLU"):
@@ -221,7 +221,7 @@ def constants() -> Network:
 
 def several_results() -> Network:
     s = Sketch("Several")
-    h = X
+    h = y = X
     for _ in range(2):
         with s.inside("cell", "Cell"):
             h = s.call("jnp.tanh", s.linear("cell.fc", h, 4, 4))
@@ -359,8 +359,8 @@ class Block(nnx.Module):
     def __init__(self, *, rngs: nnx.Rngs):
         self.fc = nnx.Linear(4, 4, rngs=rngs)
 
-    def __call__(self, x, y):
-        return gate(self.fc(x) * y) + x
+    def __call__(self, x, mask):
+        return gate(self.fc(x) * mask) + x
 
 
 class Blocks(nnx.Module):
@@ -408,8 +408,7 @@ class Block(nnx.Module):
 
     def __call__(self, x):
         x = self.grow(x)
-        x = self.shrink(x)
-        return jnp.flip(jnp.cumsum(x, axis=self.axis), self.flip)
+        return jnp.flip(jnp.cumsum(self.shrink(x), axis=self.axis), self.flip)
 """
 
 
@@ -561,7 +560,7 @@ class Drawn:
 
     def _fill(self, path: str, size: int) -> None:
         for _ in range(size):
-            self.pick([self._call, self._call, self._enter])(path, size)
+            self.pick([self._call, self._call, self._enter, self._repeat])(path, size)
 
     def _child(self, path: str) -> str:
         name = self.pick(NAMES)
@@ -584,6 +583,24 @@ class Drawn:
             with self.sketch.inside(inner, class_name, kind):
                 self._fill(inner, size - 2)
             self.sketch.times = times
+
+    def _repeat(self, path: str, size: int) -> None:
+        """A block like others but for its numbers, and for a child that only some of them have."""
+        s, x, block = self.sketch, self.pick(self.values[-2:]), self._free(path)
+        width, bound, times = self.pick((3, 5)), self.pick((0.5, 2.0)), self.pick((1, 1, 2))
+        has_gate, is_chain = self.pick((True, False)), self.pick((True, False))
+        for _ in range(times):
+            with s.inside(block, "Repeated"):
+                y = s.linear(f"{block}.grow", x, 4, width)
+                with s.inside(f"{block}.body", "Body", "sequence" if is_chain else "module"):
+                    y = s.linear(f"{block}.body.0", y, width, width)
+                    with s.inside(f"{block}.body.1", "Clip", "function"):
+                        y = s.call("jnp.clip", y, -bound, bound)
+                    y = s.linear(f"{block}.body.2", y, width, 4)
+                if has_gate:
+                    x = s.linear(f"{block}.gate", x, 4, 4)
+                x = s.call("+", y, x)
+        self.values.append(x)
 
     def _call(self, path: str, size: int) -> None:
         s, x, y = self.sketch, self.pick(self.values[-3:]), self.pick(self.values[-3:])
@@ -618,8 +635,9 @@ class Drawn:
         return any(p == path or p.startswith(path + ".") for p in held)
 
     def _layer(self, path: str, x: Ref) -> Ref:
-        if self.sketch.layers and self.pick([True, False, False]):
-            return self.sketch.call(f"layer:{self.pick(self.sketch.layers)}", x)
+        square = [path for path, layer in self.sketch.layers.items() if set(layer.options.values()) == {4}]
+        if square and self.pick([True, False, False]):
+            return self.sketch.call(f"layer:{self.pick(square)}", x)
         return self.sketch.linear(self._free(path), x, 4, 4)
 
 
@@ -638,6 +656,6 @@ def test_variable_kinds() -> None:
         "self.scale = nnx.Param(jnp.zeros((4,)))",
         "self.table = layers.Constant(jnp.zeros((4,), jnp.int32))",
         "self.shift = layers.Buffer(jnp.zeros((4,)))",
-        "jnp.maximum(self.scale * x, self.scale[...])",
+        "jnp.maximum(self.scale * self.inner(x), self.scale[...])",
     ):
         assert line in text

@@ -49,7 +49,7 @@ def test_stacked_state_run_by_vmap_is_what_the_modules_give(count: int) -> None:
         module.eval()
     params, buffers = stack_module_state(modules)
     x = jnp.arange(12.0).reshape(4, 3)
-    outputs = jax.vmap(lambda p, b: functional_call(modules[0], (p, b), x))(params, buffers)
+    outputs = jax.jit(jax.vmap(lambda p, b: functional_call(modules[0], (p, b), x)))(params, buffers)
     np.testing.assert_allclose(outputs, jnp.stack([module(x) for module in modules]), rtol=1e-6)
 
 
@@ -100,7 +100,7 @@ def test_combined_state_run_by_vmap_is_what_the_modules_give() -> None:
         module.eval()
     func, params, buffers = combine_state_for_ensemble(modules)
     x = jnp.arange(12.0).reshape(4, 3)
-    outputs = jaxensemble.vmap(func, (0, 0, None))(params, buffers, x)
+    outputs = jax.jit(jaxensemble.vmap(func, (0, 0, None)))(params, buffers, x)
     np.testing.assert_allclose(outputs, jnp.stack([module(x) for module in modules]), rtol=1e-6)
 
 
@@ -259,7 +259,7 @@ def test_gradients_of_each_sample_are_those_of_a_loop(doubles: list[Mlp]) -> Non
         return jax.grad(lambda params: _loss(functional_call(module, params, x[None]), y[None]))(params)
 
     data = _data(3)
-    mapped = jax.jit(jaxensemble.vmap(gradient))(*data)
+    mapped, gradient = jax.jit(jaxensemble.vmap(gradient))(*data), jax.jit(gradient)
     for sample, (x, y) in enumerate(zip(*data, strict=True)):
         _assert_close(jax.tree.map(lambda leaf, at=sample: leaf[at], mapped), gradient(x, y))
 

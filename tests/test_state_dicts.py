@@ -1,4 +1,4 @@
-"""Flax twins written by hand, given PyTorch's state dicts: outputs agree in float64, or the error names every offender."""
+"""Flax twins written by hand, given PyTorch's state dicts: they agree in float64, or an error names all offenders."""
 
 import copy
 from collections.abc import Callable
@@ -86,6 +86,22 @@ class FlaxRenamedCNN(FlaxCNN):
         return self.head(x.reshape(x.shape[0], -1))
 
 
+class FlaxMappedCNN(FlaxCNN):
+    """Written for one image, and mapped over the batch."""
+
+    def __init__(self, rngs: nnx.Rngs, mapped: Callable[..., Any]) -> None:
+        super().__init__(rngs)
+        self.mapped = mapped
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self.mapped(self.one)(x)
+
+    def one(self, x: jax.Array) -> jax.Array:
+        x = nnx.relu(self.conv2(nnx.relu(self.conv1(x))))
+        x = nnx.max_pool(x, (2, 2), (2, 2)).ravel()
+        return self.fc2(nnx.relu(self.fc1(x)))
+
+
 class TorchNorms(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -100,7 +116,10 @@ class TorchNorms(nn.Module):
 
 class FlaxNorms(nnx.Module):
     def __init__(self, rngs: nnx.Rngs) -> None:
-        self.embed, self.norm = nnx.Embed(11, 6, param_dtype=jnp.float64, rngs=rngs), nnx.LayerNorm(6, epsilon=1e-5, rngs=rngs)
+        self.embed, self.norm = (
+            nnx.Embed(11, 6, param_dtype=jnp.float64, rngs=rngs),
+            nnx.LayerNorm(6, epsilon=1e-5, rngs=rngs),
+        )
         self.hidden, self.bn = nnx.Linear(4 * 6, 8, rngs=rngs), nnx.BatchNorm(8, rngs=rngs)
         self.rms, self.act = nnx.RMSNorm(8, rngs=rngs), nnx.PReLU()
         self.out = nnx.Linear(8, 3, use_bias=False, rngs=rngs)
@@ -212,8 +231,16 @@ class TorchAttention(nn.Module):
         return self.out(y.transpose(1, 2).flatten(2))
 
 
-def flax_attention(rngs: nnx.Rngs) -> nnx.Module:
-    return nnx.MultiHeadAttention(2, 6, decode=False, param_dtype=jnp.float64, rngs=rngs)
+class FlaxAttention(nnx.Module):
+    """Layers as in `nnx.MultiHeadAttention`, which itself computes the softmax in float32."""
+
+    def __init__(self, rngs: nnx.Rngs) -> None:
+        self.query, self.key, self.value = (nnx.LinearGeneral(6, (2, 3), rngs=rngs) for _ in range(3))
+        self.out = nnx.LinearGeneral((2, 3), 6, axis=(-2, -1), rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        weights = jnp.einsum("nqhd,nkhd->nhqk", self.query(x) / 3**0.5, self.key(x))
+        return self.out(jnp.einsum("nhqk,nkhd->nqhd", nnx.softmax(weights), self.value(x)))
 
 
 class FlaxContracting(nnx.Module):
@@ -234,22 +261,53 @@ def torch_contracting() -> nn.Module:
 
 IMAGE = (2, 1, 10, 14)
 
+
+def noise(*shape: int) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(0))
+
+
 CASES: dict[str, tuple[Callable[[], nn.Module], Callable[[nnx.Rngs], nnx.Module], Tensor, dict[str, Any]]] = {
-    "mlp": (TorchMLP, FlaxMLP, torch.randn(2, 1, 5, 6), {}),
-    "cnn": (TorchCNN, FlaxCNN, torch.randn(IMAGE), {}),
+    "mlp": (TorchMLP, FlaxMLP, noise(2, 1, 5, 6), {}),
+    "cnn": (TorchCNN, FlaxCNN, noise(*IMAGE), {}),
     "renamed cnn": (
         TorchCNN,
         FlaxRenamedCNN,
-        torch.randn(IMAGE),
+        noise(*IMAGE),
         {"names": {"conv1": "features.0", "conv2": "features.1", "fc1": "head.0", "fc2": "head.layers.2"}},
     ),
-    "norms": (TorchNorms, FlaxNorms, torch.randint(0, 11, (5, 4)), {}),
-    "sequential": (torch_sequential, flax_sequential, torch.randn(2, 2, 6, 8), {}),
-    "decoder": (TorchDecoder, lambda rngs: FlaxDecoder(rngs, False), torch.randn(2, 5), {}),
-    "decoder, kernels transposed": (TorchDecoder, lambda rngs: FlaxDecoder(rngs, True), torch.randn(2, 5), {}),
-    "bare": (TorchBare, FlaxBare, torch.randn(2, 3, 4, 4), {}),
-    "attention": (TorchAttention, flax_attention, torch.randn(2, 5, 6), {}),
-    "contracting": (torch_contracting, FlaxContracting, torch.randn(2, 2, 3, 4), {"names": {"0": "conv", "3": "fc"}}),
+    "norms": (TorchNorms, FlaxNorms, torch.arange(20).reshape(5, 4) % 11, {}),
+    "sequential": (torch_sequential, flax_sequential, noise(2, 2, 6, 8), {}),
+    "decoder": (TorchDecoder, lambda rngs: FlaxDecoder(rngs, False), noise(2, 5), {}),
+    "decoder, kernels transposed": (TorchDecoder, lambda rngs: FlaxDecoder(rngs, True), noise(2, 5), {}),
+    "bare": (TorchBare, FlaxBare, noise(2, 3, 4, 4), {}),
+    "mapped": (TorchCNN, lambda rngs: FlaxMappedCNN(rngs, jax.vmap), noise(*IMAGE), {}),
+    "in a loop": (
+        TorchCNN,
+        lambda rngs: FlaxMappedCNN(rngs, lambda one: lambda x: jax.lax.map(one, x)),
+        noise(*IMAGE),
+        {},
+    ),
+    "in a branch": (
+        TorchCNN,
+        lambda rngs: FlaxMappedCNN(rngs, lambda one: lambda x: jax.lax.cond(x.sum() > 0, *[jax.vmap(one)] * 2, x)),
+        noise(*IMAGE),
+        {},
+    ),
+    "unrolled": (
+        TorchCNN,
+        lambda rngs: FlaxMappedCNN(
+            rngs,
+            lambda one: (
+                lambda x: jax.lax.fori_loop(
+                    0, len(x), lambda k, y: y.at[k].set(one(x[k])), jnp.zeros((len(x), 5), x.dtype)
+                )
+            ),
+        ),
+        noise(*IMAGE),
+        {},
+    ),
+    "attention": (TorchAttention, FlaxAttention, noise(2, 5, 6), {}),
+    "contracting": (torch_contracting, FlaxContracting, noise(2, 2, 3, 4), {"names": {"0": "conv", "3": "fc"}}),
 }
 
 
@@ -329,7 +387,9 @@ def test_names_may_be_a_function() -> None:
             return self.layers["dense0"](x)
 
     dicts = [{key: v for key, v in model.state_dict().items() if "fc1" in key} for model in models]
-    params, _ = stack_state_dicts(dicts, Twin(), jnp.ones((1, 30)), names=lambda key: key.replace("fc1", "layers.dense0"))
+    params, _ = stack_state_dicts(
+        dicts, Twin(), jnp.ones((1, 30)), names=lambda key: key.replace("fc1", "layers.dense0")
+    )
     np.testing.assert_array_equal(params["layers"]["dense0"]["kernel"][1], dicts[1]["fc1.weight"].T)
     with pytest.raises(InputError, match=r"`names\('fc1\.weight'\)` must be a str; got NoneType"):
         stack_state_dicts(dicts, Twin(), jnp.ones((1, 30)), names=lambda key: None)  # type: ignore[arg-type, return-value]
@@ -364,7 +424,9 @@ def test_a_flattened_input_with_channels_has_to_be_stated() -> None:
     models = members_of(TorchMLP)
     dicts = [model.state_dict() for model in models]
     module, x = FlaxMLP(nnx.Rngs(0)), torch.randn(2, 3, 2, 5)
-    with pytest.raises(StateError, match=r"`fc1\.weight` for `fc1\.kernel`: it is flattened from axes \(2, 5, 3\) of an"):
+    with pytest.raises(
+        StateError, match=r"`fc1\.weight` for `fc1\.kernel`: it is flattened from axes \(2, 5, 3\) of an"
+    ):
         stack_state_dicts(dicts, module, channels_last(x))
     with pytest.raises(StateError, match="may or may not have PyTorch's layout"):
         stack_state_dicts(dicts, module, x.numpy())
@@ -389,10 +451,7 @@ class FlaxOdd(FlaxCNN):
 UNCLEAR: dict[str, tuple[Callable[[jax.Array], jax.Array], str]] = {
     "tokens": (lambda x: x.reshape(-1, 15, 4).reshape(-1, 60), r"in several steps, from axes \(3, 5, 4\)"),
     "sort": (lambda x: jnp.sort(x.reshape(-1, 60)), "through sort on a flattened"),
-    "loop": (
-        lambda x: jax.lax.fori_loop(0, 2, lambda _, y: y + 1, x.reshape(-1, 60)),
-        "through (scan|while) on a flattened",
-    ),
+    "fft": (lambda x: jnp.fft.fft(x.reshape(-1, 60)).real, "through fft on a flattened"),
     "resize": (
         lambda x: jax.image.resize(x, (x.shape[0], 15, 1, 4), "bilinear").reshape(-1, 60),
         r"from axes \(15, 4\), of which not all are known",
@@ -468,7 +527,9 @@ def test_shapes_are_told_as_pytorch_has_them(layer: nn.Module, twin: Any, text: 
 
 def test_a_layer_that_is_not_known_is_not_guessed() -> None:
     twin = nnx.Einsum("nc,cd->nd", (3, 3), (3,), rngs=nnx.Rngs(0))
-    with pytest.raises(StateError, match=r"stay unread[^:]*: (.|\n)*`weight` float32\[3, 3\](.|\n)*unfilled:\n  `kernel`"):
+    with pytest.raises(
+        StateError, match=r"stay unread[^:]*: (.|\n)*`weight` float32\[3, 3\](.|\n)*unfilled:\n  `kernel`"
+    ):
         stack_state_dicts([nn.Linear(3, 3).state_dict()], twin, jnp.ones((1, 3)))
 
 

@@ -12,7 +12,7 @@ import pytest
 from flax import nnx
 
 import jaxensemble
-from jaxensemble import combine_state_for_ensemble, functional_call, stack_module_state
+from jaxensemble import combine_state_for_ensemble, functional_call, stack_module_state, unstack_module_state
 from jaxensemble.state import merge, unflatten
 
 torch = pytest.importorskip("torch")
@@ -99,16 +99,20 @@ def test_the_tutorial_with_changed_imports(theirs: Any, ours: Any, size: tuple[i
         lambda p, b, x: torch.func.functional_call(torch_models[0], (p, b), (x,)), in_dims=in_dims
     )(torch_params, torch_buffers, data)
 
+    def wrapper(params: Any, buffers: Any, x: Any) -> Any:
+        return functional_call(flax_models[0], (params, buffers), (x,))
+
     params, buffers = stack_module_state(flax_models)
-    output = jaxensemble.vmap(lambda p, b, x: functional_call(flax_models[0], (p, b), (x,)), in_dims=in_dims)(
-        params, buffers, data.numpy()
-    )
+    output = jax.jit(jaxensemble.vmap(wrapper, in_dims=in_dims))(params, buffers, data.numpy())
     np.testing.assert_allclose(output, expected.detach().numpy(), atol=1e-6)
 
     func, params, buffers = combine_state_for_ensemble(flax_models)
-    np.testing.assert_array_equal(jaxensemble.vmap(func, in_dims)(params, buffers, data.numpy()), output)
+    combined = jax.jit(jaxensemble.vmap(func, in_dims))(params, buffers, data.numpy())
+    np.testing.assert_allclose(combined, output, atol=1e-6)
 
-    loop = [model(x) for model, x in zip(flax_models, data.numpy() if each else [data.numpy()] * MEMBERS, strict=True)]
+    one = jax.jit(wrapper)
+    minibatches = data.numpy() if each else [data.numpy()] * MEMBERS
+    loop = [one(*state, x) for state, x in zip(unstack_module_state(params, buffers), minibatches, strict=True)]
     np.testing.assert_allclose(output, np.stack(loop), atol=1e-6)
 
 

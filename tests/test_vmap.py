@@ -185,6 +185,10 @@ def _noise(x: jax.Array) -> jax.Array:
     return functional_call(Noisy(), {}, x)
 
 
+def _run(func: Callable[..., Any], *args: Any, **options: Any) -> Any:
+    return jax.jit(vmap(func, **options))(*args)
+
+
 def _distinct(rows: jax.Array) -> int:
     return len({np.asarray(row).tobytes() for row in rows})
 
@@ -201,16 +205,16 @@ def test_a_module_that_does_not_draw_is_no_error() -> None:
     _equal(vmap(lambda x: functional_call(module, {}, x))(ROWS), ROWS)
 
 
-def test_same_and_different() -> None:
-    same, different = vmap(_noise, randomness="same")(ROWS), vmap(_noise, randomness="different")(ROWS)
-    assert (_distinct(same), _distinct(different)) == (1, 3)
+def test_the_same_for_every_element() -> None:
+    same = _run(_noise, ROWS, randomness="same")
+    assert _distinct(same) == 1
     _equal(same[0], _noise(ROWS[0]))
 
 
-@pytest.mark.parametrize("randomness", ["same", "different"])
-def test_chunks_draw_what_the_whole_draws(randomness: Any) -> None:
-    rows = jnp.ones((5, 32))
-    _equal(vmap(_noise, randomness=randomness, chunk_size=2)(rows), vmap(_noise, randomness=randomness)(rows))
+def test_different_for_every_element_and_alike_in_chunks() -> None:
+    whole, chunked = (_run(_noise, ROWS, randomness="different", chunk_size=size) for size in (None, 2))
+    assert _distinct(whole) == 3
+    _equal(chunked, whole)
 
 
 @pytest.mark.parametrize(
@@ -218,7 +222,7 @@ def test_chunks_draw_what_the_whole_draws(randomness: Any) -> None:
     [("different", "different", 6), ("different", "same", 2), ("same", "different", 3), ("same", "same", 1)],
 )
 def test_nested_randomness(outer: Any, inner: Any, distinct: int) -> None:
-    result = vmap(vmap(_noise, randomness=inner), randomness=outer)(jnp.ones((2, 3, 32)))
+    result = _run(vmap(_noise, randomness=inner), jnp.ones((2, 3, 32)), randomness=outer)
     assert _distinct(result.reshape(6, 32)) == distinct
 
 
@@ -229,13 +233,15 @@ def test_one_level_in_error_mode_is_enough(outer: Any, inner: Any) -> None:
 
 
 def test_a_compiled_function_within_follows_the_randomness_around_it() -> None:
+    """`jax.jit` keeps traces; the axis names around a function must tell apart those that draw otherwise."""
     compiled = jax.jit(_noise)
-    assert _distinct(vmap(compiled, randomness="different")(ROWS)) == 3
-    assert _distinct(vmap(compiled, randomness="same")(ROWS)) == 1
+    different, same = vmap(compiled, randomness="different")(ROWS), vmap(compiled, randomness="same")(ROWS)
+    chunked = vmap(compiled, randomness="different", chunk_size=2)(ROWS)
+    assert (_distinct(different), _distinct(same)) == (3, 1)
+    _equal(chunked, different)
     with pytest.raises(StateError, match="called random operation"):
         vmap(compiled)(ROWS)
-    _equal(vmap(compiled, randomness="different", chunk_size=1)(ROWS), vmap(_noise, randomness="different")(ROWS))
-    _equal(compiled(ROWS[0]), _noise(ROWS[0]))
+    _equal(compiled(ROWS[0]), same[0])
 
 
 def test_streams_with_a_key_for_each_of_several_draw_apart() -> None:
@@ -245,7 +251,7 @@ def test_streams_with_a_key_for_each_of_several_draw_apart() -> None:
         _, buffers = functional_call(Draws(module), {}, mutable=True)
         return buffers["drawn"]
 
-    drawn = vmap(draw, randomness="different")(jnp.ones(3))
+    drawn = _run(draw, jnp.ones(3), randomness="different")
     assert drawn.shape == (3, 2)
     assert len(set(np.asarray(drawn).ravel().tolist())) == 6
 

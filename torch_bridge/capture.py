@@ -16,6 +16,7 @@ import torch
 import torch.utils._pytree as pytree
 from torch import Tensor, fx, nn
 from torch.export import Dim, ExportedProgram
+from torch.fx.node import map_aggregate
 
 from jaxensemble.errors import InputError, UnsupportedError
 
@@ -308,12 +309,13 @@ def _arguments(node: fx.Node, renamed: Mapping[fx.Node, fx.Node]) -> Any:
     args = list(node.args) if name is None else _all_args(node)
     if name is not None:
         args[MODED[name][1]] = None
-    comparable = lambda leaf: renamed.get(leaf, leaf) if isinstance(leaf, fx.Node) else _plain(leaf)  # noqa: E731
-    return pytree.tree_map(comparable, (args, dict(node.kwargs) if name is None else {}))
+    return map_aggregate((args, dict(node.kwargs) if name is None else {}), lambda leaf: _comparable(leaf, renamed))
 
 
-def _plain(leaf: Any) -> Any:
-    return repr(leaf) if isinstance(leaf, float) else leaf
+def _comparable(leaf: Any, renamed: Mapping[fx.Node, fx.Node]) -> Any:
+    if isinstance(leaf, fx.Node):
+        return str(leaf.meta["val"]) if _is_size(leaf) else renamed.get(leaf, leaf)
+    return repr(leaf) if isinstance(leaf, float) else leaf  # so that NaN equals itself
 
 
 def _replace_moded(module: fx.GraphModule, modes: Mapping[str, str] | None) -> None:

@@ -3,8 +3,9 @@
 from jaxensemble.layers.activation import PReLU, RReLU
 from jaxensemble.layers.dropout import AlphaDropout
 from jaxensemble.layers.embedding import Embed
+from jaxensemble.layers.linear import Bilinear
 from jaxensemble.layers.normalization import BatchNorm, InstanceNorm
 from jaxensemble.layers.variables import Buffer
 from jaxensemble.state import Constant
 
-__all__ = ["AlphaDropout", "BatchNorm", "Buffer", "Constant", "Embed", "InstanceNorm", "PReLU", "RReLU"]
+__all__ = ["AlphaDropout", "BatchNorm", "Bilinear", "Buffer", "Constant", "Embed", "InstanceNorm", "PReLU", "RReLU"]

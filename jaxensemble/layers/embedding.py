@@ -3,9 +3,10 @@
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
-from jax import lax
+
+from jaxensemble.errors import InputError
+from jaxensemble.ops.embedding import embed
 
 
 class Embed(nnx.Embed):
@@ -38,12 +39,8 @@ class Embed(nnx.Embed):
         self.scale_grad_by_freq = scale_grad_by_freq
 
     def __call__(self, inputs: jax.Array, out_sharding: Any = None) -> jax.Array:
-        rows = super().__call__(inputs, out_sharding)
-        share = jnp.ones(inputs.shape, rows.dtype)
-        if self.scale_grad_by_freq:
-            counts = jnp.zeros(self.num_embeddings, rows.dtype).at[inputs].add(1)
-            share = 1 / counts[inputs]
-        if self.padding_idx is not None:
-            share = jnp.where(inputs == self.padding_idx, 0, share)
-        fixed = lax.stop_gradient(rows)
-        return fixed + (rows - fixed) * share[..., None]
+        if out_sharding is not None:
+            raise InputError("`out_sharding` is for nnx.Embed; expected None")
+        return embed(
+            self.embedding[...], inputs, padding_idx=self.padding_idx, scale_grad_by_freq=self.scale_grad_by_freq
+        )

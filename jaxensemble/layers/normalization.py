@@ -52,9 +52,7 @@ class _RunningNorm(nnx.Module):
 
     def _check(self, x: jax.Array) -> None:
         if x.ndim == 0 or x.shape[self.axis] != self.num_features:
-            raise InputError(
-                f"`x` must have {self.num_features} features along axis {self.axis}; got shape {x.shape}"
-            )
+            raise InputError(f"`x` must have {self.num_features} features along axis {self.axis}; got shape {x.shape}")
 
     def _normalized(self, x: jax.Array, mean: jax.Array, var: jax.Array) -> jax.Array:
         scale = None if self.scale is None else self.scale[...]

@@ -1,10 +1,10 @@
-"""Normalisation as functions of arrays: with statistics that are given, by a norm, and of weights."""
-
-from collections.abc import Sequence
+"""Normalisation as functions of arrays: with given statistics, and by a norm."""
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+
+from jaxensemble.ops.reductions import vector_norm
 
 
 def batch_norm(
@@ -38,18 +38,6 @@ def batch_norm(
     return (y if bias is None else y + along(bias)).astype(x.dtype)
 
 
-def norm(x: jax.Array, axis: int | Sequence[int] = -1, *, keepdims: bool = False) -> jax.Array:
-    """The Euclidean norm along some axes; its gradient where all is zero is zero, not NaN.
-
-    >>> norm(jnp.array([3.0, 4.0])).item(), jax.grad(norm)(jnp.zeros(2)).tolist()
-    (5.0, [0.0, 0.0])
-    """
-    axes = (axis,) if isinstance(axis, int) else tuple(axis)
-    squares = jnp.sum(jnp.square(x), axes, keepdims=keepdims)
-    zero = squares == 0
-    return jnp.where(zero, 0, jnp.sqrt(jnp.where(zero, 1, squares)))
-
-
 def weight_norm(direction: jax.Array, magnitude: jax.Array, *, axis: int | None = 0) -> jax.Array:
     """`direction` scaled so that its norm along all axes but `axis` (None: along all) is `magnitude`.
 
@@ -59,7 +47,7 @@ def weight_norm(direction: jax.Array, magnitude: jax.Array, *, axis: int | None 
     [[6.0, 8.0]]
     """
     axes = tuple(k for k in range(direction.ndim) if axis is None or k != axis % direction.ndim)
-    return direction * (magnitude / norm(direction, axes, keepdims=True))
+    return direction * (magnitude / vector_norm(direction, axis=axes, keepdims=True))
 
 
 def cosine_similarity(x: jax.Array, y: jax.Array, *, axis: int = 1, epsilon: float = 1e-8) -> jax.Array:
@@ -74,5 +62,5 @@ def cosine_similarity(x: jax.Array, y: jax.Array, *, axis: int = 1, epsilon: flo
 
 def _unit(x: jax.Array, axis: int, epsilon: float) -> jax.Array:
     """`x` over its norm. The bound on the norm is no part of the gradient, as in PyTorch."""
-    length = norm(x, axis, keepdims=True)
+    length = vector_norm(x, axis=axis, keepdims=True)
     return x / (length + lax.stop_gradient(jnp.maximum(length, epsilon) - length))

@@ -116,26 +116,27 @@ def copysign(x: ArrayLike, y: ArrayLike) -> jax.Array:
 
 
 def xlogy(x: ArrayLike, y: ArrayLike) -> jax.Array:
-    """`x * log(y)`, and 0 where `x` is 0, with a gradient of 0 there.
+    """`x * log(y)`, and 0 where `x` is 0; there the gradient is `log(y)` for positive `y` and 0 for others.
 
-    >>> xlogy(jnp.array([0.0, 1.0]), jnp.array([0.0, 1.0])).tolist()
+    >>> xlogy(jnp.array([0.0, 2.0]), jnp.array([0.0, 1.0])).tolist()
     [0.0, 0.0]
     """
-    return _times_log(x, y, jnp.log, 1)
+    return _times_log(x, y, jnp.log, 0)
 
 
 def xlog1py(x: ArrayLike, y: ArrayLike) -> jax.Array:
-    """`x * log(1 + y)`, and 0 where `x` is 0, with a gradient of 0 there.
+    """`x * log(1 + y)`, and 0 where `x` is 0; there the gradient is `log(1 + y)` for `y > -1` and 0 for others.
 
-    >>> xlog1py(jnp.array([0.0, 1.0]), jnp.array([-1.0, 0.0])).tolist()
+    >>> xlog1py(jnp.array([0.0, 2.0]), jnp.array([-1.0, 0.0])).tolist()
     [0.0, 0.0]
     """
-    return _times_log(x, y, jnp.log1p, 0)
+    return _times_log(x, y, jnp.log1p, -1)
 
 
-def _times_log(x: ArrayLike, y: ArrayLike, log: Callable[[jax.Array], jax.Array], neutral: int) -> jax.Array:
+def _times_log(x: ArrayLike, y: ArrayLike, log: Callable[[jax.Array], jax.Array], pole: int) -> jax.Array:
     x, y = jnp.asarray(x), jnp.asarray(y)
-    return jnp.where(jnp.isnan(y), y, x * log(jnp.where((x == 0) | jnp.isnan(y), neutral, y)))
+    vanishing = (x == 0) & ((y <= pole) | jnp.isinf(y))
+    return x * log(jnp.where(vanishing, pole + 1, y))
 
 
 def entr(x: ArrayLike) -> jax.Array:

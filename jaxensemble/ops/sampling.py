@@ -11,7 +11,7 @@ from typing import Literal, TypeAlias
 import jax
 import jax.numpy as jnp
 
-from jaxensemble.ops.resize import cubic_weights
+from jaxensemble.ops.interpolation import cubic_weights
 
 Outside: TypeAlias = Literal["zeros", "border", "reflection"]
 Tap: TypeAlias = tuple[jax.Array, jax.Array]

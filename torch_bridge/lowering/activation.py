@@ -8,8 +8,9 @@ import numpy as np
 import torch
 
 from jaxensemble.network import Arg
-from torch_bridge.layout import Atom, Layout
+from torch_bridge.layout import Layout
 from torch_bridge.lowering.builder import Builder
+from torch_bridge.lowering.dims import redimensioned, span
 from torch_bridge.lowering.linear import param_dtype
 from torch_bridge.lowering.pointwise import clamp
 from torch_bridge.lowering.promotion import apply, cast
@@ -102,10 +103,10 @@ def _along(b: Builder, target: str, x: Value, dim: int) -> Value:
     x = b.tidy(cast(b, x, b.dtype))
     if x.ndim == 0:
         raise b.unsupported("a softmax needs a dimension; got a tensor without any")
-    return b.laid(b.emit(target, x.expr, **axis_option(x, dim)), x.layout)
+    return b.laid(b.emit(target, x.expr, **_axis(x, dim)), x.layout)
 
 
-def axis_option(x: Value, dim: int) -> dict[str, Arg]:
+def _axis(x: Value, dim: int) -> dict[str, Arg]:
     """The stored axis of a dimension as an option, left out where it is the last, for a value made `tidy`."""
     axis = x.axis(dim)
     return {} if axis == x.ndim - 1 else {"axis": axis}
@@ -114,15 +115,8 @@ def axis_option(x: Value, dim: int) -> dict[str, Arg]:
 @register("aten.glu.default")
 def glu(b: Builder, x: Value, dim: int = -1) -> Value:
     x = b.tidy(x)
-    return b.laid(b.emit("nnx.glu", x.expr, **axis_option(x, dim)), resized(x, dim, int(x.shape[dim]) // 2))
-
-
-def resized(x: Value, dim: int, size: int) -> Layout:
-    """The layout of a tidy value when one of its dimensions has got another size."""
-    group = (Atom(size),) if size != 1 else ()
-    dims, axes = list(x.layout.dims), list(x.layout.axes)
-    dims[dim % x.ndim], axes[x.axis(dim)] = group, group
-    return Layout(tuple(dims), tuple(axes))
+    half = span(int(x.shape[dim]) // 2)
+    return redimensioned(b, x, b.emit("nnx.glu", x.expr, **_axis(x, dim)), {dim % x.ndim: half})
 
 
 @register("aten.prelu.default")
@@ -133,7 +127,7 @@ def prelu(b: Builder, x: Value, weight: Value) -> Value:
     options: dict[str, Arg] = {"num_parameters": count} if count > 1 else {}
     if count > 1:
         x = b.tidy(x)
-        options |= axis_option(x, 1)
+        options |= _axis(x, 1)
     elif x.open:
         x = b.plain(x)
     path = b.claim("layers.PReLU", options | param_dtype(weight), {"negative_slope": (weight, None)})
@@ -151,7 +145,9 @@ def rrelu(b: Builder, x: Value, lower: float, upper: float, mode: str) -> Value:
     if mode == "never":
         return leaky_relu(b, x, (lower + upper) / 2)
     x = b.plain(x) if x.open else x
-    options: dict[str, Arg] = {"lower": lower, "upper": upper}
+    options: dict[str, Arg] = ({} if lower == 1 / 8 else {"lower": lower}) | (
+        {} if upper == 1 / 3 else {"upper": upper}
+    )
     path = b.stateless("layers.RReLU", options, "rrelu")
     always: dict[str, Arg] = {"deterministic": False} if mode == "always" else {}
     return b.laid(b.emit(f"layer:{path}", x.expr, **always), x.layout)

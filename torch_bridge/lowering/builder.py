@@ -235,8 +235,12 @@ class Builder:
         arrays = [operand for operand in operands if is_array(operand)]
         values, layout = self.aligned(*arrays)
         queue = iter(values)
-        args = [next(queue).expr if is_array(operand) else number(operand) for operand in operands]
+        args = [next(queue).expr if is_array(operand) else self.number(operand) for operand in operands]
         return self.laid(self.emit(target, *args, **kwargs), layout, dtype)
+
+    def number(self, operand: Any) -> Arg:
+        """An operand without dimensions as an argument: a number, or a size that depends on the batch size."""
+        return self.size(operand) if isinstance(operand, sympy.Expr | torch.SymInt) else number(operand)
 
     def aligned(self, *operands: Any) -> tuple[list[Value], Layout]:
         """The operands, arranged so that their arrays broadcast, and the layout of an elementwise result."""
@@ -281,7 +285,7 @@ class Builder:
             return None
         if flipped and not self._used_once(keys["kernel"]):
             return None
-        for owner in self.state.owners([key for key in keys.values() if key is not None]):
+        for owner in self.owners([key for key in keys.values() if key is not None]):
             layer = Layer(owner, type_, dict(options))
             if owner in self.layers:
                 if self.layers[owner] == layer and self._filled[owner] == keys and self._stored_alike(leaves, flipped):
@@ -297,6 +301,10 @@ class Builder:
                     )
                 return owner
         return None
+
+    def owners(self, keys: Sequence[str]) -> list[str]:
+        """Modules that hold exactly these tensors and nothing else, the one around the node first."""
+        return sorted(self.state.owners(keys), key=lambda path: path != self.module_path)
 
     def _fits(self, leaf: str, weight: Value) -> bool:
         """What PyTorch trains, Flax trains, and nothing else."""

@@ -55,9 +55,7 @@ def redimensioned(
     return b.laid(expr, Layout(tuple(dims), tuple(axes)), dtype)
 
 
-def without(
-    b: Builder, tidy: Value, expr: Ref | Var, gone: Collection[int], dtype: torch.dtype | None = None
-) -> Value:
+def without(b: Builder, tidy: Value, expr: Ref | Var, gone: Collection[int], dtype: torch.dtype | None = None) -> Value:
     """The result of a call on a tidy value that takes some dimensions away, and their axes with them."""
     order = tidy.axis_order
     axes_gone = {order[dim] for dim in gone}

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from torch_bridge.layout import Layout, refinement
+from torch_bridge.layout import Group, Layout, refinement
 from torch_bridge.lowering.alignment import refined
 from torch_bridge.lowering.builder import Builder
 from torch_bridge.lowering.values import Value
@@ -17,32 +17,47 @@ class Features(NamedTuple):
     weights: tuple[tuple[Value | None, Layout | None], ...]
 
 
-def featured(b: Builder, x: Value, dims: Sequence[int], *weights: Value | None) -> Features:
+def featured(b: Builder, x: Value, dims: Sequence[int], *weights: Value | None, merged: bool = False) -> Features:
     """The features of `x` are its dimensions `dims`; each weight has these dimensions and no other.
 
     A weight is stored flat, in the order in which `x` stores its features: after a flatten that is channels-last, so
-    that the activations need not be moved.
+    that the activations need not be moved. With `merged`, the features become one axis, in that order.
     """
+    x = b.plain(x) if x.open else x
+    weights = tuple(None if weight is None else b.value(weight) for weight in weights)
     dims = [dim % x.ndim for dim in dims]
     told = _told(x, dims, weights)
     if told is None:
-        x, weights = b.opaque(x), tuple(None if w is None else b.opaque(b.value(w)) for w in weights)
+        x, weights = b.opaque(x), tuple(None if w is None else b.opaque(w) for w in weights)
         told = _told(x, dims, weights)
         assert told is not None  # sizes agree, or PyTorch would have refused
     x, held = told
-    atoms = {atom for dim in dims for atom in x.layout.dims[dim]}
-    if any(atoms & set(axis) and not set(axis) <= atoms for axis in x.layout.axes) or not atoms:
-        x = b.plain(x)
-        axes = tuple(dims)
-    else:
-        axes = tuple(k for k, axis in enumerate(x.layout.axes) if set(axis) & atoms)
-    order = tuple(atom for axis in axes for atom in x.layout.axes[axis])
+    x, axes = _with_axes(b, x, dims)
+    if merged and len(axes) > 1:
+        others = tuple(axis for k, axis in enumerate(x.layout.axes) if k not in axes)
+        x = b.arranged(x, (*others, _atoms(x, axes)))
+        axes = (len(others),)
+    order = _atoms(x, axes)
     return Features(x, axes, tuple((w, None if w is None else Layout(w.layout.dims, (order,))) for w in held))
 
 
-def _told(
-    x: Value, dims: Sequence[int], weights: Sequence[Value | None]
-) -> tuple[Value, list[Value | None]] | None:
+def _with_axes(b: Builder, x: Value, dims: Sequence[int]) -> tuple[Value, tuple[int, ...]]:
+    """The axes that hold the dimensions, and these alone; `x` is rearranged where there are none such."""
+    atoms = {atom for dim in dims for atom in x.layout.dims[dim]}
+    if not atoms:
+        empty = [k for k, axis in enumerate(x.layout.axes) if not axis]
+        if len(dims) == 1 and empty:
+            return x, (empty[-1],)
+    elif not any(atoms & set(axis) and not set(axis) <= atoms for axis in x.layout.axes):
+        return x, tuple(k for k, axis in enumerate(x.layout.axes) if set(axis) & atoms)
+    return b.plain(x), tuple(dims)
+
+
+def _atoms(x: Value, axes: Sequence[int]) -> Group:
+    return tuple(atom for axis in axes for atom in x.layout.axes[axis])
+
+
+def _told(x: Value, dims: Sequence[int], weights: Sequence[Value | None]) -> tuple[Value, list[Value | None]] | None:
     """`x` and the weights in common atoms, or None where they are cut incompatibly."""
     for _ in range(2):  # the second round leaves `x` as it is, and tells all weights in its final atoms
         held: list[Value | None] = []

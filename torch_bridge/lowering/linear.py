@@ -1,13 +1,17 @@
 """Dense layers and products of matrices."""
 
+import string
+from collections.abc import Sequence
 from typing import Any
 
 from jaxensemble.network import Arg, Dtype
-from torch_bridge.layout import Atom, Layout, Size, refinement, replaced
-from torch_bridge.lowering import alignment
+from torch_bridge.layout import Layout, refinement, replaced
 from torch_bridge.lowering.builder import Builder
+from torch_bridge.lowering.contract import contract, parsed
+from torch_bridge.lowering.dims import in_one_order, redimensioned, span, viewed
+from torch_bridge.lowering.reduce import reduced
 from torch_bridge.lowering.table import register
-from torch_bridge.lowering.values import DTYPES, Value
+from torch_bridge.lowering.values import DTYPES, Operand, Value
 
 
 def param_dtype(weight: Value) -> dict[str, Arg]:
@@ -18,15 +22,14 @@ def param_dtype(weight: Value) -> dict[str, Arg]:
 
 @register("aten.linear.default")
 def linear(b: Builder, x: Value, weight: Value, bias: Value | None = None) -> Value:
-    x, weight = _features_last(b, b.value(x), b.value(weight))
+    x, weight = _features_last(b, viewed(b, x), b.value(weight))
+    bias = None if bias is None else b.value(bias)
     out, features = weight.layout.dims
     stored = Layout((out, features), (x.layout.axes[-1], out))  # [O, I] -> [I, O]
     options = {"in_features": weight.shape[1], "out_features": weight.shape[0]}
     options |= {} if bias is not None else {"use_bias": False}
-    path = b.claim(
-        "nnx.Linear", options | param_dtype(weight), {"kernel": (weight, stored), "bias": (bias, None)}
-    )
-    fresh_out = (Atom(weight.shape[0]),) if weight.shape[0] != 1 else ()
+    path = b.claim("nnx.Linear", options | param_dtype(weight), {"kernel": (weight, stored), "bias": (bias, None)})
+    fresh_out = span(weight.shape[0])
     result = Layout((*x.layout.dims[:-1], fresh_out), (*x.layout.axes[:-1], fresh_out))
     if path is not None:
         return b.laid(b.emit(f"layer:{path}", x.expr), result)
@@ -59,10 +62,133 @@ def _merged(b: Builder, x: Value) -> Value:
     features = set(x.layout.dims[-1])
     axes = x.layout.axes
     leading = tuple(axis for axis in axes if not features & set(axis))
+    if not features:
+        return x if axes and not axes[-1] else b.arranged(x, (*leading, ()))
+    if all(x.layout.dims[:-1]):
+        leading = tuple(axis for axis in leading if axis)
     mixed = [axis for axis in axes if features & set(axis) and not set(axis) <= features]
     last = tuple(atom for axis in axes for atom in axis if atom in features)
-    if mixed or (features and axes[-1] and not set(axes[-1]) <= features):
+    if mixed or (axes[-1] and not set(axes[-1]) <= features):
         return b.plain(x) if mixed else b.arranged(x, (*leading, x.layout.dims[-1]))
-    if axes != (*leading, last):  # it is reshaped anyway: axes of size one go with it
-        leading = tuple(axis for axis in leading if axis)
     return b.arranged(x, (*leading, last))
+
+
+# Products
+
+
+@register(
+    "aten.matmul.default",
+    "aten.mm.default",
+    "aten.bmm.default",
+    "aten.mv.default",
+    "aten.dot.default",
+    "aten.vdot.default",
+)
+def matmul(b: Builder, x: Operand, y: Operand) -> Value:
+    left, right = b.value(x), b.value(y)
+    rank = max(left.ndim, right.ndim, 2)
+    batch = [f"b{k}" for k in range(rank - 2)]
+    names = ([*batch, "i", "j"][-left.ndim :] if left.ndim > 1 else ["j"], [*batch, "j", "k"][-right.ndim :])
+    names = (names[0], names[1] if right.ndim > 1 else ["j"])
+    out = [*batch, *(["i"] if left.ndim > 1 else []), *(["k"] if right.ndim > 1 else [])]
+    return contract(b, [left, right], *_lettered(names, out))
+
+
+def _lettered(names: Sequence[Sequence[str]], out: Sequence[str]) -> tuple[list[list[str]], list[str]]:
+    """Names of dimensions as single letters."""
+    letters = dict(
+        zip(dict.fromkeys(name for term in (*names, out) for name in term), string.ascii_letters, strict=False)
+    )
+    return [[letters[name] for name in term] for term in names], [letters[name] for name in out]
+
+
+@register("aten.outer.default", "aten.ger.default")
+def outer(b: Builder, x: Operand, y: Operand) -> Value:
+    return contract(b, [x, y], ["i", "j"], "ij")
+
+
+@register("aten.inner.default")
+def inner(b: Builder, x: Operand, y: Operand) -> Value:
+    left, right = b.value(x), b.value(y)
+    if not left.ndim or not right.ndim:
+        return b.elementwise("*", x, y)
+    rows = [f"l{k}" for k in range(left.ndim - 1)]
+    columns = [f"r{k}" for k in range(right.ndim - 1)]
+    return contract(b, [left, right], *_lettered([[*rows, "j"], [*columns, "j"]], [*rows, *columns]))
+
+
+@register("aten.tensordot.default")
+def tensordot(b: Builder, x: Operand, y: Operand, dims_self: Sequence[int], dims_other: Sequence[int]) -> Value:
+    left, right = b.value(x), b.value(y)
+    rows, columns = [f"l{k}" for k in range(left.ndim)], [f"r{k}" for k in range(right.ndim)]
+    for first, second in zip(dims_self, dims_other, strict=True):
+        columns[second] = rows[first]
+    out = [name for name in rows if name not in columns] + [name for name in columns if name not in rows]
+    return contract(b, [left, right], *_lettered([rows, columns], out))
+
+
+@register("aten.linalg_vecdot.default")
+def vecdot(b: Builder, x: Operand, y: Operand, *, dim: int = -1) -> Value:
+    return reduced(b, "jnp.sum", b.elementwise("*", x, y), dim, False)
+
+
+@register("aten.einsum.default")
+def einsum(b: Builder, equation: str, tensors: Sequence[Operand], *, path: Any = None) -> Value:
+    values = [b.value(tensor) for tensor in tensors]
+    letters, out = parsed(equation, [value.ndim for value in values])
+    whole = all(set(term) == set(dict.fromkeys(term)) and len(set(term)) == len(term) for term in letters)
+    sizes: dict[str, set[Any]] = {}
+    for value, term in zip(values, letters, strict=True):
+        for letter, size in zip(term, value.shape, strict=True):
+            sizes.setdefault(letter, set()).add(size)
+    as_written = all(len(known) == 1 for known in sizes.values())
+    stored = all(value.open or value.layout.axes == value.layout.dims for value in values)
+    if not whole or (as_written and stored):
+        exprs = [b.plain(value).expr for value in values]
+        return b.new(b.emit("jnp.einsum", equation.replace(" ", ""), *exprs))
+    return contract(b, values, letters, out)
+
+
+@register("aten.addmm.default", "aten.addmv.default", "aten.baddbmm.default")
+def add_product(b: Builder, x: Operand, y: Operand, z: Operand, *, beta: Any = 1, alpha: Any = 1) -> Value:
+    return _sum(b, x, matmul(b, y, z), beta, alpha)
+
+
+@register("aten.addr.default")
+def add_outer(b: Builder, x: Operand, y: Operand, z: Operand, *, beta: Any = 1, alpha: Any = 1) -> Value:
+    return _sum(b, x, outer(b, y, z), beta, alpha)
+
+
+@register("aten.addbmm.default")
+def add_products(b: Builder, x: Operand, y: Operand, z: Operand, *, beta: Any = 1, alpha: Any = 1) -> Value:
+    return _sum(b, x, contract(b, [y, z], ["bij", "bjk"], "ik"), beta, alpha)
+
+
+def _sum(b: Builder, x: Operand, product: Value, beta: Any, alpha: Any) -> Value:
+    """`beta * x + alpha * product`; with `beta` 0, `x` may hold anything, NaNs too."""
+    product = product if alpha == 1 else b.elementwise("*", product, alpha)
+    if beta == 0:
+        return product
+    return b.elementwise("+", x if beta == 1 else b.elementwise("*", x, beta), product)
+
+
+@register("aten.bilinear.default")
+def bilinear(b: Builder, x: Value, y: Value, weight: Operand, bias: Operand | None = None) -> Value:
+    kernel = b.value(weight)
+    out, first, second = kernel.layout.dims
+    stored = Layout(kernel.layout.dims, (first, second, out))  # [O, I, J] -> [I, J, O]
+    shape = kernel.shape
+    options: dict[str, Arg] = {"in1_features": shape[1], "in2_features": shape[2], "out_features": shape[0]}
+    options |= {} if bias is not None else {"use_bias": False}
+    held = b.value(bias) if bias is not None else None
+    (left, right), order = in_one_order(b, x, y)
+    path = None
+    if order[-1] == left.ndim - 1:
+        path = b.claim(
+            "layers.Bilinear", options | param_dtype(kernel), {"kernel": (kernel, stored), "bias": (held, None)}
+        )
+    if path is not None:
+        return redimensioned(b, left, b.emit(f"layer:{path}", left.expr, right.expr), {left.ndim - 1: span(shape[0])})
+    rows = list(string.ascii_lowercase[: b.value(x).ndim - 1])
+    y_ = contract(b, [x, y, kernel], [[*rows, "x"], [*rows, "y"], ["z", "x", "y"]], [*rows, "z"])
+    return y_ if held is None else b.elementwise("+", y_, held)

@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 import torch
 import torch.utils._pytree as pytree
 from torch import Tensor, fx, nn
+from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 
 from jaxensemble.errors import UnsupportedError
 from jaxensemble.network import Call, Layer, Network, Ref, Tree, Var, Variable, references
@@ -80,8 +81,10 @@ def _is_constant(node: fx.Node) -> bool:
 
 
 def _is_open(node: fx.Node) -> bool:
+    """Whether the size of a result depends on the batch size. Sizes that only values decide are another matter."""
     leaves = pytree.tree_leaves(node.meta.get("val"))
-    return any(isinstance(entry, torch.SymInt) for leaf in leaves if isinstance(leaf, Tensor) for entry in leaf.shape)
+    open_sizes = [size(entry) for leaf in leaves if isinstance(leaf, Tensor) for entry in leaf.shape]
+    return any(not isinstance(entry, int) and not free_unbacked_symbols(entry) for entry in open_sizes)
 
 
 def _is_random(node: fx.Node) -> bool:
@@ -115,7 +118,11 @@ def _call(builder: Builder, node: fx.Node, env: dict[fx.Node, Any]) -> Any:
         return args[0][args[1]]
     if _is_foldable(node, args, kwargs):
         with torch.no_grad():
-            return node.target(*args, **kwargs)
+            result = node.target(*args, **kwargs)
+        for constant, val in zip(pytree.tree_leaves(result), pytree.tree_leaves(node.meta["val"]), strict=True):
+            if isinstance(constant, Tensor):
+                settle(val.shape, constant.shape)
+        return result
     rule = RULES.get(str(node.target))
     if rule is None:
         raise builder.unsupported("there is no rule for this operation; register one with torch_bridge.register")

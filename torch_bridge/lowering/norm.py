@@ -3,18 +3,16 @@
 import dataclasses
 from collections.abc import Sequence
 from decimal import Decimal
-from typing import Any
 
 import torch
 from torch import nn
 
-from jaxensemble.network import Arg
+from jaxensemble.network import Arg, Var
 from torch_bridge.layout import Layout, fresh
-from torch_bridge.lowering.activation import axis_option
 from torch_bridge.lowering.builder import Builder
 from torch_bridge.lowering.features import featured
 from torch_bridge.lowering.linear import param_dtype
-from torch_bridge.lowering.promotion import apply
+from torch_bridge.lowering.promotion import apply, promoted
 from torch_bridge.lowering.state import COUNTER
 from torch_bridge.lowering.table import register
 from torch_bridge.lowering.values import Value
@@ -40,11 +38,10 @@ def batch_norm(
         raise b.unsupported(UNTRACKED)
     if x.ndim > 2:
         x = b.channels_last(x, x.ndim - 2)
-    x, axes, weights = featured(b, x, (1,), *map(_value(b), (w, bias, mean, var)))
-    if len(axes) > 1:
-        x, axes, weights = featured(b, b.tidy(x), (1,), *map(_value(b), (w, bias, mean, var)))
-    options = _eps(eps, 1e-5) | _affine(w, bias) | _axis(x, axes)
+    x, axes, weights = featured(b, x, (1,), w, bias, mean, var, merged=True)
+    options = _axis(x, axes) | _eps(eps, 1e-5) | _affine(w, bias)
     if mode == "always":
+        options = {"num_features": x.shape[1], **options}
         return _scaled_layer(b, "layers.BatchNorm", x, weights[:2], options | {"track_running_stats": False}, (1,))
     leaves = dict(zip(("scale", "bias", "mean", "var"), weights, strict=True))
     path = None
@@ -65,9 +62,9 @@ def instance_norm(
     if mode == "always" and (mean is not None or var is not None):
         raise b.unsupported(UNTRACKED)
     x = b.channels_last(x, x.ndim - 2)
-    x, axes, weights = featured(b, x, (1,), *map(_value(b), (w, bias, mean, var)))
+    x, axes, weights = featured(b, x, (1,), w, bias, mean, var)
     if mode == "always":
-        options = _eps(eps, 1e-6) | _affine(w, bias) | {"use_fast_variance": False}
+        options = {"num_features": x.shape[1]} | _eps(eps, 1e-6) | _affine(w, bias) | {"use_fast_variance": False}
         return _scaled_layer(b, "nnx.InstanceNorm", x, weights[:2], options, (1,))
     leaves = dict(zip(("scale", "bias", "mean", "var"), weights, strict=True))
     path = None
@@ -78,10 +75,6 @@ def instance_norm(
     if mode == "by_mode":
         b.evaluation_only = b.evaluation_only or UNHELD
     return _given_statistics(b, x, axes, weights, eps)
-
-
-def _value(b: Builder) -> Any:
-    return lambda weight: None if weight is None else b.value(weight)
 
 
 def _tracking_layer(
@@ -102,8 +95,8 @@ def _tracking_layer(
     if path == owner and tensor is not None:
         key = b.state.names[counter][0]
         if key not in b.storage:
-            shape = tuple(tensor.shape)
-            b.store(b.new(b.node_ref(), shape, tensor.dtype, key=key), counter, fresh(shape))
+            layout = fresh(tuple(tensor.shape))
+            b.store(Value(Var(counter), layout, tensor.dtype, key=key), counter, layout)
     return path
 
 
@@ -119,12 +112,10 @@ def _momentum(b: Builder, owner: str, momentum: float) -> dict[str, Arg]:
 def _given_statistics(
     b: Builder, x: Value, axes: Sequence[int], weights: Sequence[tuple[Weight, Layout | None]], eps: float
 ) -> Value:
-    scale, bias, mean, var = (None if w is None else b.array(w, layout.axes) for w, layout in weights if layout or True)
-    options = _eps(eps, 1e-5) | _axis(x, axes)
-    trailing = [a for a in (scale, bias)]
-    while trailing and trailing[-1] is None:
-        trailing.pop()
-    return b.laid(b.emit("ops.batch_norm", x.expr, mean, var, *trailing, **options), x.layout)
+    scale, bias, mean, var = (w if w is None or layout is None else b.array(w, layout.axes) for w, layout in weights)
+    affine = (scale, bias) if bias is not None else (scale,) if scale is not None else ()
+    options = _axis(x, axes) | _eps(eps, 1e-5)
+    return b.laid(b.emit("ops.batch_norm", x.expr, mean, var, *affine, **options), x.layout)
 
 
 # Without
@@ -140,7 +131,7 @@ def layer_norm(
     eps: float = 1e-5,
     cudnn_enable: bool = True,
 ) -> Value:
-    options = _eps(eps, 1e-6) | _affine(weight, bias)
+    options = _eps(eps, 1e-6) | _affine(weight, bias) | {"use_fast_variance": False}
     return _over_features(b, "nnx.LayerNorm", x, normalized_shape, (weight, bias), options)
 
 
@@ -159,7 +150,7 @@ def _over_features(
 ) -> Value:
     """A normalisation over the last dimensions, wherever these are stored."""
     dims = tuple(range(-len(shape), 0))
-    x, axes, held = featured(b, b.value(x), dims, *map(_value(b), weights))
+    x, axes, held = featured(b, b.value(x), dims, *weights)
     count = 1
     for size in shape:
         count *= int(size)
@@ -168,7 +159,7 @@ def _over_features(
     if from_end != (-1,):
         over = from_end if len(from_end) > 1 else from_end[0]
         where = {"reduction_axes": over, "feature_axes": over}
-    options = {"num_features": count, **options, **where, "use_fast_variance": False}
+    options = {"num_features": count, **options, **where}
     return _scaled_layer(b, type_, x, held, options, dims)
 
 
@@ -185,7 +176,7 @@ def group_norm(
     """Channels-last, the groups are still runs of neighbouring channels: they must be stored in PyTorch's order."""
     x = b.value(x)
     x = b.channels_last(x, x.ndim - 2)
-    x, _, held = featured(b, x, (1,), *map(_value(b), (weight, bias)))
+    x, _, held = featured(b, x, (1,), weight, bias)
     groups: dict[str, Arg] = {} if num_groups == 32 else {"num_groups": num_groups}
     options = {**groups, **_eps(eps, 1e-6), **_affine(weight, bias), "use_fast_variance": False}
     return _scaled_layer(b, "nnx.GroupNorm", x, held, {"num_features": x.shape[1], **options}, (1,))
@@ -200,7 +191,6 @@ def _scaled_layer(
     dims: Sequence[int],
 ) -> Value:
     """A layer that normalises, with scale and bias of its own where a module holds just these, else applied after it."""
-    options = {"num_features": x.shape[1], **options}
     first = next((weight for weight, _ in weights if weight is not None), None)
     leaves = dict(zip(("scale", "bias"), weights, strict=True))
     path = None if first is None else b.claim(type_, options | param_dtype(first), leaves)
@@ -249,6 +239,16 @@ def weight_norm(b: Builder, v: Value, g: Value, dim: int = 0) -> Value:
 
 @register("aten.cosine_similarity.default")
 def cosine_similarity(b: Builder, x1: Value, x2: Value, dim: int = 1, eps: float = 1e-8) -> Value:
-    (x, y), layout = b.aligned(x1, x2)
-    x = dataclasses.replace(x, layout=layout)
-    return x
+    x, y = promoted(b, (x1, x2), b.dtype)
+    options: dict[str, Arg] = ({} if dim == 1 else {"axis": dim}) | ({} if eps == 1e-8 else {"epsilon": eps})
+    return b.new(b.emit("ops.cosine_similarity", b.plain(x).expr, b.plain(y).expr, **options))
+
+
+@register("aten.pairwise_distance.default")
+def pairwise_distance(
+    b: Builder, x1: Value, x2: Value, p: float = 2, eps: float = 1e-6, keepdim: bool = False
+) -> Value:
+    difference = b.plain(apply(b, "+", apply(b, "-", x1, x2), eps))
+    order = () if p == 2 else (p,)
+    options: dict[str, Arg] = {"axis": -1} | ({"keepdims": True} if keepdim else {})
+    return b.new(b.emit("ops.vector_norm", difference.expr, *order, **options))

@@ -337,7 +337,9 @@ def where(b: Builder, condition: Any, x: Any, y: Any) -> Value:
     condition = cast(b, condition, torch.bool)
     if not is_array(x) and not is_array(y):
         chosen = b.elementwise("jnp.where", condition, x, y, dtype=None)
-        return cast(b, dataclasses.replace(chosen, dtype=torch.float64), b.dtype) if b.dtype.is_floating_point else chosen
+        return (
+            cast(b, dataclasses.replace(chosen, dtype=torch.float64), b.dtype) if b.dtype.is_floating_point else chosen
+        )
     return b.elementwise("jnp.where", condition, *promoted(b, (x, y), b.dtype))
 
 

@@ -1,6 +1,7 @@
 """What rules pass around: arrays of the network being built, with their layout."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any, TypeAlias
 
 import torch
@@ -96,6 +97,16 @@ def size(entry: Any) -> Size:
 
 def sizes(shape: Any) -> tuple[Size, ...]:
     return tuple(size(entry) for entry in shape)
+
+
+def settle(shape: Any, known: Sequence[Size]) -> None:
+    """Tells PyTorch the sizes that depend on values, once these values are constants: `x[:, mask]`.
+
+    Whatever else was computed from such sizes is known from then on.
+    """
+    for entry, number in zip(shape, known, strict=True):
+        if isinstance(entry, torch.SymInt) and isinstance(number, int):
+            torch._check(entry == number)
 
 
 def module_scope(node: fx.Node) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""State dicts for a Flax module that somebody wrote by hand: names, layouts and orders found, everything accounted for."""
+"""State dicts for a Flax module that was written by hand: names, layouts and orders found, all of it accounted for."""
 
 from torch_bridge.state_dicts.stack import stack_state_dicts
 

@@ -46,6 +46,7 @@ class Axis:
     - `merged`: whether a reshape made it out of them.
     - `segments`: the axes that were concatenated to make it.
     - `sources`: axes that it was computed from in a way that is not followed, and `reason`: by what.
+    - `opaque`: the operation into which it goes and in which it is not followed.
     - `raw`: whether it is an axis of an input of the network; `last`: the last one of it.
     - `pinned`: the sizes of the parts, channels last, as the user states them; () for nothing to permute.
     """
@@ -72,6 +73,7 @@ class Axis:
         self.role = role or Role()
         self.raw = raw
         self.last = last
+        self.opaque = ""
         self.pinned: tuple[int, ...] | None = None
         self._link: Axis | None = None
 
@@ -87,6 +89,11 @@ class Axis:
     def mark(self, mark: Mark) -> None:
         self.marks.add(mark)
 
+    def depend(self, sources: Sequence["Axis"], reason: str) -> None:
+        """States that it has to do with other axes in a way that is not followed."""
+        self.sources += sources
+        self.reason = self.reason or reason
+
     def absorb(self, other: "Axis") -> None:
         """Makes `other` this axis. Both have to be what `find` gives."""
         other._link = self
@@ -96,6 +103,7 @@ class Axis:
         self.segments = self.segments or other.segments
         self.sources += other.sources
         self.reason = self.reason or other.reason
+        self.opaque = self.opaque or other.opaque
         self.raw |= other.raw
         self.last |= other.last
 
@@ -145,7 +153,7 @@ def aligned(ours: Sequence[int], theirs: Sequence[int]) -> list[tuple[list[int],
 
 
 def split(axis: Axis, sizes: Sequence[int]) -> list[Axis]:
-    """The axis taken apart into axes of these sizes, slowest first. None of the sizes may be 1 unless it is the only."""
+    """The axis taken apart into axes of these sizes, slowest first. Sizes of 1 are for `reshape`."""
     axis = axis.find()
     if len(sizes) == 1:
         return [axis]
@@ -193,6 +201,8 @@ def permutation(axis: Axis, inside: tuple[Axis, ...] = ()) -> np.ndarray | None:
         return channels_last_index(axis.pinned)
     if axis.segments:
         return _concatenated(axis, inside)
+    if axis.opaque:
+        raise Unclear(f"it goes into {axis.opaque}, where it is not followed")
     if axis.reason and not axis.sources:
         raise Unclear(axis.reason)
     for source in axis.sources:

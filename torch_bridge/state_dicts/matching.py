@@ -1,4 +1,4 @@
-"""Which PyTorch key belongs to which array of a Flax module, and how its layout changes: one row for each type of layer."""
+"""Which PyTorch key belongs to which array of a Flax module, and how its layout changes: a row for each layer type."""
 
 import dataclasses
 import math
@@ -32,7 +32,7 @@ WITHOUT_PLACE = "num_batches_tracked"
 
 @dataclasses.dataclass(frozen=True)
 class Slot:
-    """One array of a Flax module, as it is reached by one path: its name in the state, its layer and that one's path."""
+    """One array of a Flax module, reached by one path: its name in the state, its layer, the path to that."""
 
     name: str
     layer: nnx.Module | None
@@ -160,6 +160,8 @@ def _as_it_is(slot: Slot, shape: tuple[int, ...], axes: list[Axis]) -> Placement
 
 
 def _linear(slot: Slot, shape: tuple[int, ...], axes: list[Axis]) -> Placement:  # [O, I] -> [I, O]
+    if len(axes) != 2:
+        raise Misfit(f"a kernel of shape {_sizes(axes)} stands for several layers, which has no twin in PyTorch")
     ins, outs = _sizes(axes)
     _fitted(shape, (outs, ins))
     return Placement(Rearrangement(shape, (1, 0), (ins, outs)), _indices(axes), (ins, outs))

@@ -58,10 +58,11 @@ def stack_state_dicts(
       `{"fc.0": "dense1"}`; the longest one counts. Or a function from PyTorch's key to such a name.
     - `permutations`: for layers whose inputs are flattened in a way that cannot be traced, the sizes of the flattened
       axes as the Flax module has them, channels last: `{"fc1": (7, 7, 64)}`; None where the order is PyTorch's.
-      For a normalisation, of the axis that it scales. What is stated here counts before what is traced.
+      For a normalisation, of the axis that it scales; for the name of any other array, of its last axis. What is stated
+      here counts before what is traced.
 
-    **Returns:** `(params, buffers)`, nested dicts of `[M, ...]` arrays, shaped as `jaxensemble.state.split` shapes those
-    of the module, in the dtypes of the state dicts. `jaxensemble.functional_call` and `Ensemble` take them.
+    **Returns:** `(params, buffers)`, nested dicts of `[M, ...]` arrays, nested as by `jaxensemble.state.split` of the
+    module, in the dtypes of the state dicts. `jaxensemble.functional_call` and `Ensemble` take them.
 
     **Raises:** `MemberError` with every difference between the state dicts, `StateError` with everything that stays
     unread or unfilled, has another shape, or whose order cannot be told; `InputError` for other arguments than these.
@@ -142,7 +143,7 @@ def _pin(axes: Mapping[str, Sequence[Axis]], slots: Mapping[str, Slot], permutat
     problems = []
     for path, sizes in permutations.items():
         found = [slot for slot in slots.values() if path in (slot.place, slot.name)]
-        wanted = {axis.find() for slot in found for axis in _input_axes(slot, axes[slot.name])}
+        wanted = {axis.find() for slot in found for axis in _input_axes(slot, axes[slot.name], path == slot.name)}
         stated = tuple(sizes or ())
         total = int(np.prod(stated)) if stated else None
         if not wanted:
@@ -158,11 +159,14 @@ def _pin(axes: Mapping[str, Sequence[Axis]], slots: Mapping[str, Slot], permutat
         raise InputError("`permutations` does not fit the Flax module:\n  " + "\n  ".join(problems))
 
 
-def _input_axes(slot: Slot, axes: Sequence[Axis]) -> list[Axis]:
-    """The inputs of a kernel, or the features of a normalisation. A kernel's bias lies along its outputs."""
+def _input_axes(slot: Slot, axes: Sequence[Axis], named: bool) -> list[Axis]:
+    """The inputs of a kernel, the features of a normalisation, the last axis of any array that is named itself.
+
+    A kernel's bias lies along its outputs, so that the name of the layer does not mean it.
+    """
     if slot.leaf == "kernel":
         return [axes[-2]]
-    return list(axes[-1:]) if slot.leaf in ("scale", "mean", "var") else []
+    return list(axes[-1:]) if named or slot.leaf in ("scale", "mean", "var") else []
 
 
 def _placements(

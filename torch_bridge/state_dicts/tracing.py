@@ -27,15 +27,16 @@ def leaf_axes(module: nnx.Module, inputs: tuple[Any, ...]) -> dict[str, Axes]:
     module = merge(*state)
     nnx.Module.eval(module)
     state = split(module)
-    params, buffers = flatten(state.params), flatten(state.buffers)
-    names = [*params, *buffers]
+    groups = {"params": flatten(state.params), "buffers": flatten(state.buffers)}
+    initial = groups["params"] | groups["buffers"]
+    names = list(initial)
 
     def call(leaves: Sequence[Any], inputs: tuple[Any, ...]) -> Any:
         arrays = dict(zip(names, leaves, strict=True))
-        trees = [unflatten({name: arrays[name] for name in group}) for group in (params, buffers)]
-        return jax.tree.leaves(merge(state.graphdef, *trees, state.constants, state.rngs)(*inputs))
+        trees = {kind: unflatten({name: arrays[name] for name in group}) for kind, group in groups.items()}
+        return jax.tree.leaves(merge(*state._replace(**trees))(*inputs))
 
-    leaves = [jax.ShapeDtypeStruct(jnp.shape(leaf), leaf.dtype) for leaf in (params | buffers).values()]
+    leaves = [jax.ShapeDtypeStruct(jnp.shape(leaf), leaf.dtype) for leaf in initial.values()]
     try:
         closed = jax.make_jaxpr(call)(leaves, inputs)
     except Exception as error:  # whatever a user's call raises is told as one kind of error
@@ -52,13 +53,12 @@ def leaf_axes(module: nnx.Module, inputs: tuple[Any, ...]) -> dict[str, Axes]:
     return own
 
 
-def _run(jaxpr: core.Jaxpr, inputs: Sequence[Axes]) -> list[Axes]:
+def _run(jaxpr: Any, inputs: Sequence[Axes]) -> list[Axes]:
     known: dict[Any, Axes] = dict(zip(jaxpr.invars, inputs, strict=True))
 
     def axes_of(atom: Any) -> Axes:
-        if isinstance(atom, core.Literal) or atom not in known:  # a constant
-            return _fresh(atom.aval.shape)
-        return known[atom]
+        aval: Any = atom.aval
+        return known[atom] if isinstance(atom, core.Var) and atom in known else _fresh(aval.shape)
 
     for equation in jaxpr.eqns:
         operands = [axes_of(atom) for atom in equation.invars]
@@ -88,26 +88,59 @@ def _shapes(equation: Any) -> list[tuple[int, ...]]:
     return [variable.aval.shape for variable in equation.outvars]
 
 
-def _inner(params: Mapping[str, Any]) -> core.Jaxpr | None:
-    """The jaxpr of a call that runs it once, on its operands as they are."""
-    for name in ("jaxpr", "call_jaxpr", "fun_jaxpr"):
-        if name in params and not {"length", "cond_jaxpr", "branches"} & set(params):
-            return getattr(params[name], "jaxpr", params[name])
-    return None
+def _inner(params: Mapping[str, Any]) -> Any:
+    """The jaxpr of a call, which runs it once on its operands as they are; None for a primitive that is no call."""
+    name = next((name for name in ("jaxpr", "call_jaxpr", "fun_jaxpr") if name in params), None)
+    return None if name is None else getattr(params[name], "jaxpr", params[name])
 
 
 def _inlined(equation: Any, operands: list[Axes]) -> list[Axes]:
     jaxpr = _inner(equation.params)
     sizes = [tuple(axis.size for axis in axes) for axes in operands]
-    if jaxpr is None or [variable.aval.shape for variable in jaxpr.invars] != sizes:
+    if [getattr(variable.aval, "shape", None) for variable in jaxpr.invars] != sizes:
+        for axis in (axis for axes in operands for axis in axes):
+            axis.find().opaque = equation.primitive.name  # whatever is done to it is not seen
         return _unknown(equation, operands)
     return _run(jaxpr, operands)
 
 
 def _unknown(equation: Any, operands: list[Axes]) -> list[Axes]:
+    """Nothing is known of results but what they come of; nor of operands, which may have to match each other."""
     sources = [axis for axes in operands for axis in axes if axis.size != 1]
     reason = equation.primitive.name if sources else ""
+    for axis in sources:
+        axis.find().depend(sources, reason)
     return [[Axis(size, sources=sources, reason=reason) for size in shape] for shape in _shapes(equation)]
+
+
+def _scan(equation: Any, operands: list[Axes]) -> list[Axes]:
+    """A loop: what is carried comes out as it goes in; what is scanned loses its first axis and gets it back."""
+    constants, carried = equation.params["num_consts"], equation.params["num_carry"]
+    scanned = operands[constants + carried :]
+    steps = scanned[0][0] if scanned else Axis(equation.params["length"])
+    results = _run(_inner(equation.params), [*operands[: constants + carried], *(axes[1:] for axes in scanned)])
+    _unify_all(operands[constants : constants + carried], results[:carried])
+    return [*results[:carried], *([steps, *axes] for axes in results[carried:])]
+
+
+def _while(equation: Any, operands: list[Axes]) -> list[Axes]:
+    ignored, constants = equation.params["cond_nconsts"], equation.params["body_nconsts"]
+    results = _run(equation.params["body_jaxpr"].jaxpr, operands[ignored:])
+    _unify_all(operands[ignored + constants :], results)
+    return results
+
+
+def _cond(equation: Any, operands: list[Axes]) -> list[Axes]:
+    first, *others = [_run(branch.jaxpr, operands[1:]) for branch in equation.params["branches"]]
+    for results in others:
+        _unify_all(first, results)
+    return first
+
+
+def _unify_all(ours: Sequence[Axes], theirs: Sequence[Axes]) -> None:
+    for left, right in zip(ours, theirs, strict=True):
+        for a, b in zip(left, right, strict=True):
+            unify(a, b)
 
 
 def _elementwise(equation: Any, operands: list[Axes]) -> list[Axes]:
@@ -143,12 +176,12 @@ def _resized(equation: Any, operands: list[Axes]) -> list[Axes]:
 
 def _pad(equation: Any, operands: list[Axes]) -> list[Axes]:
     touched = [config != (0, 0, 0) for config in equation.params["padding_config"]]
-    return [_along(operands[0], *_shapes(equation), touched, "pad")]
+    return [_along(operands[0], shape, touched, "pad") for shape in _shapes(equation)]
 
 
 def _rev(equation: Any, operands: list[Axes]) -> list[Axes]:
     touched = [k in equation.params["dimensions"] for k in range(len(operands[0]))]
-    return [_along(operands[0], *_shapes(equation), touched, "rev")]
+    return [_along(operands[0], shape, touched, "rev") for shape in _shapes(equation)]
 
 
 def _scanned(equation: Any, operands: list[Axes]) -> list[Axes]:
@@ -171,7 +204,7 @@ def _window(equation: Any, operands: list[Axes]) -> list[Axes]:
     for axis, touch in zip(operands[0], touched, strict=True):
         if touch:
             axis.mark("spatial")
-    others = [axis for axis, touch in zip(operands[0][1:], touched[1:], strict=True) if not touch]
+    others = [axis for axis, touch in zip(operands[0][1:], touched[1:], strict=True) if not touch and axis.size != 1]
     if len(others) == 1:
         others[0].mark("channel")
     return [_along(operands[0], shape, touched, equation.primitive.name) for shape in _shapes(equation)]
@@ -186,7 +219,7 @@ def _broadcast(equation: Any, operands: list[Axes]) -> list[Axes]:
 
 
 def _reshape(equation: Any, operands: list[Axes]) -> list[Axes]:
-    return [reshape(operands[0], *_shapes(equation))]
+    return [reshape(operands[0], shape) for shape in _shapes(equation)]
 
 
 def _squeeze(equation: Any, operands: list[Axes]) -> list[Axes]:
@@ -201,7 +234,8 @@ def _transpose(equation: Any, operands: list[Axes]) -> list[Axes]:
 def _concatenate(equation: Any, operands: list[Axes]) -> list[Axes]:
     along = equation.params["dimension"]
     result: Axes = []
-    for k, size in enumerate(*_shapes(equation)):
+    (shape,) = _shapes(equation)
+    for k, size in enumerate(shape):
         axes = [operand[k] for operand in operands]
         if k != along:
             for other in axes[1:]:
@@ -270,6 +304,7 @@ def _gather(equation: Any, operands: list[Axes]) -> list[Axes]:
 RULES: dict[str, Rule] = {
     "broadcast_in_dim": _broadcast,
     "concatenate": _concatenate,
+    "cond": _cond,
     "conv_general_dilated": _convolution,
     "cumlogsumexp": _scanned,
     "cummax": _scanned,
@@ -282,18 +317,20 @@ RULES: dict[str, Rule] = {
     "pad": _pad,
     "reshape": _reshape,
     "rev": _rev,
+    "scan": _scan,
     "slice": _resized,
     "sort": _scanned,
     "split": _split,
     "squeeze": _squeeze,
     "transpose": _transpose,
+    "while": _while,
 }
 """How the axes of results come from those of operands, by primitive."""
 
 ELEMENTWISE = frozenset(
     """abs acos acosh add add_any and asin asinh atan atan2 atanh cbrt ceil clamp clz complex conj
-    convert_element_type copy copy_p cos cosh device_put digamma div eq erf erf_inv erfc exp exp2 expm1 floor ge gt igamma
-    igammac imag integer_pow is_finite le lgamma log log1p logistic lt max min mul name ne neg nextafter not
+    convert_element_type copy copy_p cos cosh device_put digamma div eq erf erf_inv erfc exp exp2 expm1 floor ge gt
+    igamma igammac imag integer_pow is_finite le lgamma log log1p logistic lt max min mul name ne neg nextafter not
     optimization_barrier or polygamma population_count pow real reduce_precision regularized_incomplete_beta rem round
     rsqrt select_n shift_left shift_right_arithmetic shift_right_logical sign sin sinh sqrt square stop_gradient sub tan
     tanh xor""".split()

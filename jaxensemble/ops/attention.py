@@ -1,0 +1,52 @@
+"""Attention with PyTorch's masks: that of Flax, but with zeros where nothing may be attended to."""
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+
+def attention(
+    query: Array,
+    key: Array,
+    value: Array,
+    mask: Array | None = None,
+    *,
+    is_causal: bool = False,
+    scale: float | None = None,
+) -> Array:
+    """`softmax(query @ key * scale + mask) @ value`, head by head.
+
+    Source: `scaled_dot_product_attention` in torch.nn.functional. A query that may attend to nothing gets zeros.
+
+    **Arguments:**
+
+    - `query`, `key`, `value`: `[..., L, H, E]`, `[..., S, K, E]`, `[..., S, K, D]`: heads before features, as Flax has
+      them. `K` divides `H`: heads side by side then share a key.
+    - `mask`: broadcasts against `[..., H, L, S]`. True where a query may attend to a key; or numbers that are added.
+    - `is_causal`: a query attends to keys up to its own place, counted from the first.
+    - `scale`: `1 / sqrt(E)` unless given.
+
+    **Returns:** `[..., L, H, D]`.
+
+    >>> x = jnp.array([[[1.0]], [[2.0]]])
+    >>> attention(x, x, x, is_causal=True)[:, 0, 0].round(3).tolist()
+    [1.0, 1.881]
+    """
+    groups = query.shape[-2] // key.shape[-2]
+    if groups > 1:
+        key, value = jnp.repeat(key, groups, axis=-2), jnp.repeat(value, groups, axis=-2)
+    scale = query.shape[-1] ** -0.5 if scale is None else scale
+    logits = jnp.einsum("...lhe,...she->...hls", query * scale, key)
+    if is_causal:
+        mask = jnp.tril(jnp.ones(logits.shape[-2:], bool))
+    if mask is not None:
+        logits = jnp.where(mask, logits, -jnp.inf) if mask.dtype == bool else logits + mask
+    return jnp.einsum("...hls,...shd->...lhd", _softmax(logits, bounded=mask is None), value)
+
+
+def _softmax(logits: Array, *, bounded: bool) -> Array:
+    """The softmax of rows, zeros in rows of nothing but -inf."""
+    if bounded:
+        return jax.nn.softmax(logits, axis=-1)
+    empty = jnp.all(jnp.isneginf(logits), axis=-1, keepdims=True)
+    return jnp.where(empty, 0, jax.nn.softmax(jnp.where(empty, 0, logits), axis=-1))

@@ -1,0 +1,27 @@
+"""Linear algebra that `jax.numpy` lacks."""
+
+import jax.numpy as jnp
+from jax import Array, lax
+
+
+def solve_triangular(
+    a: Array, b: Array, *, lower: bool = False, left: bool = True, unit_diagonal: bool = False
+) -> Array:
+    """Solves `a @ x = b`, or `x @ a = b` if not `left`, for triangular matrices `[..., n, n]`; leading axes broadcast.
+
+    >>> solve_triangular(jnp.array([[2.0, 1.0], [0.0, 4.0]]), jnp.array([[4.0], [8.0]])).tolist()
+    [[1.0], [2.0]]
+    """
+    batch = jnp.broadcast_shapes(a.shape[:-2], b.shape[:-2])
+    a = jnp.broadcast_to(a, (*batch, *a.shape[-2:]))
+    b = jnp.broadcast_to(b, (*batch, *b.shape[-2:]))
+    return lax.linalg.triangular_solve(a, b, left_side=left, lower=lower, unit_diagonal=unit_diagonal)
+
+
+def bilinear(x: Array, y: Array, kernel: Array) -> Array:
+    """`sum(x[..., i] * kernel[i, j, o] * y[..., j])` over `i` and `j`.
+
+    >>> bilinear(jnp.array([1.0, 2.0]), jnp.array([3.0]), jnp.ones((2, 1, 4))).tolist()
+    [9.0, 9.0, 9.0, 9.0]
+    """
+    return jnp.einsum("...i,ijo,...j->...o", x, kernel, y)

@@ -1,0 +1,55 @@
+"""Attention: heads before features, as Flax has them. PyTorch's transposes before and after cost nothing."""
+
+from collections.abc import Sequence
+
+from jaxensemble.network import Arg, Ref, Var
+from torch_bridge.layout import Group, Layout
+from torch_bridge.lowering.builder import Builder
+from torch_bridge.lowering.dims import relabelled, span, viewed
+from torch_bridge.lowering.table import register
+from torch_bridge.lowering.values import Operand, Value
+
+
+@register("aten.scaled_dot_product_attention.default")
+def scaled_dot_product_attention(
+    b: Builder,
+    query: Operand,
+    key: Operand,
+    value: Operand,
+    attn_mask: Operand | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    *,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Value:
+    if dropout_p:
+        raise b.unsupported(
+            f"dropout of attention weights in evaluation mode, dropout_p={dropout_p}; pass "
+            "`dropout_p=self.p if self.training else 0.0`, as PyTorch's documentation asks for"
+        )
+    arrays = [_heads_before_features(b, operand) for operand in (query, key, value)]
+    mask = [] if attn_mask is None else [_with_heads(b, attn_mask, arrays[0].ndim > 3)]
+    options: dict[str, Arg] = {"is_causal": True} if is_causal else {}
+    options |= {} if scale is None else {"scale": scale}
+    expr = b.emit("ops.attention", *[array.expr for array in arrays], *mask, **options)
+    dims = tuple(span(size) for size in b.result_shape)
+    return b.laid(expr, Layout(dims, _axes(dims)))
+
+
+def _with_heads(b: Builder, mask: Operand, heads: bool) -> Ref | Var:
+    value = b.plain(mask)
+    dims = value.layout.dims
+    return b.plain(value if heads or len(dims) < 3 else relabelled(value, (*dims[:-2], (), *dims[-2:]))).expr
+
+
+def _heads_before_features(b: Builder, operand: Operand) -> Value:
+    """`[..., H, L, E]` stored `[..., L, H, E]`; where there are no heads, as one head."""
+    value = viewed(b, operand)
+    return b.arranged(value, _axes(value.layout.dims))
+
+
+def _axes(dims: Sequence[Group]) -> tuple[Group, ...]:
+    *batch, length, features = dims
+    heads = batch.pop() if len(batch) > 1 else ()
+    return (*batch, length, heads, features)

@@ -1,0 +1,101 @@
+"""Tensors made from nothing but sizes: those that the batch size is among, since all others are folded."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from jaxensemble.network import Arg
+from torch_bridge.layout import Size
+from torch_bridge.lowering.builder import Builder
+from torch_bridge.lowering.dims import sizes_of, viewed
+from torch_bridge.lowering.promotion import dtype_argument
+from torch_bridge.lowering.table import register
+from torch_bridge.lowering.values import Value, size
+
+
+def _full(b: Builder, target: str, shape: Sequence[Size], *args: Arg) -> Value:
+    return b.new(b.emit(target, sizes_of(b, shape), *args, dtype=dtype_argument(b, b.dtype)), shape)
+
+
+def _filled(target: str) -> Callable[..., Value]:
+    return lambda b, shape, **_: _full(b, target, shape)
+
+
+def _filled_as(target: str) -> Callable[..., Value]:
+    return lambda b, x, shape, **_: _full(b, target, shape)
+
+
+register("aten.zeros.default", "aten.empty.memory_format")(_filled("jnp.zeros"))
+register("aten.ones.default")(_filled("jnp.ones"))
+register("aten.new_zeros.default", "aten.new_empty.default")(_filled_as("jnp.zeros"))
+register("aten.new_ones.default")(_filled_as("jnp.ones"))
+
+
+@register("aten.full.default")
+def full(b: Builder, size: Sequence[Size], fill_value: Any, **_: Any) -> Value:
+    return _full(b, "jnp.full", size, fill_value)
+
+
+@register("aten.new_full.default")
+def new_full(b: Builder, x: Value, size: Sequence[Size], fill_value: Any, **_: Any) -> Value:
+    return _full(b, "jnp.full", size, fill_value)
+
+
+def _like(target: str) -> Callable[..., Value]:
+    def rule(b: Builder, x: Value, *args: Any, **_: Any) -> Value:
+        value = viewed(b, x)
+        options: dict[str, Arg] = {} if value.dtype == b.dtype else {"dtype": dtype_argument(b, b.dtype)}
+        return b.laid(b.emit(target, value.expr, *args, **options), value.layout)
+
+    return rule
+
+
+register("aten.zeros_like.default", "aten.empty_like.default")(_like("jnp.zeros_like"))
+register("aten.ones_like.default")(_like("jnp.ones_like"))
+register("aten.full_like.default")(_like("jnp.full_like"))
+
+
+@register("aten.arange.default")
+def arange(b: Builder, end: Any, **_: Any) -> Value:
+    return arange_from(b, 0, end)
+
+
+@register("aten.arange.start", "aten.arange.start_step")
+def arange_from(b: Builder, start: Any, end: Any, step: Any = 1, **_: Any) -> Value:
+    bounds: list[Arg] = [entry if isinstance(entry, float) else b.size(entry) for entry in (start, end, step)]
+    bounds = bounds[:2] if step == 1 else bounds
+    bounds = bounds[1:] if start == 0 and step == 1 else bounds
+    options: dict[str, Arg] = {} if b.dtype == torch.int64 else {"dtype": dtype_argument(b, b.dtype)}
+    return b.new(b.emit("jnp.arange", *bounds, **options))
+
+
+@register("aten.eye.default")
+def eye(b: Builder, n: Size, **_: Any) -> Value:
+    return b.new(b.emit("jnp.eye", b.size(n), dtype=dtype_argument(b, b.dtype)))
+
+
+@register("aten.eye.m")
+def eye_of(b: Builder, n: Size, m: Size, **_: Any) -> Value:
+    return b.new(b.emit("jnp.eye", b.size(n), b.size(m), dtype=dtype_argument(b, b.dtype)))
+
+
+@register("aten.scalar_tensor.default")
+def scalar_tensor(b: Builder, value: Any, **_: Any) -> Value:
+    """A number that depends on the batch size."""
+    return b.new(b.emit("jnp.asarray", b.size(size(value)), dtype=dtype_argument(b, b.dtype)), ())
+
+
+DRAWS = """
+    randint_like.low_dtype normal.Tensor_float normal.float_Tensor normal.Tensor_Tensor normal.float_float
+    binomial.default cauchy.default geometric.default log_normal.default random.default random.from random.to
+""".split()
+"""Operations that draw random numbers from distributions no layer needs."""
+
+
+@register(*(f"aten.{name}" for name in DRAWS))
+def drawn(b: Builder, *_: Any, **__: Any) -> Value:
+    raise b.unsupported(
+        "it draws random numbers, and JAX's are not PyTorch's, so that nothing could be proved equal; make the draw an "
+        "input of the forward, or use a dropout layer"
+    )

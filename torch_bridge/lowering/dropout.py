@@ -1,0 +1,64 @@
+"""Dropout of every kind, as layers that draw from a random stream of their own."""
+
+from jaxensemble.network import Arg
+from torch_bridge.lowering.builder import Builder
+from torch_bridge.lowering.table import register
+from torch_bridge.lowering.values import Value
+
+
+@register("torch_bridge.dropout.default")
+def dropout(b: Builder, x: Value, p: float, mode: str) -> Value:
+    return _dropped(b, "nnx.Dropout", x, p, mode, "dropout")
+
+
+@register("torch_bridge.feature_dropout.default")
+def feature_dropout(b: Builder, x: Value, p: float, mode: str) -> Value:
+    return _dropped(b, "nnx.Dropout", x, p, mode, "dropout", channels=True)
+
+
+@register("torch_bridge.alpha_dropout.default")
+def alpha_dropout(b: Builder, x: Value, p: float, mode: str) -> Value:
+    return _dropped(b, "layers.AlphaDropout", x, p, mode, "alpha_dropout")
+
+
+@register("torch_bridge.feature_alpha_dropout.default")
+def feature_alpha_dropout(b: Builder, x: Value, p: float, mode: str) -> Value:
+    return _dropped(b, "layers.AlphaDropout", x, p, mode, "alpha_dropout", channels=True)
+
+
+def _dropped(b: Builder, type_: str, x: Value, p: float, mode: str, name: str, channels: bool = False) -> Value:
+    """`F.dropout(x)` drops in evaluation too: its layer is told so at each call."""
+    if mode == "never":
+        return x
+    x = b.tidy(x) if channels else b.plain(x) if x.open else x
+    options: dict[str, Arg] = {"rate": p}
+    if channels:
+        options |= {"broadcast_dims": tuple(sorted(x.axis(dim) for dim in range(2, x.ndim)))}
+    always: dict[str, Arg] = {"deterministic": False} if mode == "always" else {}
+    path = b.stateless(type_, options, name)
+    return b.laid(b.emit(f"layer:{path}", x.expr, **always), x.layout)
+
+
+@register(
+    "aten.bernoulli.default",
+    "aten.bernoulli.p",
+    "aten.bernoulli.Tensor",
+    "aten.exponential.default",
+    "aten.multinomial.default",
+    "aten.normal_functional.default",
+    "aten.poisson.default",
+    "aten.rand.default",
+    "aten.rand_like.default",
+    "aten.randint.default",
+    "aten.randint.low",
+    "aten.randint_like.default",
+    "aten.randn.default",
+    "aten.randn_like.default",
+    "aten.randperm.default",
+    "aten.uniform.default",
+)
+def random(b: Builder, *_: object, **__: object) -> Value:
+    raise b.unsupported(
+        "it draws random numbers outside of any dropout layer, which PyTorch and JAX draw differently; pass the random "
+        "tensor in as an input"
+    )

@@ -1,0 +1,83 @@
+"""Embeddings: rows of a table, chosen by integers."""
+
+from typing import Any
+
+import torch
+
+from jaxensemble.network import Arg
+from torch_bridge.layout import Layout, fresh
+from torch_bridge.lowering.builder import Builder
+from torch_bridge.lowering.dims import span, viewed
+from torch_bridge.lowering.linear import param_dtype
+from torch_bridge.lowering.promotion import dtype_argument
+from torch_bridge.lowering.table import register
+from torch_bridge.lowering.values import Value
+
+
+@register("aten.embedding.default")
+def embedding(
+    b: Builder,
+    weight: Value,
+    indices: Any,
+    padding_idx: int = -1,
+    scale_grad_by_freq: bool = False,
+    sparse: bool = False,
+) -> Value:
+    """An index out of range, which PyTorch refuses, gives NaN."""
+    return _rows(b, b.value(weight), b.value(indices), padding_idx, scale_grad_by_freq)
+
+
+def _rows(b: Builder, weight: Value, indices: Value, padding_idx: int, by_frequency: bool) -> Value:
+    indices = viewed(b, indices)
+    count, features = (int(size) for size in weight.shape)
+    options: dict[str, Arg] = {"num_embeddings": count, "features": features}
+    extra: dict[str, Arg] = {} if padding_idx < 0 else {"padding_idx": padding_idx}
+    extra |= {"scale_grad_by_freq": True} if by_frequency else {}
+    type_ = "layers.Embed" if extra else "nnx.Embed"
+    path = b.claim(type_, options | extra | param_dtype(weight), {"embedding": (weight, None)})
+    if path is not None:
+        rows = b.emit(f"layer:{path}", indices.expr)
+    else:
+        rows = b.emit("ops.embed", b.plain(weight).expr, indices.expr, **extra)
+    last, layout = span(features), indices.layout
+    return b.laid(rows, Layout((*layout.dims, last), (*layout.axes, last)), weight.dtype)
+
+
+@register("aten.one_hot.default")
+def one_hot(b: Builder, x: Value, num_classes: int = -1) -> Value:
+    """An index out of range, which PyTorch refuses, gives zeros."""
+    if num_classes < 0:
+        raise b.unsupported("the number of classes depends on the values; pass num_classes")
+    x = viewed(b, x)
+    last = span(num_classes)
+    expr = b.emit("nnx.one_hot", x.expr, num_classes, dtype=dtype_argument(b, torch.int64))
+    return b.laid(expr, Layout((*x.layout.dims, last), (*x.layout.axes, last)))
+
+
+@register("aten.embedding_bag.padding_idx", "aten.embedding_bag.default")
+def embedding_bag(
+    b: Builder,
+    weight: Value,
+    indices: Any,
+    offsets: Any,
+    scale_grad_by_freq: bool = False,
+    mode: int = 0,
+    sparse: bool = False,
+    per_sample_weights: Any = None,
+    include_last_offset: bool = False,
+    padding_idx: int | None = None,
+) -> tuple[Value, ...]:
+    """Bags one after the other in one line, beginning at `offsets`, or the rows of a matrix, which PyTorch flattens."""
+    if scale_grad_by_freq:
+        raise b.unsupported("scale_grad_by_freq is not carried for embedding bags; set it to False")
+    rows = _rows(b, b.value(weight), b.value(indices), -1, False)
+    args: list[Arg] = [b.plain(rows).expr, b.plain(offsets).expr, ("sum", "mean", "max")[mode]]
+    options: dict[str, Arg] = {}
+    if per_sample_weights is not None:
+        options["weights"] = b.plain(per_sample_weights).expr
+    if include_last_offset:
+        options["include_last_offset"] = True
+    if padding_idx is not None:
+        left_out = padding_idx % int(weight.shape[0])
+        options["mask"] = b.plain(b.elementwise("!=", indices, left_out, dtype=torch.bool)).expr
+    return (b.laid(b.emit("ops.bags", *args, **options), fresh(b.result_shape), weight.dtype),)

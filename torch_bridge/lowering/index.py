@@ -1,0 +1,374 @@
+"""Indexing and scattering, and the in-place assignments that capture turns into them."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from jaxensemble.network import Arg, Slice
+from torch_bridge.layout import Layout
+from torch_bridge.lowering.builder import Builder, number
+from torch_bridge.lowering.dims import in_one_order, last_as_minus_one, redimensioned, span, viewed
+from torch_bridge.lowering.promotion import cast
+from torch_bridge.lowering.shape import END, expand_to, reshape_to, slice_bounds
+from torch_bridge.lowering.table import register
+from torch_bridge.lowering.values import Operand, Value, settle
+
+Index = Value | Tensor | None
+
+
+# Reading
+
+
+@register("aten.index.Tensor")
+def index(b: Builder, x: Value, indices: Sequence[Index]) -> Value:
+    value = viewed(b, x)
+    places = integer_indices(b, indices)
+    _settle(b, value, places)
+    named = [dim for dim, place in enumerate(places) if place is not None]
+    if len(named) == 1:
+        return _index_one(b, value, named[0], places[named[0]])
+    value = b.plain(value)
+    item = tuple(Slice() if place is None else _place(b, place) for place in places)
+    return b.new(b.emit("[]", value.expr, item))
+
+
+def _settle(b: Builder, value: Value, places: Sequence[Index]) -> None:
+    """Tells PyTorch how many elements constant masks choose."""
+    shapes = [() if place is None else b.value(place).shape for place in places]
+    if all(isinstance(size, int) for shape in shapes for size in shape):
+        wide = torch.broadcast_shapes(*shapes)
+        named = [k for k, place in enumerate(places) if place is not None]
+        start = named[0] if named == list(range(named[0], named[-1] + 1)) else 0
+        settle(b.result.shape[start : start + len(wide)], wide)
+
+
+def _index_one(b: Builder, value: Value, dim: int, place: Index) -> Value:
+    """One index: along whatever axis its dimension is stored as."""
+    value = b.tidy(value)
+    axis = value.axis(dim)
+    where = b.value(place)
+    item = (*(Slice(),) * axis, _place(b, place))
+    expr = b.emit("[]", value.expr, item if axis else item[0])
+    new = tuple(span(size) for size in where.shape)
+    dims, axes = value.layout.dims, value.layout.axes
+    return b.laid(expr, Layout((*dims[:dim], *new, *dims[dim + 1 :]), (*axes[:axis], *new, *axes[axis + 1 :])))
+
+
+def _place(b: Builder, place: Index) -> Arg:
+    return int(place) if isinstance(place, Tensor) and place.ndim == 0 else b.plain(place).expr
+
+
+def integer_indices(b: Builder, indices: Sequence[Index]) -> list[Index]:
+    """Indices with masks of constant truth values replaced by the places of what is true in them.
+
+    **Raises:** `UnsupportedError` for masks that are computed: how many elements they choose depends on values.
+    """
+    result: list[Index] = []
+    for place in indices:
+        if place is None or place.dtype not in (torch.bool, torch.uint8):
+            result.append(place)
+        elif isinstance(place, Tensor):
+            result += place.nonzero(as_tuple=True)
+        else:
+            raise b.unsupported(
+                "the size of x[mask] depends on the values of the mask, and XLA needs fixed sizes; use "
+                "torch.where(mask, x, other) or multiply by the mask"
+            )
+    return result
+
+
+@register("aten.index_select.default")
+def index_select(b: Builder, x: Value, dim: int, index: Operand) -> Value:
+    value = viewed(b, x)
+    where = (
+        index.reshape(-1) if isinstance(index, Tensor) else reshape_to(b, b.value(index), b.value(index).shape or (1,))
+    )
+    return _index_one(b, value, dim % value.ndim, where) if value.ndim else value
+
+
+@register("aten.take.default")
+def take(b: Builder, x: Value, index: Operand) -> Value:
+    return b.new(b.emit("jnp.take", b.plain(x).expr, b.plain(index).expr))
+
+
+@register("aten.gather.default")
+def gather(b: Builder, x: Operand, dim: int, index: Operand, *, sparse_grad: bool = False) -> Value:
+    value, where = b.value(x), b.value(index)
+    if not value.ndim:
+        return expand_to(b, value, b.result_shape)
+    return _take_along(b, _narrowed(b, value, where, dim), where, dim)
+
+
+def _narrowed(b: Builder, value: Value, index: Value, dim: int) -> Value:
+    """The value cut to the index's size in all other dimensions: `gather` and `scatter` leave the rest alone."""
+    cut = {
+        k: size
+        for k, (size, own) in enumerate(zip(index.shape, value.shape, strict=True))
+        if k != dim % value.ndim and size != own
+    }
+    if not cut:
+        return value
+    value = b.tidy(value)
+    items: list[Arg] = [Slice()] * value.ndim
+    for k, size in cut.items():
+        items[value.axis(k)] = Slice(None, b.size(size))
+    new = {k: span(size) for k, size in cut.items()}
+    return redimensioned(b, value, b.emit("[]", value.expr, tuple(items)), new, value.dtype)
+
+
+def _take_along(b: Builder, value: Value, where: Value, dim: int) -> Value:
+    (first, second), order = in_one_order(b, value, where)
+    dim %= len(order)
+    axis = last_as_minus_one(order.index(dim), len(order))
+    expr = b.emit("jnp.take_along_axis", first.expr, second.expr, axis=axis)
+    dims = tuple(
+        second.layout.dims[k] if k == dim else mine or other
+        for k, (mine, other) in enumerate(zip(first.layout.dims, second.layout.dims, strict=True))
+    )
+    return b.laid(expr, Layout(dims, tuple(dims[k] for k in order)))
+
+
+@register("aten.take_along_dim.default")
+def take_along_dim(b: Builder, x: Operand, indices: Operand, dim: int | None = None) -> Value:
+    if dim is None:
+        flat = [reshape_to(b, b.plain(operand), (_count(b.value(operand)),)) for operand in (x, indices)]
+        return b.new(b.emit("jnp.take", *[b.plain(operand).expr for operand in flat]))
+    return _take_along(b, b.value(x), b.value(indices), dim)
+
+
+def _count(value: Value) -> Any:
+    count: Any = 1
+    for size in value.shape:
+        count = count * size
+    return count
+
+
+# Writing
+
+
+@register("aten.copy.default")
+def copy(b: Builder, x: Value, src: Operand, non_blocking: bool = False) -> Value:
+    """What stands in a tensor after `x.copy_(src)` and after `x[...] = src`."""
+    return expand_to(b, cast(b, src, b.dtype), b.result_shape)
+
+
+def _written(b: Builder, target: str, x: Operand, dim: int, *rest: Any, **options: Arg) -> Value:
+    """`target(x, axis, *rest)`, where the values among `rest` have the dimensions of `x`."""
+    queue = [cast(b, item, b.dtype) if _is_floating(item) else item for item in rest]
+    arrays = [item for item in queue if isinstance(item, Value) or (isinstance(item, Tensor) and item.ndim)]
+    (value, *moved), order = in_one_order(b, b.value(x), *arrays)
+    axis = last_as_minus_one(order.index(dim % len(order)), len(order))
+    values = iter(moved)
+    args = [next(values).expr if any(item is array for array in arrays) else number(item) for item in queue]
+    return b.laid(b.emit(target, value.expr, axis, *args, **options), value.layout)
+
+
+def _is_floating(item: Any) -> bool:
+    return isinstance(item, Value | Tensor) and (item.dtype.is_floating_point or item.dtype.is_complex)
+
+
+@register("aten.select_scatter.default")
+def select_scatter(b: Builder, x: Operand, src: Operand, dim: int, index: Any) -> Value:
+    value, part = b.value(x), b.value(cast(b, src, b.dtype))
+    dim %= value.ndim
+    (value,), order = in_one_order(b, value)
+    axis = order.index(dim)
+    part = b.arranged(part, tuple(part.layout.dims[k - (k > dim)] for k in order if k != dim))
+    expr = b.emit("ops.select_scatter", value.expr, part.expr, last_as_minus_one(axis, len(order)), b.size(index))
+    return b.laid(expr, value.layout)
+
+
+@register("aten.slice_scatter.default")
+def slice_scatter(
+    b: Builder, x: Operand, src: Operand, dim: int = 0, start: Any = None, end: Any = None, step: int = 1
+) -> Value:
+    value, part = b.value(x), b.value(cast(b, src, b.dtype))
+    dim %= value.ndim
+    bounds = slice_bounds(b, value.shape[dim], start, END if end is None else end, step)
+    if bounds is None:
+        return part
+    (value, part), order = in_one_order(b, value, part, lead=0)
+    axis = last_as_minus_one(order.index(dim), len(order))
+    args = [bounds.start] if bounds.stop is None else [bounds.start, bounds.stop]
+    options: dict[str, Arg] = {} if step == 1 else {"step": step}
+    return b.laid(b.emit("ops.slice_scatter", value.expr, part.expr, axis, *args, **options), value.layout)
+
+
+@register("aten.diagonal_scatter.default")
+def diagonal_scatter(b: Builder, x: Operand, src: Operand, offset: int = 0, dim1: int = 0, dim2: int = 1) -> Value:
+    value, part = b.plain(x), b.plain(cast(b, src, b.dtype))
+    options: dict[str, Arg] = {"offset": offset} if offset else {}
+    dims = (dim1 % value.ndim, dim2 % value.ndim)
+    options |= {} if dims == (0, 1) else {"axis1": dims[0], "axis2": dims[1]}
+    return b.new(b.emit("ops.diagonal_scatter", value.expr, part.expr, **options))
+
+
+@register("aten.index_put.default")
+def index_put(b: Builder, x: Operand, indices: Sequence[Index], values: Operand, accumulate: bool = False) -> Value:
+    filled = cast(b, values, b.dtype)
+    masks = [k for k, place in enumerate(indices) if isinstance(place, Value) and place.dtype == torch.bool]
+    if masks:
+        return _masked_put(b, b.value(x), indices, filled, accumulate)
+    value = b.plain(x)
+    places = tuple(None if place is None else b.plain(place).expr for place in integer_indices(b, indices))
+    what = number(filled) if isinstance(filled, Tensor) and filled.ndim == 0 else b.plain(filled).expr
+    options: dict[str, Arg] = {"accumulate": True} if accumulate else {}
+    return b.new(b.emit("ops.index_put", value.expr, places, what, **options))
+
+
+def _masked_put(b: Builder, value: Value, indices: Sequence[Index], filled: Operand, accumulate: bool) -> Value:
+    """`x[mask] = y`, where `y` has one value for all that the mask chooses."""
+    named = [k for k, place in enumerate(indices) if place is not None]
+    mask = indices[named[0]]
+    assert isinstance(mask, Value)
+    rest = value.ndim - named[0] - mask.ndim
+    if len(named) > 1 or filled.ndim > rest + 1 or (filled.ndim == rest + 1 and filled.shape[0] != 1):
+        raise b.unsupported(
+            "x[mask] = y takes as many elements of y as the mask is true in, and XLA needs fixed sizes; use "
+            "torch.where(mask, y, x) with y of the shape of x"
+        )
+    if filled.ndim == rest + 1:
+        filled = filled[0] if isinstance(filled, Tensor) else reshape_to(b, filled, filled.shape[1:])
+    wide = reshape_to(b, mask, (*mask.shape, *(1,) * rest))
+    chosen = b.elementwise("+", value, filled, dtype=b.dtype) if accumulate else filled
+    return b.elementwise("jnp.where", wide, chosen, value)
+
+
+@register("aten.masked_scatter.default")
+def masked_scatter(b: Builder, x: Operand, mask: Operand, source: Operand) -> Value:
+    arrays = [expand_to(b, operand, b.result_shape) for operand in (x, mask)]
+    return b.new(b.emit("ops.masked_scatter", *[b.plain(operand).expr for operand in (*arrays, source)]))
+
+
+@register("aten.put.default")
+def put(b: Builder, x: Operand, index: Operand, source: Operand, accumulate: bool = False) -> Value:
+    options: dict[str, Arg] = {"accumulate": True} if accumulate else {}
+    return b.new(b.emit("ops.put", *[b.plain(operand).expr for operand in (x, index, source)], **options))
+
+
+@register("aten.scatter.src", "aten.scatter.value")
+def scatter(b: Builder, x: Operand, dim: int, index: Operand, src: Any) -> Value:
+    return _written(b, "ops.scatter", x, dim, b.value(index), src)
+
+
+@register("aten.scatter_add.default")
+def scatter_add(b: Builder, x: Operand, dim: int, index: Operand, src: Operand) -> Value:
+    return _written(b, "ops.scatter_add", x, dim, b.value(index), src)
+
+
+@register("aten.scatter_reduce.two")
+def scatter_reduce(
+    b: Builder, x: Operand, dim: int, index: Operand, src: Operand, reduce: str, *, include_self: bool = True
+) -> Value:
+    options: dict[str, Arg] = {} if include_self else {"include_self": False}
+    return _written(b, "ops.scatter_reduce", x, dim, b.value(index), src, reduce=reduce, **options)
+
+
+@register("aten.scatter.reduce")
+def scatter_with(b: Builder, x: Operand, dim: int, index: Operand, src: Operand, *, reduce: str) -> Value:
+    return scatter_reduce(b, x, dim, index, src, {"add": "sum", "multiply": "prod"}[reduce])
+
+
+@register("aten.index_add.default")
+def index_add(b: Builder, x: Operand, dim: int, index: Operand, source: Operand, *, alpha: Any = 1) -> Value:
+    part = source if alpha == 1 else b.elementwise("*", source, alpha)
+    return _indexed(b, "ops.index_add", x, dim, index, part)
+
+
+@register("aten.index_copy.default")
+def index_copy(b: Builder, x: Operand, dim: int, index: Operand, source: Operand) -> Value:
+    return _indexed(b, "ops.index_copy", x, dim, index, source)
+
+
+@register("aten.index_fill.int_Scalar", "aten.index_fill.int_Tensor")
+def index_fill(b: Builder, x: Operand, dim: int, index: Operand, value: Any) -> Value:
+    return _indexed(b, "ops.index_copy", x, dim, index, value)
+
+
+def _indexed(b: Builder, target: str, x: Operand, dim: int, index: Operand, part: Any) -> Value:
+    value = b.value(x)
+    if isinstance(part, Value) and part.ndim == value.ndim:
+        (value, part), order = in_one_order(b, value, cast(b, part, b.dtype), lead=0)
+        what: Arg = part.expr
+    else:
+        (value,), order = in_one_order(b, value)
+        what = b.plain(part).expr if isinstance(part, Value) else number(part)
+    if not value.ndim:
+        raise b.unsupported("a tensor without dimensions has nothing to index; use arithmetic")
+    axis = last_as_minus_one(order.index(dim % value.ndim), value.ndim)
+    return b.laid(b.emit(target, value.expr, axis, b.plain(index).expr, what), value.layout)
+
+
+# Searching
+
+
+@register("aten.bucketize.Tensor")
+def bucketize(b: Builder, x: Value, boundaries: Operand, *, out_int32: bool = False, right: bool = False) -> Value:
+    return searchsorted(b, boundaries, x, right=right)
+
+
+@register("aten.searchsorted.Tensor")
+def searchsorted(
+    b: Builder,
+    sorted_sequence: Operand,
+    x: Operand,
+    *,
+    out_int32: bool = False,
+    right: bool = False,
+    side: str | None = None,
+    sorter: Operand | None = None,
+) -> Value:
+    if sorter is not None:
+        raise b.unsupported("`sorter` is not carried over; sort the boundaries first")
+    options: dict[str, Arg] = {"side": "right"} if right or side == "right" else {}
+    bounds = b.plain(sorted_sequence)
+    value = b.value(x) if bounds.ndim == 1 else b.plain(x)
+    value = b.plain(value) if value.open else value
+    target = "jnp.searchsorted" if bounds.ndim == 1 else "ops.searchsorted"
+    return b.laid(b.emit(target, bounds.expr, value.expr, **options), value.layout)
+
+
+@register("aten.isin.Tensor_Tensor")
+def isin(b: Builder, x: Value, test: Operand, *, assume_unique: bool = False, invert: bool = False) -> Value:
+    options: dict[str, Arg] = {"invert": True} if invert else {}
+    value = viewed(b, x)
+    return b.laid(b.emit("jnp.isin", value.expr, b.plain(test).expr, **options), value.layout)
+
+
+# What has no fixed size
+
+
+@register(
+    "aten.masked_select.default",
+    "aten.nonzero.default",
+    "aten.nonzero_numpy.default",
+    "aten.argwhere.default",
+    "aten.where.default",
+    "aten._unique2.default",
+    "aten.unique_consecutive.default",
+    "aten.unique_dim.default",
+    "aten.bincount.default",
+)
+def of_no_fixed_size(b: Builder, *_: Any, **__: Any) -> Value:
+    raise b.unsupported(
+        "the size of its result depends on values, and XLA needs fixed sizes; use torch.where(mask, x, other) or "
+        "multiply by the mask"
+    )
+
+
+@register("aten.repeat_interleave.self_Tensor")
+def repeat_interleave(
+    b: Builder, x: Value, repeats: Operand, dim: int | None = None, *, output_size: Any = None
+) -> Value:
+    if not isinstance(repeats, Tensor):
+        raise b.unsupported("the size of its result depends on values; give the repeats as constants")
+    value = viewed(b, x)
+    value, dim = (value, dim) if dim is not None else (reshape_to(b, b.plain(value), (_count(value),)), 0)
+    size = value.shape[dim % value.ndim]
+    if not isinstance(size, int):
+        raise b.unsupported("repeats along the batch; pass batch_axis=None to fix all shapes")
+    where = torch.arange(size).repeat_interleave(repeats.expand(size) if repeats.numel() == 1 else repeats)
+    settle([b.result.shape[dim]], [len(where)])
+    return _index_one(b, value, dim % value.ndim, where)

@@ -1,0 +1,135 @@
+"""Linear algebra on matrices that are stored as PyTorch has them. What is not unique but for signs is left out."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from jaxensemble.network import Arg
+from torch_bridge.lowering.builder import Builder
+from torch_bridge.lowering.dims import axis_of, relabelled, stored_order
+from torch_bridge.lowering.reduce import vector_norm
+from torch_bridge.lowering.shape import expand_to
+from torch_bridge.lowering.table import register
+from torch_bridge.lowering.values import Operand, Value
+
+
+def _of_matrices(target: str) -> Callable[..., Value]:
+    return lambda b, x: b.new(b.emit(target, b.plain(x).expr))
+
+
+register("aten.linalg_det.default", "aten.det.default")(_of_matrices("jnp.linalg.det"))
+register("aten.linalg_inv.default", "aten.inverse.default")(_of_matrices("jnp.linalg.inv"))
+register("aten.matrix_exp.default", "aten.linalg_matrix_exp.default")(_of_matrices("jax.scipy.linalg.expm"))
+register("aten.trace.default")(_of_matrices("jnp.trace"))
+
+
+@register("aten.linalg_slogdet.default", "aten.slogdet.default")
+def slogdet(b: Builder, x: Value) -> tuple[Value, Value]:
+    both = b.emit("jnp.linalg.slogdet", b.plain(x).expr)
+    return b.new(b.emit("[]", both, 0)), b.new(b.emit("[]", both, 1))
+
+
+@register("aten.logdet.default")
+def logdet(b: Builder, x: Value) -> Value:
+    return b.elementwise("jnp.log", b.new(b.emit("jnp.linalg.det", b.plain(x).expr)))
+
+
+@register("aten.linalg_matrix_power.default", "aten.matrix_power.default")
+def matrix_power(b: Builder, x: Value, n: int) -> Value:
+    return b.new(b.emit("jnp.linalg.matrix_power", b.plain(x).expr, n))
+
+
+@register("aten.linalg_cholesky.default", "aten.cholesky.default")
+def cholesky(b: Builder, x: Value, upper: bool = False) -> Value:
+    options: dict[str, Arg] = {"upper": True} if upper else {}
+    return b.new(b.emit("jnp.linalg.cholesky", b.plain(x).expr, **options))
+
+
+@register("aten.linalg_svdvals.default")
+def svdvals(b: Builder, x: Value, *, driver: str | None = None) -> Value:
+    return b.new(b.emit("jnp.linalg.svdvals", b.plain(x).expr))
+
+
+@register("aten.linalg_eigvalsh.default")
+def eigvalsh(b: Builder, x: Value, UPLO: str = "L") -> Value:
+    options: dict[str, Arg] = {} if UPLO == "L" else {"UPLO": UPLO}
+    return b.new(b.emit("jnp.linalg.eigvalsh", b.plain(x).expr, **options))
+
+
+@register("aten.linalg_solve.default")
+def solve(b: Builder, x: Operand, y: Operand, *, left: bool = True) -> Value:
+    matrices, sides = b.value(x), b.value(y)
+    vectors = sides.ndim == 1 or (sides.ndim == matrices.ndim - 1 and sides.shape == matrices.shape[:-1])
+    if vectors:
+        sides = relabelled(b.plain(sides), (*b.plain(sides).layout.dims, ()))
+    result = b.new(_solved(b, matrices, sides, left), (*b.result_shape, 1) if vectors else None)
+    return relabelled(result, result.layout.dims[:-1]) if vectors else result
+
+
+def _solved(b: Builder, matrices: Value, sides: Value, left: bool) -> Any:
+    if left:
+        return b.emit("jnp.linalg.solve", b.plain(matrices).expr, b.plain(sides).expr)
+    swapped = [
+        b.plain(relabelled(b.plain(v), (*v.layout.dims[:-2], *v.layout.dims[:-3:-1]))) for v in (matrices, sides)
+    ]
+    return b.emit("jnp.matrix_transpose", b.emit("jnp.linalg.solve", *[value.expr for value in swapped]))
+
+
+@register("aten.linalg_solve_triangular.default")
+def solve_triangular(
+    b: Builder, x: Operand, y: Operand, *, upper: bool, left: bool = True, unitriangular: bool = False
+) -> Value:
+    options: dict[str, Arg] = {} if upper else {"lower": True}
+    options |= {"left": False} if not left else {}
+    options |= {"unit_diagonal": True} if unitriangular else {}
+    return b.new(b.emit("ops.solve_triangular", b.plain(x).expr, b.plain(y).expr, **options))
+
+
+@register("aten.linalg_pinv.default", "aten.linalg_pinv.atol_rtol_tensor", "aten.linalg_pinv.atol_rtol_float")
+def pinv(b: Builder, x: Value, *, atol: Any = None, rtol: Any = None, hermitian: bool = False) -> Value:
+    if atol is not None or isinstance(rtol, Value) or hermitian:
+        raise b.unsupported("`atol` and `hermitian` are not carried over; use `rtol` alone, as a number")
+    cutoff = rtol.item() if isinstance(rtol, torch.Tensor) else rtol
+    if cutoff is None:
+        cutoff = max(int(size) for size in b.result_shape[-2:]) * torch.finfo(b.dtype).eps
+    return b.new(b.emit("jnp.linalg.pinv", b.plain(x).expr, rtol=cutoff))
+
+
+@register("aten.linalg_multi_dot.default", "aten.chain_matmul.default")
+def multi_dot(b: Builder, tensors: Sequence[Operand]) -> Value:
+    return b.new(b.emit("jnp.linalg.multi_dot", [b.plain(tensor).expr for tensor in tensors]))
+
+
+@register("aten.kron.default")
+def kron(b: Builder, x: Operand, y: Operand) -> Value:
+    return b.new(b.emit("jnp.kron", b.plain(x).expr, b.plain(y).expr))
+
+
+@register("aten.linalg_cross.default", "aten.cross.default")
+def cross(b: Builder, x: Operand, y: Operand, dim: int | None = -1) -> Value:
+    (left, right), _ = b.aligned(*[expand_to(b, operand, b.result_shape) for operand in (x, y)])
+    dim = next(k for k, size in enumerate(left.shape) if size == 3) if dim is None else dim
+    tidy = b.tidy(left)
+    other = b.arranged(right, tuple(right.layout.dims[k] for k in stored_order(tidy)))
+    return b.laid(b.emit("jnp.cross", tidy.expr, other.expr, axis=axis_of(tidy, dim)), tidy.layout)
+
+
+# Distances
+
+
+@register("aten.cdist.default")
+def cdist(b: Builder, x: Operand, y: Operand, p: float = 2.0, compute_mode: int | None = None) -> Value:
+    args: list[Arg] = [b.plain(x).expr, b.plain(y).expr]
+    return b.new(b.emit("ops.pairwise_distances", *args, *([] if p == 2 else [p])))
+
+
+@register("aten.dist.default")
+def dist(b: Builder, x: Operand, y: Operand, p: float = 2) -> Value:
+    return vector_norm(b, b.elementwise("-", x, y), p)
+
+
+@register("aten.renorm.default")
+def renorm(b: Builder, x: Operand, p: float, dim: int, maxnorm: float) -> Value:
+    value = b.tidy(x)
+    return b.laid(b.emit("ops.renormalised", value.expr, p, axis_of(value, dim), maxnorm), value.layout)
