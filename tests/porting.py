@@ -23,9 +23,10 @@ def randomised(model: nn.Module, seed: int = 0) -> nn.Module:
     with torch.no_grad():
         for tensor in model.parameters():
             tensor.copy_(torch.randn(tensor.shape, generator=generator, dtype=tensor.dtype) * 0.5)
-        for tensor in model.buffers():
+        for name, tensor in model.named_buffers():
             if tensor.is_floating_point():
-                tensor.copy_(torch.rand(tensor.shape, generator=generator, dtype=tensor.dtype) + 0.5)
+                noise = torch.rand(tensor.shape, generator=generator, dtype=tensor.dtype)
+                tensor.copy_(noise + 0.5 if name.endswith("var") else noise - 0.5)  # means around 0: no ReLU may die
     return model
 
 

@@ -3,7 +3,6 @@
 import copy
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -39,7 +38,6 @@ CASES = {
     "BatchNorm without either": (lambda: nn.BatchNorm1d(3, affine=False, track_running_stats=False), (3, 3)),
     "SyncBatchNorm": (lambda: nn.SyncBatchNorm(3), (2, 3, 3, 4)),
     "LayerNorm": (lambda: nn.LayerNorm(6), (2, 3, 6)),
-    "LayerNorm of one feature": (lambda: nn.LayerNorm(1, bias=True), (2, 3, 1)),
     "LayerNorm without bias": (lambda: nn.LayerNorm(6, eps=1e-3, bias=False), (2, 6)),
     "LayerNorm without affine": (lambda: nn.LayerNorm(6, elementwise_affine=False), (2, 3, 6)),
     "LayerNorm of a feature map": (lambda: nn.LayerNorm([4, 3, 4]), (2, 4, 3, 4)),
@@ -102,6 +100,11 @@ def test_nothing_is_transposed_within_a_network(name: str) -> None:
     assert targets.count("jnp.transpose") == 1  # the input
 
 
+def test_layer_norm_of_one_feature() -> None:
+    """Nothing is left but the bias: PyTorch's gradient is rounding, and not compared."""
+    assert_ports(nn.LayerNorm(1), torch.randn(2, 3, 1), gradients=False)
+
+
 def test_layer_norm_over_the_stored_middle() -> None:
     """Channels-last, the last dimension is not the last axis."""
     assert_ports(nn.Sequential(nn.Conv2d(2, 4, 3), nn.LayerNorm(4)), torch.randn(2, 2, 6, 6), batches=())
@@ -119,13 +122,12 @@ def test_options_are_written_as_a_flax_programmer_would() -> None:
 
 
 def test_far_from_zero() -> None:
-    """The variance of 1e4 plus noise: a one-pass formula in float32 gets it wrong."""
+    """The variance of 1e4 plus noise: a one-pass formula in float32 is off by more than one."""
     x = (1e4 + torch.randn(64, 4, 8)).float()
     for model in (nn.BatchNorm1d(4, track_running_stats=False), nn.GroupNorm(2, 4), nn.InstanceNorm1d(4)):
         truth = copy.deepcopy(model).double()(x.double()).detach().numpy()
-        got = np.asarray(to_flax(model, (x,))(x.numpy()))
-        theirs = np.abs(model(x).detach().numpy() - truth).max()
-        assert np.abs(got - truth).max() <= 2 * theirs + 1e-6
+        rounding = 1e4 * np.finfo("float32").eps  # of the mean; the standard deviation is one
+        assert np.abs(np.asarray(to_flax(model, (x,))(x.numpy())) - truth).max() < 4 * rounding
 
 
 # Training
@@ -179,8 +181,7 @@ def test_training_gradients(x64: None) -> None:
     x = torch.randn(5, 3).double().requires_grad_()
     module = to_flax(model, (x.detach(),))
     (model(x) ** 3).sum().backward()
-    graphdef, state = nnx.split(module)
-    grad = jax.grad(lambda x: (nnx.merge(graphdef, state)(x) ** 3).sum())(x.detach().numpy())
+    grad = nnx.grad(lambda module, x: (module(x) ** 3).sum(), argnums=1)(module, jnp.asarray(x.detach().numpy()))
     assert_close(grad, x.grad)
 
 
@@ -291,7 +292,7 @@ class Functions(nn.Module):
             F.group_norm(x, 2, w, b),
             F.instance_norm(x, weight=w, bias=b),
             F.batch_norm(x, None, None, w, b, training=True),
-            F.batch_norm(x, b, w.exp(), training=False),
+            F.batch_norm(x, b.detach(), w.detach().exp(), training=False),
             F.rms_norm(x, (3,), b[:3]),
         )
 
@@ -363,7 +364,8 @@ def parametrised(kind: str) -> nn.Module:
             parametrizations.weight_norm(nn.Linear(4, 4), dim=None),
         )
     if kind == "legacy weight norm":
-        return nn.Sequential(nn.Flatten(), nn.utils.weight_norm(nn.Linear(24, 4)))
+        with torch.no_grad():  # otherwise it could not be copied
+            return nn.Sequential(nn.Flatten(), nn.utils.weight_norm(nn.Linear(24, 4)))
     if kind == "spectral norm":
         return nn.Sequential(nn.Flatten(), parametrizations.spectral_norm(nn.Linear(24, 4)))
     return nn.Sequential(nn.utils.spectral_norm(nn.Conv2d(2, 3, 2)))

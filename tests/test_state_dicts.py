@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from flax import nnx
+from jax.experimental import pallas
 from porting import assert_close, randomised
 from torch import Tensor, nn
 
@@ -299,7 +300,7 @@ CASES: dict[str, tuple[Callable[[], nn.Module], Callable[[nnx.Rngs], nnx.Module]
             rngs,
             lambda one: (
                 lambda x: jax.lax.fori_loop(
-                    0, len(x), lambda k, y: y.at[k].set(one(x[k])), jnp.zeros((len(x), 5), x.dtype)
+                    0, len(x), lambda k, y: y.at[k].set(one(jnp.asarray(x)[k])), jnp.zeros((len(x), 5), x.dtype)
                 )
             ),
         ),
@@ -467,6 +468,49 @@ def test_what_cannot_be_followed_has_to_be_stated(name: str) -> None:
     with pytest.raises(StateError, match=f"axes whose order in PyTorch is not known[^:]*: permutations=(.|\n)*{text}"):
         stack_state_dicts(dicts, module, jnp.ones((2, 10, 14, 1)))
     params, _ = stack_state_dicts(dicts, module, jnp.ones((2, 10, 14, 1)), permutations={"fc1": (3, 5, 4)})
+    weight = dicts[1]["fc1.weight"].unflatten(1, (4, 3, 5)).permute(2, 3, 1, 0).reshape(60, 6)
+    np.testing.assert_array_equal(params["fc1"]["kernel"][1], weight)
+
+
+class FlaxTwisted(FlaxCNN):
+    """The kernel goes through something before it meets the flattened image."""
+
+    def __init__(self, rngs: nnx.Rngs, twist: Callable[[jax.Array], jax.Array]) -> None:
+        super().__init__(rngs)
+        self.twist = twist
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        x = nnx.max_pool(nnx.relu(self.conv2(nnx.relu(self.conv1(x)))), (2, 2), (2, 2))
+        return self.fc2(nnx.relu(x.reshape(-1, 60) @ self.twist(self.fc1.kernel[...]) + self.fc1.bias[...]))
+
+
+def pallas_copy(x: jax.Array) -> jax.Array:
+    def copy(source: Any, target: Any) -> None:
+        target[...] = source[...]
+
+    return pallas.pallas_call(copy, jax.ShapeDtypeStruct(x.shape, x.dtype), interpret=True)(x)
+
+
+TWISTS: dict[str, tuple[Callable[[jax.Array], jax.Array], str]] = {
+    "orthogonal": (lambda w: jnp.linalg.qr(w)[0], "goes through householder_product into"),
+    "padded": (lambda w: jnp.pad(w[:-1], ((0, 1), (0, 0))), "goes through pad into|goes through slice into"),
+    "in pieces": (lambda w: jnp.concatenate([w[:30], w[30:]]), "goes through concatenate into"),
+    "copied": (pallas_copy, "goes into pallas_call, where it is not followed"),
+}
+
+
+@pytest.mark.parametrize("name", TWISTS)
+def test_a_kernel_that_is_not_followed_has_to_be_stated(name: str) -> None:
+    twist, text = TWISTS[name]
+    dicts = [model.state_dict() for model in members_of(TorchCNN)]
+    with pytest.raises(StateError, match=f"`fc1.weight` for `fc1.kernel`: it .*({text})"):
+        stack_state_dicts(dicts, FlaxTwisted(nnx.Rngs(0), twist), jnp.ones((2, 10, 14, 1)))
+
+
+def test_weight_norm_of_a_kernel_is_followed() -> None:
+    dicts = [model.state_dict() for model in members_of(TorchCNN)]
+    module = FlaxTwisted(nnx.Rngs(0), lambda w: w / jnp.linalg.norm(w, axis=0))
+    params, _ = stack_state_dicts(dicts, module, jnp.ones((2, 10, 14, 1)))
     weight = dicts[1]["fc1.weight"].unflatten(1, (4, 3, 5)).permute(2, 3, 1, 0).reshape(60, 6)
     np.testing.assert_array_equal(params["fc1"]["kernel"][1], weight)
 

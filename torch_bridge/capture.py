@@ -114,6 +114,7 @@ def capture(model: nn.Module, example_inputs: tuple[Any, ...], batch_axis: Batch
         modes = _aligned_modes(evaluation, training)
         reason = modes if isinstance(modes, str) else None
     _replace_moded(evaluation.graph_module, modes if training is not None and not isinstance(modes, str) else None)
+    _write_out_of_place(evaluation.graph_module)
     with _torch_warnings_off():
         program = evaluation.run_decompositions({})
     return _to_graph(model, program, reason)
@@ -281,14 +282,11 @@ def _is_size(node: fx.Node) -> bool:
 
 
 def _counts_batches(node: fx.Node) -> bool:
-    """`num_batches_tracked += 1`, which a BatchNorm layer does itself."""
+    """`num_batches_tracked += 1`, which a BatchNorm layer does itself, at each of its calls."""
     counter = node.args[0] if node.args else None
-    return (
-        node.target == torch.ops.aten.add_.Tensor
-        and isinstance(counter, fx.Node)
-        and counter.op == "placeholder"
-        and counter.name.endswith("num_batches_tracked")
-    )
+    if node.target != torch.ops.aten.add_.Tensor or not isinstance(counter, fx.Node):
+        return False
+    return _counts_batches(counter) or (counter.op == "placeholder" and counter.name.endswith("num_batches_tracked"))
 
 
 def _flag(node: fx.Node) -> bool | None:
@@ -336,6 +334,47 @@ def _replace_moded(module: fx.GraphModule, modes: Mapping[str, str] | None) -> N
         node.replace_all_uses_with(new)
         module.graph.erase_node(node)
     module.recompile()
+
+
+_ATEN = torch.ops.aten
+_OWN_MEMORY = {
+    *(getattr(getattr(_ATEN, f"conv{n}d"), overload) for n in (1, 2, 3) for overload in ("default", "padding")),
+    _ATEN.linear.default,
+    _ATEN.add.Tensor,
+    _ATEN.mul.Tensor,
+    _ATEN.cat.default,
+}
+"""Operations whose result is memory that nothing else refers to."""
+
+_OUT_OF_PLACE = {
+    getattr(_ATEN, f"{name}_").default: getattr(_ATEN, name).default
+    for name in ("relu", "hardtanh", "hardswish", "hardsigmoid", "silu", "leaky_relu", "elu", "sigmoid", "tanh", "mish")
+} | {_ATEN.add_.Tensor: _ATEN.add.Tensor}
+"""Frequent operations in place, and the same out of place."""
+
+
+def _write_out_of_place(module: fx.GraphModule) -> None:
+    """Writes `relu_(conv(x))` as `relu(conv(x))` where nobody can tell the difference.
+
+    Torch's own functionalisation comes to the same, and would take most of the time of porting over it.
+    """
+    own_memory = _OWN_MEMORY | {stand_in("batch_norm")}
+    for node in module.graph.nodes:
+        operand = node.args[0] if node.target in _OUT_OF_PLACE else None
+        if (
+            isinstance(operand, fx.Node)
+            and operand.target in own_memory | set(_OUT_OF_PLACE.values())
+            and list(operand.users) == [node]
+            and all(_alike(other, node) for other in node.all_input_nodes)
+        ):
+            node.target = _OUT_OF_PLACE[node.target]
+    module.recompile()
+
+
+def _alike(node: fx.Node, other: fx.Node) -> bool:
+    """Whether two results have one shape and dtype, so that nothing is broadcast or promoted."""
+    a, b = node.meta["val"], other.meta["val"]
+    return a.dtype == b.dtype and [str(size) for size in a.shape] == [str(size) for size in b.shape]
 
 
 def _to_graph(model: nn.Module, program: ExportedProgram, reason: str | None) -> TorchGraph:

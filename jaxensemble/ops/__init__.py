@@ -20,6 +20,7 @@ from jaxensemble.ops.indexing import (
     slice_scatter,
     unfold,
 )
+from jaxensemble.ops.interpolation import resize
 from jaxensemble.ops.linear import bilinear, solve_triangular
 from jaxensemble.ops.normalization import batch_norm, cosine_similarity, weight_norm
 from jaxensemble.ops.pointwise import (
@@ -64,7 +65,6 @@ from jaxensemble.ops.reductions import (
     std,
     vector_norm,
 )
-from jaxensemble.ops.interpolation import resize
 from jaxensemble.ops.sampling import affine_grid, grid_sample
 from jaxensemble.ops.windows import overlap_add, patches
 

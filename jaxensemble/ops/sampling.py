@@ -31,7 +31,8 @@ def grid_sample(
     **Arguments:**
 
     - `x`: `[N, *spatial, C]`.
-    - `grid`: `[N, *out, len(spatial)]`, the places to sample.
+    - `grid`: `[N, *out, len(spatial)]`, the places to sample. Zero is what a place that is no number holds, as on
+      PyTorch's GPUs; its CPU code has NaN there in the plane and zero in space.
     - `padding_mode`: what lies outside of `x`.
     - `align_corners`: whether -1 and 1 are the centres of the outermost entries or their outer edges.
 

@@ -7,7 +7,7 @@ steps can share one method: their slots say which arguments it needs, their hole
 import dataclasses
 from collections.abc import Callable
 from types import EllipsisType
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from jaxensemble.network import Arg, Call, Dtype, Func, Ref, Slice, Var
 from jaxensemble.source.tree import Frame, Path, Shape, split
@@ -236,3 +236,12 @@ def matched_slots(bodies: list[Body]) -> tuple[list[int], list[list[str]]]:
     columns: dict[tuple[str, ...], int] = {}
     slots = [columns.setdefault(column, len(columns)) for column in zip(*(body.slots for body in bodies), strict=True)]
     return slots, [list(arguments) for arguments in zip(*columns, strict=True)] if columns else [[] for _ in bodies]
+
+
+def returned(returns: Any) -> list[Local | Slot]:
+    """Every use within what is returned, in order."""
+    if isinstance(returns, dict):
+        return [use for value in returns.values() for use in returned(value)]
+    if isinstance(returns, tuple | list):
+        return [use for value in returns for use in returned(value)]
+    return leaves(returns)

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-from jaxensemble.source.bodies import Body, Local, Slot, ToFunction, ToLayer, ToModule, ToName
+from jaxensemble.source.bodies import Body, Local, Slot, Step, ToFunction, ToLayer, ToModule, ToName, leaves
 from jaxensemble.source.optional import lengthened, missing_children
 from jaxensemble.source.tree import Frame, Module
 from jaxensemble.source.units import Unit
@@ -68,10 +68,40 @@ def chained(module: Module, body: Body, results: Sequence[int] | None = None) ->
     return set(names) if results is None or list(results) == [len(names) - 1] else None
 
 
+def chain_run(module: Module, body: Body, returned_uses: Sequence[Local | Slot]) -> tuple[int, int] | None:
+    """The first step and the end of a run of calls of all children, one after the other, in a numbered module's body.
+
+    None where there is no such run: where a child is called elsewhere, or what one gives is used by others than the next.
+    """
+    calls = [k for k, step in enumerate(body.steps) if not isinstance(step.target, ToName)]
+    if not calls or any(step.outs != 1 for step in body.steps):
+        return None
+    start, end = calls[0], calls[-1] + 1
+    first = body.steps[start].args
+    if len(first) != 1 or not isinstance(first[0], Local | Slot):
+        return None
+    used_later = {leaf for step in body.steps[end:] for leaf in leaves(step)} | set(returned_uses)
+    if used_later & {Local(k) for k in range(start, end - 1)}:
+        return None
+    run = (start, end)
+    return run if chained(module, Body(chain_steps(body, run))) else None
+
+
+def chain_steps(body: Body, run: tuple[int, int]) -> tuple[Step, ...]:
+    """The steps of a run by themselves, counted from its start: the first takes what comes from outside."""
+    steps = []
+    for step in body.steps[slice(*run)]:
+        args = tuple(Local(arg.index - run[0]) if isinstance(arg, Local) else arg for arg in step.args)
+        steps.append(dataclasses.replace(step, args=args if steps else (Slot(0),)))
+    return tuple(steps)
+
+
 def function_label(module: Module, body: Body) -> str:
     """What to call the function that stands for a module: what it calls, or the module's class."""
     names = [step.target.name for step in body.steps if isinstance(step.target, ToName)]
-    return names[0].rpartition(".")[2] if len(names) == 1 and names[0][-1].isalnum() else module.class_name
+    if module.is_filler and len(names) == 1:
+        return "flatten" if body.constants[-1:] == [-1] and names == [".reshape"] else names[0].strip(".")
+    return names[0].rpartition(".")[2] if len(names) == 1 and "." in names[0][1:] else module.class_name
 
 
 def hole_constants(body: Body) -> dict[tuple[str, ...], Any]:

@@ -10,7 +10,20 @@ from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
-from jaxensemble.source.bodies import Cut, Length, Local, Many, Operand, Slot, Step, ToLayer, ToModule, ToName, leaves
+from jaxensemble.source.bodies import (
+    Cut,
+    Length,
+    Local,
+    Many,
+    Operand,
+    Slot,
+    Step,
+    ToLayer,
+    ToModule,
+    ToName,
+    leaves,
+    returned,
+)
 from jaxensemble.source.expressions import BINARY, COMPARISONS, UNARY, Expressions, called, name
 from jaxensemble.source.pretty import INDENT, WIDTH, flat
 
@@ -75,7 +88,7 @@ class Folding:
         while k < len(self.entries):
             run = self._loop_at(k)
             if run:
-                carried = self._carried(run)
+                carried = 0 if self._is_whole_list(k) else self._carried(run)
                 entries.append(Entry(run[0].step, run[-1].outs, called(run[0].step)[:-1], carried))
             else:
                 entries.append(self.entries[k])
@@ -84,6 +97,8 @@ class Folding:
 
     def _loop_at(self, start: int) -> list[Entry]:
         """The entries from `start` on that call all items of a list, each with what the one before gave."""
+        if self._is_whole_list(start):
+            return self.entries[slice(*self.expressions.definition.run)]  # type: ignore[misc]
         path = called(self.entries[start].step)
         length = self._list_length(path[:-1]) if path and path[-1] == "0" else 0
         run = self.entries[start : start + length]
@@ -99,6 +114,11 @@ class Folding:
             if self._counts[before] != 1 or len(run[k].outs) != 1:
                 return []
         return run
+
+    def _is_whole_list(self, start: int) -> bool:
+        """Whether the calls of all items of the list that the class itself is begin here."""
+        run = self.expressions.definition.run
+        return run is not None and run[0] == start
 
     def _carried(self, run: Sequence[Entry]) -> int:
         """Which argument of the second round is the result of the first; -1 if none is."""
@@ -209,15 +229,6 @@ def _entries(steps: Sequence[Step]) -> list[Entry]:
         entries.append(Entry(step, tuple(Local(count + k) for k in range(step.outs))))
         count += step.outs
     return entries
-
-
-def returned(returns: Any) -> list[Use]:
-    """Every use within what is returned, in order."""
-    if isinstance(returns, dict):
-        return [use for value in returns.values() for use in returned(value)]
-    if isinstance(returns, tuple | list):
-        return [use for value in returns for use in returned(value)]
-    return leaves(returns)
 
 
 def _direct(step: Step) -> list[Use]:

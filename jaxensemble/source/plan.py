@@ -8,7 +8,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from jaxensemble.network import Network, Ref
+from jaxensemble.network import Call, Network, Ref
 from jaxensemble.source.bodies import (
     Body,
     Called,
@@ -17,10 +17,13 @@ from jaxensemble.source.bodies import (
     ToFunction,
     ToModule,
     matched_slots,
+    returned,
 )
 from jaxensemble.source.candidates import (
     Candidate,
     Members,
+    chain_run,
+    chain_steps,
     chained,
     function_label,
     hole_constants,
@@ -32,6 +35,7 @@ from jaxensemble.source.tree import (
     Frame,
     Module,
     Path,
+    fill_gaps,
     frame_tree,
     freeze,
     module_levels,
@@ -63,6 +67,7 @@ class Plan:
         self.network = network
         self.root = module_tree(network)
         self.top = frame_tree(self.calls, self.root)
+        fill_gaps(self.top, self.root)
         self.definitions: list[Definition] = []
         self._functions: dict[object, int] = {}
         self._units: dict[Path, Unit] = {}
@@ -115,6 +120,8 @@ class Plan:
         if not (module.is_numbered and module.holds):
             for frame in frames:
                 self._open_small(frame)
+        else:
+            _trim(self.top, {id(frame) for frame in frames})
         found = Candidate(module, frames, [self._read(frame) for frame in frames])
         if frames and not self._can_be_called(found):
             self._dissolve(frames)
@@ -155,7 +162,9 @@ class Plan:
     def _is_small(self, frame: Frame) -> bool:
         called = self._called.get(id(frame))
         target = called.target(frame.path) if called else None
-        return isinstance(target, ToFunction) and len(self.definitions[target.definition].steps or ()) <= SMALL
+        if not isinstance(target, ToFunction):
+            return False
+        return self.root.at(frame.path).is_filler or len(self.definitions[target.definition].steps or ()) <= SMALL
 
     # What modules become
 
@@ -210,9 +219,7 @@ class Plan:
 
     def _stands_in_chain(self, module: Module) -> bool:
         """Whether the module may yet be an item of a list that is called."""
-        parent = self.root
-        for name in module.path[:-1]:
-            parent = parent.children[name]
+        parent = self.root.at(module.path[:-1])
         return parent.is_numbered and parent.holds
 
     def _settle_chain(self, found: Candidate, unit: Unit) -> None:
@@ -258,10 +265,11 @@ class Plan:
     def _settle_root(self) -> None:
         numbered = self.root.is_numbered and bool(self.root.children)
         self._read_root()
-        if not (numbered and self._is_chain()):
+        run = chain_run(self.root, self.root_body, returned(self.root_returns)) if numbered else None
+        if run is None:
             self._open_small(self.top)
             self._read_root()
-        found = Candidate(self.root, [self.top], [self.root_body]) if numbered and self._is_chain() else None
+        found = Candidate(self.root, [self.top], [self._only_run(run)]) if run else None
         unit = self._structure(self.root, found)
         self.definitions.append(
             Definition(
@@ -269,20 +277,20 @@ class Plan:
                 self.network.name,
                 make=unit.make,
                 is_list=numbered,
+                run=run,
                 steps=self.root_body.steps,
                 slots=list(range(len(self.root_body.slots))),
                 constants=unit.constants | hole_constants(self.root_body),
             )
         )
 
+    def _only_run(self, run: tuple[int, int]) -> Body:
+        return Body(chain_steps(self.root_body, run))
+
     def _read_root(self) -> None:
         reader = Reader(())
         self.root_body = reader.read(self.top, lambda inner: self._called[id(inner)])
         self.root_returns = _read_tree(reader, self.outputs)
-
-    def _is_chain(self) -> bool:
-        result = self.root_returns.index if isinstance(self.root_returns, Local) else -1
-        return chained(self.root, self.root_body, [result]) is not None
 
 
 def _splice(frame: Frame, gone: set[int]) -> None:
@@ -291,6 +299,25 @@ def _splice(frame: Frame, gone: set[int]) -> None:
         if isinstance(item, Frame):
             _splice(item, gone)
         items += item.items if isinstance(item, Frame) and id(item) in gone else [item]
+    frame.items = items
+
+
+def _trim(frame: Frame, wanted: set[int]) -> None:
+    """Moves steps that call no child from the ends of frames to before and behind them."""
+    items: list[Call | Frame] = []
+    for item in frame.items:
+        if isinstance(item, Frame):
+            _trim(item, wanted)
+        if isinstance(item, Frame) and id(item) in wanted:
+            own = [
+                k for k, inner in enumerate(item.items) if isinstance(inner, Frame) or inner.target.startswith("layer:")
+            ]
+            start, end = (own[0], own[-1] + 1) if own else (0, len(item.items))
+            before, after = item.items[:start], item.items[end:]
+            item.items = item.items[start:end]
+            items += [*before, item, *after]
+        else:
+            items.append(item)
     frame.items = items
 
 

@@ -124,8 +124,6 @@ class Printer:
         inputs = self.plan.network.inputs
         arguments, names = self._input_names(inputs)
         opening = header(f"{INDENT}def __call__", [name("self"), *map(name, arguments)], 1)
-        if definition.make.kind == "chain":
-            return [*opening, *_chain_lines(arguments[0])]
         expressions = Expressions(definition, self.definitions, self.names)
         body = self.plan.root_body
         folding = Folding(expressions, body.steps, self.plan.root_returns, body.slots)

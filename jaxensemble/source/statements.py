@@ -4,9 +4,9 @@ import ast
 from collections.abc import Hashable, Iterable, Mapping
 from typing import Any
 
-from jaxensemble.source.bodies import Hole, Length, Local, Slot, Step, leaves
+from jaxensemble.source.bodies import Hole, Length, Local, Slot, Step, leaves, returned
 from jaxensemble.source.expressions import call, called, name
-from jaxensemble.source.folding import Entry, Folding, is_operator, returned
+from jaxensemble.source.folding import Entry, Folding, is_operator
 from jaxensemble.source.names import TAKEN, plain, unused
 from jaxensemble.source.pretty import INDENT, WIDTH, flat, statement
 

@@ -24,7 +24,10 @@ class Shape:
 
 @dataclasses.dataclass
 class Module:
-    """A node of the module tree. `layer` is set where it is a layer, which then has no children of its own."""
+    """A node of the module tree. `layer` is set where it is a layer, which then has no children of its own.
+
+    `is_filler` marks what `fill_gaps` has put in the place of a child that the network does not name.
+    """
 
     path: Path
     class_name: str
@@ -32,6 +35,14 @@ class Module:
     layer: Layer | None = None
     variables: dict[str, Variable] = dataclasses.field(default_factory=dict)
     children: dict[str, "Module"] = dataclasses.field(default_factory=dict)
+    is_filler: bool = False
+
+    def at(self, path: Path) -> "Module":
+        """The module at a path beneath this one."""
+        module = self
+        for name in path:
+            module = module.children[name]
+        return module
 
     @property
     def name(self) -> str:
@@ -279,6 +290,49 @@ def _is_closed(frame: Frame) -> bool:
     ]
     reached += [inner.path for inner in frame.frames()]
     return all(path[: len(frame.path)] == frame.path and path != frame.path for path in reached)
+
+
+def fill_gaps(top: Frame, root: Module) -> None:
+    """Gives steps that stand between two children of a numbered module to a child missing between those.
+
+    In `nn.Sequential(conv, flatten, linear)` the reshape may be told from the calls of `linear` alone. With a frame of
+    its own, the whole is a chain again.
+    """
+    for frame in [top, *top.frames()]:
+        module = root.at(frame.path)
+        if module.is_numbered and module.holds:
+            _fill_gaps(frame, module)
+
+
+def _fill_gaps(frame: Frame, module: Module) -> None:
+    items: list[Call | Frame] = []
+    loose: list[Call | Frame] = []
+    last = -1
+    for item in frame.items:
+        number = _child_number(item, frame.path)
+        if number is None:
+            loose.append(item)
+            continue
+        free = next((str(k) for k in range(last + 1, number) if _is_free(module, str(k))), None)
+        if loose and free is not None and last >= 0:
+            path = (*frame.path, free)
+            module.children[free] = Module(path, "", "function", is_filler=True)
+            items.append(Frame(path, (*frame.scope, ".".join(path)), loose))
+        else:
+            items += loose
+        items.append(item)
+        loose, last = [], number
+    frame.items = items + loose
+
+
+def _is_free(module: Module, name: str) -> bool:
+    return name not in module.children or module.children[name].is_filler
+
+
+def _child_number(item: Call | Frame, path: Path) -> int | None:
+    """The number of the child that an item of a numbered module's frame calls."""
+    called = item.path if isinstance(item, Frame) else split(item.target.partition("layer:")[2])
+    return int(called[len(path)]) if len(called) > len(path) and called[len(path)].isdigit() else None
 
 
 def freeze(arg: Arg) -> object:

@@ -68,8 +68,9 @@ class Argument:
 class Definition:
     """A class or function of the source.
 
-    `slots` says which of the method's `parameters` each slot is; `returns` are its results. `constants` are
-    those that all its modules agree on, `bound` names the arguments that stand for the others; `optional` names the
+    `run` is where the steps of the root, a list, call all of its items in turn. `slots` says which of the method's
+    `parameters` each slot is; `returns` are its results. `constants` are those that all its modules agree on, `bound`
+    names the arguments that stand for the others; `optional` names the
     arguments that say whether a child is there.
     """
 
@@ -77,6 +78,7 @@ class Definition:
     label: str
     make: Make = NONE
     is_list: bool = False
+    run: tuple[int, int] | None = None
     steps: tuple[Step, ...] | None = None
     slots: list[int] = dataclasses.field(default_factory=list)
     parameters: list[str] = dataclasses.field(default_factory=list)

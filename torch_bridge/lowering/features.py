@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from torch_bridge.layout import Group, Layout, refinement
-from torch_bridge.lowering.alignment import refined
+from torch_bridge.lowering.alignment import refined, renamed
 from torch_bridge.lowering.builder import Builder
 from torch_bridge.lowering.values import Value
 
@@ -62,6 +62,8 @@ def _told(x: Value, dims: Sequence[int], weights: Sequence[Value | None]) -> tup
     for _ in range(2):  # the second round leaves `x` as it is, and tells all weights in its final atoms
         held: list[Value | None] = []
         for weight in weights:
+            if weight is not None:
+                weight = _with(weight, renamed(weight.layout))  # it may have been stored in the atoms of this very `x`
             for k, dim in enumerate(dims if weight is not None else ()):
                 assert weight is not None
                 parts = refinement(x.layout.dims[dim], weight.layout.dims[k])

@@ -1,5 +1,6 @@
 """Linear algebra on matrices that are stored as PyTorch has them. What is not unique but for signs is left out."""
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch_bridge.lowering.dims import axis_of, relabelled, stored_order
 from torch_bridge.lowering.reduce import vector_norm
 from torch_bridge.lowering.shape import expand_to
 from torch_bridge.lowering.table import register
-from torch_bridge.lowering.values import Operand, Value
+from torch_bridge.lowering.values import Operand, Value, sizes
 
 
 def _of_matrices(target: str) -> Callable[..., Value]:
@@ -32,7 +33,8 @@ def slogdet(b: Builder, x: Value) -> tuple[Value, Value]:
 
 @register("aten.logdet.default")
 def logdet(b: Builder, x: Value) -> Value:
-    return b.elementwise("jnp.log", b.new(b.emit("jnp.linalg.det", b.plain(x).expr)))
+    sign, size = slogdet(b, x)
+    return b.elementwise("jnp.where", b.elementwise("<", sign, 0, dtype=torch.bool), math.nan, size)
 
 
 @register("aten.linalg_matrix_power.default", "aten.matrix_power.default")
@@ -44,6 +46,20 @@ def matrix_power(b: Builder, x: Value, n: int) -> Value:
 def cholesky(b: Builder, x: Value, upper: bool = False) -> Value:
     options: dict[str, Arg] = {"upper": True} if upper else {}
     return b.new(b.emit("jnp.linalg.cholesky", b.plain(x).expr, **options))
+
+
+@register("aten.linalg_qr.default")
+def qr(b: Builder, x: Value, mode: str = "reduced") -> tuple[Value, Value]:
+    if mode == "r":
+        raise b.unsupported('mode "r" is not carried over; use mode "reduced" and leave Q alone')
+    both = b.emit("jnp.linalg.qr", b.plain(x).expr, **({} if mode == "reduced" else {"mode": mode}))
+    shapes = [sizes(part.shape) for part in b.node.meta["val"]]
+    return b.new(b.emit("[]", both, 0), shapes[0]), b.new(b.emit("[]", both, 1), shapes[1])
+
+
+@register("aten.linalg_vander.default")
+def vander(b: Builder, x: Value, *, N: int | None = None) -> Value:
+    return b.new(b.emit("jnp.vander", b.plain(x).expr, *([] if N is None else [N]), increasing=True))
 
 
 @register("aten.linalg_svdvals.default")

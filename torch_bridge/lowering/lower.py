@@ -16,7 +16,7 @@ from torch_bridge.layout import Layout, fresh
 from torch_bridge.lowering.builder import Builder
 from torch_bridge.lowering.state import ModuleState
 from torch_bridge.lowering.table import RULES
-from torch_bridge.lowering.values import DTYPES, Value, module_scope, size, sizes
+from torch_bridge.lowering.values import DTYPES, Value, module_scope, settle, size, sizes
 from torch_bridge.weights import Entry, WeightMap
 
 RANDOM = torch.Tag.nondeterministic_seeded

@@ -372,20 +372,3 @@ def diag_embed(b: Builder, x: Value, offset: int = 0, dim1: int = -2, dim2: int 
 def meshgrid(b: Builder, tensors: Sequence[Value], indexing: str = "ij") -> tuple[Value, ...]:
     grids = b.emit("jnp.meshgrid", *[b.plain(tensor).expr for tensor in tensors], indexing=indexing)
     return tuple(b.new(b.emit("[]", grids, k)) for k in range(len(tensors)))
-
-
-# Complex and reinterpreted
-
-
-@register("aten.view_as_real.default")
-def view_as_real(b: Builder, x: Value) -> Value:
-    value = b.plain(x)
-    parts = [b.emit("jnp.real", value.expr), b.emit("jnp.imag", value.expr)]
-    return b.new(b.emit("jnp.stack", parts, axis=-1))
-
-
-@register("aten.view_as_complex.default")
-def view_as_complex(b: Builder, x: Value) -> Value:
-    value = b.plain(x)
-    parts = [b.emit("[]", value.expr, (..., k)) for k in range(2)]
-    return b.new(b.emit("lax.complex", *parts))

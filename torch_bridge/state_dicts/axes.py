@@ -46,6 +46,7 @@ class Axis:
     - `merged`: whether a reshape made it out of them.
     - `segments`: the axes that were concatenated to make it.
     - `sources`: axes that it was computed from in a way that is not followed, and `reason`: by what.
+    - `feeds`: axes that are computed from it in such ways.
     - `opaque`: the operation into which it goes and in which it is not followed.
     - `raw`: whether it is an axis of an input of the network; `last`: the last one of it.
     - `pinned`: the sizes of the parts, channels last, as the user states them; () for nothing to permute.
@@ -73,9 +74,12 @@ class Axis:
         self.role = role or Role()
         self.raw = raw
         self.last = last
+        self.feeds: list[Axis] = []
         self.opaque = ""
         self.pinned: tuple[int, ...] | None = None
         self._link: Axis | None = None
+        for axis in (*self.sources, *self.segments):
+            axis.find().feeds.append(self)
 
     def find(self) -> "Axis":
         while self._link is not None:
@@ -103,6 +107,7 @@ class Axis:
         self.segments = self.segments or other.segments
         self.sources += other.sources
         self.reason = self.reason or other.reason
+        self.feeds += other.feeds
         self.opaque = self.opaque or other.opaque
         self.raw |= other.raw
         self.last |= other.last
@@ -199,15 +204,19 @@ def permutation(axis: Axis, inside: tuple[Axis, ...] = ()) -> np.ndarray | None:
     inside = (*inside, axis)
     if axis.pinned is not None:
         return channels_last_index(axis.pinned)
-    if axis.segments:
-        return _concatenated(axis, inside)
     if axis.opaque:
         raise Unclear(f"it goes into {axis.opaque}, where it is not followed")
-    if axis.reason and not axis.sources:
+    if axis.reason and not axis.sources and not axis.segments:
         raise Unclear(axis.reason)
-    for source in axis.sources:
-        if _moved(source, inside):
-            raise Unclear(f"it depends through {axis.reason} on a flattened feature map")
+    if any(_moved(source, inside) for source in axis.sources):
+        raise Unclear(f"it depends through {axis.reason} on a flattened feature map")
+    for fed in _fed(axis):
+        if _flattened(fed, inside) is not None:
+            raise Unclear(f"it goes through {fed.reason} into what a flattened feature map is combined with")
+    return _concatenated(axis, inside) if axis.segments else _flattened(axis, inside)
+
+
+def _flattened(axis: Axis, inside: tuple[Axis, ...]) -> np.ndarray | None:
     parts = [part for part in _leaves(axis) if part.size != 1]
     if len(parts) < 2:
         return None
@@ -215,6 +224,18 @@ def permutation(axis: Axis, inside: tuple[Axis, ...] = ()) -> np.ndarray | None:
         raise Unclear("it is flattened from axes that were flattened before")
     order = _torch_order(axis, parts)
     return None if order == sorted(order) else _index([part.size for part in parts], order)
+
+
+def _fed(axis: Axis) -> list[Axis]:
+    """The axes into which this one goes in ways that are not followed, at any remove."""
+    found: list[Axis] = []
+    waiting = list(axis.feeds)
+    while waiting:
+        fed = waiting.pop().find()
+        if fed is not axis and fed not in found:
+            found.append(fed)
+            waiting += fed.feeds
+    return found
 
 
 def channels_last_index(sizes: Sequence[int]) -> np.ndarray | None:

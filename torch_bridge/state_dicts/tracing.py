@@ -155,7 +155,7 @@ def _elementwise(equation: Any, operands: list[Axes]) -> list[Axes]:
 
 
 def _reduce(equation: Any, operands: list[Axes]) -> list[Axes]:
-    gone = equation.params["axes"]
+    gone = equation.params["axes" if "axes" in equation.params else "dimensions"]
     kept = [axis for k, axis in enumerate(operands[0]) if k not in gone]
     return [kept] * len(equation.outvars)
 
@@ -244,7 +244,7 @@ def _concatenate(equation: Any, operands: list[Axes]) -> list[Axes]:
         else:
             marks = [axis.marks for axis in axes]
             role = axes[0].find().role if all(mark == marks[0] for mark in marks) else None
-            result.append(Axis(size, segments=axes, role=role))
+            result.append(Axis(size, segments=axes, role=role, reason="concatenate"))
     return [result]
 
 
@@ -315,6 +315,7 @@ RULES: dict[str, Rule] = {
     "dynamic_slice": _resized,
     "gather": _gather,
     "pad": _pad,
+    "reduce": _reduce,
     "reshape": _reshape,
     "rev": _rev,
     "scan": _scan,
