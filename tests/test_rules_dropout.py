@@ -162,7 +162,7 @@ def test_dropout_methods() -> None:
     class Forms(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
             x = F.dropout(x * 1, 0.1, self.training, inplace=True)
-            x = F.dropout2d(F.dropout1d(x, 0.2, self.training), 0.2, self.training)
+            x = F.dropout2d(F.dropout1d(x, 0.2, self.training).unsqueeze(-1), 0.2, self.training)
             x = F.alpha_dropout(x * 1, 0.3, self.training, inplace=True)
             return F.feature_alpha_dropout(x, 0.4, self.training)
 

@@ -135,19 +135,22 @@ def test_factor_that_leaves_the_size_as_it_is() -> None:
     assert_ports(model, torch.randn(2, 3, 5, 6), gradients=False)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("rank", [1, 2, 3])
 @pytest.mark.parametrize("mode", ["nearest", "nearest-exact"])
-def test_nearest_takes_the_entries_that_pytorch_takes(mode: str) -> None:
-    for before in (*range(1, 40), 63, 127, 224):
-        x = torch.arange(before, dtype=torch.float64)[None, None]
-        for after in (*range(1, 70), 97, 131, 224, 333):
-            expected = F.interpolate(x, after, mode=mode)[0, 0].numpy()
-            indices = nearest_indices(before, after, exact=mode == "nearest-exact")
-            np.testing.assert_array_equal(indices, expected, f"{before} to {after}")
-        for factor in (0.3, 0.7, 1.1, 1.3, 2.5, 3.0, 3.7):
-            if int(before * factor):
-                expected = F.interpolate(x, scale_factor=factor, mode=mode)[0, 0].numpy()
-                indices = nearest_indices(before, len(expected), factor, exact=mode == "nearest-exact")
-                np.testing.assert_array_equal(indices, expected, f"{before} by {factor}")
+def test_nearest_takes_the_entries_that_pytorch_takes(mode: str, rank: int, dtype: torch.dtype) -> None:
+    ones = (1,) * (rank - 1)
+    for before in (*range(1, 25), 33, 63, 127):
+        x = torch.arange(before, dtype=dtype).reshape(1, 1, before, *ones)
+        sizes: list[tuple[int, float | None]] = [(after, None) for after in (*range(1, 45), 97, 150)]
+        sizes += [(int(before * f), f) for f in (0.3, 0.7, 1.1, 1.3, 1.6, 2.01, 2.5, 3.0, 3.7) if int(before * f)]
+        for after, factor in sizes:
+            options = {"size": (after, *ones)} if factor is None else {"scale_factor": (factor, *ones)}
+            expected = F.interpolate(x, mode=mode, **options).flatten().numpy()
+            small = rank == 2 and after + 1 <= 128
+            exact = mode == "nearest-exact"
+            indices = nearest_indices(before, after, factor, exact=exact, dtype=x.numpy().dtype, small_plane=small)
+            np.testing.assert_array_equal(indices, expected, f"{before} to {after} by {factor}")
 
 
 @pytest.mark.parametrize("antialias", [False, True])
@@ -156,15 +159,21 @@ def test_interpolation_of_many_sizes(mode: str, antialias: bool) -> None:
     generator = torch.Generator().manual_seed(0)
     method = "linear" if mode == "bilinear" else "cubic"
     for before in (1, 2, 3, 5, 8, 13, 30):
-        x = torch.randn(1, 1, before, 1, dtype=torch.float64, generator=generator)
+        x = torch.randn(1, 1, before, 1, dtype=torch.float64, generator=generator).expand(-1, -1, -1, 2)
         for after in (1, 2, 3, 4, 6, 7, 15, 31, 64):
             for corners in (False, True):
                 options: dict[str, Any] = {"mode": mode, "align_corners": corners, "antialias": antialias}
-                expected = F.interpolate(x, (after, 1), **options)[0, 0, :, 0].numpy()
+                expected = F.interpolate(x, (after, 2), **options)[0, 0, :, 0].numpy()
                 make = antialiased_taps if antialias else taps
                 indices, weights = make(before, after, method, corners)
                 actual = (x[0, 0, :, 0].numpy()[indices] * weights).sum(1)
                 np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-12, err_msg=f"{before} to {after}")
+
+
+def test_antialiased_image_one_pixel_wide_is_refused() -> None:
+    model = Each(half=lambda x: F.interpolate(x, (2, 1), mode="bilinear", antialias=True))
+    with pytest.raises(UnsupportedError, match="first row"):
+        convert(model, (torch.randn(2, 3, 4, 5),))
 
 
 def test_whole_numbers_are_picked_and_never_mixed() -> None:

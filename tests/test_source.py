@@ -98,6 +98,20 @@ def sequential() -> Network:
     return s.network((X,), y)
 
 
+def convolutional_sequential() -> Network:
+    """A chain with steps before and behind it, and with one between that no child is said to take."""
+    s = Sketch("Sequential", "sequence")
+    y = s.conv("0", s.call("jnp.transpose", X, (0, 2, 3, 1)), 2, 4, padding=1)
+    with s.inside("1", "ReLU", "function"):
+        y = s.call("nnx.relu", y)
+    y = s.call(".reshape", y, s.call(".shape", y, 0), -1)
+    y = s.linear("3", y, 36, 6)
+    with s.inside("4", "Sequential", "sequence"):
+        y = s.linear("4.0", y, 6, 6)
+        y = s.call("jnp.square", s.linear("4.1", y, 6, 6))
+    return s.network((X,), s.call("jnp.transpose", y))
+
+
 def irregular_sequential() -> Network:
     s = Sketch("Skipping", "sequence")
     y = s.linear("0", X, 4, 4)
@@ -245,6 +259,7 @@ CASES: dict[str, tuple[Callable[[], Network], list[tuple[int, ...]]]] = {
     "lenet": (lenet, [(2, 8, 8, 1)]),
     "resnet": (resnet, [(2, 8, 8, 3)]),
     "sequential": (sequential, [(2, 4)]),
+    "convolutional_sequential": (convolutional_sequential, [(2, 2, 3, 3)]),
     "irregular_sequential": (irregular_sequential, [(2, 4)]),
     "twice": (twice, [(2, 4)]),
     "twice_differently": (twice_differently, [(2, 4)]),
@@ -398,6 +413,21 @@ class Sequential(nnx.List):
         return x
 """
 
+CONVOLUTIONAL_SEQUENTIAL = """\
+def flatten(x):
+    return x.reshape(x.shape[0], -1)
+
+
+class Sequential(nnx.List):
+    def __init__(self, *, rngs: nnx.Rngs):
+        super().__init__(
+            [
+                nnx.Conv(2, 4, (3, 3), padding=1, rngs=rngs),
+                nnx.relu,
+                flatten,
+                nnx.Linear(36, 6, rngs=rngs),
+"""
+
 WIDE = """\
 class Block(nnx.Module):
     def __init__(self, out_features, axis, flip, *, rngs: nnx.Rngs):
@@ -419,6 +449,7 @@ class Block(nnx.Module):
         ("resnet", [BASIC_BLOCK, BASIC_BLOCK_CALL, RESNET_LAYERS]),
         ("block_list", [BLOCK_LIST]),
         ("sequential", [SEQUENTIAL]),
+        ("convolutional_sequential", [CONVOLUTIONAL_SEQUENTIAL]),
         ("wide", [WIDE]),
         ("twice", ["        x = self.encoder(x)\n        return self.encoder(x)\n"]),
         ("attention_twice", ["    def __call__(self, x, y):\n"]),

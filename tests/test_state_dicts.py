@@ -481,7 +481,7 @@ class FlaxTwisted(FlaxCNN):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         x = nnx.max_pool(nnx.relu(self.conv2(nnx.relu(self.conv1(x)))), (2, 2), (2, 2))
-        return self.fc2(nnx.relu(x.reshape(-1, 60) @ self.twist(self.fc1.kernel[...]) + self.fc1.bias[...]))
+        return self.fc2(nnx.relu(x.reshape(-1, 60) @ self.twist(self.fc1.kernel[...])))
 
 
 def pallas_copy(x: jax.Array) -> jax.Array:
@@ -492,7 +492,7 @@ def pallas_copy(x: jax.Array) -> jax.Array:
 
 
 TWISTS: dict[str, tuple[Callable[[jax.Array], jax.Array], str]] = {
-    "orthogonal": (lambda w: jnp.linalg.qr(w)[0], "goes through householder_product into"),
+    "orthogonal": (lambda w: jnp.linalg.qr(w)[0], "depends through qr on"),
     "padded": (lambda w: jnp.pad(w[:-1], ((0, 1), (0, 0))), "goes through pad into|goes through slice into"),
     "in pieces": (lambda w: jnp.concatenate([w[:30], w[30:]]), "goes through concatenate into"),
     "copied": (pallas_copy, "goes into pallas_call, where it is not followed"),

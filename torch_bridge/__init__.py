@@ -1,12 +1,11 @@
 """PyTorch ensembles ported to Flax, checked against PyTorch, and brought back."""
 
-from importlib.metadata import version as _version
-
-from torch_bridge.convert import to_ensemble, to_flax
-from torch_bridge.lowering import register
-from torch_bridge.parity import ParityReport, check
-from torch_bridge.stacking import to_torch
-
-__all__ = ["ParityReport", "check", "register", "to_ensemble", "to_flax", "to_torch"]
-
-__version__ = _version("jaxensemble")
+from jaxensemble import __version__ as __version__
+from torch_bridge.checkpoints import load_ensemble as load_ensemble
+from torch_bridge.convert import to_ensemble as to_ensemble
+from torch_bridge.convert import to_flax as to_flax
+from torch_bridge.lowering import register as register
+from torch_bridge.parity import ParityReport as ParityReport
+from torch_bridge.parity import check as check
+from torch_bridge.stacking import to_torch as to_torch
+from torch_bridge.state_dicts import stack_state_dicts as stack_state_dicts

@@ -31,10 +31,10 @@ class Embed(nnx.Embed):
         *,
         padding_idx: int | None = None,
         scale_grad_by_freq: bool = False,
+        param_dtype: Any = jnp.float32,
         rngs: nnx.Rngs,
-        **options: Any,
     ):
-        super().__init__(num_embeddings, features, rngs=rngs, **options)
+        super().__init__(num_embeddings, features, param_dtype=param_dtype, rngs=rngs)
         self.padding_idx = padding_idx
         self.scale_grad_by_freq = scale_grad_by_freq
 

@@ -1,7 +1,8 @@
 """Normalisation with running statistics as PyTorch keeps them.
 
-Flax's `nnx.BatchNorm` keeps a running average of the biased variance, PyTorch of the unbiased one (`n / (n - 1)`), and
-counts batches. Constructors are named as Flax's: `momentum` is the share of the old average, 0.9 where PyTorch says 0.1.
+Flax's `nnx.BatchNorm` keeps a running average of the biased variance; PyTorch keeps that of the unbiased one
+(`n / (n - 1)`), and counts batches. Constructors are named as Flax's: `momentum` is the share of the old average, 0.9
+where PyTorch says 0.1.
 """
 
 import math
@@ -122,8 +123,8 @@ class InstanceNorm(_RunningNorm):
     """Instance normalisation that keeps running statistics (`track_running_stats=True` in PyTorch).
 
     In training every instance and feature is normalised by itself, over all axes but the first and that of the
-    features, and the running statistics move towards the mean over the batch; in evaluation the running statistics are used. Batches
-    are not counted: PyTorch has the counter and leaves it at zero. Input `[N, ..., num_features]`.
+    features, and the running statistics move towards the mean over the batch; in evaluation the running statistics are
+    used. Batches are not counted: PyTorch has the counter and leaves it at zero. Input `[N, ..., num_features]`.
 
     Without running statistics, this is `nnx.InstanceNorm(use_fast_variance=False)`.
 

@@ -50,18 +50,22 @@ def resize(
     [0.0, 1.0, 3.0, 4.0]
     """
     lead = x.ndim - len(size) - 1
+    small_plane = len(size) == 2 and sum(size) <= 128  # where PyTorch changes from one way of rounding to another
     for k, outputs in enumerate(size):
-        factor = None if scale is None else scale[k]
-        x = _along(x, lead + k, outputs, method, align_corners, factor, antialias)
+        axis, factor = lead + k, None if scale is None else scale[k]
+        if method in ("nearest", "nearest-exact"):
+            exact = method == "nearest-exact"
+            rounding = {"exact": exact, "dtype": x.dtype, "small_plane": small_plane}
+            x = _picked(x, axis, nearest_indices(x.shape[axis], outputs, factor, **rounding))
+        else:
+            x = _mixed(x, axis, outputs, method, align_corners, factor, antialias)
     return x
 
 
-def _along(
+def _mixed(
     x: jax.Array, axis: int, outputs: int, method: Method, align_corners: bool, scale: float | None, antialias: bool
 ) -> jax.Array:
     inputs = x.shape[axis]
-    if method in ("nearest", "nearest-exact"):
-        return _picked(x, axis, nearest_indices(inputs, outputs, scale, exact=method == "nearest-exact"))
     if antialias:
         return _weighted(x, axis, antialiased_taps(inputs, outputs, method, align_corners, scale))
     if inputs == outputs and method == "linear":  # whatever the scale, as in PyTorch
@@ -88,20 +92,36 @@ def _weighted(x: jax.Array, axis: int, taps: Taps) -> jax.Array:
     return sum(terms[1:], terms[0])
 
 
-def nearest_indices(inputs: int, outputs: int, scale: float | None = None, *, exact: bool = False) -> np.ndarray:
-    """The input entry that each output entry takes, in the float32 arithmetic PyTorch uses whatever the dtype.
+def nearest_indices(
+    inputs: int,
+    outputs: int,
+    scale: float | None = None,
+    *,
+    exact: bool = False,
+    dtype: Any = np.float32,
+    small_plane: bool = True,
+) -> np.ndarray:
+    """The input entry that each output entry takes.
+
+    Where an output entry falls between two input entries, rounding decides. PyTorch rounds in one way for small planes,
+    in single precision whatever the dtype, and in another for all else, in double precision if `dtype` is float64.
+    (Measured with contiguous tensors on the CPU; memory in `channels_last` order is always treated like small planes.)
 
     >>> nearest_indices(3, 5).tolist(), nearest_indices(3, 5, exact=True).tolist()
     ([0, 0, 1, 1, 2], [0, 0, 1, 2, 2])
     """
-    if not exact and outputs in (inputs, 2 * inputs):
-        return np.arange(outputs) * inputs // outputs
-    step = np.float32(1.0 / scale) if scale else np.float32(inputs) / np.float32(outputs)
-    if exact:  # C++ widens to double here, and floors in single precision
-        places = ((np.arange(outputs) + 0.5) * np.float64(step)).astype(np.float32)
+    places = np.arange(outputs)
+    if small_plane and not exact and outputs in (inputs, 2 * inputs):
+        return places * inputs // outputs
+    real = np.float64 if dtype == np.float64 and not small_plane else np.float32
+    step = real(1.0 / scale) if scale else real(inputs) / real(outputs)
+    if not exact:
+        places = places.astype(real) * step
+    elif small_plane:
+        places = (places + 0.5) * np.float64(step)
     else:
-        places = np.arange(outputs).astype(np.float32) * step
-    return np.minimum(np.floor(places).astype(np.int64), inputs - 1)
+        places = (np.float64(step) * (places + 0.5) - 0.5).astype(real) + real(0.5)
+    return np.minimum(np.floor(places.astype(np.float32)).astype(np.int64), inputs - 1)
 
 
 def taps(inputs: int, outputs: int, method: Method, align_corners: bool = False, scale: float | None = None) -> Taps:

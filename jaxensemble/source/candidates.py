@@ -71,7 +71,7 @@ def chained(module: Module, body: Body, results: Sequence[int] | None = None) ->
 def chain_run(module: Module, body: Body, returned_uses: Sequence[Local | Slot]) -> tuple[int, int] | None:
     """The first step and the end of a run of calls of all children, one after the other, in a numbered module's body.
 
-    None where there is no such run: where a child is called elsewhere, or what one gives is used by others than the next.
+    None where there is no such run: a child is called elsewhere, or what one gives is used by others than the next.
     """
     calls = [k for k, step in enumerate(body.steps) if not isinstance(step.target, ToName)]
     if not calls or any(step.outs != 1 for step in body.steps):
@@ -99,8 +99,8 @@ def chain_steps(body: Body, run: tuple[int, int]) -> tuple[Step, ...]:
 def function_label(module: Module, body: Body) -> str:
     """What to call the function that stands for a module: what it calls, or the module's class."""
     names = [step.target.name for step in body.steps if isinstance(step.target, ToName)]
-    if module.is_filler and len(names) == 1:
-        return "flatten" if body.constants[-1:] == [-1] and names == [".reshape"] else names[0].strip(".")
+    if module.is_filler and names == [".reshape"]:
+        return "flatten" if body.constants == [-1] else "reshape"
     return names[0].rpartition(".")[2] if len(names) == 1 and "." in names[0][1:] else module.class_name
 
 

@@ -70,8 +70,7 @@ class Definition:
 
     `run` is where the steps of the root, a list, call all of its items in turn. `slots` says which of the method's
     `parameters` each slot is; `returns` are its results. `constants` are those that all its modules agree on, `bound`
-    names the arguments that stand for the others; `optional` names the
-    arguments that say whether a child is there.
+    names the arguments that stand for the others, `optional` those that say whether a child is there.
     """
 
     kind: Literal["class", "function"]

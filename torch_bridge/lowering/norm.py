@@ -190,7 +190,7 @@ def _scaled_layer(
     options: dict[str, Arg],
     dims: Sequence[int],
 ) -> Value:
-    """A layer that normalises, with scale and bias of its own where a module holds just these, else applied after it."""
+    """A layer that normalises, with scale and bias of its own if a module holds just these, else applied after it."""
     first = next((weight for weight, _ in weights if weight is not None), None)
     leaves = dict(zip(("scale", "bias"), weights, strict=True))
     path = None if first is None else b.claim(type_, options | param_dtype(first), leaves)

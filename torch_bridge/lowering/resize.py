@@ -62,6 +62,8 @@ def _resize(b: Builder, x: Value, scale: Sequence[float] | None, method: str, **
     spatial = x.ndim - 2
     x = b.channels_last(x, spatial)
     before, after = _ints(b, x.shape[2:]), _ints(b, b.result_shape[2:])
+    if "antialias" in options and after[1] == 1 and after[0] != before[0]:
+        raise b.unsupported("PyTorch repeats the first row of an antialiased image one pixel wide; resize width last")
     if scale is not None and any(_differs(*axis) for axis in zip(before, after, scale, strict=True)):
         options["scale"] = tuple(float(factor) for factor in scale)
     return feature_map(b, b.emit("ops.resize", x.expr, after, method, **options), spatial)

@@ -1,0 +1,106 @@
+"""`torch-bridge`: results, JSON, and what the process ends with."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from typer.testing import CliRunner, Result
+
+from torch_bridge.cli import app
+
+FACTORIES = """
+import torch
+from torch import nn
+
+def mlp():
+    return nn.Sequential(nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 2))
+
+class Odd(nn.Module):
+    def forward(self, x):
+        return torch.special.airy_ai(x)
+
+class Ids(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embed = nn.Embedding(5, 3)
+    def forward(self, ids):
+        return self.embed(ids)
+
+number = 3
+"""
+
+
+@pytest.fixture(autouse=True)
+def factories(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "factories.py").write_text(FACTORIES)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(__import__("sys").modules, "factories", raising=False)
+
+
+def run(*args: str) -> Result:
+    return CliRunner().invoke(app, list(args))
+
+
+def test_port_says_that_it_agrees() -> None:
+    result = run("port", "factories:mlp", "--input", "8,4", "--members", "3")
+    assert result.exit_code == 0, result.output
+    assert "3 x Sequential" in result.stdout and "agrees with PyTorch" in result.stdout
+
+
+def test_port_of_checkpoints_by_glob() -> None:
+    import factories  # pyright: ignore[reportMissingImports]
+
+    for k in range(3):
+        torch.save(factories.mlp().state_dict(), f"member{k}.pt")
+    result = run("port", "factories:mlp", "-i", "8,4", "-c", "member*.pt", "--json")
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["members"] == 3
+
+
+def test_check_prints_the_table_or_json_and_saves_it() -> None:
+    result = run("check", "factories:mlp", "-i", "8,4", "--save", "report.json")
+    assert result.exit_code == 0, result.output
+    assert "bit for bit" in result.stdout
+    assert json.loads(Path("report.json").read_text())["passed"] is True
+    assert json.loads(run("check", "factories:mlp", "-i", "8,4", "--json").stdout)["passed"] is True
+
+
+def test_source_is_printed() -> None:
+    result = run("source", "factories:mlp", "-i", "8,4")
+    assert result.exit_code == 0, result.output
+    assert "nnx.Linear(4, 3" in result.stdout
+    compile(result.stdout, "<source>", "exec")
+
+
+def test_integer_and_float64_inputs() -> None:
+    assert run("port", "factories:Ids", "-i", "int64:6:5").exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "message"),
+    [
+        (("port", "factories:Odd", "-i", "4"), 4, "special_airy_ai"),
+        (("port", "factories:nothing", "-i", "4"), 3, "no function or class 'nothing'"),
+        (("port", "factories:number", "-i", "4"), 3, "no function or class 'number'"),
+        (("port", "no_such_module:f", "-i", "4"), 3, "no module 'no_such_module'"),
+        (("port", "factories", "-i", "4"), 2, "package.module:factory"),
+        (("port", "factories:mlp", "-i", "4,x"), 2, "expected a shape"),
+        (("port", "factories:mlp", "-i", "int32000:4"), 2, "expected a shape"),
+        (("port", "factories:mlp", "-i", "8,5"), 4, "mat1 and mat2"),
+        (("port", "factories:mlp", "-i", "8,4", "-c", "none*.pt"), 6, "no file matches 'none*.pt'"),
+        (("port", "factories:mlp"), 2, "--input"),
+    ],
+)
+def test_errors_are_one_message_and_an_exit_code(args: tuple[str, ...], code: int, message: str) -> None:
+    result = run(*args)
+    assert result.exit_code == code, result.output
+    assert message in result.output
+    assert "Traceback" not in result.output
+
+
+def test_errors_as_json() -> None:
+    result = run("port", "factories:Odd", "-i", "4", "--json")
+    assert result.exit_code == 4
+    assert json.loads(result.stdout)["error"] == "UnsupportedError"

@@ -1,0 +1,222 @@
+"""The checker: it passes what is right, fails what is wrong, and says where."""
+
+import copy
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from flax import nnx
+from torch import Tensor, nn
+
+import torch_bridge
+from jaxensemble import Ensemble, InputError
+from jaxensemble.state import flatten, unflatten
+from torch_bridge import reference
+from torch_bridge.parity.metrics import EXACT, normwise
+
+
+class Net(nn.Module):
+    """Enough for most errors to show: square weights, a BatchNorm, padding, a flatten that is not square."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(1, 4, 3, padding=1)
+        self.norm = nn.BatchNorm2d(4, eps=1e-3)
+        self.act = nn.GELU()
+        self.pool = nn.AvgPool2d(2, padding=1)
+        self.fc1 = nn.Linear(4 * 3 * 4, 6)
+        self.fc2 = nn.Linear(6, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.pool(self.act(self.norm(self.conv(x))))
+        return self.fc2(torch.tanh(self.fc1(x.flatten(1))))
+
+
+@pytest.fixture(scope="module")
+def ported() -> tuple[list[nn.Module], Ensemble, Tensor]:
+    torch.manual_seed(0)
+    models: list[nn.Module] = []
+    for _ in range(3):
+        model = Net()
+        model(torch.randn(8, 1, 4, 6))
+        models.append(model.eval())
+    x = torch.randn(5, 1, 4, 6)
+    return models, torch_bridge.to_ensemble(models, (x,), check=False), x
+
+
+def test_what_is_right_passes_every_stage(ported: Any) -> None:
+    models, ensemble, x = ported
+    report = torch_bridge.check(models, ensemble, (x,))
+    assert report.passed and report.diverged is None and not report.notes
+    stages = {row.stage for row in report.rows}
+    assert {"weights", "float64, each its own", "float64, same for all", "float64, batch of 1", "float64, batch of 7",
+            "gradients, float64", "float32, same for all"} <= stages  # fmt: skip
+    cases = {row.case for row in report.rows}
+    assert {"loop", "torch.func.vmap", "every parameter", "float64 truth"} <= cases
+
+
+def test_the_report_prints_and_saves(ported: Any, tmp_path: Path) -> None:
+    models, ensemble, x = ported
+    report = torch_bridge.check(models, ensemble, (x,), thorough=False)
+    assert "passed" in str(report) and "bit for bit" in str(report)
+    report.save(tmp_path / "report.json")
+    saved = json.loads((tmp_path / "report.json").read_text())
+    assert saved["passed"] is True
+    assert len(saved["rows"]) == len(report.rows)
+    assert saved["environment"]["versions"]["torch"] == torch.__version__
+    assert [path.name for path in tmp_path.iterdir()] == ["report.json"]
+
+
+def with_param(ensemble: Ensemble, name: str, change: Callable[[Any], Any]) -> Ensemble:
+    params = flatten(ensemble.params)
+    return dataclasses.replace(ensemble, params=unflatten({**params, name: change(params[name])}))
+
+
+WEIGHT_ERRORS = {
+    "members swapped": ("fc2.kernel", lambda a: a[jnp.array([1, 0, 2])], "fc2"),
+    "square weight transposed": ("fc2.kernel", lambda a: a.swapaxes(1, 2), "fc2"),
+    "one bit": ("conv.bias", lambda a: a.at[2, 1].set(jnp.nextafter(a[2, 1], jnp.inf)), "conv"),
+    "kernel flipped": ("conv.kernel", lambda a: a[:, ::-1], "conv"),
+    "scale lost": ("norm.scale", lambda a: a * 1.01, "norm"),
+    "no permutation after flatten": (
+        "fc1.kernel",
+        lambda a: a.reshape(3, 3, 4, 4, 6).transpose(0, 3, 1, 2, 4).reshape(3, 48, 6),
+        "fc1",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", WEIGHT_ERRORS)
+def test_wrong_weights_are_caught_and_the_first_module_named(ported: Any, name: str) -> None:
+    models, ensemble, x = ported
+    leaf, change, module = WEIGHT_ERRORS[name]
+    report = torch_bridge.check(models, with_param(ensemble, leaf, change), (x,), thorough=False)
+    failed = {row.stage for row in report.rows if not row.passed}
+    assert "weights" in failed and "float64, each its own" in failed
+    assert report.diverged is not None and report.diverged.startswith(f"{module} ")
+
+
+NETWORK_ERRORS: dict[str, Callable[[Any], None]] = {
+    "gelu by tanh": lambda m: setattr(m, "act", nn.GELU("tanh")),
+    "eps": lambda m: setattr(m.norm, "eps", 1e-5),
+    "count_include_pad": lambda m: setattr(m.pool, "count_include_pad", False),
+    "padding mode": lambda m: setattr(m.conv, "padding_mode", "circular"),
+    "relu for gelu": lambda m: setattr(m, "act", nn.ReLU()),
+}
+
+
+@pytest.mark.parametrize("name", NETWORK_ERRORS)
+def test_another_network_with_the_same_weights_is_caught(ported: Any, name: str) -> None:
+    models, _, x = ported
+    wrong = [copy.deepcopy(model) for model in models]
+    for model in wrong:
+        NETWORK_ERRORS[name](model)
+    ensemble = torch_bridge.to_ensemble(wrong, (x,), check=False)
+    report = torch_bridge.check(models, ensemble, (x,), thorough=False)
+    assert all(row.passed for row in report.rows if row.stage == "weights")
+    assert not report.passed
+
+
+def test_permuted_members_are_caught(ported: Any) -> None:
+    models, ensemble, x = ported
+    assert not torch_bridge.check(models, ensemble[[1, 0, 2]], (x,), thorough=False).passed
+
+
+def test_an_ensemble_of_hand_written_flax_modules_can_be_checked_too() -> None:
+    class Twin(nnx.Module):
+        def __init__(self, weight: Tensor, bias: Tensor) -> None:
+            self.fc = nnx.Linear(3, 2, rngs=nnx.Rngs(0))
+            self.fc.kernel[...] = jnp.asarray(weight.detach().numpy().T)
+            self.fc.bias[...] = jnp.asarray(bias.detach().numpy())
+
+        def __call__(self, x: jax.Array) -> jax.Array:
+            return self.fc(x)
+
+    models = [nn.Linear(3, 2) for _ in range(2)]
+    ensemble = Ensemble.from_modules([Twin(model.weight, model.bias) for model in models])
+    report = torch_bridge.check(models, ensemble, (torch.randn(5, 3),))
+    assert report.passed
+    assert any("weights not compared" in note for note in report.notes)
+
+
+def test_float_constants_are_those_of_float64() -> None:
+    """A table that PyTorch computes in the model's own precision differs from float32's in a float64 model."""
+
+    class Positions(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = nn.Linear(6, 6)
+
+        def forward(self, x: Tensor) -> Tensor:
+            table = torch.sin(torch.arange(x.shape[1], dtype=x.dtype) / 3)
+            return self.fc(x + table)
+
+    models = [Positions(), Positions()]
+    ensemble = torch_bridge.to_ensemble(models, (torch.randn(4, 6),))
+    assert torch_bridge.check(models, ensemble, (torch.randn(4, 6),)).passed
+
+
+def test_nan_positions_have_to_agree() -> None:
+    values = np.array([[1.0, np.nan, np.inf]])
+    assert normwise(values, values) == (0.0, 0)
+    assert normwise(values, np.array([[1.0, np.nan, -np.inf]]))[0] == np.inf
+    assert normwise(values, np.array([[np.nan, 1.0, np.inf]]))[0] == np.inf
+    assert normwise(values + 1e-9, values)[0] == pytest.approx(1e-9)
+
+
+def test_integers_have_to_be_equal_and_kinds_too() -> None:
+    assert normwise(np.array([[1, 2]]), np.array([[1, 3]]))[0] == np.inf
+    assert normwise(np.array([[1.0]]), np.array([[1]]))[0] == np.inf
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda m, e, x: (m[:2], e, (x,)), "equal members; got 2 and 3"),
+        (lambda m, e, x: (m, e, x), "`inputs` must be a tuple"),
+        (lambda m, e, x: ([], e, (x,)), "got none"),
+    ],
+    ids=["count", "inputs", "no models"],
+)
+def test_what_cannot_be_compared_is_refused(ported: Any, change: Callable[..., Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        torch_bridge.check(*change(*ported))
+
+
+def test_precision_is_set_within_a_scope_only() -> None:
+    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32, jax.config.jax_default_matmul_precision
+    with reference.equal_precision():
+        assert not torch.backends.cudnn.allow_tf32
+        assert jax.config.jax_default_matmul_precision == "highest"
+    after = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32, jax.config.jax_default_matmul_precision
+    assert before == after
+
+
+def test_resized_batches_have_rows_of_their_own() -> None:
+    x = torch.randn(3, 4)
+    (resized,) = reference.resized((x,), 7, 0)
+    assert resized.shape == (7, 4)
+    assert len({tuple(row.tolist()) for row in resized}) == 7
+    (ids,) = reference.resized((torch.tensor([1, 2, 3]),), 5, 0)
+    assert ids.tolist() == [1, 2, 3, 1, 2]
+
+
+def test_models_keep_their_mode_and_weights(ported: Any) -> None:
+    models, ensemble, x = ported
+    models = [copy.deepcopy(model).train() for model in models]
+    states = [copy.deepcopy(model.state_dict()) for model in models]
+    torch_bridge.check(models, ensemble, (x,), thorough=False)
+    for model, state in zip(models, states, strict=True):
+        assert all(module.training for module in model.modules())
+        assert all(torch.equal(tensor, state[key]) for key, tensor in model.state_dict().items())
+
+
+def test_the_limit_tells_formulas_from_rounding() -> None:
+    assert EXACT < 1e-3 * 4.5e-6  # an eps of 1e-6 for 1e-5
