@@ -15,6 +15,10 @@ from jaxensemble.functional import stack_module_state as stack_module_state
 from jaxensemble.functional import unstack_module_state as unstack_module_state
 from jaxensemble.state import Constant as Constant
 from jaxensemble.uncertainty import Prediction as Prediction
+from jaxensemble.uncertainty import brier_score as brier_score
+from jaxensemble.uncertainty import expected_calibration_error as expected_calibration_error
+from jaxensemble.uncertainty import negative_log_likelihood as negative_log_likelihood
+from jaxensemble.uncertainty import reliability_curve as reliability_curve
 from jaxensemble.vectorize import vmap as vmap
 
 try:

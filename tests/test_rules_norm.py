@@ -142,7 +142,7 @@ TRAINED = {
     "InstanceNorm1d": (lambda: nn.InstanceNorm1d(3, track_running_stats=True), (4, 3, 5)),
     "InstanceNorm2d": (lambda: nn.InstanceNorm2d(3, momentum=0.3, affine=True, track_running_stats=True), (4, 3, 2, 5)),
     "InstanceNorm without momentum": (
-        lambda: nn.InstanceNorm1d(3, momentum=None, track_running_stats=True),
+        lambda: nn.InstanceNorm1d(3, momentum=None, track_running_stats=True),  # type: ignore[arg-type]
         (4, 3, 5),
     ),
 }
@@ -157,13 +157,12 @@ def test_training(name: str, x64: None) -> None:
     module = to_flax(model, (torch.randn(shape).double(),))
     module.train()
     model.train()
-    for _ in range(3):
-        x = torch.randn(shape).double() * 3 + 1
+    for x in torch.randn(3, *shape).double() * 3 + 1:
         assert_close(module(jnp.asarray(x.numpy())), model(x))
     assert_buffers(module, model)
+    x = torch.randn(shape).double()
     module.eval()
-    model.eval()
-    assert_close(module(jnp.asarray(x.numpy())), model(x))
+    assert_close(module(jnp.asarray(x.numpy())), model.eval()(x))
 
 
 def assert_buffers(module: nnx.Module, model: nn.Module) -> None:
@@ -188,7 +187,7 @@ def test_training_gradients(x64: None) -> None:
 def test_modes_of_submodules(x64: None) -> None:
     """A frozen submodule in a model that trains: modes are PyTorch's, and `train` and `eval` reach all."""
     model = randomised(nn.Sequential(nn.BatchNorm1d(3), nn.Linear(3, 3), nn.BatchNorm1d(3))).train()
-    model[0].eval()
+    next(model.children()).eval()
     x = torch.randn(6, 3).double()
     module = to_flax(model, (x,))
     assert_close(module(jnp.asarray(x.numpy())), model(x))
@@ -243,8 +242,7 @@ class Functional(nn.Module):
     def __init__(self, **options: Any):
         super().__init__()
         self.gain, self.offset = nn.Parameter(torch.randn(3)), nn.Parameter(torch.randn(3))
-        self.register_buffer("middle", torch.randn(3))
-        self.register_buffer("spread", torch.rand(3) + 0.5)
+        self.middle, self.spread = nn.Buffer(torch.randn(3)), nn.Buffer(torch.rand(3) + 0.5)
         self.options = options
 
     def forward(self, x: Tensor) -> Tensor:
@@ -350,7 +348,7 @@ def test_distances() -> None:
 def test_normalize() -> None:
     class Normalize(nn.Module):
         def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-            return F.normalize(x), F.normalize(x, p=1.0, dim=0), F.normalize(x, dim=(0, 1), eps=10.0)
+            return F.normalize(x), F.normalize(x, p=1.0, dim=0), F.normalize(x, dim=-1, eps=10.0)
 
     assert_ports(Normalize(), torch.randn(3, 4), batches=())
 
@@ -361,7 +359,7 @@ def parametrised(kind: str) -> nn.Module:
             parametrizations.weight_norm(nn.Conv2d(2, 3, 2)),
             nn.Flatten(),
             parametrizations.weight_norm(nn.Linear(18, 4), dim=1),
-            parametrizations.weight_norm(nn.Linear(4, 4), dim=None),
+            parametrizations.weight_norm(nn.Linear(4, 4), dim=None),  # type: ignore[arg-type]
         )
     if kind == "legacy weight norm":
         with torch.no_grad():  # otherwise it could not be copied

@@ -541,7 +541,9 @@ def test_functions_that_are_none_on_arrays_are_refused(target: str) -> None:
     refuse(s.network((X,), s.call(target, X)), "a network may call|names nothing")
 
 
-@pytest.mark.parametrize("type_", ["nnx.relu", "os.PathLike", "nnx.Linear(1, 2)", "nnx.NoSuchLayer"])
+@pytest.mark.parametrize(
+    "type_", ["nnx.relu", "os.PathLike", "nnx.Linear(1, 2)", "nnx.NoSuchLayer", "nnx.Param", "jnp.ndarray"]
+)
 def test_types_that_are_no_layers_are_refused(type_: str) -> None:
     s = Sketch("Net")
     refuse(s.network((X,), s.layer("fc", type_, X)), "layer|names nothing")
@@ -550,6 +552,25 @@ def test_types_that_are_no_layers_are_refused(type_: str) -> None:
 def test_unknown_options_are_refused() -> None:
     s = Sketch("Net")
     refuse(s.network((X,), s.layer("fc", "nnx.Linear", X, in_features=1, out_features=1, bogus=1)), "'bogus'")
+
+
+def test_hostile_names_of_arguments_and_dtypes_are_refused() -> None:
+    s = Sketch("Net")
+    refuse(s.network((X,), s.call("jnp.add", X, 1, **{"x=print())#": 1})), "identifier")
+    s = Sketch("Net")
+    refuse(s.network((X,), s.call("+", X, s.variable("w", (1,), dtype="float32)#"))), "dtype")
+    s = Sketch("Net")
+    refuse(s.network((X,), s.layer("fc", "nnx.Linear", X, in_features=1, out_features=1, **{"a=1": 1})), "'a=1'")
+
+
+def test_hostile_names_of_classes_and_inputs_are_made_safe() -> None:
+    s = Sketch('A"""\nimport os\n')
+    x = Ref("x, y=print()")
+    with s.inside("inner", "B:\n    pass\nprint()"):
+        y = s.linear("inner.fc", x, 4, 4)
+    model, actual, expected = run_both(s.network((x,), y), draw(2, 4))
+    assert_same(actual, expected)
+    assert type(model).__name__ == "A_import_os"
 
 
 def test_a_dtype_that_is_none_is_refused() -> None:
@@ -672,7 +693,7 @@ class Drawn:
         return self.sketch.linear(self._free(path), x, 4, 4)
 
 
-@settings(max_examples=60)
+@settings(max_examples=40)
 @given(data=st.data())
 def test_any_network_computes_what_its_calls_say(data: st.DataObject) -> None:
     network = Drawn(data).build(data.draw(st.integers(2, 7)))

@@ -68,7 +68,6 @@ def port(
     members: MembersOption = 2,
     seed: SeedOption = 0,
     layout: LayoutOption = "torch",
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="Directory to save the ensemble in.")] = None,
     x64: X64Option = False,
     as_json: JsonOption = False,
     debug: DebugOption = False,

@@ -159,7 +159,7 @@ def refinement(first: Group, second: Group) -> tuple[dict[Atom, Group], dict[Ato
         return None
     return (
         {atom: tuple(parts) for atom, parts in parts_left.items() if tuple(parts) != (atom,)},
-        {atom: tuple(parts) for atom, parts in parts_right.items()},
+        {atom: tuple(parts) for atom, parts in parts_right.items() if tuple(parts) != (atom,)},
     )
 
 
@@ -200,9 +200,7 @@ def tidy_axes(layout: Layout) -> tuple[Group, ...]:
     """
     place = {atom: k for k, atom in enumerate(atoms_of(layout.axes))}
     filled = [dim for dim in layout.dims if dim]
-    by_place = sorted(filled, key=lambda dim: place[dim[0]])
-    if not _contiguous(by_place, place):
-        return layout.dims
+    by_place = sorted(filled, key=lambda dim: max(place[atom] for atom in dim))
     following: dict[Group | None, int] = {}
     for k, dim in enumerate(layout.dims):
         if not dim:
@@ -216,8 +214,3 @@ def tidy_axes(layout: Layout) -> tuple[Group, ...]:
     if trailing and by_place and layout.dims[-trailing - 1] is not by_place[-1]:
         return (*axes, *([()] * trailing))
     return (*axes[:-1], *([()] * trailing), *axes[-1:]) if len(axes) > 1 else (*axes, *([()] * trailing))
-
-
-def _contiguous(groups: Sequence[Group], place: dict[Atom, int]) -> bool:
-    order = [place[atom] for atom in atoms_of(groups)]
-    return order == sorted(order)

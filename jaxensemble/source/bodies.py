@@ -10,7 +10,8 @@ from types import EllipsisType
 from typing import Any, TypeAlias
 
 from jaxensemble.network import Arg, Call, Dtype, Func, Ref, Slice, Var
-from jaxensemble.source.tree import Frame, Path, Shape, split
+from jaxensemble.source.frames import Frame, Shape
+from jaxensemble.source.tree import Path, split
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,8 +5,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from jaxensemble.source.bodies import Body, Local, Slot, Step, ToFunction, ToLayer, ToModule, ToName, leaves
+from jaxensemble.source.frames import Frame
 from jaxensemble.source.optional import lengthened, missing_children
-from jaxensemble.source.tree import Frame, Module
+from jaxensemble.source.tree import Module
 from jaxensemble.source.units import Unit
 
 

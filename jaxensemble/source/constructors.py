@@ -4,10 +4,11 @@ import ast
 from collections.abc import Iterable, Mapping, Sequence
 
 from jaxensemble.errors import InputError
+from jaxensemble.network import Dtype
 from jaxensemble.source.expressions import call, dotted, literal, name
+from jaxensemble.source.frames import freeze
 from jaxensemble.source.names import is_identifier
 from jaxensemble.source.pretty import INDENT, WIDTH, flat, header, statement
-from jaxensemble.source.tree import freeze
 from jaxensemble.source.units import Argument, Definition, Make, Place, signature
 
 
@@ -115,7 +116,7 @@ class Constructors:
         shape = self._value(definition, (*place, "shape"))
         assert shape is not None
         dtype = make.fixed[0]
-        zeros = call(dotted("jnp.zeros"), [shape, *([] if dtype == "float32" else [dotted(f"jnp.{dtype}")])])
+        zeros = call(dotted("jnp.zeros"), [shape, *([] if dtype == "float32" else [literal(Dtype(dtype))])])
         kinds = {"param": "nnx.Param", "buffer": "layers.Buffer", "constant": "layers.Constant"}
         return call(dotted(kinds[make.name]), [zeros])
 

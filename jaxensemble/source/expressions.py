@@ -24,7 +24,7 @@ from jaxensemble.source.bodies import (
     ToModule,
     ToName,
 )
-from jaxensemble.source.names import check_function, check_method, is_identifier
+from jaxensemble.source.names import check_function, check_keyword, check_method, is_identifier
 from jaxensemble.source.units import Definition, Make
 
 BINARY: dict[str, type[ast.operator]] = {
@@ -175,6 +175,8 @@ class Expressions:
     def _call(
         self, function: ast.expr, args: Sequence[Operand], step: Step, value: Callable[[Local | Slot], ast.expr]
     ) -> ast.expr:
+        for key, _ in step.kwargs:
+            check_keyword(key)
         kwargs = {key: self.operand(operand, value) for key, operand in step.kwargs}
         return call(function, [self.operand(arg, value) for arg in args], kwargs)
 

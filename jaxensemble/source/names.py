@@ -113,7 +113,8 @@ def _module(root: str) -> object:
 
 
 _FUNCTIONS = re.compile(
-    r"(jnp|lax|nnx|ops|layers|jnp\.(linalg|fft)|jax\.(nn|image|scipy\.special|scipy\.linalg))\.[a-z]\w*"
+    r"(jnp|lax|ops|layers|jnp\.(linalg|fft)|jax\.(nn|image|scipy\.special|scipy\.linalg))\.[a-z]\w*"
+    r"|nnx\.(\w+_pool|dot_product_attention)"
 )
 _FORBIDDEN = re.compile(
     r"save|load|from|print|callback|piecewise|vectorize|apply_|while|cond|custom|jit|infeed|outfeed"
@@ -123,10 +124,23 @@ _FORBIDDEN = re.compile(
 def check_function(dotted: str) -> None:
     """Refuses what is no function on arrays: everything that reads files, or calls what it is handed.
 
+    Of nnx the activations (those of `jax.nn`), poolings and attention are allowed.
+
     **Raises:** `InputError` for such a name.
     """
-    if not _FUNCTIONS.fullmatch(dotted) or _FORBIDDEN.search(dotted) or not callable(resolve(dotted)):
+    activation = re.sub(r"^nnx\.", "jax.nn.", dotted)
+    known = _FUNCTIONS.fullmatch(dotted) or (_FUNCTIONS.fullmatch(activation) and callable(resolve(activation)))
+    if not known or _FORBIDDEN.search(dotted) or not callable(resolve(dotted)):
         raise InputError(f"a network may call functions on arrays, such as jnp.add or jax.nn.gelu; got {dotted!r}")
+
+
+def check_keyword(name: str) -> None:
+    """Refuses what cannot be the name of an argument.
+
+    **Raises:** `InputError` for such a name.
+    """
+    if not is_identifier(name):
+        raise InputError(f"the name of an argument has to be an identifier; got {name!r}")
 
 
 def check_method(target: str) -> None:

@@ -29,21 +29,10 @@ from jaxensemble.source.candidates import (
     hole_constants,
     with_optional_children,
 )
+from jaxensemble.source.frames import Frame, fill_gaps, frame_tree, freeze, operands, without_shapes, without_unused
 from jaxensemble.source.names import TAKEN, plain, unused
 from jaxensemble.source.sharing import Sharing
-from jaxensemble.source.tree import (
-    Frame,
-    Module,
-    Path,
-    fill_gaps,
-    frame_tree,
-    freeze,
-    module_levels,
-    module_tree,
-    operands,
-    without_shapes,
-    without_unused,
-)
+from jaxensemble.source.tree import Module, Path, module_levels, module_tree
 from jaxensemble.source.units import IDENTITY, NONE, Definition, Make, Unit, container_unit, layer_unit, variable_unit
 from jaxensemble.validation import validate
 

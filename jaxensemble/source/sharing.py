@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jaxensemble.network import Arg
+from jaxensemble.source.frames import freeze
 from jaxensemble.source.names import is_identifier, plain, unused
-from jaxensemble.source.tree import freeze
 from jaxensemble.source.units import Argument, Definition, Place, Unit
 
 _WIDTHS = ("in_features", "out_features", "num_features", "features")

@@ -5,6 +5,8 @@ import inspect
 from collections.abc import Iterator, Mapping
 from typing import Literal, TypeAlias
 
+from flax import nnx
+
 from jaxensemble.errors import InputError
 from jaxensemble.network import Arg, Layer, Variable
 from jaxensemble.source.bodies import Operand, Step
@@ -125,9 +127,11 @@ def option_defaults(type_: str) -> dict[str, Arg]:
 def signature(type_: str) -> inspect.Signature:
     """What the constructor of a layer takes.
 
-    **Raises:** `InputError` if the name is not that of a class.
+    **Raises:** `InputError` if the name is not that of an `nnx.Module`.
     """
     found = resolve(type_)
-    if not inspect.isclass(found):
-        raise InputError(f"the type of a layer has to be a class; got {type_!r}")
+    if type_.partition(".")[0] not in ("nnx", "layers") or not (
+        inspect.isclass(found) and issubclass(found, nnx.Module)
+    ):
+        raise InputError(f"the type of a layer has to be a layer of nnx or jaxensemble.layers; got {type_!r}")
     return inspect.signature(found.__init__)

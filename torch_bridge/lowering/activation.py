@@ -42,7 +42,8 @@ for _name, _target in PLAIN.items():
 
 @register("aten.gelu.default")
 def gelu(b: Builder, x: Value, approximate: str = "none") -> Value:
-    return b.elementwise("nnx.gelu", x, **({"approximate": False} if approximate == "none" else {}))
+    options: dict[str, Any] = {"approximate": False} if approximate == "none" else {}
+    return b.elementwise("nnx.gelu", x, **options)
 
 
 @register("aten.leaky_relu.default")
@@ -101,8 +102,8 @@ def log_softmax(b: Builder, x: Value, dim: int, dtype: Any = None) -> Value:
 
 def _along(b: Builder, target: str, x: Value, dim: int) -> Value:
     x = b.tidy(cast(b, x, b.dtype))
-    if x.ndim == 0:
-        raise b.unsupported("a softmax needs a dimension; got a tensor without any")
+    if x.ndim == 0:  # PyTorch takes it for a vector of one
+        return b.laid(b.emit(target, b.emit("jnp.expand_dims", x.expr, 0)), Layout((), ((),)))
     return b.laid(b.emit(target, x.expr, **_axis(x, dim)), x.layout)
 
 
@@ -134,9 +135,8 @@ def prelu(b: Builder, x: Value, weight: Value) -> Value:
     if path is not None:
         return b.laid(b.emit(f"layer:{path}", x.expr), x.layout)
     slopes = b.plain(weight)
-    if count > 1:
-        dims = (*slopes.layout.dims, *((),) * (x.ndim - 2))
-        slopes = dataclasses.replace(slopes, layout=Layout(dims, slopes.layout.axes))
+    dims = (*slopes.layout.dims, *((),) * (x.ndim - 2)) if x.ndim else ()
+    slopes = dataclasses.replace(slopes, layout=Layout(dims, slopes.layout.axes))
     return b.elementwise("ops.leaky_relu", x, slopes)
 
 
@@ -145,9 +145,9 @@ def rrelu(b: Builder, x: Value, lower: float, upper: float, mode: str) -> Value:
     if mode == "never":
         return leaky_relu(b, x, (lower + upper) / 2)
     x = b.plain(x) if x.open else x
-    options: dict[str, Arg] = ({} if lower == 1 / 8 else {"lower": lower}) | (
-        {} if upper == 1 / 3 else {"upper": upper}
-    )
+    options: dict[str, Arg] = {}
+    options |= {"lower": lower} if lower != 1 / 8 else {}
+    options |= {"upper": upper} if upper != 1 / 3 else {}
     path = b.stateless("layers.RReLU", options, "rrelu")
     always: dict[str, Arg] = {"deterministic": False} if mode == "always" else {}
     return b.laid(b.emit(f"layer:{path}", x.expr, **always), x.layout)

@@ -38,6 +38,7 @@ class Builder:
         self.sources: list[Value] = []
         self.evaluation_only = captured.evaluation_only
         self._filled: dict[str, dict[str, str | None]] = {}
+        self.expanded: dict[Ref | Var, Value] = {}
         self._rearranged: dict[Any, Ref] = {}
         self._constants: dict[int, tuple[Tensor, Value]] = {}
 
@@ -244,7 +245,7 @@ class Builder:
 
     def aligned(self, *operands: Any) -> tuple[list[Value], Layout]:
         """The operands, arranged so that their arrays broadcast, and the layout of an elementwise result."""
-        values = [self.value(operand) for operand in operands]
+        values = self._unexpanded([self.value(operand) for operand in operands])
         open_keys = [value.key for value in values if value.open]
         values = [self.plain(v) if v.open and open_keys.count(v.key) > 1 else v for v in values]
         rank = max(value.ndim for value in values)
@@ -255,6 +256,16 @@ class Builder:
         values = [dataclasses.replace(value, layout=layout) for value, layout in zip(values, layouts, strict=True)]
         moved = [self.arranged(value, alignment.operand_axes(value.layout, axes)) for value in values]
         return moved, Layout(dims, axes)
+
+    def _unexpanded(self, values: Sequence[Value]) -> list[Value]:
+        """The values, as they were before `expand` where another one brings the size: broadcasting does the rest."""
+        sources = [self.expanded.get(value.expr, value) if value.ndim else value for value in values]
+        widest = max((value.ndim for value in sources), default=0)
+        reach = [alignment.ranked(value.layout, widest) for value in sources]
+        full = [alignment.ranked(value.layout, widest).shape for value in values]
+        brought = tuple(next((s for s in column if s != 1), 1) for column in zip(*(r.shape for r in reach), strict=True))
+        wanted = tuple(next((s for s in column if s != 1), 1) for column in zip(*full, strict=True))
+        return sources if brought == wanted else list(values)
 
     def _lead(self, values: Sequence[Value]) -> int:
         """The operand whose layout the result gets: the largest, a rearranged one rather than one as PyTorch has it."""

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from torch_bridge.layout import Group, Layout, refinement
 from torch_bridge.lowering.alignment import refined, renamed
-from torch_bridge.lowering.builder import Builder
+from torch_bridge.lowering.builder import Builder, Wanted
 from torch_bridge.lowering.values import Value
 
 
@@ -14,7 +14,11 @@ class Features(NamedTuple):
 
     x: Value
     axes: tuple[int, ...]
-    weights: tuple[tuple[Value | None, Layout | None], ...]
+    weights: tuple[Wanted, ...]
+
+    def leaves(self, *names: str) -> dict[str, Wanted]:
+        """The first weights by the names that a layer has for them."""
+        return dict(zip(names, self.weights, strict=False))
 
 
 def featured(b: Builder, x: Value, dims: Sequence[int], *weights: Value | None, merged: bool = False) -> Features:
@@ -59,20 +63,27 @@ def _atoms(x: Value, axes: Sequence[int]) -> Group:
 
 def _told(x: Value, dims: Sequence[int], weights: Sequence[Value | None]) -> tuple[Value, list[Value | None]] | None:
     """`x` and the weights in common atoms, or None where they are cut incompatibly."""
+    held: list[Value | None] = []
     for _ in range(2):  # the second round leaves `x` as it is, and tells all weights in its final atoms
-        held: list[Value | None] = []
+        held = []
         for weight in weights:
-            if weight is not None:
-                weight = _with(weight, renamed(weight.layout))  # it may have been stored in the atoms of this very `x`
-            for k, dim in enumerate(dims if weight is not None else ()):
-                assert weight is not None
-                parts = refinement(x.layout.dims[dim], weight.layout.dims[k])
-                if parts is None:
-                    return None
-                x = _with(x, refined(x.layout, parts[0]))
-                weight = _with(weight, refined(weight.layout, parts[1]))
+            told = (x, None) if weight is None else _pair(x, dims, weight)
+            if told is None:
+                return None
+            x, weight = told
             held.append(weight)
     return x, held
+
+
+def _pair(x: Value, dims: Sequence[int], weight: Value) -> tuple[Value, Value] | None:
+    """`x` and one weight in common atoms."""
+    weight = _with(weight, renamed(weight.layout))  # it may have been stored in the atoms of this very `x`
+    for k, dim in enumerate(dims):
+        parts = refinement(x.layout.dims[dim], weight.layout.dims[k])
+        if parts is None:
+            return None
+        x, weight = _with(x, refined(x.layout, parts[0])), _with(weight, refined(weight.layout, parts[1]))
+    return x, weight
 
 
 def _with(value: Value, layout: Layout) -> Value:

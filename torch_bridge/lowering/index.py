@@ -191,8 +191,11 @@ def slice_scatter(
         return part
     (value, part), order = in_one_order(b, value, part, lead=0)
     axis = last_as_minus_one(order.index(dim), len(order))
-    args = [bounds.start] if bounds.stop is None else [bounds.start, bounds.stop]
-    options: dict[str, Arg] = {} if step == 1 else {"step": step}
+    args: list[Arg] = [] if bounds.start is None else [bounds.start]
+    options: dict[str, Arg] = {} if bounds.stop is None else {"stop": bounds.stop}
+    options |= {} if step == 1 else {"step": step}
+    if args and "stop" in options:
+        args.append(options.pop("stop"))
     return b.laid(b.emit("ops.slice_scatter", value.expr, part.expr, axis, *args, **options), value.layout)
 
 
@@ -211,11 +214,24 @@ def index_put(b: Builder, x: Operand, indices: Sequence[Index], values: Operand,
     masks = [k for k, place in enumerate(indices) if isinstance(place, Value) and place.dtype == torch.bool]
     if masks:
         return _masked_put(b, b.value(x), indices, filled, accumulate)
+    where = integer_indices(b, indices)
+    named = [dim for dim, place in enumerate(where) if place is not None]
+    if len(named) == 1 and b.value(where[named[0]]).ndim == 1:
+        return _put_along(b, b.value(x), named[0], b.value(where[named[0]]), filled, accumulate)
     value = b.plain(x)
-    places = tuple(None if place is None else b.plain(place).expr for place in integer_indices(b, indices))
+    places = tuple(None if place is None else b.plain(place).expr for place in where)
     what = number(filled) if isinstance(filled, Tensor) and filled.ndim == 0 else b.plain(filled).expr
     options: dict[str, Arg] = {"accumulate": True} if accumulate else {}
     return b.new(b.emit("ops.index_put", value.expr, places, what, **options))
+
+
+def _put_along(b: Builder, x: Value, dim: int, index: Value, filled: Operand, accumulate: bool) -> Value:
+    """`x[:, index] = y`, along whatever axis the dimension is stored as."""
+    target = "ops.index_add" if accumulate else "ops.index_copy"
+    if isinstance(filled, Tensor) and filled.ndim == 0:
+        return _indexed(b, target, x, dim, index, filled)
+    shape = (*x.shape[:dim], *index.shape, *x.shape[dim + 1 :])
+    return _indexed(b, target, x, dim, index, expand_to(b, filled, shape))
 
 
 def _masked_put(b: Builder, value: Value, indices: Sequence[Index], filled: Operand, accumulate: bool) -> Value:

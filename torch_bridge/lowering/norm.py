@@ -1,8 +1,10 @@
 """Normalisation: layers with running statistics, and those over features, groups or instances."""
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from decimal import Decimal
+from typing import TypeAlias
 
 import torch
 from torch import nn
@@ -10,20 +12,15 @@ from torch import nn
 from jaxensemble.network import Arg, Var
 from torch_bridge.layout import Layout, fresh
 from torch_bridge.lowering.builder import Builder
-from torch_bridge.lowering.features import featured
+from torch_bridge.lowering.features import Features, featured
 from torch_bridge.lowering.linear import param_dtype
 from torch_bridge.lowering.promotion import apply, promoted
 from torch_bridge.lowering.state import COUNTER
 from torch_bridge.lowering.table import register
 from torch_bridge.lowering.values import Value
 
-Weight = Value | None
-
-UNTRACKED = (
-    "it writes running statistics in evaluation mode too; pass running_mean=None and running_var=None, or let "
-    "`training` follow the module's mode"
-)
-UNHELD = "the weights of a batch normalisation are not all that one module holds, so that its statistics cannot move"
+Weight: TypeAlias = Value | None
+Options: TypeAlias = dict[str, Arg]
 
 
 # With running statistics
@@ -34,24 +31,14 @@ def batch_norm(
     b: Builder, x: Value, w: Weight, bias: Weight, mean: Weight, var: Weight, momentum: float, eps: float, mode: str
 ) -> Value:
     x = b.value(x)
-    if mode == "always" and (mean is not None or var is not None):
-        raise b.unsupported(UNTRACKED)
     if x.ndim > 2:
         x = b.channels_last(x, x.ndim - 2)
-    x, axes, weights = featured(b, x, (1,), w, bias, mean, var, merged=True)
-    options = _axis(x, axes) | _eps(eps, 1e-5) | _affine(w, bias)
+    features = featured(b, x, (1,), w, bias, mean, var, merged=True)
+    options = _features(features.x) | _axis(features) | _eps(eps, 1e-5) | _affine(w, bias)
     if mode == "always":
-        options = {"num_features": x.shape[1], **options}
-        return _scaled_layer(b, "layers.BatchNorm", x, weights[:2], options | {"track_running_stats": False}, (1,))
-    leaves = dict(zip(("scale", "bias", "mean", "var"), weights, strict=True))
-    path = None
-    if mode == "by_mode" or b.evaluation_only:
-        path = _tracking_layer(b, "layers.BatchNorm", leaves, options, momentum)
-    if path is not None:
-        return b.laid(b.emit(f"layer:{path}", x.expr), x.layout)
-    if mode == "by_mode":
-        b.evaluation_only = b.evaluation_only or UNHELD
-    return _given_statistics(b, x, axes, weights, eps)
+        _refuse_writing(b, mean, var)
+        return _scaled_layer(b, "layers.BatchNorm", features, (1,), options | {"track_running_stats": False})
+    return _tracking(b, "layers.BatchNorm", features, options, momentum, mode)
 
 
 @register("torch_bridge.instance_norm.default")
@@ -59,63 +46,65 @@ def instance_norm(
     b: Builder, x: Value, w: Weight, bias: Weight, mean: Weight, var: Weight, momentum: float, eps: float, mode: str
 ) -> Value:
     x = b.value(x)
-    if mode == "always" and (mean is not None or var is not None):
-        raise b.unsupported(UNTRACKED)
-    x = b.channels_last(x, x.ndim - 2)
-    x, axes, weights = featured(b, x, (1,), w, bias, mean, var)
+    features = featured(b, b.channels_last(x, x.ndim - 2), (1,), w, bias, mean, var)
+    options = _features(features.x) | _affine(w, bias)
     if mode == "always":
-        options = {"num_features": x.shape[1]} | _eps(eps, 1e-6) | _affine(w, bias) | {"use_fast_variance": False}
-        return _scaled_layer(b, "nnx.InstanceNorm", x, weights[:2], options, (1,))
-    leaves = dict(zip(("scale", "bias", "mean", "var"), weights, strict=True))
-    path = None
+        _refuse_writing(b, mean, var)
+        options |= _eps(eps, 1e-6) | {"use_fast_variance": False}
+        return _scaled_layer(b, "nnx.InstanceNorm", features, (1,), options)
+    return _tracking(b, "layers.InstanceNorm", features, options | _eps(eps, 1e-5), momentum, mode)
+
+
+def _refuse_writing(b: Builder, mean: Weight, var: Weight) -> None:
+    if mean is not None or var is not None:
+        raise b.unsupported(
+            "it writes running statistics in evaluation mode too; pass running_mean=None and running_var=None, or let "
+            "`training` follow the module's mode"
+        )
+
+
+def _tracking(b: Builder, type_: str, features: Features, options: Options, momentum: float, mode: str) -> Value:
+    """A layer with running statistics. Without a mode, or a module that holds just its weights: their use alone."""
+    x = features.x
     if mode == "by_mode" or b.evaluation_only:
-        path = _tracking_layer(b, "layers.InstanceNorm", leaves, _eps(eps, 1e-5) | _affine(w, bias), momentum)
-    if path is not None:
-        return b.laid(b.emit(f"layer:{path}", x.expr), x.layout)
-    if mode == "by_mode":
-        b.evaluation_only = b.evaluation_only or UNHELD
-    return _given_statistics(b, x, axes, weights, eps)
+        path = _tracking_layer(b, type_, features, options, momentum)
+        if path is not None:
+            return b.laid(b.emit(f"layer:{path}", x.expr), x.layout)
+        b.evaluation_only = b.evaluation_only or (
+            f"the weights of a normalisation in {b.module_path or 'the root module'} are not all that one module "
+            "holds, so that no layer can keep its running statistics"
+        )
+    scale, bias, mean, var = (w if w is None or held is None else b.array(w, held.axes) for w, held in features.weights)
+    affine = (scale, bias) if bias is not None else (scale,) if scale is not None else ()
+    given = _axis(features) | {name: value for name, value in options.items() if name == "epsilon"}
+    return b.laid(b.emit("ops.batch_norm", x.expr, mean, var, *affine, **given), x.layout)  # type: ignore[arg-type]
 
 
-def _tracking_layer(
-    b: Builder, type_: str, leaves: dict[str, tuple[Weight, Layout | None]], options: dict[str, Arg], momentum: float
-) -> str | None:
+def _tracking_layer(b: Builder, type_: str, features: Features, options: Options, momentum: float) -> str | None:
     """The path of the layer that holds the weights, its counter of batches included."""
-    keys = [weight.key for weight, _ in leaves.values() if weight is not None]
-    owner = next(iter(b.owners([key for key in keys if key is not None])), None) if None not in keys else None
-    if owner is None:
+    keys = [weight.key for weight, _ in features.weights if weight is not None]
+    owners = b.owners([key for key in keys if key is not None]) if None not in keys else []
+    if not owners:
         return None
-    counter = f"{owner}.{COUNTER}"
+    counter = f"{owners[0]}.{COUNTER}"
     tensor = b.state.tensors.get(counter)
-    first = leaves["mean"][0]
-    assert first is not None
-    options = {"num_features": first.shape[0], **_momentum(b, owner, momentum), **options}
-    options |= {} if tensor is not None else {"count_batches": False}
-    path = b.claim(type_, options | param_dtype(first), leaves)
-    if path == owner and tensor is not None:
-        key = b.state.names[counter][0]
+    dtype = next(param_dtype(weight) for weight, _ in features.weights if weight is not None)
+    options = options | _momentum(b, owners[0], momentum) | ({} if tensor is not None else {"count_batches": False})
+    path = b.claim(type_, options | dtype, features.leaves("scale", "bias", "mean", "var"))
+    if path == owners[0] and tensor is not None:
+        key, layout = b.state.names[counter][0], fresh(tuple(tensor.shape))
         if key not in b.storage:
-            layout = fresh(tuple(tensor.shape))
             b.store(Value(Var(counter), layout, tensor.dtype, key=key), counter, layout)
     return path
 
 
-def _momentum(b: Builder, owner: str, momentum: float) -> dict[str, Arg]:
+def _momentum(b: Builder, owner: str, momentum: float) -> Options:
     """Flax's momentum is the share of the old average, PyTorch's that of the new value."""
     module = b.state.modules[owner]
     if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.momentum is None:
         return {"momentum": None}
     kept = float(1 - Decimal(repr(float(momentum))))
     return {} if kept == 0.9 else {"momentum": kept}
-
-
-def _given_statistics(
-    b: Builder, x: Value, axes: Sequence[int], weights: Sequence[tuple[Weight, Layout | None]], eps: float
-) -> Value:
-    scale, bias, mean, var = (w if w is None or layout is None else b.array(w, layout.axes) for w, layout in weights)
-    affine = (scale, bias) if bias is not None else (scale,) if scale is not None else ()
-    options = _axis(x, axes) | _eps(eps, 1e-5)
-    return b.laid(b.emit("ops.batch_norm", x.expr, mean, var, *affine, **options), x.layout)
 
 
 # Without
@@ -146,21 +135,18 @@ def rms_norm(
 
 
 def _over_features(
-    b: Builder, type_: str, x: Value, shape: Sequence[int], weights: Sequence[Weight], options: dict[str, Arg]
+    b: Builder, type_: str, x: Value, shape: Sequence[int], weights: Sequence[Weight], options: Options
 ) -> Value:
     """A normalisation over the last dimensions, wherever these are stored."""
     dims = tuple(range(-len(shape), 0))
-    x, axes, held = featured(b, b.value(x), dims, *weights)
-    count = 1
-    for size in shape:
-        count *= int(size)
-    from_end = tuple(axis - len(x.layout.axes) for axis in axes)
-    where: dict[str, Arg] = {}
+    features = featured(b, b.value(x), dims, *weights)
+    from_end = tuple(axis - len(features.x.layout.axes) for axis in features.axes)
+    count: Options = {"num_features": math.prod(int(size) for size in shape)}
+    where: Options = {}
     if from_end != (-1,):
-        over = from_end if len(from_end) > 1 else from_end[0]
+        over = from_end if len(from_end) > 1 else min(from_end)
         where = {"reduction_axes": over, "feature_axes": over}
-    options = {"num_features": count, **options, **where}
-    return _scaled_layer(b, type_, x, held, options, dims)
+    return _scaled_layer(b, type_, features, dims, count | options | where)
 
 
 @register("aten.group_norm.default")
@@ -176,27 +162,20 @@ def group_norm(
     """Channels-last, the groups are still runs of neighbouring channels: they must be stored in PyTorch's order."""
     x = b.value(x)
     x = b.channels_last(x, x.ndim - 2)
-    x, _, held = featured(b, x, (1,), weight, bias)
-    groups: dict[str, Arg] = {} if num_groups == 32 else {"num_groups": num_groups}
-    options = {**groups, **_eps(eps, 1e-6), **_affine(weight, bias), "use_fast_variance": False}
-    return _scaled_layer(b, "nnx.GroupNorm", x, held, {"num_features": x.shape[1], **options}, (1,))
+    features = featured(b, x, (1,), weight, bias)
+    options: Options = {} if num_groups == 32 else {"num_groups": num_groups}
+    options |= _eps(eps, 1e-6) | _affine(weight, bias) | {"use_fast_variance": False}
+    return _scaled_layer(b, "nnx.GroupNorm", features, (1,), _features(features.x) | options)
 
 
-def _scaled_layer(
-    b: Builder,
-    type_: str,
-    x: Value,
-    weights: Sequence[tuple[Weight, Layout | None]],
-    options: dict[str, Arg],
-    dims: Sequence[int],
-) -> Value:
+def _scaled_layer(b: Builder, type_: str, features: Features, dims: Sequence[int], options: Options) -> Value:
     """A layer that normalises, with scale and bias of its own if a module holds just these, else applied after it."""
+    x, weights = features.x, features.weights[:2]
     first = next((weight for weight, _ in weights if weight is not None), None)
-    leaves = dict(zip(("scale", "bias"), weights, strict=True))
-    path = None if first is None else b.claim(type_, options | param_dtype(first), leaves)
+    path = None if first is None else b.claim(type_, options | param_dtype(first), features.leaves("scale", "bias"))
     if path is not None:
         return b.laid(b.emit(f"layer:{path}", x.expr), x.layout)
-    bare: dict[str, Arg] = {"use_scale": False} if type_ == "nnx.RMSNorm" else {"use_bias": False, "use_scale": False}
+    bare: Options = {"use_scale": False} if type_ == "nnx.RMSNorm" else {"use_bias": False, "use_scale": False}
     name = type_.partition(".")[2].replace("Norm", "_norm").lower()
     y = b.laid(b.emit(f"layer:{b.stateless(type_, options | bare, name)}", x.expr), x.layout)
     for target, (weight, _) in zip("*+", weights, strict=True):
@@ -214,18 +193,22 @@ def _beside(b: Builder, weight: Value, x: Value, dims: Sequence[int]) -> Value:
     return dataclasses.replace(weight, layout=Layout((*weight.layout.dims, *((),) * following), weight.layout.axes))
 
 
-def _eps(eps: float, default: float) -> dict[str, Arg]:
+def _features(x: Value) -> Options:
+    return {"num_features": int(x.shape[1])}
+
+
+def _eps(eps: float, default: float) -> Options:
     return {} if eps == default else {"epsilon": eps}
 
 
-def _affine(weight: Weight, bias: Weight) -> dict[str, Arg]:
+def _affine(weight: Weight, bias: Weight) -> Options:
     missing = {"use_bias": bias, "use_scale": weight}
     return {name: False for name, held in missing.items() if held is None}
 
 
-def _axis(x: Value, axes: Sequence[int]) -> dict[str, Arg]:
-    (axis,) = axes
-    return {} if axis == len(x.layout.axes) - 1 else {"axis": axis}
+def _axis(features: Features) -> Options:
+    (axis,) = features.axes
+    return {} if axis == len(features.x.layout.axes) - 1 else {"axis": axis}
 
 
 # By a norm
@@ -233,14 +216,14 @@ def _axis(x: Value, axes: Sequence[int]) -> dict[str, Arg]:
 
 @register("aten._weight_norm.default")
 def weight_norm(b: Builder, v: Value, g: Value, dim: int = 0) -> Value:
-    options: dict[str, Arg] = {} if dim == 0 else {"axis": None if dim == -1 else dim}
+    options: Options = {} if dim == 0 else {"axis": None if dim == -1 else dim}
     return b.new(b.emit("ops.weight_norm", b.plain(v).expr, b.plain(g).expr, **options))
 
 
 @register("aten.cosine_similarity.default")
 def cosine_similarity(b: Builder, x1: Value, x2: Value, dim: int = 1, eps: float = 1e-8) -> Value:
     x, y = promoted(b, (x1, x2), b.dtype)
-    options: dict[str, Arg] = ({} if dim == 1 else {"axis": dim}) | ({} if eps == 1e-8 else {"epsilon": eps})
+    options = ({"axis": dim} if dim != 1 else {}) | _eps(eps, 1e-8)
     return b.new(b.emit("ops.cosine_similarity", b.plain(x).expr, b.plain(y).expr, **options))
 
 
@@ -250,5 +233,5 @@ def pairwise_distance(
 ) -> Value:
     difference = b.plain(apply(b, "+", apply(b, "-", x1, x2), eps))
     order = () if p == 2 else (p,)
-    options: dict[str, Arg] = {"axis": -1} | ({"keepdims": True} if keepdim else {})
+    options: Options = {"axis": -1, "keepdims": True} if keepdim else {"axis": -1}
     return b.new(b.emit("ops.vector_norm", difference.expr, *order, **options))

@@ -46,7 +46,7 @@ class ParityReport:
             for row in self.rows
         ]
         verdict = "passed" if self.passed else "FAILED"
-        text = table(f"Parity with PyTorch: {verdict}", ("stage", "case", "error", "limit", "", ""), rows)
+        text = table(f"Parity with PyTorch: {verdict}", ("stage", "against", "error", "limit", "", "worst"), rows)
         extra = [f"first difference: {self.diverged}"] if self.diverged else []
         return "\n".join([text, *extra, *(f"note: {note}" for note in self.notes)])
 

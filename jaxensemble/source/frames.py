@@ -1,0 +1,202 @@
+"""The calls of a network as nested frames, one for each call of a module."""
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from jaxensemble.network import Arg, Call, Ref, Slice, Tree, Var
+from jaxensemble.source.tree import Module, Path, is_inside_layer, scope_path, split
+
+
+@dataclasses.dataclass(frozen=True)
+class Shape:
+    """The length of one axis of an array: an argument that stands for a `.shape` call."""
+
+    of: Ref | Var
+    axis: int
+
+
+def operands(arg: object) -> Iterator[Ref | Var]:
+    """Every `Ref` and `Var` within an argument or a tree of outputs, those within a `Shape` included."""
+    match arg:
+        case Ref() | Var():
+            yield arg
+        case Shape(of):
+            yield of
+        case Slice(start, stop, step):
+            yield from operands((start, stop, step))
+        case tuple() | list():
+            for item in arg:
+                yield from operands(item)
+        case Mapping():
+            yield from operands(list(arg.values()))
+
+
+def without_shapes(calls: Sequence[Call], outputs: Tree) -> tuple[list[Call], Tree]:
+    """Calls and outputs with every `.shape` call put where its result is used.
+
+    The source then reads `x.reshape(x.shape[0], -1)`, and no module has to hand a length to another.
+    """
+    shapes: dict[str, Shape] = {}
+    kept = []
+    for call in calls:
+        if call.target == ".shape":
+            of, axis = call.args
+            assert isinstance(of, Ref | Var) and isinstance(axis, int)
+            shapes[call.out] = Shape(of, axis)
+        else:
+            kept.append(dataclasses.replace(call, args=_put(call.args, shapes), kwargs=_put(dict(call.kwargs), shapes)))
+    return kept, _put(outputs, shapes)
+
+
+def _put(arg: Any, shapes: Mapping[str, Shape]) -> Any:
+    match arg:
+        case Ref(name):
+            return shapes.get(name, arg)
+        case Slice(start, stop, step):
+            return Slice(_put(start, shapes), _put(stop, shapes), _put(step, shapes))
+        case tuple():
+            return tuple(_put(item, shapes) for item in arg)
+        case list():
+            return [_put(item, shapes) for item in arg]
+        case dict():
+            return {key: _put(value, shapes) for key, value in arg.items()}
+    return arg
+
+
+def without_unused(calls: Sequence[Call], outputs: Tree) -> list[Call]:
+    """The calls whose results are used. A layer is called all the same: it may keep statistics."""
+    used = {ref.name for ref in operands(outputs) if isinstance(ref, Ref)}
+    kept = []
+    for call in reversed(calls):
+        if call.out in used or call.target.startswith("layer:"):
+            used |= {ref.name for ref in operands((call.args, dict(call.kwargs))) if isinstance(ref, Ref)}
+            kept.append(call)
+    return kept[::-1]
+
+
+@dataclasses.dataclass
+class Frame:
+    """One call of the module at `path`: the steps within it, some of them frames themselves."""
+
+    path: Path
+    scope: tuple[str, ...]
+    items: list["Call | Frame"] = dataclasses.field(default_factory=list)
+
+    def calls(self) -> Iterator[Call]:
+        """Every call within, those of inner frames included, in order."""
+        for item in self.items:
+            if isinstance(item, Frame):
+                yield from item.calls()
+            else:
+                yield item
+
+    def frames(self) -> Iterator["Frame"]:
+        """Every frame within, outer ones first, without this one."""
+        for item in self.items:
+            if isinstance(item, Frame):
+                yield item
+                yield from item.frames()
+
+
+def frame_tree(calls: Sequence[Call], root: Module) -> Frame:
+    """The calls of a network as one frame with frames inside.
+
+    A module whose calls are not contiguous, or reach for what lies outside of it, gets no frame: its steps stand in
+    the frame around.
+    """
+    dissolved: set[Path] = set()
+    while True:
+        frame, again = _nested(calls, root, dissolved)
+        again |= {inner.path for inner in frame.frames() if not _is_closed(inner)}
+        if again <= dissolved:
+            return frame
+        dissolved |= again
+
+
+def _nested(calls: Sequence[Call], root: Module, dissolved: set[Path]) -> tuple[Frame, set[Path]]:
+    """The tree without frames for `dissolved` modules, and the modules found to be left and entered again."""
+    top = Frame((), ())
+    stack = [top]
+    closed: set[tuple[str, ...]] = set()
+    broken = set()
+    for call in calls:
+        entries = [(call.scope[: k + 1], scope_path(entry)) for k, entry in enumerate(call.scope)]
+        wanted = [(scope, path) for scope, path in entries if path not in dissolved and _has_frames(path, root)]
+        shared = 0
+        while shared < min(len(wanted), len(stack) - 1) and stack[shared + 1].scope == wanted[shared][0]:
+            shared += 1
+        closed |= {frame.scope for frame in stack[shared + 1 :]}
+        del stack[shared + 1 :]
+        for scope, path in wanted[shared:]:
+            if scope in closed:
+                broken.add(path)
+            stack.append(Frame(path, scope))
+            stack[-2].items.append(stack[-1])
+        stack[-1].items.append(call)
+    return top, broken
+
+
+def _has_frames(path: Path, root: Module) -> bool:
+    return bool(path) and not is_inside_layer(root, path)
+
+
+def _is_closed(frame: Frame) -> bool:
+    """Whether a frame reaches only for what lies beneath its own module."""
+    reached = [split(call.target.removeprefix("layer:")) for call in frame.calls() if call.target.startswith("layer:")]
+    reached += [
+        split(var.path)
+        for call in frame.calls()
+        for var in operands((call.args, dict(call.kwargs)))
+        if isinstance(var, Var)
+    ]
+    reached += [inner.path for inner in frame.frames()]
+    return all(path[: len(frame.path)] == frame.path and path != frame.path for path in reached)
+
+
+def fill_gaps(top: Frame, root: Module) -> None:
+    """Gives steps that stand between two children of a numbered module to a child missing between those.
+
+    In `nn.Sequential(conv, flatten, linear)` the reshape may be told from the calls of `linear` alone. With a frame of
+    its own, the whole is a chain again.
+    """
+    for frame in [top, *top.frames()]:
+        module = root.at(frame.path)
+        if module.is_numbered and module.holds:
+            _fill_gaps(frame, module)
+
+
+def _fill_gaps(frame: Frame, module: Module) -> None:
+    items: list[Call | Frame] = []
+    loose: list[Call | Frame] = []
+    last = -1
+    for item in frame.items:
+        number = _child_number(item, frame.path)
+        if number is None:
+            loose.append(item)
+            continue
+        free = next((str(k) for k in range(last + 1, number) if _is_free(module, str(k))), None)
+        if loose and free is not None and last >= 0:
+            path = (*frame.path, free)
+            module.children[free] = Module(path, "", "function", is_filler=True)
+            items.append(Frame(path, (*frame.scope, ".".join(path)), loose))
+        else:
+            items += loose
+        items.append(item)
+        loose, last = [], number
+    frame.items = items + loose
+
+
+def _is_free(module: Module, name: str) -> bool:
+    return name not in module.children or module.children[name].is_filler
+
+
+def _child_number(item: Call | Frame, path: Path) -> int | None:
+    """The number of the child that an item of a numbered module's frame calls."""
+    called = item.path if isinstance(item, Frame) else split(item.target.partition("layer:")[2])
+    return int(called[len(path)]) if len(called) > len(path) and called[len(path)].isdigit() else None
+
+
+def freeze(arg: Arg) -> object:
+    """An argument as something to compare and to hash by: types, signs and NaNs count."""
+    return type(arg).__name__, repr(arg)
