@@ -101,7 +101,9 @@ def assert_gradients(module: Any, model: nn.Module, examples: tuple[Tensor, ...]
     leaves = [leaf for leaf in torch.utils._pytree.tree_leaves(model(*tracked)) if leaf.is_floating_point()]
     if not any(leaf.requires_grad for leaf in leaves):
         return
-    torch.stack([_weighted(leaf, torch.linspace(0.5, 1.5, leaf.numel(), dtype=torch.float64)) for leaf in leaves]).sum().backward()
+    torch.stack(
+        [_weighted(leaf, torch.linspace(0.5, 1.5, leaf.numel(), dtype=torch.float64)) for leaf in leaves]
+    ).sum().backward()
 
     def objective(*xs: jax.Array) -> jax.Array:
         outputs = [leaf for leaf in jax.tree.leaves(module(*xs)) if leaf.dtype.kind == "f"]

@@ -11,12 +11,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 from flax import nnx
+from porting import assert_close, assert_ports, randomised
 from torch import Tensor, nn
 
 import torch_bridge
 from jaxensemble.errors import InputError, MemberError, ParityError, UnsupportedError
 from jaxensemble.state import flatten
-from porting import assert_close, assert_ports, randomised
 
 
 class Two(nn.Module):
@@ -296,7 +296,7 @@ def test_a_failed_proof_raises(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_members_that_differ_are_refused_before_anything_is_built() -> None:
-    with pytest.raises(MemberError, match="p: 0.2 in member 1, 0.1 in member 0"):
+    with pytest.raises(MemberError, match=r"p: 0\.2 in member 1, 0\.1 in member 0"):
         torch_bridge.to_ensemble([nn.Dropout(0.1), nn.Dropout(0.2)], (torch.ones(2, 3),))
 
 

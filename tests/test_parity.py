@@ -191,11 +191,19 @@ def test_what_cannot_be_compared_is_refused(ported: Any, change: Callable[..., A
 
 
 def test_precision_is_set_within_a_scope_only() -> None:
-    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32, jax.config.jax_default_matmul_precision
+    before = (
+        torch.backends.cuda.matmul.allow_tf32,
+        torch.backends.cudnn.allow_tf32,
+        jax.config.jax_default_matmul_precision,
+    )
     with reference.equal_precision():
         assert not torch.backends.cudnn.allow_tf32
         assert jax.config.jax_default_matmul_precision == "highest"
-    after = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32, jax.config.jax_default_matmul_precision
+    after = (
+        torch.backends.cuda.matmul.allow_tf32,
+        torch.backends.cudnn.allow_tf32,
+        jax.config.jax_default_matmul_precision,
+    )
     assert before == after
 
 

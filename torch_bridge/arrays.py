@@ -5,7 +5,7 @@ import ml_dtypes
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.parameter import UninitializedTensorMixin
+from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 from jaxensemble.errors import InputError
 
@@ -46,7 +46,7 @@ def to_numpy(tensor: Tensor, what: str = "the tensor") -> np.ndarray:
 
 def odd_kind(tensor: Tensor) -> str | None:
     """What is wrong with a tensor that has no plain values, or None."""
-    if isinstance(tensor, UninitializedTensorMixin):
+    if isinstance(tensor, UninitializedParameter | UninitializedBuffer):
         return "an uninitialised one: run the model once, so that its lazy modules take shape"
     if tensor.is_meta:
         return "a meta tensor, which has no values: load the weights first"

@@ -9,7 +9,7 @@ import contextlib
 import dataclasses
 import functools
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -61,7 +61,7 @@ _IN_PLACE = {
     torch.ops.aten.feature_alpha_dropout_.default: "feature_alpha_dropout",
     torch.ops.aten.rrelu_.default: "rrelu",
 }
-_NAMES = {op: name for name, (op, _) in MODED.items()} | _IN_PLACE
+_NAMES: dict[Any, str] = {op: name for name, (op, _) in MODED.items()} | _IN_PLACE
 
 _SCHEMAS = {
     "batch_norm": "(Tensor x, Tensor? w, Tensor? b, Tensor? mean, Tensor? var, float momentum, float eps, str mode)",
@@ -106,18 +106,24 @@ def capture(model: nn.Module, example_inputs: tuple[Any, ...], batch_axis: Batch
     inputs, dynamic = _examples(example_inputs, batch_axis)
     with _fast_paths_off():
         evaluation = _export(model, inputs, dynamic, training=False)
-        try:
-            training, reason = _export(model, inputs, dynamic, training=True), None
-        except UnsupportedError as error:
-            training, reason = None, str(error)
-    if training is not None:
-        modes = _aligned_modes(evaluation, training)
-        reason = modes if isinstance(modes, str) else None
-    _replace_moded(evaluation.graph_module, modes if training is not None and not isinstance(modes, str) else None)
+        modes = _modes(model, evaluation, inputs, dynamic)
+    reason = modes if isinstance(modes, str) else None
+    _replace_moded(evaluation.graph_module, None if isinstance(modes, str) else modes)
     _write_out_of_place(evaluation.graph_module)
     with _torch_warnings_off():
         program = evaluation.run_decompositions({})
     return _to_graph(model, program, reason)
+
+
+def _modes(
+    model: nn.Module, evaluation: ExportedProgram, inputs: tuple[Any, ...], dynamic: tuple[Any, ...]
+) -> dict[str, str] | str:
+    """The mode of every operation that has one, or why the module cannot be carried in training mode."""
+    try:
+        training = _export(model, inputs, dynamic, training=True)
+    except UnsupportedError as error:
+        return str(error)
+    return _aligned_modes(evaluation, training)
 
 
 def _examples(example_inputs: tuple[Any, ...], batch_axis: BatchAxis) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
@@ -185,10 +191,13 @@ def _export(model: nn.Module, inputs: tuple[Any, ...], dynamic: tuple[Any, ...],
             return torch.export.export(model, inputs, dynamic_shapes=(*dynamic,), strict=False)
         except Exception as error:  # whatever a user's forward or the exporter raises is told as one kind of error
             raise UnsupportedError(
-                f"torch.export cannot follow {type(model).__name__}.forward in {'training' if training else 'evaluation'}"
-                f" mode: {_first_lines(error)}\nWrite the forward without control flow that depends on values, or, if "
-                "the batch size is what cannot be left open, pass batch_axis=None to fix all shapes."
+                f"torch.export cannot follow {type(model).__name__}.forward in {_MODE_NAMES[training]} mode: "
+                f"{_first_lines(error)}\nWrite the forward without control flow that depends on values, or, if the "
+                "batch size is what cannot be left open, pass batch_axis=None to fix all shapes."
             ) from error
+
+
+_MODE_NAMES = {True: "training", False: "evaluation"}
 
 
 def _first_lines(error: Exception, lines: int = 12) -> str:
@@ -382,18 +391,21 @@ def _to_graph(model: nn.Module, program: ExportedProgram, reason: str | None) ->
     mutated = {**signature.buffers_to_mutate, **signature.user_inputs_to_mutate, **signature.parameters_to_mutate}
     if mutated:
         raise UnsupportedError(
-            f"{type(model).__name__}.forward writes into {', '.join(sorted(set(mutated.values())))} in evaluation mode; "
-            "a ported network computes outputs only. Clone before the in-place operation."
+            f"{type(model).__name__}.forward writes into {', '.join(sorted(set(mutated.values())))} in evaluation "
+            "mode; a ported network computes outputs only. Clone before the in-place operation."
         )
-    constants = {name: program.constants[key] for name, key in signature.inputs_to_lifted_tensor_constants.items()}
+    constants: dict[str, Any] = {
+        name: program.constants[key] for name, key in signature.inputs_to_lifted_tensor_constants.items()
+    }
     nodes = {node.name: node for node in program.graph.nodes}
-    call = program.call_spec
+    in_spec, out_spec = program.call_spec.in_spec, program.call_spec.out_spec
+    assert in_spec is not None and out_spec is not None  # torch.export always sets them
     names = [
         spec.arg.name if hasattr(spec.arg, "name") else None
         for spec in signature.input_specs
         if spec.kind.name == "USER_INPUT"
     ]
-    args, _ = pytree.tree_unflatten(names, call.in_spec)
+    args, _ = pytree.tree_unflatten(names, in_spec)
     (results,) = nodes["output"].args
     user = [
         result for result, spec in zip(results, signature.output_specs, strict=True) if spec.kind.name == "USER_OUTPUT"
@@ -402,7 +414,7 @@ def _to_graph(model: nn.Module, program: ExportedProgram, reason: str | None) ->
         model=model,
         graph=program.graph,
         inputs=tuple(args),
-        outputs=pytree.tree_unflatten(user, call.out_spec),
+        outputs=pytree.tree_unflatten(user, out_spec),
         weights={**signature.inputs_to_parameters, **signature.inputs_to_buffers},
         constants=constants,
         evaluation_only=reason,

@@ -1,13 +1,12 @@
 """`torch-bridge`: port, check, print the source, and the demo, from the command line."""
 
 import contextlib
-import glob
 import importlib
 import json
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import jax
 import torch
@@ -75,17 +74,8 @@ def port(
     """Port an ensemble and prove that it gives what PyTorch gives."""
     with _told(as_json, debug), jax.enable_x64(x64):
         ensemble, _ = _ported(factory, inputs, checkpoints, members, seed, layout, check=True)
-        if out is not None:
-            ensemble.save(out)
-        result = {
-            "ensemble": repr(ensemble),
-            "members": len(ensemble),
-            "passed": True,
-            "out": str(out) if out else None,
-        }
-        _show(
-            result if as_json else f"{ensemble!r}: agrees with PyTorch" + (f"; saved in {out}" if out else ""), as_json
-        )
+        result = {"ensemble": repr(ensemble), "members": len(ensemble), "passed": True}
+        _show(result if as_json else f"{ensemble!r}: agrees with PyTorch", as_json)
 
 
 @app.command()
@@ -188,10 +178,10 @@ def _factory(name: str) -> Callable[[], nn.Module]:
         if error.name is None or not module.startswith(error.name):
             raise
         raise InputError(f"there is no module {module!r} here or installed; expected package.module:factory") from error
-    make = getattr(found, attribute, None)
+    make: Any = getattr(found, attribute, None)
     if not callable(make):
         raise InputError(f"module {module!r} has no function or class {attribute!r}")
-    return make
+    return cast(Callable[[], nn.Module], make)
 
 
 def _examples(specs: list[str], seed: int) -> tuple[torch.Tensor, ...]:
@@ -220,11 +210,16 @@ def _example(spec: str, generator: torch.Generator) -> torch.Tensor:
 
 def _paths(patterns: list[str]) -> list[Path]:
     """Files by path or glob, each pattern's in the order of their names."""
-    found = [(pattern, sorted(glob.glob(pattern, recursive=True))) for pattern in patterns]
+    found = [(pattern, _matching(pattern)) for pattern in patterns]
     empty = [pattern for pattern, paths in found if not paths]
     if empty:
         raise FileNotFoundError(f"no file matches {', '.join(map(repr, empty))}")
-    return [Path(path) for _, paths in found for path in paths]
+    return [path for _, paths in found for path in paths]
+
+
+def _matching(pattern: str) -> list[Path]:
+    path = Path(pattern)
+    return sorted(Path(path.anchor).glob(str(path.relative_to(path.anchor))))
 
 
 def _status(text: str) -> contextlib.AbstractContextManager[Any]:

@@ -11,6 +11,7 @@ size one has no atoms.
 """
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Sequence
 from typing import NamedTuple, TypeAlias
@@ -181,10 +182,10 @@ def steps(axes: Sequence[Group], target: Sequence[Group]) -> Steps:
 
 def _blocks(now: Group, then: Group, axes: Sequence[Group], target: Sequence[Group]) -> tuple[Group, ...]:
     """The coarsest pieces that move as one, cut wherever either side has a boundary so that few reshapes are needed."""
-    successor = dict(zip(then, then[1:], strict=False))
+    successor = dict(itertools.pairwise(then))
     last_of_group = {group[-1] for group in (*axes, *target) if group}
     blocks: list[list[Atom]] = [[now[0]]]
-    for previous, atom in zip(now, now[1:], strict=False):
+    for previous, atom in itertools.pairwise(now):
         if successor.get(previous) is atom and previous not in last_of_group:
             blocks[-1].append(atom)
         else:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 from torch.nn.utils import parametrize
 
 from jaxensemble.errors import InputError, MemberError
@@ -141,7 +142,7 @@ def _described(tensor: Any) -> str:
     """What of a tensor has to be equal."""
     if not isinstance(tensor, Tensor):
         return repr(tensor)
-    if isinstance(tensor, nn.parameter.UninitializedTensorMixin):
+    if isinstance(tensor, UninitializedParameter | UninitializedBuffer):
         return "an uninitialised tensor"
     frozen = "" if tensor.requires_grad or not isinstance(tensor, nn.Parameter) else ", frozen"
     return f"{str(tensor.dtype).removeprefix('torch.')}{list(tensor.shape)}{frozen}"

@@ -16,7 +16,8 @@ Inputs = tuple[Any, ...]
 @contextlib.contextmanager
 def equal_precision() -> Iterator[None]:
     """True float32 on both sides, for a while: neither framework may round products to TF32 or bfloat16."""
-    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    matmul: Any = torch.backends.cuda.matmul
+    cudnn: Any = torch.backends.cudnn
     before = matmul.allow_tf32, cudnn.allow_tf32
     matmul.allow_tf32 = cudnn.allow_tf32 = False
     try:
@@ -50,7 +51,7 @@ def vmapped(models: Sequence[nn.Module], inputs: Inputs | Sequence[Inputs]) -> l
 
 
 def mapped(models: Sequence[nn.Module], inputs: Inputs | Sequence[Inputs]) -> Callable[[], Any]:
-    """A call of all members by `torch.func`'s `stack_module_state`, `functional_call` and `vmap`, stacked beforehand."""
+    """A call of all members by `torch.func`: `stack_module_state` beforehand, then `functional_call` under `vmap`."""
     params, buffers = torch.func.stack_module_state(list(models))
     base = copy.deepcopy(models[0])
 

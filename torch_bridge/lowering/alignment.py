@@ -39,7 +39,9 @@ def unified(layouts: Sequence[Layout]) -> list[Layout] | None:
 
 def common_axes(layouts: Sequence[Layout], lead: int) -> tuple[tuple[Group, ...], tuple[Group, ...]]:
     """The dims of the broadcast result, and axes for it: those of `lead` as far as it reaches."""
-    dims = tuple(next((dim for dim in column if dim), ()) for column in zip(*(l.dims for l in layouts), strict=True))
+    dims = tuple(
+        next((dim for dim in column if dim), ()) for column in zip(*(layout.dims for layout in layouts), strict=True)
+    )
     if set(atoms_of(dims)) == set(atoms_of(layouts[lead].dims)):
         axes = layouts[lead].axes
     else:
@@ -51,6 +53,8 @@ def common_axes(layouts: Sequence[Layout], lead: int) -> tuple[tuple[Group, ...]
 
 def operand_axes(layout: Layout, axes: Sequence[Group]) -> tuple[Group, ...]:
     """How an operand has to be stored in order to broadcast against an array stored as `axes`."""
+    if layout.axes == tuple(axes):
+        return layout.axes
     own = set(atoms_of(layout.dims))
     target = [axis if axis and set(axis) <= own else () for axis in axes]
     while target and not target[0]:

@@ -44,7 +44,7 @@ class Builder:
 
     # Calls
 
-    def emit(self, target: str, *args: Arg, **kwargs: Arg) -> Ref:
+    def emit(self, target: str, *args: Any, **kwargs: Any) -> Ref:
         """Appends a call and returns its result."""
         out = Ref(f"v{len(self.calls)}")
         self.calls.append(Call(out.name, target, args, kwargs, self.scope))
@@ -255,7 +255,8 @@ class Builder:
         dims, axes = alignment.common_axes(layouts, self._lead(values))
         values = [dataclasses.replace(value, layout=layout) for value, layout in zip(values, layouts, strict=True)]
         moved = [self.arranged(value, alignment.operand_axes(value.layout, axes)) for value in values]
-        return moved, Layout(dims, axes)
+        held = max(len(value.layout.axes) for value in moved)
+        return moved, Layout(dims, axes[len(axes) - held :])
 
     def _unexpanded(self, values: Sequence[Value]) -> list[Value]:
         """The values, as they were before `expand` where another one brings the size: broadcasting does the rest."""
@@ -263,7 +264,9 @@ class Builder:
         widest = max((value.ndim for value in sources), default=0)
         reach = [alignment.ranked(value.layout, widest) for value in sources]
         full = [alignment.ranked(value.layout, widest).shape for value in values]
-        brought = tuple(next((s for s in column if s != 1), 1) for column in zip(*(r.shape for r in reach), strict=True))
+        brought = tuple(
+            next((s for s in column if s != 1), 1) for column in zip(*(r.shape for r in reach), strict=True)
+        )
         wanted = tuple(next((s for s in column if s != 1), 1) for column in zip(*full, strict=True))
         return sources if brought == wanted else list(values)
 
@@ -282,7 +285,7 @@ class Builder:
     def claim(
         self,
         type_: str,
-        options: Mapping[str, Arg],
+        options: Mapping[str, Any],
         leaves: Mapping[str, Wanted],
         flipped: tuple[int, ...] = (),
     ) -> str | None:
@@ -336,7 +339,7 @@ class Builder:
                     return False
         return True
 
-    def stateless(self, type_: str, options: Mapping[str, Arg], name: str) -> str:
+    def stateless(self, type_: str, options: Mapping[str, Any], name: str) -> str:
         """The path of a layer without weights: that of the module around, if it is nothing else, or one inside it."""
         module = self.module_path
         layer = Layer(module, type_, dict(options))

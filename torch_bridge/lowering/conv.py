@@ -54,7 +54,7 @@ def conv(
     spatial = weight.ndim - 2
     kernel = tuple(int(size) for size in weight.shape[2:])
     dilations = each(dilation, spatial)
-    options: dict[str, Arg] = {
+    options: dict[str, Any] = {
         "in_features": int(weight.shape[1]) * groups,
         "out_features": weight.shape[0],
         "kernel_size": kernel,
@@ -96,7 +96,7 @@ def conv_transpose(
     reach = [d * (k - 1) for k, d in zip(kernel, dilations, strict=True)]
     pads = zip(reach, each(padding, spatial), each(output_padding, spatial), strict=True)
     pairs = tuple((r - p, r - p + extra) for r, p, extra in pads)
-    shared: dict[str, Arg] = {
+    shared: dict[str, Any] = {
         "in_features": weight.shape[0],
         "out_features": int(weight.shape[1]) * groups,
         "kernel_size": kernel,
@@ -156,7 +156,7 @@ def convolution(
 def _layer(
     b: Builder,
     type_: str,
-    options: dict[str, Arg],
+    options: dict[str, Any],
     weight: Value,
     stored: Layout,
     bias: Value | None,
@@ -170,7 +170,7 @@ def _layer(
     return b.claim(type_, options | use_bias | param_dtype(weight), leaves, turned)
 
 
-def _functional(b: Builder, x: Value, kernel: Any, bias: Value | None, spatial: int, options: dict[str, Arg]) -> Value:
+def _functional(b: Builder, x: Value, kernel: Any, bias: Value | None, spatial: int, options: dict[str, Any]) -> Value:
     """A convolution with a kernel that no layer holds."""
     held = ("in_features", "out_features", "kernel_size")
     arguments = {name: value for name, value in options.items() if name not in held and (name, value) != NO_PADDING}
@@ -182,7 +182,7 @@ NO_PADDING = ("padding", "VALID")
 """The default of `ops.conv`, unlike that of Flax."""
 
 
-def unless_ones(name: str, values: tuple[int, ...]) -> dict[str, Arg]:
+def unless_ones(name: str, values: tuple[int, ...]) -> dict[str, Any]:
     """An option, left out where it is 1 throughout."""
     return {} if set(values) == {1} else {name: values}
 

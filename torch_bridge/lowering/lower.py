@@ -2,7 +2,8 @@
 
 import dataclasses
 import operator
-from typing import Any, TypeVar
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.utils._pytree as pytree
@@ -118,7 +119,7 @@ def _call(builder: Builder, node: fx.Node, env: dict[fx.Node, Any]) -> Any:
         return args[0][args[1]]
     if _is_foldable(node, args, kwargs):
         with torch.no_grad():
-            result = node.target(*args, **kwargs)
+            result = cast(Callable[..., Any], node.target)(*args, **kwargs)
         for constant, val in zip(pytree.tree_leaves(result), pytree.tree_leaves(node.meta["val"]), strict=True):
             if isinstance(constant, Tensor):
                 settle(val.shape, constant.shape)

@@ -48,7 +48,9 @@ class ModuleState:
     def held(self, path: str) -> set[str]:
         """The keys of the tensors that a module holds itself, batch counters left out."""
         module = self.modules[path]
-        names = [n for n, t in (*module._parameters.items(), *module._buffers.items()) if t is not None and n != COUNTER]
+        names = [
+            n for n, t in (*module._parameters.items(), *module._buffers.items()) if t is not None and n != COUNTER
+        ]
         return {f"{path}.{name}" if path else name for name in names}
 
     def owners(self, keys: Sequence[str]) -> list[str]:

@@ -1,6 +1,7 @@
 """What rules pass around: arrays of the network being built, with their layout."""
 
 import dataclasses
+import itertools
 from collections.abc import Sequence
 from typing import Any, TypeAlias
 
@@ -11,6 +12,7 @@ from jaxensemble.network import Ref, Var
 from torch_bridge.arrays import DTYPES as DTYPES
 from torch_bridge.layout import Layout, Size, atoms_of
 from torch_bridge.weights import Rearrangement
+
 
 @dataclasses.dataclass(frozen=True)
 class Value:
@@ -62,10 +64,10 @@ class Storage:
     def rearrangement(self) -> Rearrangement:
         """The way from PyTorch's array to the stored one, in as few pieces as it takes."""
         before, after = atoms_of(self.layout.dims), atoms_of(self.layout.axes)
-        successor = dict(zip(after, after[1:], strict=False))
+        successor = dict(itertools.pairwise(after))
         ends = {dim[-1] for dim in self.layout.dims if dim} if self.flipped else set()
         pieces = [[before[0]]] if before else []
-        for previous, atom in zip(before, before[1:], strict=False):
+        for previous, atom in itertools.pairwise(before):
             if successor.get(previous) is atom and previous not in ends:
                 pieces[-1].append(atom)
             else:

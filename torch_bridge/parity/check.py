@@ -1,6 +1,6 @@
 """`check`: whether a ported ensemble gives what PyTorch gives, stage by stage."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax

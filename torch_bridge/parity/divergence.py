@@ -34,8 +34,8 @@ def first_divergence(
     found: list[tuple[int, int, str]] = []
     for k, model in enumerate(doubles):
         theirs = _module_outputs(model, inputs)
-        member = jax.tree.map(lambda leaf, k=k: leaf[k], (ensemble.params, ensemble.buffers))
-        module = merge(state.graphdef, *member, ensemble.constants, state.rngs)
+        params, buffers = jax.tree.map(lambda leaf, k=k: leaf[k], (ensemble.params, ensemble.buffers))
+        module = merge(state.graphdef, params, buffers, ensemble.constants, state.rngs)
         ours = module(*jax.tree.map(np.asarray, arrays))
         for position, (call, expected) in enumerate(theirs):
             if call in ours:

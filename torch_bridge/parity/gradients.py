@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from jaxensemble.ensemble import Ensemble
 from jaxensemble.state import flatten
-from torch_bridge.parity.metrics import leaves
 from torch_bridge.parity.result import Row
 from torch_bridge.stacking import Origin
 
