@@ -123,7 +123,7 @@ class Ensemble:
         outputs, buffers = self._run(inputs, key, randomness, each=each, update=True)
         return outputs, dataclasses.replace(self, buffers=buffers)
 
-    def predict(self, *inputs: Any, task: Any = "classification", **options: Any) -> Prediction:
+    def predict(self, *inputs: Any, task: Any = "classification", **options: Any) -> Any:
         """What the members predict together: mean, votes, variance, entropies or quantiles, as attributes.
 
         `task` and `options` are those of [`Prediction.from_outputs`][jaxensemble.Prediction].

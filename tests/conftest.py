@@ -64,3 +64,10 @@ def x64() -> Iterator[None]:
     """float64 in JAX, for the duration of one test."""
     with jax.enable_x64(True):
         yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def true_float32() -> Iterator[None]:
+    """JAX computes products in TF32 on GPUs that have it; what is compared here is float32."""
+    with jax.default_matmul_precision("highest"):
+        yield

@@ -1,12 +1,13 @@
 """What every test of a rule asks: the ported module gives what PyTorch gives, in float64, for several batch sizes."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 import torch
+import torch.utils._pytree as pytree
 from torch import Tensor, nn
 
 from torch_bridge.capture import BatchAxis
@@ -51,10 +52,29 @@ def assert_ports(
             now = examples if size is None else tuple(_resized(x, size, examples[0], batch_axis) for x in examples)
             with torch.no_grad():
                 expected = model(*now)
-            assert_close(module(*[x.numpy() for x in now]), expected)
+            assert_close(compiled(module)(*[x.numpy() for x in now]), expected)
         if gradients and all(x.is_floating_point() for x in examples):
             assert_gradients(module, model, examples)
     return module
+
+
+def compiled(module: Any) -> Callable[..., Any]:
+    """The module's call under `jax.jit`: a tenth of the time that it takes to compile every operation by itself.
+
+    Dicts keep their order, which JAX's trees do not.
+    """
+
+    def call(*xs: Any) -> Any:
+        specs = []
+
+        def leaves(*xs: jax.Array) -> list[Any]:
+            flat, spec = pytree.tree_flatten(module(*xs))
+            specs.append(spec)
+            return flat
+
+        return pytree.tree_unflatten(jax.jit(leaves)(*xs), specs[0])
+
+    return call
 
 
 def _resized(x: Tensor, size: int, first: Tensor, axis: Any) -> Tensor:
@@ -98,7 +118,7 @@ def assert_close(actual: Any, expected: Any, tolerance: float = TOLERANCE) -> No
 def assert_gradients(module: Any, model: nn.Module, examples: tuple[Tensor, ...]) -> None:
     """Compares the gradient of the sum of all floating outputs, weighted unevenly, with respect to every input."""
     tracked = tuple(x.clone().requires_grad_() for x in examples)
-    leaves = [leaf for leaf in torch.utils._pytree.tree_leaves(model(*tracked)) if leaf.is_floating_point()]
+    leaves = [leaf for leaf in pytree.tree_leaves(model(*tracked)) if leaf.is_floating_point()]
     if not any(leaf.requires_grad for leaf in leaves):
         return
     torch.stack(
@@ -109,7 +129,8 @@ def assert_gradients(module: Any, model: nn.Module, examples: tuple[Tensor, ...]
         outputs = [leaf for leaf in jax.tree.leaves(module(*xs)) if leaf.dtype.kind == "f"]
         return sum(_weighted(leaf, np.linspace(0.5, 1.5, leaf.size)) for leaf in outputs)
 
-    grads = jax.grad(objective, argnums=tuple(range(len(examples))))(*[x.detach().numpy() for x in examples])
+    grad = jax.jit(jax.grad(objective, argnums=tuple(range(len(examples)))))
+    grads = grad(*[x.detach().numpy() for x in examples])
     for got, x in zip(grads, tracked, strict=True):
         assert_close(got, torch.zeros_like(x) if x.grad is None else x.grad)
 

@@ -88,7 +88,7 @@ def test_integer_and_float64_inputs() -> None:
         (("port", "factories", "-i", "4"), 2, "package.module:factory"),
         (("port", "factories:mlp", "-i", "4,x"), 2, "expected a shape"),
         (("port", "factories:mlp", "-i", "int32000:4"), 2, "expected a shape"),
-        (("port", "factories:mlp", "-i", "8,5"), 4, "mat1 and mat2"),
+        (("port", "factories:mlp", "-i", "8,5"), 4, "torch.export cannot follow Sequential.forward"),
         (("port", "factories:mlp", "-i", "8,4", "-c", "none*.pt"), 6, "no file matches 'none*.pt'"),
         (("port", "factories:mlp"), 2, "--input"),
     ],

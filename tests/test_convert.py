@@ -67,7 +67,8 @@ def test_several_inputs_and_nested_outputs() -> None:
     ensemble = torch_bridge.to_ensemble(models, (x, ids))
     out = ensemble(x[:2], ids[:2])
     for k, model in enumerate(models):
-        assert_close(jax.tree.map(lambda leaf, k=k: leaf[k], out), model(x[:2], ids[:2]), 1e-6)
+        expected = dict(sorted(model(x[:2], ids[:2]).items()))  # JAX's trees order dicts by key
+        assert_close(jax.tree.map(lambda leaf, k=k: leaf[k], out), expected, 1e-6)
     assert out["nothing"] is None
 
 
@@ -277,6 +278,16 @@ def test_mutated_buffers_are_refused() -> None:
 def test_example_inputs_are_a_tuple(inputs: Any) -> None:
     with pytest.raises(InputError, match="example_inputs"):
         torch_bridge.to_flax(nn.Linear(3, 2), inputs)
+
+
+@pytest.mark.parametrize("other", [3, True, None, "mean", 0.5], ids=str)
+def test_inputs_that_are_no_tensors_are_refused_rather_than_fixed(other: Any) -> None:
+    class Scaled(nn.Module):
+        def forward(self, x: Tensor, how: Any) -> Tensor:
+            return x * 2 if how else x
+
+    with pytest.raises(InputError, match=rf"tensors only.*{type(other).__name__} in input 1"):
+        torch_bridge.to_flax(Scaled(), (torch.randn(2, 2), other))
 
 
 def test_lazy_and_meta_modules_are_refused() -> None:

@@ -120,6 +120,24 @@ def test_convolution_by_its_general_name() -> None:
     assert_ports(Fn(forward), torch.randn(2, 4, 5, 6))
 
 
+class SizesOfOne(nn.Module):
+    """Weights with dimensions of size one, broadcast against more dimensions than they have."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv1d(3, 4, 1)
+        self.scale = nn.Parameter(torch.empty(1, 3, 1))
+        self.shift = nn.Parameter(torch.empty(1, 1))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        return (self.conv(x.relu() * self.scale) + self.shift).tanh(), self.shift * 2, x.sum() * self.shift
+
+
+def test_weights_with_sizes_of_one() -> None:
+    assert_ports(SizesOfOne(), torch.randn(2, 3, 5))
+    assert_ports(SizesOfOne(), torch.randn(1, 3, 5), batch_axis=None)
+
+
 class Twice(nn.Module):
     """One layer called twice, and one kernel used both ways."""
 

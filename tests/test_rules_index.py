@@ -20,8 +20,8 @@ class Fn(nn.Module):
         self.forwards = forwards
 
     def forward(self, x: Tensor) -> Any:
-        results = tuple(forward(x) for forward in self.forwards)
-        return results if len(results) > 1 else results[0]
+        results = [forward(x) for forward in self.forwards]
+        return tuple(results) if len(results) > 1 else results[0]
 
 
 SHAPE = (2, 3, 4, 5)
@@ -55,16 +55,14 @@ FUNCTIONS: dict[str, tuple[Callable[[Tensor], Any], ...]] = {
         lambda x: x[:, torch.tensor(1)],
     ),
     "masks": (
-        lambda x: x[:, MASK] * 2,
-        lambda x: x[:, MASK].flatten(1),
+        lambda x: x[:, MASK].flatten(1) * 2,
         lambda x: x[:, :, torch.ones(4, 5).tril().bool()],
-        lambda x: x[:, MASK, 1],
+        lambda x: x[:, torch.tensor([False, True, True]), 1],
     ),
     "computed": (
         lambda x: x[torch.arange(x.shape[0]), x.sum((2, 3)).argmax(1)],
         lambda x: x.gather(1, x.argsort(1)),
         lambda x: x.gather(2, x[:, :2, :3].argsort(2)),
-        lambda x: torch.take_along_dim(x, x.argsort(-1), dim=-1),
         lambda x: torch.take(x, torch.tensor([0, 7, -1])),
         lambda x: x.index_select(1, torch.tensor([2, 0])),
     ),
@@ -99,7 +97,7 @@ FUNCTIONS: dict[str, tuple[Callable[[Tensor], Any], ...]] = {
         lambda x: x.scatter_reduce(1, (x > 0).long(), x, "amax"),
         lambda x: x.scatter_reduce(2, (x > 0).long(), x, "prod", include_self=False),
         lambda x: x.scatter_reduce(1, (x > 0).long(), x, "mean"),
-        lambda x: x.scatter_reduce(1, (x > 0).long()[:, :2, :3], x, "sum", include_self=False),
+        lambda x: x.scatter_reduce(1, (x > 0).long()[:, :2, :3], x[:, :2, :3], "sum", include_self=False),
     ),
     "by-index": (
         lambda x: x.index_add(1, torch.tensor([0, 0]), x[:, 1:], alpha=2),
@@ -148,12 +146,18 @@ def test_function(case: str) -> None:
     assert_ports(Fn(*FUNCTIONS[case]), torch.randn(SHAPE), batches=(1,))
 
 
+def test_take_along_dim() -> None:  # torch.export fixes the batch there
+    forwards = (lambda x: torch.take_along_dim(x, x.argsort(-1), dim=-1), lambda x: torch.take_along_dim(x, x.argmax()))
+    assert_ports(Fn(*forwards), torch.randn(SHAPE), batch_axis=None)
+
+
 class Lookup(nn.Module):
     """Integer inputs that index parameters and buffers."""
 
     def __init__(self) -> None:
         super().__init__()
         self.table = nn.Parameter(torch.ones(7, 4))
+        self.order: Tensor
         self.register_buffer("order", torch.tensor([3, 1, 0, 2]), persistent=False)
 
     def forward(self, index: Tensor) -> tuple[Tensor, Tensor]:
@@ -182,7 +186,7 @@ def test_results_of_no_fixed_size_are_refused(forward: Callable[[Tensor], Any]) 
 
 def test_assignment_of_as_many_values_as_a_mask_chooses_is_refused() -> None:
     with pytest.raises(UnsupportedError, match=r"torch\.where\(mask, y, x\)"):
-        convert(Fn(written(lambda x: put(x, x > 0, torch.randn(60)))), (torch.randn(SHAPE),), batch_axis=None)
+        convert(Fn(written(lambda x: put(x, x > 0, torch.arange(60.0)))), (torch.randn(SHAPE),), batch_axis=None)
 
 
 @pytest.mark.parametrize("forward", [lambda x: torch.normal(x, 1.0), lambda x: x + torch.randn(5)])

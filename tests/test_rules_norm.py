@@ -377,3 +377,9 @@ def test_parametrisations(kind: str) -> None:
 
 def test_local_response_norm() -> None:
     assert_ports(nn.LocalResponseNorm(3, alpha=0.1, beta=0.6, k=1.5), torch.randn(2, 5, 3, 4))
+
+
+def test_cross_map_response_norm_is_refused() -> None:
+    """A layer from Lua Torch, a Python function of its own with in-place operations that cannot be exported."""
+    with pytest.raises(UnsupportedError, match=r"CrossMapLRN2d\.forward"):
+        to_flax(nn.CrossMapLRN2d(3), (torch.randn(2, 5, 3, 4),), batch_axis=None)

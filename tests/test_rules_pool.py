@@ -156,13 +156,15 @@ CASES: dict[str, tuple[dict[str, Op], tuple[int, ...]]] = {
     "lp3d": ({"2": nn.LPPool3d(2, 2)}, (2, 3, 2, 4, 5)),
     "unpool": (
         {
-            "plain": lambda x: F.max_unpool2d(*F.max_pool2d(x, 2, return_indices=True), 2),
+            "plain": lambda x: F.max_unpool2d(*F.max_pool2d(x, 2, return_indices=True), [2, 2]),
             "size": lambda x: nn.MaxUnpool2d(2)(*F.max_pool2d(x, 2, return_indices=True), output_size=(5, 7)),
-            "overlapping": lambda x: F.max_unpool2d(*F.max_pool2d(x, 3, 2, 1, return_indices=True), 3, 2, 1, (4, 6)),
+            "overlapping": lambda x: F.max_unpool2d(
+                *F.max_pool2d(x, 3, 2, 1, return_indices=True), [3, 3], [2, 2], [1, 1], (4, 6)
+            ),
         },
         (2, 3, 4, 6),
     ),
-    "unpool1d": ({"plain": lambda x: F.max_unpool1d(*F.max_pool1d(x, 2, return_indices=True), 2)}, (2, 3, 6)),
+    "unpool1d": ({"plain": lambda x: F.max_unpool1d(*F.max_pool1d(x, 2, return_indices=True), [2])}, (2, 3, 6)),
     "unpool3d": (
         {"plain": lambda x: F.max_unpool3d(*F.max_pool3d(x, (2, 1, 2), return_indices=True), (2, 1, 2))},
         (2, 3, 4, 3, 6),
@@ -200,6 +202,11 @@ def test_unbatched() -> None:
         adaptive_max=nn.AdaptiveMaxPool2d((5, 3)),
     )
     assert_ports(model, torch.randn(3, 7, 6), batch_axis=None)
+
+
+def test_batch_fixed_to_one() -> None:
+    model = Each(lp=nn.LPPool2d(2, 2), max=lambda x: F.max_pool2d(F.relu(x), 2).tanh(), one=nn.AdaptiveAvgPool2d(1))
+    assert_ports(model, torch.randn(1, 3, 5, 6), batch_axis=None)
 
 
 def test_one_channel_and_one_pixel() -> None:

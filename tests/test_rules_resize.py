@@ -1,7 +1,7 @@
 """What changes spatial sizes: interpolation, sampling, padding, shuffles, windows."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -145,7 +145,7 @@ def test_nearest_takes_the_entries_that_pytorch_takes(mode: str, rank: int, dtyp
         sizes: list[tuple[int, float | None]] = [(after, None) for after in (*range(1, 45), 97, 150)]
         sizes += [(int(before * f), f) for f in (0.3, 0.7, 1.1, 1.3, 1.6, 2.01, 2.5, 3.0, 3.7) if int(before * f)]
         for after, factor in sizes:
-            options = {"size": (after, *ones)} if factor is None else {"scale_factor": (factor, *ones)}
+            options: dict[str, Any] = {"size": (after, *ones)} if factor is None else {"scale_factor": (factor, *ones)}
             expected = F.interpolate(x, mode=mode, **options).flatten().numpy()
             small = rank == 2 and after + 1 <= 128
             exact = mode == "nearest-exact"
@@ -205,7 +205,8 @@ def test_grid_sample_far_outside_and_at_the_edges() -> None:
     with jax.enable_x64(True):
         stored = jnp.asarray(x.permute(0, 2, 3, 1).numpy())
         for corners in (False, True):
-            for mode, method in (("bilinear", "linear"), ("nearest", "nearest")):
+            methods: dict[str, Literal["linear", "nearest"]] = {"bilinear": "linear", "nearest": "nearest"}
+            for mode, method in methods.items():
                 expected = F.grid_sample(x, grid, mode=mode, align_corners=corners)
                 actual = ops.grid_sample(stored, jnp.asarray(grid.numpy()), method, align_corners=corners)
                 np.testing.assert_allclose(actual, expected.permute(0, 2, 3, 1), rtol=0, atol=1e-12)

@@ -1,4 +1,4 @@
-"""Reshapes, transposes, slices and joins: values, gradients, and that channels-last networks stay free of transposes."""
+"""Reshapes, transposes, slices and joins; channels-last networks stay free of transposes."""
 
 from collections.abc import Callable
 from typing import Any
@@ -21,8 +21,8 @@ class Fn(nn.Module):
         self.forwards = forwards
 
     def forward(self, x: Tensor) -> Any:
-        results = tuple(forward(x) for forward in self.forwards)
-        return results if len(results) > 1 else results[0]
+        results = [forward(x) for forward in self.forwards]
+        return tuple(results) if len(results) > 1 else results[0]
 
 
 def transposes(model: nn.Module, *inputs: Tensor) -> int:

@@ -111,7 +111,12 @@ def capture(model: nn.Module, example_inputs: tuple[Any, ...], batch_axis: Batch
     _replace_moded(evaluation.graph_module, None if isinstance(modes, str) else modes)
     _write_out_of_place(evaluation.graph_module)
     with _torch_warnings_off():
-        program = evaluation.run_decompositions({})
+        try:
+            program = evaluation.run_decompositions({})
+        except Exception as error:  # as of a forward that sets a tensor's storage
+            raise UnsupportedError(
+                f"torch.export cannot write {type(model).__name__}.forward without side effects: {_first_lines(error)}"
+            ) from error
     return _to_graph(model, program, reason)
 
 
@@ -135,6 +140,17 @@ def _examples(example_inputs: tuple[Any, ...], batch_axis: BatchAxis) -> tuple[t
         raise InputError(
             f"`example_inputs` must be a tuple with the positional arguments of one call; got "
             f"{type(example_inputs).__name__}. For a single tensor x, pass (x,)."
+        )
+    others = [
+        f"{type(leaf).__name__} in input {k}"
+        for k, value in enumerate(example_inputs)
+        for leaf in pytree.tree_leaves(value)
+        if not isinstance(leaf, Tensor)
+    ]
+    if others:
+        raise InputError(
+            f"`example_inputs` must hold tensors only, since anything else would be fixed in the ported network; got "
+            f"{', '.join(others)}. Leave it out where it has a default, or fix it in a module around this one."
         )
     axes = batch_axis if isinstance(batch_axis, tuple) else (batch_axis,) * len(example_inputs)
     if len(axes) != len(example_inputs):
@@ -160,9 +176,7 @@ class _Example:
     dynamic: Any
 
 
-def _example(leaf: Any, axis: int | None, size: int | None, batch: Any) -> _Example:
-    if not isinstance(leaf, Tensor):
-        return _Example(leaf, None)
+def _example(leaf: Tensor, axis: int | None, size: int | None, batch: Any) -> _Example:
     leaf = leaf.detach()
     if axis is None or leaf.ndim <= axis or leaf.shape[axis] != size:
         return _Example(leaf, {})

@@ -35,8 +35,8 @@ def attention(
     groups = query.shape[-2] // key.shape[-2]
     if groups > 1:
         key, value = jnp.repeat(key, groups, axis=-2), jnp.repeat(value, groups, axis=-2)
-    scale = query.shape[-1] ** -0.5 if scale is None else scale
-    logits = jnp.einsum("...lhe,...she->...hls", query * scale, key)
+    factor = query.shape[-1] ** -0.5 if scale is None else scale
+    logits = jnp.einsum("...lhe,...she->...hls", query * factor, key)
     if is_causal:
         mask = jnp.tril(jnp.ones(logits.shape[-2:], bool))
     if mask is not None:

@@ -5,6 +5,7 @@ they weigh, is known from the sizes alone and worked out in numpy. The conventio
 `ATen/native/UpSample.h`; `jax.image.resize` has another cubic kernel and knows no `align_corners`.
 """
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple, TypeAlias
@@ -89,7 +90,7 @@ def _weighted(x: jax.Array, axis: int, taps: Taps) -> jax.Array:
         take(x, indices, axis) * weights.reshape(shape).astype(x.dtype)
         for indices, weights in zip(taps.indices.T, taps.weights.T, strict=True)
     ]
-    return sum(terms[1:], terms[0])
+    return functools.reduce(jnp.add, terms)
 
 
 def nearest_indices(

@@ -2,6 +2,7 @@
 
 from torch_bridge.lowering import (
     activation,
+    arrange,
     attention,
     conv,
     create,
@@ -13,10 +14,12 @@ from torch_bridge.lowering import (
     linalg,
     linear,
     norm,
+    order,
     pointwise,
     pool,
     reduce,
     resize,
+    scatter,
     shape,
 )
 from torch_bridge.lowering.lower import Lowered, lower
@@ -25,6 +28,7 @@ from torch_bridge.lowering.table import register
 __all__ = [
     "Lowered",
     "activation",
+    "arrange",
     "attention",
     "conv",
     "create",
@@ -37,10 +41,12 @@ __all__ = [
     "linear",
     "lower",
     "norm",
+    "order",
     "pointwise",
     "pool",
     "reduce",
     "register",
     "resize",
+    "scatter",
     "shape",
 ]

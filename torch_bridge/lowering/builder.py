@@ -158,7 +158,8 @@ class Builder:
         if not value.open or value.key is None:
             return value
         if value.key not in self.storage:
-            self.store(value, value.key, Layout(value.layout.dims, axes))
+            added = value.ndim - self.state.tensors[value.key].ndim  # dimensions put in front by broadcasting
+            self.store(value, value.key, Layout(value.layout.dims[added:], axes))
             stored = self.storage[value.key].layout
             shape = tuple(int(size) for size in stored.stored_shape)
             self.variables[value.key] = Variable(value.key, self.state.kind(value.key), shape, DTYPES[value.dtype])

@@ -36,9 +36,24 @@ def contract(b: Builder, operands: Sequence[Any], letters: Sequence[Letters], ou
     dims = tuple(groups[letter] for letter in out)
     if plain:
         return b.laid(b.emit("@", *exprs), Layout(dims, dims))
-    kept = tuple(letter for letter in out if groups[letter])
+    kept = _order_kept([letter for letter in out if groups[letter]], terms, letters)
     equation = f"{','.join(terms)}->{''.join(kept)}"
     return b.laid(b.emit("jnp.einsum", equation, *exprs), Layout(dims, tuple(groups[letter] for letter in kept)))
+
+
+def _order_kept(out: list[str], terms: Sequence[str], letters: Sequence[Letters]) -> list[str]:
+    """The order in which the result is stored: that of an operand stored otherwise than PyTorch has it, features last.
+
+    The result has one dimension of the other operand in the place of the one summed over: attention's values
+    `[b, k, h, d]` give `[b, q, h, d]`.
+    """
+    for term, names in zip(terms, letters, strict=True):
+        if term and term[-1] in out and list(term) != [letter for letter in names if letter in term]:
+            summed = [letter for letter in term if letter not in out]
+            new = [letter for letter in out if letter not in term]
+            if len(summed) == len(new) <= 1:
+                return [new[0] if letter in summed else letter for letter in term]
+    return out
 
 
 def _floating_alike(b: Builder, value: Value) -> Value:

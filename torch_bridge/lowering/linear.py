@@ -1,11 +1,13 @@
 """Dense layers and products of matrices."""
 
+import dataclasses
 import string
 from collections.abc import Sequence
 from typing import Any
 
 from jaxensemble.network import Arg, Dtype
 from torch_bridge.layout import Layout, refinement, replaced
+from torch_bridge.lowering import alignment
 from torch_bridge.lowering.builder import Builder
 from torch_bridge.lowering.contract import contract, parsed
 from torch_bridge.lowering.dims import in_one_order, redimensioned, span, viewed
@@ -22,7 +24,11 @@ def param_dtype(weight: Value) -> dict[str, Arg]:
 
 @register("aten.linear.default")
 def linear(b: Builder, x: Value, weight: Value, bias: Value | None = None) -> Value:
-    x, weight = _features_last(b, viewed(b, x), b.value(weight))
+    x = viewed(b, x)
+    weight = b.resolved(b.value(weight)) if b.value(weight).open else b.value(weight)
+    # In atoms of its own: a weight that was stored for this input, and is now used the other way round, shares them.
+    weight = dataclasses.replace(weight, layout=alignment.renamed(weight.layout))
+    x, weight = _features_last(b, x, weight)
     bias = None if bias is None else b.value(bias)
     out, features = weight.layout.dims
     stored = Layout((out, features), (x.layout.axes[-1], out))  # [O, I] -> [I, O]
@@ -177,7 +183,7 @@ def bilinear(b: Builder, x: Value, y: Value, weight: Operand, bias: Operand | No
     kernel = b.value(weight)
     out, first, second = kernel.layout.dims
     stored = Layout(kernel.layout.dims, (first, second, out))  # [O, I, J] -> [I, J, O]
-    shape = kernel.shape
+    shape = tuple(int(size) for size in kernel.shape)
     options: dict[str, Arg] = {"in1_features": shape[1], "in2_features": shape[2], "out_features": shape[0]}
     options |= {} if bias is not None else {"use_bias": False}
     held = b.value(bias) if bias is not None else None

@@ -100,9 +100,7 @@ def _placeholder(builder: Builder, node: fx.Node, input_layout: str) -> Any:
         return Value(Ref(node.name), fresh(sizes(tensor.shape)), tensor.dtype, key=key, open=True)
     if node.name in captured.constants:
         return captured.constants[node.name]
-    val = node.meta.get("val")
-    if not isinstance(val, Tensor):
-        return val
+    val = node.meta["val"]
     value = builder.new(Ref(node.name), sizes(val.shape), val.dtype)
     if input_layout == "NHWC" and value.ndim >= 3:
         dims = value.layout.dims

@@ -1,15 +1,15 @@
 """Reductions, running sums, sorting: over any dimensions, in whatever order these are stored."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 
-from jaxensemble.network import Arg, Ref, Var
+from jaxensemble.network import Arg
 from torch_bridge.layout import Group, Layout, atoms_of
 from torch_bridge.lowering.builder import Builder
-from torch_bridge.lowering.dims import axis_of, chosen, last_as_minus_one, redimensioned, relabelled, span, viewed
+from torch_bridge.lowering.dims import chosen, last_as_minus_one, redimensioned, relabelled, viewed
 from torch_bridge.lowering.promotion import cast
 from torch_bridge.lowering.table import register
 from torch_bridge.lowering.values import Value
@@ -25,9 +25,9 @@ def reduced(
     keepdim: bool,
     *args: Arg,
     dtype: torch.dtype | None = None,
-    **options: Arg,
+    options: Mapping[str, Arg] | None = None,
 ) -> Value:
-    """A reduction that does not depend on the order of elements: `target(x, *args, axis=..., keepdims=...)`.
+    """A reduction that does not depend on the order of elements: `target(x, *args, axis=..., **options)`.
 
     Dimensions that lie over several axes are reduced over those axes; nothing is rearranged for that.
     """
@@ -35,10 +35,11 @@ def reduced(
     gone = set(chosen(dims, value.ndim))
     whole = len(gone) == value.ndim and not keepdim
     rank = len(value.layout.axes)
+    where: dict[str, Arg] = {}
     if not whole:
-        options |= {"axis": last_as_minus_one(axes[0], rank) if len(axes) == 1 else axes}
-        options |= {"keepdims": True} if keepdim else {}
-    expr = b.emit(target, value.expr, *args, **options)
+        where = {"axis": last_as_minus_one(axes[0], rank) if len(axes) == 1 else axes}
+        where |= {"keepdims": True} if keepdim else {}
+    expr = b.emit(target, value.expr, *args, **where, **(options or {}))
     if whole:
         return b.new(expr, (), dtype)
     empty: list[Group] = [()] if keepdim else []
@@ -126,12 +127,12 @@ def aminmax(b: Builder, x: Value, *, dim: int | None = None, keepdim: bool = Fal
 
 def variance(b: Builder, x: Value, dim: Dims, keepdim: bool, correction: float) -> Value:
     options: dict[str, Arg] = {"correction": correction} if correction else {}
-    return reduced(b, "jnp.var", _enough(b, x, dim, correction), dim, keepdim, **options)
+    return reduced(b, "jnp.var", _enough(b, x, dim, correction), dim, keepdim, options=options)
 
 
 def deviation(b: Builder, x: Value, dim: Dims, keepdim: bool, correction: float) -> Value:
     options: dict[str, Arg] = {"correction": correction} if correction != 1 else {}
-    return reduced(b, "ops.std", _enough(b, x, dim, correction), dim, keepdim, **options)
+    return reduced(b, "ops.std", _enough(b, x, dim, correction), dim, keepdim, options=options)
 
 
 def _enough(b: Builder, x: Value, dim: Dims, correction: float) -> Value:
@@ -216,192 +217,9 @@ def matrix_norm(
         inner, outer = (rows, columns) if abs(ord) == 1 else (columns, rows)
         sums = reduced(b, "jnp.sum", b.elementwise("jnp.abs", value), inner, True)
         result = reduced(b, "jnp.max" if ord > 0 else "jnp.min", sums, outer, True)
-    return _keep(result, (rows, columns), keepdim)
+    return keep(result, (rows, columns), keepdim)
 
 
-def _keep(value: Value, dims: Sequence[int], keepdim: bool) -> Value:
+def keep(value: Value, dims: Sequence[int], keepdim: bool) -> Value:
     """A result with its reduced dimensions, which have size one, or without them."""
     return value if keepdim else relabelled(value, [g for k, g in enumerate(value.layout.dims) if k not in dims])
-
-
-# Places
-
-
-def _place(target: str) -> Callable[..., Value]:
-    def rule(b: Builder, x: Value, dim: int | None = None, keepdim: bool = False) -> Value:
-        value = viewed(b, x)
-        if dim is None:
-            expr = b.emit(target, b.plain(value).expr)
-            return relabelled(b.new(expr, ()), [()] * value.ndim if keepdim else [])
-        return reduced(b, target, value, dim, keepdim) if value.ndim else b.new(b.emit(target, value.expr))
-
-    return rule
-
-
-register("aten.argmax.default")(_place("jnp.argmax"))
-register("aten.argmin.default")(_place("jnp.argmin"))
-
-
-def selected(
-    b: Builder, target: str, x: Value, dim: int, keepdim: bool, *args: Arg, **options: Arg
-) -> tuple[Value, Value]:
-    """Values along a dimension and where they stand: first the places, then the elements, as PyTorch's gradients go."""
-    value = viewed(b, x)
-    if not value.ndim:
-        return value, b.new(b.emit("jnp.zeros_like", b.emit(target, value.expr)), (), torch.int64)
-    value = b.tidy(value)
-    axis = axis_of(value, dim)
-    places = b.emit(target, value.expr, *args, axis=axis, **options)
-    elements = b.emit("jnp.take_along_axis", value.expr, places, axis=axis)
-    return tuple(  # type: ignore[return-value]
-        _keep(redimensioned(b, value, expr, {dim % value.ndim: ()}, dtype), [dim % value.ndim], keepdim)
-        for expr, dtype in ((elements, value.dtype), (places, torch.int64))
-    )
-
-
-@register("aten.max.dim")
-def max_(b: Builder, x: Value, dim: int, keepdim: bool = False) -> tuple[Value, Value]:
-    return selected(b, "jnp.argmax", x, dim, keepdim, keepdims=True)
-
-
-@register("aten.min.dim")
-def min_(b: Builder, x: Value, dim: int, keepdim: bool = False) -> tuple[Value, Value]:
-    return selected(b, "jnp.argmin", x, dim, keepdim, keepdims=True)
-
-
-@register("aten.median.dim")
-def median(b: Builder, x: Value, dim: int, keepdim: bool = False) -> tuple[Value, Value]:
-    return selected(b, "ops.argmedian", x, dim, keepdim)
-
-
-@register("aten.nanmedian.dim")
-def nanmedian(b: Builder, x: Value, dim: int, keepdim: bool = False) -> tuple[Value, Value]:
-    return selected(b, "ops.argnanmedian", x, dim, keepdim)
-
-
-@register("aten.mode.default")
-def mode(b: Builder, x: Value, dim: int = -1, keepdim: bool = False) -> tuple[Value, Value]:
-    return selected(b, "ops.argmode", x, dim, keepdim)
-
-
-@register("aten.kthvalue.default")
-def kthvalue(b: Builder, x: Value, k: int, dim: int = -1, keepdim: bool = False) -> tuple[Value, Value]:
-    return selected(b, "ops.argkth", x, dim, keepdim, k)
-
-
-register("aten.median.default")(lambda b, x: reduced(b, "ops.median", x, None, False))
-register("aten.nanmedian.default")(lambda b, x: reduced(b, "ops.nanmedian", x, None, False))
-
-
-def _quantile(target: str) -> Callable[..., Value]:
-    def rule(
-        b: Builder, x: Value, q: Any, dim: int | None = None, keepdim: bool = False, *, interpolation: str = "linear"
-    ) -> Value:
-        several = isinstance(q, Value | torch.Tensor) and q.ndim == 1
-        at = q.item() if isinstance(q, torch.Tensor) and not several else q
-        how: Arg = b.plain(at).expr if isinstance(at, Value | torch.Tensor) else at
-        options: dict[str, Arg] = {} if interpolation == "linear" else {"method": interpolation}
-        result = reduced(b, target, x, dim, keepdim, how, **options)
-        if not several:
-            return result
-        first = span(b.result_shape[0])
-        return b.laid(result.expr, Layout((first, *result.layout.dims), (first, *result.layout.axes)))
-
-    return rule
-
-
-register("aten.quantile.default", "aten.quantile.scalar")(_quantile("jnp.quantile"))
-register("aten.nanquantile.default", "aten.nanquantile.scalar")(_quantile("jnp.nanquantile"))
-
-
-# Along a dimension
-
-
-def along(b: Builder, target: str, x: Any, dim: int) -> tuple[Value, int, Ref | Var]:
-    """A call along a dimension that keeps its size; a number is its own only element."""
-    value = b.tidy(x) if b.value(x).ndim else b.arranged(b.value(x), ((),))
-    axis = axis_of(value, dim) if value.ndim else 0
-    return value, axis, b.emit(target, value.expr, axis=axis)
-
-
-def _running(target: str) -> Callable[..., Value]:
-    def rule(b: Builder, x: Value, dim: int, *, dtype: Any = None) -> Value:
-        value, _, expr = along(b, target, summable(b, x), dim)
-        return b.laid(expr, value.layout)
-
-    return rule
-
-
-register("aten.cumsum.default")(_running("jnp.cumsum"))
-register("aten.cumprod.default")(_running("jnp.cumprod"))
-
-
-@register("aten.logcumsumexp.default")
-def logcumsumexp(b: Builder, x: Value, dim: int) -> Value:
-    value = b.tidy(x)
-    return b.laid(b.emit("lax.cumlogsumexp", value.expr, axis=value.axis(dim)), value.layout)
-
-
-def _picked(b: Builder, target: str, x: Value, dim: int, **options: Arg) -> tuple[Value, Value]:
-    """Elements in another order, and where they stood."""
-    value = b.tidy(x) if b.value(x).ndim else b.arranged(b.value(x), ((),))
-    axis = axis_of(value, dim) if value.ndim else 0
-    places = b.emit(target, value.expr, axis=axis, **options)
-    elements = b.emit("jnp.take_along_axis", value.expr, places, axis=axis)
-    return b.laid(elements, value.layout, value.dtype), b.laid(places, value.layout, torch.int64)
-
-
-@register("aten.cummax.default")
-def cummax(b: Builder, x: Value, dim: int) -> tuple[Value, Value]:
-    return _picked(b, "ops.argcummax", x, dim)
-
-
-@register("aten.cummin.default")
-def cummin(b: Builder, x: Value, dim: int) -> tuple[Value, Value]:
-    return _picked(b, "ops.argcummin", x, dim)
-
-
-@register("aten.sort.default")
-def sort(b: Builder, x: Value, dim: int = -1, descending: bool = False) -> tuple[Value, Value]:
-    return _picked(b, "jnp.argsort", x, dim, **({"descending": True} if descending else {}))
-
-
-@register("aten.sort.stable")
-def sort_stable(
-    b: Builder, x: Value, *, stable: bool | None = True, dim: int = -1, descending: bool = False
-) -> tuple[Value, Value]:
-    return sort(b, x, dim, descending)
-
-
-@register("aten.argsort.default")
-def argsort(b: Builder, x: Value, dim: int = -1, descending: bool = False) -> Value:
-    return sort(b, x, dim, descending)[1]
-
-
-@register("aten.argsort.stable")
-def argsort_stable(b: Builder, x: Value, *, stable: bool = True, dim: int = -1, descending: bool = False) -> Value:
-    return sort(b, x, dim, descending)[1]
-
-
-@register("aten.msort.default")
-def msort(b: Builder, x: Value) -> Value:
-    return sort(b, x, 0)[0]
-
-
-@register("aten.topk.default")
-def topk(b: Builder, x: Value, k: int, dim: int = -1, largest: bool = True, sorted: bool = True) -> tuple[Value, Value]:
-    if not isinstance(k, int):
-        raise b.unsupported("the number of elements depends on the batch size; pass batch_axis=None to fix all shapes")
-    if not b.value(x).ndim:
-        return _picked(b, "jnp.argsort", x, 0)
-    value = b.tidy(x)
-    dim %= value.ndim
-    new = {dim: span(k)}
-    if largest:
-        axis = axis_of(value, dim)
-        best = b.emit("lax.top_k", value.expr, k, **({} if axis in (-1, value.ndim - 1) else {"axis": axis}))
-        parts = [b.emit("[]", best, part) for part in range(2)]
-        return redimensioned(b, value, parts[0], new, value.dtype), redimensioned(b, value, parts[1], new, torch.int64)
-    places = b.emit("ops.argsmallest", value.expr, k, axis=axis_of(value, dim))
-    elements = b.emit("jnp.take_along_axis", value.expr, places, axis=axis_of(value, dim))
-    return redimensioned(b, value, elements, new, value.dtype), redimensioned(b, value, places, new, torch.int64)

@@ -235,8 +235,8 @@ def _window_options(
     kernel_size: Ints, dilation: Ints, padding: Ints, stride: Ints
 ) -> tuple[tuple[int, ...], dict[str, Arg]]:
     pads = each(padding, 2)
-    options = unless_ones("strides", each(stride, 2)) | ({"padding": pads} if any(pads) else {})
-    return each(kernel_size, 2), options | unless_ones("dilation", each(dilation, 2))
+    options: dict[str, Arg] = {**unless_ones("strides", each(stride, 2)), **unless_ones("dilation", each(dilation, 2))}
+    return each(kernel_size, 2), options | ({"padding": pads} if any(pads) else {})
 
 
 def _window_counts(

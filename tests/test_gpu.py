@@ -1,0 +1,44 @@
+"""What only a GPU can show: both frameworks on one device, float32 that is float32, and weights that live there."""
+
+import copy
+
+import jax
+import numpy as np
+import pytest
+import torch
+
+import torch_bridge
+from torch_bridge import reference
+from torch_bridge.demo import SimpleCNN, SimpleMLP
+
+pytestmark = pytest.mark.gpu
+
+
+@pytest.mark.parametrize("factory", [SimpleMLP, SimpleCNN])
+def test_parity_on_the_device(factory: type[torch.nn.Module]) -> None:
+    models = [factory().eval() for _ in range(3)]
+    x = torch.randn(16, 1, 28, 28)
+    ensemble = torch_bridge.to_ensemble(models, (x,))
+    assert {device.platform for leaf in jax.tree.leaves(ensemble) for device in leaf.devices()} == {"gpu"}
+    assert torch_bridge.check(models, ensemble, (x,)).passed
+
+
+def test_models_and_inputs_on_the_gpu_are_taken() -> None:
+    if not torch.cuda.is_available():
+        pytest.skip("JAX sees a GPU, this build of torch does not")
+    models = [SimpleMLP().eval() for _ in range(3)]
+    x = torch.randn(16, 1, 28, 28)
+    ensemble = torch_bridge.to_ensemble([copy.deepcopy(model).cuda() for model in models], (x.cuda(),))
+    with reference.equal_precision():
+        expected = torch.stack(reference.loop(models, (x,))).numpy()
+        np.testing.assert_allclose(np.asarray(ensemble(x.cuda())), expected, atol=1e-5, rtol=0)
+
+
+def test_batch_size_changes_nothing_but_rounding() -> None:
+    models = [SimpleCNN().eval() for _ in range(3)]
+    x = torch.randn(33, 1, 28, 28)
+    ensemble = torch_bridge.to_ensemble(models, (x,))
+    with reference.equal_precision():
+        whole = np.asarray(ensemble(x))
+        parts = np.concatenate([np.asarray(ensemble(x[k : k + 1])) for k in range(0, 33, 11)], axis=1)
+    np.testing.assert_allclose(parts, whole[:, ::11], atol=1e-5, rtol=0)
