@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import torch
 import torch.utils._pytree as pytree
@@ -127,7 +128,7 @@ def assert_gradients(module: Any, model: nn.Module, examples: tuple[Tensor, ...]
 
     def objective(*xs: jax.Array) -> jax.Array:
         outputs = [leaf for leaf in jax.tree.leaves(module(*xs)) if leaf.dtype.kind == "f"]
-        return sum(_weighted(leaf, np.linspace(0.5, 1.5, leaf.size)) for leaf in outputs)
+        return sum((_weighted(leaf, np.linspace(0.5, 1.5, leaf.size)) for leaf in outputs), start=jnp.zeros(()))
 
     grad = jax.jit(jax.grad(objective, argnums=tuple(range(len(examples)))))
     grads = grad(*[x.detach().numpy() for x in examples])

@@ -30,10 +30,10 @@ def rearranged(array: np.ndarray, axes: tuple[Group, ...], target: tuple[Group, 
     """What the builder's calls do, in NumPy."""
     split, order, merged = steps(axes, target)
     if split is not None:
-        array = array.reshape([group_size(group) for group in split])
+        array = array.reshape([int(group_size(group)) for group in split])
     if order is not None:
         array = array.transpose(order)
-    return array if merged is None else array.reshape([group_size(group) for group in merged])
+    return array if merged is None else array.reshape([int(group_size(group)) for group in merged])
 
 
 @st.composite

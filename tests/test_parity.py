@@ -134,6 +134,7 @@ def test_an_ensemble_of_hand_written_flax_modules_can_be_checked_too() -> None:
         def __init__(self, weight: Tensor, bias: Tensor) -> None:
             self.fc = nnx.Linear(3, 2, rngs=nnx.Rngs(0))
             self.fc.kernel[...] = jnp.asarray(weight.detach().numpy().T)
+            assert self.fc.bias is not None
             self.fc.bias[...] = jnp.asarray(bias.detach().numpy())
 
         def __call__(self, x: jax.Array) -> jax.Array:
@@ -191,20 +192,17 @@ def test_what_cannot_be_compared_is_refused(ported: Any, change: Callable[..., A
 
 
 def test_precision_is_set_within_a_scope_only() -> None:
-    before = (
-        torch.backends.cuda.matmul.allow_tf32,
-        torch.backends.cudnn.allow_tf32,
-        jax.config.jax_default_matmul_precision,
-    )
-    with reference.equal_precision():
-        assert not torch.backends.cudnn.allow_tf32
-        assert jax.config.jax_default_matmul_precision == "highest"
-    after = (
-        torch.backends.cuda.matmul.allow_tf32,
-        torch.backends.cudnn.allow_tf32,
-        jax.config.jax_default_matmul_precision,
-    )
-    assert before == after
+    with jax.default_matmul_precision("default"):
+        before = precision_settings()
+        with reference.equal_precision():
+            assert precision_settings() == (False, False, "highest")
+        assert precision_settings() == before
+
+
+def precision_settings() -> tuple[Any, ...]:
+    config: Any = jax.config
+    backends = torch.backends
+    return backends.cuda.matmul.allow_tf32, backends.cudnn.allow_tf32, config.jax_default_matmul_precision
 
 
 def test_resized_batches_have_rows_of_their_own() -> None:

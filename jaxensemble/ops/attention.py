@@ -29,8 +29,8 @@ def attention(
     **Returns:** `[..., L, H, D]`.
 
     >>> x = jnp.array([[[1.0]], [[2.0]]])
-    >>> attention(x, x, x, is_causal=True)[:, 0, 0].round(3).tolist()
-    [1.0, 1.881]
+    >>> attention(x, x, x, is_causal=True)[:, 0, 0].tolist()
+    [1.0, 1.88...]
     """
     groups = query.shape[-2] // key.shape[-2]
     if groups > 1:

@@ -45,7 +45,7 @@ def roll(b: Builder, x: Value, shifts: Sequence[int], dims: Sequence[int] | None
         return b.new(b.emit("jnp.roll", b.plain(x).expr, shifts[0]))
     value = b.tidy(x)
     axes = tuple(axis_of(value, dim) for dim in dims)
-    return transpose(b, flip(b, x, [dims[turns % 3 != 0 and 1 or 0]]), dims[0], dims[1])
+    shift, axis = (tuple(shifts), axes) if len(axes) > 1 else (shifts[0], axes[0])
     return b.laid(b.emit("jnp.roll", value.expr, shift, axis=axis), value.layout)
 
 
