@@ -31,6 +31,7 @@ def to_json(network: Network) -> str:
         "variables": [dataclasses.asdict(variable) for variable in network.variables],
         "calls": [_encoded_call(call) for call in network.calls],
         "modules": dict(network.modules),
+        "input_shapes": dict(network.input_shapes),
     }
     return json.dumps({"format": FORMAT} | fields, indent=1, allow_nan=False)
 
@@ -64,6 +65,7 @@ def _network(fields: dict[str, Any]) -> Network:
         "calls": tuple(map(_decoded_call, fields["calls"])),
         "modules": {path: _pair(entry) for path, entry in fields["modules"].items()},
         "training": tuple(fields["training"]),
+        "input_shapes": {name: tuple(shape) for name, shape in fields["input_shapes"].items()},
     }
     return Network(**fields)
 

@@ -12,7 +12,7 @@ import numpy as np
 from flax import nnx
 
 from jaxensemble.errors import InputError, MemberError, StateError
-from jaxensemble.inputs import as_arrays, require_x64
+from jaxensemble.inputs import as_arrays, check_shapes, require_x64
 from jaxensemble.randomness import as_key, forbid, from_key, member_keys
 from jaxensemble.source import print_source
 from jaxensemble.stacking import check_same_architecture, count_members, stack_states
@@ -229,6 +229,8 @@ class Ensemble:
         inputs = as_arrays(inputs, "inputs")
         if each:
             _check_member_axis(inputs, self.members)
+        if self.network is not None:
+            check_shapes(self.network, inputs, each=each)
         return _run_members(
             *self.state[1:],
             None if key is None else as_key(key),

@@ -12,6 +12,7 @@ import numpy as np
 from jax.core import Tracer
 
 from jaxensemble.errors import InputError
+from jaxensemble.network import Network, Ref
 
 _SCALARS = (bool, int, float, complex)
 _NARROW = {"int64": np.int32, "uint64": np.uint32}  # what integers become while 64-bit types are off
@@ -52,6 +53,51 @@ def as_array(value: Any, name: str) -> Any:
     dtype = value.dtype if value.dtype.isnative else value.dtype.newbyteorder("=")
     value = np.array(value, dtype)  # a copy that nothing else refers to
     return jnp.asarray(_narrowed(value, name) if is_too_wide(dtype) else value)
+
+
+def check_shapes(network: Network, inputs: tuple[Any, ...], *, each: bool) -> None:
+    """Raises `InputError` with every input whose shape is not the network's; with `each`, members come first.
+
+    The batch size is open, but one number for all inputs.
+    """
+    found = [pair for tree, value in zip(network.inputs, inputs, strict=False) for pair in _named(tree, value)]
+    expected = {name: network.input_shapes[name] for name, _ in found if name in network.input_shapes}
+    shapes = {name: np.shape(value)[1:] if each else np.shape(value) for name, value in found if name in expected}
+    wrong = [
+        f"`{name}`: expected {_told(expected[name])}, got {list(shape)}"
+        for name, shape in shapes.items()
+        if len(shape) != len(expected[name])
+        or any(e not in (None, g) for e, g in zip(expected[name], shape, strict=True))
+    ]
+    batches = {
+        name: size
+        for name, shape in shapes.items()
+        for want, size in zip(expected[name], shape, strict=False)
+        if want is None
+    }
+    if not wrong and len(set(batches.values())) > 1:
+        wrong = [f"`{name}`: batch of {size}" for name, size in batches.items()]
+    if wrong:
+        raise InputError(
+            f"inputs must have the shapes {network.name} was ported with, and one batch size N; got "
+            f"{'; '.join(wrong)}. Port it again with example inputs of the shapes you need."
+        )
+
+
+def _named(tree: Any, value: Any) -> list[tuple[str, Any]]:
+    """The arrays of an input by the names the network has for them."""
+    match tree:
+        case Ref(name):
+            return [(name, value)]
+        case dict():
+            return [pair for key in tree.keys() & value.keys() for pair in _named(tree[key], value[key])]
+        case tuple() | list():
+            return [pair for part, item in zip(tree, value, strict=False) for pair in _named(part, item)]
+    return []
+
+
+def _told(shape: tuple[int | None, ...]) -> str:
+    return f"[{', '.join('N' if size is None else str(size) for size in shape)}]"
 
 
 def is_too_wide(dtype: Any) -> bool:

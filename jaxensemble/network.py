@@ -120,6 +120,8 @@ class Network:
       named children without a class of their own (`nn.ModuleDict`), `function` for one that holds nothing
       (`nn.ReLU`): its calls stand in the module around it; `module` otherwise. The root has path `""`.
     - `evaluation_only`: why this network has no training mode, or None when it has one.
+    - `input_shapes`: the shape of every input by its name, None where the size is the batch's, which is one number.
+      Sizes may be part of what the network computes, so that no others are taken.
     - `training`: the paths of the layers that are in training mode; all others are in evaluation mode.
     """
 
@@ -132,6 +134,7 @@ class Network:
     modules: Mapping[str, tuple[str, str]]
     evaluation_only: str | None = None
     training: tuple[str, ...] = ()
+    input_shapes: Mapping[str, tuple[int | None, ...]] = dataclasses.field(default_factory=dict)
 
     def source(self) -> str:
         """The network as Flax source: see `jaxensemble.source.print_source`."""

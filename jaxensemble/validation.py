@@ -71,6 +71,9 @@ def _mistyped(network: Network) -> Iterator[str]:
         yield from (f"layer {layer.path}: {value!r} is no option" for value in _strange(list(layer.options.values())))
     for call in network.calls:
         yield from (f"call {call.out}: {value!r} is no argument" for value in _strange((call.args, dict(call.kwargs))))
+    for name, shape in network.input_shapes.items():
+        if not _is_shape(tuple(0 if size is None else size for size in shape)):
+            yield f"input {name}: a shape is a tuple of sizes, None for the batch; got {shape!r}"
     for variable in network.variables:
         if not _is_shape(variable.shape):
             yield f"variable {variable.path}: a shape is a tuple of sizes; got {variable.shape!r}"

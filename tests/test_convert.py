@@ -368,3 +368,126 @@ def test_a_randomised_float64_copy_is_a_copy() -> None:
     weight = model.weight.clone()
     assert randomised(model).weight.dtype == torch.float64
     assert torch.equal(model.weight, weight)
+
+
+class Mean(nn.Module):
+    """Sizes of its inputs are part of what it computes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(3, 2)
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        return self.fc(x).sum(1) / x.shape[1] + y / y.shape[0]
+
+
+def test_inputs_of_other_shapes_are_refused_since_sizes_are_part_of_the_network() -> None:
+    models = [Mean().eval() for _ in range(2)]
+    ensemble = torch_bridge.to_ensemble(models, (torch.randn(4, 5, 3), torch.randn(4, 2)))
+    x, y = torch.randn(7, 5, 3), torch.randn(7, 2)
+    assert_close(ensemble(x, y)[1], models[1](x, y), 1e-6)
+    with pytest.raises(InputError, match=r"`x`: expected \[N, 5, 3\], got \[7, 6, 3\]"):
+        ensemble(torch.randn(7, 6, 3), y)
+    with pytest.raises(InputError, match=r"`x`: batch of 7; `y`: batch of 6"):
+        ensemble(x, y[:6])
+    with pytest.raises(InputError, match=r"got \[7, 2, 1\]"):
+        ensemble.each(torch.stack([x, x]), torch.stack([y, y])[..., None])
+
+
+class Switched(nn.Module):
+    """What differs between the modes is no operation but a tensor, or the names of the outputs."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__()
+        self.fc = nn.Linear(3, 3)
+        self.what = what
+        self.k, self.q = torch.ones(3), torch.full((3,), 2.0)
+
+    def forward(self, x: Tensor) -> Any:
+        y = self.fc(x)
+        match self.what:
+            case "literal":
+                return y * torch.tensor(0.5 if self.training else 1.0)
+            case "attribute":
+                return y * (self.k if self.training else self.q)
+        return {"train": y} if self.training else {"eval": y}
+
+
+@pytest.mark.parametrize("what", ["literal", "attribute", "names"])
+def test_tensors_and_names_that_depend_on_the_mode_are_seen(what: str) -> None:
+    ensemble = torch_bridge.to_ensemble([Switched(what).eval()], (torch.randn(2, 3),))
+    assert ensemble.network.evaluation_only is not None
+    with pytest.raises(Exception, match="training mode"):
+        ensemble.train()
+
+
+def test_a_train_method_of_the_models_own_is_followed() -> None:
+    class Frozen(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc, self.norm = nn.Linear(3, 3), nn.BatchNorm1d(3)
+
+        def train(self, mode: bool = True) -> "Frozen":
+            super().train(mode)
+            self.norm.eval()
+            return self
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.norm(self.fc(x))
+
+    model = Frozen().train()
+    ensemble = torch_bridge.to_ensemble([model], (torch.randn(4, 3),))
+    x = torch.randn(6, 3)
+    assert_close(ensemble.train()(x)[0], model(x), 1e-6)
+
+
+def test_sizes_as_floats_are_refused_or_right() -> None:
+    class Scaled(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x * torch.full((2,), 1.0 / x.shape[0])
+
+    with pytest.raises(UnsupportedError, match="depends on the batch size"):
+        torch_bridge.to_flax(Scaled(), (torch.randn(4, 2),))
+
+
+def test_squeezing_an_open_batch_is_refused() -> None:
+    class Squeezed(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.sum(1, keepdim=True).squeeze()
+
+    with pytest.raises(UnsupportedError, match="drop a batch of one"):
+        torch_bridge.to_flax(Squeezed(), (torch.randn(4, 2),))
+
+
+def test_a_dropout_of_constants_is_a_dropout_of_constants() -> None:
+    class Positions(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc, self.dropout = nn.Linear(3, 3), nn.Dropout(0.5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.fc(x) + self.dropout(torch.arange(3.0).cos())
+
+    torch_bridge.to_ensemble([Positions().eval()], (torch.randn(4, 3),))
+
+
+def test_detached_values_have_no_gradient() -> None:
+    class Detached(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(3, 3), nn.Linear(3, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.b(self.a(x).detach())
+
+    models = [Detached(), Detached()]
+    x = torch.randn(4, 3)
+    assert torch_bridge.check(models, torch_bridge.to_ensemble(models, (x,)), (x,)).passed
+
+
+def test_members_whose_submodules_are_in_another_order_differ() -> None:
+    def keyed(*names: str) -> nn.Module:
+        return nn.ModuleDict({name: nn.Linear(2, 2) for name in names})
+
+    with pytest.raises(MemberError, match="order of modules"):
+        torch_bridge.to_ensemble([keyed("a", "b"), keyed("b", "a")], (torch.randn(2, 2),))

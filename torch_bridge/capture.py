@@ -224,8 +224,7 @@ def _mode(model: nn.Module, training: bool) -> Iterator[None]:
     """All modules in one mode for a while; each gets its own back."""
     before = [(module, module.training) for module in model.modules()]
     try:
-        for module, _ in before:
-            module.training = training
+        model.train(training)  # a module may have a `train` of its own, which keeps a part of it in evaluation mode
         yield
     finally:
         for module, flag in before:
@@ -277,14 +276,34 @@ def _aligned_modes(evaluation: ExportedProgram, training: ExportedProgram) -> di
         renamed[twin] = node
         flag, twin_flag = _flag(node), _flag(twin)
         if node.op == "placeholder" and twin.op == "placeholder":
+            if not _same_source(node, evaluation, twin, training):
+                return "its forward uses other tensors in training mode than in evaluation mode"
             continue
         if node.target != twin.target or _arguments(node, {}) != _arguments(twin, renamed):
             return _difference(node, twin)
         if flag is not None:
             modes[node.name] = {(False, True): "by_mode", (True, True): "always"}.get((flag, bool(twin_flag)), "never")
-    if len(ours) != len(theirs):
+    if len(ours) != len(theirs) or evaluation.call_spec.out_spec != training.call_spec.out_spec:
         return "its forward does something else in training mode than in evaluation mode"
     return modes
+
+
+def _same_source(node: fx.Node, evaluation: ExportedProgram, twin: fx.Node, training: ExportedProgram) -> bool:
+    """Whether two placeholders stand for the same input, weight or constant."""
+    (ours, a), (theirs, b) = (
+        (next(spec for spec in program.graph_signature.input_specs if spec.arg.name == held.name), program.constants)
+        for held, program in ((node, evaluation), (twin, training))
+    )
+    if ours.kind != theirs.kind:
+        return False
+    if ours.kind.name != "CONSTANT_TENSOR":
+        return ours.target == theirs.target
+    first, second = a[str(ours.target)], b[str(theirs.target)]
+    return isinstance(first, Tensor) and isinstance(second, Tensor) and _equal(first, second)
+
+
+def _equal(a: Tensor, b: Tensor) -> bool:
+    return a.dtype == b.dtype and a.shape == b.shape and bool(torch.equal(a, b))
 
 
 def _difference(node: fx.Node, twin: fx.Node) -> str:
@@ -397,6 +416,8 @@ def _write_out_of_place(module: fx.GraphModule) -> None:
 def _alike(node: fx.Node, other: fx.Node) -> bool:
     """Whether two results have one shape and dtype, so that nothing is broadcast or promoted."""
     a, b = node.meta["val"], other.meta["val"]
+    if not (isinstance(a, Tensor) and isinstance(b, Tensor)):
+        return False
     return a.dtype == b.dtype and [str(size) for size in a.shape] == [str(size) for size in b.shape]
 
 

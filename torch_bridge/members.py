@@ -107,6 +107,10 @@ def _mode_differences(
 def _module_differences(path: str, first: nn.Module, other: nn.Module) -> Iterator[Difference]:
     for kind in ("_parameters", "_buffers"):
         yield from _tensor_differences(path, getattr(first, kind), getattr(other, kind))
+    for kind in ("_modules", "_parameters", "_buffers"):
+        ours, theirs = list(getattr(first, kind)), list(getattr(other, kind))
+        if ours != theirs and sorted(ours) == sorted(theirs):
+            yield _difference(path, f"order of {kind[1:]}", theirs, ours)
     if first._non_persistent_buffers_set != other._non_persistent_buffers_set:
         yield _difference(
             path,

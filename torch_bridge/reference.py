@@ -29,7 +29,18 @@ def equal_precision() -> Iterator[None]:
 
 def in_double(models: Sequence[nn.Module], *, training: bool = False) -> list[nn.Module]:
     """Copies of the models in float64, all in one mode."""
+    for model in models:
+        _detach_computed(model)
     return [copy.deepcopy(model).double().train(training) for model in models]
+
+
+def _detach_computed(model: nn.Module) -> None:
+    """Legacy weight norm leaves a weight behind that it computes anew at every call, and that cannot be copied."""
+    for module in model.modules():
+        for hook in module._forward_pre_hooks.values():
+            name = getattr(hook, "name", None)
+            if isinstance(name, str) and isinstance(vars(module).get(name), Tensor):
+                vars(module)[name] = vars(module)[name].detach()
 
 
 def doubled(inputs: Inputs) -> Inputs:
@@ -39,9 +50,14 @@ def doubled(inputs: Inputs) -> Inputs:
 
 def loop(models: Sequence[nn.Module], inputs: Inputs | Sequence[Inputs]) -> list[Any]:
     """Every member's outputs; `inputs` are one call's arguments, or a list with those of each member."""
-    per_member = inputs if isinstance(inputs, list) else [inputs] * len(models)
+    per_member: list[Any] = inputs if isinstance(inputs, list) else [inputs] * len(models)
     with torch.no_grad():
-        return [model(*arguments) for model, arguments in zip(models, per_member, strict=True)]
+        return [model(*_copied(arguments)) for model, arguments in zip(models, per_member, strict=True)]
+
+
+def _copied(inputs: Inputs) -> Inputs:
+    """Inputs that a forward may write into."""
+    return pytree.tree_map(lambda x: x.clone() if isinstance(x, Tensor) else x, inputs)
 
 
 def vmapped(models: Sequence[nn.Module], inputs: Inputs | Sequence[Inputs]) -> list[Any]:

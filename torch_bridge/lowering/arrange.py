@@ -44,8 +44,8 @@ def roll(b: Builder, x: Value, shifts: Sequence[int], dims: Sequence[int] | None
     if not dims:
         return b.new(b.emit("jnp.roll", b.plain(x).expr, shifts[0]))
     value = b.tidy(x)
-    axes = tuple(axis_of(value, dim) for dim in dims)
-    shift, axis = (tuple(shifts), axes) if len(axes) > 1 else (shifts[0], axes[0])
+    axes = [axis_of(value, dim) for dim in dims]
+    shift, axis = (tuple(shifts), tuple(axes)) if len(dims) > 1 else (shifts[0], axes[0])
     return b.laid(b.emit("jnp.roll", value.expr, shift, axis=axis), value.layout)
 
 

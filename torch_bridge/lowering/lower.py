@@ -130,13 +130,18 @@ def _call(builder: Builder, node: fx.Node, env: dict[fx.Node, Any]) -> Any:
 
 def _argument(builder: Builder, leaf: Any, env: dict[fx.Node, Any]) -> Any:
     value = env[leaf] if isinstance(leaf, fx.Node) else leaf
+    if isinstance(value, torch.SymFloat | torch.SymBool):
+        raise builder.unsupported(f"{value} depends on the batch size; pass batch_axis=None to fix all shapes")
     return builder.resolved(value) if isinstance(value, Value) and value.open else value
 
 
 def _is_foldable(node: fx.Node, args: Any, kwargs: Any) -> bool:
     leaves = pytree.tree_leaves((args, kwargs))
     symbolic = any(hasattr(leaf, "free_symbols") for leaf in leaves)
-    return not (symbolic or any(isinstance(leaf, Value) for leaf in leaves) or _is_open(node) or _is_random(node))
+    opaque = getattr(node.target, "namespace", "") == "torch_bridge"  # a stand-in has no values
+    return not (
+        symbolic or opaque or any(isinstance(leaf, Value) for leaf in leaves) or _is_open(node) or _is_random(node)
+    )
 
 
 def _outputs(builder: Builder, tree: Any, env: dict[fx.Node, Any]) -> Tree:
@@ -151,7 +156,9 @@ def _outputs(builder: Builder, tree: Any, env: dict[fx.Node, Any]) -> Tree:
             plain = builder.plain(value)
             return plain.expr if isinstance(plain.expr, Ref) else builder.emit("jnp.asarray", plain.expr)
         case dict():
-            return {str(key): _outputs(builder, item, env) for key, item in tree.items()}
+            if not all(isinstance(key, str) for key in tree):
+                raise UnsupportedError(f"dicts of outputs must have strings for keys; got {list(tree)}")
+            return {key: _outputs(builder, item, env) for key, item in tree.items()}
         case list():
             return [_outputs(builder, item, env) for item in tree]
         case tuple():
@@ -180,6 +187,11 @@ def _assemble(builder: Builder, outputs: Tree) -> Lowered:
         calls=tuple(_beside_layers(call, builder.layers) for call in _live(builder.calls, outputs)),
         modules=_modules(builder),
         evaluation_only=builder.evaluation_only,
+        input_shapes={
+            value.expr.name: tuple(size if isinstance(size, int) else None for size in value.layout.stored_shape)
+            for value in builder.sources
+            if isinstance(value.expr, Ref)
+        },
         training=tuple(path for path in builder.layers if _is_training(path, state)),
     )
     return Lowered(network, WeightMap(entries), builder.constants)

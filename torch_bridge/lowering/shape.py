@@ -1,6 +1,6 @@
 """Reshapes, transposes, slices, joins: most of them change nothing but the layout."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from jaxensemble.network import Slice
@@ -18,7 +18,6 @@ END = 2**63 - 1
 @register(
     "aten.clone.default",
     "aten.alias.default",
-    "aten.detach.default",
     "aten.contiguous.default",
     "aten.lift_fresh_copy.default",
 )
@@ -64,6 +63,11 @@ def transpose_all(b: Builder, x: Value) -> Value:
     return relabelled(viewed(b, x), viewed(b, x).layout.dims[::-1])
 
 
+@register("aten.detach.default")
+def detach(b: Builder, x: Value) -> Value:
+    return b.elementwise("lax.stop_gradient", x)
+
+
 @register("aten.unsqueeze.default")
 def unsqueeze(b: Builder, x: Value, dim: int) -> Value:
     value = viewed(b, x)
@@ -75,6 +79,7 @@ def unsqueeze(b: Builder, x: Value, dim: int) -> Value:
 @register("aten.squeeze.default")
 def squeeze_all(b: Builder, x: Value) -> Value:
     value = viewed(b, x)
+    _refuse_batch_squeeze(b, value, range(value.ndim))
     return relabelled(value, [group for group in value.layout.dims if group])
 
 
@@ -82,7 +87,14 @@ def squeeze_all(b: Builder, x: Value) -> Value:
 def squeeze(b: Builder, x: Value, dim: int | Sequence[int]) -> Value:
     value = viewed(b, x)
     named = {d % value.ndim for d in ((dim,) if isinstance(dim, int) else dim)} if value.ndim else set()
+    _refuse_batch_squeeze(b, value, named)
     return relabelled(value, [group for k, group in enumerate(value.layout.dims) if group or k not in named])
+
+
+def _refuse_batch_squeeze(b: Builder, value: Value, dims: Iterable[int]) -> None:
+    """A squeeze that would drop a batch of one, and no other, gives outputs of a rank that depends on the batch size."""
+    if any(not isinstance(value.shape[dim], int) for dim in dims):
+        raise b.unsupported("it would drop a batch of one as well; name the dimension to squeeze, such as squeeze(-1)")
 
 
 @register("aten.as_strided.default")

@@ -132,8 +132,9 @@ class _Check:
     def _against_vmap(self, case: str, ours: dict[str, np.ndarray], doubles: list[nn.Module], inputs: Any) -> None:
         try:
             theirs = stacked(reference.vmapped(doubles, inputs))
-        except (RuntimeError, ValueError, NotImplementedError) as error:  # what torch.func cannot map
-            note = f"torch.func.vmap cannot run this network: {str(error).splitlines()[0]}"
+        except Exception as error:  # whatever torch.func cannot map; the loop is compared all the same
+            reason = (str(error) or type(error).__name__).splitlines()[0]
+            note = f"not compared with torch.func.vmap, which cannot run this network: {reason}"
             if note not in self.notes:
                 self.notes.append(note)
             return
@@ -144,6 +145,11 @@ class _Check:
             self.rows.append(Row(case, what, np.inf, self.exact, f"outputs {list(ours)} for {list(theirs)}"))
             return
         for place, expected in theirs.items():
+            if not (np.isfinite(expected) & (expected != 0)).any():
+                note = (
+                    f"{place} is zero or not finite everywhere for these inputs: little is proved of what leads to it"
+                )
+                self.notes += [note] if note not in self.notes else []
             error, member = normwise(ours[place], expected)
             self.rows.append(Row(case, _case(what, place, theirs), error, self.exact, f"member {member}"))
 
@@ -169,16 +175,29 @@ class _Check:
         truth = stacked(reference.loop(doubles, inputs))
         for place, exact in truth.items():
             dtype = theirs[place].dtype
-            if exact.dtype.kind != "f" or dtype == exact.dtype or place not in ours:
-                continue  # integers, and float64 itself, were compared above
+            stage = f"{dtype}, same for all"
+            if place not in ours or not _same_dtype(ours[place].dtype, dtype):
+                self.rows.append(Row(stage, _case("dtype", place, truth), np.inf, 0.0, str(ours.get(place, "missing"))))
+                continue
+            if exact.dtype.kind in "biu":
+                wrong = float(np.mean(ours[place] != theirs[place])) if exact.size else 0.0
+                self.rows.append(Row(stage, _case("PyTorch", place, truth), wrong, 0.0))
+                continue
+            if all(p.dtype == torch.float64 for p in self.members[0].parameters()):
+                continue  # the truth is this very precision, and was compared above
             unit = float(torch.finfo(_TORCH.get(dtype.name, torch.float32)).eps) / 2
             few = exact.size < 1000 or dtype.itemsize < 4
             limit = (WORKING_FEW if few else WORKING) * rms(theirs[place] - exact) + unit * rms(exact)
             error = rms(ours[place] - exact) if np.array_equal(np.isfinite(ours[place]), np.isfinite(exact)) else np.inf
-            self.rows.append(Row(f"{dtype}, same for all", _case("float64 truth", place, truth), error, limit))
+            self.rows.append(Row(stage, _case("float64 truth", place, truth), error, limit))
 
 
 _TORCH = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32, "float64": torch.float64}
+
+
+def _same_dtype(ours: np.dtype, theirs: np.dtype) -> bool:
+    """Equal, but that JAX holds 64-bit integers in 32 bits while x64 is off."""
+    return ours == theirs or (ours.name, theirs.name) in {("int32", "int64"), ("uint32", "uint64")}
 
 
 def _case(what: str, place: str, places: dict[str, Any]) -> str:

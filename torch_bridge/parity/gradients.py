@@ -89,8 +89,8 @@ def _autograd(model: nn.Module, inputs: tuple[Any, ...]) -> dict[str, np.ndarray
         for _, leaf in _places(model(*inputs)):
             if isinstance(leaf, Tensor) and leaf.is_floating_point():
                 total = total + (leaf * torch.from_numpy(_weights(leaf.numel(), leaf.shape)).to(leaf)).sum()
-        if not total.requires_grad:
-            return {}
+        if not total.requires_grad or not params:
+            return {name: torch.zeros_like(param).numpy() for name, param in zip(names, params, strict=True)}
         grads = torch.autograd.grad(total, params, allow_unused=True)
     return {
         name: (torch.zeros_like(param) if grad is None else grad).detach().cpu().numpy()
