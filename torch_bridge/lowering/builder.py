@@ -104,7 +104,7 @@ class Builder:
         if id(tensor) not in self._constants:
             path = self.free_path(name)
             held = tensor.detach().contiguous()
-            self.variables[path] = Variable(path, "constant", tuple(held.shape), DTYPES[held.dtype])
+            self.variables[path] = Variable(path, "constant", tuple(held.shape), initial_dtype(held.dtype))
             self.constants[path] = held
             value = Value(Var(path), fresh(tuple(held.shape)), held.dtype)
             self._constants[id(tensor)] = (tensor, value)  # holds the tensor: an id is good only while it lives
@@ -162,7 +162,7 @@ class Builder:
             self.store(value, value.key, Layout(value.layout.dims[added:], axes))
             stored = self.storage[value.key].layout
             shape = tuple(int(size) for size in stored.stored_shape)
-            self.variables[value.key] = Variable(value.key, self.state.kind(value.key), shape, DTYPES[value.dtype])
+            self.variables[value.key] = Variable(value.key, self.state.kind(value.key), shape, initial_dtype(value.dtype))
         return self.resolved(value)
 
     def resolved(self, weight: Value) -> Value:
@@ -348,6 +348,11 @@ class Builder:
         path = module if free else self.free_path(name)
         self.layers[path] = dataclasses.replace(layer, path=path)
         return path
+
+
+def initial_dtype(dtype: torch.dtype) -> str:
+    """The dtype a variable is made with, until its array takes its place: 64-bit integers need x64, others do not."""
+    return {"int64": "int32"}.get(DTYPES[dtype], DTYPES[dtype])
 
 
 def is_array(operand: Any) -> bool:

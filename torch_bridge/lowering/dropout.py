@@ -30,6 +30,7 @@ def _dropped(b: Builder, type_: str, x: Value, p: float, mode: str, name: str, c
     """`F.dropout(x)` drops in evaluation too: its layer is told so at each call."""
     if mode == "never":
         return x
+    x = b.value(x)
     x = b.tidy(x) if channels else b.plain(x) if x.open else x
     options: dict[str, Arg] = {"rate": p}
     if channels:

@@ -92,7 +92,7 @@ def squeeze(b: Builder, x: Value, dim: int | Sequence[int]) -> Value:
 
 
 def _refuse_batch_squeeze(b: Builder, value: Value, dims: Iterable[int]) -> None:
-    """A squeeze that would drop a batch of one, and no other, gives outputs of a rank that depends on the batch size."""
+    """Dropping a batch of one, and no other, would make the rank of outputs depend on the batch size."""
     if any(not isinstance(value.shape[dim], int) for dim in dims):
         raise b.unsupported("it would drop a batch of one as well; name the dimension to squeeze, such as squeeze(-1)")
 
