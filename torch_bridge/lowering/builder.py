@@ -162,7 +162,9 @@ class Builder:
             self.store(value, value.key, Layout(value.layout.dims[added:], axes))
             stored = self.storage[value.key].layout
             shape = tuple(int(size) for size in stored.stored_shape)
-            self.variables[value.key] = Variable(value.key, self.state.kind(value.key), shape, initial_dtype(value.dtype))
+            self.variables[value.key] = Variable(
+                value.key, self.state.kind(value.key), shape, initial_dtype(value.dtype)
+            )
         return self.resolved(value)
 
     def resolved(self, weight: Value) -> Value:
