@@ -83,6 +83,16 @@ def test_inputs_that_are_trees() -> None:
     assert_close(module(*numpy_inputs), Pair()(*inputs), 1e-6)
 
 
+def test_a_forward_that_takes_any_number_of_inputs() -> None:
+    class Sum(nn.Module):
+        def forward(self, first: Tensor, *others: Tensor) -> Tensor:
+            return first * 2 + sum(others)
+
+    inputs = tuple(torch.randn(3, 2) for _ in range(3))
+    module = torch_bridge.to_flax(Sum(), inputs)
+    assert_close(module(*[x.numpy() for x in inputs]), Sum()(*inputs), 1e-6)
+
+
 def test_the_batch_size_is_open_and_one_is_no_special_case() -> None:
     module = torch_bridge.to_flax(nn.Linear(3, 2), (torch.randn(1, 3),))
     assert [module(np.ones((n, 3), "float32")).shape for n in (1, 2, 7)] == [(1, 2), (2, 2), (7, 2)]

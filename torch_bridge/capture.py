@@ -8,6 +8,7 @@ evaluation only, and says why.
 import contextlib
 import dataclasses
 import functools
+import inspect
 import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -202,13 +203,20 @@ def _batch_size(inputs: tuple[Any, ...], axes: tuple[int | None, ...], *, explic
 def _export(model: nn.Module, inputs: tuple[Any, ...], dynamic: tuple[Any, ...], *, training: bool) -> ExportedProgram:
     with _mode(model, training), _cumulative_averages_fixed(model), _torch_warnings_off():
         try:
-            return torch.export.export(model, inputs, dynamic_shapes=(*dynamic,), strict=False)
+            return torch.export.export(model, inputs, dynamic_shapes=_by_parameter(model, dynamic), strict=False)
         except Exception as error:  # whatever a user's forward or the exporter raises is told as one kind of error
             raise UnsupportedError(
                 f"torch.export cannot follow {type(model).__name__}.forward in {_MODE_NAMES[training]} mode: "
                 f"{_first_lines(error)}\nWrite the forward without control flow that depends on values, or, if the "
                 "batch size is what cannot be left open, pass batch_axis=None to fix all shapes."
             ) from error
+
+
+def _by_parameter(model: nn.Module, dynamic: tuple[Any, ...]) -> tuple[Any, ...]:
+    """One entry for each parameter of the forward: those that `*args` takes are one tuple."""
+    parameters = list(inspect.signature(model.forward).parameters.values())
+    starred = next((k for k, p in enumerate(parameters) if p.kind is p.VAR_POSITIONAL), None)
+    return dynamic if starred is None else (*dynamic[:starred], tuple(dynamic[starred:]))
 
 
 _MODE_NAMES = {True: "training", False: "evaluation"}
