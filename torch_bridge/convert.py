@@ -35,6 +35,7 @@ def to_flax(
 
     **Raises:** `UnsupportedError` naming what cannot be carried exactly.
 
+    >>> import numpy as np
     >>> import torch
     >>> linear = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.Tanh())
     >>> module = to_flax(linear, (torch.ones(1, 3),))
