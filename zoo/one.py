@@ -1,0 +1,91 @@
+"""One network, ported as an ensemble of two and proved against PyTorch. The result is a line of JSON."""
+
+import dataclasses
+import gc
+from typing import Any
+
+import torch
+from torch import nn
+
+import torch_bridge
+from jaxensemble import Ensemble, UnsupportedError
+from jaxensemble.program import primitives
+from torch_bridge.parity import ParityReport
+from zoo import networks
+
+MEMBERS = 2
+LARGE = 150e6
+"""From this many parameters on, members are proved one at a time: their float64 copies would fill the memory."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """What became of one network.
+
+    - `status`: `passed`, `failed` (a wrong number), `refused` (`UnsupportedError`) or `crashed`.
+    - `float64`: the largest float64 error, relative to the largest output.
+    - `float32`: our error over PyTorch's own, both against float64.
+    - `transposes`: of activations, in the program of one member's call.
+    """
+
+    name: str
+    status: str
+    parameters: int = 0
+    input: tuple[int, ...] = ()
+    float64: float | None = None
+    float32: float | None = None
+    transposes: int | None = None
+    source_lines: int | None = None
+    reason: str = ""
+
+
+def prove(library: str, name: str) -> Result:
+    """Ports the network and compares weights, float64 outputs, and float32 error with PyTorch's own."""
+    models = [networks.make(library, name, seed)[0] for seed in range(MEMBERS)]
+    _, inputs = networks.make(library, name, 0)
+    known = Result(name, "", sum(p.numel() for p in models[0].parameters()), tuple(inputs[0].shape[1:]))
+    try:
+        ensemble = torch_bridge.to_ensemble(models, inputs, check=False)
+    except UnsupportedError as error:
+        return dataclasses.replace(known, status="refused", reason=str(error))
+    known = dataclasses.replace(
+        known,
+        transposes=primitives(ensemble[0], *[x.numpy() for x in inputs])["transpose"],
+        source_lines=len(ensemble.source().splitlines()),
+    )
+    return _judged(known, _reports(models, ensemble, inputs))
+
+
+def _reports(models: list[nn.Module], ensemble: Ensemble, inputs: tuple[Any, ...]) -> list[ParityReport]:
+    if sum(p.numel() for p in models[0].parameters()) < LARGE:
+        return [torch_bridge.check(models, ensemble, inputs, thorough=False)]
+    reports = []
+    for k in range(len(models)):
+        reports.append(torch_bridge.check(models[k : k + 1], ensemble[k : k + 1], inputs, thorough=False))
+        gc.collect()
+    return reports
+
+
+def _judged(known: Result, reports: list[ParityReport]) -> Result:
+    rows = [row for report in reports for row in report.rows]
+    double = [row for row in rows if row.stage.startswith("float64,")]
+    single = [row for row in rows if row.stage.startswith("float32,")]
+    wrong = [f"{row.stage} against {row.case}: {row.error:.2e} > {row.limit:.2e}" for row in rows if not row.passed]
+    vacuous = [note for report in reports for note in report.notes if "little is proved" in note]
+    diverged = [f"first difference: {report.diverged}" for report in reports if report.diverged]
+    return dataclasses.replace(
+        known,
+        status="failed" if wrong or vacuous or not double or not single else "passed",
+        float64=max((row.error for row in double), default=None),
+        float32=max((2 * row.error / row.limit for row in single), default=None),
+        reason="; ".join([*wrong, *vacuous, *diverged]),
+    )
+
+
+def main(library: str, name: str, threads: int) -> Result:
+    """`prove`, with whatever it raises told as a crash."""
+    torch.set_num_threads(threads)
+    try:
+        return prove(library, name)
+    except Exception as error:  # the zoo goes on with the next network
+        return Result(name, "crashed", reason=f"{type(error).__name__}: {error}"[:2000])
