@@ -37,7 +37,7 @@ ifneq ($(shell cat $(STAMP) 2>/dev/null),$(CHOICE))
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo lint test test-gpu slow format clean
+.PHONY: help setup demo lint test test-gpu slow zoo golden format clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -80,6 +80,17 @@ test-gpu: $(STAMP) ## every test that is not slow, on the GPU (JAX=cuda13 unless
 
 slow: $(STAMP) ## the slow tests
 	$(BIN)/pytest --numprocesses $(WORKERS) -m slow $(ARGS)
+
+# torchvision's wheels need the very torch they were built with; its model definitions do not, and come without the rest.
+build/zoo/torchvision:
+	$(BIN)/pip install --no-deps --target build/zoo "torchvision==0.28.0"
+
+zoo: $(STAMP) build/zoo/torchvision ## port all of torchvision's classification networks and prove them (an hour; resumes)
+	$(BIN)/python -m zoo --library torchvision $(ARGS)
+	$(BIN)/python -m zoo.coverage
+
+golden: $(STAMP) ## write the golden sources anew, for a change of what is printed
+	UPDATE_GOLDEN=1 $(BIN)/pytest -m "" tests/test_golden.py
 
 format: $(STAMP) ## format and mend what ruff can
 	$(BIN)/ruff check --fix .

@@ -32,6 +32,7 @@ def to_json(network: Network) -> str:
         "calls": [_encoded_call(call) for call in network.calls],
         "modules": dict(network.modules),
         "input_shapes": dict(network.input_shapes),
+        "input_dtypes": dict(network.input_dtypes),
     }
     return json.dumps({"format": FORMAT} | fields, indent=1, allow_nan=False)
 
@@ -66,6 +67,7 @@ def _network(fields: dict[str, Any]) -> Network:
         "modules": {path: _pair(entry) for path, entry in fields["modules"].items()},
         "training": tuple(fields["training"]),
         "input_shapes": {name: tuple(shape) for name, shape in fields["input_shapes"].items()},
+        "input_dtypes": dict(fields["input_dtypes"]),
     }
     return Network(**fields)
 

@@ -4,15 +4,19 @@ import dataclasses
 import functools
 import operator
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.core import Tracer
 
 from jaxensemble.errors import InputError, MemberError, StateError
-from jaxensemble.inputs import as_arrays, check_shapes, require_x64
+from jaxensemble.inputs import as_arrays, check_inputs, require_x64
+from jaxensemble.lowering import with_forms
+from jaxensemble.proof import Proof
 from jaxensemble.randomness import as_key, forbid, from_key, member_keys
 from jaxensemble.source import print_source
 from jaxensemble.stacking import check_same_architecture, count_members, stack_states
@@ -46,6 +50,7 @@ class Ensemble:
     - `params`, `buffers`, `rngs`: nested dicts of `[M, ...]` arrays, as [`jaxensemble.state.split`][] names them.
     - `constants`: arrays that all members share.
     - `network`, `origin`: what porting knows of the source and of PyTorch's keys; anything hashable.
+    - `proof`: the comparison with PyTorch that these very arrays passed, or None. No copy has it: see [`Proof`][].
 
     >>> ensemble = Ensemble.from_modules([nnx.Linear(3, 2, rngs=nnx.Rngs(seed)) for seed in range(5)])
     >>> ensemble
@@ -61,6 +66,7 @@ class Ensemble:
     rngs: Tree = dataclasses.field(default_factory=dict)
     network: Any = None
     origin: Any = None
+    proof: Proof | None = dataclasses.field(default=None, init=False)  # so that `dataclasses.replace` drops it
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "graphdef", Structure.of(self.graphdef))
@@ -143,13 +149,54 @@ class Ensemble:
         if not jnp.issubdtype(dtype, jnp.floating):
             raise InputError(f"`dtype` must be a floating-point one; got {dtype!r}")
         require_x64(np.dtype(dtype), "`dtype`")
-        return jax.tree.map(lambda leaf: leaf.astype(dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf, self)
+        cast = jax.tree.map(lambda leaf: leaf.astype(dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf, self)
+        module = merge(*cast.state)
+        for _, layer in nnx.iter_modules(module):
+            if isinstance(layer, nnx.Embed) and layer.dtype == layer.param_dtype:  # it casts to what it was made with
+                layer.dtype = layer.param_dtype = np.dtype(dtype)
+        return dataclasses.replace(cast, graphdef=split(module).graphdef)
 
     def source(self) -> str:
         """The Flax code of the network. Raises `StateError` for an ensemble that was not ported."""
         if self.network is None:
             raise StateError("there is no source: this ensemble was made of Flax modules, which have their own")
         return print_source(self.network)
+
+    def proven(self, proof: Proof | None) -> "Ensemble":
+        """The same ensemble with a proof, which is for whoever compared it to give."""
+        result = dataclasses.replace(self)
+        object.__setattr__(result, "proof", proof)
+        return result
+
+    def save(self, path: str | Path, *, force: bool = False) -> None:
+        """Saves an ensemble that was ported as a directory which [`Ensemble.load`][] reads; PyTorch is not needed.
+
+        The directory is written beside `path` and put in place in one step: whatever happens, `path` is what it was or
+        the whole of the new artifact. With `force` it may be an artifact already, which is replaced.
+
+        It holds `weights.safetensors` (the stacked arrays by path), `network.json`, `source.py` (to be read by people)
+        and `manifest.json` (hashes, versions, the proof, PyTorch's keys).
+
+        Raises `StateError` for an ensemble of Flax modules that were not ported, `InputError` for a `path` that cannot
+        be written to or is not to be replaced, and `OSError` as the system does.
+        """
+        from jaxensemble.artifact.saving import save  # which needs what is defined here
+
+        save(self, path, force=force)
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Ensemble":
+        """The ensemble that [`Ensemble.save`][] saved, bit for bit, its mode, proof and map of PyTorch's keys included.
+
+        Nothing in the directory is run: the source is generated anew from `network.json`, after it was checked. Every
+        array is compared with its hash. 64-bit integers become 32-bit ones while JAX has those switched off.
+
+        Raises `InputError` with all that is wrong: no artifact, damaged, of another version, arrays that do not fit the
+        network, and float64 while JAX has it switched off.
+        """
+        from jaxensemble.artifact.loading import Artifact  # which needs what is defined here
+
+        return Artifact.open(path).load()
 
     @functools.cached_property
     def members(self) -> int:
@@ -230,12 +277,13 @@ class Ensemble:
         if each:
             _check_member_axis(inputs, self.members)
         if self.network is not None:
-            check_shapes(self.network, inputs, each=each)
+            check_inputs(self.network, inputs, each=each)
         return _run_members(
             *self.state[1:],
             None if key is None else as_key(key),
             inputs,
             graphdef=self.graphdef,
+            platform=_platform(self.params),
             each=each,
             different=randomness == "different",
             update=update,
@@ -243,7 +291,7 @@ class Ensemble:
 
 
 # At module level, so that ensembles of equal structure share compilations.
-@functools.partial(jax.jit, static_argnames=("graphdef", "each", "different", "update"))
+@functools.partial(jax.jit, static_argnames=("graphdef", "platform", "each", "different", "update"))
 def _run_members(
     params: Tree,
     buffers: Tree,
@@ -253,13 +301,14 @@ def _run_members(
     inputs: tuple[Any, ...],
     *,
     graphdef: Structure,
+    platform: str,
     each: bool,
     different: bool,
     update: bool,
 ) -> Any:
     def member(params: Tree, buffers: Tree, rngs: Tree, key: jax.Array | None, inputs: tuple[Any, ...]) -> Any:
         rngs = forbid(graphdef, rngs, NEEDS_KEY) if key is None else from_key(graphdef, rngs, key)
-        module = merge(graphdef, params, buffers, constants, rngs)
+        module = with_forms(merge(graphdef, params, buffers, constants, rngs), platform, vmapped=True)
         outputs = module(*inputs)
         return (outputs, _buffers_after(module, buffers)) if update else outputs
 
@@ -267,6 +316,13 @@ def _run_members(
         key = member_keys(key, jax.tree.leaves((params, buffers))[0].shape[0])
     in_axes = (0, 0, 0, 0 if different else None, 0 if each else None)
     return jax.vmap(member, in_axes)(params, buffers, rngs, key, inputs)
+
+
+def _platform(tree: Tree) -> str:
+    """Where the arrays are, or will be: those that are being traced do not know."""
+    leaves = jax.tree.leaves(tree)
+    known = bool(leaves) and isinstance(leaves[0], jax.Array) and not isinstance(leaves[0], Tracer)
+    return next(iter(leaves[0].devices())).platform if known else jax.default_backend()
 
 
 @jax.jit

@@ -27,3 +27,11 @@ class ParityError(JaxEnsembleError):
 
 class StateError(JaxEnsembleError, RuntimeError):
     """Weights, buffers or random keys do not fit the network that is to use them (`RuntimeError` in `torch.func`)."""
+
+
+class RandomnessError(StateError):
+    """Random numbers are to be drawn, and there is no key to draw them from."""
+
+
+class NarrowIntegerWarning(UserWarning):
+    """A network computes with 64-bit integers, and JAX has only 32-bit ones while x64 is off."""

@@ -4,6 +4,7 @@ JAX may keep reading the memory of a numpy array or a DLPack tensor that it was 
 would reach results already handed out; whatever is not a JAX array is copied here.
 """
 
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -17,6 +18,7 @@ from jaxensemble.network import Network, Ref
 _SCALARS = (bool, int, float, complex)
 _NARROW = {"int64": np.int32, "uint64": np.uint32}  # what integers become while 64-bit types are off
 _WIDE_FLOATS = ("float64", "complex128")
+_KINDS = (jnp.bool_, jnp.integer, jnp.floating, jnp.complexfloating)
 _ENABLE = "enable 64-bit types (jax.config.update('jax_enable_x64', True), or `with jax.enable_x64(True):`)"
 
 
@@ -55,48 +57,70 @@ def as_array(value: Any, name: str) -> Any:
     return jnp.asarray(_narrowed(value, name) if is_too_wide(dtype) else value)
 
 
-def check_shapes(network: Network, inputs: tuple[Any, ...], *, each: bool) -> None:
-    """Raises `InputError` with every input whose shape is not the network's; with `each`, members come first.
+def check_inputs(network: Network, inputs: tuple[Any, ...], *, each: bool) -> None:
+    """Raises `InputError` with every input whose place, shape or kind is not the network's; with `each`, members come
+    first.
 
     The batch size is open, but one number for all inputs.
     """
-    found = [pair for tree, value in zip(network.inputs, inputs, strict=False) for pair in _named(tree, value)]
-    expected = {name: network.input_shapes[name] for name, _ in found if name in network.input_shapes}
-    shapes = {name: np.shape(value)[1:] if each else np.shape(value) for name, value in found if name in expected}
-    wrong = [
-        f"`{name}`: expected {_told(expected[name])}, got {list(shape)}"
-        for name, shape in shapes.items()
-        if len(shape) != len(expected[name])
-        or any(e not in (None, g) for e, g in zip(expected[name], shape, strict=True))
-    ]
-    batches = {
-        name: size
-        for name, shape in shapes.items()
-        for want, size in zip(expected[name], shape, strict=False)
-        if want is None
-    }
-    if not wrong and len(set(batches.values())) > 1:
-        wrong = [f"`{name}`: batch of {size}" for name, size in batches.items()]
-    if wrong:
+    problems: list[str] = []
+    found = dict(_named(network.inputs, inputs, "inputs", problems))
+    batches = {}
+    for name, value in found.items():
+        if name not in network.input_shapes:
+            continue
+        shape, expected = np.shape(value)[1:] if each else np.shape(value), network.input_shapes[name]
+        if len(shape) != len(expected) or any(e not in (None, g) for e, g in zip(expected, shape, strict=True)):
+            problems.append(f"`{name}`: expected {shape_text(expected)}, got {list(shape)}")
+        elif None in expected:
+            batches[name] = shape[expected.index(None)]
+        dtype, wanted = jnp.result_type(value), network.input_dtypes.get(name)
+        if wanted is not None and _kind(dtype) != _kind(wanted) and not isinstance(value, _SCALARS):
+            problems.append(f"`{name}`: expected {wanted}, got {dtype}")
+    if not problems and len(set(batches.values())) > 1:
+        problems = [f"`{name}`: batch of {size}" for name, size in batches.items()]
+    if problems:
         raise InputError(
-            f"inputs must have the shapes {network.name} was ported with, and one batch size N; got "
-            f"{'; '.join(wrong)}. Port it again with example inputs of the shapes you need."
+            f"inputs must have the places, shapes and kinds of numbers that {network.name} was ported with, and one "
+            f"batch size N; got {'; '.join(problems)}. Port it again with example inputs of the kind you need."
         )
 
 
-def _named(tree: Any, value: Any) -> list[tuple[str, Any]]:
-    """The arrays of an input by the names the network has for them."""
+def _named(tree: Any, value: Any, place: str, problems: list[str]) -> Iterator[tuple[str, Any]]:
+    """The arrays of an input by the names the network has for them; what does not fit is added to `problems`."""
     match tree:
         case Ref(name):
-            return [(name, value)]
+            if isinstance(value, _SCALARS) or hasattr(value, "shape"):
+                yield name, value
+            else:
+                problems.append(f"`{place}`: expected an array, got {type(value).__name__}")
         case dict():
-            return [pair for key in tree.keys() & value.keys() for pair in _named(tree[key], value[key])]
+            if not isinstance(value, dict) or value.keys() != tree.keys():
+                got = sorted(map(str, value)) if isinstance(value, dict) else type(value).__name__
+                problems.append(f"`{place}`: expected a dict of {sorted(tree)}, got {got}")
+                return
+            for key in tree:
+                yield from _named(tree[key], value[key], f"{place}[{key!r}]", problems)
         case tuple() | list():
-            return [pair for part, item in zip(tree, value, strict=False) for pair in _named(part, item)]
-    return []
+            if not isinstance(value, tuple | list) or len(value) != len(tree):
+                got = len(value) if isinstance(value, tuple | list) else type(value).__name__
+                problems.append(f"`{place}`: expected {len(tree)}, got {got}")
+                return
+            for k, (part, item) in enumerate(zip(tree, value, strict=True)):
+                yield from _named(part, item, f"{place}[{k}]", problems)
 
 
-def _told(shape: tuple[int | None, ...]) -> str:
+def _kind(dtype: Any) -> str:
+    """Floating, integer, boolean or complex."""
+    return next(kind.__name__ for kind in _KINDS if jnp.issubdtype(dtype, kind))
+
+
+def shape_text(shape: tuple[int | None, ...]) -> str:
+    """The shape of an input, `N` for the size of the batch.
+
+    >>> shape_text((None, 28, 28))
+    '[N, 28, 28]'
+    """
     return f"[{', '.join('N' if size is None else str(size) for size in shape)}]"
 
 

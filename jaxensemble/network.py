@@ -9,6 +9,11 @@ from collections.abc import Iterator, Mapping
 from types import EllipsisType
 from typing import Literal, TypeAlias
 
+DTYPES = frozenset(
+    "float64 float32 float16 bfloat16 int64 int32 int16 int8 uint8 bool_ complex64 complex128".split()
+)  # fmt: skip
+"""What inputs and ported tensors can be, by JAX's names."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Ref:
@@ -122,6 +127,7 @@ class Network:
     - `evaluation_only`: why this network has no training mode, or None when it has one.
     - `input_shapes`: the shape of every input by its name, None where the size is the batch's, which is one number.
       Sizes may be part of what the network computes, so that no others are taken.
+    - `input_dtypes`: the dtype of every input by its name; others of the same kind (floating, integer ...) are taken.
     - `training`: the paths of the layers that are in training mode; all others are in evaluation mode.
     """
 
@@ -135,6 +141,7 @@ class Network:
     evaluation_only: str | None = None
     training: tuple[str, ...] = ()
     input_shapes: Mapping[str, tuple[int | None, ...]] = dataclasses.field(default_factory=dict)
+    input_dtypes: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def source(self) -> str:
         """The network as Flax source: see `jaxensemble.source.print_source`."""

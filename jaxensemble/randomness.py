@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxensemble.errors import InputError, StateError
+from jaxensemble.errors import InputError, RandomnessError
 from jaxensemble.state import Tree, flatten, kind_of, unflatten
 from jaxensemble.structure import Structure
 
@@ -57,14 +57,14 @@ def entered(randomness: Randomness, start: int) -> Iterator[Level]:
 
 
 class ForbiddenKey(nnx.RngKey):
-    """The key of a random stream that must not be drawn from; reading it raises `StateError` with its `refusal`."""
+    """A random stream's key that must not be drawn from; reading it raises `RandomnessError` with its `refusal`."""
 
     def get_value(self, **_: Any) -> Any:
-        raise StateError(self.get_metadata("refusal"))
+        raise RandomnessError(self.get_metadata("refusal"))
 
 
 def forbid(structure: Structure, rngs: Tree, refusal: str) -> Tree:
-    """The random state of a module that must not draw: drawing raises `StateError`.
+    """The random state of a module that must not draw: drawing raises `RandomnessError`.
 
     `{stream}` within `refusal` becomes the name of the stream. Modules that hold streams but do not draw, such as an
     `nnx.Dropout` in evaluation mode, go on working.

@@ -115,7 +115,7 @@ def _check_members(differences: Sequence[list[str]], caller: str, noun: str = "m
 
 def _differences(expected: State, state: State) -> list[str]:
     lines = [
-        f"{f'`{path}`' if path else 'the module'}: expected {_shown(a)}, got {_shown(b)}"
+        f"{f'`{path}`' if path else 'the module'}: expected {_shown(a)}, got {_shown(b, a)}"
         for path, a, b in structure_differences(expected.graphdef, state.graphdef)
     ]
     for kind in KINDS:
@@ -129,8 +129,11 @@ def _differences(expected: State, state: State) -> list[str]:
     return sorted(lines)
 
 
-def _shown(value: Any) -> str:
-    return value.__qualname__ if isinstance(value, type) else repr(value)
+def _shown(value: Any, other: Any = None) -> str:
+    if not isinstance(value, type):
+        return repr(value)
+    alike = isinstance(other, type) and other.__qualname__ == value.__qualname__
+    return f"another class {value.__qualname__}" if alike else value.__qualname__
 
 
 def _signature(leaf: Any, name: str) -> str:

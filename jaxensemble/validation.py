@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from jaxensemble.errors import InputError
-from jaxensemble.network import Call, Dtype, Func, Layer, Network, Ref, Slice, Var, Variable, references
+from jaxensemble.network import DTYPES, Call, Dtype, Func, Layer, Network, Ref, Slice, Var, Variable, references
 
 KINDS = ("module", "sequence", "mapping", "function")
 VARIABLE_KINDS = ("param", "buffer", "constant")
@@ -74,6 +74,9 @@ def _mistyped(network: Network) -> Iterator[str]:
     for name, shape in network.input_shapes.items():
         if not _is_shape(tuple(0 if size is None else size for size in shape)):
             yield f"input {name}: a shape is a tuple of sizes, None for the batch; got {shape!r}"
+    for name, dtype in network.input_dtypes.items():
+        if dtype not in DTYPES:
+            yield f"input {name}: {dtype!r} is no dtype of an array"
     for variable in network.variables:
         if not _is_shape(variable.shape):
             yield f"variable {variable.path}: a shape is a tuple of sizes; got {variable.shape!r}"
@@ -198,5 +201,5 @@ def _call_problems(call: Call, network: Network) -> Iterator[str]:
     elif call.target.startswith(".") and not (call.args and isinstance(call.args[0], Ref | Var)):
         yield f"{where}: expected a value as the first argument of a method"
     for ref in references((call.args, call.kwargs)):
-        if isinstance(ref, Var) and ref.path not in variables and ref.path.rpartition(".")[0] not in layers:
+        if isinstance(ref, Var) and ref.path not in variables and layers.isdisjoint(_parents(ref.path)):
             yield f"{where}: there is no variable {ref.path!r}"

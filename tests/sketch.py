@@ -7,9 +7,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from jaxensemble.network import Arg, Call, Dtype, Func, Layer, Network, Ref, Slice, Tree, Var, Variable
+from jaxensemble.source import load_class
 from jaxensemble.source.names import resolve
 
 
@@ -151,14 +153,19 @@ def _bind(tree: Tree, given: Any, values: dict[str, Any]) -> None:
                 _bind(item, one, values)
 
 
-def randomised(model: nnx.Module) -> nnx.Module:
-    """The model with every parameter, buffer and constant of a float type drawn at random."""
-    graph, state = nnx.split(model)
+def made(network: Network) -> nnx.Module:
+    """The network's module with every parameter, buffer and constant of a float type drawn at random.
+
+    It is not initialised: to compile the initialisation of every layer takes longer than most tests.
+    """
+    graph, state = nnx.split(nnx.eval_shape(lambda: load_class(network)(rngs=nnx.Rngs(0))))
+    draw = np.random.default_rng(0)
     leaves, treedef = jax.tree.flatten(state)
-    keys = jax.random.split(jax.random.key(0), len(leaves))
-    drawn = [_draw(key, leaf) for key, leaf in zip(keys, leaves, strict=True)]
-    return nnx.merge(graph, jax.tree.unflatten(treedef, drawn))
+    return nnx.merge(graph, jax.tree.unflatten(treedef, [_drawn(draw, leaf) for leaf in leaves]))
 
 
-def _draw(key: jax.Array, leaf: jax.Array) -> jax.Array:
-    return jax.random.normal(key, leaf.shape, leaf.dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
+def _drawn(draw: np.random.Generator, leaf: jax.ShapeDtypeStruct) -> jax.Array:
+    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        return jax.random.key(0)
+    is_float = jnp.issubdtype(leaf.dtype, jnp.floating)
+    return jnp.asarray(draw.normal(size=leaf.shape) if is_float else np.zeros(leaf.shape), leaf.dtype)

@@ -3,10 +3,13 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from typer.testing import CliRunner, Result
 
+import jaxensemble
+from jaxensemble.origin import Rearrangement
 from torch_bridge.cli import app
 
 FACTORIES = """
@@ -49,6 +52,26 @@ def test_port_says_that_it_agrees() -> None:
     assert "3 x Sequential" in result.stdout and "agrees with PyTorch" in result.stdout
 
 
+def test_port_saves_what_agrees() -> None:
+    result = run("port", "factories:mlp", "-i", "8,4", "--out", "net")
+    assert result.exit_code == 0, result.output
+    assert "saved to net" in result.stdout and jaxensemble.verify("net").verified
+    result = run("port", "factories:mlp", "-i", "8,4", "--out", "net")
+    assert result.exit_code == 3 and "exists: force=True (--force) replaces it" in result.stderr
+    result = run("port", "factories:mlp", "-i", "8,4", "--out", "net", "--force", "--no-check", "--members", "3")
+    assert result.exit_code == 0 and "NOT compared with PyTorch" in result.stdout
+    manifest = jaxensemble.verify("net")
+    assert manifest.members == 3 and not manifest.verified
+
+
+def test_what_does_not_agree_is_not_saved(monkeypatch: pytest.MonkeyPatch) -> None:
+    wrong = lambda self, array: np.ascontiguousarray(array.reshape(self.shape)) + 1  # noqa: E731
+    monkeypatch.setattr(Rearrangement, "apply", wrong)
+    result = run("port", "factories:mlp", "-i", "8,4", "--out", "net")
+    assert result.exit_code == 1, result.output
+    assert not Path("net").exists()
+
+
 def test_port_of_checkpoints_by_glob() -> None:
     import factories  # pyright: ignore[reportMissingImports]
 
@@ -88,7 +111,7 @@ def test_integer_and_float64_inputs() -> None:
         (("port", "factories", "-i", "4"), 2, "package.module:factory"),
         (("port", "factories:mlp", "-i", "4,x"), 2, "expected a shape"),
         (("port", "factories:mlp", "-i", "int32000:4"), 2, "expected a shape"),
-        (("port", "factories:mlp", "-i", "8,5"), 4, "torch.export cannot follow Sequential.forward"),
+        (("port", "factories:mlp", "-i", "8,5"), 3, "PyTorch itself cannot run Sequential"),
         (("port", "factories:mlp", "-i", "8,4", "-c", "none*.pt"), 6, "no file matches 'none*.pt'"),
         (("port", "factories:mlp"), 2, "--input"),
     ],

@@ -15,7 +15,7 @@ from porting import assert_close, assert_ports, randomised
 from torch import Tensor, nn
 
 import torch_bridge
-from jaxensemble.errors import InputError, MemberError, ParityError, UnsupportedError
+from jaxensemble.errors import InputError, MemberError, NarrowIntegerWarning, ParityError, UnsupportedError
 from jaxensemble.state import flatten
 
 
@@ -250,8 +250,62 @@ def test_control_flow_on_values_is_refused_with_torchs_reason() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return x if x.sum() > 0 else -x
 
-    with pytest.raises(UnsupportedError, match=r"torch.export cannot follow Branch.forward"):
+    with pytest.raises(
+        UnsupportedError, match=r"cannot follow Branch\.forward, which decides by values .*x.sum\(\) > 0"
+    ):
         torch_bridge.to_flax(Branch(), (torch.randn(2, 2),))
+
+
+def test_a_batch_size_that_the_forward_fixes_is_told_as_such() -> None:
+    class Fixed(nn.Linear):
+        def forward(self, input: Tensor) -> Tensor:
+            return super().forward(input).reshape(3, 2)
+
+    x = torch.randn(3, 4)
+    with pytest.raises(UnsupportedError, match=r"with an open batch size.*pass batch_axis=None"):
+        torch_bridge.to_flax(Fixed(4, 2), (x,))
+    assert torch_bridge.to_flax(Fixed(4, 2), (x,), batch_axis=None)(x.numpy()).shape == (3, 2)
+
+
+class _Raises(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        raise ValueError("trouble of its own")
+
+
+@pytest.mark.parametrize(
+    ("model", "inputs", "text"),
+    [
+        (
+            nn.Linear(3, 4),
+            (torch.ones(2, 5),),
+            r"Linear on the example inputs \(float32 \[2, 5\]\): .*cannot be multiplied",
+        ),
+        (nn.Bilinear(3, 3, 2), (torch.ones(2, 3),), "missing 1 required positional argument: 'input2'"),
+        (nn.Linear(3, 4), (torch.ones(2, 3), torch.ones(2, 3)), "takes 2 positional arguments but 3 were given"),
+        (_Raises(), (torch.ones(2, 3),), "ValueError: trouble of its own"),
+    ],
+    ids=["size", "too few", "too many", "raises"],
+)
+def test_what_pytorch_itself_refuses_is_told_in_its_words(
+    model: nn.Module, inputs: tuple[Tensor, ...], text: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(InputError, match=text):
+        torch_bridge.to_flax(model, inputs)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_value_taken_as_a_number_is_told_as_such() -> None:
+    class Item(nn.Linear):
+        def forward(self, input: Tensor) -> Tensor:
+            return super().forward(input) * input.mean().item()
+
+    with pytest.raises(UnsupportedError, match=r"value as a number \(\.item\(\)\)"):
+        torch_bridge.to_flax(Item(3, 2), (torch.ones(2, 3),))
+
+
+def test_one_module_is_no_ensemble() -> None:
+    with pytest.raises(InputError, match=r"got one Sequential\. Pass \[model\]"):
+        torch_bridge.to_ensemble(nn.Sequential(nn.Linear(3, 3), nn.ReLU()), (torch.ones(2, 3),))  # pyright: ignore
 
 
 def test_a_forward_with_a_training_branch_is_ported_for_evaluation_only() -> None:
@@ -311,7 +365,7 @@ def test_lazy_and_meta_modules_are_refused() -> None:
 
 
 def test_a_failed_proof_raises(monkeypatch: pytest.MonkeyPatch) -> None:
-    from torch_bridge.weights import Rearrangement
+    from jaxensemble.origin import Rearrangement
 
     wrong = lambda self, array: np.ascontiguousarray(array.reshape(self.shape))  # noqa: E731
     monkeypatch.setattr(Rearrangement, "apply", wrong)
@@ -501,3 +555,79 @@ def test_members_whose_submodules_are_in_another_order_differ() -> None:
 
     with pytest.raises(MemberError, match="order of modules"):
         torch_bridge.to_ensemble([keyed("a", "b"), keyed("b", "a")], (torch.randn(2, 2),))
+
+
+def test_weights_that_share_memory_without_being_one_are_refused():
+    class Sharing(nn.Module):
+        def __init__(self):
+            super().__init__()
+            both = torch.randn(4, 3)
+            self.first = nn.Parameter(both[:3])
+            self.second = nn.Parameter(both[2:])
+            self.apart = nn.Parameter(both[:1].clone())
+
+        def forward(self, x):
+            return x @ self.first.T, x @ self.second.T, x * self.apart
+
+    with pytest.raises(InputError, match=r"share memory without being one tensor:\n  first and second\n"):
+        torch_bridge.to_flax(Sharing(), (torch.ones(2, 3),))
+
+
+class _Hash(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(1000, 4)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.table((ids * 1000003) % 1000)
+
+
+class _Offsets(nn.Module):
+    """Integers that stay small whatever comes in: none of this is worth a warning."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(1000, 4)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        mask = ids.ne(1).long()
+        positions = torch.cumsum(mask, dim=1) * mask + 2
+        return self.table(positions % 1000) + self.table(ids % 10 * 7 + 1) + self.table(ids + 1 - 1)
+
+
+def test_integers_that_may_not_fit_into_32_bits_are_warned_of() -> None:
+    with pytest.warns(NarrowIntegerWarning, match=r"aten\.mul\.Tensor \(test_convert\.py:\d+: .*1000003"):
+        torch_bridge.to_flax(_Hash(), (torch.zeros(2, 3, dtype=torch.int64),))
+    torch_bridge.to_flax(_Offsets(), (torch.zeros(2, 3, dtype=torch.int64),))
+    ids = torch.randint(2000, 50000, (8, 3))
+    with jax.enable_x64(True):
+        model = _Hash().double()
+        module = torch_bridge.to_flax(model, (ids,))
+        assert_close(module(ids.numpy()), model(ids))
+
+
+@pytest.mark.parametrize(
+    ("inputs", "text"),
+    [
+        ((np.ones((2, 3), np.int32), np.zeros(2, np.int32)), "`x`: expected float32, got int32"),
+        ((np.ones((2, 3), np.complex64), np.zeros(2, np.int32)), "`x`: expected float32, got complex64"),
+        ((np.ones((2, 3), np.float32), np.zeros(2, np.float32)), "`ids`: expected int64, got float32"),
+        (([[1.0, 2.0, 3.0]], np.zeros(1, np.int32)), r"`inputs\[0\]`: expected an array, got list"),
+        ((np.ones((2, 3), np.float32),), "`inputs`: expected 2, got 1"),
+    ],
+    ids=["integers", "complex", "floats", "lists", "too few"],
+)
+def test_inputs_of_another_kind_are_refused(inputs: tuple[Any, ...], text: str) -> None:
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table, self.fc = nn.Embedding(5, 3), nn.Linear(3, 3)
+
+        def forward(self, x: Tensor, ids: Tensor) -> Tensor:
+            return self.fc(x) + self.table(ids)
+
+    examples = (torch.ones(2, 3), torch.zeros(2, dtype=torch.int64))
+    ensemble = torch_bridge.to_ensemble([Two(), Two()], examples, check=False)
+    with pytest.raises(InputError, match=text):
+        ensemble(*inputs)
+    assert ensemble(np.ones((2, 3), np.float16), np.zeros(2, np.uint8)).shape == (2, 2, 3)

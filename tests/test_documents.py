@@ -1,13 +1,16 @@
-"""What the documents say works, works: Python blocks run as pasted, `torch-bridge` commands exit with 0."""
+"""What the documents say works, works: Python blocks run as pasted, the packages' commands exit with 0."""
 
 import re
 import shlex
 from pathlib import Path
 
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from torch_bridge.cli import app
+import jaxensemble.cli
+import torch_bridge.cli
+from zoo import coverage
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -23,30 +26,39 @@ def blocks(language: str) -> list[tuple[str, str]]:
 
 
 PYTHON = blocks("python")
-COMMANDS = [
-    (f"{name}-{k}", line)
-    for name, code in blocks("sh")
-    for k, line in enumerate(code.splitlines())
-    if line.startswith("torch-bridge")
-]
+APPS = {"torch-bridge": torch_bridge.cli.app, "jaxensemble": jaxensemble.cli.app}
+COMMANDS = [(name, line) for name, code in blocks("sh") for line in code.splitlines() if line.partition(" ")[0] in APPS]
 
 
-@pytest.mark.parametrize("code", [code for _, code in PYTHON], ids=[name for name, _ in PYTHON])
-def test_python_blocks_run(code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("document", list(dict.fromkeys(name.rpartition("-")[0] for name, _ in PYTHON)))
+def test_python_blocks_run(document: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One after the other, as someone would paste them who reads the document from its top."""
     monkeypatch.chdir(tmp_path)
-    exec(compile(code, "<document>", "exec"), {"__name__": "__document__"})
+    namespace = {"__name__": "__document__"}
+    for name, code in PYTHON:
+        if name.rpartition("-")[0] == document:
+            exec(compile(code, f"<{name}>", "exec"), namespace)
 
 
-@pytest.mark.parametrize("line", [line for _, line in COMMANDS], ids=[name for name, _ in COMMANDS])
-def test_commands_succeed(line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("document", list(dict.fromkeys(name.rpartition("-")[0] for name, _ in COMMANDS)))
+def test_commands_succeed(document: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One after the other: what one saves the next ones read."""
     monkeypatch.chdir(tmp_path)
-    result = CliRunner().invoke(app, shlex.split(line, comments=True)[1:])
-    assert result.exit_code == 0, result.output
+    np.save("images.npy", np.zeros((2, 1, 28, 28), np.float32))
+    for name, line in COMMANDS:
+        if name.rpartition("-")[0] == document:
+            program, *arguments = shlex.split(line, comments=True)
+            result = CliRunner().invoke(APPS[program], arguments)
+            assert result.exit_code == 0, (line, result.output)
 
 
 def test_the_readme_has_blocks_to_run() -> None:
     assert any(name.startswith("README") for name, _ in PYTHON)
-    assert len(COMMANDS) >= 3
+    assert len(COMMANDS) >= 7 and {line.partition(" ")[0] for _, line in COMMANDS} == set(APPS)
+
+
+def test_the_page_of_what_is_covered_is_up_to_date() -> None:
+    assert coverage.PAGE.read_text() == coverage.page(), "write it anew: python -m zoo.coverage"
 
 
 def test_make_targets_that_documents_name_exist() -> None:

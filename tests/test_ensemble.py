@@ -475,3 +475,16 @@ def test_changing_a_tensor_in_place_changes_nothing() -> None:
         result = Ensemble.from_modules([Growing()])(x)
         x.fill_(7)
         assert float(result.max()) == 0
+
+
+def test_astype_reaches_embeddings_which_cast_to_what_they_were_made_with():
+    ensemble = Ensemble.from_modules([nnx.Embed(5, 3, rngs=nnx.Rngs(seed)) for seed in range(2)])
+    assert ensemble.astype("bfloat16")(jnp.array([1, 4])).dtype == jnp.bfloat16
+    kept = Ensemble.from_modules([nnx.Embed(5, 3, dtype=jnp.float16, rngs=nnx.Rngs(0))]).astype("bfloat16")
+    assert kept(jnp.array([1])).dtype == jnp.float16
+
+
+def test_classes_of_one_name_are_told_apart():
+    first, second = (Ensemble.from_modules([type("Net", (nnx.Linear,), {})(3, 2, rngs=nnx.Rngs(0))]) for _ in range(2))
+    with pytest.raises(MemberError, match=r"expected Net, got another class Net"):
+        Ensemble.concatenate([first, second])

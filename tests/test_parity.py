@@ -56,10 +56,20 @@ def test_what_is_right_passes_every_stage(ported: Any) -> None:
     report = torch_bridge.check(models, ensemble, (x,))
     assert report.passed and report.diverged is None and not report.notes
     stages = {row.stage for row in report.rows}
-    assert {"weights", "float64, each its own", "float64, same for all", "float64, batch of 1", "float64, batch of 7",
-            "gradients, float64", "float32, same for all"} <= stages  # fmt: skip
+    assert stages == {
+        "weights",
+        "float64, each its own",
+        "float64, same for all",
+        "float64, batch of 1",
+        "float64, batch of 7",
+        "float64, batch of 16",
+        "float64, constants perturbed",
+        "gradients, float64",
+        "float64, training mode",
+        "float32, same for all",
+    }
     cases = {row.case for row in report.rows}
-    assert {"loop", "torch.func.vmap", "every parameter", "float64 truth"} <= cases
+    assert {"loop", "torch.func.vmap", "every parameter", "outputs", "buffers after a call", "float64 truth"} <= cases
 
 
 def test_the_report_prints_and_saves(ported: Any, tmp_path: Path) -> None:
@@ -226,3 +236,141 @@ def test_models_keep_their_mode_and_weights(ported: Any) -> None:
 
 def test_the_limit_tells_formulas_from_rounding() -> None:
     assert EXACT < 1e-3 * 4.5e-6  # an eps of 1e-6 for 1e-5
+
+
+class ZeroHead(nn.Module):
+    """Gives zeros until it is trained, whatever leads to them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Linear(3, 3)
+        self.head = nn.Linear(3, 2)
+        nn.init.zeros_(self.head.weight)
+        nn.init.zeros_(self.head.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.tanh(self.body(x)))
+
+
+def test_what_a_head_of_zeros_hides_is_compared_with_other_weights() -> None:
+    models: list[nn.Module] = [ZeroHead(), ZeroHead()]
+    x = torch.randn(4, 3)
+    ensemble = torch_bridge.to_ensemble(models, (x,))
+    assert not torch_bridge.check(models, ensemble, (x,), thorough=False).notes
+    relu = [ReluInstead(), ReluInstead()]
+    for one, other in zip(relu, models, strict=True):
+        one.load_state_dict(other.state_dict())
+    report = torch_bridge.check(relu, ensemble, (x,), thorough=False)
+    assert {row.stage for row in report.rows if not row.passed} == {"float64, constants perturbed"}
+
+
+class ReluInstead(ZeroHead):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.relu(self.body(x)))
+
+
+def test_outputs_that_stay_zero_are_told() -> None:
+    class Nothing(nn.Linear):
+        def forward(self, input: Tensor) -> Tensor:
+            return super().forward(input) * 0
+
+    models = [Nothing(3, 2), Nothing(3, 2)]
+    x = torch.randn(4, 3)
+    report = torch_bridge.check(models, torch_bridge.to_ensemble(models, (x,)), (x,), thorough=False)
+    assert any("output is zero" in note for note in report.notes)
+
+
+def test_wrong_momentum_fails_in_training_mode_alone(ported: Any) -> None:
+    models, ensemble, x = ported
+    other = copy.deepcopy(models)
+    for model in other:
+        model.norm.momentum = 0.2
+    report = torch_bridge.check(other, ensemble, (x,))
+    failed = [row for row in report.rows if not row.passed]
+    assert [(row.stage, row.case) for row in failed] == [("float64, training mode", "buffers after a call")]
+    assert "norm.running_" in failed[0].note
+
+
+def test_random_numbers_are_a_note_and_the_weights_are_compared() -> None:
+    class AlwaysDropout(nn.Linear):
+        def forward(self, input: Tensor) -> Tensor:
+            return nn.functional.dropout(super().forward(input))
+
+    models = [AlwaysDropout(3, 2), AlwaysDropout(3, 2)]
+    x = torch.randn(4, 3)
+    report = torch_bridge.check(models, torch_bridge.to_ensemble(models, (x,)), (x,))
+    assert report.passed and [row.stage for row in report.rows] == ["weights"]
+    assert "draw different numbers" in report.notes[0]
+    with_dropout: list[nn.Module] = [nn.Sequential(nn.Linear(3, 2), nn.Dropout()).eval() for _ in range(2)]
+    report = torch_bridge.check(with_dropout, torch_bridge.to_ensemble(with_dropout, (x,)), (x,))
+    assert report.passed and "training mode not compared" in " ".join(report.notes)
+
+
+def test_gradients_that_pytorch_cannot_compute_are_a_note() -> None:
+    class Overwrites(nn.Linear):
+        def forward(self, input: Tensor) -> Tensor:
+            y = super().forward(input).sigmoid()
+            z = y * 2
+            y.add_(1)  # the sigmoid's gradient needs what was here
+            return z + y
+
+    models = [Overwrites(3, 2), Overwrites(3, 2)]
+    x = torch.randn(4, 3)
+    report = torch_bridge.check(models, torch_bridge.to_ensemble(models, (x,)), (x,))
+    assert report.passed and "gradients not compared" in " ".join(report.notes)
+
+
+def test_networks_of_integers_are_compared_in_float64_throughout() -> None:
+    """`nnx.Embed` casts to the dtype that it was made with."""
+    models: list[nn.Module] = [nn.Sequential(nn.Embedding(7, 4), nn.Linear(4, 7, bias=False)) for _ in range(2)]
+    x = torch.randint(0, 7, (3, 2))
+    report = torch_bridge.check(models, torch_bridge.to_ensemble(models, (x,)), (x,))
+    assert report.passed, str(report)
+
+
+class Bytes(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(x.float() / 255)
+
+
+class Timestep(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(6, 6)
+        self.scale = nn.Parameter(torch.rand(6))
+
+    def forward(self, t: Tensor) -> Tensor:
+        angles = t[:, None] * torch.exp(-torch.arange(3).float())
+        h = self.fc(torch.cat([angles.sin(), angles.cos()], 1)).float()
+        h = h * torch.rsqrt(h.pow(2).mean(-1, keepdim=True) + 1e-6)
+        return torch.softmax(self.scale * h.type_as(t), -1, dtype=torch.float32)
+
+
+class Resampled(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(2, 2, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        grid = nn.functional.affine_grid(torch.eye(2, 3)[None], [1, 2, 4, 5], align_corners=False)
+        return nn.functional.grid_sample(self.conv(x), grid.expand(x.shape[0], -1, -1, -1), align_corners=False)
+
+
+@pytest.mark.parametrize(
+    ("model", "x"),
+    [
+        (Bytes, torch.arange(24, dtype=torch.uint8).reshape(4, 6)),
+        (Timestep, torch.rand(4)),
+        (Resampled, torch.rand(3, 2, 6, 7)),
+    ],
+    ids=["bytes", "timestep", "resampled"],
+)
+def test_forwards_that_say_float_are_proved_in_float64(model: Callable[[], nn.Module], x: Tensor) -> None:
+    models = [model(), model()]
+    report = torch_bridge.check(models, torch_bridge.to_ensemble(models, (x,)), (x,))
+    assert report.passed, str(report)
+    assert torch.get_default_dtype() == torch.float32

@@ -203,3 +203,38 @@ def test_alpha_dropout_under_jit() -> None:
     module = layers.AlphaDropout(0.5, rngs=nnx.Rngs(0))
     first, second = (nnx.jit(lambda m, x: m(x))(module, jnp.ones(64)) for _ in range(2))
     assert isinstance(first, jax.Array) and not np.array_equal(first, second)
+
+
+class OnlyInTraining(nn.Module):
+    """Dropout that evaluation does not even call, twice in a row, beside a use of what it drops from."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = x * 2
+        if self.training:
+            z = F.dropout(F.dropout(y, 0.5), 0.5)
+        else:
+            z = y
+        return torch.cat([z, y], 1)
+
+
+def test_dropout_in_training_alone() -> None:
+    x = np.ones((100, 50), "float32")
+    module: Any = to_flax(OnlyInTraining().eval(), (torch.ones(2, 50),))
+    np.testing.assert_array_equal(module(x), 2 * np.ones((100, 100), "float32"))
+    module.train()
+    y = np.asarray(module(x))
+    assert set(np.unique(y[:, :50])) == {np.float32(0), np.float32(8)} and (y[:, 50:] == 2).all()
+    assert abs((y[:, :50] == 0).mean() - 0.75) < 0.05
+
+
+def test_dropout_in_evaluation_alone() -> None:
+    """The reverse of what layers do: for evaluation only, and there it drops."""
+
+    class Reverse(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return F.dropout(x, 0.5, not self.training)
+
+    model = Reverse().eval()
+    assert lower(capture(model, (torch.ones(2, 4),))).network.evaluation_only is not None
+    y = np.asarray(to_flax(model, (torch.ones(2, 40),))(np.ones((50, 40), "float32")))
+    assert 0.4 < (y == 0).mean() < 0.6

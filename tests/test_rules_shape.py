@@ -334,3 +334,18 @@ def test_mlp_has_no_transposes() -> None:
 def test_refused(forward: Callable[[Tensor], Tensor], message: str) -> None:
     with pytest.raises(UnsupportedError, match=message):
         convert(Fn(forward), (torch.randn(SHAPE),))
+
+
+class ExpandedParameter(nn.Module):
+    """A parameter that is given leading dimensions before it meets an array that has them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.scale.expand(x.shape) + self.scale.expand(3, 4, 5)
+
+
+def test_expanded_parameter() -> None:
+    assert_ports(ExpandedParameter(), torch.randn(SHAPE))

@@ -1,5 +1,7 @@
 """The steps of porting put together: module to network, network and weights to ensemble."""
 
+import itertools
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -9,11 +11,12 @@ from torch import Tensor, nn
 from jaxensemble.build import filled, skeleton
 from jaxensemble.ensemble import Ensemble
 from jaxensemble.errors import InputError, UnsupportedError
+from jaxensemble.origin import Origin
 from jaxensemble.state import flatten, unflatten
 from torch_bridge.arrays import checked_cast, jax_dtype, odd_kind, to_numpy
 from torch_bridge.capture import BatchAxis, capture
 from torch_bridge.lowering import Lowered, lower
-from torch_bridge.stacking import Origin, Stack
+from torch_bridge.stacking import Stack
 
 LAYOUTS = ("torch", "NHWC")
 
@@ -37,11 +40,35 @@ def convert(
 
 
 def check_tensors(model: nn.Module) -> None:
-    """**Raises:** `InputError` naming every parameter and buffer that has no plain values."""
-    odd = {key: odd_kind(tensor) for key, tensor in tensors_of(model).items()}
+    """**Raises:** `InputError` naming every parameter and buffer that has no plain values, or none of its own."""
+    tensors = tensors_of(model)
+    odd = {key: odd_kind(tensor) for key, tensor in tensors.items()}
     lines = [f"  {key}: {kind}" for key, kind in odd.items() if kind]
     if lines:
         raise InputError(f"{type(model).__name__} must hold plain dense tensors; got\n" + "\n".join(lines))
+    lines = [f"  {first} and {second}" for first, second in _overlapping(tensors)]
+    if lines:
+        raise InputError(
+            f"{type(model).__name__} has tensors that share memory without being one tensor:\n"
+            + "\n".join(lines)
+            + "\n"
+            "A stack of weights cannot keep that. Clone one of each pair, or, to tie them, use one Parameter for both."
+        )
+
+
+def _overlapping(tensors: Mapping[str, Tensor]) -> list[tuple[str, str]]:
+    """Neighbours in memory, of tensors that are not the same, of which one begins before the other ends."""
+    spans = sorted(
+        (str(tensor.device), tensor.data_ptr(), tensor.data_ptr() + _extent(tensor), key)
+        for key, tensor in {id(tensor): (key, tensor) for key, tensor in tensors.items() if tensor.numel()}.values()
+    )
+    return [(a[3], b[3]) for a, b in itertools.pairwise(spans) if a[0] == b[0] and b[1] < a[2]]
+
+
+def _extent(tensor: Tensor) -> int:
+    """The bytes from a tensor's first element to the end of its last."""
+    last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    return (last + 1) * tensor.element_size()
 
 
 def assembled(lowered: Lowered, stack: Stack, name: str, batch_axis: BatchAxis, input_layout: str) -> Ensemble:

@@ -7,8 +7,10 @@ evaluation only, and says why.
 
 import contextlib
 import dataclasses
-import functools
 import inspect
+import io
+import logging
+import operator
 import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -17,9 +19,13 @@ import torch
 import torch.utils._pytree as pytree
 from torch import Tensor, fx, nn
 from torch.export import Dim, ExportedProgram
-from torch.fx.node import map_aggregate
+from torch.nn.modules import transformer
 
 from jaxensemble.errors import InputError, UnsupportedError
+from torch_bridge.export_errors import explained, first_lines
+from torch_bridge.modes import Modes, add_dropout, aligned
+from torch_bridge.modes import source_line as source_line
+from torch_bridge.stand_ins import replace_moded, stand_in
 
 BatchAxis = int | None | tuple[int | None, ...]
 
@@ -44,56 +50,6 @@ class TorchGraph:
     evaluation_only: str | None
 
 
-MODED = {
-    "batch_norm": (torch.ops.aten.batch_norm.default, 5),
-    "instance_norm": (torch.ops.aten.instance_norm.default, 5),
-    "dropout": (torch.ops.aten.dropout.default, 2),
-    "feature_dropout": (torch.ops.aten.feature_dropout.default, 2),
-    "alpha_dropout": (torch.ops.aten.alpha_dropout.default, 2),
-    "feature_alpha_dropout": (torch.ops.aten.feature_alpha_dropout.default, 2),
-    "rrelu": (torch.ops.aten.rrelu.default, 3),
-}
-"""Operations with a training flag: name to (operation, position of the flag)."""
-
-_IN_PLACE = {
-    torch.ops.aten.dropout_.default: "dropout",
-    torch.ops.aten.feature_dropout_.default: "feature_dropout",
-    torch.ops.aten.alpha_dropout_.default: "alpha_dropout",
-    torch.ops.aten.feature_alpha_dropout_.default: "feature_alpha_dropout",
-    torch.ops.aten.rrelu_.default: "rrelu",
-}
-_NAMES: dict[Any, str] = {op: name for name, (op, _) in MODED.items()} | _IN_PLACE
-
-_SCHEMAS = {
-    "batch_norm": "(Tensor x, Tensor? w, Tensor? b, Tensor? mean, Tensor? var, float momentum, float eps, str mode)",
-    "instance_norm": "(Tensor x, Tensor? w, Tensor? b, Tensor? mean, Tensor? var, float momentum, float eps, str mode)",
-    "dropout": "(Tensor x, float p, str mode)",
-    "feature_dropout": "(Tensor x, float p, str mode)",
-    "alpha_dropout": "(Tensor x, float p, str mode)",
-    "feature_alpha_dropout": "(Tensor x, float p, str mode)",
-    "rrelu": "(Tensor x, Scalar lower, Scalar upper, str mode)",
-}
-
-
-@functools.cache
-def _library() -> torch.library.Library:
-    """Opaque stand-ins for the operations of `MODED`, which torch's decompositions would take apart.
-
-    Only shapes matter here, since the graph is never run by PyTorch.
-    """
-    library = torch.library.Library("torch_bridge", "DEF")
-    for name, schema in _SCHEMAS.items():
-        library.define(f"{name}{schema} -> Tensor")
-        library.impl(name, lambda x, *args: torch.empty_like(x), "CompositeExplicitAutograd")
-    return library
-
-
-def stand_in(name: str) -> Any:
-    """The opaque operation that stands for one of `MODED` in a captured graph."""
-    _library()
-    return getattr(torch.ops.torch_bridge, name).default
-
-
 def capture(model: nn.Module, example_inputs: tuple[Any, ...], batch_axis: BatchAxis = 0) -> TorchGraph:
     """Exports the module's forward, with the batch dimension left open.
 
@@ -105,31 +61,69 @@ def capture(model: nn.Module, example_inputs: tuple[Any, ...], batch_axis: Batch
     **Raises:** `UnsupportedError` where `torch.export` cannot follow the forward, with its reason.
     """
     inputs, dynamic = _examples(example_inputs, batch_axis)
-    with _fast_paths_off():
+    with _fast_paths_off(), _masks_not_looked_into():
         evaluation = _export(model, inputs, dynamic, training=False)
         modes = _modes(model, evaluation, inputs, dynamic)
     reason = modes if isinstance(modes, str) else None
-    _replace_moded(evaluation.graph_module, None if isinstance(modes, str) else modes)
+    if isinstance(modes, Modes):
+        add_dropout(modes)
+    replace_moded(evaluation.graph, modes.of if isinstance(modes, Modes) else None)
     _write_out_of_place(evaluation.graph_module)
-    with _torch_warnings_off():
-        try:
-            program = evaluation.run_decompositions({})
-        except Exception as error:  # as of a forward that sets a tensor's storage
-            raise UnsupportedError(
-                f"torch.export cannot write {type(model).__name__}.forward without side effects: {_first_lines(error)}"
-            ) from error
-    return _to_graph(model, program, reason)
+    return _to_graph(model, _decomposed(model, evaluation), reason)
+
+
+def _decomposed(model: nn.Module, program: ExportedProgram) -> ExportedProgram:
+    """The graph without side effects. Operations that have no rule are taken apart, as far as torch knows how."""
+    from torch_bridge.lowering.table import REFUSALS, RULES  # whose rules build upon what is defined here
+
+    ruled = RULES | REFUSALS
+    if _is_functional(program.graph) and all(str(node.target) in ruled for node in _computing(program.graph)):
+        return program  # as most networks are; decomposing would take longer than all else
+    table: dict[Any, Any] = {}
+    known = torch.export.default_decompositions()
+    while True:
+        with _torch_warnings_off():
+            try:
+                program = program.run_decompositions(dict(table))
+            except Exception as error:  # as of a forward that sets a tensor's storage
+                raise UnsupportedError(
+                    f"torch.export cannot write {type(model).__name__}.forward without side effects: "
+                    f"{first_lines(error)}"
+                ) from error
+        unruled = {node.target for node in _computing(program.graph) if str(node.target) not in ruled}
+        more = {target: known[target] for target in unruled - set(table) if target in known}
+        if not more:
+            return program
+        table |= more
+
+
+def _is_functional(graph: fx.Graph) -> bool:
+    return not any(getattr(getattr(node.target, "_schema", None), "is_mutable", False) for node in graph.nodes)
+
+
+def _computing(graph: fx.Graph) -> Iterator[fx.Node]:
+    """The operations on tensors that depend on some input or weight; all others are folded."""
+    depending = set()
+    for node in graph.nodes:
+        if node.op == "placeholder" or not depending.isdisjoint(node.all_input_nodes):
+            depending.add(node)
+            if node.op == "call_function" and node.target is not operator.getitem and _has_tensors(node):
+                yield node
+
+
+def _has_tensors(node: fx.Node) -> bool:
+    return any(isinstance(leaf, Tensor) for leaf in pytree.tree_leaves(node.meta.get("val")))
 
 
 def _modes(
     model: nn.Module, evaluation: ExportedProgram, inputs: tuple[Any, ...], dynamic: tuple[Any, ...]
-) -> dict[str, str] | str:
+) -> Modes | str:
     """The mode of every operation that has one, or why the module cannot be carried in training mode."""
     try:
         training = _export(model, inputs, dynamic, training=True)
     except UnsupportedError as error:
         return str(error)
-    return _aligned_modes(evaluation, training)
+    return aligned(evaluation, training)
 
 
 def _examples(example_inputs: tuple[Any, ...], batch_axis: BatchAxis) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
@@ -203,28 +197,19 @@ def _batch_size(inputs: tuple[Any, ...], axes: tuple[int | None, ...], *, explic
 def _export(model: nn.Module, inputs: tuple[Any, ...], dynamic: tuple[Any, ...], *, training: bool) -> ExportedProgram:
     with _mode(model, training), _cumulative_averages_fixed(model), _torch_warnings_off():
         try:
-            return torch.export.export(model, inputs, dynamic_shapes=_by_parameter(model, dynamic), strict=False)
+            with _torch_quiet():
+                return torch.export.export(model, inputs, dynamic_shapes=_by_parameter(model, dynamic), strict=False)
         except Exception as error:  # whatever a user's forward or the exporter raises is told as one kind of error
-            raise UnsupportedError(
-                f"torch.export cannot follow {type(model).__name__}.forward in {_MODE_NAMES[training]} mode: "
-                f"{_first_lines(error)}\nWrite the forward without control flow that depends on values, or, if the "
-                "batch size is what cannot be left open, pass batch_axis=None to fix all shapes."
-            ) from error
+            raise explained(error, model, inputs, training=training) from error
 
 
 def _by_parameter(model: nn.Module, dynamic: tuple[Any, ...]) -> tuple[Any, ...]:
-    """One entry for each parameter of the forward: those that `*args` takes are one tuple."""
+    """One entry for each parameter of the forward: those that `*args` takes are one tuple, if there are any."""
     parameters = list(inspect.signature(model.forward).parameters.values())
     starred = next((k for k, p in enumerate(parameters) if p.kind is p.VAR_POSITIONAL), None)
-    return dynamic if starred is None else (*dynamic[:starred], tuple(dynamic[starred:]))
-
-
-_MODE_NAMES = {True: "training", False: "evaluation"}
-
-
-def _first_lines(error: Exception, lines: int = 12) -> str:
-    text = [line for line in f"{type(error).__name__}: {error}".splitlines() if line.strip()]
-    return "\n".join(text[:lines])
+    if starred is None or starred >= len(dynamic):
+        return dynamic
+    return (*dynamic[:starred], tuple(dynamic[starred:]))
 
 
 @contextlib.contextmanager
@@ -265,125 +250,37 @@ def _fast_paths_off() -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def _masks_not_looked_into() -> Iterator[None]:
+    """Transformer layers compare masks with a causal one where they are not told; either way they give the same.
+
+    `torch.export` cannot follow decisions by values.
+    """
+    before = transformer._detect_is_causal_mask
+    transformer._detect_is_causal_mask = lambda mask, is_causal=None, size=None: bool(is_causal)
+    try:
+        yield
+    finally:
+        transformer._detect_is_causal_mask = before
+
+
+@contextlib.contextmanager
+def _torch_quiet() -> Iterator[None]:
+    """The exporter logs and prints graphs and tracebacks on its way to an error, which is told once it is raised."""
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        logging.disable(before)
+
+
+@contextlib.contextmanager
 def _torch_warnings_off() -> Iterator[None]:
     """Torch's exporter copies its own deprecated types, which warns the user of what is not theirs."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
-
-
-def _aligned_modes(evaluation: ExportedProgram, training: ExportedProgram) -> dict[str, str] | str:
-    """Node name to mode for every operation with a training flag, or the first difference between the graphs.
-
-    A mode is `by_mode` (training only in training), `always`, or `never`.
-    """
-    ours, theirs = ([node for node in p.graph.nodes if _matters(node)] for p in (evaluation, training))
-    renamed: dict[fx.Node, fx.Node] = {}
-    modes: dict[str, str] = {}
-    for node, twin in zip(ours, theirs, strict=False):
-        renamed[twin] = node
-        flag, twin_flag = _flag(node), _flag(twin)
-        if node.op == "placeholder" and twin.op == "placeholder":
-            if not _same_source(node, evaluation, twin, training):
-                return "its forward uses other tensors in training mode than in evaluation mode"
-            continue
-        if node.target != twin.target or _arguments(node, {}) != _arguments(twin, renamed):
-            return _difference(node, twin)
-        if flag is not None:
-            modes[node.name] = {(False, True): "by_mode", (True, True): "always"}.get((flag, bool(twin_flag)), "never")
-    if len(ours) != len(theirs) or evaluation.call_spec.out_spec != training.call_spec.out_spec:
-        return "its forward does something else in training mode than in evaluation mode"
-    return modes
-
-
-def _same_source(node: fx.Node, evaluation: ExportedProgram, twin: fx.Node, training: ExportedProgram) -> bool:
-    """Whether two placeholders stand for the same input, weight or constant."""
-    (ours, a), (theirs, b) = (
-        (next(spec for spec in program.graph_signature.input_specs if spec.arg.name == held.name), program.constants)
-        for held, program in ((node, evaluation), (twin, training))
-    )
-    if ours.kind != theirs.kind:
-        return False
-    if ours.kind.name != "CONSTANT_TENSOR":
-        return ours.target == theirs.target
-    first, second = a[str(ours.target)], b[str(theirs.target)]
-    return isinstance(first, Tensor) and isinstance(second, Tensor) and _equal(first, second)
-
-
-def _equal(a: Tensor, b: Tensor) -> bool:
-    return a.dtype == b.dtype and a.shape == b.shape and bool(torch.equal(a, b))
-
-
-def _difference(node: fx.Node, twin: fx.Node) -> str:
-    where = source_line(twin) or source_line(node)
-    return (
-        f"its forward does something else in training mode ({twin.target}) than in evaluation mode ({node.target})"
-        + (f", at {where}" if where else "")
-    )
-
-
-def _matters(node: fx.Node) -> bool:
-    """Whether a node makes arrays; sizes are compared where they are used."""
-    return not (_is_size(node) or _counts_batches(node))
-
-
-def _is_size(node: fx.Node) -> bool:
-    return isinstance(node.meta.get("val"), torch.SymInt)
-
-
-def _counts_batches(node: fx.Node) -> bool:
-    """`num_batches_tracked += 1`, which a BatchNorm layer does itself, at each of its calls."""
-    counter = node.args[0] if node.args else None
-    if node.target != torch.ops.aten.add_.Tensor or not isinstance(counter, fx.Node):
-        return False
-    return _counts_batches(counter) or (counter.op == "placeholder" and counter.name.endswith("num_batches_tracked"))
-
-
-def _flag(node: fx.Node) -> bool | None:
-    name = _NAMES.get(node.target)
-    return None if name is None else bool(_all_args(node)[MODED[name][1]])
-
-
-def _all_args(node: fx.Node) -> list[Any]:
-    """A node's arguments in the order of its schema, with defaults for those that are left out."""
-    schema = node.target._schema.arguments  # type: ignore[union-attr]
-    given = dict(zip((argument.name for argument in schema), node.args, strict=False)) | dict(node.kwargs)
-    return [given.get(argument.name, argument.default_value) for argument in schema]
-
-
-def _arguments(node: fx.Node, renamed: Mapping[fx.Node, fx.Node]) -> Any:
-    """A node's arguments for comparison, the training flag left out."""
-    name = _NAMES.get(node.target)
-    args = list(node.args) if name is None else _all_args(node)
-    if name is not None:
-        args[MODED[name][1]] = None
-    return map_aggregate((args, dict(node.kwargs) if name is None else {}), lambda leaf: _comparable(leaf, renamed))
-
-
-def _comparable(leaf: Any, renamed: Mapping[fx.Node, fx.Node]) -> Any:
-    if isinstance(leaf, fx.Node):
-        return str(leaf.meta["val"]) if _is_size(leaf) else renamed.get(leaf, leaf)
-    return repr(leaf) if isinstance(leaf, float) else leaf  # so that NaN equals itself
-
-
-def _replace_moded(module: fx.GraphModule, modes: Mapping[str, str] | None) -> None:
-    for node in list(module.graph.nodes):
-        name = _NAMES.get(node.target)
-        if name is None:
-            continue
-        position = MODED[name][1]
-        given = _all_args(node)
-        mode = modes[node.name] if modes is not None else "always" if given[position] else "never"
-        args = [arg for k, arg in enumerate(given) if k != position][: len(_SCHEMAS[name].split(",")) - 1]
-        with module.graph.inserting_before(node):
-            new = module.graph.call_function(stand_in(name), (*args, mode))
-            new.meta = dict(node.meta)
-            if node.target in _IN_PLACE:
-                new = module.graph.call_function(torch.ops.aten.copy_.default, (node.args[0], new))
-                new.meta = dict(node.meta)
-        node.replace_all_uses_with(new)
-        module.graph.erase_node(node)
-    module.recompile()
 
 
 _ATEN = torch.ops.aten
@@ -462,14 +359,3 @@ def _to_graph(model: nn.Module, program: ExportedProgram, reason: str | None) ->
         constants=constants,
         evaluation_only=reason,
     )
-
-
-def source_line(node: fx.Node) -> str | None:
-    """The user's own line behind a node: `file.py:12: x = self.fc(x)`, as far as torch recorded it."""
-    trace = [line.strip() for line in (node.meta.get("stack_trace") or "").splitlines() if line.strip()]
-    for k in range(len(trace) - 1, -1, -1):
-        if trace[k].startswith("File ") and "/torch/nn/" not in trace[k]:
-            file, line = trace[k].split(", ")[:2]
-            code = f": {trace[k + 1]}" if k + 1 < len(trace) else ""
-            return f"{file[6:-1].rsplit('/', 1)[-1]}:{line.removeprefix('line ')}{code}"
-    return None

@@ -2,9 +2,8 @@
 
 import contextlib
 import importlib
-import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, cast
 
@@ -14,8 +13,11 @@ import typer
 from rich.console import Console
 from torch import nn
 
+from jaxensemble import terminal
+from jaxensemble.artifact.saving import check_target
 from jaxensemble.ensemble import Ensemble
-from jaxensemble.errors import InputError, JaxEnsembleError, MemberError, ParityError, StateError, UnsupportedError
+from jaxensemble.errors import InputError
+from jaxensemble.terminal import DebugOption, JsonOption, X64Option, show
 from torch_bridge import demo as demonstration
 from torch_bridge import parity
 from torch_bridge.checkpoints import load_ensemble, load_members
@@ -28,17 +30,6 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-
-EXIT_CODES: list[tuple[type[Exception], int]] = [
-    (ParityError, 1),
-    (UnsupportedError, 4),
-    (InputError, 3),
-    (MemberError, 3),
-    (StateError, 3),
-    (ImportError, 5),
-    (OSError, 6),
-]
-"""What the process ends with, by error: 1 parity failed, 3 bad input, 4 unsupported model, 5 environment, 6 files."""
 
 Factory = Annotated[str, typer.Argument(help="What makes one model, as package.module:factory.", show_default=False)]
 InputsOption = Annotated[
@@ -53,9 +44,12 @@ CheckpointsOption = Annotated[
 MembersOption = Annotated[int, typer.Option(min=1, help="How many members to make where there are no checkpoints.")]
 SeedOption = Annotated[int, typer.Option(help="Seed of the first member; the next ones count up.")]
 LayoutOption = Annotated[str, typer.Option(help="Layout of the ported network's inputs: torch or NHWC.")]
-X64Option = Annotated[bool, typer.Option("--x64", help="Run JAX with 64-bit types, for float64 models.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
-DebugOption = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]
+OutOption = Annotated[
+    Path | None,
+    typer.Option("--out", "-o", help="Save the ensemble as this directory, which needs no PyTorch to load."),
+]
+ForceOption = Annotated[bool, typer.Option("--force", help="Replace an ensemble that was saved there before.")]
+CheckOption = Annotated[bool, typer.Option("--check/--no-check", help="Whether to compare it with PyTorch.")]
 SaveOption = Annotated[Path | None, typer.Option("--save", help="Write the report to this JSON file.")]
 
 
@@ -67,15 +61,24 @@ def port(
     members: MembersOption = 2,
     seed: SeedOption = 0,
     layout: LayoutOption = "torch",
+    out: OutOption = None,
+    force: ForceOption = False,
+    check: CheckOption = True,
     x64: X64Option = False,
     as_json: JsonOption = False,
     debug: DebugOption = False,
 ) -> None:
-    """Port an ensemble and prove that it gives what PyTorch gives."""
+    """Port an ensemble and prove that it gives what PyTorch gives. Only then it is saved."""
     with _told(as_json, debug), jax.enable_x64(x64):
-        ensemble, _ = _ported(factory, inputs, checkpoints, members, seed, layout, check=True)
-        result = {"ensemble": repr(ensemble), "members": len(ensemble), "passed": True}
-        _show(result if as_json else f"{ensemble!r}: agrees with PyTorch", as_json)
+        if out is not None:
+            check_target(out, force=force)
+        ensemble, _ = _ported(factory, inputs, checkpoints, members, seed, layout, check=check)
+        if out is not None:
+            ensemble.save(out, force=force)
+        result = {"ensemble": repr(ensemble), "members": len(ensemble), "passed": True if check else None}
+        verdict = "agrees with PyTorch" if check else "NOT compared with PyTorch"
+        saved = f"; saved to {out}" if out else ""
+        show(result | {"out": str(out) if out else None} if as_json else f"{ensemble!r}: {verdict}{saved}", as_json)
 
 
 @app.command()
@@ -98,7 +101,7 @@ def check(
             report = parity.check(models(), ensemble, _examples(inputs, seed))
         if save is not None:
             report.save(save)
-        _show(report.to_json() if as_json else str(report), as_json)
+        show(report.to_json() if as_json else str(report), as_json)
         if not report.passed:
             raise typer.Exit(1)
 
@@ -115,7 +118,7 @@ def source(
     """Print the Flax source of a network."""
     with _told(as_json, debug), jax.enable_x64(x64):
         ensemble, _ = _ported(factory, inputs, None, 1, 0, layout, check=False)
-        _show({"source": ensemble.source()} if as_json else ensemble.source().rstrip("\n"), as_json)
+        show({"source": ensemble.source()} if as_json else ensemble.source().rstrip("\n"), as_json)
 
 
 @app.command()
@@ -128,7 +131,7 @@ def demo(
     with _told(as_json, debug):
         figures = demonstration.run(out, quiet=as_json)
         if as_json:
-            _show(figures, as_json)
+            show(figures, as_json)
 
 
 def main() -> None:
@@ -227,20 +230,5 @@ def _status(text: str) -> contextlib.AbstractContextManager[Any]:
     return Console(stderr=True).status(text)
 
 
-def _show(result: Any, as_json: bool) -> None:
-    typer.echo(json.dumps(result, indent=2) if as_json else result)
-
-
-@contextlib.contextmanager
-def _told(as_json: bool, debug: bool) -> Iterator[None]:
-    """Errors as one message and an exit code, without a traceback unless one is asked for."""
-    try:
-        yield
-    except (JaxEnsembleError, ImportError, OSError) as error:
-        if debug:
-            raise
-        code = next(code for kind, code in EXIT_CODES if isinstance(error, kind))
-        if as_json:
-            typer.echo(json.dumps({"error": type(error).__name__, "message": str(error)}, indent=2))
-        typer.echo(f"torch-bridge: {error}", err=True)
-        raise typer.Exit(code) from error
+def _told(as_json: bool, debug: bool) -> contextlib.AbstractContextManager[None]:
+    return terminal.told("torch-bridge", as_json, debug)

@@ -15,6 +15,7 @@ from torch_bridge import parity
 from torch_bridge.assemble import assembled, check_tensors, constants_of, convert, tensors_of
 from torch_bridge.capture import BatchAxis
 from torch_bridge.members import as_members, check_members
+from torch_bridge.proof import proof_of
 from torch_bridge.stacking import Stack, stored_array
 
 
@@ -66,7 +67,8 @@ def to_ensemble(
     - `models`: modules that differ in the values of their tensors only.
     - `example_inputs`, `batch_axis`, `input_layout`: as in `to_flax`.
     - `check`: whether to prove at once that the ensemble gives what the models give: weights bit for bit, and outputs
-      for the example inputs in float64 and in the models' own precision. `torch_bridge.check` proves more.
+      for the example inputs in float64 and in the models' own precision; the ensemble's `proof` says what was found.
+      `torch_bridge.check` proves more.
 
     **Raises:** `MemberError` with every difference between members, `UnsupportedError` for what cannot be carried
     exactly, `ParityError` when the proof fails.
@@ -90,4 +92,5 @@ def to_ensemble(
         report = parity.check(members, ensemble, example_inputs, thorough=False)
         if not report.passed:
             raise ParityError(f"the ported ensemble does not give what PyTorch gives:\n{report}")
+        ensemble = ensemble.proven(proof_of([report]))
     return ensemble

@@ -36,7 +36,7 @@ class Difference:
 
 def as_members(models: Any) -> list[nn.Module]:
     """The models as a list. **Raises:** `InputError` for none at all, or for anything that is no module."""
-    if isinstance(models, nn.Module) and not isinstance(models, nn.ModuleList | nn.Sequential):
+    if isinstance(models, nn.Module) and not isinstance(models, nn.ModuleList):
         raise InputError(f"`models` must be a sequence of modules; got one {type(models).__name__}. Pass [model].")
     members = list(models)
     if not members:
@@ -128,10 +128,12 @@ def _module_differences(path: str, first: nn.Module, other: nn.Module) -> Iterat
 def _attributes(module: nn.Module) -> dict[str, Any]:
     """A module's own attributes, without what a hook computes anew at every call (legacy weight and spectral norm).
 
-    Hooks are kept under numbers that mean nothing: their order is what counts.
+    Nor do the lists count in which recurrent layers hold their parameters once more. Hooks are kept under numbers that
+    mean nothing: their order is what counts.
     """
     computed = {getattr(hook, "name", None) for hook in module._forward_pre_hooks.values()}
-    own = {name: value for name, value in vars(module).items() if name not in _BOOKKEEPING | computed}
+    again = {"_flat_weights", "_flat_weight_refs"} if isinstance(module, nn.RNNBase) else set()
+    own = {name: value for name, value in vars(module).items() if name not in _BOOKKEEPING | computed | again}
     return {name: list(v.values()) if "_hooks" in name and isinstance(v, Mapping) else v for name, v in own.items()}
 
 

@@ -9,6 +9,9 @@ import jax
 import torch
 import torch.utils._pytree as pytree
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from jaxensemble.errors import InputError
 
 Inputs = tuple[Any, ...]
 
@@ -25,6 +28,34 @@ def equal_precision() -> Iterator[None]:
             yield
     finally:
         matmul.allow_tf32, cudnn.allow_tf32 = before
+
+
+@contextlib.contextmanager
+def widened() -> Iterator[None]:
+    """PyTorch in float64 for a while, whatever a forward says: `x.float()`, `torch.arange(3.0)`, `dtype=torch.float32`.
+
+    Without it, the float64 copy of such a model computes in float32, or fails where both meet.
+    """
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        with _Widened():
+            yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+_NARROW = {torch.float16, torch.bfloat16, torch.float32}
+_CASTS = {Tensor.float, Tensor.half, Tensor.bfloat16}
+
+
+class _Widened(TorchFunctionMode):
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        def wide(leaf: Any) -> Any:
+            return torch.float64 if isinstance(leaf, torch.dtype) and leaf in _NARROW else leaf
+
+        args, kwargs = pytree.tree_map(wide, (args, kwargs or {}))
+        return (Tensor.double if func in _CASTS else func)(*args, **kwargs)
 
 
 def in_double(models: Sequence[nn.Module], *, training: bool = False) -> list[nn.Module]:
@@ -49,10 +80,18 @@ def doubled(inputs: Inputs) -> Inputs:
 
 
 def loop(models: Sequence[nn.Module], inputs: Inputs | Sequence[Inputs]) -> list[Any]:
-    """Every member's outputs; `inputs` are one call's arguments, or a list with those of each member."""
+    """Every member's outputs; `inputs` are one call's arguments, or a list with those of each member.
+
+    **Raises:** `InputError` where a member's forward raises.
+    """
     per_member: list[Any] = inputs if isinstance(inputs, list) else [inputs] * len(models)
-    with torch.no_grad():
-        return [model(*_copied(arguments)) for model, arguments in zip(models, per_member, strict=True)]
+    try:
+        with torch.no_grad():
+            return [model(*_copied(arguments)) for model, arguments in zip(models, per_member, strict=True)]
+    except Exception as error:  # as of inputs for other models
+        raise InputError(
+            f"PyTorch itself cannot run {type(models[0]).__name__} on these inputs: {type(error).__name__}: {error}"
+        ) from error
 
 
 def _copied(inputs: Inputs) -> Inputs:

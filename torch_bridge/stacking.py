@@ -1,6 +1,5 @@
 """M sets of tensors into preallocated `[M, ...]` arrays, one member at a time, and back."""
 
-import dataclasses
 from collections.abc import Mapping
 
 import jax
@@ -10,20 +9,9 @@ from torch import Tensor
 
 from jaxensemble.ensemble import Ensemble
 from jaxensemble.errors import InputError, StateError
+from jaxensemble.origin import Entry, Origin, WeightMap
 from jaxensemble.state import flatten
 from torch_bridge.arrays import TORCH_DTYPES, checked_cast, jax_dtype, to_numpy, to_tensor
-from torch_bridge.capture import BatchAxis
-from torch_bridge.weights import Entry, WeightMap
-
-
-@dataclasses.dataclass(frozen=True)
-class Origin:
-    """Where an ensemble was ported from: its PyTorch class, the map of its weights, and how inputs are laid out."""
-
-    name: str
-    weights: WeightMap
-    batch_axis: BatchAxis = 0
-    input_layout: str = "torch"
 
 
 class Stack:

@@ -27,11 +27,12 @@ def run(
         Path | None, typer.Option(help="A file of JSON lines; what stands there is not run again.")
     ] = None,
     again: Annotated[bool, typer.Option(help="Run again what did not pass.")] = False,
+    threads: Annotated[int, typer.Option(help="Threads of PyTorch.")] = os.cpu_count() or 1,
     one: Annotated[str | None, typer.Option(hidden=True)] = None,
 ) -> None:
     """Ports every network of a library as an ensemble of two, and proves it against PyTorch."""
     if one is not None:
-        print(json.dumps(dataclasses.asdict(main(library, one, os.cpu_count() or 1))))
+        print(json.dumps(dataclasses.asdict(main(library, one, threads))))
         return
     file = results or RESULTS / f"zoo-{library}.jsonl"
     done = load(file)
@@ -42,7 +43,7 @@ def run(
     ]
     with Progress(console=console) as progress:
         for name in progress.track(names, description=library):
-            result = _in_process(library, name)
+            result = _in_process(library, name, threads)
             append(file, result)
             progress.console.print(f"{name}: {result.status} {result.reason[:300]}")
     found = load(file)
@@ -51,9 +52,9 @@ def run(
     raise typer.Exit(passed != len(found))
 
 
-def _in_process(library: str, name: str) -> Result:
+def _in_process(library: str, name: str, threads: int) -> Result:
     """A network that takes all memory, or all time, takes nothing else with it."""
-    command = [sys.executable, "-m", "zoo", "--library", library, "--one", name]
+    command = [sys.executable, "-m", "zoo", "--library", library, "--threads", str(threads), "--one", name]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=60 * MINUTES, check=False)
     except subprocess.TimeoutExpired:

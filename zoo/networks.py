@@ -1,11 +1,14 @@
 """The networks of a library by name, and inputs for them."""
 
+import copy
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+
+from torch_bridge.parity.perturbed import perturb
 
 ADDED = Path(__file__).resolve().parent.parent / "build" / "zoo"
 """Where `make zoo` installs libraries that have no build for plain CPU torch."""
@@ -19,30 +22,24 @@ def names(library: str) -> list[str]:
     return _LIBRARIES[library][0]()
 
 
-def make(library: str, name: str, seed: int) -> tuple[nn.Module, tuple[Tensor, ...]]:
-    """A network in evaluation mode with weights drawn from a seed, and a batch of two inputs for it."""
-    torch.manual_seed(seed)
-    model = _LIBRARIES[library][1](name).eval()
-    randomise(model, seed)
-    size = _LIBRARIES[library][2](model, name)
-    return model, (torch.randn(2, *size, generator=torch.Generator().manual_seed(0)),)
+def make(library: str, name: str, members: int) -> tuple[list[nn.Module], tuple[Tensor, ...]]:
+    """Members of a network in evaluation mode, all of whose weights differ, and a batch of two inputs for them."""
+    torch.manual_seed(0)
+    first = _LIBRARIES[library][1](name).eval()
+    perturb(first, seed=0)
+    models = [first, *(_varied(first, seed) for seed in range(1, members))]
+    return models, (torch.randn(2, *_LIBRARIES[library][2](first, name)),)
 
 
-def randomise(model: nn.Module, seed: int) -> None:
-    """Draws what initialisation leaves constant: in place, running statistics and scales included.
-
-    Zeros and ones hide errors: a last layer of zeros proves nothing of what comes before it.
-    """
+def _varied(model: nn.Module, seed: int) -> nn.Module:
+    """A copy with every weight a little larger or smaller."""
     generator = torch.Generator().manual_seed(seed)
+    model = copy.deepcopy(model)
     with torch.no_grad():
         for tensor in (*model.parameters(), *model.buffers()):
-            if not tensor.is_floating_point() or not tensor.numel():
-                continue
-            first = float(tensor.flatten()[0])
-            if not bool((tensor == first).all()) or (tensor.numel() == 1 and first not in (0, 1)):
-                continue
-            noise = torch.rand(tensor.shape, generator=generator)
-            tensor.copy_(noise + 0.5 if first else 0.2 * noise - 0.1)
+            if tensor.is_floating_point():
+                tensor.mul_(torch.empty_like(tensor).uniform_(0.8, 1.2, generator=generator))
+    return model
 
 
 def _torchvision_names() -> list[str]:

@@ -41,8 +41,7 @@ class Result:
 
 def prove(library: str, name: str) -> Result:
     """Ports the network and compares weights, float64 outputs, and float32 error with PyTorch's own."""
-    models = [networks.make(library, name, seed)[0] for seed in range(MEMBERS)]
-    _, inputs = networks.make(library, name, 0)
+    models, inputs = networks.make(library, name, MEMBERS)
     known = Result(name, "", sum(p.numel() for p in models[0].parameters()), tuple(inputs[0].shape[1:]))
     try:
         ensemble = torch_bridge.to_ensemble(models, inputs, check=False)

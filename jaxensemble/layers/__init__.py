@@ -5,7 +5,24 @@ from jaxensemble.layers.dropout import AlphaDropout
 from jaxensemble.layers.embedding import Embed
 from jaxensemble.layers.linear import Bilinear
 from jaxensemble.layers.normalization import BatchNorm, InstanceNorm
+from jaxensemble.layers.recurrent import GRU, LSTM, RNN, GRUCell, LSTMCell, RNNCell
 from jaxensemble.layers.variables import Buffer
 from jaxensemble.state import Constant
 
-__all__ = ["AlphaDropout", "BatchNorm", "Bilinear", "Buffer", "Constant", "Embed", "InstanceNorm", "PReLU", "RReLU"]
+__all__ = [
+    "GRU",
+    "LSTM",
+    "RNN",
+    "AlphaDropout",
+    "BatchNorm",
+    "Bilinear",
+    "Buffer",
+    "Constant",
+    "Embed",
+    "GRUCell",
+    "InstanceNorm",
+    "LSTMCell",
+    "PReLU",
+    "RNNCell",
+    "RReLU",
+]

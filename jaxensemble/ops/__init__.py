@@ -1,7 +1,7 @@
 """Array functions with PyTorch's semantics that `jax.numpy`, `jax.nn` and Flax lack. Feature maps are channels-last."""
 
 from jaxensemble.ops.activations import celu, hard_sigmoid, hard_tanh, leaky_relu, softplus
-from jaxensemble.ops.attention import attention
+from jaxensemble.ops.attention import attended, attention, attention_weights
 from jaxensemble.ops.convolution import conv
 from jaxensemble.ops.embedding import bags, embed
 from jaxensemble.ops.indexing import (
@@ -50,6 +50,7 @@ from jaxensemble.ops.pooling import (
     max_pool_with_indices,
     max_unpool,
 )
+from jaxensemble.ops.recurrent import gru, gru_cell, lstm, lstm_cell, rnn, rnn_cell
 from jaxensemble.ops.reductions import (
     argcummax,
     argcummin,
@@ -82,7 +83,9 @@ __all__ = [
     "argmode",
     "argnanmedian",
     "argsmallest",
+    "attended",
     "attention",
+    "attention_weights",
     "avg_pool",
     "bags",
     "batch_norm",
@@ -101,6 +104,8 @@ __all__ = [
     "fmax",
     "fmin",
     "grid_sample",
+    "gru",
+    "gru_cell",
     "hard_sigmoid",
     "hard_tanh",
     "index_add",
@@ -108,6 +113,8 @@ __all__ = [
     "index_put",
     "leaky_relu",
     "lerp",
+    "lstm",
+    "lstm_cell",
     "masked_scatter",
     "max_pool",
     "max_pool_with_indices",
@@ -123,6 +130,8 @@ __all__ = [
     "put",
     "renormalised",
     "resize",
+    "rnn",
+    "rnn_cell",
     "scatter",
     "scatter_add",
     "scatter_reduce",

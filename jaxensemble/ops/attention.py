@@ -32,16 +32,43 @@ def attention(
     >>> attention(x, x, x, is_causal=True)[:, 0, 0].tolist()
     [1.0, 1.88...]
     """
-    groups = query.shape[-2] // key.shape[-2]
-    if groups > 1:
-        key, value = jnp.repeat(key, groups, axis=-2), jnp.repeat(value, groups, axis=-2)
+    return attended(attention_weights(query, key, mask, is_causal=is_causal, scale=scale), value)
+
+
+def attention_weights(
+    query: Array, key: Array, mask: Array | None = None, *, is_causal: bool = False, scale: float | None = None
+) -> Array:
+    """`softmax(query @ key * scale + mask)`, head by head: how much each query attends to each key.
+
+    Arguments are those of `attention`. Returns `[..., H, L, S]`.
+
+    >>> x = jnp.array([[[1.0]], [[2.0]]])
+    >>> attention_weights(x, x, is_causal=True)[0, 0].tolist()
+    [1.0, 0.0]
+    """
+    key = _repeated(key, query.shape[-2])
     factor = query.shape[-1] ** -0.5 if scale is None else scale
     logits = jnp.einsum("...lhe,...she->...hls", query * factor, key)
     if is_causal:
         mask = jnp.tril(jnp.ones(logits.shape[-2:], bool))
     if mask is not None:
         logits = jnp.where(mask, logits, -jnp.inf) if mask.dtype == bool else logits + mask
-    return jnp.einsum("...hls,...shd->...lhd", _softmax(logits, bounded=mask is None), value)
+    return _softmax(logits, bounded=mask is None)
+
+
+def attended(weights: Array, value: Array) -> Array:
+    """What is attended to: `weights @ value`, head by head. Arguments and result are those of `attention`.
+
+    >>> attended(jnp.array([[[1.0, 0.0], [0.5, 0.5]]]), jnp.array([[[1.0]], [[2.0]]]))[:, 0, 0].tolist()
+    [1.0, 1.5]
+    """
+    return jnp.einsum("...hls,...shd->...lhd", weights, _repeated(value, weights.shape[-3]))
+
+
+def _repeated(array: Array, heads: int) -> Array:
+    """Heads side by side that share a key, each with its own copy."""
+    groups = heads // array.shape[-2]
+    return jnp.repeat(array, groups, axis=-2) if groups > 1 else array
 
 
 def _softmax(logits: Array, *, bounded: bool) -> Array:

@@ -21,7 +21,7 @@ __all__ = ["load_class", "print_source"]
 def print_source(network: Network) -> str:
     """The source of a Python module whose last class is the network: what a Flax programmer would write by hand.
 
-    Lines are at most 88 characters long and laid out as `ruff format` lays them out.
+    Lines are at most 120 characters long and laid out as `ruff format` lays them out.
 
     **Raises:** `InputError` where a name or constant of the network cannot stand in source.
     """

@@ -5,12 +5,13 @@ steps can share one method: their slots say which arguments it needs, their hole
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import EllipsisType
 from typing import Any, TypeAlias
 
 from jaxensemble.network import Arg, Call, Dtype, Func, Ref, Slice, Var
 from jaxensemble.source.frames import Frame, Shape
+from jaxensemble.source.rewriting import Unpacking
 from jaxensemble.source.tree import Path, split
 
 
@@ -152,10 +153,11 @@ class Reader:
                 args = tuple(self.operand(Ref(name)) for name in inner.inputs)
                 self._add(Step(inner.target(item.path[len(self.root) :]), args, outs=len(inner.outputs)), inner.outputs)
             else:
-                self._add(self._step(item), [item.out])
+                outs = item.outs if isinstance(item, Unpacking) else (item.out,)
+                self._add(dataclasses.replace(self._step(item), outs=len(outs)), outs)
         return self.body
 
-    def _add(self, step: Step, outs: list[str]) -> None:
+    def _add(self, step: Step, outs: Sequence[str]) -> None:
         self.body.steps += (step,)
         for name in outs:
             self._locals[name] = len(self.body.names)

@@ -6,9 +6,9 @@ from typing import Any
 
 from jaxensemble.source.bodies import Body, Local, Slot, Step, ToFunction, ToLayer, ToModule, ToName, leaves
 from jaxensemble.source.frames import Frame
-from jaxensemble.source.optional import lengthened, missing_children
+from jaxensemble.source.optional import has_residual, lengthened, missing_children, with_residual
 from jaxensemble.source.tree import Module
-from jaxensemble.source.units import Unit
+from jaxensemble.source.units import RESIDUAL, Unit
 
 
 @dataclasses.dataclass
@@ -26,7 +26,7 @@ Members = list[tuple[Candidate, Unit]]
 def with_optional_children(groups: Sequence[Members]) -> list[Members]:
     """Groups of modules with equal steps, joined where they differ only by children that some modules lack."""
     joined: list[Members] = []
-    for group in sorted(groups, key=lambda members: -len(members[0][1].make.keys)):
+    for group in sorted(groups, key=_size, reverse=True):
         for larger in joined:
             members = [_as_member(larger[0], member) for member in group]
             if all(members):
@@ -38,11 +38,21 @@ def with_optional_children(groups: Sequence[Members]) -> list[Members]:
     return sorted(joined, key=lambda members: order.get(id(members[0][0]), 0))
 
 
+def _size(members: Members) -> tuple[int, int]:
+    found, unit = members[0]
+    return len(unit.make.keys), len(found.bodies[0].steps) if found.bodies else 0
+
+
 def _as_member(larger: tuple[Candidate, Unit], member: tuple[Candidate, Unit]) -> tuple[Candidate, Unit] | None:
     """A module and its calls as those of a class with more children; None where that cannot be."""
     (full, full_unit), (found, unit) = larger, member
+    if full.module.class_name != found.module.class_name or not full.bodies or not found.bodies:
+        return None
     missing = missing_children(full_unit.make, unit.make)
-    if not missing or full.module.class_name != found.module.class_name or not full.bodies or not found.bodies:
+    if missing == set() and not full_unit.absent and all(has_residual(full.bodies[0], own) for own in found.bodies):
+        extended = [with_residual(body, full.bodies[0]) for body in found.bodies]
+        return Candidate(found.module, found.frames, extended), dataclasses.replace(unit, absent={RESIDUAL})
+    if not missing:
         return None
     bodies = [lengthened(body, full.bodies[0], missing) for body in found.bodies]
     if not all(bodies):
@@ -56,17 +66,23 @@ def chained(module: Module, body: Body, results: Sequence[int] | None = None) ->
 
     None where it does anything else, leaves out a child that holds something, or gives more than the last result.
     """
-    names: list[str] = []
-    for k, step in enumerate(body.steps):
-        one_path = isinstance(step.target, ToLayer | ToModule | ToFunction) and len(step.target.path) == 1
-        if not one_path or step.outs != 1 or step.kwargs or step.args != ((Local(k - 1) if k else Slot(0)),):
-            return None
-        names.append(step.target.path[0])  # type: ignore[union-attr]
+    names = called_in_turn(body)
     numbers = list(map(int, names))
     held = {name for name, child in module.children.items() if child.holds}
     if not names or numbers != sorted(set(numbers)) or not held <= set(names):
         return None
     return set(names) if results is None or list(results) == [len(names) - 1] else None
+
+
+def called_in_turn(body: Body) -> list[str]:
+    """The children that a body calls one after the other; none if it does anything else."""
+    names: list[str] = []
+    for k, step in enumerate(body.steps):
+        one_path = isinstance(step.target, ToLayer | ToModule | ToFunction) and len(step.target.path) == 1
+        if not one_path or step.outs != 1 or step.kwargs or step.args != ((Local(k - 1) if k else Slot(0)),):
+            return []
+        names.append(step.target.path[0])  # type: ignore[union-attr]
+    return names
 
 
 def chain_run(module: Module, body: Body, returned_uses: Sequence[Local | Slot]) -> tuple[int, int] | None:

@@ -1,15 +1,28 @@
 """The constructors of the source: how layers, variables and other modules are made, and with which arguments."""
 
 import ast
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
 from jaxensemble.errors import InputError
 from jaxensemble.network import Dtype
-from jaxensemble.source.expressions import call, dotted, literal, name
+from jaxensemble.source.expressions import call, dotted, index, literal, name, numbered_name, numbers, scaled
 from jaxensemble.source.frames import freeze
 from jaxensemble.source.names import is_identifier
 from jaxensemble.source.pretty import INDENT, WIDTH, flat, header, statement
-from jaxensemble.source.units import Argument, Definition, Make, Place, signature
+from jaxensemble.source.runs import VARIABLE, Run, numbered_runs
+from jaxensemble.source.units import (
+    RESIDUAL,
+    Argument,
+    Bound,
+    Condition,
+    Definition,
+    Half,
+    Make,
+    Place,
+    Scaled,
+    Sizes,
+    signature,
+)
 
 
 class Constructors:
@@ -20,9 +33,26 @@ class Constructors:
         self.names = names
         self.chain = chain
         self.identity = identity
+        self.loops: Collection[Place] | None = None
 
-    def lines(self, definition: Definition, is_root: bool) -> list[str]:
-        """The lines of a class's `__init__`; that of the root takes `rngs` in any case."""
+    def runs(self, definition: Definition) -> dict[Place, int]:
+        """How many children, from the one at a path on, could be made in one loop."""
+        found = {}
+        for place, make in _dicts(definition):
+            nodes = {key: self._make(definition, item, (*place, key)) for key, item in self._kept(definition, make)}
+            found |= {(*place, run.first): run.count for run in numbered_runs(nodes).values()}
+        return found
+
+    def _kept(self, definition: Definition, make: Make) -> list[tuple[str, Make]]:
+        items = zip(make.keys, make.items, strict=True)
+        return [(key, item) for key, item in items if key not in definition.optional or make is not definition.make]
+
+    def lines(self, definition: Definition, is_root: bool, loops: Collection[Place] | None = None) -> list[str]:
+        """The lines of a class's `__init__`; that of the root takes `rngs` in any case.
+
+        `loops` are the paths of the first children of the runs that the method calls in loops; None if it has none.
+        """
+        self.loops = loops
         arguments: list[ast.AST] = [name("self")]
         arguments += [_declared(argument) for argument in definition.arguments]
         if is_root or self._needs_rngs(definition.make):
@@ -35,15 +65,34 @@ class Constructors:
             items = self._items(definition, definition.make, ())
             return statement("", call(ast.Attribute(call(name("super")), "__init__", ast.Load()), [items]), 2)
         lines: list[str] = []
-        for key, make in zip(definition.make.keys, definition.make.items, strict=True):
-            node = self._make(definition, make, (key,))
-            flag = definition.optional.get(key)
-            lines += _set(key, node, 2) if flag is None else _set_if(flag.name, key, node)
-        held = {argument.name for place, argument in definition.bound.items() if place[0] == ""}
+        items = zip(definition.make.keys, definition.make.items, strict=True)
+        nodes = {key: self._make(definition, make, (key,)) for key, make in items}
+        loops = self._looped((), {key: nodes[key] for key, _ in self._kept(definition, definition.make)})
+        for key, node in nodes.items():
+            flag, run = definition.optional.get(key), loops.get(key)
+            if flag is not None:
+                lines += _set_if(bound(flag), key, node)
+            elif run is None:
+                lines += _set(key, node, 2)
+            elif key == run.first:
+                lines += _set_all(run)
+        if RESIDUAL in definition.optional:
+            lines += statement(f"self.{definition.residual} = ", bound(definition.optional[RESIDUAL]), 2)
+        in_body = [own for place, own in definition.bound.items() if place[0] == ""]
+        held = {own.name for own in in_body if isinstance(own, Argument)}
+        held |= {own.argument.name for own in in_body if isinstance(own, Scaled)}
         for argument in definition.arguments:
             if argument.name in held:
                 lines += statement(f"self.{argument.name} = ", name(argument.name), 2)
         return lines
+
+    def _looped(self, place: Place, nodes: Mapping[str, ast.expr]) -> dict[str, Run]:
+        """The runs among children that are made in a loop: those called in one, and those with unutterable names."""
+        return {
+            key: run
+            for key, run in numbered_runs(nodes).items()
+            if self.loops is None or (*place, run.first) in self.loops or not is_identifier(run.first)
+        }
 
     def _make(self, definition: Definition, make: Make, place: Place) -> ast.expr:
         """What an attribute is set to."""
@@ -89,6 +138,11 @@ class Constructors:
 
     def _dict(self, definition: Definition, make: Make, place: Place) -> ast.expr:
         nodes = [self._make(definition, item, (*place, key)) for key, item in zip(make.keys, make.items, strict=True)]
+        loops = self._looped(place, dict(zip(make.keys, nodes, strict=True)))
+        if len(loops) == len(nodes) and len(set(map(id, loops.values()))) == 1:
+            run = loops[make.keys[0]]
+            each = ast.comprehension(name(VARIABLE), numbers(run.start, run.count), [], 0)
+            return call(dotted("nnx.Dict"), [ast.DictComp(numbered_name(run.stem, VARIABLE), run.node, [each])])
         if all(is_identifier(key) for key in make.keys):
             return call(dotted("nnx.Dict"), [], dict(zip(make.keys, nodes, strict=True)))
         return call(dotted("nnx.Dict"), [ast.Dict([ast.Constant(key) for key in make.keys], nodes)])
@@ -96,7 +150,7 @@ class Constructors:
     def _value(self, definition: Definition, place: Place) -> ast.expr | None:
         """What stands at a place: an argument, a constant, or nothing."""
         if place in definition.bound:
-            return name(definition.bound[place].name)
+            return bound(definition.bound[place])
         return literal(definition.constants[place]) if place in definition.constants else None
 
     def _layer(self, definition: Definition, make: Make, place: Place) -> ast.expr:
@@ -126,10 +180,12 @@ class Constructors:
         for argument in made.arguments:
             spot = (*place, argument.name)
             value = self._value(definition, spot)
-            assert value is not None
             if argument.required:
+                assert value is not None
                 args.append(value)
-            elif spot in definition.bound or freeze(definition.constants[spot]) != freeze(argument.default):
+            elif value is not None and (
+                spot in definition.bound or freeze(definition.constants[spot]) != freeze(argument.default)
+            ):
                 kwargs[argument.name] = value
         if self._needs_rngs(made.make):
             kwargs["rngs"] = name("rngs")
@@ -144,6 +200,38 @@ class Constructors:
         return False
 
 
+def _dicts(definition: Definition) -> Iterator[tuple[Place, Make]]:
+    """Everything in a class that holds children by name: itself, and each `nnx.Dict`."""
+
+    def within(place: Place, make: Make) -> Iterator[tuple[Place, Make]]:
+        if make.kind == "dict":
+            yield place, make
+        if make.kind in ("dict", "list", "chain"):
+            for key, item in zip(make.keys, make.items, strict=True):
+                yield from within((*place, key), item)
+
+    yield from within((), definition.make)
+
+
+def bound(value: Bound | Condition) -> ast.expr:
+    """What stands for a constant or for a flag, in terms of a constructor's arguments."""
+    match value:
+        case Scaled(argument):
+            return scaled(value, name(argument.name))
+        case Half(kernel_size):
+            return ast.BinOp(index(name(kernel_size.name), ast.Constant(0)), ast.FloorDiv(), ast.Constant(2))
+        case Sizes(items):
+            return ast.Tuple([ast.Constant(n) if isinstance(n, int) else bound(n) for n in items], ast.Load())
+        case Condition(pairs, equal):
+            tests = [ast.Compare(_side(a), [ast.Eq() if equal else ast.NotEq()], [_side(b)]) for a, b in pairs]
+            return tests[0] if len(tests) == 1 else ast.BoolOp(ast.And() if equal else ast.Or(), list(tests))
+    return name(value.name)
+
+
+def _side(value: object) -> ast.expr:
+    return bound(value) if isinstance(value, Argument | Scaled) else literal(value)
+
+
 def check_options(type_: str, options: Iterable[str], parameters: Iterable[str]) -> None:
     """Refuses options that a layer does not have.
 
@@ -153,6 +241,13 @@ def check_options(type_: str, options: Iterable[str], parameters: Iterable[str])
     if unknown:
         listed = ", ".join(map(repr, unknown))
         raise InputError(f"{type_} has no option {listed}; expected some of {', '.join(parameters)}")
+
+
+def _set_all(run: Run) -> list[str]:
+    """Sets the attributes of a run, one after the other."""
+    node = call(name("setattr"), [name("self"), numbered_name(run.stem, VARIABLE), run.node])
+    opening = f"{INDENT * 2}for {VARIABLE} in {flat(numbers(run.start, run.count))}:"
+    return [opening, *statement("", node, 3)]
 
 
 def _repeated(run: list[ast.expr]) -> ast.ListComp:
@@ -171,10 +266,10 @@ def _set(key: str, node: ast.expr, indent: int) -> list[str]:
     return statement("", call(name("setattr"), [name("self"), ast.Constant(key), node]), indent)
 
 
-def _set_if(flag: str, key: str, node: ast.expr) -> list[str]:
+def _set_if(flag: ast.expr, key: str, node: ast.expr) -> list[str]:
     """Sets an attribute to a child, or to None where the flag says that there is none."""
-    lines = _set(key, ast.IfExp(name(flag), node, ast.Constant(None)), 2)
+    lines = _set(key, ast.IfExp(flag, node, ast.Constant(None)), 2)
     if len(lines) == 1 and len(lines[0]) <= WIDTH:
         return lines
     there, absent = _set(key, node, 3), _set(key, ast.Constant(None), 3)
-    return [f"{INDENT * 2}if {flag}:", *there, f"{INDENT * 2}else:", *absent]
+    return [f"{INDENT * 2}if {flat(flag)}:", *there, f"{INDENT * 2}else:", *absent]

@@ -25,7 +25,7 @@ from jaxensemble.source.bodies import (
     ToName,
 )
 from jaxensemble.source.names import check_function, check_keyword, check_method, is_identifier
-from jaxensemble.source.units import Definition, Make
+from jaxensemble.source.units import Argument, Definition, Make, Scaled
 
 BINARY: dict[str, type[ast.operator]] = {
     "+": ast.Add,
@@ -85,6 +85,36 @@ def child(parent: ast.expr, child_name: str, *, in_list: bool = False) -> ast.ex
     return call(name("getattr"), [parent, ast.Constant(child_name)])
 
 
+def scaled(value: Scaled, argument: ast.expr) -> ast.expr:
+    """A multiple or a part of an argument.
+
+    >>> ast.unparse(scaled(Scaled(Argument("features", True), over=4), name("features")))
+    'features // 4'
+    """
+    if value.over > 1:
+        return ast.BinOp(argument, ast.FloorDiv(), ast.Constant(value.over))
+    return ast.BinOp(ast.Constant(value.times), ast.Mult(), argument)
+
+
+def numbered_name(stem: str, number: str) -> ast.JoinedStr:
+    """A name that ends in the number that a variable holds.
+
+    >>> ast.unparse(numbered_name("layer", "i"))
+    "f'layer{i}'"
+    """
+    return ast.JoinedStr([ast.Constant(stem), ast.FormattedValue(name(number), -1)])
+
+
+def numbers(start: int, count: int) -> ast.Call:
+    """The numbers that children are counted by.
+
+    >>> ast.unparse(numbers(0, 3)), ast.unparse(numbers(1, 3))
+    ('range(3)', 'range(1, 4)')
+    """
+    bounds = [start, start + count] if start else [count]
+    return call(name("range"), [ast.Constant(bound) for bound in bounds])
+
+
 def literal(value: object) -> ast.expr:
     """A constant as an expression: any number, infinities and NaNs too, and tuples and lists of such.
 
@@ -129,12 +159,24 @@ def _dtype(dtype: str) -> ast.expr:
 
 
 class Expressions:
-    """Writes the steps of one definition: knows its children, and what stands for its holes."""
+    """Writes the steps of one definition: knows its children, and what stands for its holes.
 
-    def __init__(self, definition: Definition, definitions: Sequence[Definition], functions: Mapping[int, str]):
+    `runs` says of how many children with numbered names, from the one at a path on, are made in one loop.
+    """
+
+    def __init__(
+        self,
+        definition: Definition,
+        definitions: Sequence[Definition],
+        functions: Mapping[int, str],
+        runs: Mapping[tuple[str, ...], int] | None = None,
+    ):
+        self.runs = runs or {}
         self.definition = definition
         self.definitions = definitions
         self.functions = functions
+        self.items: dict[tuple[str, ...], ast.expr] = {}
+        self.looped: set[tuple[str, ...]] = set()
 
     def make_at(self, path: Sequence[str]) -> Make | None:
         """How what stands at a path is made; None for the leaf of a layer."""
@@ -148,18 +190,31 @@ class Expressions:
         return make
 
     def child(self, path: Sequence[str]) -> ast.expr:
-        """The way from `self` to what a module holds."""
+        """The way from `self` to what a module holds; `items` says what stands for the child of a loop's round."""
+        if tuple(path) in self.items:
+            return self.items[tuple(path)]
         node: ast.expr = name("self")
         for depth, part in enumerate(path):
             make = self.make_at(path[:depth])
             node = child(node, part, in_list=make is not None and make.kind in ("list", "chain"))
         return node
 
+    def numbered_child(self, path: Sequence[str], stem: str, number: str) -> ast.expr:
+        """The child whose name is a stem and the number that a variable holds."""
+        make = self.make_at(path)
+        parent, key = self.child(path), numbered_name(stem, number)
+        if path and make is not None and make.kind == "dict":
+            return index(parent, key)
+        return call(name("getattr"), [parent, key])
+
     def hole(self, number: int) -> ast.expr:
         """A constant of the body: as it is, or the attribute that holds it."""
         place = ("", str(number))
-        if place in self.definition.bound:
-            return child(name("self"), self.definition.bound[place].name)
+        own = self.definition.bound.get(place)
+        if isinstance(own, Argument):
+            return child(name("self"), own.name)
+        if isinstance(own, Scaled):
+            return scaled(own, child(name("self"), own.argument.name))
         return literal(self.definition.constants[place])
 
     def step(self, step: Step, value: Callable[[Local | Slot], ast.expr]) -> ast.expr:

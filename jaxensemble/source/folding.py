@@ -25,7 +25,14 @@ from jaxensemble.source.bodies import (
     returned,
 )
 from jaxensemble.source.expressions import BINARY, COMPARISONS, UNARY, Expressions, called, name
-from jaxensemble.source.pretty import INDENT, WIDTH, flat
+from jaxensemble.source.frames import freeze
+from jaxensemble.source.loops import CARRIED, Loop, Rounds, Stated, find_rounds
+from jaxensemble.source.names import is_identifier
+from jaxensemble.source.pretty import INDENT, flat
+from jaxensemble.source.units import RESIDUAL
+
+READABLE = 88
+"""How long a line may get by nesting calls into it."""
 
 DEEPEST = 3.5
 """How many calls may be nested in one line; an operator counts half."""
@@ -40,20 +47,21 @@ Use = Local | Slot
 class Entry:
     """A step and the values it gives.
 
-    It stands for a loop over the list at `loop`, where that is set: the step is the first round, argument number
-    `carried` is what goes from round to round. `is_optional` marks the call of a child that may be absent.
+    It stands for `loop`, where that is set: the step is then the last of the first round, with what goes from round to
+    round as `CARRIED`. `is_optional` marks the call of a child that may be absent,
+    `is_residual` the last step where it may be left out.
     """
 
     step: Step
     outs: tuple[Local, ...]
-    loop: tuple[str, ...] | None = None
-    carried: int = 0
+    loop: Loop | None = None
     is_optional: bool = False
+    is_residual: bool = False
 
     @property
     def stands_alone(self) -> bool:
         """Whether it is a statement of several lines: nested into nothing, with nothing nested into it."""
-        return self.is_optional or self.loop is not None
+        return self.is_optional or self.is_residual or self.loop is not None
 
 
 class Folding:
@@ -69,9 +77,11 @@ class Folding:
         self.entries = _entries(steps)
         for entry in self.entries:
             entry.is_optional = called(entry.step)[:1] in {(child,) for child in expressions.definition.optional}
+            entry.is_residual = entry is self.entries[-1] and RESIDUAL in expressions.definition.optional
         self._counts = Counter(self.value(use) for use in [*self._all_uses(), *returned(returns)])
+        self.inside: dict[Local, Entry] = {}
         self.entries = self._with_loops()
-        self.by_local = {out: entry for entry in self.entries for out in entry.outs}
+        self.by_local = {out: entry for entry in self.entries for out in entry.outs} | self.inside
         self.folded: set[Local] = set()
 
     def value(self, use: Use) -> Hashable:
@@ -86,53 +96,45 @@ class Folding:
     def _with_loops(self) -> list[Entry]:
         entries, k = [], 0
         while k < len(self.entries):
-            run = self._loop_at(k)
-            if run:
-                carried = 0 if self._is_whole_list(k) else self._carried(run)
-                entries.append(Entry(run[0].step, run[-1].outs, called(run[0].step)[:-1], carried))
+            rounds = self._rounds_at(k)
+            if rounds:
+                *inner, entry = [Entry(step, (out,)) for step, out in zip(rounds.steps, rounds.outs, strict=True)]
+                self.inside |= {one.outs[0]: one for one in inner}
+                entries.append(Entry(entry.step, (rounds.last,), rounds.loop))
             else:
                 entries.append(self.entries[k])
-            k += max(len(run), 1)
+            k += rounds.size if rounds else 1
         return entries
 
-    def _loop_at(self, start: int) -> list[Entry]:
-        """The entries from `start` on that call all items of a list, each with what the one before gave."""
-        if self._is_whole_list(start):
-            return self.entries[slice(*self.expressions.definition.run)]  # type: ignore[misc]
-        path = called(self.entries[start].step)
-        length = self._list_length(path[:-1]) if path and path[-1] == "0" else 0
-        run = self.entries[start : start + length]
-        if length < 2 or len(run) < length or self._carried(run) < 0:
-            return []
-        carried = self._carried(run)
-        first = self._plain_arguments(run[0].step)
-        for k in range(1, length):
-            before = run[k - 1].outs[0]
-            expected = (*first[:carried], before, *first[carried + 1 :])
-            if called(run[k].step) != (*path[:-1], str(k)) or self._plain_arguments(run[k].step) != expected:
-                return []
-            if self._counts[before] != 1 or len(run[k].outs) != 1:
-                return []
-        return run
-
-    def _is_whole_list(self, start: int) -> bool:
-        """Whether the calls of all items of the list that the class itself is begin here."""
+    def _rounds_at(self, start: int) -> Rounds | None:
+        """The loop that begins with an entry."""
         run = self.expressions.definition.run
-        return run is not None and run[0] == start
+        if run is not None and run[0] == start:
+            return self._whole_list(*run)
+        end = start
+        while end < len(self.entries) and len(self.entries[end].outs) == 1 and not self.entries[end].stands_alone:
+            end += 1
+        stated = [Stated(entry.step, entry.outs[0]) for entry in self.entries[start:end]]
+        return find_rounds(stated, self.value, self._constant, self._counts, self._list_length, self._is_loop)
 
-    def _carried(self, run: Sequence[Entry]) -> int:
-        """Which argument of the second round is the result of the first; -1 if none is."""
-        second = self._plain_arguments(run[1].step)
-        first = self._plain_arguments(run[0].step)
-        if len(run[0].outs) != 1 or second.count(run[0].outs[0]) != 1 or len(first) != len(second):
-            return -1
-        return second.index(run[0].outs[0])
+    def _whole_list(self, start: int, end: int) -> Rounds:
+        """The loop over the list that the class itself is."""
+        first, last = self.entries[start], self.entries[end - 1]
+        given = self.value(first.step.args[0])  # type: ignore[arg-type]
+        loop = Loop((), None, 0, end - start, given, called(first.step))
+        return Rounds(loop, (Step(first.step.target, (CARRIED,)),), first.outs, last.outs[0], end - start)
 
-    def _plain_arguments(self, step: Step) -> tuple[Hashable, ...]:
-        """The values a step takes; none if it takes anything else."""
-        if step.kwargs or not all(isinstance(arg, Local | Slot) for arg in step.args):
-            return ()
-        return tuple(self.value(arg) for arg in step.args if isinstance(arg, Local | Slot))
+    def _constant(self, number: int) -> object:
+        """What a hole holds, to compare."""
+        definition, place = self.expressions.definition, ("", str(number))
+        own = definition.bound.get(place)
+        return freeze(definition.constants[place]) if own is None else repr(own)
+
+    def _is_loop(self, path: Sequence[str], count: int) -> bool:
+        """Whether children are to be called in a loop: those made in one, those whose names no attribute can have."""
+        if not is_identifier(path[-1]):
+            return count > 1
+        return self.expressions.runs.get(tuple(path)) == count
 
     def _list_length(self, path: Sequence[str]) -> int:
         make = self.expressions.make_at(path)
@@ -144,7 +146,7 @@ class Folding:
 
     def fold(self, banned: set[Local]) -> list[Entry]:
         """Decides what is nested, all but `banned` values, and returns the entries that become statements, in order."""
-        self.folded = set()
+        self.folded = set(self.inside)
         pending: list[Entry] = []
         order: list[Entry] = []
         for entry in self.entries:
@@ -181,7 +183,7 @@ class Folding:
         if _weight(outer) + max(map(self._depth, inner)) > DEEPEST:
             return False
         node = self.node(outer, self.folded | {one.outs[0] for one in inner}, lambda use: name("x"))
-        return len(f"{INDENT}{INDENT}x = {flat(node)}") <= WIDTH
+        return len(f"{INDENT}{INDENT}x = {flat(node)}") <= READABLE
 
     def _is_light(self, entry: Entry) -> bool:
         make = self.expressions.make_at(entry.step.target.path) if isinstance(entry.step.target, ToLayer) else None
@@ -211,8 +213,10 @@ class Folding:
 
     def reads(self, entry: Entry) -> list[Hashable]:
         """The values with names that an entry reads, in order."""
-        found: list[Hashable] = []
+        found: list[Hashable] = [entry.loop.given] if entry.loop else []
         for use in leaves(entry.step):
+            if use == CARRIED:
+                continue
             inner = isinstance(use, Local) and use in self.folded
             found += self.reads(self.by_local[use]) if inner else [self.value(use)]  # type: ignore[index]
         return found

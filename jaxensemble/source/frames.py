@@ -197,6 +197,35 @@ def _child_number(item: Call | Frame, path: Path) -> int | None:
     return int(called[len(path)]) if len(called) > len(path) and called[len(path)].isdigit() else None
 
 
+def splice(frame: Frame, gone: set[int]) -> None:
+    """Puts the items of frames, told by their `id`, in the place of those frames, anywhere beneath a frame."""
+    items = []
+    for item in frame.items:
+        if isinstance(item, Frame):
+            splice(item, gone)
+        items += item.items if isinstance(item, Frame) and id(item) in gone else [item]
+    frame.items = items
+
+
+def trim(frame: Frame, wanted: set[int]) -> None:
+    """Moves steps that call no child from the ends of frames to before and behind them."""
+    items: list[Call | Frame] = []
+    for item in frame.items:
+        if isinstance(item, Frame):
+            trim(item, wanted)
+        if isinstance(item, Frame) and id(item) in wanted:
+            own = [
+                k for k, inner in enumerate(item.items) if isinstance(inner, Frame) or inner.target.startswith("layer:")
+            ]
+            start, end = (own[0], own[-1] + 1) if own else (0, len(item.items))
+            before, after = item.items[:start], item.items[end:]
+            item.items = item.items[start:end]
+            items += [*before, item, *after]
+        else:
+            items.append(item)
+    frame.items = items
+
+
 def freeze(arg: Arg) -> object:
     """An argument as something to compare and to hash by: types, signs and NaNs count."""
     return type(arg).__name__, repr(arg)

@@ -81,13 +81,13 @@ def snake(name: str) -> str:
 def unused(name: str, taken: Iterable[str]) -> str:
     """`name`, numbered from 2 on where it is taken.
 
-    >>> unused("Block", {"Block", "Block2"})
-    'Block3'
+    >>> unused("Block", {"Block", "Block2"}), unused("BlockV2", {"BlockV2"})
+    ('Block3', 'BlockV2_2')
     """
     taken = set(taken)
-    number, candidate = 2, name
+    number, candidate, stem = 2, name, f"{name}_" if name[-1:].isdigit() else name
     while candidate in taken:
-        number, candidate = number + 1, f"{name}{number}"
+        number, candidate = number + 1, f"{stem}{number}"
     return candidate
 
 

@@ -1,13 +1,27 @@
-"""Modules of one class of which some have a child that others lack, as a residual block its downsampling.
+"""Modules of one class, some of which have what others lack: a child, as a residual block its downsampling, or a sum.
 
-They share a class where the child is called once, on one value: those without it use that value as it is.
+They share a class where the child is called once, on one value: those without it use that value as it is. So do those
+that add what they were given to what came out in the end, and those that do not.
 """
 
 import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-from jaxensemble.source.bodies import Body, Cut, Hole, Length, Local, Many, Operand, Slot, Step, ToLayer, ToModule
+from jaxensemble.source.bodies import (
+    Body,
+    Cut,
+    Hole,
+    Length,
+    Local,
+    Many,
+    Operand,
+    Slot,
+    Step,
+    ToLayer,
+    ToModule,
+    ToName,
+)
 from jaxensemble.source.units import Make
 
 
@@ -78,6 +92,27 @@ def shortened(steps: Sequence[Step], children: set[str]) -> Shortened | None:
                 result.locals.append(out.index)
             result.steps += (Step(step.target, args, kwargs, step.outs),)
     return result if sorted(seen) == sorted(children) else None
+
+
+def has_residual(full: Body, short: Body) -> bool:
+    """Whether one body is another, and then adds the value that it was given to the last result."""
+    *steps, last = full.steps or (None,)
+    if last is None or not steps or tuple(steps) != short.steps or last.target != ToName("+") or last.kwargs:
+        return False
+    before = Local(len(full.names) - 2)
+    given = [arg for arg in last.args if isinstance(arg, Slot)]
+    return before in last.args and len(given) == 1 and bool(short.slots) and full.slots[given[0].index] == full.slots[0]
+
+
+def with_residual(body: Body, full: Body) -> Body:
+    """A body without the last addition of `full`, written as one with it; its result is that of the addition."""
+    return Body(
+        full.steps,
+        [*body.slots, body.slots[0]],
+        body.constants,
+        full.hints,
+        [*body.names[:-1], "", body.names[-1]],
+    )
 
 
 def lengthened(body: Body, full: Body, children: set[str]) -> Body | None:

@@ -8,7 +8,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from jaxensemble.network import Call, Network, Ref
+from jaxensemble.network import Network, Ref
 from jaxensemble.source.bodies import (
     Body,
     Called,
@@ -22,6 +22,7 @@ from jaxensemble.source.bodies import (
 from jaxensemble.source.candidates import (
     Candidate,
     Members,
+    called_in_turn,
     chain_run,
     chain_steps,
     chained,
@@ -29,11 +30,33 @@ from jaxensemble.source.candidates import (
     hole_constants,
     with_optional_children,
 )
-from jaxensemble.source.frames import Frame, fill_gaps, frame_tree, freeze, operands, without_shapes, without_unused
+from jaxensemble.source.frames import (
+    Frame,
+    fill_gaps,
+    frame_tree,
+    freeze,
+    operands,
+    splice,
+    trim,
+    without_shapes,
+    without_unused,
+)
+from jaxensemble.source.loops import FEWEST, numbered
 from jaxensemble.source.names import TAKEN, plain, unused
+from jaxensemble.source.rewriting import rewritten
 from jaxensemble.source.sharing import Sharing
 from jaxensemble.source.tree import Module, Path, module_levels, module_tree
-from jaxensemble.source.units import IDENTITY, NONE, Definition, Make, Unit, container_unit, layer_unit, variable_unit
+from jaxensemble.source.units import (
+    IDENTITY,
+    NONE,
+    Definition,
+    Make,
+    Unit,
+    class_unit,
+    container_unit,
+    layer_unit,
+    variable_unit,
+)
 from jaxensemble.validation import validate
 
 SMALL = 2
@@ -52,7 +75,7 @@ class Plan:
     def __init__(self, network: Network):
         validate(network)
         calls, self.outputs = without_shapes(network.calls, network.outputs)
-        self.calls = without_unused(calls, self.outputs)
+        self.calls = rewritten(without_unused(calls, self.outputs), network, self.outputs)
         self.network = network
         self.root = module_tree(network)
         self.top = frame_tree(self.calls, self.root)
@@ -110,12 +133,21 @@ class Plan:
             for frame in frames:
                 self._open_small(frame)
         else:
-            _trim(self.top, {id(frame) for frame in frames})
+            trim(self.top, {id(frame) for frame in frames})
         found = Candidate(module, frames, [self._read(frame) for frame in frames])
+        if found.bodies and self._is_dict(found):
+            module.kind = "mapping"
         if frames and not self._can_be_called(found):
             self._dissolve(frames)
             return Candidate(module, [], [])
         return found
+
+    def _is_dict(self, found: Candidate) -> bool:
+        """Whether a container of PyTorch's own does no more than call children with numbered names in turn."""
+        module, names = found.module, called_in_turn(found.bodies[0])
+        stems = {name and name[0] for name in map(numbered, names)}
+        same = len({self._units[module.children[name].path].make for name in names}) == 1
+        return module.has_no_class and len(names) >= FEWEST and len(stems) == 1 and None not in stems and same
 
     def _read(self, frame: Frame) -> Body:
         return Reader(frame.path).read(frame, lambda inner: self._called[id(inner)])
@@ -142,11 +174,11 @@ class Plan:
         """Puts the steps of frames, and those of small functions right within, in the place of the frames."""
         for frame in frames:
             self._open_small(frame)
-        _splice(self.top, {id(frame) for frame in frames})
+        splice(self.top, {id(frame) for frame in frames})
 
     def _open_small(self, frame: Frame) -> None:
         """Puts the steps of small functions right within a frame in the place of their frames."""
-        _splice(frame, {id(item) for item in frame.items if isinstance(item, Frame) and self._is_small(item)})
+        splice(frame, {id(item) for item in frame.items if isinstance(item, Frame) and self._is_small(item)})
 
     def _is_small(self, frame: Frame) -> bool:
         called = self._called.get(id(frame))
@@ -232,14 +264,14 @@ class Plan:
             parameters=self._parameters(inputs),
             returns=tuple(map(Local, results)),
         )
+        made.uses = len(members)
         number = len(self.definitions)
         self.definitions.append(made)
         for found, own in members:
             own.constants |= hole_constants(found.bodies[0]) if found.bodies else {}
         sharing = Sharing(made, [own for _, own in members], bodies[0].hints if bodies else [])
         for (found, _), given in zip(members, sharing.values, strict=True):
-            constants = {(name,): value for name, value in given.items()}
-            self._units[found.module.path] = Unit(Make("class", definition=number), constants)
+            self._units[found.module.path] = class_unit(number, made.arguments, given)
             count = len(found.frames)
             self._call(found, lambda path: ToModule(path, number), inputs[:count], results)
             inputs = inputs[count:]
@@ -280,34 +312,6 @@ class Plan:
         reader = Reader(())
         self.root_body = reader.read(self.top, lambda inner: self._called[id(inner)])
         self.root_returns = _read_tree(reader, self.outputs)
-
-
-def _splice(frame: Frame, gone: set[int]) -> None:
-    items = []
-    for item in frame.items:
-        if isinstance(item, Frame):
-            _splice(item, gone)
-        items += item.items if isinstance(item, Frame) and id(item) in gone else [item]
-    frame.items = items
-
-
-def _trim(frame: Frame, wanted: set[int]) -> None:
-    """Moves steps that call no child from the ends of frames to before and behind them."""
-    items: list[Call | Frame] = []
-    for item in frame.items:
-        if isinstance(item, Frame):
-            _trim(item, wanted)
-        if isinstance(item, Frame) and id(item) in wanted:
-            own = [
-                k for k, inner in enumerate(item.items) if isinstance(inner, Frame) or inner.target.startswith("layer:")
-            ]
-            start, end = (own[0], own[-1] + 1) if own else (0, len(item.items))
-            before, after = item.items[:start], item.items[end:]
-            item.items = item.items[start:end]
-            items += [*before, item, *after]
-        else:
-            items.append(item)
-    frame.items = items
 
 
 def _read_tree(reader: Reader, tree: Any) -> Any:

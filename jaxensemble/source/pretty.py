@@ -1,4 +1,4 @@
-"""Formatting: `ast` nodes to text, laid out as `ruff format` lays it out at 88 columns.
+"""Formatting: `ast` nodes to text, laid out as `ruff format` lays it out at 120 columns.
 
 Only the nodes that the generator makes are known. Over-long lines are broken at brackets, outermost first: what stands
 between them goes on one line of its own where it fits there, else on one line an item, with a trailing comma.
@@ -6,9 +6,10 @@ between them goes on one line of its own where it fits there, else on one line a
 
 import ast
 import math
+import re
 from collections.abc import Sequence
 
-WIDTH = 88
+WIDTH = 120
 INDENT = "    "
 
 _BINARY: dict[type[ast.operator], tuple[str, int]] = {
@@ -37,7 +38,7 @@ _COMPARE: dict[type[ast.cmpop], str] = {
     ast.IsNot: "is not",
 }
 _UNARY: dict[type[ast.unaryop], str] = {ast.USub: "-", ast.Invert: "~"}
-_TERNARY, _COMPARISON, _SIGN, _ATOM = 0, 2, 9, 11
+_TERNARY, _OR, _AND, _COMPARISON, _SIGN, _ATOM = 0, 0.5, 0.75, 2, 9, 11
 
 
 def quoted(text: str) -> str:
@@ -60,7 +61,7 @@ def flat(node: ast.AST) -> str:
     return _flat(node)[0]
 
 
-def _flat(node: ast.AST) -> tuple[str, int]:
+def _flat(node: ast.AST) -> tuple[str, float]:
     """The text, and how tightly its outermost operator binds."""
     match node:
         case ast.Name(id):
@@ -88,12 +89,20 @@ def _flat(node: ast.AST) -> tuple[str, int]:
             return f"[{', '.join(map(flat, elts))}]", _ATOM
         case ast.Dict(keys, values):
             return "{" + ", ".join(f"{flat(k)}: {flat(v)}" for k, v in zip(keys, values, strict=True) if k) + "}", _ATOM
+        case ast.JoinedStr([ast.Constant(str(stem)), ast.FormattedValue(ast.Name(id))]):
+            text = quoted(stem.replace("{", "{{").replace("}", "}}"))
+            return f"f{text[:-1]}{{{id}}}{text[-1]}", _ATOM
+        case ast.DictComp(key, value, [generator]):
+            return f"{{{flat(key)}: {flat(value)} for {flat(generator.target)} in {flat(generator.iter)}}}", _ATOM
         case ast.ListComp(elt, [generator]):
             return f"[{flat(elt)} for {flat(generator.target)} in {flat(generator.iter)}]", _ATOM
         case ast.IfExp(test, body, orelse):
-            return f"{_within(body, 1)} if {_within(test, 1)} else {_within(orelse, 0)}", _TERNARY
+            return f"{_within(body, _OR)} if {_within(test, _OR)} else {_within(orelse, 0)}", _TERNARY
         case ast.Compare(left, [op], [right]):
             return f"{_within(left, 3)} {_COMPARE[type(op)]} {_within(right, 3)}", _COMPARISON
+        case ast.BoolOp(op, values):
+            word, level = ("or", _OR) if isinstance(op, ast.Or) else ("and", _AND)
+            return f" {word} ".join(_within(value, level + 0.1) for value in values), level
         case ast.UnaryOp(op, operand):
             return f"{_UNARY[type(op)]}{_within(operand, _SIGN)}", _SIGN
         case ast.BinOp(left, op, right):
@@ -101,7 +110,7 @@ def _flat(node: ast.AST) -> tuple[str, int]:
     raise TypeError(f"no text for {ast.dump(node)}")
 
 
-def _within(node: ast.AST, tightness: int) -> str:
+def _within(node: ast.AST, tightness: float) -> str:
     text, own = _flat(node)
     return text if own >= tightness else f"({text})"
 
@@ -171,6 +180,8 @@ def _broken(prefix: str, node: ast.AST, suffix: str, indent: int) -> list[str]:
     if len(line) <= WIDTH:
         return [line]
     match node:
+        case ast.Constant(str(text)):
+            return _pieces(prefix, text, suffix, indent)
         case ast.keyword(arg, value):
             return _broken(f"{prefix}{arg}=", value, suffix, indent)
         case ast.Starred(value):
@@ -184,11 +195,26 @@ def _broken(prefix: str, node: ast.AST, suffix: str, indent: int) -> list[str]:
             return bracketed(f"{prefix}[", elts, "]" + suffix, indent)
         case ast.Dict(keys) if keys:
             return _broken_dict(prefix, node, suffix, indent)
+        case ast.DictComp(key, value, [generator]):
+            inner = _broken(f"{flat(key)}: ", value, "", indent + 1)
+            inner += [INDENT * (indent + 1) + f"for {flat(generator.target)} in {flat(generator.iter)}"]
+            return [INDENT * indent + prefix + "{", *inner, INDENT * indent + "}" + suffix]
         case ast.ListComp(elt, [generator]):
             inner = _broken("", elt, "", indent + 1)
             inner += [INDENT * (indent + 1) + f"for {flat(generator.target)} in {flat(generator.iter)}"]
             return [INDENT * indent + prefix + "[", *inner, INDENT * indent + "]" + suffix]
     return [line]
+
+
+def _pieces(prefix: str, text: str, suffix: str, indent: int) -> list[str]:
+    """A string that is too long for its line as several, one below the other."""
+    room, pieces = WIDTH - len(INDENT * indent + prefix + suffix) - 2, [""]
+    for word in re.findall(r"\S*\s*", text):
+        if pieces[-1] and len(quoted(pieces[-1] + word)) > room:
+            pieces.append("")
+        pieces[-1] += word
+    lines = [INDENT * indent + prefix + quoted(pieces[0]), *(INDENT * indent + quoted(piece) for piece in pieces[1:])]
+    return [*lines[:-1], lines[-1] + suffix]
 
 
 def _broken_dict(prefix: str, node: ast.Dict, suffix: str, indent: int) -> list[str]:
@@ -207,7 +233,7 @@ def bracketed(
     joined = INDENT * (indent + 1) + ", ".join(map(flat, items))
     if fits_joined and len(joined) <= WIDTH:
         return [first, joined, last]
-    if fits_joined and len(items) == 1 and isinstance(items[0], ast.ListComp | ast.List | ast.Dict):
+    if fits_joined and len(items) == 1 and isinstance(items[0], ast.ListComp | ast.DictComp | ast.List | ast.Dict):
         return [first, *_broken("", items[0], "", indent + 1), last]
     return [first, *(line for item in items for line in _broken("", item, ",", indent + 1)), last]
 

@@ -47,7 +47,7 @@ class Printer:
         self.names[root] = self._claim(plain(self.definitions[root].label, "Network"))
         self.chain = self._claim("Sequential" if "Sequential" not in self.globals else "Chain")
         self.identity = self._claim("identity")
-        for number in others:
+        for number in sorted(others, key=lambda number: -self.definitions[number].uses):
             definition = self.definitions[number]
             alias = alias_of(definition)
             if definition.kind == "class":
@@ -91,13 +91,13 @@ class Printer:
             return self._function(number)
         is_root = number == len(self.definitions) - 1
         lines = [f"class {self.names[number]}({'nnx.List' if definition.is_list else 'nnx.Module'}):"]
-        lines += self.constructors.lines(definition, is_root)
+        expressions = Expressions(definition, self.definitions, self.names, self.constructors.runs(definition))
         if is_root:
-            lines += ["", *self._root_method(definition)]
-            lines += self._train_method()
-        elif definition.steps is not None:
-            lines += ["", *self._method(definition)]
-        return lines
+            method = ["", *self._root_method(definition, expressions), *self._train_method()]
+        else:
+            method = ["", *self._method(definition, expressions)] if definition.steps is not None else []
+        loops = expressions.looped if method else None
+        return [*lines, *self.constructors.lines(definition, is_root, loops), *method]
 
     def _function(self, number: int) -> list[str]:
         definition = self.definitions[number]
@@ -110,21 +110,19 @@ class Printer:
 
     # Methods
 
-    def _method(self, definition: Definition) -> list[str]:
+    def _method(self, definition: Definition, expressions: Expressions) -> list[str]:
         if definition.make.kind == "chain":
             return _chain_method(1)
         arguments = [unused(parameter, self.globals) for parameter in definition.parameters]
-        expressions = Expressions(definition, self.definitions, self.names)
         folding = Folding(expressions, definition.steps or (), _single(definition.returns), definition.slots)
         names: dict[Hashable, str] = dict(enumerate(arguments))
         opening = header(f"{INDENT}def __call__", [name("self"), *map(name, arguments)], 1)
         return [*opening, *statements(folding, names, self.globals, 2)]
 
-    def _root_method(self, definition: Definition) -> list[str]:
+    def _root_method(self, definition: Definition, expressions: Expressions) -> list[str]:
         inputs = self.plan.network.inputs
         arguments, names = self._input_names(inputs)
         opening = header(f"{INDENT}def __call__", [name("self"), *map(name, arguments)], 1)
-        expressions = Expressions(definition, self.definitions, self.names)
         body = self.plan.root_body
         folding = Folding(expressions, body.steps, self.plan.root_returns, body.slots)
         lines = self._unpacked(inputs, arguments, names, set(body.slots))

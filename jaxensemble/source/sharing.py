@@ -1,14 +1,21 @@
 """One class for many modules: which of their constants become arguments, and what those are called."""
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jaxensemble.network import Arg
 from jaxensemble.source.frames import freeze
 from jaxensemble.source.names import is_identifier, plain, unused
-from jaxensemble.source.units import Argument, Definition, Place, Unit
+from jaxensemble.source.units import RESIDUAL, Argument, Bound, Condition, Definition, Half, Place, Scaled, Sizes, Unit
 
 _WIDTHS = ("in_features", "out_features", "num_features", "features")
+
+_HOLES = {"reshape": "size", "zeros": "shape", "ones": "shape", "einsum": "subscripts"}
+"""What numbers and options are called that have no name but that of the function which takes them."""
+
+_FACTORS = range(2, 9)
+"""How many times larger or smaller one number of features may be for the one to be written by the other."""
 
 _ABSENT = object()
 """What stands in a column where a module lacks the child that the place is in."""
@@ -30,6 +37,7 @@ class Sharing:
         self._share_optional_children()
         for place in sorted(places, key=self._is_partial):
             self._share(place, places)
+        self._derive_flags()
         flags = list(made.optional.values())
         made.arguments.sort(key=lambda argument: (not argument.required, argument in flags))
 
@@ -38,9 +46,10 @@ class Sharing:
         return [{name: column[k] for name, column in self.columns.items()} for k in range(len(self.units))]
 
     def _share_optional_children(self) -> None:
-        for child in self.made.make.keys:
+        for child in (*self.made.make.keys, RESIDUAL):
             if any(child in unit.absent for unit in self.units):
-                flag = Argument(unused(plain(child, "flag"), self.columns), required=False, default=False)
+                wanted = self.made.residual if child == RESIDUAL else plain(child, "flag")
+                flag = Argument(unused(wanted, self.columns), required=False, default=False)
                 self.columns[flag.name] = [child not in unit.absent for unit in self.units]
                 self.made.arguments.append(flag)
                 self.made.optional[child] = flag
@@ -48,40 +57,100 @@ class Sharing:
     def _is_partial(self, place: Place) -> bool:
         return place[0] in self.made.optional
 
-    def _share(self, place: Place, places: Sequence[Place]) -> None:
-        column: list[Any] = [
+    def _column(self, place: Place) -> list[Any]:
+        return [
             _ABSENT if place[0] in unit.absent else unit.constants.get(place, unit.defaults.get(place))
             for unit in self.units
         ]
+
+    def _share(self, place: Place, places: Sequence[Place]) -> None:
+        column = self._column(place)
         given = [value for value in column if value is not _ABSENT]
         same = len(set(map(freeze, given))) == 1
-        argument = self._matching(place, column, same)
-        if argument is None and same:
+        missing = [unit for unit in self.units if place[0] not in unit.absent and place not in unit.constants]
+        found = self._matching(self._family(place), column, same and not self._is_partial(place))
+        if found is None and same:
             self.made.constants[place] = given[0]
             return
-        if argument is None:
-            argument = self._new_argument(place, column, places)
-        missing = [unit for unit in self.units if place[0] not in unit.absent and place not in unit.constants]
-        if missing:
-            argument.required, argument.default = False, missing[0].defaults[place]
-        self.made.bound[place] = argument
+        if found is None and place[-1] == "padding":
+            found = self._padding(place, column)
+        if found is None and not missing:
+            found = self._derived(place, column)
+        if found is None:
+            found = self._new_argument(place, column, places)
+        if missing and isinstance(found, Argument):
+            found.required, found.default = False, missing[0].defaults[place]
+        self.made.bound[place] = found
 
-    def _matching(self, place: Place, column: list[Any], same: bool) -> Argument | None:
+    def _matching(self, family: str, column: list[Any], needless: bool = False) -> Argument | None:
         """An argument for the same sort of thing with these values. What never varies needs none."""
-        if same and not self._is_partial(place):
+        if needless:
             return None
         for argument in self.made.arguments:
             if argument in self.made.optional.values():
                 continue
             held = self.columns[argument.name]
-            if self.families[argument.name] != self._family(place):
+            if self.families[argument.name] != family:
                 continue
             if all(value is _ABSENT or freeze(value) == freeze(own) for value, own in zip(column, held, strict=True)):
                 return argument
         return None
 
+    def _derived(self, place: Place, column: list[Any]) -> Bound | None:
+        """What the values of a place follow from: numbers of features that are already arguments."""
+        if place[0] == "":
+            is_length = self.hints[int(place[1])] == "reshape" and all(type(value) is int for value in column)
+            return (self._matching("features", column) or self._scaled(column)) if is_length else None
+        if place[-1] == "feature_group_count":
+            own = (*place[:-1], "in_features")
+            return self.made.bound.get(own) if self._column(own) == column else None
+        if place[-1] == "shape":
+            return self._sizes(column)
+        return self._scaled(column) if self._family(place) == "features" else None
+
+    def _padding(self, place: Place, column: list[Any]) -> Half | None:
+        """The padding of a convolution by its kernel, if it is always half of that. One of one has the default."""
+        own = (*place[:-1], "kernel_size")
+        kernel = self.made.bound.get(own)
+        if not isinstance(kernel, Argument) or _ABSENT in column:
+            return None
+        sizes = [set(value) if isinstance(value, tuple) else {0} for value in self._column(own)]
+        if any(len(size) > 1 for size in sizes):
+            return None
+        halves = [min(size) // 2 for size in sizes]
+        pads = [0 if size == {1} and pad == "SAME" else pad for size, pad in zip(sizes, column, strict=True)]
+        return Half(kernel) if pads == halves else None
+
+    def _scaled(self, column: list[Any]) -> Scaled | None:
+        """A multiple or a part of an argument that these values always are."""
+        for argument in self.made.arguments:
+            if self.families.get(argument.name) != "features" or not argument.required:
+                continue
+            held = self.columns[argument.name]
+            for factor in _FACTORS:
+                for scaled in (Scaled(argument, times=factor), Scaled(argument, over=factor)):
+                    pairs = zip(column, held, strict=True)
+                    if all(value is _ABSENT or value == scaled.of(own) for value, own in pairs):
+                        return scaled
+        return None
+
+    def _sizes(self, column: list[Any]) -> Sizes | None:
+        """The lengths of a shape one by one, if each is a constant or follows from the arguments."""
+        given = [value for value in column if value is not _ABSENT]
+        items: list[Argument | Scaled | int] = []
+        for axis, length in enumerate(given[0]):
+            lengths = [value if value is _ABSENT else value[axis] for value in column]
+            if all(value[axis] == length for value in given):
+                items.append(length)
+                continue
+            found = self._matching("features", lengths) or self._scaled(lengths)
+            if found is None:
+                return None
+            items.append(found)
+        return Sizes(tuple(items))
+
     def _new_argument(self, place: Place, column: list[Any], places: Sequence[Place]) -> Argument:
-        taken = {*self.columns, *self.made.make.keys}
+        taken = {*self.columns, *self.made.make.keys, self.made.residual}
         argument = Argument(self._name(place, column, places, taken), required=_ABSENT not in column)
         self.columns[argument.name] = [None if value is _ABSENT else value for value in column]
         self.families[argument.name] = self._family(place)
@@ -95,10 +164,58 @@ class Sharing:
 
     def _name(self, place: Place, column: list[Any], places: Sequence[Place], taken: set[str]) -> str:
         *owner, last = place
-        short = plain(self.hints[int(last)] if owner == [""] else last, "size")
+        short = plain(_HOLES.get(self.hints[int(last)], self.hints[int(last)]) if owner == [""] else last, "size")
         if short == "in_features" and (*owner, "out_features") in places:
             out = [unit.constants.get((*owner, "out_features")) for unit in self.units]
             short = "features" if list(map(freeze, out)) == list(map(freeze, column)) else short
         if short not in taken and is_identifier(short):
             return short
         return unused(plain("_".join([*owner, short]), short), taken)
+
+    # Flags that follow from other arguments
+
+    def _derive_flags(self) -> None:
+        """Leaves out the flags that other arguments tell: `in_features != out_features` for a projection."""
+        for child, flag in list(self.made.optional.items()):
+            condition = self._condition(self.columns[flag.name]) if isinstance(flag, Argument) else None
+            if condition is not None and isinstance(flag, Argument):
+                self.made.optional[child] = condition
+                self.made.arguments = [argument for argument in self.made.arguments if argument is not flag]
+                del self.columns[flag.name]
+
+    def _condition(self, column: list[Any]) -> Condition | None:
+        """What holds in just those modules where the flag is set: one comparison, or two."""
+        tests = [*self._option_tests(), *self._size_tests()]
+        single = [(test,) for test in reversed(tests)]
+        for group in [*single, *itertools.combinations(tests, 2)]:
+            differs = [any(row) for row in zip(*(outcome for _, outcome in group), strict=True)]
+            if differs == column or differs == [not value for value in column]:
+                return Condition(tuple(pair for pair, _ in group), equal=differs != column)
+        return None
+
+    def _option_tests(self) -> list[tuple[Any, list[bool]]]:
+        """Whether options differ from their defaults."""
+        flags = list(self.made.optional.values())
+        options = [a for a in self.made.arguments if not a.required and a.default is not None and a not in flags]
+        columns = [self.columns[option.name] for option in options]
+        return [
+            ((option, option.default), [freeze(value) != freeze(option.default) for value in column])
+            for option, column in zip(options, columns, strict=True)
+            if None not in column
+        ]
+
+    def _size_tests(self) -> list[tuple[Any, list[bool]]]:
+        """Whether two numbers of features differ."""
+        sizes: list[tuple[Argument | Scaled, list[Any]]] = [
+            (argument, self.columns[argument.name])
+            for argument in self.made.arguments
+            if self.families.get(argument.name) == "features" and argument.required
+        ]
+        for own in self.made.bound.values():
+            if isinstance(own, Scaled) and own.argument.required and all(own != known for known, _ in sizes):
+                sizes.append((own, [own.of(value) for value in self.columns[own.argument.name]]))
+        return [
+            ((one, other), [a != b for a, b in zip(left, right, strict=True)])
+            for (one, left), (other, right) in itertools.combinations(sizes, 2)
+            if getattr(one, "argument", one) is not getattr(other, "argument", other)
+        ]

@@ -1,14 +1,19 @@
 """The statements of a method: what each value is called, and how its lines read."""
 
 import ast
+import re
 from collections.abc import Hashable, Iterable, Mapping
 from typing import Any
 
-from jaxensemble.source.bodies import Hole, Length, Local, Slot, Step, leaves, returned
-from jaxensemble.source.expressions import call, called, name
+from jaxensemble.source.bodies import Hole, Length, Local, Slot, Step, ToName, leaves, returned
+from jaxensemble.source.expressions import called, child, name, numbers
 from jaxensemble.source.folding import Entry, Folding, is_operator
+from jaxensemble.source.loops import CARRIED, Loop
 from jaxensemble.source.names import TAKEN, plain, unused
 from jaxensemble.source.pretty import INDENT, WIDTH, flat, statement
+
+ATTENTION = ("ops.attention", "nnx.dot_product_attention", "jax.nn.dot_product_attention")
+"""Functions of queries, keys and values."""
 
 
 def statements(folding: Folding, arguments: Mapping[Hashable, str], reserved: Iterable[str], indent: int) -> list[str]:
@@ -38,6 +43,8 @@ class _Writer:
     def write(self, order: list[Entry]) -> list[str]:
         lines: list[str] = []
         for entry, after in zip(order, self._live_after(order), strict=True):
+            if entry.is_residual:
+                return lines + self._residual(entry)
             if entry.is_optional:
                 lines += self._optional(entry, after)
             elif entry.loop is not None:
@@ -76,41 +83,80 @@ class _Writer:
         """The name of what dies here, else that of the layer that is called, else the next free letter."""
         held = {self.names[value] for value in after if value in self.names} | set(targets)
         is_size = _is_size(entry.step)
-        for value in [] if is_size else self.folding.reads(entry):
+        reads = [] if is_size or self._is_joined(entry) or self._roles(entry, out) else self.folding.reads(entry)
+        for value in reads:
             if value not in after and self.names[value] not in held and not self.names[value].startswith("_"):
                 return self.names[value]
-        for wish in ("n", "m") if is_size else _wishes(entry):
+        for wish in ("n", "m") if is_size else [*self._roles(entry, out), *_wishes(entry)]:
             if wish not in held | self.reserved:
                 return wish
         return unused("x", held | self.reserved)
 
-    def _loop(self, entry: Entry, path: tuple[str, ...], after: set[Hashable]) -> list[str]:
-        given = self.folding.value(entry.step.args[entry.carried])  # type: ignore[arg-type]
-        carried, lines = self.names[given], []
-        if given in after or self.folding.reads(entry).count(given) > 1:
-            held = {self.names[value] for value in [*after, *self.folding.reads(entry)] if value in self.names}
+    def _is_joined(self, entry: Entry) -> bool:
+        """Whether attention is paid here: what comes out is none of what went in."""
+        return isinstance(entry.step.target, ToName) and entry.step.target.name in ATTENTION
+
+    def _roles(self, entry: Entry, out: Local) -> list[str]:
+        """What a part of a value is called that attention is going to take."""
+        if self._is_joined(entry):
+            return ["x"]
+        value, seen = out, 0
+        while len(entry.outs) > 1 and seen < 4:
+            users = [one for one in self.folding.by_local.values() if value in leaves(one.step)]
+            if len(users) != 1 or len(users[0].outs) != 1:
+                return []
+            if self._is_joined(users[0]):
+                uses = [k for k, arg in enumerate(users[0].step.args) if arg == value]
+                return ["qkv"[uses[0]]] if uses and uses[0] < 3 else []
+            value, seen = users[0].outs[0], seen + 1
+        return []
+
+    def _loop(self, entry: Entry, loop: Loop, after: set[Hashable]) -> list[str]:
+        reads = self.folding.reads(entry)
+        carried, lines = self.names[loop.given], []
+        if loop.given in after or reads.count(loop.given) > 1:
+            held = {self.names[value] for value in [*after, *reads] if value in self.names}
             wishes = [wish for wish in ("x", "y", "z", "w") if wish not in held | self.reserved]
             carried = wishes[0] if wishes else unused("x", held | self.reserved)
-            lines = statement(f"{carried} = ", name(self.names[given]), self.indent)
-        item = unused(_singular(path), {*self.names.values(), *self.reserved, carried})
-        arguments = [name(self.names[self.folding.value(arg)]) for arg in entry.step.args]  # type: ignore[arg-type]
-        arguments[entry.carried] = name(carried)
-        lines.append(f"{INDENT * self.indent}for {item} in {flat(self.folding.expressions.child(path))}:")
-        lines += statement(f"{carried} = ", call(name(item), arguments), self.indent + 1)
+            lines = statement(f"{carried} = ", name(self.names[loop.given]), self.indent)
+        taken = {*self.names.values(), *self.reserved, carried}
+        expressions = self.folding.expressions
+        if loop.stem is None:
+            item = unused(_singular(loop.path), taken)
+            each, made = flat(expressions.child(loop.path)), name(item)
+        else:
+            item = unused("i", taken)
+            each = flat(numbers(loop.start, loop.count))
+            made = expressions.numbered_child(loop.path, loop.stem, item)
+            expressions.looped.add(loop.first)
+        self.names[CARRIED] = carried
+        expressions.items[loop.first] = made
+        node = self.folding.node(entry, self.folding.folded, self._named)
+        del expressions.items[loop.first]
+        lines.append(f"{INDENT * self.indent}for {item} in {each}:")
+        lines += statement(f"{carried} = ", node, self.indent + 1)
         self.names[entry.outs[0]] = carried
         return lines
 
     def _optional(self, entry: Entry, after: set[Hashable]) -> list[str]:
         """The call of a child that may be absent."""
         given = name(self.names[self.folding.value(entry.step.args[0])])  # type: ignore[arg-type]
-        child = self.folding.expressions.child(called(entry.step))
+        made = self.folding.expressions.child(called(entry.step))
         (target,) = self._targets(entry, after)
         node = self.folding.node(entry, self.folding.folded, lambda use: given)
         if target == given.id:
-            test = ast.Compare(child, [ast.IsNot()], [ast.Constant(None)])
+            test = ast.Compare(made, [ast.IsNot()], [ast.Constant(None)])
             return [f"{INDENT * self.indent}if {flat(test)}:", *statement(f"{target} = ", node, self.indent + 1)]
-        test = ast.Compare(child, [ast.Is()], [ast.Constant(None)])
+        test = ast.Compare(made, [ast.Is()], [ast.Constant(None)])
         return statement(f"{target} = ", ast.IfExp(test, given, node), self.indent)
+
+    def _residual(self, entry: Entry) -> list[str]:
+        """What is returned by a method whose last step, an addition, may be left out."""
+        definition = self.folding.expressions.definition
+        before = next(arg for arg in entry.step.args if isinstance(arg, Local))
+        node = self.folding.node(entry, self.folding.folded, self._named)
+        flag = child(name("self"), definition.residual)
+        return statement("return ", ast.IfExp(flag, node, self._named(before)), self.indent)
 
     def _check_width(self, line: str, entry: Entry) -> None:
         if len(INDENT * self.indent + line) > WIDTH:
@@ -139,8 +185,9 @@ class _Writer:
 
 
 def _wishes(entry: Entry) -> list[str]:
+    """What a value could be called: `branch` for the result of `branch_1`, which most often goes on to `branch_2`."""
     path = called(entry.step)
-    own = plain(path[-1], "") if path and len(entry.outs) == 1 else ""
+    own = plain(re.sub(r"_\d+[a-z]?$", "", path[-1]), "") if path and len(entry.outs) == 1 else ""
     return [*([own] if own else []), "y", "z", "w"]
 
 

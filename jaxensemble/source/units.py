@@ -2,7 +2,7 @@
 
 import dataclasses
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal, TypeAlias
 
 from flax import nnx
@@ -10,7 +10,8 @@ from flax import nnx
 from jaxensemble.errors import InputError
 from jaxensemble.network import Arg, Layer, Variable
 from jaxensemble.source.bodies import Operand, Step
-from jaxensemble.source.names import resolve
+from jaxensemble.source.frames import freeze
+from jaxensemble.source.names import resolve, unused
 
 Place: TypeAlias = tuple[str, ...]
 """Where a constant stands in a class: the attributes that lead to a layer, then its option; `("", n)` is a hole."""
@@ -43,6 +44,9 @@ class Make:
 
 NONE, IDENTITY = Make("none"), Make("identity")
 
+RESIDUAL = "+"
+"""In the place of a child: the last step of a method, which adds what was given to what came out."""
+
 
 @dataclasses.dataclass
 class Unit:
@@ -66,44 +70,107 @@ class Argument:
     default: Arg = None
 
 
+@dataclasses.dataclass(frozen=True)
+class Scaled:
+    """A whole multiple of an argument, `times * argument`, or a whole part of it, `argument // over`."""
+
+    argument: Argument
+    times: int = 1
+    over: int = 1
+
+    def of(self, value: int) -> int | None:
+        """What it is where the argument has this value; None where there is a remainder."""
+        return None if value % self.over else value * self.times // self.over
+
+
+@dataclasses.dataclass(frozen=True)
+class Sizes:
+    """A shape, some of whose lengths are arguments or follow from them."""
+
+    items: tuple["Argument | Scaled | int", ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Half:
+    """What pads a convolution with a square kernel to the size it was given: `kernel_size[0] // 2`."""
+
+    kernel_size: Argument
+
+
+Bound: TypeAlias = Argument | Scaled | Sizes | Half
+"""What stands for a constant that differs from module to module."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Condition:
+    """What says, in the place of an argument of its own, whether something is there: `a != b or c != d`.
+
+    Where `equal` is set, it is `a == b and c == d` instead.
+    """
+
+    pairs: tuple[tuple[Argument | Scaled, Argument | Scaled | Arg], ...]
+    equal: bool
+
+
 @dataclasses.dataclass
 class Definition:
     """A class or function of the source.
 
     `run` is where the steps of the root, a list, call all of its items in turn. `slots` says which of the method's
     `parameters` each slot is; `returns` are its results. `constants` are those that all its modules agree on, `bound`
-    names the arguments that stand for the others, `optional` those that say whether a child is there.
+    says what stands for the others, `optional` what tells whether a child is there (`RESIDUAL`: whether the last step
+    is taken). `uses` counts the modules.
     """
 
     kind: Literal["class", "function"]
     label: str
     make: Make = NONE
     is_list: bool = False
+    uses: int = 0
     run: tuple[int, int] | None = None
     steps: tuple[Step, ...] | None = None
     slots: list[int] = dataclasses.field(default_factory=list)
     parameters: list[str] = dataclasses.field(default_factory=list)
     returns: tuple[Operand, ...] = ()
     constants: dict[Place, Arg] = dataclasses.field(default_factory=dict)
-    bound: dict[Place, Argument] = dataclasses.field(default_factory=dict)
-    optional: dict[str, Argument] = dataclasses.field(default_factory=dict)
+    bound: dict[Place, Bound] = dataclasses.field(default_factory=dict)
+    optional: dict[str, Argument | Condition] = dataclasses.field(default_factory=dict)
     arguments: list[Argument] = dataclasses.field(default_factory=list)
+
+    @property
+    def residual(self) -> str:
+        """The attribute that tells whether the last step is taken."""
+        return unused("residual", self.make.keys)
 
 
 def layer_unit(layer: Layer) -> Unit:
     """A layer: its options are its constants, some of which have defaults."""
     defaults = option_defaults(layer.type)
-    fixed = tuple(sorted(set(layer.options) - set(defaults)))
+    options = plain_options(layer)
+    fixed = tuple(sorted(set(options) - set(defaults)))
     return Unit(
         Make("layer", layer.type, fixed),
-        {(name,): value for name, value in layer.options.items()},
+        {(name,): value for name, value in options.items()},
         {(name,): value for name, value in defaults.items()},
     )
 
 
+def class_unit(number: int, arguments: Sequence[Argument], given: Mapping[str, Arg]) -> Unit:
+    """A module of a class: what its arguments are, those with a default only where they differ from it."""
+    defaults = {(a.name,): a.default for a in arguments if not a.required}
+    constants = {(a.name,): given[a.name] for a in arguments}
+    told = {
+        place: value
+        for place, value in constants.items()
+        if place not in defaults or freeze(value) != freeze(defaults[place])
+    }
+    return Unit(Make("class", definition=number), told, defaults)
+
+
 def variable_unit(variable: Variable) -> Unit:
     """A bare array: its shape is a constant."""
-    return Unit(Make("variable", variable.kind, (variable.dtype,)), {("shape",): variable.shape})
+    fixed = (variable.dtype, str(len(variable.shape)))
+    return Unit(Make("variable", variable.kind, fixed), {("shape",): variable.shape})
 
 
 def container_unit(kind: Kind, entries: Mapping[str, Unit]) -> Unit:
@@ -112,6 +179,30 @@ def container_unit(kind: Kind, entries: Mapping[str, Unit]) -> Unit:
     constants = {(name, *place): value for name, unit in entries.items() for place, value in unit.constants.items()}
     defaults = {(name, *place): value for name, unit in entries.items() for place, value in unit.defaults.items()}
     return Unit(make, constants, defaults)
+
+
+def plain_options(layer: Layer) -> dict[str, Arg]:
+    """The options of a layer in the shortest form that means the same.
+
+    >>> plain_options(Layer("conv", "nnx.Conv", {"kernel_size": (1, 1), "strides": (2, 2), "padding": "VALID"}))
+    {'kernel_size': (1, 1), 'strides': 2}
+    >>> plain_options(Layer("conv", "nnx.Conv", {"kernel_size": (1, 7), "padding": ((0, 0), (3, 3))}))
+    {'kernel_size': (1, 7), 'padding': (0, 3)}
+    """
+    options = dict(layer.options)
+    if layer.type != "nnx.Conv":
+        return options
+    kernel, padding = options.get("kernel_size"), options.get("padding")
+    if isinstance(kernel, tuple) and set(kernel) == {1} and padding in ("VALID", 0):
+        del options["padding"]  # the default, "SAME", adds nothing to a kernel of one
+    if isinstance(padding, tuple) and all(isinstance(p, tuple) and len(p) == 2 and p[0] == p[1] for p in padding):
+        sides = tuple(p[0] for p in padding if isinstance(p, tuple))
+        options["padding"] = sides[0] if len(set(sides)) == 1 else sides
+    for name in ("strides", "kernel_dilation", "input_dilation"):
+        value = options.get(name)
+        if isinstance(value, tuple) and len(set(value)) == 1:
+            options[name] = value[0]
+    return options
 
 
 def option_defaults(type_: str) -> dict[str, Arg]:

@@ -14,10 +14,12 @@ from torch import Tensor, nn
 
 from jaxensemble.ensemble import Ensemble
 from jaxensemble.errors import InputError, MemberError, ParityError
+from jaxensemble.proof import Proof
 from torch_bridge import parity
 from torch_bridge.assemble import assembled, convert, tensors_of
 from torch_bridge.capture import BatchAxis
 from torch_bridge.checkpoints.files import checkpoint_path, checksum, read_state_dict
+from torch_bridge.proof import proof_of
 from torch_bridge.stacking import Stack
 
 Factory = Callable[[], nn.Module]
@@ -83,7 +85,7 @@ def load_ensemble(
     _fill(stack, files, expected, unsaved, allow_nonfinite)
     ensemble = assembled(lowered, stack, name, batch_axis, input_layout)
     if check:
-        _prove(ensemble, factory, files, expected, unsaved, example_inputs)
+        ensemble = ensemble.proven(_prove(ensemble, factory, files, expected, unsaved, example_inputs))
     return ensemble
 
 
@@ -278,19 +280,21 @@ def _prove(
     expected: Expected,
     unsaved: Mapping[str, Tensor],
     example_inputs: tuple[Any, ...],
-) -> None:
+) -> Proof:
     size = sum(tensor.nbytes for tensor in tensors_of(factory()).values())
     together = max(1, _PROVEN_TOGETHER // max(1, size))
-    failed = []
+    failed, reports = [], []
     for start in range(0, len(files), together):
         chosen = files[start : start + together]
         models = [_with_unsaved(with_weights(factory(), expected.read(file)), unsaved) for file in chosen]
         report = parity.check(models, ensemble[start : start + len(chosen)], example_inputs, thorough=False)
+        reports.append(report)
         if not report.passed:
             names = ", ".join(f"{start + k} ({file.name})" for k, file in enumerate(chosen))
             failed.append(f"members {names}:\n{report}")
     if failed:
         raise ParityError("the ported ensemble does not give what PyTorch gives:\n" + "\n".join(failed))
+    return proof_of(reports)
 
 
 def _with_unsaved(model: nn.Module, unsaved: Mapping[str, Tensor]) -> nn.Module:

@@ -13,19 +13,23 @@ from torch_bridge.lowering import (
     join,
     linalg,
     linear,
+    losses,
     norm,
     order,
     pointwise,
     pool,
+    recurrent,
     reduce,
     resize,
     scatter,
     shape,
 )
 from torch_bridge.lowering.lower import Lowered, lower
-from torch_bridge.lowering.table import register
+from torch_bridge.lowering.table import REFUSALS, RULES, register
 
 __all__ = [
+    "REFUSALS",
+    "RULES",
     "Lowered",
     "activation",
     "arrange",
@@ -39,11 +43,13 @@ __all__ = [
     "join",
     "linalg",
     "linear",
+    "losses",
     "lower",
     "norm",
     "order",
     "pointwise",
     "pool",
+    "recurrent",
     "reduce",
     "register",
     "resize",

@@ -28,11 +28,45 @@ def scaled_dot_product_attention(
             f"dropout of attention weights in evaluation mode, dropout_p={dropout_p}; pass "
             "`dropout_p=self.p if self.training else 0.0`, as PyTorch's documentation asks for"
         )
-    arrays = [_heads_before_features(b, operand) for operand in (query, key, value)]
+    arrays, mask, options = _prepared(b, (query, key, value), attn_mask, is_causal, scale)
+    return _attended(b, b.emit("ops.attention", *arrays, *mask, **options))
+
+
+@register("torch_bridge.attention.default")
+def attention_with_dropout(
+    b: Builder,
+    query: Operand,
+    key: Operand,
+    value: Operand,
+    attn_mask: Operand | None,
+    is_causal: bool,
+    scale: float | None,
+    enable_gqa: bool,
+    dropout_p: float,
+    mode: str,
+) -> Value:
+    """Attention whose weights are dropped in training, as elements of `[..., H, L, S]`."""
+    arrays, mask, options = _prepared(b, (query, key, value), attn_mask, is_causal, scale)
+    weights = b.emit("ops.attention_weights", *arrays[:2], *mask, **options)
+    path = b.stateless("nnx.Dropout", {"rate": dropout_p}, "attention_dropout")
+    return _attended(b, b.emit("ops.attended", b.emit(f"layer:{path}", weights), arrays[2]))
+
+
+Prepared = tuple[list[Ref | Var], list[Ref | Var], dict[str, Arg]]
+"""Query, key and value; a mask, if there is one; options."""
+
+
+def _prepared(
+    b: Builder, operands: Sequence[Operand], attn_mask: Operand | None, is_causal: bool, scale: float | None
+) -> Prepared:
+    arrays = [_heads_before_features(b, operand) for operand in operands]
     mask = [] if attn_mask is None else [_with_heads(b, attn_mask, arrays[0].ndim > 3)]
     options: dict[str, Arg] = {"is_causal": True} if is_causal else {}
     options |= {} if scale is None else {"scale": scale}
-    expr = b.emit("ops.attention", *[array.expr for array in arrays], *mask, **options)
+    return [array.expr for array in arrays], mask, options
+
+
+def _attended(b: Builder, expr: Ref) -> Value:
     dims = tuple(span(size) for size in b.result_shape)
     return b.laid(expr, Layout(dims, _axes(dims)))
 

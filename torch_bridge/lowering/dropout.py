@@ -38,28 +38,3 @@ def _dropped(b: Builder, type_: str, x: Value, p: float, mode: str, name: str, c
     always: dict[str, Arg] = {"deterministic": False} if mode == "always" else {}
     path = b.stateless(type_, options, name)
     return b.laid(b.emit(f"layer:{path}", x.expr, **always), x.layout)
-
-
-@register(
-    "aten.bernoulli.default",
-    "aten.bernoulli.p",
-    "aten.bernoulli.Tensor",
-    "aten.exponential.default",
-    "aten.multinomial.default",
-    "aten.normal_functional.default",
-    "aten.poisson.default",
-    "aten.rand.default",
-    "aten.rand_like.default",
-    "aten.randint.default",
-    "aten.randint.low",
-    "aten.randint_like.default",
-    "aten.randn.default",
-    "aten.randn_like.default",
-    "aten.randperm.default",
-    "aten.uniform.default",
-)
-def random(b: Builder, *_: object, **__: object) -> Value:
-    raise b.unsupported(
-        "it draws random numbers outside of any dropout layer, which PyTorch and JAX draw differently; pass the random "
-        "tensor in as an input"
-    )

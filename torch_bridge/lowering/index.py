@@ -11,7 +11,7 @@ from torch_bridge.layout import Layout
 from torch_bridge.lowering.builder import Builder
 from torch_bridge.lowering.dims import in_one_order, last_as_minus_one, redimensioned, span, viewed
 from torch_bridge.lowering.shape import expand_to, reshape_to
-from torch_bridge.lowering.table import register
+from torch_bridge.lowering.table import refuse, register
 from torch_bridge.lowering.values import Operand, Value, settle
 
 Index = Value | Tensor | None
@@ -183,22 +183,14 @@ def isin(b: Builder, x: Value, test: Operand, *, assume_unique: bool = False, in
 # What has no fixed size
 
 
-@register(
-    "aten.masked_select.default",
-    "aten.nonzero.default",
-    "aten.nonzero_numpy.default",
-    "aten.argwhere.default",
-    "aten.where.default",
-    "aten._unique2.default",
-    "aten.unique_consecutive.default",
-    "aten.unique_dim.default",
-    "aten.bincount.default",
+refuse(
+    """
+    aten.masked_select.default aten.nonzero.default aten.nonzero_numpy.default aten.argwhere.default aten.where.default
+    aten._unique2.default aten.unique_consecutive.default aten.unique_dim.default aten.bincount.default
+    """,
+    "the size of its result depends on values, and XLA needs fixed sizes; use torch.where(mask, x, other) or multiply "
+    "by the mask",
 )
-def of_no_fixed_size(b: Builder, *_: Any, **__: Any) -> Value:
-    raise b.unsupported(
-        "the size of its result depends on values, and XLA needs fixed sizes; use torch.where(mask, x, other) or "
-        "multiply by the mask"
-    )
 
 
 @register("aten.repeat_interleave.self_Tensor")

@@ -2,23 +2,26 @@
 
 import dataclasses
 import operator
+import warnings
 from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
+import jax
 import torch
 import torch.utils._pytree as pytree
 from torch import Tensor, fx, nn
 from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 
-from jaxensemble.errors import UnsupportedError
+from jaxensemble.errors import NarrowIntegerWarning, UnsupportedError
 from jaxensemble.network import Call, Layer, Network, Ref, Tree, Var, Variable, references
+from jaxensemble.origin import Entry, WeightMap
 from torch_bridge.capture import TorchGraph, source_line
 from torch_bridge.layout import Layout, fresh
 from torch_bridge.lowering.builder import Builder
+from torch_bridge.lowering.integers import wide_products
 from torch_bridge.lowering.state import ModuleState
-from torch_bridge.lowering.table import RULES
+from torch_bridge.lowering.table import REFUSALS, RULES
 from torch_bridge.lowering.values import DTYPES, Value, module_scope, settle, size, sizes
-from torch_bridge.weights import Entry, WeightMap
 
 RANDOM = torch.Tag.nondeterministic_seeded
 
@@ -38,6 +41,7 @@ def lower(captured: TorchGraph, input_layout: str = "torch", *, observed: bool =
     **Raises:** `UnsupportedError` naming every node for which there is no rule.
     """
     _refuse_unknown(captured)
+    _warn_of_narrow_integers(captured)
     builder = Builder(captured)
     env: dict[fx.Node, Any] = {}
     for node in captured.graph.nodes:
@@ -57,13 +61,29 @@ def _refuse_unknown(captured: TorchGraph) -> None:
         if node.op != "call_function" or _is_structural(node) or str(node.target) in RULES or _is_constant(node):
             continue
         path = list((node.meta.get("nn_module_stack") or {"": ("", "")}).values())[-1][0] or "the root module"
-        where = source_line(node)
-        lines.append(f"  {node.target} in {path}" + (f" ({where})" if where else ""))
+        where, reason = source_line(node), REFUSALS.get(str(node.target))
+        lines.append(
+            f"  {node.target} in {path}" + (f" ({where})" if where else "") + (f": {reason}" if reason else "")
+        )
     if lines:
         listing = "\n".join(dict.fromkeys(lines))
         raise UnsupportedError(
             f"{type(captured.model).__name__} uses operations that have no rule:\n{listing}\n"
-            "Register one with torch_bridge.register, or write the forward with other operations."
+            "Write the forward with other operations, or register a rule with torch_bridge.register."
+        )
+
+
+def _warn_of_narrow_integers(captured: TorchGraph) -> None:
+    if jax.config.read("jax_enable_x64"):
+        return
+    found = wide_products(captured.graph, dict(captured.constants))
+    if found:
+        warnings.warn(
+            f"{type(captured.model).__name__} computes with 64-bit integers that may leave the range of 32 bits, which "
+            f"JAX has while x64 is off: {'; '.join(found)}. Beyond it results would wrap around. Port and call it "
+            "within `with jax.enable_x64(True):`, or ignore this where its values stay below 2**31.",
+            NarrowIntegerWarning,
+            stacklevel=2,
         )
 
 
@@ -131,6 +151,8 @@ def _call(builder: Builder, node: fx.Node, env: dict[fx.Node, Any]) -> Any:
 def _argument(builder: Builder, leaf: Any, env: dict[fx.Node, Any]) -> Any:
     value = env[leaf] if isinstance(leaf, fx.Node) else leaf
     if isinstance(value, torch.SymFloat | torch.SymBool):
+        if free_unbacked_symbols(value):
+            raise builder.unsupported("it uses a tensor's value as a number (.item()); use the tensor itself")
         raise builder.unsupported(f"{value} depends on the batch size; pass batch_axis=None to fix all shapes")
     return builder.resolved(value) if isinstance(value, Value) and value.open else value
 
@@ -192,6 +214,7 @@ def _assemble(builder: Builder, outputs: Tree) -> Lowered:
             for value in builder.sources
             if isinstance(value.expr, Ref)
         },
+        input_dtypes={value.expr.name: DTYPES[value.dtype] for value in builder.sources if isinstance(value.expr, Ref)},
         training=tuple(path for path in builder.layers if _is_training(path, state)),
     )
     return Lowered(network, WeightMap(entries), builder.constants)

@@ -10,7 +10,7 @@ from jaxensemble.network import Arg, Ref
 from torch_bridge.layout import Layout
 from torch_bridge.lowering.builder import Builder
 from torch_bridge.lowering.conv import Ints, each, feature_map
-from torch_bridge.lowering.table import register
+from torch_bridge.lowering.table import refuse, register
 from torch_bridge.lowering.values import Value
 
 
@@ -162,8 +162,7 @@ def _max_unpool(b: Builder, spatial: int, x: Value, indices: Value, output_size:
     return feature_map(b, b.emit("ops.max_unpool", x.expr, indices.expr, tuple(output_size)), spatial)
 
 
-@register("aten.fractional_max_pool2d.default", "aten.fractional_max_pool3d.default")
-def fractional_max_pool(b: Builder, *args: Any) -> Any:
-    raise b.unsupported(
-        "fractional max pooling draws its windows at random, in evaluation mode too; use nn.MaxPool2d or nn.MaxPool3d"
-    )
+refuse(
+    "aten.fractional_max_pool2d.default aten.fractional_max_pool3d.default",
+    "fractional max pooling draws its windows at random, in evaluation mode too; use nn.MaxPool2d or nn.MaxPool3d",
+)

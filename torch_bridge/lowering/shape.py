@@ -9,7 +9,7 @@ from torch_bridge.lowering import alignment
 from torch_bridge.lowering.builder import Builder
 from torch_bridge.lowering.dims import axis_of, index_at, redimensioned, relabelled, sizes_of, span, viewed, without
 from torch_bridge.lowering.table import register
-from torch_bridge.lowering.values import Value
+from torch_bridge.lowering.values import Value, sizes
 
 END = 2**63 - 1
 """Where PyTorch's slices end that have no end."""
@@ -33,6 +33,11 @@ def reshape(b: Builder, x: Value, shape: Sequence[Size]) -> Value:
     return reshape_to(b, viewed(b, x), b.result_shape)
 
 
+@register("aten.flatten.using_ints", "aten.unflatten.int")
+def flatten(b: Builder, x: Value, *_: Any) -> Value:
+    return reshape_to(b, viewed(b, x), b.result_shape)
+
+
 def reshape_to(b: Builder, value: Value, shape: Sequence[Size]) -> Value:
     """The value with another shape: in name only where the new dimensions are made of whole pieces of the old ones."""
     layout = reshaped(value.layout, shape)
@@ -49,7 +54,7 @@ def permute(b: Builder, x: Value, dims: Sequence[int]) -> Value:
     return relabelled(value, [value.layout.dims[dim % value.ndim] for dim in dims])
 
 
-@register("aten.transpose.int")
+@register("aten.transpose.int", "aten.swapaxes.default", "aten.swapdims.default")
 def transpose(b: Builder, x: Value, dim0: int, dim1: int) -> Value:
     value = viewed(b, x)
     order = list(range(value.ndim))
@@ -188,6 +193,11 @@ def split(b: Builder, x: Value, split_size: Size, dim: int = 0) -> tuple[Value, 
     return split_with_sizes(b, x, parts, dim)
 
 
+@register("aten.chunk.default")
+def chunk(b: Builder, x: Value, chunks: int, dim: int = 0) -> tuple[Value, ...]:
+    return split_with_sizes(b, x, [sizes(part.shape)[dim] for part in b.node.meta["val"]], dim)
+
+
 @register(
     "aten.split_with_sizes.default",
     "aten.unsafe_split_with_sizes.default",
@@ -212,6 +222,11 @@ def split_with_sizes(b: Builder, x: Value, split_sizes: Sequence[Size], dim: int
 # Repetition
 
 
+@register("aten.expand_as.default")
+def expand_as(b: Builder, x: Value, other: Any) -> Value:
+    return expand_to(b, x, b.result_shape)
+
+
 @register("aten.expand.default", "aten.broadcast_to.default")
 def expand(b: Builder, x: Value, size: Sequence[Size], implicit: bool = False) -> Value:
     return expand_to(b, x, b.result_shape)
@@ -232,7 +247,7 @@ def expand_to(b: Builder, x: Any, shape: Sequence[Size]) -> Value:
     new = {dim: span(size) for dim, size in enumerate(shape) if not layout.dims[dim] and size != 1}
     result = redimensioned(b, tidy, tidy.expr, new, value.dtype)
     wide = b.emit("jnp.broadcast_to", tidy.expr, sizes_of(b, result.layout.stored_shape, [value]))
-    b.expanded[wide] = tidy
+    b.expanded[wide] = value  # told with the axes that it has: `tidy` has some more in front
     return b.laid(wide, result.layout, value.dtype)
 
 

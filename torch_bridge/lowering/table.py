@@ -10,6 +10,9 @@ F = TypeVar("F", bound=Rule)
 
 RULES: dict[str, Rule] = {}
 
+REFUSALS: dict[str, str] = {}
+"""Operations that cannot be carried at all, and why."""
+
 
 def register(*operations: str) -> Callable[[F], F]:
     """Makes a function the rule of ATen operations, named with their overload: `aten.relu.default`.
@@ -29,3 +32,8 @@ def register(*operations: str) -> Callable[[F], F]:
         return rule
 
     return enter
+
+
+def refuse(operations: str, reason: str) -> None:
+    """Enters operations, named with their overload and separated by blanks, that cannot be carried, and why."""
+    REFUSALS.update(dict.fromkeys(operations.split(), reason))

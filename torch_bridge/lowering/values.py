@@ -9,9 +9,9 @@ import torch
 from torch import fx
 
 from jaxensemble.network import Ref, Var
+from jaxensemble.origin import Rearrangement
 from torch_bridge.arrays import DTYPES as DTYPES
 from torch_bridge.layout import Layout, Size, atoms_of
-from torch_bridge.weights import Rearrangement
 
 
 @dataclasses.dataclass(frozen=True)

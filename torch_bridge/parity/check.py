@@ -10,17 +10,19 @@ import torch.utils._pytree as pytree
 from torch import Tensor, nn
 
 from jaxensemble.ensemble import Ensemble
-from jaxensemble.errors import InputError
+from jaxensemble.errors import InputError, RandomnessError
+from jaxensemble.origin import Origin
 from torch_bridge import reference
 from torch_bridge.assemble import tensors_of
 from torch_bridge.members import as_members
-from torch_bridge.parity import gradients
+from torch_bridge.parity import gradients, training
 from torch_bridge.parity.divergence import first_divergence
 from torch_bridge.parity.float64 import in_float64
 from torch_bridge.parity.metrics import EXACT, EXACT_DEEP, WORKING, WORKING_FEW, normwise, rms, stacked
+from torch_bridge.parity.perturbed import perturbed
 from torch_bridge.parity.result import ParityReport, Row
 from torch_bridge.report import environment
-from torch_bridge.stacking import Origin, tensors_of_members
+from torch_bridge.stacking import tensors_of_members
 
 
 def check(
@@ -34,7 +36,11 @@ def check(
     2. outputs in float64, normwise, against a loop over the members and against `torch.func.vmap`, for the same
        minibatch and for one per member, for batch sizes of 1, an odd one and a large one;
     3. outputs in the models' own precision: the error against the float64 truth, beside PyTorch's own error;
-    4. gradients of every parameter in float64.
+    4. gradients of every parameter in float64;
+    5. outputs and buffers of a call in training mode in float64, where no random numbers are drawn.
+
+    Weights that initialisation leaves constant, which hide errors, are drawn anew on both sides for one more comparison
+    of float64 outputs.
 
     **Arguments:** `inputs` is the tuple of one call's positional arguments, as for `to_ensemble`. With
     `thorough=False` only the weights, float64 outputs for one minibatch per member, and working precision are compared.
@@ -71,22 +77,33 @@ class _Check:
         self.exact = EXACT if layers <= 100 else EXACT_DEEP
         self.rows: list[Row] = []
         self.notes: list[str] = []
+        self.silent: set[str] = set()  # outputs that are zero or not finite everywhere
 
     def report(self) -> ParityReport:
         diverged = None
         with reference.equal_precision():
             self._weights()
-            doubles, inputs = reference.in_double(self.members), reference.doubled(self.inputs)
-            with jax.enable_x64(True):
-                exact = in_float64(self.ensemble, doubles[0], inputs)
-                self._float64(exact, doubles, inputs)
-                if self.thorough:
-                    self._gradients(exact, doubles, inputs)
-            self._working_precision(doubles, inputs)
-            if not all(row.passed for row in self.rows):
-                with jax.enable_x64(True):
-                    diverged = first_divergence(exact, doubles, inputs, self.arrays(inputs), self.exact)
+            try:
+                diverged = self._outputs()
+            except RandomnessError as error:
+                self.notes.append(f"outputs not compared, since the two frameworks draw different numbers: {error}")
         return ParityReport(tuple(self.rows), diverged, tuple(self.notes), environment())
+
+    def _outputs(self) -> str | None:
+        """Every stage that runs the networks, and the first module that differs."""
+        doubles, inputs = reference.in_double(self.members), reference.doubled(self.inputs)
+        with jax.enable_x64(True), reference.widened():
+            exact = in_float64(self.ensemble, doubles[0], inputs)
+            self._float64(exact, doubles, inputs)
+            self._perturbed(exact, doubles, inputs)
+            if self.thorough:
+                self._gradients(exact, doubles, inputs)
+                self._training(exact, doubles, inputs)
+        self._working_precision(doubles, inputs)
+        if all(row.passed for row in self.rows):
+            return None
+        with jax.enable_x64(True), reference.widened():
+            return first_divergence(exact, doubles, inputs, self.arrays(inputs), self.exact)
 
     def arrays(self, inputs: Any) -> Any:
         """Inputs as the ensemble takes them."""
@@ -118,6 +135,17 @@ class _Check:
                 resized = reference.resized(inputs, size, self.batch_axis)
                 self._compare(f"float64, batch of {size}", exact, doubles, resized, vmap=False)
 
+    def _perturbed(self, exact: Ensemble, doubles: list[nn.Module], inputs: tuple[Any, ...]) -> None:
+        changed = perturbed(exact, doubles) if self.origin is not None else None
+        if changed is not None:
+            self.silent.clear()
+            each = reference.per_member(inputs, len(doubles), self.batch_axis)
+            self._compare("float64, constants perturbed", *changed, each, vmap=False)
+        self.notes += [
+            f"{place} is zero or not finite everywhere for these inputs: little is proved of what leads to it"
+            for place in sorted(self.silent)
+        ]
+
     def _compare(self, case: str, exact: Ensemble, doubles: list[nn.Module], inputs: Any, *, vmap: bool) -> None:
         if isinstance(inputs, list):
             arguments = pytree.tree_map(lambda *xs: torch.stack(xs), *[self.arrays(member) for member in inputs])
@@ -146,10 +174,7 @@ class _Check:
             return
         for place, expected in theirs.items():
             if not (np.isfinite(expected) & (expected != 0)).any():
-                note = (
-                    f"{place} is zero or not finite everywhere for these inputs: little is proved of what leads to it"
-                )
-                self.notes += [note] if note not in self.notes else []
+                self.silent.add(place)
             error, member = normwise(ours[place], expected)
             self.rows.append(Row(case, _case(what, place, theirs), error, self.exact, f"member {member}"))
 
@@ -157,7 +182,20 @@ class _Check:
         if self.origin is None:
             self.notes.append("gradients not compared: the ensemble was not ported from PyTorch")
             return
-        self.rows += gradients.compare(exact, doubles, inputs, self.arrays(inputs))
+        found = gradients.compare(exact, doubles, inputs, self.arrays(inputs))
+        if isinstance(found, str):
+            self.notes.append(found)
+        else:
+            self.rows += found
+
+    def _training(self, exact: Ensemble, doubles: list[nn.Module], inputs: tuple[Any, ...]) -> None:
+        if self.origin is None:
+            return
+        found = training.compare(exact, doubles, inputs, self.arrays(inputs), self.exact)
+        if isinstance(found, str):
+            self.notes.append(found)
+        else:
+            self.rows += found
 
     def _working_precision(self, doubles: list[nn.Module], inputs: tuple[Any, ...]) -> None:
         """Both errors against float64, from the very same weights and inputs."""
@@ -172,7 +210,8 @@ class _Check:
                     module.training = flag
         actual = self.ensemble(*self.arrays(self.inputs))
         ours = stacked([jax.tree.map(lambda x, k=k: np.asarray(x[k]), actual) for k in range(len(doubles))])
-        truth = stacked(reference.loop(doubles, inputs))
+        with reference.widened():
+            truth = stacked(reference.loop(doubles, inputs))
         for place, exact in truth.items():
             dtype = theirs[place].dtype
             stage = f"{dtype}, same for all"

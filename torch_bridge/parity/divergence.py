@@ -10,11 +10,11 @@ from torch import Tensor, nn
 
 from jaxensemble.build import skeleton
 from jaxensemble.ensemble import Ensemble
+from jaxensemble.origin import Origin
 from jaxensemble.state import merge
 from torch_bridge.capture import capture
 from torch_bridge.lowering import lower
 from torch_bridge.parity.metrics import normwise
-from torch_bridge.stacking import Origin
 
 
 def first_divergence(

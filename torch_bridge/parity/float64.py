@@ -4,15 +4,13 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 from torch import nn
 
 from jaxensemble.build import skeleton
 from jaxensemble.ensemble import Ensemble
 from jaxensemble.network import Dtype, Network
+from jaxensemble.origin import Origin
 from torch_bridge.assemble import constants_of, convert
-from torch_bridge.stacking import Origin
 
 
 def in_float64(ensemble: Ensemble, double: nn.Module, inputs: tuple[Any, ...]) -> Ensemble:
@@ -32,7 +30,7 @@ def in_float64(ensemble: Ensemble, double: nn.Module, inputs: tuple[Any, ...]) -
             network=lowered.network,
             constants=_filled(state.constants, constants),
         )
-    return jax.tree.map(_widened, ensemble)
+    return ensemble.astype("float64")
 
 
 def _filled(tree: Any, arrays: Mapping[str, Any], prefix: str = "") -> Any:
@@ -40,10 +38,6 @@ def _filled(tree: Any, arrays: Mapping[str, Any], prefix: str = "") -> Any:
         name: _filled(leaf, arrays, f"{prefix}{name}.") if isinstance(leaf, dict) else arrays[prefix + name]
         for name, leaf in tree.items()
     }
-
-
-def _widened(leaf: Any) -> Any:
-    return leaf.astype(jnp.float64) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
 
 
 def depends_on_dtype(network: Network) -> bool:

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from jaxensemble.ensemble import Ensemble
+from jaxensemble.origin import Origin
 from jaxensemble.state import flatten
 from torch_bridge.parity.result import Row
-from torch_bridge.stacking import Origin
 
 LIMIT = 1e-11
 """Largest float64 error of a parameter's gradient, relative to that gradient's largest entry."""
@@ -21,13 +21,19 @@ FLOOR = 1e-4
 """Gradients smaller than this part of the member's largest are sums that cancel: their error is compared with it."""
 
 
-def compare(ensemble: Ensemble, doubles: Sequence[nn.Module], inputs: tuple[Any, ...], arrays: Any) -> list[Row]:
-    """One row: the worst parameter of the worst member. `arrays` are `inputs` as the ensemble takes them."""
+def compare(ensemble: Ensemble, doubles: Sequence[nn.Module], inputs: tuple[Any, ...], arrays: Any) -> list[Row] | str:
+    """One row: the worst parameter of the worst member; or why there is none.
+
+    `arrays` are `inputs` as the ensemble takes them.
+    """
     assert isinstance(ensemble.origin, Origin)
     ours = {name: np.asarray(grad) for name, grad in flatten(_gradients(ensemble, arrays)).items()}
     worst, where = 0.0, ""
     for k, model in enumerate(doubles):
-        theirs = _autograd(model, inputs)
+        try:
+            theirs = _autograd(model, inputs)
+        except RuntimeError as error:  # as of a forward that writes into what its backward needs
+            return f"gradients not compared, since PyTorch cannot compute them: {str(error).splitlines()[0]}"
         scale = max((float(np.abs(grad).max(initial=0.0)) for grad in theirs.values()), default=0.0)
         for entry in ensemble.origin.weights.entries:
             key = next((key for key in entry.keys if key in theirs), None)

@@ -9,10 +9,10 @@ from flax import nnx
 
 from jaxensemble import layers
 from jaxensemble.errors import InputError
+from jaxensemble.origin import Rearrangement
 from jaxensemble.state import kind_of, split
 from jaxensemble.structure import Leaf, Node, Structure
 from torch_bridge.state_dicts.axes import Axis, Unclear, kinds_order, permutation
-from torch_bridge.weights import Rearrangement
 
 Names = Mapping[str, str] | Callable[[str], str] | None
 

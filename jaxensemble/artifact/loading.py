@@ -1,0 +1,206 @@
+"""Reading an artifact. Everything in it is taken for a stranger's: checked first, used then, run never."""
+
+import dataclasses
+import hashlib
+import stat
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import jax
+
+from jaxensemble.artifact.dtypes import KEYS, is_key
+from jaxensemble.artifact.manifest import (
+    FILES,
+    MANIFEST,
+    NETWORK,
+    SOURCE,
+    WEIGHTS,
+    FileRecord,
+    LeafRecord,
+    Manifest,
+    manifest_from_json,
+)
+from jaxensemble.artifact.weights import as_leaf, check_header, differences, read_header, read_leaves
+from jaxensemble.build import skeleton
+from jaxensemble.codec import from_json
+from jaxensemble.ensemble import Ensemble
+from jaxensemble.errors import InputError, JaxEnsembleError
+from jaxensemble.inputs import require_x64
+from jaxensemble.network import Network
+from jaxensemble.state import KINDS, State, flatten, unflatten
+
+LIMITS = {MANIFEST: 16 << 20, NETWORK: 16 << 20, SOURCE: 16 << 20}
+"""The most bytes that a file other than the weights may have. A network of 1,000 layers takes less than one million."""
+
+
+def verify(path: Path | str) -> Manifest:
+    """Reads an artifact from the first to the last byte, and compares all files and arrays with their hashes.
+
+    **Returns:** what the artifact says about itself: `members`, `proof`, `leaves`, `versions` ...
+
+    **Raises:** `InputError` naming every file and every array that is not what was saved, and as `Ensemble.load`.
+
+    >>> verify("no/such/place")
+    Traceback (most recent call last):
+    ...
+    jaxensemble.errors.InputError: `no/such/place` is no artifact: there is no such directory
+    """
+    artifact = Artifact.open(path)
+    artifact.verify()
+    return artifact.manifest
+
+
+@dataclasses.dataclass(frozen=True)
+class Artifact:
+    """A directory whose files are there, sound and of one piece; the arrays in it are not read yet."""
+
+    folder: Path
+    manifest: Manifest
+    network: Network
+
+    @classmethod
+    def open(cls, path: Path | str) -> "Artifact":
+        """Reads all but the arrays: the manifest, the network, the source, and the header of the weights.
+
+        **Raises:** `InputError` with what is wrong about any of them.
+        """
+        folder = Path(path)
+        try:
+            _check_listing(folder)
+            manifest = manifest_from_json(_read(folder, MANIFEST))
+            _check_sizes(folder, manifest)
+            _checked_text(folder, SOURCE, manifest.files[SOURCE])  # for people: nothing below looks at it
+            network = from_json(_checked_text(folder, NETWORK, manifest.files[NETWORK]))
+            problems = check_header(read_header(folder / WEIGHTS), manifest.leaves)
+            if problems:
+                raise InputError(f"{WEIGHTS} does not hold the arrays that {MANIFEST} lists:{_lines(problems)}")
+        except JaxEnsembleError as error:
+            raise InputError(f"`{folder}` is no artifact: {error}") from error
+        return cls(folder, manifest, network)
+
+    def load(self) -> Ensemble:
+        """The ensemble. **Raises:** `InputError` naming every array that is damaged or does not fit the network."""
+        self._require_x64()
+        state = self._skeleton()
+        arrays: dict[str, jax.Array] = {}
+        damaged: list[str] = []
+        stored = read_header(self.folder / WEIGHTS)
+        for name, array, digest in read_leaves(self.folder / WEIGHTS, stored):
+            record = self.manifest.leaves[name]
+            if digest != record.sha256:
+                damaged.append(_damaged(name, record))
+            elif not damaged:
+                arrays[name] = as_leaf(array, record, f"{WEIGHTS}: {name}")
+        if damaged:
+            raise InputError(f"`{self.folder}` is damaged:{_lines(damaged)}{_AGAIN}")
+        trees = {kind: unflatten({name: arrays[name] for name in flatten(getattr(state, kind))}) for kind in KINDS}
+        ensemble = Ensemble(state.graphdef, **trees, network=self.network, origin=self.manifest.origin)
+        return ensemble.proven(self.manifest.proof)
+
+    def verify(self) -> None:
+        """**Raises:** `InputError` naming every file and array that is not what was saved, or not the network's."""
+        problems = list(self._damage())
+        if problems:
+            raise InputError(f"`{self.folder}` is damaged:{_lines(problems)}{_AGAIN}")
+        self._skeleton()
+
+    def _damage(self) -> Iterator[str]:
+        stored = read_header(self.folder / WEIGHTS)
+        whole = True
+        for name, _, digest in read_leaves(self.folder / WEIGHTS, stored):
+            record = self.manifest.leaves[name]
+            if digest != record.sha256:
+                whole = False
+                yield _damaged(name, record)
+        for name in (WEIGHTS, NETWORK, SOURCE):
+            with (self.folder / name).open("rb") as file:
+                same = hashlib.file_digest(file, "sha256").hexdigest() == self.manifest.files[name].sha256
+            if not same and (name != WEIGHTS or whole):
+                yield f"{name}: its SHA-256 is not that of the file that was saved"
+
+    def _require_x64(self) -> None:
+        wide = [name for name, leaf in self.manifest.leaves.items() if leaf.dtype == "float64"]
+        if wide:
+            require_x64("float64", f"what `{self.folder}` holds of {', '.join(wide)}")
+
+    def _skeleton(self) -> State:
+        """The state of the network, once the arrays are known to be those that it needs."""
+        try:
+            with jax.enable_x64(True):  # shapes alone are asked for, and dtypes are what the file has
+                state = skeleton(self.network)
+        except JaxEnsembleError as error:
+            raise InputError(f"`{self.folder}` is no artifact: {NETWORK}: {error}") from error
+        except Exception as error:  # layers check their options in ways of their own
+            raise InputError(f"`{self.folder}` is no artifact: {NETWORK} cannot be built: {error}") from error
+        problems = misfits(state, self.manifest.leaves, self.manifest.members)
+        if problems:
+            raise InputError(f"`{self.folder}` is no artifact: network and arrays do not fit:{_lines(problems)}")
+        return state
+
+
+def misfits(state: State, leaves: Mapping[str, LeafRecord], members: int) -> list[str]:
+    """How the arrays listed differ from those that a network needs, over so many members."""
+    wanted = {}
+    for kind in KINDS:
+        axis = () if kind == "constants" else (members,)
+        for name, leaf in flatten(getattr(state, kind)).items():
+            wanted[name] = kind, is_key(leaf), (*axis, *leaf.shape)
+    found = {name: (leaf.kind, leaf.dtype in KEYS, leaf.shape) for name, leaf in leaves.items()}
+    return differences(wanted, found, lambda x: f"{x[0]}{' of random keys' if x[1] else ''} {list(x[2])}")
+
+
+def _check_listing(folder: Path) -> None:
+    """Exactly the files of an artifact, each of them a file."""
+    if not folder.is_dir():
+        raise InputError("it is no directory" if folder.exists() else "there is no such directory")
+    modes = {entry.name: entry.lstat().st_mode for entry in folder.iterdir()}
+    problems = [f"{name} is missing" for name in sorted(FILES - modes.keys())]
+    problems += [f"{name!r} does not belong there" for name in sorted(modes.keys() - FILES)]
+    for name in sorted(FILES & modes.keys()):
+        if stat.S_ISLNK(modes[name]):
+            problems.append(f"{name} is a symbolic link, which may lead anywhere: copy the files themselves (cp -rL)")
+        elif not stat.S_ISREG(modes[name]):
+            problems.append(f"{name} is no file")
+    if problems:
+        raise InputError("; ".join(problems))
+
+
+def _check_sizes(folder: Path, manifest: Manifest) -> None:
+    sizes = {name: (folder / name).stat().st_size for name in manifest.files}
+    problems = [
+        f"{name} has {sizes[name]:,} bytes, not {record.size:,}"
+        for name, record in manifest.files.items()
+        if sizes[name] != record.size
+    ]
+    if problems:
+        raise InputError("; ".join(problems))
+
+
+def _read(folder: Path, name: str) -> bytes:
+    limit = LIMITS[name]
+    with (folder / name).open("rb") as file:
+        content = file.read(limit + 1)
+    if len(content) > limit:
+        raise InputError(f"{name} has more than {limit:,} bytes")
+    return content
+
+
+def _checked_text(folder: Path, name: str, record: FileRecord) -> str:
+    content = _read(folder, name)
+    if hashlib.sha256(content).hexdigest() != record.sha256:
+        raise InputError(f"{name}: its SHA-256 is not that of the file that was saved")
+    try:
+        return content.decode()
+    except UnicodeDecodeError as error:
+        raise InputError(f"{name} is no text: {error}") from error
+
+
+def _damaged(name: str, record: LeafRecord) -> str:
+    return f"{WEIGHTS}: {name!r} ({record.dtype}{list(record.shape)}): its bytes are not those that were saved"
+
+
+_AGAIN = "\nGet it again from where it came from, or save it again."
+
+
+def _lines(problems: list[str]) -> str:
+    return "".join(f"\n  {problem}" for problem in problems)

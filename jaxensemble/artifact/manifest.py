@@ -1,0 +1,151 @@
+"""`Manifest`: what an artifact says about itself, in `manifest.json`."""
+
+import dataclasses
+import hashlib
+import json
+import math
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from jaxensemble.artifact.dtypes import CODES, KEYS
+from jaxensemble.errors import InputError
+from jaxensemble.origin import Origin, check_origin
+from jaxensemble.plain import from_plain, parse, to_plain
+from jaxensemble.proof import Proof, check_proof
+from jaxensemble.state import KINDS
+
+VERSION = 1
+"""The version of the format. Others are refused."""
+
+MANIFEST, WEIGHTS, NETWORK, SOURCE = "manifest.json", "weights.safetensors", "network.json", "source.py"
+FILES = frozenset({MANIFEST, WEIGHTS, NETWORK, SOURCE})
+"""All that an artifact holds."""
+
+_SHA256 = re.compile("[0-9a-f]{64}")
+
+
+@dataclasses.dataclass(frozen=True)
+class FileRecord:
+    """The size in bytes and the hash of a file."""
+
+    size: int
+    sha256: str
+
+
+@dataclasses.dataclass(frozen=True)
+class LeafRecord:
+    """One array: what it is to the network (`params`, `buffers`, `constants`, `rngs`), and the hash of its bytes.
+
+    `shape` begins with the members, but for a constant. Random keys have a dtype of their own, such as `key<fry>`;
+    their words stand in a further axis of the stored array.
+    """
+
+    kind: str
+    dtype: str
+    shape: tuple[int, ...]
+    sha256: str
+
+    @property
+    def stored(self) -> tuple[str, tuple[int, ...]]:
+        """Dtype and shape of the array in `weights.safetensors`."""
+        if self.dtype in KEYS:
+            return "uint32", (*self.shape, KEYS[self.dtype].words)
+        return self.dtype, self.shape
+
+
+@dataclasses.dataclass(frozen=True)
+class Manifest:
+    """What an artifact says about itself.
+
+    - `version`: of the format; `versions`: of the libraries that wrote it.
+    - `members`: M. `leaves`: every array, by its path in the network. `files`: all files but the manifest.
+    - `proof`: the comparison with PyTorch that the ensemble passed, and None if there was none; `verified` says which.
+    - `origin`: the map of PyTorch's keys, and None for a network that did not come from PyTorch.
+    """
+
+    version: int
+    versions: Mapping[str, str]
+    members: int
+    verified: bool
+    files: Mapping[str, FileRecord]
+    leaves: Mapping[str, LeafRecord]
+    proof: Proof | None
+    origin: Origin | None
+
+    def to_json(self) -> str:
+        """The text of `manifest.json`. Its last entry is the hash of all others, written without spaces, sorted."""
+        content = to_plain(self)
+        return json.dumps(content | {"sha256": _digest(content)}, indent=1, allow_nan=False)
+
+
+def manifest_from_json(text: bytes) -> Manifest:
+    """The manifest that `to_json` wrote, once nothing in it can lead anywhere else.
+
+    **Raises:** `InputError` listing all that is wrong.
+    """
+    content = parse(text, MANIFEST)
+    version = content.get("version") if isinstance(content, dict) else None
+    if type(version) is not int or version != VERSION:
+        raise InputError(
+            f"{MANIFEST}: expected format version {VERSION}, got {version!r}: this is no artifact, or one that another "
+            "version of jaxensemble wrote"
+        )
+    digest = content.pop("sha256", None)
+    manifest = from_plain(Manifest, content, MANIFEST)
+    if digest != _digest(content):
+        raise InputError(f"{MANIFEST} is damaged: its entries are not those that were written")
+    if manifest.proof is not None:
+        check_proof(manifest.proof, f"{MANIFEST}: proof")
+    if manifest.origin is not None:
+        check_origin(manifest.origin, f"{MANIFEST}: origin")
+    problems = list(_problems(manifest))
+    if problems:
+        raise InputError(f"{MANIFEST} does not hold together:\n  " + "\n  ".join(problems))
+    return manifest
+
+
+def _digest(content: dict[str, Any]) -> str:
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode("ascii")).hexdigest()
+
+
+def _problems(manifest: Manifest) -> Iterator[str]:
+    named = FILES - {MANIFEST}
+    yield from (f"{name!r} is no file of an artifact" for name in sorted(manifest.files.keys() - named))
+    yield from (f"{name} is not listed" for name in sorted(named - manifest.files.keys()))
+    for name, record in (*manifest.files.items(), *manifest.leaves.items()):
+        if not _SHA256.fullmatch(record.sha256):
+            yield f"{name!r}: {record.sha256[:80]!r} is no hash"
+    if manifest.verified != (manifest.proof is not None):
+        yield f"`verified` is {manifest.verified}, with {'a' if manifest.proof else 'no'} proof"
+    if manifest.members < 1:
+        yield f"an ensemble has at least one member; got {manifest.members}"
+    for name, leaf in manifest.leaves.items():
+        yield from (f"{name!r}: {problem}" for problem in _leaf_problems(leaf, manifest.members))
+    yield from _origin_problems(manifest)
+
+
+def _leaf_problems(leaf: LeafRecord, members: int) -> Iterator[str]:
+    if leaf.kind not in KINDS:
+        yield f"expected one of {', '.join(KINDS)}, got {leaf.kind!r}"
+    if leaf.dtype not in KEYS and leaf.dtype not in CODES:
+        yield f"{leaf.dtype!r} is no dtype of an artifact"
+    if (leaf.dtype in KEYS) > (leaf.kind == "rngs"):
+        yield f"{leaf.kind} cannot be random keys"
+    if min(leaf.shape, default=0) < 0 or math.prod(leaf.shape) >= 2**60:
+        yield f"{list(leaf.shape)} is no shape"
+    if leaf.kind != "constants" and leaf.shape[:1] != (members,):
+        yield f"shape {list(leaf.shape)} does not begin with the {members} members"
+
+
+def _origin_problems(manifest: Manifest) -> Iterator[str]:
+    for entry in manifest.origin.weights.entries if manifest.origin else ():
+        leaf = manifest.leaves.get(entry.path)
+        if leaf is None or leaf.kind not in ("params", "buffers"):
+            yield f"PyTorch's {entry.keys[0]!r} is said to be at {entry.path!r}, where there is no parameter or buffer"
+        elif leaf.shape[1:] != entry.rearrangement.shape:
+            yield (
+                f"{entry.path!r} has members of shape {list(leaf.shape[1:])}, PyTorch's {entry.keys[0]!r} is stored "
+                f"as {list(entry.rearrangement.shape)}"
+            )

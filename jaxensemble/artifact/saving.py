@@ -1,0 +1,125 @@
+"""Writing an artifact, whole or not at all."""
+
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import flax
+import jax
+
+import jaxensemble
+from jaxensemble import durable
+from jaxensemble.artifact.loading import misfits, verify
+from jaxensemble.artifact.manifest import (
+    FILES,
+    MANIFEST,
+    NETWORK,
+    SOURCE,
+    VERSION,
+    WEIGHTS,
+    FileRecord,
+    LeafRecord,
+    Manifest,
+)
+from jaxensemble.artifact.weights import encoded, leaves_of
+from jaxensemble.build import skeleton
+from jaxensemble.codec import from_json, to_json
+from jaxensemble.errors import InputError, StateError
+from jaxensemble.network import Network
+from jaxensemble.origin import Origin
+from jaxensemble.source import print_source
+from jaxensemble.structure import Structure
+
+if TYPE_CHECKING:
+    from jaxensemble.ensemble import Ensemble
+
+
+def save(ensemble: "Ensemble", path: Path | str, *, force: bool = False) -> None:
+    """See [`Ensemble.save`][jaxensemble.Ensemble.save]."""
+    check_target(path, force=force)
+    network, origin = _network(ensemble), _origin(ensemble)
+    leaves = leaves_of(ensemble.state)
+    with durable.new_directory(Path(path).resolve()) as folder:
+        files = {
+            NETWORK: FileRecord(*durable.write(folder / NETWORK, [to_json(network).encode()])),
+            SOURCE: FileRecord(*durable.write(folder / SOURCE, [print_source(network).encode()])),
+        }
+        records: dict[str, LeafRecord] = {}
+        files[WEIGHTS] = FileRecord(*durable.write(folder / WEIGHTS, encoded(leaves, records)))
+        manifest = Manifest(
+            version=VERSION,
+            versions={"jaxensemble": jaxensemble.__version__, "jax": jax.__version__, "flax": flax.__version__},
+            members=len(ensemble),
+            verified=ensemble.proof is not None,
+            files=files,
+            leaves={name: records[name] for name in leaves},
+            proof=ensemble.proof,
+            origin=origin,
+        )
+        durable.write(folder / MANIFEST, [manifest.to_json().encode()])
+        if verify(folder) != manifest:  # which reads everything back, and is as strict as loading
+            raise StateError(f"what was written to `{folder}` does not read back as it was: {manifest!r}")
+
+
+def check_target(path: Path | str, *, force: bool = False) -> None:
+    """Whether an artifact could be saved there.
+
+    **Raises:** `InputError` for a place that does not exist, for one that is taken, and, with `force`, for a directory
+    that holds anything but an artifact: nothing else is ever removed.
+    """
+    target = Path(path).resolve()
+    if not target.parent.is_dir():
+        raise InputError(f"`{path}` cannot be made: there is no directory `{target.parent}`")
+    if not target.exists():
+        return
+    if not target.is_dir():
+        raise InputError(f"`{path}` exists, and is a file: an artifact is a directory")
+    strangers = sorted(entry.name for entry in target.iterdir() if entry.name not in FILES or not entry.is_file())
+    if strangers:
+        raise InputError(f"`{path}` exists, and is not replaced: it is no artifact, but holds {', '.join(strangers)}")
+    if not force and any(target.iterdir()):
+        raise InputError(f"`{path}` exists: force=True (--force) replaces it")
+
+
+def _network(ensemble: "Ensemble") -> Network:
+    """The network in the mode that the ensemble is in, as it will be read back."""
+    network = ensemble.network
+    if not isinstance(network, Network):
+        raise StateError(
+            "only a network that was ported can be saved as data: this ensemble was made of Flax modules, and no file "
+            'could hold their code. Save its arrays instead, {"params": ensemble.params, "buffers": ensemble.buffers}, '
+            "for instance with orbax.checkpoint.StandardCheckpointer, and make the modules with your code."
+        )
+    for candidate in (network, dataclasses.replace(network, training=_training(network, ensemble.graphdef))):
+        again = from_json(to_json(candidate))
+        if skeleton(again).graphdef == ensemble.graphdef:
+            return _fitted(again, ensemble)
+    raise StateError(f"the structure of the ensemble is no longer that of its network, {network.name}: it was changed")
+
+
+def _fitted(network: Network, ensemble: "Ensemble") -> Network:
+    found = {
+        name: LeafRecord(kind, str(leaf.dtype), tuple(leaf.shape), "")
+        for name, (kind, leaf) in leaves_of(ensemble.state).items()
+    }
+    problems = misfits(skeleton(network), found, len(ensemble))
+    if problems:
+        raise StateError("the arrays of the ensemble do not fit its network:\n  " + "\n  ".join(problems))
+    return network
+
+
+def _training(network: Network, structure: Structure) -> tuple[str, ...]:
+    """The layers in training mode, by the flags that they and what they hold have; those without keep what is said."""
+    flags: dict[str, bool] = {}
+    for path, evaluating in structure.modes().items():
+        parts = path[:-1]
+        flags |= {".".join(parts[:k]): not evaluating for k in range(1, len(parts) + 1)}
+    said = set(network.training)
+    return tuple(layer.path for layer in network.layers if flags.get(layer.path, layer.path in said))
+
+
+def _origin(ensemble: "Ensemble") -> Origin | None:
+    origin = ensemble.origin
+    if origin is not None and not isinstance(origin, Origin):
+        raise StateError(f"`origin` must be a jaxensemble.origin.Origin to be saved; got {type(origin).__name__}")
+    return origin

@@ -1,0 +1,144 @@
+"""`weights.safetensors`: arrays by path, written one at a time and read one at a time.
+
+The library, which checks everything about a file before it says anything about it, tells names, dtypes, shapes and
+order. It maps files into memory, and reads no 8-bit floats into NumPy; so the bytes are read here, from where that
+order puts them, and hashed as they come.
+"""
+
+import dataclasses
+import hashlib
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import safetensors
+
+from jaxensemble.artifact.dtypes import CODES, KEYS, is_key, numpy_dtype
+from jaxensemble.artifact.manifest import WEIGHTS, LeafRecord
+from jaxensemble.errors import InputError, StateError
+from jaxensemble.inputs import as_array
+from jaxensemble.state import KINDS, State, flatten
+
+_NAMES = {code: name for name, code in CODES.items()}
+
+Stored = Mapping[str, tuple[str, tuple[int, ...]]]
+"""Dtype and shape by name."""
+
+
+def leaves_of(state: State) -> dict[str, tuple[str, Any]]:
+    """Every array of a state by name, with its kind.
+
+    **Raises:** `StateError` naming all that have a dtype which safetensors lacks.
+    """
+    leaves = {name: (kind, leaf) for kind in KINDS for name, leaf in flatten(getattr(state, kind)).items()}
+    odd = [f"{name} ({leaf.dtype})" for name, (_, leaf) in leaves.items() if str(leaf.dtype) not in (*CODES, *KEYS)]
+    if odd:
+        raise StateError(
+            f"safetensors has no dtype for these arrays: {', '.join(odd)}. Cast them first: ensemble.astype(dtype)."
+        )
+    return leaves
+
+
+def encoded(leaves: Mapping[str, tuple[str, Any]], records: dict[str, LeafRecord]) -> Iterator[Any]:
+    """A file with the arrays, piece by piece: one array at a time is copied to the host.
+
+    What the manifest says of an array is put into `records` along with it.
+    """
+    found = {name: LeafRecord(kind, str(leaf.dtype), tuple(leaf.shape), "") for name, (kind, leaf) in leaves.items()}
+    # The widest first, so that all of them are aligned for whoever maps the file.
+    order = sorted(found, key=lambda name: (-numpy_dtype(found[name].stored[0]).itemsize, name))
+    yield _header({name: found[name].stored for name in order})
+    for name in order:
+        data = _bytes_of(leaves[name][1])
+        records[name] = dataclasses.replace(found[name], sha256=hashlib.sha256(data).hexdigest())
+        yield data
+
+
+def _bytes_of(leaf: Any) -> memoryview:
+    """An array's bytes in C order."""
+    array = np.asarray(jax.random.key_data(leaf) if is_key(leaf) else leaf)
+    return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
+
+
+def _header(stored: Stored) -> bytes:
+    """The beginning of a file: the length of the JSON text that follows, padded so that data begin at 8 bytes.
+
+    https://github.com/huggingface/safetensors#format
+    """
+    entries, end = {}, 0
+    for name, (dtype, shape) in stored.items():
+        start, end = end, end + _size(dtype, shape)
+        entries[name] = {"dtype": CODES[dtype], "shape": shape, "data_offsets": [start, end]}
+    text = json.dumps(entries, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
+
+
+def _size(dtype: str, shape: tuple[int, ...]) -> int:
+    return math.prod(shape) * numpy_dtype(dtype).itemsize
+
+
+def read_header(path: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """Dtypes and shapes by name, in the order of the data.
+
+    **Raises:** `InputError` for a file that is no sound safetensors file, or that holds a dtype unknown here.
+    """
+    try:
+        with safetensors.safe_open(path, framework="numpy") as file:
+            slices = {name: file.get_slice(name) for name in file.offset_keys()}
+            stored = {name: (part.get_dtype(), tuple(part.get_shape())) for name, part in slices.items()}
+    except (safetensors.SafetensorError, ValueError) as error:
+        raise InputError(f"{WEIGHTS} is no sound safetensors file: {error}") from error
+    unknown = [f"{name!r} ({code})" for name, (code, _) in stored.items() if code not in _NAMES]
+    if unknown:
+        raise InputError(f"{WEIGHTS} holds dtypes that no artifact has: {', '.join(unknown)}")
+    return {name: (_NAMES[code], shape) for name, (code, shape) in stored.items()}
+
+
+def read_leaves(path: Path, stored: Stored) -> Iterator[tuple[str, np.ndarray, str]]:
+    """Name, array and hash of every array in turn, as `read_header` lists them.
+
+    **Raises:** `InputError` if the file has become another one meanwhile.
+    """
+    with path.open("rb") as file:
+        file.seek(path.stat().st_size - sum(_size(*entry) for entry in stored.values()))  # no gaps: the library checked
+        for name, (dtype, shape) in stored.items():
+            data = np.empty(_size(dtype, shape), np.uint8)
+            if file.readinto(data.data) != data.size:
+                raise InputError(f"{WEIGHTS} was changed while it was read")
+            yield name, data.view(numpy_dtype(dtype)).reshape(shape), hashlib.sha256(data.data).hexdigest()
+
+
+def as_leaf(array: np.ndarray, record: LeafRecord, name: str) -> jax.Array:
+    """The stored array as the ensemble has it. Integers of 64 bits are taken in 32 where JAX has no others now.
+
+    **Raises:** `InputError` for values that would not fit, and for float64 while JAX has it switched off.
+    """
+    if record.dtype in KEYS:
+        return jax.random.wrap_key_data(jnp.asarray(array), impl=KEYS[record.dtype].generator)
+    return as_array(array, name)
+
+
+def check_header(stored: Stored, leaves: Mapping[str, LeafRecord]) -> list[str]:
+    """How the arrays of a file differ from those the manifest lists."""
+    return differences({name: record.stored for name, record in leaves.items()}, stored, _told)
+
+
+def _told(entry: tuple[str, tuple[int, ...]]) -> str:
+    return f"{entry[0]}{list(entry[1])}"
+
+
+def differences(expected: Mapping[str, Any], found: Mapping[str, Any], told: Callable[[Any], str]) -> list[str]:
+    """What is missing, not needed or another, each by name."""
+    problems = [f"{name!r} is missing" for name in expected if name not in found]
+    problems += [f"{name!r} is not needed" for name in found if name not in expected]
+    return problems + [
+        f"{name!r}: expected {told(wanted)}, got {told(found[name])}"
+        for name, wanted in expected.items()
+        if name in found and found[name] != wanted
+    ]

@@ -1,0 +1,214 @@
+"""Steps that repeat from child to child, as one loop over a list or over children with numbered names."""
+
+import dataclasses
+import itertools
+import re
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import Any
+
+from jaxensemble.source.bodies import (
+    Cut,
+    Hole,
+    Length,
+    Local,
+    Many,
+    Slot,
+    Step,
+    ToLayer,
+    ToModule,
+    leaves,
+)
+
+FEWEST = 4
+"""How many children with numbered names make a loop. Lists are looped over from two items on."""
+
+LONGEST_ROUND = 3
+"""How many steps a round of a loop may have."""
+
+CARRIED = Local(-1)
+"""What goes from round to round, within the steps of the first."""
+
+_NUMBERED = re.compile(r"([A-Za-z_](?:[\w-]*[A-Za-z_-])?)(0|[1-9]\d{0,3})", re.ASCII)
+
+
+def numbered(name: str) -> tuple[str, int] | None:
+    """The stem and the number of a child's name.
+
+    >>> numbered("encoder_layer_11"), numbered("conv"), numbered("0")
+    (('encoder_layer_', 11), None, None)
+    """
+    found = _NUMBERED.fullmatch(name)
+    return (found[1], int(found[2])) if found else None
+
+
+@dataclasses.dataclass(frozen=True)
+class Loop:
+    """`count` rounds, each with the next child of what is at `path`: the items of a list, or `stem` and a number.
+
+    `given` is the value that goes into the first round, `first` the path of the child of that round.
+    """
+
+    path: tuple[str, ...]
+    stem: str | None
+    start: int
+    count: int
+    given: Hashable
+    first: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Rounds:
+    """Equal rounds of steps found one after the other: the steps of the first, its results, and those of the last."""
+
+    loop: Loop
+    steps: tuple[Step, ...]
+    outs: tuple[Local, ...]
+    last: Local
+    size: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Stated:
+    """A step and its one result."""
+
+    step: Step
+    out: Local
+
+
+def find_rounds(
+    stated: Sequence[Stated],
+    value: Callable[[Local | Slot], Hashable],
+    constant: Callable[[int], object],
+    counts: Mapping[Hashable, int],
+    list_length: Callable[[Sequence[str]], int],
+    is_loop: Callable[[Sequence[str], int], bool],
+) -> Rounds | None:
+    """The longest loop that begins with the first of the steps.
+
+    `value` tells which value a use reads, `constant` what a hole holds, `counts` how often a value is read in all,
+    `list_length` how many items the list at a path has, 0 where there is none, `is_loop` whether so many children with
+    numbered names, from the one at a path on, may be called in a loop.
+    """
+    finder = _Finder(stated, value, constant, counts)
+    found = [finder.rounds(size, list_length, is_loop) for size in range(1, LONGEST_ROUND + 1)]
+    return max((rounds for rounds in found if rounds), key=lambda rounds: rounds.loop.count, default=None)
+
+
+class _Finder:
+    def __init__(self, stated: Sequence[Stated], value: Any, constant: Any, counts: Mapping[Hashable, int]):
+        self.stated = stated
+        self.value = value
+        self.constant = constant
+        self.counts = counts
+
+    def rounds(
+        self,
+        size: int,
+        list_length: Callable[[Sequence[str]], int],
+        is_loop: Callable[[Sequence[str], int], bool],
+    ) -> Rounds | None:
+        first = self.stated[:size]
+        children = [path for path in map(_child, first) if path]
+        if len(first) < size or len(children) != 1:
+            return None
+        path = children[0]
+        name = numbered(path[-1])
+        length = list_length(path[:-1]) if path[-1] == "0" else 0
+        if name is None and length < 2:
+            return None
+        stem, start = name if name else (None, 0)
+        count = self._count(size, path[:-1], stem or "", start)
+        if not (is_loop(path, count) if name else count == length):
+            return None
+        carried = self._carried(first, self.stated[size : 2 * size])
+        given = self._uses(first)[carried[0]]
+        loop = Loop(path[:-1], stem, start, count, given, path)
+        marked = _marked([item.step for item in first], set(carried))
+        last = self.stated[size * count - 1].out
+        return Rounds(loop, marked, tuple(item.out for item in first), last, size * count)
+
+    def _count(self, size: int, path: tuple[str, ...], stem: str, start: int) -> int:
+        """How many equal rounds follow one another; at least one."""
+        rounds = [self.stated[k : k + size] for k in range(0, len(self.stated), size)]
+        shape = self._shape(rounds[0])
+        if len(rounds) < 2 or self._shape(rounds[1]) != shape:
+            return 1
+        carried, uses = self._carried(*rounds[:2]), self._uses(rounds[0])
+        if len({uses[k] for k in carried}) != 1:
+            return 1
+        count = 1
+        for before, now in itertools.pairwise(rounds):
+            out, own = before[-1].out, self._uses(now)
+            expected = [out if k in carried else use for k, use in enumerate(uses)]
+            wanted = [(*path, f"{stem}{start + count}")]
+            if own != expected or self._shape(now) != shape or [p for p in map(_child, now) if p] != wanted:
+                break
+            if self.counts[out] != len(carried):
+                break
+            count += 1
+        return count if self._is_closed(rounds[0]) and all(map(self._is_closed, rounds[:count])) else 1
+
+    def _is_closed(self, now: Sequence[Stated]) -> bool:
+        """Whether all but the last result of a round are used once, within it."""
+        uses = [self.value(use) for item in now for use in leaves(item.step)]
+        return all(self.counts[item.out] == 1 and item.out in uses for item in now[:-1])
+
+    def _carried(self, first: Sequence[Stated], second: Sequence[Stated]) -> list[int]:
+        """Which uses of the second round read the result of the first."""
+        return [k for k, use in enumerate(self._uses(second)) if use == first[-1].out]
+
+    def _uses(self, now: Sequence[Stated]) -> list[Hashable]:
+        """The values that a round reads, in order; its own by number."""
+        own = {item.out: ("own", k) for k, item in enumerate(now)}
+        values = [self.value(use) for item in now for use in leaves(item.step)]
+        return [own.get(value, value) if isinstance(value, Local) else value for value in values]
+
+    def _shape(self, now: Sequence[Stated]) -> object:
+        """What a round does, whatever it reads, and whichever child it calls."""
+        return [("child" if _child(item) else item.step.target, self._form(item.step)) for item in now]
+
+    def _form(self, operand: Any) -> object:
+        match operand:
+            case Local() | Slot():
+                return "use"
+            case Hole(number):
+                return "hole", self.constant(number)
+            case Length(of, axis):
+                return "length", self._form(of), axis
+            case Many(is_tuple, items):
+                return "many", is_tuple, self._form(items)
+            case Cut(start, stop, step):
+                return "cut", self._form((start, stop, step))
+            case Step(_, args, kwargs, outs):
+                return outs, self._form(args), [(key, self._form(item)) for key, item in kwargs]
+            case tuple():
+                return [self._form(item) for item in operand]
+        return operand
+
+
+def _child(item: Stated) -> tuple[str, ...]:
+    return item.step.target.path if isinstance(item.step.target, ToLayer | ToModule) else ()
+
+
+def _marked(steps: Sequence[Step], carried: set[int]) -> tuple[Step, ...]:
+    """The steps with `CARRIED` for the uses of these numbers."""
+    count = -1
+
+    def mark(operand: Any) -> Any:
+        nonlocal count
+        match operand:
+            case Local() | Slot():
+                count += 1
+                return CARRIED if count in carried else operand
+            case Length(of, axis):
+                return Length(mark(of), axis)
+            case Many(is_tuple, items):
+                return Many(is_tuple, tuple(map(mark, items)))
+            case Cut(start, stop, step):
+                return Cut(mark(start), mark(stop), mark(step))
+        return operand
+
+    return tuple(
+        Step(step.target, tuple(map(mark, step.args)), tuple((key, mark(arg)) for key, arg in step.kwargs), step.outs)
+        for step in steps
+    )

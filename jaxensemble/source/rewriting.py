@@ -1,0 +1,205 @@
+"""Calls put as a person would have put them, before anything is planned. What is computed stays the same, bit by bit.
+
+Only steps that move data are touched: the transpose of an input, concatenations, and reading all parts of a value.
+"""
+
+import dataclasses
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+
+from jaxensemble.network import Call, Network, Ref, Slice, Tree, Var
+from jaxensemble.source.frames import freeze, operands
+
+CONCATENATE = "jnp.concatenate"
+
+ARRANGING = frozenset({"jnp.transpose", ".reshape", "jnp.expand_dims", "jnp.squeeze"})
+"""What puts the numbers of an array into another order or shape, and does nothing else."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Unpacking(Call):
+    """A call whose result is read part by part: `a, b = jnp.split(x, 2)`. `out` is the name of none of the parts."""
+
+    outs: tuple[str, ...] = ()
+
+
+def rewritten(calls: Sequence[Call], network: Network, outputs: Tree) -> list[Call]:
+    """The calls with inputs transposed first, concatenations where they are alike, and parts unpacked."""
+    moved = _inputs_first(list(calls), network)
+    moved = _arranged_outside(moved)
+    moved = _concatenated_outside(moved, network.modules)
+    return _unpacked(_grown(moved), outputs)
+
+
+def _inputs_first(calls: list[Call], network: Network) -> list[Call]:
+    """Inputs become channels-last in the root, before all else: no module is another for being the first."""
+    inputs = {ref.name for ref in operands(network.inputs) if isinstance(ref, Ref)}
+
+    def is_first(call: Call) -> bool:
+        if call.target != "jnp.transpose" or len(call.args) != 2:
+            return False
+        given, order = call.args
+        is_channels_last = isinstance(order, tuple) and order == (0, *range(2, len(order)), 1)
+        return is_channels_last and isinstance(given, Ref) and given.name in inputs
+
+    first = [dataclasses.replace(call, scope=()) for call in calls if is_first(call)]
+    return first + [call for call in calls if not is_first(call)]
+
+
+def _arranged_outside(calls: list[Call]) -> list[Call]:
+    """What a module begins with that only arranges what it was given anew stands outside if others read it too."""
+    readers: dict[str, list[Call]] = defaultdict(list)
+    for call in calls:
+        for ref in operands((call.args, dict(call.kwargs))):
+            if isinstance(ref, Ref):
+                readers[ref.name].append(call)
+    begun: dict[tuple[str, ...], list[int]] = defaultdict(list)
+    over: set[tuple[str, ...]] = set()
+    for k, call in enumerate(calls):
+        for depth in range(1, len(call.scope)):
+            over.add(call.scope[:depth])  # a module within begins: what follows is no beginning
+        if call.scope and call.scope not in over and call.target in ARRANGING and not _reads_variables(call):
+            begun[call.scope].append(k)
+        else:
+            over.add(call.scope)
+    moved = list(calls)
+    for scope, numbers in begun.items():
+        outside = [any(r.scope[: len(scope)] != scope for r in readers[calls[k].out]) for k in numbers]
+        count = len(outside) - outside[::-1].index(True) if True in outside else 0
+        for k in numbers[:count]:
+            moved[k] = dataclasses.replace(calls[k], scope=scope[:-1])
+    return moved
+
+
+def _reads_variables(call: Call) -> bool:
+    return any(isinstance(use, Var) for use in operands((call.args, dict(call.kwargs))))
+
+
+def _concatenated_outside(calls: list[Call], modules: Mapping[str, tuple[str, str]]) -> list[Call]:
+    """Modules of one class that begin by concatenating, each another number of values, get the whole instead."""
+    first: dict[tuple[str, ...], int] = {}
+    for k, call in enumerate(calls):
+        for depth in range(1, len(call.scope) + 1):
+            first.setdefault(call.scope[:depth], k)
+    numbers: dict[str, dict[tuple[str, ...], int]] = defaultdict(dict)
+    for scope, k in first.items():
+        label, kind = modules.get(scope[-1].partition("@")[0], ("", ""))
+        if kind == "module":
+            numbers[label][scope] = len(_concatenated(calls[k])) if calls[k].scope == scope else 0
+    moved = list(calls)
+    for own in numbers.values():
+        if len(set(own.values())) > 1:
+            for scope, count in own.items():
+                if count > 1:
+                    moved[first[scope]] = dataclasses.replace(moved[first[scope]], scope=scope[:-1])
+    return moved
+
+
+def _concatenated(call: Call) -> list[Ref]:
+    """The values that a call concatenates; none if it does anything else."""
+    items = call.args[0] if call.target == CONCATENATE and call.args else None
+    refs = [item for item in items if isinstance(item, Ref)] if isinstance(items, list) else []
+    return refs if isinstance(items, list) and len(refs) == len(items) else []
+
+
+def _grown(calls: list[Call]) -> list[Call]:
+    """A concatenation that begins with what has been concatenated already takes that as one value."""
+    known: dict[object, dict[tuple[str, ...], str]] = defaultdict(dict)
+    grown = []
+    for call in calls:
+        names = tuple(ref.name for ref in _concatenated(call))
+        if not names:
+            grown.append(call)
+            continue
+        key = (call.scope, freeze(call.args[1:]), freeze(tuple(call.kwargs.items())))
+        start = max((n for n in range(2, len(names)) if names[:n] in known[key]), default=0)
+        if start:
+            items = [Ref(known[key][names[:start]]), *map(Ref, names[start:])]
+            grown.append(dataclasses.replace(call, args=(items, *call.args[1:])))
+        else:
+            grown.append(call)
+        known[key].setdefault(names, call.out)
+    return grown
+
+
+# Parts
+
+
+def _unpacked(calls: list[Call], outputs: Tree) -> list[Call]:
+    """Calls whose result is read only part by part, each part by one call, with the parts as results."""
+    makers = {call.out: call for call in calls}
+    readers: dict[str, list[Call]] = defaultdict(list)
+    for call in calls:
+        for ref in operands((call.args, dict(call.kwargs))):
+            if isinstance(ref, Ref):
+                readers[ref.name].append(call)
+    kept = {ref.name for ref in operands(outputs) if isinstance(ref, Ref)}
+    replaced: dict[str, Call | None] = {}
+    for call in calls:
+        parts = _parts(call, readers[call.out], makers) if call.out not in kept else None
+        if parts:
+            replaced |= {reader.out: None for reader in readers[call.out]}
+            replaced[call.out] = parts
+    return [new for call in calls for new in _replacement(call, replaced)]
+
+
+def _replacement(call: Call, replaced: Mapping[str, Call | None]) -> list[Call]:
+    if call.out not in replaced:
+        return [call]
+    new = replaced[call.out]
+    if new is None:
+        return []
+    return [new] if new.target == call.target else [call, new]
+
+
+def _parts(call: Call, readers: Sequence[Call], makers: Mapping[str, Call]) -> Unpacking | None:
+    """A split with names for its parts, or the unstacking of an axis that is read index by index."""
+    if len(readers) < 2 or any(r.target != "[]" or r.args[0] != Ref(call.out) for r in readers):
+        return None
+    if any(reader.scope != call.scope for reader in readers):
+        return None
+    found = [_position(reader.args[1]) for reader in readers]
+    axes, indices = {axis for axis, _ in found}, [index for _, index in found]
+    if len(axes) != 1 or None in axes or len(set(indices)) != len(indices):
+        return None
+    axis = axes.pop()
+    assert axis is not None
+    if call.target == "jnp.split":
+        count = call.args[1] if len(call.args) > 1 else None
+        return _named(call, call.target, call.args, call.kwargs, readers, indices, count) if axis == 0 else None
+    count = _length(call, axis, makers)
+    kwargs = {"axis": axis} if axis else {}
+    return _named(call, "jnp.unstack", (Ref(call.out),), kwargs, readers, indices, count)
+
+
+def _named(
+    call: Call, target: str, args: tuple, kwargs: Mapping, readers: Sequence[Call], indices: list[int], count: object
+) -> Unpacking | None:
+    if not isinstance(count, int) or len(indices) != count or not all(0 <= index < count for index in indices):
+        return None
+    names = dict(zip(indices, (reader.out for reader in readers), strict=True))
+    outs = tuple(names[k] for k in range(count))
+    return Unpacking(f"{call.out} parts", target, args, dict(kwargs), call.scope, outs)
+
+
+def _position(index: object) -> tuple[int | None, int]:
+    """The axis and the number that an index takes: `x[:, :, 2]` is number 2 of axis 2."""
+    if isinstance(index, int) and not isinstance(index, bool):
+        return 0, index
+    if isinstance(index, tuple) and index:
+        *before, last = index
+        if all(item == Slice() for item in before) and isinstance(last, int) and not isinstance(last, bool):
+            return len(before), last
+    return None, 0
+
+
+def _length(call: Call, axis: int, makers: Mapping[str, Call]) -> object:
+    """The length of an axis of a result, where a reshape says so."""
+    if call.target == ".reshape":
+        return call.args[1 + axis] if len(call.args) > 1 + axis and isinstance(call.args[1], int) else None
+    given = call.args[0] if call.args else None
+    if call.target == "jnp.transpose" and len(call.args) == 2 and isinstance(given, Ref) and given.name in makers:
+        order = call.args[1]
+        before = order[axis] if isinstance(order, tuple) and axis < len(order) else None
+        return _length(makers[given.name], before, makers) if isinstance(before, int) else None
+    return None

@@ -1,0 +1,57 @@
+"""What the command lines of both packages share: exit codes, errors told in one message, results as text or JSON."""
+
+import contextlib
+import json
+from collections.abc import Iterator
+from typing import Annotated, Any
+
+import typer
+
+from jaxensemble.errors import InputError, JaxEnsembleError, MemberError, ParityError, StateError, UnsupportedError
+
+EXIT_CODES: list[tuple[type[BaseException], int]] = [
+    (ParityError, 1),
+    (UnsupportedError, 4),
+    (InputError, 3),
+    (MemberError, 3),
+    (StateError, 3),
+    (ImportError, 5),
+    (OSError, 6),
+    (KeyboardInterrupt, 130),
+]
+"""What the process ends with, by error: 1 parity failed, 3 bad input, 4 unsupported model, 5 environment, 6 files, and
+130 after Ctrl-C. 2, for usage, is typer's own."""
+
+X64Option = Annotated[bool, typer.Option("--x64", help="Run JAX with 64-bit types, for float64 models.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+DebugOption = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]
+
+
+@contextlib.contextmanager
+def told(program: str, as_json: bool, debug: bool) -> Iterator[None]:
+    """Errors as one message and an exit code, without a traceback unless one is asked for."""
+    try:
+        yield
+    except (JaxEnsembleError, ImportError, OSError, KeyboardInterrupt) as error:
+        if debug:
+            raise
+        code = next(code for kind, code in EXIT_CODES if isinstance(error, kind))
+        message = plain(str(error)) or "interrupted"
+        if as_json:
+            typer.echo(json.dumps({"error": type(error).__name__, "message": message}, indent=2))
+        typer.echo(f"{program}: {message}", err=True)
+        raise typer.Exit(code) from error
+
+
+def show(result: Any, as_json: bool) -> None:
+    """Prints a result to standard output."""
+    typer.echo(json.dumps(result, indent=2) if as_json else result)
+
+
+def plain(text: str) -> str:
+    """Text in which nothing but line breaks steers a terminal: what comes from a file could otherwise rewrite it.
+
+    >>> plain("conv1\\x1b[2J")
+    'conv1\\\\x1b[2J'
+    """
+    return "".join(c if c == "\n" or c.isprintable() else c.encode("unicode_escape").decode() for c in text)

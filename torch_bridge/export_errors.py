@@ -1,0 +1,72 @@
+"""What `torch.export` says when it cannot follow a forward, in the words of who wrote the forward."""
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import torch.utils._pytree as pytree
+from torch import Tensor, nn
+
+from jaxensemble.errors import InputError, JaxEnsembleError, UnsupportedError
+
+_MODE_NAMES = {True: "training", False: "evaluation"}
+
+
+def explained(error: Exception, model: nn.Module, inputs: tuple[Any, ...], *, training: bool) -> JaxEnsembleError:
+    """The error to raise for one of the exporter's: `InputError` where PyTorch itself fails on these inputs."""
+    name = type(model).__name__
+    own = None if training else _own_error(model, inputs)
+    if own is not None:
+        return InputError(
+            f"PyTorch itself cannot run {name} on the example inputs ({', '.join(_described(inputs))}): "
+            f"{first_lines(own, 3)}"
+        )
+    text = str(error)
+    where = _place(text)
+    if "Could not guard on data-dependent" in text or "data-dependent" in type(error).__name__.lower():
+        return UnsupportedError(
+            f"torch.export cannot follow {name}.forward, which decides by values{where}: XLA needs the same operations "
+            "for all values. Write it with torch.where or a multiplication by a mask, or port the parts on either side "
+            "of the decision."
+        )
+    if "Constraints violated" in text or "specialized it to be a constant" in text:
+        return UnsupportedError(
+            f"torch.export cannot follow {name}.forward with an open batch size{where}: somewhere it takes the size of "
+            "the batch axis for a fixed number. Write x.shape[0] or -1 instead; or, if the inputs have no batch axis "
+            "or are always of one size, pass batch_axis=None to fix all shapes."
+        )
+    return UnsupportedError(
+        f"torch.export cannot follow {name}.forward in {_MODE_NAMES[training]} mode: {first_lines(error)}"
+    )
+
+
+def first_lines(error: Exception, lines: int = 12) -> str:
+    text = [line for line in f"{type(error).__name__}: {error}".splitlines() if line.strip()]
+    return "\n".join(text[:lines])
+
+
+def _own_error(model: nn.Module, inputs: tuple[Any, ...]) -> Exception | None:
+    """What the forward raises without any exporter."""
+    copies = pytree.tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, inputs)
+    try:
+        with torch.no_grad():
+            model(*copies)
+    except Exception as error:  # which is what is asked for
+        return error
+    return None
+
+
+def _described(inputs: tuple[Any, ...]) -> Iterator[str]:
+    for leaf in pytree.tree_leaves(inputs):
+        yield f"{str(leaf.dtype).removeprefix('torch.')} {list(leaf.shape)}"
+
+
+def _place(text: str) -> str:
+    """` (file.py:12: code)`, as far as the exporter tells the user's line."""
+    found = re.findall(r'File "([^"]+)", line (\d+), in \w+\n\s*(.+)', text)
+    own = [entry for entry in found if "/torch/" not in entry[0]]
+    if not own:
+        return ""
+    file, line, code = own[-1]
+    return f" ({file.rpartition('/')[2]}:{line}: {code.strip()})"

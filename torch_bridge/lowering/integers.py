@@ -1,0 +1,118 @@
+"""Whether 64-bit integers of a forward may leave the range of the 32-bit ones that JAX has while x64 is off."""
+
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from torch_bridge.modes import source_line
+
+Bounds = tuple[float, float]
+
+_LIMITS: Bounds = (-(2.0**31), 2.0**31 - 1)
+"""What inputs, and whatever nothing is known of, are taken to hold: inputs beyond are refused when they come."""
+
+
+def wide_products(graph: fx.Graph, constants: dict[str, Tensor]) -> list[str]:
+    """The operations on int64 tensors, with their lines, whose results may not fit into int32.
+
+    Products, powers, shifts and sums are followed, from the range of the inputs; a small constant that is added to
+    something is not counted, or every offset of an index would be.
+    """
+    bounds: dict[fx.Node, Bounds] = {}
+    found = []
+    for node in graph.nodes:
+        val = node.meta.get("val")
+        if not isinstance(val, Tensor) or val.dtype.is_floating_point or val.dtype.is_complex:
+            continue
+        low, high = _bounds(node, val, bounds, constants)
+        if val.dtype == torch.int64 and (low < _LIMITS[0] or high > _LIMITS[1]):
+            where = source_line(node)
+            found.append(f"{node.target}" + (f" ({where})" if where else ""))
+            low, high = _LIMITS  # told once, where it begins
+        bounds[node] = (low, high)
+    return list(dict.fromkeys(found))
+
+
+def _bounds(node: fx.Node, val: Tensor, known: dict[fx.Node, Bounds], constants: dict[str, Tensor]) -> Bounds:
+    if val.dtype != torch.int64:
+        return (0, 1) if val.dtype == torch.bool else (torch.iinfo(val.dtype).min, torch.iinfo(val.dtype).max)
+    if node.name in constants:
+        return (float(constants[node.name].min()), float(constants[node.name].max())) if val.numel() else (0, 0)
+    operands = list(_operands(node, known))
+    rule = (
+        _RULES.get(str(node.target).split(".")[1]) if node.op == "call_function" and "." in str(node.target) else None
+    )
+    if rule is not None and operands:
+        return rule(operands, node)
+    return (min(low for low, _ in operands), max(high for _, high in operands)) if operands else _LIMITS
+
+
+def _operands(node: fx.Node, known: dict[fx.Node, Bounds]) -> Iterator[Bounds]:
+    for arg in node.args:
+        if isinstance(arg, fx.Node) and isinstance(arg.meta.get("val"), Tensor):
+            yield known.get(arg, _LIMITS)
+        elif isinstance(arg, int) and not isinstance(arg, bool):
+            yield arg, arg
+
+
+def _product(operands: list[Bounds], node: fx.Node) -> Bounds:
+    low, high = operands[0]
+    for other in operands[1:2]:
+        ends = [a * b for a in (low, high) for b in other]
+        low, high = min(ends), max(ends)
+    return low, high
+
+
+def _sum(operands: list[Bounds], node: fx.Node) -> Bounds:
+    small = [(a, b) for a, b in operands[:2] if max(abs(a), abs(b)) >= 2**20] or operands[:2]
+    if len(small) == 1:
+        return small[0]
+    signs = (1, -1) if str(node.target).startswith("aten.sub") else (1, 1)
+    ends = [sorted((sign * a, sign * b)) for sign, (a, b) in zip(signs, small, strict=True)]
+    return sum(low for low, _ in ends), sum(high for _, high in ends)
+
+
+def _power(operands: list[Bounds], node: fx.Node) -> Bounds:
+    base = max(abs(end) for end in operands[0])
+    exponent = max((abs(end) for bounds in operands[1:2] for end in bounds), default=1)
+    size = math.inf if base > 1 and exponent > 64 else base**exponent
+    return -size, size
+
+
+def _shift(operands: list[Bounds], node: fx.Node) -> Bounds:
+    return _product([operands[0], (0, 2.0 ** min(operands[1][1], 64))] if len(operands) > 1 else operands, node)
+
+
+def _accumulated(operands: list[Bounds], node: fx.Node) -> Bounds:
+    source: Any = node.args[0]
+    count = math.prod(size if isinstance(size, int) else 1 for size in source.meta["val"].shape)
+    largest = max(abs(end) for end in operands[0])
+    return (-largest * count, largest * count) if largest < 2**20 else operands[0]
+
+
+def _remainder(operands: list[Bounds], node: fx.Node) -> Bounds:
+    size = max(abs(end) for end in operands[-1])
+    return (-size, size)
+
+
+_RULES: dict[str, Callable[[list[Bounds], fx.Node], Bounds]] = {
+    "mul": _product,
+    "multiply": _product,
+    "add": _sum,
+    "sub": _sum,
+    "pow": _power,
+    "square": lambda operands, node: _product([operands[0], operands[0]], node),
+    "__lshift__": _shift,
+    "bitwise_left_shift": _shift,
+    "prod": lambda operands, node: (-math.inf, math.inf),
+    "cumprod": lambda operands, node: (-math.inf, math.inf),
+    "sum": _accumulated,
+    "cumsum": _accumulated,
+    "remainder": _remainder,
+    "fmod": _remainder,
+    "argmax": lambda operands, node: (0, _LIMITS[1]),
+    "argmin": lambda operands, node: (0, _LIMITS[1]),
+}

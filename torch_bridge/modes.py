@@ -1,0 +1,182 @@
+"""What a module does in training and in evaluation: its two graphs beside each other.
+
+Where they agree in everything but the training flags of dropout and normalisation, and in dropout that stands in the
+training graph alone (`if self.training: x = F.dropout(x)`), each flag gets a mode. Where they do not, the first
+difference is told.
+"""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, fx
+from torch.export import ExportedProgram
+from torch.fx.node import map_aggregate
+
+from torch_bridge.stand_ins import DROPOUTS, MODED, NAMES, Mode, all_args, flag, stand_in, stand_in_args
+
+
+class Added(NamedTuple):
+    """Dropout that only the training graph has, and the evaluation graph's node after which it belongs."""
+
+    dropout: fx.Node
+    after: fx.Node
+
+
+class Modes(NamedTuple):
+    """Node name to mode for every operation with a flag, and the dropout that the evaluation graph lacks.
+
+    `twins` maps the nodes of the training graph to those of the evaluation graph, added dropout to what it drops from.
+    """
+
+    of: dict[str, Mode]
+    added: tuple[Added, ...]
+    twins: dict[fx.Node, fx.Node]
+
+
+def aligned(evaluation: ExportedProgram, training: ExportedProgram) -> Modes | str:
+    """The modes of all operations, or the first difference between the graphs."""
+    ours, theirs = ([node for node in p.graph.nodes if _matters(node)] for p in (evaluation, training))
+    twins: dict[fx.Node, fx.Node] = {}
+    modes: dict[str, Mode] = {}
+    added: list[Added] = []
+    done = 0
+    for twin in theirs:
+        node = ours[done] if done < len(ours) else None
+        if node is None or not _agree(node, twin, twins):
+            if not _drops(twin, twins):
+                return _SOMETHING_ELSE if node is None else _difference(node, twin)
+            twins[twin] = twins[twin.all_input_nodes[0]]
+            added.append(Added(twin, ours[done - 1]))
+            continue
+        if node.op == "placeholder" and not _same_source(node, evaluation, twin, training):
+            return "its forward uses other tensors in training mode than in evaluation mode"
+        if node.target in NAMES:
+            mode = _mode(flag(node), flag(twin))
+            if mode is None:
+                return _difference(node, twin)
+            modes[node.name] = mode
+        twins[twin] = node
+        done += 1
+    if done < len(ours) or evaluation.call_spec.out_spec != training.call_spec.out_spec:
+        return _SOMETHING_ELSE
+    return Modes(modes, tuple(added), twins)
+
+
+_SOMETHING_ELSE = "its forward does something else in training mode than in evaluation mode"
+
+
+def _mode(evaluation: Any, training: Any) -> Mode | None:
+    """When an operation is in training mode; None for one that is so in evaluation mode alone, or at another rate."""
+    if not evaluation:
+        return Mode("by_mode", float(training)) if training else Mode("never")
+    return Mode("always", float(training)) if evaluation == training else None
+
+
+def _agree(node: fx.Node, twin: fx.Node, twins: Mapping[fx.Node, fx.Node]) -> bool:
+    """Whether two nodes do the same, the training flag left out."""
+    if node.op == "placeholder" and twin.op == "placeholder":
+        return True
+    return node.target == twin.target and _arguments(node, {}) == _arguments(twin, twins)
+
+
+def _drops(node: fx.Node, twins: Mapping[fx.Node, fx.Node]) -> bool:
+    """Whether a node of the training graph is dropout, out of place, of something that evaluation has too."""
+    kinds = [MODED[name][0] for name in DROPOUTS]
+    return node.target in kinds and bool(flag(node)) and all(given in twins for given in node.all_input_nodes)
+
+
+def add_dropout(modes: Modes) -> None:
+    """Puts the dropout that the training graph alone has into the evaluation graph, to be used by mode."""
+    made: dict[fx.Node, fx.Node] = {}
+    last: dict[fx.Node, fx.Node] = {}
+    dropouts = {added.dropout for added in modes.added}
+    for dropout, after in modes.added:
+        given, *rest = all_args(dropout)
+        source, name = made.get(given, modes.twins[given]), NAMES[dropout.target]
+        with source.graph.inserting_after(last.get(after, after)):
+            args = stand_in_args(name, [source, *rest], Mode("by_mode"))
+            new = source.graph.call_function(stand_in(name), args)
+        new.meta = {**dropout.meta, "val": source.meta["val"]}
+        made[dropout] = last[after] = new
+        for user in dropout.users:
+            if user in modes.twins and user not in dropouts:
+                _use(modes.twins[user], user, dropout, new)
+
+
+def _use(node: fx.Node, twin: fx.Node, dropout: fx.Node, new: fx.Node) -> None:
+    """Gives a node the new dropout wherever its twin has the training graph's. Both have arguments of one structure."""
+    leaves: list[Any] = []
+    map_aggregate((twin.args, twin.kwargs), lambda leaf: leaves.append(leaf))
+    queue = iter(leaves)
+    args, kwargs = map_aggregate((node.args, node.kwargs), lambda leaf: new if next(queue) is dropout else leaf)  # type: ignore[misc]
+    node.args, node.kwargs = args, kwargs  # type: ignore[assignment]
+
+
+def _same_source(node: fx.Node, evaluation: ExportedProgram, twin: fx.Node, training: ExportedProgram) -> bool:
+    """Whether two placeholders stand for the same input, weight or constant."""
+    (ours, a), (theirs, b) = (
+        (next(spec for spec in program.graph_signature.input_specs if spec.arg.name == held.name), program.constants)
+        for held, program in ((node, evaluation), (twin, training))
+    )
+    if ours.kind != theirs.kind:
+        return False
+    if ours.kind.name != "CONSTANT_TENSOR":
+        return ours.target == theirs.target
+    first, second = a[str(ours.target)], b[str(theirs.target)]
+    return isinstance(first, Tensor) and isinstance(second, Tensor) and _equal(first, second)
+
+
+def _equal(a: Tensor, b: Tensor) -> bool:
+    return a.dtype == b.dtype and a.shape == b.shape and bool(torch.equal(a, b))
+
+
+def _difference(node: fx.Node, twin: fx.Node) -> str:
+    where = source_line(twin) or source_line(node)
+    return (
+        f"its forward does something else in training mode ({twin.target}) than in evaluation mode ({node.target})"
+        + (f", at {where}" if where else "")
+    )
+
+
+def _matters(node: fx.Node) -> bool:
+    """Whether a node makes arrays; sizes are compared where they are used."""
+    return not (_is_size(node) or _counts_batches(node))
+
+
+def _is_size(node: fx.Node) -> bool:
+    return isinstance(node.meta.get("val"), torch.SymInt)
+
+
+def _counts_batches(node: fx.Node) -> bool:
+    """`num_batches_tracked += 1`, which a BatchNorm layer does itself, at each of its calls."""
+    counter = node.args[0] if node.args else None
+    if node.target != torch.ops.aten.add_.Tensor or not isinstance(counter, fx.Node):
+        return False
+    return _counts_batches(counter) or (counter.op == "placeholder" and counter.name.endswith("num_batches_tracked"))
+
+
+def _arguments(node: fx.Node, twins: Mapping[fx.Node, fx.Node]) -> Any:
+    """A node's arguments for comparison, the training flag left out."""
+    name = NAMES.get(node.target)
+    args = list(node.args) if name is None else all_args(node)
+    if name is not None:
+        args[MODED[name][1]] = None
+    return map_aggregate((args, dict(node.kwargs) if name is None else {}), lambda leaf: _comparable(leaf, twins))
+
+
+def _comparable(leaf: Any, twins: Mapping[fx.Node, fx.Node]) -> Any:
+    if isinstance(leaf, fx.Node):
+        return str(leaf.meta["val"]) if _is_size(leaf) else twins.get(leaf, leaf)
+    return repr(leaf) if isinstance(leaf, float) else leaf  # so that NaN equals itself
+
+
+def source_line(node: fx.Node) -> str | None:
+    """The user's own line behind a node: `file.py:12: x = self.fc(x)`, as far as torch recorded it."""
+    trace = [line.strip() for line in (node.meta.get("stack_trace") or "").splitlines() if line.strip()]
+    for k in range(len(trace) - 1, -1, -1):
+        if trace[k].startswith("File ") and "/torch/nn/" not in trace[k]:
+            file, line = trace[k].split(", ")[:2]
+            code = f": {trace[k + 1]}" if k + 1 < len(trace) else ""
+            return f"{file[6:-1].rsplit('/', 1)[-1]}:{line.removeprefix('line ')}{code}"
+    return None

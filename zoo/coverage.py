@@ -1,0 +1,83 @@
+"""`docs/coverage.md`, made from the tables of rules and the results of the zoo. `python -m zoo.coverage` writes it."""
+
+import collections
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+
+from torch_bridge.lowering import REFUSALS, RULES
+from zoo.results import RESULTS, load
+
+PAGE = Path(__file__).resolve().parent.parent / "docs" / "coverage.md"
+
+_INTRODUCTION = """\
+# What is covered
+
+This page is made by `python -m zoo.coverage` from the tables of rules and from the results of `make zoo`; a test keeps
+it as they are.
+
+A network can be ported if every operation that `torch.export` finds in its forward, once PyTorch has written it without
+side effects, has a rule. An operation that has none, and an option that cannot be carried exactly, is refused with an
+error that names every such place: module, operation and line. A rule of your own is a function under
+`torch_bridge.register`.
+"""
+
+
+def page() -> str:
+    """The page as Markdown."""
+    return "\n".join([_INTRODUCTION, *_networks(), *_operations()])
+
+
+def _networks() -> list[str]:
+    lines = [
+        "## Networks\n",
+        "Each as an ensemble of two, with running statistics and constant weights drawn at random. *float64*: the",
+        "largest error, relative to the largest output. *float32*: our error over PyTorch's own, both against float64;",
+        "at most 2 passes. *Transposes*: of activations, in the program of one member's call.\n",
+    ]
+    for file in sorted(RESULTS.glob("zoo-*.jsonl")):
+        results = sorted(load(file).values(), key=lambda result: result.name)
+        passed = sum(result.status == "passed" for result in results)
+        lines += [f"### {file.stem.removeprefix('zoo-')}: {passed} of {len(results)}\n"]
+        lines += ["| network | | parameters | float64 | float32 | transposes | lines of Flax |"]
+        lines += ["|---|---|---:|---:|---:|---:|---:|"]
+        for result in results:
+            figures = (
+                f"{result.parameters:,}",
+                "" if result.float64 is None else f"{result.float64:.1e}",
+                "" if result.float32 is None else f"{result.float32:.2f}",
+                "" if result.transposes is None else str(result.transposes),
+                "" if result.source_lines is None else str(result.source_lines),
+            )
+            lines.append(f"| {result.name} | {result.status} | {' | '.join(figures)} |")
+        lines.append("")
+    return lines
+
+
+def _operations() -> list[str]:
+    families = collections.defaultdict(set)
+    for operation, rule in RULES.items():
+        if rule.__module__.startswith("torch_bridge."):
+            families[rule.__module__].add(_short(operation))
+    lines = ["## Operations\n", "By family, without overloads.\n"]
+    for module in sorted(families):
+        title = (sys.modules[module].__doc__ or "").splitlines()[0]
+        lines += [f"**{title}** {_listing(families[module])}\n"]
+    lines += ["## Refused\n"]
+    reasons = collections.defaultdict(set)
+    for operation, reason in REFUSALS.items():
+        reasons[reason].add(_short(operation))
+    return lines + [f"{_listing(operations)}: {reason}.\n" for reason, operations in reasons.items()]
+
+
+def _short(operation: str) -> str:
+    return operation.removeprefix("aten.").rpartition(".")[0]
+
+
+def _listing(operations: Iterable[str]) -> str:
+    return ", ".join(f"`{operation}`" for operation in sorted(operations))
+
+
+if __name__ == "__main__":
+    PAGE.parent.mkdir(exist_ok=True)
+    PAGE.write_text(page())
