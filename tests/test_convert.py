@@ -592,7 +592,8 @@ class _Offsets(nn.Module):
     def forward(self, ids: Tensor) -> Tensor:
         mask = ids.ne(1).long()
         positions = torch.cumsum(mask, dim=1) * mask + 2
-        return self.table(positions % 1000) + self.table(ids % 10 * 7 + 1) + self.table(ids + 1 - 1)
+        rolled = torch.cat([mask[:, 1:], mask[:, :1]], 1)
+        return self.table(positions % 1000) + self.table(ids % 10 * 7 + 1) + self.table(ids + 1 - 1) + self.table(rolled)
 
 
 def test_integers_that_may_not_fit_into_32_bits_are_warned_of() -> None:

@@ -1,5 +1,6 @@
 """Indexing, scattering, assignment in place; tensors made from sizes; what has no fixed size is refused."""
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -193,3 +194,20 @@ def test_assignment_of_as_many_values_as_a_mask_chooses_is_refused() -> None:
 def test_random_draws_are_refused(forward: Callable[[Tensor], Tensor]) -> None:
     with pytest.raises(UnsupportedError, match="draws random numbers"):
         convert(Fn(forward), (torch.randn(SHAPE),))
+
+
+class ShiftMask(nn.Module):
+    """A mask that begins with `x.new_zeros` and depends on no value of `x`, as that of shifted windows."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        mask = x.new_zeros(4, 6)
+        for k, rows in enumerate((slice(0, -2), slice(-2, None))):
+            mask[rows] = k
+        mask = mask.masked_fill(mask != 0, -100.0)
+        return x + mask + torch.full_like(x[:1, :, :], 0.1) + torch.zeros_like(mask)
+
+
+def test_what_takes_only_dtype_and_shape_from_an_input_is_folded() -> None:
+    module = assert_ports(ShiftMask(), torch.randn(2, 4, 6))
+    source = inspect.getsource(type(module))
+    assert "slice_scatter" not in source and "self.constant" in source

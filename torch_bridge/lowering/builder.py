@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, fx
 
 from jaxensemble.errors import UnsupportedError
-from jaxensemble.network import Arg, Call, Layer, Ref, Var, Variable
+from jaxensemble.network import Arg, Call, Dtype, Layer, Ref, Var, Variable
 from torch_bridge.capture import TorchGraph, source_line
 from torch_bridge.layout import Group, Layout, Size, fresh, group_size, steps, tidy_axes
 from torch_bridge.lowering import alignment
@@ -100,7 +100,9 @@ class Builder:
         return sizes(self.result.shape)
 
     def constant(self, tensor: Tensor, name: str = "constant") -> Value:
-        """A tensor that depends on no input, held once and shared by all members."""
+        """A tensor that depends on no input, held once and shared by all members; one of equal values is made anew."""
+        if tensor.numel() > 1 and bool((tensor == tensor.flatten()[0]).all()):
+            return self._uniform(tensor)
         if id(tensor) not in self._constants:
             path = self.free_path(name)
             held = tensor.detach().contiguous()
@@ -109,6 +111,14 @@ class Builder:
             value = Value(Var(path), fresh(tuple(held.shape)), held.dtype)
             self._constants[id(tensor)] = (tensor, value)  # holds the tensor: an id is good only while it lives
         return self._constants[id(tensor)][1]
+
+    def _uniform(self, tensor: Tensor) -> Value:
+        fill, shape = tensor.flatten()[0].item(), tuple(tensor.shape)
+        name = {0: "zeros", 1: "ones"}.get(fill)
+        plain = name is not None and tensor.dtype == torch.float32  # which is what JAX makes unless told otherwise
+        dtype: dict[str, Arg] = {} if plain else {"dtype": Dtype(initial_dtype(tensor.dtype))}
+        expr = self.emit(f"jnp.{name}", shape, **dtype) if name else self.emit("jnp.full", shape, fill, **dtype)
+        return self.new(expr, shape, tensor.dtype)
 
     def free_path(self, name: str) -> str:
         """A path within the module around the node that nothing else has."""

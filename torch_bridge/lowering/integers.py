@@ -15,6 +15,10 @@ _LIMITS: Bounds = (-(2.0**31), 2.0**31 - 1)
 """What inputs, and whatever nothing is known of, are taken to hold: inputs beyond are refused when they come."""
 
 
+_BY_PLACE = {"slice", "slice_scatter", "select", "select_scatter", "narrow"}
+"""Operations whose numbers are positions, not values: the end of `x[:, 1:]` is the largest integer there is."""
+
+
 def wide_products(graph: fx.Graph, constants: dict[str, Tensor]) -> list[str]:
     """The operations on int64 tensors, with their lines, whose results may not fit into int32.
 
@@ -42,20 +46,24 @@ def _bounds(node: fx.Node, val: Tensor, known: dict[fx.Node, Bounds], constants:
     if node.name in constants:
         return (float(constants[node.name].min()), float(constants[node.name].max())) if val.numel() else (0, 0)
     operands = list(_operands(node, known))
-    rule = (
-        _RULES.get(str(node.target).split(".")[1]) if node.op == "call_function" and "." in str(node.target) else None
-    )
+    rule = _RULES.get(_name(node)) if node.op == "call_function" else None
     if rule is not None and operands:
         return rule(operands, node)
     return (min(low for low, _ in operands), max(high for _, high in operands)) if operands else _LIMITS
 
 
 def _operands(node: fx.Node, known: dict[fx.Node, Bounds]) -> Iterator[Bounds]:
+    numbers_are_places = _name(node) in _BY_PLACE
     for arg in node.args:
         if isinstance(arg, fx.Node) and isinstance(arg.meta.get("val"), Tensor):
             yield known.get(arg, _LIMITS)
-        elif isinstance(arg, int) and not isinstance(arg, bool):
+        elif isinstance(arg, int) and not isinstance(arg, bool) and not numbers_are_places:
             yield arg, arg
+
+
+def _name(node: fx.Node) -> str:
+    """`mul` of `aten.mul.Tensor`."""
+    return [*str(node.target).split("."), ""][1]
 
 
 def _product(operands: list[Bounds], node: fx.Node) -> Bounds:

@@ -142,6 +142,8 @@ def _call(builder: Builder, node: fx.Node, env: dict[fx.Node, Any]) -> Any:
             if isinstance(constant, Tensor):
                 settle(val.shape, constant.shape)
         return result
+    if str(node.target) in _MADE_ALIKE and not _is_open(node):
+        return _made_alike(node, args, kwargs)
     rule = RULES.get(str(node.target))
     if rule is None:
         raise builder.unsupported("there is no rule for this operation; register one with torch_bridge.register")
@@ -164,6 +166,24 @@ def _is_foldable(node: fx.Node, args: Any, kwargs: Any) -> bool:
     return not (
         symbolic or opaque or any(isinstance(leaf, Value) for leaf in leaves) or _is_open(node) or _is_random(node)
     )
+
+
+_MADE_ALIKE = {
+    *(f"aten.new_{name}.default" for name in ("zeros", "ones", "full", "empty")),
+    *(f"aten.{name}_like.default" for name in ("zeros", "ones", "full", "empty")),
+}
+"""Operations that take nothing from an array but its dtype, device and shape."""
+
+
+def _made_alike(node: fx.Node, args: Any, kwargs: Any) -> Tensor:
+    """What such an operation makes, so that masks that begin with it are folded. Nobody may read empty memory."""
+    template = node.args[0]
+    assert isinstance(template, fx.Node)
+    held = template.meta["val"]
+    shape = sizes(held.shape) if str(node.target).endswith("_like.default") else ()
+    with torch.no_grad():
+        result = node.target(torch.zeros(shape, dtype=held.dtype), *args[1:], **{**kwargs, "device": "cpu"})  # type: ignore[operator]
+    return torch.zeros_like(result) if "empty" in str(node.target) else result
 
 
 def _outputs(builder: Builder, tree: Any, env: dict[fx.Node, Any]) -> Tree:
