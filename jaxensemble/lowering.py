@@ -73,7 +73,9 @@ def convolution(
             **options,
             out_sharding=out_sharding,
         )
-    return _FORMS[form](case, lhs, rhs, options)
+    if preferred_element_type is None and lhs.dtype in (jnp.bfloat16, jnp.float16):
+        options["preferred_element_type"] = jnp.float32  # the sums; XLA's own convolutions round once, too
+    return _FORMS[form](case, lhs, rhs, options).astype(preferred_element_type or lhs.dtype)
 
 
 class Case:

@@ -91,6 +91,33 @@ def test_dtypes_are_those_of_xla():
             assert result.dtype == (wanted or jnp.bfloat16), form
 
 
+def test_half_precision_is_rounded_once():
+    """Sums of many taps in bfloat16 would be four times as far off as XLA's own."""
+    generator = np.random.default_rng(0)
+    x, kernel = generator.normal(size=(1, 9, 9, 8)), generator.normal(size=(7, 7, 1, 8))
+    numbers = lax.conv_dimension_numbers(x.shape, kernel.shape, _numbers(4))
+    x, kernel = jnp.asarray(x, jnp.bfloat16), jnp.asarray(kernel, jnp.bfloat16)
+
+    def rounding(form):
+        def run(x, kernel):
+            return convolution(
+                x,
+                kernel,
+                (1, 1),
+                "SAME",
+                choose=lambda case: form,
+                dimension_numbers=numbers,
+                feature_group_count=8,
+                precision="highest",
+            )
+
+        exact = run(x.astype(jnp.float32), kernel.astype(jnp.float32))
+        return float(jnp.std(run(x, kernel).astype(jnp.float32) - exact))
+
+    for form in ("depthwise", "shifted", "im2col"):
+        assert rounding(form) <= 1.1 * rounding("built-in"), form
+
+
 def test_channels_first_and_dilated_inputs_are_left_to_xla():
     x, kernel = jnp.ones((1, 2, 4, 4)), jnp.ones((3, 2, 3, 3))
     choose = lambda case: pytest.fail("asked for a form")  # noqa: E731

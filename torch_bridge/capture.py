@@ -23,8 +23,10 @@ from torch.nn.modules import transformer
 
 from jaxensemble.errors import InputError, UnsupportedError
 from torch_bridge.export_errors import explained, first_lines
+from torch_bridge.memos import forget_tensors
 from torch_bridge.modes import Modes, add_dropout, aligned
 from torch_bridge.modes import source_line as source_line
+from torch_bridge.regions import inline_regions
 from torch_bridge.stand_ins import replace_moded, stand_in
 
 BatchAxis = int | None | tuple[int | None, ...]
@@ -197,10 +199,12 @@ def _batch_size(inputs: tuple[Any, ...], axes: tuple[int | None, ...], *, explic
 def _export(model: nn.Module, inputs: tuple[Any, ...], dynamic: tuple[Any, ...], *, training: bool) -> ExportedProgram:
     with _mode(model, training), _cumulative_averages_fixed(model), _torch_warnings_off():
         try:
-            with _torch_quiet():
-                return torch.export.export(model, inputs, dynamic_shapes=_by_parameter(model, dynamic), strict=False)
+            with _torch_quiet(), torch.enable_grad():
+                program = torch.export.export(model, inputs, dynamic_shapes=_by_parameter(model, dynamic), strict=False)
         except Exception as error:  # whatever a user's forward or the exporter raises is told as one kind of error
             raise explained(error, model, inputs, training=training) from error
+    inline_regions(program.graph_module)
+    return program
 
 
 def _by_parameter(model: nn.Module, dynamic: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -243,8 +247,7 @@ def _fast_paths_off() -> Iterator[None]:
     before = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        with torch.no_grad():
-            yield
+        yield
     finally:
         torch.backends.mha.set_fastpath_enabled(before)
 
