@@ -37,10 +37,10 @@ ifneq ($(shell cat $(STAMP) 2>/dev/null),$(CHOICE))
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo lint test test-gpu slow zoo golden format clean
+.PHONY: help setup demo lint test test-gpu slow zoo bench-porting golden format clean
 
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo
 	@echo 'Variables: PYTHON=$(PYTHON) VENV=$(VENV) TORCH="$(TORCH)" JAX=$(JAX)' \
 		'(or cuda13) WORKERS=$(WORKERS) ARGS="$(ARGS)"'
@@ -88,6 +88,9 @@ build/zoo/torchvision:
 zoo: $(STAMP) build/zoo/torchvision ## port all of torchvision's classification networks and prove them (an hour; resumes)
 	$(BIN)/python -m zoo --library torchvision $(ARGS)
 	$(BIN)/python -m zoo.coverage
+
+bench-porting: $(STAMP) build/zoo/torchvision ## time and memory of porting
+	$(BIN)/python -m benchmarks.porting
 
 golden: $(STAMP) ## write the golden sources anew, for a change of what is printed
 	UPDATE_GOLDEN=1 $(BIN)/pytest -m "" tests/test_golden.py

@@ -18,6 +18,18 @@ TOLERANCE = 1e-12
 """Largest difference, relative to the largest value of the output: float64 rounding, and nothing else."""
 
 
+class Fn(nn.Module):
+    """A forward without weights; of several functions, a tuple of what each gives."""
+
+    def __init__(self, *forwards: Callable[..., Any]):
+        super().__init__()
+        self.forwards = forwards
+
+    def forward(self, *xs: Tensor) -> Any:
+        results = [forward(*xs) for forward in self.forwards]
+        return tuple(results) if len(results) > 1 else results[0]
+
+
 def randomised(model: nn.Module, seed: int = 0) -> nn.Module:
     """A float64 copy with every parameter and floating buffer drawn anew: defaults (zeros, ones) hide errors."""
     generator = torch.Generator().manual_seed(seed)

@@ -51,7 +51,7 @@ CASES = {
     "resnet18": Case(architectures.resnet18, (3, 33, 33), 110, 1),
     "resnet50": Case(architectures.resnet50, (3, 33, 33), 110, 1),
     "mobilenet_v2": Case(architectures.MobileNetV2, (3, 33, 33), 130, 1),
-    "vit_b_16": Case(architectures.VisionTransformer, (3, 224, 224), 110, 1),
+    "vit_b_16": Case(architectures.VisionTransformer, (3, 224, 224), 110, 13),
     "convnext_tiny": Case(architectures.ConvNeXt, (3, 33, 33), 110, 1),
 }
 SLOW = ("resnet50", "mobilenet_v2", "vit_b_16", "convnext_tiny")
@@ -98,7 +98,7 @@ def test_golden_file_computes_what_the_ensemble_does(ported: Any) -> None:
 
 
 def test_arrays_are_transposed_at_the_input_and_nowhere_else(ported: Any) -> None:
-    """An image of one channel is channels-last as it is. Attention's heads are part of its products."""
+    """An image of one channel is channels-last as it is; each attention of `jax.nn` moves its heads once."""
     name, ensemble, x, _ = ported
     assert primitives(ensemble[0], x)["transpose"] == CASES[name].transposes
 

@@ -6,23 +6,11 @@ import jax
 import pytest
 import torch
 import torch.nn.functional as F
-from porting import assert_ports, randomised
+from porting import Fn, assert_ports, randomised
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 
 from torch_bridge.convert import convert
-
-
-class Fn(nn.Module):
-    """A forward without weights."""
-
-    def __init__(self, forward: Callable[..., Tensor]):
-        super().__init__()
-        self.compute = forward
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.compute(x)
-
 
 CASES: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "conv1d": (lambda: nn.Conv1d(4, 6, 3, stride=2, padding=1, dilation=2), (2, 4, 9)),

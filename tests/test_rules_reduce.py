@@ -5,24 +5,11 @@ from typing import Any
 
 import pytest
 import torch
-from porting import assert_ports
+from porting import Fn, assert_ports
 from torch import Tensor, nn
 
 from jaxensemble.errors import UnsupportedError
 from torch_bridge.assemble import convert
-
-
-class Fn(nn.Module):
-    """A forward without weights; of several functions, a tuple of what each gives."""
-
-    def __init__(self, *forwards: Callable[..., Any]):
-        super().__init__()
-        self.forwards = forwards
-
-    def forward(self, x: Tensor) -> Any:
-        results = [forward(x) for forward in self.forwards]
-        return tuple(results) if len(results) > 1 else results[0]
-
 
 SHAPE = (2, 3, 4, 5)
 

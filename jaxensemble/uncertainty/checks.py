@@ -1,0 +1,106 @@
+"""What probabilities, labels and quantile levels have to be."""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+from jax.typing import ArrayLike, DTypeLike
+
+from jaxensemble.errors import InputError
+from jaxensemble.inputs import as_array
+
+NOT_ONE = 0.05
+"""What tells logits from probabilities: logarithms rounded to bfloat16 move the sum of 1,000 classes by 0.02."""
+
+
+def floating(array: ArrayLike, name: str) -> jax.Array:
+    """The array in float32 or float64."""
+    if isinstance(array, dict | tuple | list):
+        raise InputError(
+            f"`{name}` must be one array; got a {type(array).__name__} of {len(array)}. Of a network with several "
+            "outputs choose the one to read."
+        )
+    values = jnp.asarray(as_array(array, name))
+    if not jnp.issubdtype(values.dtype, jnp.floating):
+        raise InputError(f"`{name}` must be of a floating-point dtype; got {values.dtype} {values.shape}")
+    return values.astype(jnp.float32) if values.dtype.itemsize < 4 else values
+
+
+def require_rank(values: jax.Array, name: str, axes: str) -> None:
+    layout = f"[{', '.join(axes)}, ...]"
+    if values.ndim < len(axes):
+        raise InputError(
+            f"`{name}` must have at least {len(axes)} axes, {layout}; got shape {values.shape}. "
+            "For one member or one example give an axis of length 1."
+        )
+    if values.shape[0] == 0:
+        raise InputError(f"`{name}` must be {layout} with something along its first axis; got shape {values.shape}")
+
+
+def class_axis_of(values: jax.Array, class_axis: int, name: str, axes: str) -> int:
+    """`class_axis`, which does not count a members axis M, from the end."""
+    require_rank(values, name, axes)
+    rank = values.ndim - axes.count("M")
+    if not -rank <= class_axis < rank:
+        raise InputError(
+            f"`class_axis` must be from {-rank} to {rank - 1} for `{name}` of shape {values.shape}; got {class_axis}"
+        )
+    axis = class_axis if class_axis < 0 else class_axis - rank
+    if values.shape[axis] < 2:
+        raise InputError(
+            f"`{name}` must have at least two classes; got {values.shape[axis]} along class axis {class_axis} of shape "
+            f"{values.shape}. A single sigmoid output x is the two logits 0 and x, the probabilities 1 - p and p."
+        )
+    return axis
+
+
+def require_distribution(values: jax.Array, axis: int, name: str) -> None:
+    if isinstance(values, Tracer):
+        return
+    with jax.ensure_compile_time_eval():  # known values can also be met while tracing something else
+        sums = jnp.sum(values, axis)
+        if jnp.any(values < 0) or jnp.any(jnp.abs(sums - 1) > NOT_ONE):
+            raise InputError(
+                f"`{name}` must be at least 0 and sum to 1 over the classes; got a least value of {values.min():g} "
+                f"and sums from {sums.min():g} to {sums.max():g}"
+            )
+
+
+def labelled_rows(
+    array: ArrayLike, labels: ArrayLike | Sequence[int], class_axis: int, name: str
+) -> tuple[jax.Array, jax.Array]:
+    """One row per label: `[R, C]` and `[R]`."""
+    values = floating(array, name)
+    answers = jnp.asarray(labels if isinstance(labels, Sequence) else as_array(labels, "labels"))
+    axis = class_axis_of(values, class_axis, name, "NC")
+    rows, classes = jnp.moveaxis(values, axis, -1), values.shape[axis]
+    if answers.shape != rows.shape[:-1] or not jnp.issubdtype(answers.dtype, jnp.integer):
+        raise InputError(
+            f"`labels` must be class numbers of shape {rows.shape[:-1]}, for `{name}` of shape {values.shape}; "
+            f"got {answers.dtype} {answers.shape}"
+        )
+    if answers.size == 0:
+        raise InputError(f"`labels` must hold at least one label; got shape {answers.shape}")
+    require_labels(answers, classes)
+    return rows.reshape(-1, classes), answers.reshape(-1)
+
+
+def require_labels(labels: jax.Array, classes: int) -> None:
+    if isinstance(labels, Tracer):
+        return
+    with jax.ensure_compile_time_eval():
+        if labels.min() < 0 or labels.max() >= classes:
+            raise InputError(f"`labels` must be from 0 to {classes - 1}; got {labels.min()} to {labels.max()}")
+
+
+def quantile_levels(q: ArrayLike | Sequence[float], name: str, dtype: DTypeLike) -> jax.Array:
+    traced = any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(q))
+    known = None if traced else np.asarray(q, dtype)
+    levels = jnp.asarray(q if known is None else known, dtype)
+    if levels.ndim > 1:
+        raise InputError(f"`{name}` must be a number or one axis of numbers; got shape {levels.shape}")
+    if known is not None and not ((known >= 0) & (known <= 1)).all():
+        raise InputError(f"`{name}` must be from 0 to 1; got {known.tolist()}")
+    return levels
