@@ -18,7 +18,7 @@ def skeleton(network: Network) -> State:
 
     Layers are in the mode the network says: `training` ones in training mode, all others in evaluation mode.
     """
-    module = nnx.eval_shape(lambda: load_class(network)(rngs=nnx.Rngs(0)))
+    module = nnx.eval_shape(lambda: load_class(network)(rngs=_shape_rngs()))
     nnx.Module.eval(module)
     for path, layer in nnx.iter_modules(module):
         if ".".join(str(part) for part in path) in network.training:
@@ -26,6 +26,27 @@ def skeleton(network: Network) -> State:
     state = split(module)
     rngs = {name: _first_rng(k, leaf) for k, (name, leaf) in enumerate(flatten(state.rngs).items())}
     return state._replace(rngs=unflatten(rngs))
+
+
+class _Uncounted(nnx.RngStream):
+    """A stream of one key: enough for shapes.
+
+    Counting the keys while nothing but shapes is computed takes Flax a time that grows with all that came before.
+    """
+
+    def __call__(self) -> jax.Array:
+        return self.key[...]
+
+    def fork(self, *, split: int | tuple[int, ...] | None = None) -> nnx.RngStream:
+        """A stream as any other: layers keep it."""
+        key = self()
+        return nnx.RngStream(key if split is None else jax.random.split(key, split), tag=self.tag)
+
+
+def _shape_rngs() -> nnx.Rngs:
+    rngs = nnx.Rngs(0)
+    rngs.default = _Uncounted(0, tag="default")  # type: ignore[attr-defined]
+    return rngs
 
 
 def _first_rng(k: int, leaf: Any) -> jax.Array:

@@ -1,8 +1,9 @@
 """Files and directories that are there whole or not at all, whatever happens while they are written.
 
 A directory is built beside its target under a name of its own, flushed to the disk, and put in place by one rename. An
-older directory changes places with it in the same step: at no moment is there none, or half of one. Every call that
-changes the disk goes through `_system`, which is where tests let it fail.
+older directory changes places with it in the same step: at no moment is there none, or half of one. What may be removed
+is told by the names of its files: a directory that holds anything else is never touched. Every call that changes the
+disk goes through `_system`, which is where tests let it fail.
 """
 
 import contextlib
@@ -12,10 +13,10 @@ import fcntl
 import hashlib
 import os
 import re
-import shutil
+import stat
 import sys
 import uuid
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ CHUNK = 16 << 20
 _AT_FDCWD = -100  # linux/fcntl.h
 _RENAME_EXCHANGE = 2  # linux/fs.h, and RENAME_SWAP of macOS's sys/stdio.h
 _CANNOT = (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP)
+_TAKEN = (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR)  # POSIX lets systems choose between the first two
 
 
 def _system(call: Callable[..., Any], *args: Any) -> Any:
@@ -34,30 +36,43 @@ def _system(call: Callable[..., Any], *args: Any) -> Any:
 
 
 @contextlib.contextmanager
-def new_directory(target: Path) -> Iterator[Path]:
+def new_directory(target: Path, files: Collection[str], *, replace: bool = False) -> Iterator[Path]:
     """An empty directory to be filled by `write`, which becomes `target` when the block ends without an error.
 
-    `target` may exist: it is then replaced in one step, and removed afterwards. On any error, Ctrl-C included, what was
-    written is removed and `target` is what it was. Whatever a killed process has left behind the next one removes.
+    `files` are the names that it may get files of. `target` may exist if it is an empty directory or, with `replace`,
+    one that holds nothing but files of these names: it is then replaced in one step, and removed once the new one is
+    known to be on the disk. This is decided by what is there in that step, whatever others do meanwhile.
 
-    **Raises:** `OSError` as the system does; `InputError` where the file system cannot exchange two directories.
+    Up to that removal any error, Ctrl-C included, leaves what was at `target` there (but for an empty directory, which
+    may be gone), and what was written is removed. If even changing places again fails, `target` is the new directory,
+    and the older one stays beside it. What a killed process has left behind the next one removes.
+
+    **Raises:** `OSError` as the system does; `InputError` for a target that is not to be replaced, and where the file
+    system cannot exchange two directories.
     """
-    _remove_stale(target)
-    folder = target.with_name(f".{target.name}.tmp-{uuid.uuid4().hex}")
-    _system(os.mkdir, folder)
-    try:
-        with _opened(folder) as descriptor:
-            _lock(descriptor)
+    _remove_stale(target, files)
+    folder, descriptor = _fresh(target)
+    with contextlib.ExitStack() as held:
+        held.callback(os.close, descriptor)
+        try:
             yield folder
             _system(os.fsync, descriptor)
-            replaced = _put_in_place(folder, target)
-        with _opened(target.parent) as descriptor:
-            _system(os.fsync, descriptor)
-    except BaseException:
-        _remove(folder)
-        raise
-    if replaced:
-        _remove(folder)  # where the older directory is now
+            if replace and target.is_dir():
+                _lock(held.enter_context(_opened(target)))  # or another would take it for a leftover once displaced
+            _put_in_place(folder, target, files, replace=replace)
+            with _opened(target.parent) as parent:
+                _system(os.fsync, parent)
+        except BaseException:
+            _take_back(descriptor, folder, target)
+            _remove(folder, files)
+            raise
+        _remove(folder, files)  # where the older directory is now, if there was one
+
+
+def strangers(folder: Path, files: Collection[str]) -> list[str]:
+    """What a directory holds beside real files of the given names, sorted. A link is no real file."""
+    entries = {entry.name: entry.lstat().st_mode for entry in folder.iterdir()}
+    return sorted(name for name, mode in entries.items() if name not in files or not stat.S_ISREG(mode))
 
 
 def write(path: Path, chunks: Iterable[Any]) -> tuple[int, str]:
@@ -94,13 +109,30 @@ def write_file(target: Path, content: bytes) -> None:
         _system(os.fsync, descriptor)
 
 
-def _put_in_place(folder: Path, target: Path) -> bool:
-    """Renames, and tells whether an older directory is now where `folder` was. An empty one is simply replaced."""
-    if not target.is_dir() or next(target.iterdir(), None) is None:
-        _system(os.rename, folder, target)
-        return False
+def _put_in_place(folder: Path, target: Path, files: Collection[str], *, replace: bool) -> None:
+    """Renames, or exchanges. What was at the target is then where `folder` was, and is looked at only there."""
+    try:
+        _system(os.rename, folder, target)  # POSIX: an empty directory is replaced, and nothing else
+        return
+    except OSError as error:
+        if error.errno not in _TAKEN:
+            raise
+        if not replace or error.errno == errno.ENOTDIR:
+            raise InputError(f"`{target}` exists by now, and is not replaced") from error
     _system(_exchange, folder, target)
-    return True
+    found = strangers(folder, files)
+    if found:
+        raise InputError(f"`{target}` is not replaced: by now it holds {', '.join(found)}")
+
+
+def _take_back(descriptor: int, folder: Path, target: Path) -> None:
+    """Undoes `_put_in_place`, however far it came: the open directory is at `folder` again."""
+    if not _is_at(descriptor, target):
+        return
+    if os.path.lexists(folder):
+        _system(_exchange, folder, target)
+    else:
+        _system(os.rename, target, folder)
 
 
 def _exchange(a: Path, b: Path) -> None:
@@ -132,25 +164,56 @@ def _opened(folder: Path) -> Iterator[int]:
         os.close(descriptor)
 
 
-def _lock(descriptor: int) -> bool:
-    """Marks a directory as in use by a living process; whether that could be done. The lock ends with the process."""
+def _fresh(target: Path) -> tuple[Path, int]:
+    """A new directory beside the target, open and locked: its path and descriptor."""
+    while True:
+        folder = target.with_name(f".{target.name}.tmp-{uuid.uuid4().hex}")
+        _system(os.mkdir, folder)
+        with contextlib.suppress(FileNotFoundError):  # until it is locked, others may take it for a leftover
+            descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+            if _lock(descriptor) is not False and _is_at(descriptor, folder):
+                return folder, descriptor
+            os.close(descriptor)
+
+
+def _is_at(descriptor: int, path: Path) -> bool:
+    """Whether the open directory is the one at that path."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.lstat())
+    except FileNotFoundError:
+        return False
+
+
+def _lock(descriptor: int) -> bool | None:
+    """Marks a directory as in use by a living process; the mark ends with the process.
+
+    False if another one has it; None on a file system without locks, where leftovers then stay.
+    """
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:  # in use, or on a file system without locks, where leftovers then stay
+    except BlockingIOError:
         return False
+    except OSError:
+        return None
     return True
 
 
-def _remove_stale(target: Path) -> None:
+def _remove_stale(target: Path, files: Collection[str]) -> None:
     """Removes what killed processes left beside this target, and nothing else."""
     pattern = re.compile(re.escape(f".{target.name}.tmp-") + "[0-9a-f]{32}")
     for path in list(target.parent.iterdir()):
         if pattern.fullmatch(path.name) and path.is_dir() and not path.is_symlink():
             with contextlib.suppress(FileNotFoundError), _opened(path) as descriptor:  # another process may be faster
                 if _lock(descriptor):
-                    _remove(path)
+                    _remove(path, files)
 
 
-def _remove(folder: Path) -> None:
+def _remove(folder: Path, files: Collection[str]) -> None:
+    """Removes a directory of such files; one that holds anything else stays whole, for its owner to find."""
     with contextlib.suppress(OSError):  # what is left is removed when the same target is saved to again
-        _system(shutil.rmtree, folder)
+        if strangers(folder, files):
+            return
+        for path in (folder / name for name in sorted(files)):
+            if os.path.lexists(path):
+                _system(os.unlink, path)
+        _system(os.rmdir, folder)

@@ -13,9 +13,11 @@ import numpy as np
 from flax import nnx
 from jax.core import Tracer
 
+from jaxensemble.build import skeleton
 from jaxensemble.errors import InputError, MemberError, StateError
 from jaxensemble.inputs import as_arrays, check_inputs, require_x64
 from jaxensemble.lowering import with_forms
+from jaxensemble.network import Network, with_param_dtype
 from jaxensemble.proof import Proof
 from jaxensemble.randomness import as_key, forbid, from_key, member_keys
 from jaxensemble.source import print_source
@@ -50,7 +52,8 @@ class Ensemble:
     - `params`, `buffers`, `rngs`: nested dicts of `[M, ...]` arrays, as [`jaxensemble.state.split`][] names them.
     - `constants`: arrays that all members share.
     - `network`, `origin`: what porting knows of the source and of PyTorch's keys; anything hashable.
-    - `proof`: the comparison with PyTorch that these very arrays passed, or None. No copy has it: see [`Proof`][].
+    - `proof`: the comparison with PyTorch that these very arrays passed, or None. No copy has it: see [`Proof`][]. Nor
+      has it an ensemble in whose dicts an array was put in the place of another.
 
     >>> ensemble = Ensemble.from_modules([nnx.Linear(3, 2, rngs=nnx.Rngs(seed)) for seed in range(5)])
     >>> ensemble
@@ -66,7 +69,8 @@ class Ensemble:
     rngs: Tree = dataclasses.field(default_factory=dict)
     network: Any = None
     origin: Any = None
-    proof: Proof | None = dataclasses.field(default=None, init=False)  # so that `dataclasses.replace` drops it
+    # A proof and the arrays it is about. `init=False`, so that `dataclasses.replace` drops it.
+    _proven: tuple[Proof, list[Any]] | None = dataclasses.field(default=None, init=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "graphdef", Structure.of(self.graphdef))
@@ -151,10 +155,16 @@ class Ensemble:
         require_x64(np.dtype(dtype), "`dtype`")
         cast = jax.tree.map(lambda leaf: leaf.astype(dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf, self)
         module = merge(*cast.state)
-        for _, layer in nnx.iter_modules(module):
+        paths = set()
+        for path, layer in nnx.iter_modules(module):
             if isinstance(layer, nnx.Embed) and layer.dtype == layer.param_dtype:  # it casts to what it was made with
-                layer.dtype = layer.param_dtype = np.dtype(dtype)
-        return dataclasses.replace(cast, graphdef=split(module).graphdef)
+                layer.dtype, layer.param_dtype = np.dtype(dtype), getattr(jnp, np.dtype(dtype).name)
+                paths.add(".".join(map(str, path)))
+        network = self.network
+        if isinstance(network, Network) and paths:
+            network = with_param_dtype(network, paths, np.dtype(dtype).name)
+            _retype(module, network)
+        return dataclasses.replace(cast, graphdef=split(module).graphdef, network=network)
 
     def source(self) -> str:
         """The Flax code of the network. Raises `StateError` for an ensemble that was not ported."""
@@ -165,14 +175,26 @@ class Ensemble:
     def proven(self, proof: Proof | None) -> "Ensemble":
         """The same ensemble with a proof, which is for whoever compared it to give."""
         result = dataclasses.replace(self)
-        object.__setattr__(result, "proof", proof)
+        if proof is not None:
+            object.__setattr__(result, "_proven", (proof, jax.tree.leaves(result)))
         return result
+
+    @property
+    def proof(self) -> Proof | None:
+        """The comparison with PyTorch that these very arrays passed, or None."""
+        if self._proven is None:
+            return None
+        proof, compared = self._proven  # arrays of JAX do not change: the same objects have the same values
+        leaves = jax.tree.leaves(self)
+        same = len(leaves) == len(compared) and all(map(operator.is_, leaves, compared))
+        return proof if same else None
 
     def save(self, path: str | Path, *, force: bool = False) -> None:
         """Saves an ensemble that was ported as a directory which [`Ensemble.load`][] reads; PyTorch is not needed.
 
         The directory is written beside `path` and put in place in one step: whatever happens, `path` is what it was or
-        the whole of the new artifact. With `force` it may be an artifact already, which is replaced.
+        the whole of the new artifact. With `force` it may be an artifact already, which is replaced; what holds
+        anything else is not, even if that came while this was written.
 
         It holds `weights.safetensors` (the stacked arrays by path), `network.json`, `source.py` (to be read by people)
         and `manifest.json` (hashes, versions, the proof, PyTorch's keys).
@@ -189,7 +211,8 @@ class Ensemble:
         """The ensemble that [`Ensemble.save`][] saved, bit for bit, its mode, proof and map of PyTorch's keys included.
 
         Nothing in the directory is run: the source is generated anew from `network.json`, after it was checked. Every
-        array is compared with its hash. 64-bit integers become 32-bit ones while JAX has those switched off.
+        array is compared with its hash. 64-bit integers become 32-bit ones while JAX has those switched off: there is
+        then no proof, and a `NarrowIntegerWarning`, as of all that was saved with 64-bit types.
 
         Raises `InputError` with all that is wrong: no artifact, damaged, of another version, arrays that do not fit the
         network, and float64 while JAX has it switched off.
@@ -336,6 +359,13 @@ def _buffers_after(module: nnx.Module, before: Tree) -> Tree:
     if made:
         raise StateError(f"a call must not make or remove variables; this network's does: {', '.join(made)}")
     return after
+
+
+def _retype(module: nnx.Module, network: Network) -> None:
+    """Gives a module, and all in it, the classes that the source of this network makes."""
+    types = {path: type(layer) for path, layer in nnx.iter_modules(merge(*skeleton(network)))}
+    for path, layer in nnx.iter_modules(module):
+        layer.__class__ = types.get(path, type(layer))
 
 
 def _check_member_axis(inputs: tuple[Any, ...], members: int) -> None:

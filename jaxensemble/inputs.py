@@ -19,7 +19,8 @@ _SCALARS = (bool, int, float, complex)
 _NARROW = {"int64": np.int32, "uint64": np.uint32}  # what integers become while 64-bit types are off
 _WIDE_FLOATS = ("float64", "complex128")
 _KINDS = (jnp.bool_, jnp.integer, jnp.floating, jnp.complexfloating)
-_ENABLE = "enable 64-bit types (jax.config.update('jax_enable_x64', True), or `with jax.enable_x64(True):`)"
+ENABLE = "enable 64-bit types (jax.config.update('jax_enable_x64', True), or `with jax.enable_x64(True):`)"
+"""What errors advise."""
 
 
 def as_arrays(tree: Any, name: str) -> Any:
@@ -126,13 +127,18 @@ def shape_text(shape: tuple[int | None, ...]) -> str:
 
 def is_too_wide(dtype: Any) -> bool:
     """Whether a dtype has 64-bit numbers while JAX has those switched off."""
-    return str(dtype) in (*_NARROW, *_WIDE_FLOATS) and not jax.config.jax_enable_x64  # pyright: ignore[reportAttributeAccessIssue]
+    return str(dtype) in (*_NARROW, *_WIDE_FLOATS) and not x64_is_on()
+
+
+def x64_is_on() -> bool:
+    """Whether JAX has 64-bit types now."""
+    return jax.config.jax_enable_x64  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def require_x64(dtype: Any, name: str) -> None:
     """Raises `InputError` if arrays of a dtype would be rounded to 32 bits by JAX as it is configured."""
     if is_too_wide(dtype):
-        raise InputError(f"{name} is {dtype}, which JAX would round to 32 bits now: {_ENABLE}, or cast to 32 bits")
+        raise InputError(f"{name} is {dtype}, which JAX would round to 32 bits now: {ENABLE}, or cast to 32 bits")
 
 
 def _narrowed(value: np.ndarray, name: str) -> np.ndarray:
@@ -143,7 +149,7 @@ def _narrowed(value: np.ndarray, name: str) -> np.ndarray:
     outside = (value < limits.min) | (value > limits.max)
     if outside.any():
         first = value[outside].flat[0]
-        raise InputError(f"`{name}` is {value.dtype} and holds {first}, which {np.dtype(narrow)} does not: {_ENABLE}")
+        raise InputError(f"`{name}` is {value.dtype} and holds {first}, which {np.dtype(narrow)} does not: {ENABLE}")
     return value.astype(narrow)
 
 

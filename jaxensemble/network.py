@@ -5,7 +5,7 @@ It knows nothing of PyTorch and holds no arrays: weights live in an `Ensemble`, 
 """
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from types import EllipsisType
 from typing import Literal, TypeAlias
 
@@ -148,6 +148,24 @@ class Network:
         from jaxensemble.source import print_source  # which needs what is defined here
 
         return print_source(self)
+
+
+def with_param_dtype(network: Network, paths: Collection[str], dtype: str) -> Network:
+    """The network with the dtype of some layers' parameters, told only where it is not Flax's default.
+
+    >>> network = Network("Net", (Ref("x"),), Ref("x"), (Layer("embed", "nnx.Embed"),), (), (), {"": ("Net", "module")})
+    >>> with_param_dtype(network, {"embed"}, "bfloat16").layers[0].options
+    {'param_dtype': Dtype(name='bfloat16')}
+    """
+    told: dict[str, Arg] = {} if dtype == "float32" else {"param_dtype": Dtype(dtype)}
+
+    def changed(layer: Layer) -> Layer:
+        if layer.path not in paths:
+            return layer
+        options = {name: value for name, value in layer.options.items() if name != "param_dtype"}
+        return dataclasses.replace(layer, options=options | told)
+
+    return dataclasses.replace(network, layers=tuple(map(changed, network.layers)))
 
 
 def references(arg: object) -> Iterator[Ref | Var]:

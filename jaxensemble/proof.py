@@ -23,11 +23,14 @@ class Proof:
 
     It belongs to the very arrays that were compared. An ensemble made from another, by a change of weights or of mode,
     by slicing or by any JAX transformation, has none. Of an ensemble that was loaded it is what its file says.
+
+    `x64`: whether JAX had 64-bit types on. If so it says nothing of 32-bit integers, which overflow elsewhere.
     """
 
     date: str
     versions: Mapping[str, str]
     comparisons: tuple[Comparison, ...]
+    x64: bool = False
 
 
 def check_proof(proof: Proof, where: str = "proof") -> None:

@@ -19,7 +19,7 @@ from torch import nn
 
 import jaxensemble
 import torch_bridge
-from jaxensemble import Ensemble, InputError, StateError
+from jaxensemble import Ensemble, InputError, NarrowIntegerWarning, StateError, durable
 from jaxensemble.proof import Comparison
 from jaxensemble.state import flatten, split, unflatten
 
@@ -165,7 +165,8 @@ def test_without_x64_float64_is_refused_and_integers_never_wrap(ensemble: Ensemb
         large.save(tmp_path / "large")
     with pytest.raises(InputError, match=r"holds of mask is float64.*enable 64-bit types"):
         Ensemble.load(tmp_path / "floats")
-    loaded = Ensemble.load(tmp_path / "small").buffers["mask"]
+    with pytest.warns(NarrowIntegerWarning):
+        loaded = Ensemble.load(tmp_path / "small").buffers["mask"]
     assert loaded.dtype == jnp.int32 and (loaded == 7).all()
     with pytest.raises(InputError, match=r"mask.*holds 4294967296"):
         Ensemble.load(tmp_path / "large")
@@ -174,11 +175,58 @@ def test_without_x64_float64_is_refused_and_integers_never_wrap(ensemble: Ensemb
 def test_counters_that_were_64_bits_wide_are_taken_without_x64(tmp_path: Path) -> None:
     with jax.enable_x64(True):
         ported(2, check=False).save(tmp_path / "net")
-    buffers = Ensemble.load(tmp_path / "net").buffers
+    with pytest.warns(NarrowIntegerWarning):
+        buffers = Ensemble.load(tmp_path / "net").buffers
     assert buffers["bn"]["num_batches_tracked"].dtype == jnp.int32
     assert (
         json.loads((tmp_path / "net/manifest.json").read_text())["leaves"]["bn.num_batches_tracked"]["dtype"] == "int64"
     )
+
+
+class Hashing(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(5, 3)
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        return self.table((ids * 2_000_000_011) % 5)
+
+
+def test_what_was_proven_with_64_bits_is_not_proven_without(tmp_path: Path) -> None:
+    ids = torch.arange(1, 7).reshape(2, 3)
+    with jax.enable_x64(True):
+        ensemble = torch_bridge.to_ensemble([Hashing(), Hashing()], (ids,))
+        expected = ensemble(ids)
+    assert ensemble.proof is not None and ensemble.proof.x64
+    ensemble.save(tmp_path / "net")  # outside
+    with pytest.warns(NarrowIntegerWarning, match="was saved with JAX's 64-bit types on, and they are off"):
+        assert Ensemble.load(tmp_path / "net").proof is None
+    with jax.enable_x64(True):
+        loaded = Ensemble.load(tmp_path / "net")
+        assert loaded.proof == ensemble.proof
+        np.testing.assert_array_equal(loaded(ids), expected)
+
+
+class Words(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.block = nn.ModuleDict({"words": nn.Embedding(5, 3), "padded": nn.Embedding(5, 3, padding_idx=0)})
+        self.out = nn.Linear(3, 2)
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        return self.out(self.block["words"](ids) + self.block["padded"](ids))
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float64"])
+def test_embeddings_of_another_dtype_come_back(dtype: str, tmp_path: Path) -> None:
+    ids = torch.arange(4).reshape(2, 2)
+    ensemble = torch_bridge.to_ensemble([Words(), Words()], (ids,), check=False)
+    with jax.enable_x64(dtype == "float64"):
+        cast = ensemble.astype(dtype)
+        loaded = reloaded(cast, tmp_path)
+        assert loaded.graphdef == cast.graphdef and same_bits(loaded, cast)
+        assert loaded(ids).dtype == dtype
+    assert cast.astype("float32").graphdef == ensemble.graphdef
 
 
 def test_dtypes_that_safetensors_lacks_are_refused(ensemble: Ensemble, tmp_path: Path) -> None:
@@ -259,6 +307,16 @@ def test_what_was_changed_has_no_proof(ensemble: Ensemble, change: str) -> None:
     assert CHANGES[change](ensemble).proof is None
 
 
+def test_what_was_changed_in_place_has_no_proof(ensemble: Ensemble, tmp_path: Path) -> None:
+    proven = jax.tree.map(jnp.copy, ensemble).proven(ensemble.proof)
+    assert proven.proof == ensemble.proof
+    before = proven.params["fc"]["kernel"]
+    proven.params["fc"]["kernel"] = before + 1
+    assert reloaded(proven, tmp_path).proof is None
+    proven.params["fc"]["kernel"] = before
+    assert proven.proof == ensemble.proof
+
+
 def test_an_unproven_ensemble_is_saved_as_such(ensemble: Ensemble, tmp_path: Path) -> None:
     loaded = reloaded(ensemble[:2], tmp_path)
     assert loaded.proof is None and len(loaded) == 2
@@ -325,6 +383,24 @@ def test_nothing_but_an_artifact_is_ever_replaced(ensemble: Ensemble, tmp_path: 
         with pytest.raises(InputError, match="there is no directory"):
             ensemble.save(tmp_path / "no" / "net", force=force)
     assert (home / "thesis.tex").read_text() == "years of work"
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_what_comes_while_it_is_saved_is_kept(
+    ensemble: Ensemble, tmp_path: Path, force: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write, target = durable.write, tmp_path / "net"
+
+    def meanwhile(path: Path, chunks: Any) -> tuple[int, str]:
+        target.mkdir(exist_ok=True)
+        (target / "thesis.txt").write_text("years of work")
+        return write(path, chunks)
+
+    monkeypatch.setattr(durable, "write", meanwhile)
+    with pytest.raises(InputError, match="is not replaced"):
+        ensemble.save(target, force=force)
+    assert (target / "thesis.txt").read_text() == "years of work"
+    assert list(tmp_path.iterdir()) == [target] and len(list(target.iterdir())) == 1
 
 
 def test_an_empty_directory_is_taken_and_a_link_is_followed(ensemble: Ensemble, tmp_path: Path) -> None:

@@ -96,12 +96,25 @@ MANIFESTS: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
                 "date": "",
                 "versions": {},
                 "comparisons": [{"stage": "s", "case": "c", "error": 1.0, "limit": 0.5}],
+                "x64": False,
             },
         ),
         "not passed: 's', 'c'",
     ),
+    "proof with 64 bits": (
+        lambda m: m.update(
+            verified=True,
+            proof={
+                "date": "",
+                "versions": {},
+                "comparisons": [{"stage": "s", "case": "c", "error": 0.0, "limit": 0.5}],
+                "x64": True,
+            },
+        ),
+        "`x64` is False, with a proof",
+    ),
     "empty proof": (
-        lambda m: m.update(verified=True, proof={"date": "", "versions": {}, "comparisons": []}),
+        lambda m: m.update(verified=True, proof={"date": "", "versions": {}, "comparisons": [], "x64": False}),
         "nothing was compared",
     ),
     "permutation": (
@@ -165,6 +178,10 @@ NETWORKS: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
         r"'conv.bias': expected params \[2, 5\], got params \[2, 3\]",
     ),
     "huge": (lambda n: n["layers"][0]["options"].update(out_features=10**20), "do not fit"),
+    "many layers": (
+        lambda n: n["layers"][0].update(type="layers.LSTM", options={"num_layers": 10**9}),
+        r"`num_layers` of conv: expected at most 2, the number of its arrays; got 1000000000",
+    ),
     "no such layer": (lambda n: n["layers"].pop(), "there is no"),
 }
 

@@ -256,6 +256,18 @@ def test_control_flow_on_values_is_refused_with_torchs_reason() -> None:
         torch_bridge.to_flax(Branch(), (torch.randn(2, 2),))
 
 
+def test_objects_that_a_forward_returns_beside_arrays_are_refused_by_name() -> None:
+    class Cache:
+        pass
+
+    class Caching(nn.Linear):
+        def forward(self, input: Tensor) -> tuple[Tensor, Cache]:  # type: ignore[override]
+            return super().forward(input), Cache()
+
+    with pytest.raises(UnsupportedError, match=r"Caching\.forward returns an object of \S*Cache; .*use_cache=False"):
+        torch_bridge.to_flax(Caching(3, 2), (torch.randn(2, 3),))
+
+
 def test_a_batch_size_that_the_forward_fixes_is_told_as_such() -> None:
     class Fixed(nn.Linear):
         def forward(self, input: Tensor) -> Tensor:
@@ -593,7 +605,9 @@ class _Offsets(nn.Module):
         mask = ids.ne(1).long()
         positions = torch.cumsum(mask, dim=1) * mask + 2
         rolled = torch.cat([mask[:, 1:], mask[:, :1]], 1)
-        return self.table(positions % 1000) + self.table(ids % 10 * 7 + 1) + self.table(ids + 1 - 1) + self.table(rolled)
+        return (
+            self.table(positions % 1000) + self.table(ids % 10 * 7 + 1) + self.table(ids + 1 - 1) + self.table(rolled)
+        )
 
 
 def test_integers_that_may_not_fit_into_32_bits_are_warned_of() -> None:

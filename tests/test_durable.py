@@ -1,6 +1,8 @@
 """Faults while saving: at every call that changes the disk, an error or the end of the process loses nothing."""
 
 import errno
+import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,11 +26,14 @@ class Faults:
 
     def __init__(self, at: int | None = None, error: BaseException | None = None):
         self.at, self.error, self.calls = at, error, 0
+        self.failed: Callable[..., Any] | None = None
 
     def __call__(self, call: Callable[..., Any], *args: Any) -> Any:
         self.calls += 1
         if self.error is not None and self.at is not None:
             dead = isinstance(self.error, Killed) and self.calls > self.at
+            if self.calls == self.at:
+                self.failed = call
             if self.calls == self.at or dead:
                 raise self.error
         return call(*args)
@@ -70,7 +75,7 @@ def test_a_fault_at_any_call_leaves_the_old_artifact_or_the_new_one(
         if replace:
             old.save(target, force=True)
         elif target.exists():
-            durable.shutil.rmtree(target)
+            shutil.rmtree(target)
         monkeypatch.setattr(durable, "_system", faults := Faults(at, error))
         try:
             new.save(target, force=True)
@@ -85,8 +90,11 @@ def test_a_fault_at_any_call_leaves_the_old_artifact_or_the_new_one(
             assert same_bits(loaded, new) or (replace and same_bits(loaded, old))
         else:
             assert not replace
+        removing = faults.failed in (os.unlink, os.rmdir)  # the old artifact: the new one is on the disk
+        if not isinstance(error, Killed):
+            assert same_bits(Ensemble.load(target), new if removing else old) if replace else not target.exists()
         left = [entry.name for entry in tmp_path.iterdir() if entry != target]
-        assert isinstance(error, Killed) or len(left) <= (at > 12), left  # but for a removal that failed itself
+        assert isinstance(error, Killed) or len(left) <= removing, left
         (tmp_path / "other").mkdir(exist_ok=True)
         new.save(target, force=True)
         assert sorted(entry.name for entry in tmp_path.iterdir()) == ["net", "other"]
@@ -99,20 +107,65 @@ def test_only_ones_own_leftovers_are_removed(tmp_path: Path) -> None:
     for name in [*kept, ".net.tmp-" + "0" * 32]:
         (tmp_path / name).mkdir()
     (tmp_path / (".net.tmp-" + "1" * 32)).write_text("a file")
-    with durable.new_directory(tmp_path / "net") as folder:
+    (stale := tmp_path / (".net.tmp-" + "2" * 32)).mkdir()
+    (stale / "thesis.txt").write_text("years of work")  # as when a process is killed before it looks at what it moved
+    kept.append(stale.name)
+    with durable.new_directory(tmp_path / "net", {"a"}) as folder:
         durable.write(folder / "a", [b"a"])
+    assert (stale / "thesis.txt").exists()
     assert {entry.name for entry in tmp_path.iterdir()} == {*kept, "net", ".net.tmp-" + "1" * 32}
 
 
 def test_what_another_process_is_writing_is_left_alone(tmp_path: Path) -> None:
     target = tmp_path / "net"
-    with durable.new_directory(target) as first:
+    with durable.new_directory(target, {"a"}, replace=True) as first:
         durable.write(first / "a", [b"first"])
-        with durable.new_directory(target) as second:
+        with durable.new_directory(target, {"a"}, replace=True) as second:
             durable.write(second / "a", [b"second"])
         assert (target / "a").read_bytes() == b"second"
     assert (target / "a").read_bytes() == b"first"
     assert list(tmp_path.iterdir()) == [target]
+
+
+@pytest.mark.parametrize("replace", [False, True])
+@pytest.mark.parametrize("before", [False, True], ids=["new", "replaced"])
+def test_what_others_put_there_meanwhile_is_kept(tmp_path: Path, before: bool, replace: bool) -> None:
+    target = tmp_path / "net"
+    if before:
+        target.mkdir()
+        (target / "a").write_text("old")
+    with (
+        pytest.raises(InputError, match="is not replaced"),
+        durable.new_directory(target, {"a"}, replace=replace) as new,
+    ):
+        durable.write(new / "a", [b"new"])
+        target.mkdir(exist_ok=True)
+        (target / "thesis.txt").write_text("years of work")
+    assert (target / "thesis.txt").read_text() == "years of work"
+    assert list(tmp_path.iterdir()) == [target] and (target / "a").exists() == before
+
+
+def test_links_are_no_files_of_ones_own(tmp_path: Path) -> None:
+    (tmp_path / "b").symlink_to(tmp_path)
+    (tmp_path / "a").write_text("")
+    assert durable.strangers(tmp_path, {"a", "b"}) == ["b"]
+
+
+def test_a_directory_taken_for_a_leftover_before_it_was_locked_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lock, taken = durable._lock, []
+
+    def late(descriptor: int) -> bool | None:
+        if not taken:  # another process has cleaned up between this one's `mkdir` and its lock
+            taken.extend(tmp_path.iterdir())
+            taken[0].rmdir()
+        return lock(descriptor)
+
+    monkeypatch.setattr(durable, "_lock", late)
+    with durable.new_directory(tmp_path / "net", {"a"}) as folder:
+        durable.write(folder / "a", [b"a"])
+    assert list(tmp_path.iterdir()) == [tmp_path / "net"] and len(taken) == 1
 
 
 def test_a_file_system_without_exchange_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -128,8 +181,9 @@ def test_a_file_system_without_exchange_is_told(tmp_path: Path, monkeypatch: pyt
         renamex_np = renameat2
 
     monkeypatch.setattr(durable.ctypes, "CDLL", lambda *_, **__: Without())
-    with pytest.raises(InputError, match="cannot replace a directory in one step"), durable.new_directory(target):
-        pass
+    with pytest.raises(InputError, match="cannot replace a directory in one step"):
+        with durable.new_directory(target, {"a"}, replace=True):
+            pass
     assert (target / "a").read_text() == "old" and list(tmp_path.iterdir()) == [target]
 
 

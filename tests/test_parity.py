@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import functools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -49,6 +50,32 @@ def ported() -> tuple[list[nn.Module], Ensemble, Tensor]:
         models.append(model.eval())
     x = torch.randn(5, 1, 4, 6)
     return models, torch_bridge.to_ensemble(models, (x,), check=False), x
+
+
+@functools.lru_cache
+def _waves(size: int, dtype: torch.dtype) -> Tensor:
+    return torch.arange(size, dtype=dtype) * torch.pi
+
+
+class Remembering(nn.Linear):
+    """Its table is made once, by whoever calls it first: in float32, in float64 or without values."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input) + torch.sin(_waves(input.shape[-1], torch.float32))
+
+
+@pytest.mark.parametrize("called", [True, False], ids=["called before", "new"])
+def test_tables_that_a_forward_remembers_are_those_of_the_precision_it_runs_in(called: bool) -> None:
+    _waves.cache_clear()
+    models: list[nn.Module] = [Remembering(4, 4).eval(), Remembering(4, 4).eval()]
+    x = torch.randn(3, 4)
+    if called:
+        models[0](x)
+    ensemble = torch_bridge.to_ensemble(models, (x,))
+    assert torch_bridge.check(models, ensemble, (x,)).passed
+    assert ensemble.network is not None and not ensemble.network.evaluation_only
+    assert _waves(4, torch.float32).dtype == torch.float32
+    assert torch.equal(models[0](x), models[0](x))
 
 
 def test_what_is_right_passes_every_stage(ported: Any) -> None:

@@ -138,3 +138,19 @@ def test_layer_with_gradient_options() -> None:
     layer = layers.Embed(3, 1, padding_idx=0, scale_grad_by_freq=True, rngs=nnx.Rngs(0))
     grads = nnx.grad(lambda m: (m(jnp.array([0, 1, 1, 2])) * jnp.array([[9.0], [1.0], [3.0], [5.0]])).sum())(layer)
     assert jax.tree.leaves(grads)[0].tolist() == [[0.0], [2.0], [5.0]]
+
+
+class Positions(nn.Module):
+    """Rows that no input chooses, and a layer that no input reaches: their constants stand outside of the layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words, self.positions, self.fc = nn.Embedding(5, 3), nn.Embedding(6, 3), nn.Linear(4, 3)
+
+    def forward(self, i: Tensor) -> Tensor:
+        places = self.positions(torch.arange(i.shape[1]))
+        return self.words(i) + places + self.fc(torch.linspace(-1.0, 1.0, 4, dtype=self.fc.weight.dtype))
+
+
+def test_layers_called_on_constants(x64: None) -> None:
+    assert_ports(Positions(), INDICES, batches=(2,))

@@ -18,9 +18,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sketch import Sketch, at, evaluate, made
 
+from jaxensemble.build import skeleton
 from jaxensemble.errors import InputError
 from jaxensemble.network import Call, Dtype, Func, Layer, Network, Ref, Slice
 from jaxensemble.source import load_class, print_source
+from jaxensemble.state import flatten, split
 
 X = Ref("x")
 
@@ -257,7 +259,7 @@ def constants() -> Network:
     y = s.call("*", s.call("jnp.real", s.call("*", y, complex(1, -0.0))), 10**9)
     y = s.call("jnp.expand_dims", s.call("[]", y, (Slice(), None, Slice(1, None, 2))), (0,))
     y = s.call("[]", s.call("[]", y, 0), (..., Slice(None, s.call(".shape", X, 0))))
-    return s.network((X,), s.call("lax.reduce", y, 0.0, Func("lax.add"), (1,)))
+    return s.network((X,), s.call("jnp.sum", y, 1))
 
 
 def several_results() -> Network:
@@ -412,6 +414,25 @@ def bottlenecks() -> Network:
     return s.network((X,), y)
 
 
+def recurrent() -> Network:
+    """Recurrent layers whose output and state are read in every way that there is."""
+    s = Sketch("Recurrent")
+
+    def lstm(path: str, x: Ref) -> Ref:
+        return s.layer(path, "layers.LSTM", x, in_features=4, hidden_features=4)
+
+    both = lstm("both", X)
+    y, state = s.call("[]", both, 0), s.call("[]", both, 1)
+    y = s.call("+", y, s.call("*", s.call("[]", s.call("[]", state, 0), 0), s.call("[]", s.call("[]", state, 1), 0)))
+    y = s.call("+", X, s.call("[]", s.call("[]", s.call("[]", lstm("cell", y), 1), 1), 0))
+    gru = s.layer("gru", "layers.GRU", y, in_features=4, hidden_features=4)
+    y = s.call("+", s.call("[]", gru, 0), s.call("[]", s.call("[]", gru, 1), 0))
+    whole = lstm("whole", y)
+    weights = [s.variable(name, (4, 4)) for name in ("kernel", "recurrent_kernel")]
+    bare = s.call("ops.rnn", s.call("[]", whole, 0), None, *weights, None, None, activation_fn=Func("nnx.relu"))
+    return s.network((X,), (s.call("[]", bare, 0), s.call("[]", whole, 1), s.call("[]", lstm("last", X), 0)))
+
+
 CASES: dict[str, tuple[Callable[[], Network], list[tuple[int, ...]]]] = {
     "lenet": (lenet, [(2, 8, 8, 1)]),
     "resnet": (resnet, [(2, 8, 8, 3)]),
@@ -441,6 +462,7 @@ CASES: dict[str, tuple[Callable[[], Network], list[tuple[int, ...]]]] = {
     "arranged": (arranged, [(2, 4, 3)]),
     "branches": (branches, [(2, 4)]),
     "bottlenecks": (bottlenecks, [(2, 4)]),
+    "recurrent": (recurrent, [(3, 4)]),
 }
 
 
@@ -811,6 +833,12 @@ def test_names_of_nnx_module_are_refused(name: str) -> None:
         "jax.pure_callback",
         "jnp.a b",
         "jnp._src.x",
+        *(f"jnp.{name}" for name in "apply_along_axis apply_over_axes vectorize piecewise frompyfunc ufunc".split()),
+        *(f"jnp.{name}" for name in "fromfunction mask_indices fromfile frombuffer savez printoptions".split()),
+        *(f"lax.{name}" for name in "map scan fori_loop while_loop switch cond associative_scan reduce".split()),
+        *(f"lax.{name}" for name in "composite platform_dependent reduce_window custom_root scatter_apply".split()),
+        *(f"lax.{name}" for name in "psum all_gather axis_index rng_uniform create_token stage".split()),
+        *(f"jax.{name}" for name in "scipy.linalg.funm vmap lax.map lax.add experimental.io_callback".split()),
         ".tofile",
         ".x; y",
         "nnx.x()",
@@ -820,6 +848,14 @@ def test_names_of_nnx_module_are_refused(name: str) -> None:
 def test_functions_that_are_none_on_arrays_are_refused(target: str) -> None:
     s = Sketch("Net")
     refuse(s.network((X,), s.call(target, X)), "a network may call|names nothing")
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_functions_are_handed_to_recurrent_functions_alone(nested: bool) -> None:
+    s = Sketch("Net")
+    function = Func("jnp.add")
+    out = s.call("jnp.pad", X, 1, mode=[function, X] if nested else function)
+    refuse(s.network((X,), out), "may hand functions to ops.rnn and ops.rnn_cell alone; got jnp.add as an argument")
 
 
 @pytest.mark.parametrize(
@@ -1014,3 +1050,69 @@ def test_variable_kinds() -> None:
         "jnp.maximum(self.scale * self.inner(x), self.scale[...])",
     ):
         assert line in text
+
+
+def test_a_recurrent_layer_gives_an_output_and_a_state() -> None:
+    text = print_source(recurrent())
+    for line in (
+        "y, (h, c) = self.both(x)",
+        "_, (_, c) = self.cell(y)",
+        "y, state = self.gru(c)",
+        "y, state = self.whole(y)",
+        "z, _ = self.last(x)",
+    ):
+        assert f"        {line}\n" in text, text
+
+
+def test_what_a_recurrent_layer_gives_stays_whole_where_it_is_read_as_a_whole() -> None:
+    s = Sketch("Whole")
+    whole = s.layer("rnn", "layers.LSTM", X, in_features=4, hidden_features=4)
+    state = s.call("[]", whole, 1)
+    _, actual, expected = run_both(s.network((X,), (s.call("[]", state, 0), whole)), draw(3, 4))
+    assert_same(actual, expected)
+
+
+def test_a_factor_is_called_scale() -> None:
+    s = Sketch("Net")
+    y = X
+    for k, factor in enumerate((0.1, 0.2)):
+        with s.inside(f"block{k}", "Block"):
+            y = s.call("*", s.linear(f"block{k}.fc", y, 4, 4), factor)
+    text = print_source(s.network((X,), y))
+    assert "def __init__(self, scale, *, rngs: nnx.Rngs):" in text, text
+    assert "Block(0.2, rngs=rngs)" in text, text
+
+
+def test_a_long_chain_of_layers_that_differ_takes_little() -> None:
+    """A run of layers that ends soon is given up soon: the time would else grow with its third power."""
+    s = Sketch("Chain")
+    y = X
+    for k in range(300):
+        y = s.layer(f"b{k}", "nnx.Linear", y, in_features=4, out_features=4, use_bias=bool(k % 2))
+    network = s.network((X,), y)
+    before, events = sys.getprofile(), 0
+
+    def count(*_: object) -> None:
+        nonlocal events
+        events += 1
+
+    sys.setprofile(count)
+    try:
+        text = print_source(network)
+    finally:
+        sys.setprofile(before)
+    assert "self.b299 = nnx.Linear(4, 4, use_bias=True, rngs=rngs)" in text
+    assert events < 4_000_000, events
+
+
+def test_shapes_are_found_without_counting_random_keys() -> None:
+    """Streams that layers keep are those that they would have been given."""
+    s = Sketch("Net")
+    y = s.call("[]", s.layer("rnn", "layers.LSTM", X, in_features=4, hidden_features=4, num_layers=2, rate=0.5), 0)
+    network = s.network((X,), s.layer("drop", "nnx.Dropout", y, rate=0.5))
+    expected = split(nnx.eval_shape(lambda: load_class(network)(rngs=nnx.Rngs(0))))
+    found = skeleton(network)
+    for kind in ("params", "rngs"):
+        leaves, others = flatten(getattr(found, kind)), flatten(getattr(expected, kind))
+        assert [(k, x.shape, x.dtype) for k, x in leaves.items()] == [(k, x.shape, x.dtype) for k, x in others.items()]
+    assert "_Uncounted" not in str(found.graphdef)

@@ -197,6 +197,21 @@ def _batch_size(inputs: tuple[Any, ...], axes: tuple[int | None, ...], *, explic
 
 
 def _export(model: nn.Module, inputs: tuple[Any, ...], dynamic: tuple[Any, ...], *, training: bool) -> ExportedProgram:
+    """The exported program, in a second attempt where cached functions remembered an earlier export's tensors."""
+    try:
+        return _exported(model, inputs, dynamic, training=training)
+    except UnsupportedError:
+        if not forget_tensors():
+            raise
+    try:
+        return _exported(model, inputs, dynamic, training=training)
+    finally:
+        forget_tensors()
+
+
+def _exported(
+    model: nn.Module, inputs: tuple[Any, ...], dynamic: tuple[Any, ...], *, training: bool
+) -> ExportedProgram:
     with _mode(model, training), _cumulative_averages_fixed(model), _torch_warnings_off():
         try:
             with _torch_quiet(), torch.enable_grad():

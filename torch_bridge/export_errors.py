@@ -36,6 +36,13 @@ def explained(error: Exception, model: nn.Module, inputs: tuple[Any, ...], *, tr
             "the batch axis for a fixed number. Write x.shape[0] or -1 instead; or, if the inputs have no batch axis "
             "or are always of one size, pass batch_axis=None to fix all shapes."
         )
+    unknown = re.search(r"Found <class '([^']+)'> in output, which is not a known type", text)
+    if unknown:
+        return UnsupportedError(
+            f"{name}.forward returns an object of {unknown[1]}; a ported network returns arrays, and tuples, lists and "
+            "dicts of them. Leave it out, in a module around this one or, for a cache of keys and values, with "
+            "`use_cache=False` in the model's configuration."
+        )
     return UnsupportedError(
         f"torch.export cannot follow {name}.forward in {_MODE_NAMES[training]} mode: {first_lines(error)}"
     )

@@ -128,12 +128,13 @@ def _module_differences(path: str, first: nn.Module, other: nn.Module) -> Iterat
 def _attributes(module: nn.Module) -> dict[str, Any]:
     """A module's own attributes, without what a hook computes anew at every call (legacy weight and spectral norm).
 
-    Nor do the lists count in which recurrent layers hold their parameters once more. Hooks are kept under numbers that
-    mean nothing: their order is what counts.
+    Nor do the lists count in which recurrent layers hold their parameters once more, or hooks of loading and saving,
+    which a forward never calls. Hooks are kept under numbers that mean nothing: their order is what counts.
     """
     computed = {getattr(hook, "name", None) for hook in module._forward_pre_hooks.values()}
+    loading = {name for name in vars(module) if "state_dict" in name and name.endswith("_hooks")}
     again = {"_flat_weights", "_flat_weight_refs"} if isinstance(module, nn.RNNBase) else set()
-    own = {name: value for name, value in vars(module).items() if name not in _BOOKKEEPING | computed | again}
+    own = {name: value for name, value in vars(module).items() if name not in _BOOKKEEPING | computed | again | loading}
     return {name: list(v.values()) if "_hooks" in name and isinstance(v, Mapping) else v for name, v in own.items()}
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from jaxensemble.inputs import x64_is_on
 from jaxensemble.proof import Comparison, Proof
 from torch_bridge.parity.result import ParityReport, Row
 
@@ -15,7 +16,7 @@ def proof_of(reports: Sequence[ParityReport]) -> Proof:
             worst[row.stage, row.case] = row
     environment = reports[0].environment
     rows = (Comparison(row.stage, row.case, float(row.error), float(row.limit)) for row in worst.values())
-    return Proof(environment["date"], dict(environment["versions"]), tuple(rows))
+    return Proof(environment["date"], dict(environment["versions"]), tuple(rows), x64=x64_is_on())
 
 
 def _closeness(row: Row) -> float:

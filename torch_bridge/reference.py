@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from jaxensemble.errors import InputError
+from torch_bridge.memos import tensors_forgotten
 
 Inputs = tuple[Any, ...]
 
@@ -39,7 +40,7 @@ def widened() -> Iterator[None]:
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.float64)
     try:
-        with _Widened():
+        with tensors_forgotten(), _Widened():
             yield
     finally:
         torch.set_default_dtype(before)

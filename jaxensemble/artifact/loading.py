@@ -3,6 +3,8 @@
 import dataclasses
 import hashlib
 import stat
+import warnings
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -24,8 +26,8 @@ from jaxensemble.artifact.weights import as_leaf, check_header, differences, rea
 from jaxensemble.build import skeleton
 from jaxensemble.codec import from_json
 from jaxensemble.ensemble import Ensemble
-from jaxensemble.errors import InputError, JaxEnsembleError
-from jaxensemble.inputs import require_x64
+from jaxensemble.errors import InputError, JaxEnsembleError, NarrowIntegerWarning
+from jaxensemble.inputs import ENABLE, require_x64, x64_is_on
 from jaxensemble.network import Network
 from jaxensemble.state import KINDS, State, flatten, unflatten
 
@@ -79,7 +81,12 @@ class Artifact:
         return cls(folder, manifest, network)
 
     def load(self) -> Ensemble:
-        """The ensemble. **Raises:** `InputError` naming every array that is damaged or does not fit the network."""
+        """The ensemble.
+
+        Without a proof, and with a `NarrowIntegerWarning`, if it was saved with 64-bit types that JAX has off now.
+
+        **Raises:** `InputError` naming every array that is damaged or does not fit the network.
+        """
         self._require_x64()
         state = self._skeleton()
         arrays: dict[str, jax.Array] = {}
@@ -95,7 +102,7 @@ class Artifact:
             raise InputError(f"`{self.folder}` is damaged:{_lines(damaged)}{_AGAIN}")
         trees = {kind: unflatten({name: arrays[name] for name in flatten(getattr(state, kind))}) for kind in KINDS}
         ensemble = Ensemble(state.graphdef, **trees, network=self.network, origin=self.manifest.origin)
-        return ensemble.proven(self.manifest.proof)
+        return ensemble.proven(None if self._narrowed() else self.manifest.proof)
 
     def verify(self) -> None:
         """**Raises:** `InputError` naming every file and array that is not what was saved, or not the network's."""
@@ -123,8 +130,33 @@ class Artifact:
         if wide:
             require_x64("float64", f"what `{self.folder}` holds of {', '.join(wide)}")
 
+    def _narrowed(self) -> bool:
+        """Whether integers may be narrower here than those that were compared, in which case it warns."""
+        if not self.manifest.x64 or x64_is_on():
+            return False
+        warnings.warn(
+            f"`{self.folder}` was saved with JAX's 64-bit types on, and they are off: integers have 32 bits, and where "
+            "they overflow, outputs are others. What was proven does not hold here, so that `proof` is None. To have "
+            f"it, {ENABLE}.",
+            NarrowIntegerWarning,
+            stacklevel=4,  # whoever called `Ensemble.load`
+        )
+        return True
+
+    def _require_few_layers(self) -> None:
+        """Refuses recurrent layers of more layers than arrays are listed for: each would be built to be compared."""
+        held = Counter(name.rsplit(".", 2)[0] for name in self.manifest.leaves)  # rnn.forward_0.kernel
+        problems = [
+            f"`num_layers` of {layer.path}: expected at most {held[layer.path]}, the number of its arrays; got {count}"
+            for layer in self.network.layers
+            if type(count := layer.options.get("num_layers", 0)) is int and count > held[layer.path]
+        ]
+        if problems:
+            raise InputError(f"`{self.folder}` is no artifact: network and arrays do not fit:{_lines(problems)}")
+
     def _skeleton(self) -> State:
         """The state of the network, once the arrays are known to be those that it needs."""
+        self._require_few_layers()
         try:
             with jax.enable_x64(True):  # shapes alone are asked for, and dtypes are what the file has
                 state = skeleton(self.network)

@@ -60,6 +60,7 @@ class Manifest:
 
     - `version`: of the format; `versions`: of the libraries that wrote it.
     - `members`: M. `leaves`: every array, by its path in the network. `files`: all files but the manifest.
+    - `x64`: whether JAX had 64-bit types on when it was compared (saved, if it was not), or arrays have such a type.
     - `proof`: the comparison with PyTorch that the ensemble passed, and None if there was none; `verified` says which.
     - `origin`: the map of PyTorch's keys, and None for a network that did not come from PyTorch.
     """
@@ -67,6 +68,7 @@ class Manifest:
     version: int
     versions: Mapping[str, str]
     members: int
+    x64: bool
     verified: bool
     files: Mapping[str, FileRecord]
     leaves: Mapping[str, LeafRecord]
@@ -119,6 +121,8 @@ def _problems(manifest: Manifest) -> Iterator[str]:
             yield f"{name!r}: {record.sha256[:80]!r} is no hash"
     if manifest.verified != (manifest.proof is not None):
         yield f"`verified` is {manifest.verified}, with {'a' if manifest.proof else 'no'} proof"
+    if manifest.proof is not None and manifest.proof.x64 and not manifest.x64:
+        yield "`x64` is False, with a proof that was made with 64-bit types"
     if manifest.members < 1:
         yield f"an ensemble has at least one member; got {manifest.members}"
     for name, leaf in manifest.leaves.items():

@@ -1,8 +1,9 @@
 """Writing an artifact, whole or not at all."""
 
 import dataclasses
+from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import flax
 import jax
@@ -25,9 +26,11 @@ from jaxensemble.artifact.weights import encoded, leaves_of
 from jaxensemble.build import skeleton
 from jaxensemble.codec import from_json, to_json
 from jaxensemble.errors import InputError, StateError
+from jaxensemble.inputs import x64_is_on
 from jaxensemble.network import Network
 from jaxensemble.origin import Origin
 from jaxensemble.source import print_source
+from jaxensemble.state import State
 from jaxensemble.structure import Structure
 
 if TYPE_CHECKING:
@@ -38,8 +41,8 @@ def save(ensemble: "Ensemble", path: Path | str, *, force: bool = False) -> None
     """See [`Ensemble.save`][jaxensemble.Ensemble.save]."""
     check_target(path, force=force)
     network, origin = _network(ensemble), _origin(ensemble)
-    leaves = leaves_of(ensemble.state)
-    with durable.new_directory(Path(path).resolve()) as folder:
+    leaves, proof = leaves_of(ensemble.state), ensemble.proof
+    with durable.new_directory(Path(path).resolve(), FILES, replace=force) as folder:
         files = {
             NETWORK: FileRecord(*durable.write(folder / NETWORK, [to_json(network).encode()])),
             SOURCE: FileRecord(*durable.write(folder / SOURCE, [print_source(network).encode()])),
@@ -50,10 +53,11 @@ def save(ensemble: "Ensemble", path: Path | str, *, force: bool = False) -> None
             version=VERSION,
             versions={"jaxensemble": jaxensemble.__version__, "jax": jax.__version__, "flax": flax.__version__},
             members=len(ensemble),
-            verified=ensemble.proof is not None,
+            x64=(x64_is_on() if proof is None else proof.x64) or _wide(leaves.values()),
+            verified=proof is not None,
             files=files,
             leaves={name: records[name] for name in leaves},
-            proof=ensemble.proof,
+            proof=proof,
             origin=origin,
         )
         durable.write(folder / MANIFEST, [manifest.to_json().encode()])
@@ -74,7 +78,7 @@ def check_target(path: Path | str, *, force: bool = False) -> None:
         return
     if not target.is_dir():
         raise InputError(f"`{path}` exists, and is a file: an artifact is a directory")
-    strangers = sorted(entry.name for entry in target.iterdir() if entry.name not in FILES or not entry.is_file())
+    strangers = durable.strangers(target, FILES)
     if strangers:
         raise InputError(f"`{path}` exists, and is not replaced: it is no artifact, but holds {', '.join(strangers)}")
     if not force and any(target.iterdir()):
@@ -92,20 +96,22 @@ def _network(ensemble: "Ensemble") -> Network:
         )
     for candidate in (network, dataclasses.replace(network, training=_training(network, ensemble.graphdef))):
         again = from_json(to_json(candidate))
-        if skeleton(again).graphdef == ensemble.graphdef:
-            return _fitted(again, ensemble)
+        with jax.enable_x64(True):  # as it is loaded: embeddings know their dtype, which may be float64
+            state = skeleton(again)
+        if state.graphdef == ensemble.graphdef:
+            _check_fit(state, ensemble)
+            return again
     raise StateError(f"the structure of the ensemble is no longer that of its network, {network.name}: it was changed")
 
 
-def _fitted(network: Network, ensemble: "Ensemble") -> Network:
+def _check_fit(state: State, ensemble: "Ensemble") -> None:
     found = {
         name: LeafRecord(kind, str(leaf.dtype), tuple(leaf.shape), "")
         for name, (kind, leaf) in leaves_of(ensemble.state).items()
     }
-    problems = misfits(skeleton(network), found, len(ensemble))
+    problems = misfits(state, found, len(ensemble))
     if problems:
         raise StateError("the arrays of the ensemble do not fit its network:\n  " + "\n  ".join(problems))
-    return network
 
 
 def _training(network: Network, structure: Structure) -> tuple[str, ...]:
@@ -116,6 +122,10 @@ def _training(network: Network, structure: Structure) -> tuple[str, ...]:
         flags |= {".".join(parts[:k]): not evaluating for k in range(1, len(parts) + 1)}
     said = set(network.training)
     return tuple(layer.path for layer in network.layers if flags.get(layer.path, layer.path in said))
+
+
+def _wide(leaves: Iterable[tuple[str, Any]]) -> bool:
+    return any(str(leaf.dtype) in ("float64", "int64", "uint64") for _, leaf in leaves)
 
 
 def _origin(ensemble: "Ensemble") -> Origin | None:

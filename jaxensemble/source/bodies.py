@@ -170,7 +170,8 @@ class Reader:
         else:
             target = ToName(call.target)
         hint = call.target.rpartition(".")[2] if call.target[-1].isalnum() else "size"
-        args = tuple(self.operand(arg, hint) for arg in call.args)
+        is_factor = call.target in ("*", "/")
+        args = tuple(self.operand(arg, "scale" if is_factor and isinstance(arg, float) else hint) for arg in call.args)
         kwargs = tuple((key, self.operand(value, key)) for key, value in call.kwargs.items())
         return Step(target, args, kwargs)
 

@@ -3,7 +3,7 @@
 import ast
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import jax.numpy as jnp
 
@@ -24,7 +24,7 @@ from jaxensemble.source.bodies import (
     ToModule,
     ToName,
 )
-from jaxensemble.source.names import check_function, check_keyword, check_method, is_identifier
+from jaxensemble.source.names import check_function, check_handed, check_keyword, check_method, is_identifier
 from jaxensemble.source.units import Argument, Definition, Make, Scaled
 
 BINARY: dict[str, type[ast.operator]] = {
@@ -236,6 +236,7 @@ class Expressions:
         return call(function, [self.operand(arg, value) for arg in args], kwargs)
 
     def _named(self, target: str, step: Step, value: Callable[[Local | Slot], ast.expr]) -> ast.expr:
+        check_handed(target, _functions((step.args, tuple(operand for _, operand in step.kwargs))))
         if target in BINARY:
             left, right = (self.operand(arg, value, in_arithmetic=True) for arg in step.args)
             return ast.BinOp(left, BINARY[target](), right)
@@ -277,6 +278,16 @@ class Expressions:
             case Func():
                 return literal(operand)
         return ast.Constant(operand)
+
+
+def _functions(operand: object) -> Iterator[str]:
+    """The name of every function within operands."""
+    match operand:
+        case Func(function):
+            yield function
+        case Many(_, items) | (tuple() as items):
+            for item in items:
+                yield from _functions(item)
 
 
 def called(step: Step) -> tuple[str, ...]:

@@ -115,7 +115,7 @@ class Folding:
         while end < len(self.entries) and len(self.entries[end].outs) == 1 and not self.entries[end].stands_alone:
             end += 1
         stated = [Stated(entry.step, entry.outs[0]) for entry in self.entries[start:end]]
-        return find_rounds(stated, self.value, self._constant, self._counts, self._list_length, self._is_loop)
+        return find_rounds(stated, self.value, self._constant, self._counts, self._list_length, self._run_length)
 
     def _whole_list(self, start: int, end: int) -> Rounds:
         """The loop over the list that the class itself is."""
@@ -130,11 +130,9 @@ class Folding:
         own = definition.bound.get(place)
         return freeze(definition.constants[place]) if own is None else repr(own)
 
-    def _is_loop(self, path: Sequence[str], count: int) -> bool:
-        """Whether children are to be called in a loop: those made in one, those whose names no attribute can have."""
-        if not is_identifier(path[-1]):
-            return count > 1
-        return self.expressions.runs.get(tuple(path)) == count
+    def _run_length(self, path: Sequence[str]) -> int | None:
+        """How many children are to be called in a loop: those made in one, any whose names no attribute can have."""
+        return self.expressions.runs.get(tuple(path), 0) if is_identifier(path[-1]) else None
 
     def _list_length(self, path: Sequence[str]) -> int:
         make = self.expressions.make_at(path)

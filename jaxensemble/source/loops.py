@@ -81,16 +81,16 @@ def find_rounds(
     constant: Callable[[int], object],
     counts: Mapping[Hashable, int],
     list_length: Callable[[Sequence[str]], int],
-    is_loop: Callable[[Sequence[str], int], bool],
+    run_length: Callable[[Sequence[str]], int | None],
 ) -> Rounds | None:
     """The longest loop that begins with the first of the steps.
 
     `value` tells which value a use reads, `constant` what a hole holds, `counts` how often a value is read in all,
-    `list_length` how many items the list at a path has, 0 where there is none, `is_loop` whether so many children with
-    numbered names, from the one at a path on, may be called in a loop.
+    `list_length` how many items the list at a path has, 0 where there is none, `run_length` how many children with
+    numbered names, from the one at a path on, are to be called in a loop: 0 for none, None for any number.
     """
     finder = _Finder(stated, value, constant, counts)
-    found = [finder.rounds(size, list_length, is_loop) for size in range(1, LONGEST_ROUND + 1)]
+    found = [finder.rounds(size, list_length, run_length) for size in range(1, LONGEST_ROUND + 1)]
     return max((rounds for rounds in found if rounds), key=lambda rounds: rounds.loop.count, default=None)
 
 
@@ -105,7 +105,7 @@ class _Finder:
         self,
         size: int,
         list_length: Callable[[Sequence[str]], int],
-        is_loop: Callable[[Sequence[str], int], bool],
+        run_length: Callable[[Sequence[str]], int | None],
     ) -> Rounds | None:
         first = self.stated[:size]
         children = [path for path in map(_child, first) if path]
@@ -113,12 +113,12 @@ class _Finder:
             return None
         path = children[0]
         name = numbered(path[-1])
-        length = list_length(path[:-1]) if path[-1] == "0" else 0
-        if name is None and length < 2:
+        wanted = run_length(path) if name else list_length(path[:-1]) if path[-1] == "0" else 0
+        if wanted is not None and wanted < 2:
             return None
         stem, start = name if name else (None, 0)
         count = self._count(size, path[:-1], stem or "", start)
-        if not (is_loop(path, count) if name else count == length):
+        if count < 2 or wanted not in (None, count):
             return None
         carried = self._carried(first, self.stated[size : 2 * size])
         given = self._uses(first)[carried[0]]

@@ -113,25 +113,52 @@ def _module(root: str) -> object:
 
 
 _FUNCTIONS = re.compile(
-    r"(jnp|lax|ops|layers|jnp\.(linalg|fft)|jax\.(nn|image|scipy\.special|scipy\.linalg))\.[a-z]\w*"
+    r"(jnp|ops|jnp\.(linalg|fft)|jax\.(nn|image|scipy\.special|scipy\.linalg))\.[a-z]\w*"
     r"|nnx\.(\w+_pool|dot_product_attention)"
 )
 _FORBIDDEN = re.compile(
-    r"save|load|from|print|callback|piecewise|vectorize|apply_|while|cond|custom|jit|infeed|outfeed"
+    r"save|load|from|print|callback|piecewise|vectorize|apply_|while|cond|custom|jit|infeed|outfeed|fun[cm]|mask_indices"
 )
+_OF_LAX = frozenset(
+    f"lax.{name}"
+    for name in """
+    abs acos acosh add argmax argmin asin asinh atan atan2 atanh bessel_i0e bessel_i1e betainc bitwise_and bitwise_not
+    bitwise_or bitwise_xor cbrt ceil clamp clz collapse complex concatenate conj convert_element_type cos cosh
+    cumlogsumexp cummax cummin cumprod cumsum digamma div dot eq erf erf_inv erfc exp exp2 expand_dims expm1 floor ge gt
+    igamma igammac imag integer_pow is_finite le lgamma log log1p logistic lt max min mul ne neg nextafter polygamma
+    population_count pow real reciprocal rem reshape rev round rsqrt select shift_left shift_right_arithmetic
+    shift_right_logical sign sin sinh sort sqrt square squeeze stop_gradient sub tan tanh top_k transpose zeta
+    """.split()
+)
+"""What of `jax.lax` computes numbers from numbers; the rest calls functions, speaks to other devices or has a state."""
+
+TAKE_FUNCTIONS = frozenset({"ops.rnn", "ops.rnn_cell"})
+"""The functions that a network may hand a function, which they call once for each step of a sequence."""
 
 
 def check_function(dotted: str) -> None:
     """Refuses what is no function on arrays: everything that reads files, or calls what it is handed.
 
-    Of nnx the activations (those of `jax.nn`), poolings and attention are allowed.
+    Only `TAKE_FUNCTIONS` call what they are handed: see `check_handed`. Of lax, what computes numbers from numbers is
+    allowed; of nnx, the activations (those of `jax.nn`), poolings and attention.
 
     **Raises:** `InputError` for such a name.
     """
     activation = re.sub(r"^nnx\.", "jax.nn.", dotted)
     known = _FUNCTIONS.fullmatch(dotted) or (_FUNCTIONS.fullmatch(activation) and callable(resolve(activation)))
-    if not known or _FORBIDDEN.search(dotted) or not callable(resolve(dotted)):
+    if not (known or dotted in _OF_LAX) or _FORBIDDEN.search(dotted) or not callable(resolve(dotted)):
         raise InputError(f"a network may call functions on arrays, such as jnp.add or jax.nn.gelu; got {dotted!r}")
+
+
+def check_handed(target: str, functions: Iterable[str]) -> None:
+    """Refuses functions as arguments of a call, unless it is to one of `TAKE_FUNCTIONS`.
+
+    **Raises:** `InputError` naming them.
+    """
+    handed = ", ".join(dict.fromkeys(functions))
+    if handed and target not in TAKE_FUNCTIONS:
+        takers = " and ".join(sorted(TAKE_FUNCTIONS))
+        raise InputError(f"a network may hand functions to {takers} alone; got {handed} as an argument of {target!r}")
 
 
 def check_keyword(name: str) -> None:

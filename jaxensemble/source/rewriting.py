@@ -5,7 +5,7 @@ Only steps that move data are touched: the transpose of an input, concatenations
 
 import dataclasses
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from jaxensemble.network import Call, Network, Ref, Slice, Tree, Var
 from jaxensemble.source.frames import freeze, operands
@@ -14,6 +14,13 @@ CONCATENATE = "jnp.concatenate"
 
 ARRANGING = frozenset({"jnp.transpose", ".reshape", "jnp.expand_dims", "jnp.squeeze"})
 """What puts the numbers of an array into another order or shape, and does nothing else."""
+
+
+PAIRS = frozenset({"layers.RNN", "layers.GRU", "layers.LSTM", "ops.rnn", "ops.gru", "ops.lstm"})
+"""What gives an output and a state: `y, state = self.rnn(x)`."""
+
+STATES = frozenset({"layers.LSTM", "ops.lstm"})
+"""Those of `PAIRS` whose state is a hidden state and a cell: `y, (h, c) = self.rnn(x)`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,7 +35,7 @@ def rewritten(calls: Sequence[Call], network: Network, outputs: Tree) -> list[Ca
     moved = _inputs_first(list(calls), network)
     moved = _arranged_outside(moved)
     moved = _concatenated_outside(moved, network.modules)
-    return _unpacked(_grown(moved), outputs)
+    return _unpacked(_grown(moved), outputs, {layer.path: layer.type for layer in network.layers})
 
 
 def _inputs_first(calls: list[Call], network: Network) -> list[Call]:
@@ -125,8 +132,11 @@ def _grown(calls: list[Call]) -> list[Call]:
 # Parts
 
 
-def _unpacked(calls: list[Call], outputs: Tree) -> list[Call]:
-    """Calls whose result is read only part by part, each part by one call, with the parts as results."""
+def _unpacked(calls: list[Call], outputs: Tree, layers: Mapping[str, str]) -> list[Call]:
+    """Calls whose result is read only part by part, each part by one call, with the parts as results.
+
+    `layers` are the types of the layers by path.
+    """
     makers = {call.out: call for call in calls}
     readers: dict[str, list[Call]] = defaultdict(list)
     for call in calls:
@@ -136,7 +146,10 @@ def _unpacked(calls: list[Call], outputs: Tree) -> list[Call]:
     kept = {ref.name for ref in operands(outputs) if isinstance(ref, Ref)}
     replaced: dict[str, Call | None] = {}
     for call in calls:
-        parts = _parts(call, readers[call.out], makers) if call.out not in kept else None
+        pair = _pair(call, layers.get(call.target.removeprefix("layer:"), call.target), readers, kept)
+        if pair:
+            replaced |= {call.out: pair[0], **dict.fromkeys(pair[1])}
+        parts = _parts(call, readers[call.out], makers) if not pair and call.out not in kept else None
         if parts:
             replaced |= {reader.out: None for reader in readers[call.out]}
             replaced[call.out] = parts
@@ -150,6 +163,36 @@ def _replacement(call: Call, replaced: Mapping[str, Call | None]) -> list[Call]:
     if new is None:
         return []
     return [new] if new.target == call.target else [call, new]
+
+
+def _pair(
+    call: Call, type_: str, readers: Mapping[str, Sequence[Call]], kept: Collection[str]
+) -> tuple[Unpacking, list[str]] | None:
+    """The output and the state of a recurrent layer by name, or its output, hidden state and cell.
+
+    Also gives the names of the parts that are read no more, or now are results of the call itself.
+    """
+    found = _halves(call, readers) if type_ in PAIRS and call.out not in kept else None
+    if found is None:
+        return None
+    output, state = (half.out if half else f"{call.out} {k}" for k, half in enumerate(found))
+    outs, gone = (output, state), [half.out for half in found if half]
+    inner = _halves(found[1], readers) if found[1] and type_ in STATES and state not in kept else None
+    if inner:
+        outs = (output, *(half.out if half else f"{state} {k}" for k, half in enumerate(inner)))
+        gone += [half.out for half in inner if half]
+    return Unpacking(f"{call.out} parts", call.target, call.args, call.kwargs, call.scope, outs), gone
+
+
+def _halves(call: Call, readers: Mapping[str, Sequence[Call]]) -> tuple[Call | None, Call | None] | None:
+    """What reads the first and the second of two values; None if neither is read, or anything else is."""
+    halves: dict[int, Call] = {}
+    for reader in readers[call.out]:
+        index = reader.args[1] if reader.target == "[]" and reader.args[0] == Ref(call.out) else None
+        if type(index) is not int or index not in (0, 1) or index in halves or reader.scope != call.scope:
+            return None
+        halves[index] = reader
+    return (halves.get(0), halves.get(1)) if halves else None
 
 
 def _parts(call: Call, readers: Sequence[Call], makers: Mapping[str, Call]) -> Unpacking | None:

@@ -3,7 +3,6 @@
 import ast
 import copy
 import dataclasses
-import itertools
 from collections.abc import Mapping, Sequence
 
 from jaxensemble.source.expressions import name
@@ -29,64 +28,93 @@ class Run:
 
 
 def numbered_runs(nodes: Mapping[str, ast.expr]) -> dict[str, Run]:
-    """The runs among children that are made like this, each under the names of all its children."""
+    """The runs among children that are made like this, each under the names of all its children.
+
+    >>> nodes = {f"fc{k}": ast.parse(f"f({32 + 32 * k}, a=b)", mode="eval").body for k in range(1, 5)}
+    >>> flat(numbered_runs(nodes)["fc1"].node)
+    'f(32 + 32 * i, a=b)'
+    """
     runs: dict[str, Run] = {}
-    keys = list(nodes)
+    items = [(key, _form(node)) for key, node in nodes.items()]
     k = 0
-    while k < len(keys):
-        run = _run([(key, nodes[key]) for key in keys[k:]])
-        for key in keys[k : k + (run.count if run else 0)]:
+    while k < len(items):
+        run = _run(items, k)
+        for key, _ in items[k : k + (run.count if run else 0)]:
             assert run is not None
             runs[key] = run
         k += run.count if run else 1
     return runs
 
 
-def _run(items: Sequence[tuple[str, ast.expr]]) -> Run | None:
-    """The longest run that begins with the first item."""
-    (first, node), *_ = items
-    found = numbered(first)
-    if found is None or not isinstance(node, ast.Call):
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Form:
+    """A node as text: `head` is a call without its arguments, `slots` are the arguments."""
+
+    node: ast.expr
+    head: tuple[object, ...]
+    slots: tuple[str, ...]
+
+
+def _form(node: ast.expr) -> _Form:
+    if not isinstance(node, ast.Call):
+        return _Form(node, (flat(node),), ())
+    head = (flat(node.func), len(node.args), *(keyword.arg for keyword in node.keywords))
+    return _Form(node, head, tuple(map(flat, _slots(node))))
+
+
+def _run(items: Sequence[tuple[str, _Form]], first: int) -> Run | None:
+    """The longest run that begins with the item of this number."""
+    key, form = items[first]
+    found = numbered(key)
+    if found is None or not isinstance(form.node, ast.Call):
         return None
     stem, start = found
-    count = 1
-    while count < len(items) and items[count][0] == f"{stem}{start + count}":
-        count += 1
-    while count >= FEWEST:
-        made = alike([node for _, node in items[:count]], start)
-        if made is not None:
-            return Run(first, stem, start, count, made)
-        count -= 1
+    count, steps = 1, None
+    while first + count < len(items) and items[first + count][0] == f"{stem}{start + count}":
+        between = _steps(items[first + count - 1][1], items[first + count][1])
+        if between is None or steps not in (None, between):
+            break
+        count, steps = count + 1, between
+    if count < FEWEST or steps is None:
+        return None
+    made = _in_terms(form.node, steps, start)
+    return Run(key, stem, start, count, made) if made else None
+
+
+def _steps(before: _Form, now: _Form) -> list[int] | None:
+    """How much each argument grows from one call to the next; None if the calls differ in anything else."""
+    if before.head != now.head or len(before.slots) != len(now.slots):
+        return None
+    steps = []
+    for k, (a, b) in enumerate(zip(before.slots, now.slots, strict=True)):
+        step = 0 if a == b else _step(_slots(before.node)[k], _slots(now.node)[k])
+        if step is None:
+            return None
+        steps.append(step)
+    return steps
+
+
+def _step(before: ast.expr, now: ast.expr) -> int | None:
+    """By how much a whole number grows; None if it is none, or shrinks."""
+    match before, now:
+        case ast.Constant(int(a)), ast.Constant(int(b)) if type(a) is type(b) is int and b > a:
+            return b - a
     return None
 
 
-def alike(nodes: Sequence[ast.expr], start: int) -> ast.expr | None:
-    """One expression for all: the same, or with whole numbers that grow by equal steps in terms of `VARIABLE`.
-
-    >>> flat(alike([ast.parse(f"f({n}, a=b)", mode="eval").body for n in (64, 96, 128, 160)], 1))
-    'f(32 + 32 * i, a=b)'
-    """
-    texts = {flat(node) for node in nodes}
-    if len(texts) == 1:
-        return nodes[0]
-    if not all(isinstance(node, ast.Call) for node in nodes):
-        return None
-    made, columns = copy.deepcopy(nodes[0]), list(zip(*map(_slots, nodes), strict=False))
-    if len({len(_slots(node)) for node in nodes}) > 1:
-        return None
-    for k, column in enumerate(columns):
-        if len({flat(item) for item in column}) > 1:
-            grown = _growing(column, start)
-            if grown is None:
+def _in_terms(node: ast.Call, steps: Sequence[int], start: int) -> ast.expr | None:
+    """The call with what grows in terms of `VARIABLE`, which begins at `start`; None if a number had to be negative."""
+    if not any(steps):
+        return node
+    made = copy.deepcopy(node)
+    for k, (item, step) in enumerate(zip(_slots(node), steps, strict=True)):
+        if step:
+            assert isinstance(item, ast.Constant) and isinstance(item.value, int)
+            offset = item.value - step * start
+            if offset < 0:
                 return None
-            assert isinstance(made, ast.Call)
-            _put(made, k, grown)
-    blank = [copy.deepcopy(node) for node in nodes]
-    for node in blank:
-        for k in range(len(_slots(node))):
-            assert isinstance(node, ast.Call)
-            _put(node, k, ast.Constant(0))
-    return made if len({flat(node) for node in blank}) == 1 else None
+            _put(made, k, _growing(offset, step))
+    return made
 
 
 def _slots(node: ast.expr) -> list[ast.expr]:
@@ -101,15 +129,7 @@ def _put(node: ast.Call, k: int, value: ast.expr) -> None:
         node.keywords[k - len(node.args)].value = value
 
 
-def _growing(column: Sequence[ast.expr], start: int) -> ast.expr | None:
-    """Whole numbers with equal differences, in terms of `VARIABLE`, which begins at `start`."""
-    values = [item.value for item in column if isinstance(item, ast.Constant) and type(item.value) is int]
-    if len(values) < len(column) or len(values) < FEWEST:
-        return None
-    step = values[1] - values[0]
-    offset = values[0] - step * start
-    if step <= 0 or offset < 0 or any(b - a != step for a, b in itertools.pairwise(values)):
-        return None
+def _growing(offset: int, step: int) -> ast.expr:
     times: ast.expr = name(VARIABLE)
     if step != 1:
         times = ast.BinOp(ast.Constant(step), ast.Mult(), times)

@@ -2,15 +2,16 @@
 
 import ast
 import re
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import Any
 
-from jaxensemble.source.bodies import Hole, Length, Local, Slot, Step, ToName, leaves, returned
+from jaxensemble.source.bodies import Hole, Length, Local, Slot, Step, ToLayer, ToName, leaves, returned
 from jaxensemble.source.expressions import called, child, name, numbers
 from jaxensemble.source.folding import Entry, Folding, is_operator
 from jaxensemble.source.loops import CARRIED, Loop
 from jaxensemble.source.names import TAKEN, plain, unused
 from jaxensemble.source.pretty import INDENT, WIDTH, flat, statement
+from jaxensemble.source.rewriting import PAIRS
 
 ATTENTION = ("ops.attention", "nnx.dot_product_attention", "jax.nn.dot_product_attention")
 """Functions of queries, keys and values."""
@@ -67,7 +68,7 @@ class _Writer:
 
     def _assign(self, entry: Entry, after: set[Hashable]) -> list[str]:
         node = self.folding.node(entry, self.folding.folded, self._named)
-        prefix = ", ".join(self._targets(entry, after)) + " = " if after & set(entry.outs) else ""
+        prefix = _joined(entry.step, self._targets(entry, after)) + " = " if after & set(entry.outs) else ""
         self._check_width(prefix + flat(node), entry)
         return statement(prefix, node, self.indent)
 
@@ -97,9 +98,11 @@ class _Writer:
         return isinstance(entry.step.target, ToName) and entry.step.target.name in ATTENTION
 
     def _roles(self, entry: Entry, out: Local) -> list[str]:
-        """What a part of a value is called that attention is going to take."""
+        """What a part of a value is called that attention is going to take, or that a recurrent layer gives."""
         if self._is_joined(entry):
             return ["x"]
+        if _is_recurrent(entry.step):
+            return [(("y", "state"), ("y", "h", "c"))[len(entry.outs) - 2][entry.outs.index(out)]]
         value, seen = out, 0
         while len(entry.outs) > 1 and seen < 4:
             users = [one for one in self.folding.by_local.values() if value in leaves(one.step)]
@@ -189,6 +192,20 @@ def _wishes(entry: Entry) -> list[str]:
     path = called(entry.step)
     own = plain(re.sub(r"_\d+[a-z]?$", "", path[-1]), "") if path and len(entry.outs) == 1 else ""
     return [*([own] if own else []), "y", "z", "w"]
+
+
+def _is_recurrent(step: Step) -> bool:
+    """Whether a step gives an output and a state, the one kind of layers and functions that gives several values."""
+    is_function = isinstance(step.target, ToName) and step.target.name in PAIRS
+    return step.outs > 1 and (isinstance(step.target, ToLayer) or is_function)
+
+
+def _joined(step: Step, targets: Sequence[str]) -> str:
+    """What several values are assigned to; a state that is two values stands in parentheses."""
+    if _is_recurrent(step) and len(targets) == 3:
+        output, hidden, cell = targets
+        return f"{output}, ({hidden}, {cell})"
+    return ", ".join(targets)
 
 
 def _is_size(step: Step) -> bool:

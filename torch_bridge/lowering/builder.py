@@ -317,7 +317,7 @@ class Builder:
             if owner in self.layers:
                 if self.layers[owner] == layer and self._filled[owner] == keys and self._stored_alike(leaves, flipped):
                     return owner
-            elif not any(key in self.storage for key in keys.values()):
+            elif not any(key in self.storage for key in keys.values()) and not self._has_constants(owner):
                 self.layers[owner], self._filled[owner] = layer, keys
                 for leaf, weight in weights.items():
                     self.store(
@@ -328,6 +328,10 @@ class Builder:
                     )
                 return owner
         return None
+
+    def _has_constants(self, module: str) -> bool:
+        """Whether a constant stands inside the module, which a layer has no place for."""
+        return any(path.startswith(f"{module}.") for path in self.constants)
 
     def owners(self, keys: Sequence[str]) -> list[str]:
         """Modules that hold exactly these tensors and nothing else, the one around the node first."""

@@ -24,17 +24,17 @@ def embedding(
     sparse: bool = False,
 ) -> Value:
     """An index out of range, which PyTorch refuses, gives NaN."""
-    return _rows(b, b.value(weight), b.value(indices), padding_idx, scale_grad_by_freq)
+    return _rows(b, b.value(weight), indices, padding_idx, scale_grad_by_freq)
 
 
-def _rows(b: Builder, weight: Value, indices: Value, padding_idx: int, by_frequency: bool) -> Value:
-    indices = viewed(b, indices)
+def _rows(b: Builder, weight: Value, indices: Any, padding_idx: int, by_frequency: bool) -> Value:
     count, features = (int(size) for size in weight.shape)
     options: dict[str, Arg] = {"num_embeddings": count, "features": features}
     extra: dict[str, Arg] = {} if padding_idx < 0 else {"padding_idx": padding_idx}
     extra |= {"scale_grad_by_freq": True} if by_frequency else {}
     type_ = "layers.Embed" if extra else "nnx.Embed"
     path = b.claim(type_, options | extra | param_dtype(weight), {"embedding": (weight, None)})
+    indices = viewed(b, b.value(indices))  # only now: constants have no place within a layer
     if path is not None:
         rows = b.emit(f"layer:{path}", indices.expr)
     else:
@@ -70,7 +70,7 @@ def embedding_bag(
     """Bags one after the other in one line, beginning at `offsets`, or the rows of a matrix, which PyTorch flattens."""
     if scale_grad_by_freq:
         raise b.unsupported("scale_grad_by_freq is not carried for embedding bags; set it to False")
-    rows = _rows(b, b.value(weight), b.value(indices), -1, False)
+    rows = _rows(b, b.value(weight), indices, -1, False)
     args: list[Arg] = [b.plain(rows).expr, b.plain(offsets).expr, ("sum", "mean", "max")[mode]]
     options: dict[str, Arg] = {}
     if per_sample_weights is not None:

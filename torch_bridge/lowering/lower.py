@@ -134,7 +134,7 @@ def _call(builder: Builder, node: fx.Node, env: dict[fx.Node, Any]) -> Any:
         return size(node.meta["val"]) if "val" in node.meta else None
     args, kwargs = pytree.tree_map(lambda leaf: _argument(builder, leaf, env), (node.args, dict(node.kwargs)))
     if node.target is operator.getitem:
-        return args[0][args[1]]
+        return args[0][args[1]] if node.users else None  # as of results that a rule leaves out, since nobody takes them
     if _is_foldable(node, args, kwargs):
         with torch.no_grad():
             result = cast(Callable[..., Any], node.target)(*args, **kwargs)
