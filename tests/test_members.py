@@ -99,7 +99,7 @@ def test_ties_are_compared() -> None:
 
 
 def test_parametrisations_and_hooks_made_anew_are_equal() -> None:
-    def normed() -> nn.Module:
+    def normed() -> nn.Sequential:
         module = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(2, 2)), nn.Linear(2, 2))
         nn.utils.spectral_norm(module[1])
         return module

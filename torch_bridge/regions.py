@@ -6,7 +6,7 @@ without gradients gives is detached.
 
 import operator
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, fx
@@ -88,7 +88,7 @@ def _inline(module: fx.GraphModule, node: fx.Node, region: _Region) -> None:
                 if inner.target is not operator.getitem or inner.args[0].target not in _REGIONS:
                     own.add(inner)
     for user in list(node.users):
-        user.replace_all_uses_with(results[user.args[1]])
+        user.replace_all_uses_with(results[cast(int, user.args[1])])
         graph.erase_node(user)
     graph.erase_node(node)
 

@@ -101,7 +101,7 @@ class Builder:
 
     def constant(self, tensor: Tensor, name: str = "constant") -> Value:
         """A tensor that depends on no input, held once and shared by all members; one of equal values is made anew."""
-        if tensor.numel() > 1 and bool((tensor == tensor.flatten()[0]).all()):
+        if tensor.numel() > 1 and bool((tensor == tensor.flatten()[0]).all()) and not _has_negative_zeros(tensor):
             return self._uniform(tensor)
         if id(tensor) not in self._constants:
             path = self.free_path(name)
@@ -114,7 +114,7 @@ class Builder:
 
     def _uniform(self, tensor: Tensor) -> Value:
         fill, shape = tensor.flatten()[0].item(), tuple(tensor.shape)
-        name = {0: "zeros", 1: "ones"}.get(fill)
+        name = "zeros" if fill == 0 else "ones" if fill == 1 else None
         plain = name is not None and tensor.dtype == torch.float32  # which is what JAX makes unless told otherwise
         dtype: dict[str, Arg] = {} if plain else {"dtype": Dtype(initial_dtype(tensor.dtype))}
         expr = self.emit(f"jnp.{name}", shape, **dtype) if name else self.emit("jnp.full", shape, fill, **dtype)
@@ -369,6 +369,10 @@ class Builder:
 def initial_dtype(dtype: torch.dtype) -> str:
     """The dtype a variable is made with, until its array takes its place: 64-bit integers need x64, others do not."""
     return {"int64": "int32"}.get(DTYPES[dtype], DTYPES[dtype])
+
+
+def _has_negative_zeros(tensor: Tensor) -> bool:
+    return tensor.is_floating_point() and bool(((tensor == 0) & torch.signbit(tensor)).any())
 
 
 def is_array(operand: Any) -> bool:
