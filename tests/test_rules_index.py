@@ -198,3 +198,7 @@ def test_what_takes_only_dtype_and_shape_from_an_input_is_folded() -> None:
     module = assert_ports(ShiftMask(), torch.randn(2, 4, 6))
     source = inspect.getsource(type(module))
     assert "slice_scatter" not in source and "self.constant" in source
+
+
+def test_constants_of_one_value_keep_their_64_bits_under_x64() -> None:
+    assert_ports(Fn(lambda x: torch.full((3,), 2**33) + x.long()), torch.randn(2, 3))

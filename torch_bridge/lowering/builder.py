@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax
 import sympy
 import torch
 from torch import Tensor, fx
@@ -116,7 +117,8 @@ class Builder:
         fill, shape = tensor.flatten()[0].item(), tuple(tensor.shape)
         name = "zeros" if fill == 0 else "ones" if fill == 1 else None
         plain = name is not None and tensor.dtype == torch.float32  # which is what JAX makes unless told otherwise
-        dtype: dict[str, Arg] = {} if plain else {"dtype": Dtype(initial_dtype(tensor.dtype))}
+        wide = tensor.dtype == torch.int64 and jax.config.read("jax_enable_x64")
+        dtype: dict[str, Arg] = {} if plain else {"dtype": Dtype("int64" if wide else initial_dtype(tensor.dtype))}
         expr = self.emit(f"jnp.{name}", shape, **dtype) if name else self.emit("jnp.full", shape, fill, **dtype)
         return self.new(expr, shape, tensor.dtype)
 
