@@ -21,14 +21,14 @@ Inputs = tuple[Any, ...]
 def equal_precision() -> Iterator[None]:
     """True float32 on both sides, for a while: neither framework may round products to TF32 or bfloat16."""
     matmul: Any = torch.backends.cuda.matmul
-    cudnn: Any = torch.backends.cudnn
-    before = matmul.allow_tf32, cudnn.allow_tf32
-    matmul.allow_tf32 = cudnn.allow_tf32 = False
+    before = matmul.allow_tf32
+    matmul.allow_tf32 = False
+    left: Any = dict.fromkeys(("enabled", "benchmark", "benchmark_limit", "deterministic", "fp32_precision"))
     try:
-        with jax.default_matmul_precision("highest"):
+        with torch.backends.cudnn.flags(**left, allow_tf32=False), jax.default_matmul_precision("highest"):
             yield
     finally:
-        matmul.allow_tf32, cudnn.allow_tf32 = before
+        matmul.allow_tf32 = before
 
 
 @contextlib.contextmanager
