@@ -646,3 +646,13 @@ def test_inputs_of_another_kind_are_refused(inputs: tuple[Any, ...], text: str) 
     with pytest.raises(InputError, match=text):
         ensemble(*inputs)
     assert ensemble(np.ones((2, 3), np.float16), np.zeros(2, np.uint8)).shape == (2, 2, 3)
+
+
+@pytest.mark.parametrize(
+    "layers",
+    [(nn.ReLU(), nn.Linear(3, 3)), (nn.Identity(), nn.Tanh(), nn.Linear(3, 3), nn.Sigmoid()), (nn.ReLU(), nn.Tanh())],
+    ids=["one", "identity", "functions alone"],
+)
+def test_sequences_that_begin_with_a_function(layers: tuple[nn.Module, ...]) -> None:
+    """A root that loops over its children must call each of them, and not what the first one is."""
+    assert_ports(nn.Sequential(*layers), torch.randn(2, 3))

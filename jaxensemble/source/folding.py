@@ -18,6 +18,7 @@ from jaxensemble.source.bodies import (
     Operand,
     Slot,
     Step,
+    ToFunction,
     ToLayer,
     ToModule,
     ToName,
@@ -121,8 +122,11 @@ class Folding:
         """The loop over the list that the class itself is."""
         first, last = self.entries[start], self.entries[end - 1]
         given = self.value(first.step.args[0])  # type: ignore[arg-type]
-        loop = Loop((), None, 0, end - start, given, called(first.step))
-        return Rounds(loop, (Step(first.step.target, (CARRIED,)),), first.outs, last.outs[0], end - start)
+        target = first.step.target
+        assert isinstance(target, ToLayer | ToModule | ToFunction)
+        child = ToLayer(target.path)  # whatever it is: by the name that the loop has for each in turn
+        loop = Loop((), None, 0, end - start, given, target.path)
+        return Rounds(loop, (Step(child, (CARRIED,)),), first.outs, last.outs[0], end - start)
 
     def _constant(self, number: int) -> object:
         """What a hole holds, to compare."""
