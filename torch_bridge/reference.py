@@ -55,7 +55,9 @@ class _Widened(TorchFunctionMode):
         def wide(leaf: Any) -> Any:
             return torch.float64 if isinstance(leaf, torch.dtype) and leaf in _NARROW else leaf
 
-        args, kwargs = pytree.tree_map(wide, (args, kwargs or {}))
+        if func is not torch.empty_strided:  # by which the exporter makes its stand-in for a tensor, of its dtype
+            args, kwargs = pytree.tree_map(wide, (args, kwargs or {}))
+        kwargs = kwargs or {}
         return (Tensor.double if func in _CASTS else func)(*args, **kwargs)
 
 
