@@ -24,8 +24,7 @@ from torch.nn.modules import transformer
 from jaxensemble.errors import InputError, UnsupportedError
 from torch_bridge.export_errors import explained, first_lines
 from torch_bridge.memos import forget_tensors
-from torch_bridge.modes import Modes, add_dropout, aligned
-from torch_bridge.modes import source_line as source_line
+from torch_bridge.modes import Modes, add_dropout, aligned, has_tensors
 from torch_bridge.regions import inline_regions
 from torch_bridge.stand_ins import replace_moded, stand_in
 
@@ -109,12 +108,8 @@ def _computing(graph: fx.Graph) -> Iterator[fx.Node]:
     for node in graph.nodes:
         if node.op == "placeholder" or not depending.isdisjoint(node.all_input_nodes):
             depending.add(node)
-            if node.op == "call_function" and node.target is not operator.getitem and _has_tensors(node):
+            if node.op == "call_function" and node.target is not operator.getitem and has_tensors(node):
                 yield node
-
-
-def _has_tensors(node: fx.Node) -> bool:
-    return any(isinstance(leaf, Tensor) for leaf in pytree.tree_leaves(node.meta.get("val")))
 
 
 def _modes(

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
+import torch.utils._pytree as pytree
 from torch import Tensor, fx
 from torch.export import ExportedProgram
 from torch.fx.node import map_aggregate
@@ -169,6 +170,10 @@ def _comparable(leaf: Any, twins: Mapping[fx.Node, fx.Node]) -> Any:
     if isinstance(leaf, fx.Node):
         return str(leaf.meta["val"]) if _is_size(leaf) else twins.get(leaf, leaf)
     return repr(leaf) if isinstance(leaf, float) else leaf  # so that NaN equals itself
+
+
+def has_tensors(node: fx.Node) -> bool:
+    return any(isinstance(leaf, Tensor) for leaf in pytree.tree_leaves(node.meta.get("val")))
 
 
 def source_line(node: fx.Node) -> str | None:

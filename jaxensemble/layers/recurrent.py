@@ -4,6 +4,7 @@ Flax's cells (`nnx.LSTMCell`, `nnx.GRUCell`, `nnx.SimpleCell`) have one bias whe
 hold its weights; `nnx.GRUCell` cannot compute what PyTorch computes at all. Equations: see `jaxensemble.ops`.
 """
 
+import abc
 from collections.abc import Callable
 from typing import Any, Generic, TypeVar
 
@@ -49,6 +50,7 @@ class _Cell(nnx.Module, Generic[State]):
         held = (self.kernel, self.recurrent_kernel, self.bias, self.recurrent_bias)
         return tuple(None if weight is None else weight[...] for weight in held)
 
+    @abc.abstractmethod
     def scan(
         self, x: Array, state: State | None, *, time_major: bool = False, reverse: bool = False
     ) -> tuple[Array, State]:
@@ -56,7 +58,6 @@ class _Cell(nnx.Module, Generic[State]):
 
         Gives the hidden state after each step and the state after the last one.
         """
-        raise NotImplementedError
 
     def _check(self, x: Array) -> None:
         if x.ndim == 0 or x.shape[-1] != self.in_features:

@@ -15,13 +15,14 @@ from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 from jaxensemble.errors import NarrowIntegerWarning, UnsupportedError
 from jaxensemble.network import Call, Layer, Network, Ref, Tree, Var, Variable, references
 from jaxensemble.origin import Entry, WeightMap
-from torch_bridge.capture import TorchGraph, source_line
+from torch_bridge.capture import TorchGraph
 from torch_bridge.layout import Layout, fresh
 from torch_bridge.lowering.builder import Builder
 from torch_bridge.lowering.integers import wide_products
 from torch_bridge.lowering.state import ModuleState
 from torch_bridge.lowering.table import REFUSALS, RULES
 from torch_bridge.lowering.values import DTYPES, Value, module_scope, settle, size, sizes
+from torch_bridge.modes import has_tensors, source_line
 
 RANDOM = torch.Tag.nondeterministic_seeded
 
@@ -89,11 +90,7 @@ def _warn_of_narrow_integers(captured: TorchGraph) -> None:
 
 def _is_structural(node: fx.Node) -> bool:
     """Whether a node only takes results apart or computes sizes."""
-    return node.target is operator.getitem or not _has_tensors(node)
-
-
-def _has_tensors(node: fx.Node) -> bool:
-    return any(isinstance(leaf, Tensor) for leaf in pytree.tree_leaves(node.meta.get("val")))
+    return node.target is operator.getitem or not has_tensors(node)
 
 
 def _is_constant(node: fx.Node) -> bool:
@@ -130,7 +127,7 @@ def _placeholder(builder: Builder, node: fx.Node, input_layout: str) -> Any:
 
 
 def _call(builder: Builder, node: fx.Node, env: dict[fx.Node, Any]) -> Any:
-    if not _has_tensors(node) and node.target is not operator.getitem:
+    if not has_tensors(node) and node.target is not operator.getitem:
         return size(node.meta["val"]) if "val" in node.meta else None
     args, kwargs = pytree.tree_map(lambda leaf: _argument(builder, leaf, env), (node.args, dict(node.kwargs)))
     if node.target is operator.getitem:

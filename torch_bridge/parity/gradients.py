@@ -1,5 +1,6 @@
 """Gradients of every parameter, ours against autograd's."""
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -56,8 +57,6 @@ def _relative(actual: np.ndarray, expected: np.ndarray, floor: float) -> float:
 
 
 def _gradients(ensemble: Ensemble, arrays: Any) -> Any:
-    import dataclasses
-
     def objective(params: Any) -> jax.Array:
         outputs = dataclasses.replace(ensemble, params=params)(*arrays)
         return sum(
@@ -68,17 +67,18 @@ def _gradients(ensemble: Ensemble, arrays: Any) -> Any:
 
 
 def _floats(outputs: Any) -> list[Any]:
-    return [leaf for _, leaf in _places(outputs) if leaf.dtype.kind == "f"]
+    return [leaf for leaf in _leaves(outputs) if leaf.dtype.kind == "f"]
 
 
-def _places(tree: Any) -> list[tuple[str, Any]]:
+def _leaves(tree: Any) -> list[Any]:
+    """In an order that both frameworks' outputs have."""
     if tree is None:
         return []
     if isinstance(tree, dict):
-        return [pair for key in sorted(tree) for pair in _places(tree[key])]
+        return [leaf for key in sorted(tree) for leaf in _leaves(tree[key])]
     if isinstance(tree, tuple | list):
-        return [pair for item in tree for pair in _places(item)]
-    return [("", tree)]
+        return [leaf for item in tree for leaf in _leaves(item)]
+    return [tree]
 
 
 def _weights(size: int, shape: Sequence[int]) -> np.ndarray:
@@ -92,7 +92,7 @@ def _autograd(model: nn.Module, inputs: tuple[Any, ...]) -> dict[str, np.ndarray
         for param in params:
             param.requires_grad_(True)
         total = torch.zeros((), dtype=torch.float64)
-        for _, leaf in _places(model(*inputs)):
+        for leaf in _leaves(model(*inputs)):
             if isinstance(leaf, Tensor) and leaf.is_floating_point():
                 total = total + (leaf * torch.from_numpy(_weights(leaf.numel(), leaf.shape)).to(leaf)).sum()
         if not total.requires_grad or not params:
