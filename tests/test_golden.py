@@ -10,6 +10,7 @@ import importlib.util
 import os
 import subprocess
 import sys
+from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -152,3 +153,47 @@ def test_golden_files_are_formatted_and_lint_finds_nothing() -> None:
 
 def test_every_golden_file_has_a_case() -> None:
     assert {path.stem for path in GOLDEN.glob("*.py")} == set(CASES)
+
+
+# Of small networks
+
+
+def printed(model: nn.Module, *shape: int) -> str:
+    return torch_bridge.to_ensemble([model.eval()], (torch.randn(shape),), check=False).source()
+
+
+def test_dropout_that_never_drops_is_not_printed() -> None:
+    """Neither as a layer nor as a random stream; one that may drop is."""
+    source = printed(nn.Sequential(nn.Linear(3, 3), nn.Dropout(0.0), nn.AlphaDropout(0.0), nn.Linear(3, 2)), 2, 3)
+    assert "Dropout" not in source
+    assert "Dropout(0.1" in printed(nn.Sequential(nn.Linear(3, 3), nn.Dropout(0.1)), 2, 3)
+
+
+def test_sequentials_with_few_named_children_are_dicts() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.heads = nn.Sequential(OrderedDict(drop=nn.Dropout(0.1), head=nn.Linear(3, 2)))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.heads(x)
+
+    source = printed(Net(), 2, 3)
+    assert "self.heads = nnx.Dict(drop=nnx.Dropout(0.1, rngs=rngs), head=nnx.Linear(3, 2, rngs=rngs))" in source
+    assert "class Heads" not in source
+
+
+def test_softmax_needs_no_axes_of_size_one() -> None:
+    class Scores(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.bias = nn.Parameter(torch.randn(2, 4, 4))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            q = x.reshape(x.shape[0], 1, 4, 2, 3)
+            scores = torch.einsum("BGIHD,BGJHD->BGHIJ", q, q) + self.bias
+            return torch.einsum("BGHIJ,BGJHD->BGIHD", scores.softmax(-1), q).sum()
+
+    source = printed(Scores(), 2, 4, 6)
+    assert "nnx.softmax(" in source
+    assert "squeeze" not in source and "expand_dims" not in source

@@ -433,6 +433,112 @@ def recurrent() -> Network:
     return s.network((X,), (s.call("[]", bare, 0), s.call("[]", whole, 1), s.call("[]", lstm("last", X), 0)))
 
 
+def activations() -> Network:
+    """Chains of one class that differ in what stands between or behind their layers, or lack it."""
+    s = Sketch("Activations")
+    y = X
+    for k, (inner, last) in enumerate(
+        (("nnx.relu", "nnx.hard_swish"), ("nnx.relu", None), (None, "jnp.tanh"), ("nnx.relu", "nnx.hard_swish"))
+    ):
+        with s.inside(f"block{k}", "LinearActivation", "sequence"):
+            y = s.linear(f"block{k}.0", y, 4, 4)
+            if inner:
+                with s.inside(f"block{k}.1", "Inner", "function"):
+                    y = s.call(inner, y)
+            y = s.linear(f"block{k}.2", y, 4, 4)
+            if last:
+                with s.inside(f"block{k}.3", "Last", "function"):
+                    y = s.call(last, y)
+    return s.network((X,), y)
+
+
+def functions() -> Network:
+    """Chains that differ in a function that is no activation."""
+    s = Sketch("Functions")
+    y = X
+    for k, target in enumerate(("jnp.square", "jnp.cos")):
+        with s.inside(f"block{k}", "Chain", "sequence"):
+            y = s.linear(f"block{k}.0", y, 4, 4)
+            with s.inside(f"block{k}.1", "Function", "function"):
+                y = s.call(target, y)
+    return s.network((X,), y)
+
+
+def windows() -> Network:
+    """Blocks of which some shift what they are given, and add a mask; some are of one window, and cut nothing."""
+    s = Sketch("Windows")
+    y = X
+    for k, (count, shift) in enumerate(((2, 0), (2, 1), (4, 2), (1, 0))):
+        path = f"block{k}"
+        with s.inside(path, "Window"):
+            x = y
+            y = s.linear(f"{path}.qkv", y, 4, 4)
+            if shift:
+                y = s.call("jnp.roll", y, -shift, axis=1)
+            if count > 1:
+                y = s.call("jnp.transpose", s.call(".reshape", y, -1, count, 8 // count, 4), (0, 2, 1, 3))
+            y = s.call(".reshape", y, -1, 8, 4)
+            if shift:
+                mask = s.variable(f"{path}.mask", (8, 1), "constant")
+                y = s.call("jnp.square", s.call("+", y, mask))
+            y = s.linear(f"{path}.proj", y, 4, 4)
+            if shift:
+                y = s.call("jnp.roll", y, shift, axis=1)
+            y = s.call("nnx.relu", s.linear(f"{path}.grow", y, 4, 8))
+            y = s.call("+", x, s.linear(f"{path}.shrink", y, 8, 4))
+    return s.network((X,), y)
+
+
+def shortened_otherwise() -> Network:
+    """Modules of one class that differ by steps which no flag can leave out."""
+    s = Sketch("Otherwise")
+    outs = []
+    for k in range(3):
+        with s.inside(f"a{k}", "ReadLater"):  # what goes into the step is read again
+            y = s.linear(f"a{k}.fc", X, 4, 4)
+            z = s.call("jnp.cos", y) if k == 1 else y
+            outs.append(s.call("*", s.call("jnp.sin", s.call("+", y, z)), 2))
+        with s.inside(f"b{k}", "TakesTwo"):
+            y = s.linear(f"b{k}.fc", X, 4, 4)
+            z = s.call("jnp.sin", X)
+            y = s.call("*", y, z) if k == 1 else y
+            outs.append(s.call("jnp.square", s.call("+", y, y)))
+        with s.inside(f"c{k}", "GivesBoth"):
+            y = s.linear(f"c{k}.fc", s.call("jnp.sin", X), 4, 4)
+            outs += [y, s.call("jnp.cos", y)] if k == 1 else [y]
+        with s.inside(f"d{k}", "EndsEarly"):
+            y = s.linear(f"d{k}.fc", s.call("jnp.sin", X), 4, 4)
+            outs.append(s.call("jnp.cos", s.call("jnp.tanh", y)) if k == 1 else y)
+    return s.network((X,), tuple(outs))
+
+
+def called_mappings() -> Network:
+    """Containers with names for their children: called with few steps, with many, and as an item of a list."""
+    s = Sketch("Mappings")
+    y = X
+    with s.inside("heads", "Heads", "mapping"):
+        y = s.call("nnx.relu", s.linear("heads.head", y, 4, 4))
+    with s.inside("features", "Features", "mapping"):
+        for k in ("a", "b", "c", "d"):
+            y = s.call("nnx.relu", s.linear(f"features.{k}", y, 4, 4))
+    with s.inside("blocks", "Sequential", "sequence"):
+        for k in range(2):
+            with s.inside(f"blocks.{k}", "Item", "mapping"):
+                y = s.linear(f"blocks.{k}.fc", y, 4, 4)
+    return s.network((X,), y)
+
+
+def kept_axes() -> Network:
+    s = Sketch("Axes")
+    with s.inside("pool", "Pool", "function"):
+        y = s.call("jnp.mean", X, (1, 2))
+    y = s.call("*", X, s.call("jnp.expand_dims", y, (1, 2)))
+    other = s.call("jnp.expand_dims", s.call("jnp.sum", y, (1, 2)), (0, 1))
+    twice = s.call("jnp.max", y, 1)
+    both = s.call("+", s.call("jnp.expand_dims", twice, 1), s.call("jnp.mean", twice))
+    return s.network((X,), (other, both))
+
+
 CASES: dict[str, tuple[Callable[[], Network], list[tuple[int, ...]]]] = {
     "lenet": (lenet, [(2, 8, 8, 1)]),
     "resnet": (resnet, [(2, 8, 8, 3)]),
@@ -463,6 +569,12 @@ CASES: dict[str, tuple[Callable[[], Network], list[tuple[int, ...]]]] = {
     "branches": (branches, [(2, 4)]),
     "bottlenecks": (bottlenecks, [(2, 4)]),
     "recurrent": (recurrent, [(3, 4)]),
+    "activations": (activations, [(2, 4)]),
+    "functions": (functions, [(2, 4)]),
+    "windows": (windows, [(2, 8, 4)]),
+    "shortened_otherwise": (shortened_otherwise, [(2, 4)]),
+    "called_mappings": (called_mappings, [(2, 4)]),
+    "kept_axes": (kept_axes, [(2, 3, 3, 4)]),
 }
 
 
@@ -731,6 +843,74 @@ BOTTLENECKS = """\
         self.size = size
 """
 
+ACTIVATIONS = """\
+class LinearActivation(nnx.List):
+    def __init__(self, activation=identity, activation2=identity, *, rngs: nnx.Rngs):
+        super().__init__([nnx.Linear(4, 4, rngs=rngs), activation, nnx.Linear(4, 4, rngs=rngs), activation2])
+"""
+
+WINDOW = """\
+class Window(nnx.Module):
+    def __init__(self, roll=None, size=None, size2=None, roll2=None, *, rngs: nnx.Rngs):
+        self.qkv = nnx.Linear(4, 4, rngs=rngs)
+        self.proj = nnx.Linear(4, 4, rngs=rngs)
+        self.grow = nnx.Linear(4, 8, rngs=rngs)
+        self.shrink = nnx.Linear(8, 4, rngs=rngs)
+        self.mask = layers.Constant(jnp.zeros((8, 1))) if roll is not None else None
+        self.transpose = size is not None
+        self.roll = roll
+        self.size = size
+        self.size2 = size2
+        self.roll2 = roll2
+
+    def __call__(self, x):
+        qkv = self.qkv(x)
+        if self.mask is not None:
+            qkv = jnp.roll(qkv, self.roll, axis=1)
+        if self.transpose:
+            qkv = jnp.transpose(qkv.reshape(-1, self.size, self.size2, 4), (0, 2, 1, 3))
+        qkv = qkv.reshape(-1, 8, 4)
+        if self.mask is not None:
+            qkv = jnp.square(qkv + self.mask)
+        qkv = self.proj(qkv)
+        if self.mask is not None:
+            qkv = jnp.roll(qkv, self.roll2, axis=1)
+        qkv = nnx.relu(self.grow(qkv))
+        return x + self.shrink(qkv)
+"""
+
+WINDOWS = """\
+        self.block0 = Window(size=2, size2=4, rngs=rngs)
+        self.block1 = Window(roll=-1, size=2, size2=4, roll2=1, rngs=rngs)
+        self.block2 = Window(roll=-2, size=4, size2=2, roll2=2, rngs=rngs)
+        self.block3 = Window(rngs=rngs)
+"""
+
+ENDS_EARLY = """\
+class EndsEarly(nnx.Module):
+    def __init__(self, tanh=False, *, rngs: nnx.Rngs):
+        self.fc = nnx.Linear(4, 4, rngs=rngs)
+        self.tanh = tanh
+
+    def __call__(self, x):
+        x = jnp.sin(x)
+        x = self.fc(x)
+        if self.tanh:
+            x = jnp.cos(jnp.tanh(x))
+        return x
+"""
+
+MAPPINGS = """\
+        self.heads = nnx.Dict(head=nnx.Linear(4, 4, rngs=rngs))
+        self.features = Features(rngs=rngs)
+        self.blocks = Sequential([Item(rngs=rngs) for _ in range(2)])
+
+    def __call__(self, x):
+        x = nnx.relu(self.heads.head(x))
+        x = self.features(x)
+        return self.blocks(x)
+"""
+
 
 @pytest.mark.parametrize(
     ("case", "parts"),
@@ -755,6 +935,12 @@ BOTTLENECKS = """\
         ("arranged", [ARRANGED]),
         ("branches", [BRANCHES]),
         ("bottlenecks", [BOTTLENECKS]),
+        ("activations", [ACTIVATIONS, "self.block1 = LinearActivation(activation=nnx.relu, rngs=rngs)"]),
+        ("functions", ["def __init__(self, function, *, rngs", "self.block1 = Chain(jnp.cos, rngs=rngs)"]),
+        ("windows", [WINDOW, WINDOWS]),
+        ("shortened_otherwise", [ENDS_EARLY, "class ReadLater2(", "class TakesTwo2(", "class GivesBoth2("]),
+        ("called_mappings", [MAPPINGS, "class Features(", "class Item("]),
+        ("kept_axes", ["jnp.mean(x, (1, 2), keepdims=True)", "jnp.expand_dims(jnp.sum(x, (1, 2)), (0, 1))"]),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -768,6 +954,21 @@ def test_unused_calls_are_left_out() -> None:
     s = Sketch("Dead")
     s.call("jnp.tanh", s.call("nnx.relu", X))
     assert "tanh" not in print_source(s.network((X,), s.call("neg", X)))
+
+
+def test_what_is_one_value_in_some_calls_alone_is_skipped_nowhere() -> None:
+    """Steps that take two values of one call, which are one in another, are not left out."""
+    s = Sketch("Pairs")
+    y = X
+    for k in range(2):
+        for other in (y, X) if k else (X, X):
+            with s.inside(f"pair{k}", "Pair"):
+                y = s.linear(f"pair{k}.fc", y, 4, 4)
+                y = s.call("jnp.sin", s.call("*", y, other))
+                y = s.call("jnp.square", s.call("+", y, 1)) if k else y
+    network = s.network((X,), y)
+    _, actual, expected = run_both(network, draw(2, 4))
+    assert_same(actual, expected)
 
 
 def test_a_network_without_training_mode_says_why() -> None:
@@ -957,7 +1158,8 @@ class Drawn:
         """A block like others but for its numbers, and for a child that only some of them have."""
         s, x, block = self.sketch, self.pick(self.values[-2:]), self._free(path)
         width, bound, times = self.pick((3, 5)), self.pick((0.5, 2.0)), self.pick((1, 1, 2))
-        has_gate, is_chain, is_residual = (self.pick((True, False)) for _ in range(3))
+        has_gate, is_chain, is_residual, is_shifted = (self.pick((True, False)) for _ in range(4))
+        activation = self.pick(("nnx.relu", "jnp.tanh", None))
         for _ in range(times):
             with s.inside(block, "Repeated"):
                 y = s.linear(f"{block}.grow", x, 4, width)
@@ -966,6 +1168,11 @@ class Drawn:
                     with s.inside(f"{block}.body.1", "Clip", "function"):
                         y = s.call("jnp.clip", y, -bound, bound)
                     y = s.linear(f"{block}.body.2", y, width, 4)
+                    if activation:
+                        with s.inside(f"{block}.body.3", "Activation", "function"):
+                            y = s.call(activation, y)
+                if is_shifted:
+                    y = s.call("jnp.roll", s.call("+", y, s.variable(f"{block}.mask", (4,), "constant")), 1, axis=1)
                 if has_gate:
                     x = s.linear(f"{block}.gate", x, 4, 4)
                 x = s.call("+", y, x) if is_residual else y

@@ -1,14 +1,16 @@
 """Modules with their calls, and what can be said of them before they become anything."""
 
 import dataclasses
-from collections.abc import Sequence
+import itertools
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 from jaxensemble.source.bodies import Body, Local, Slot, Step, ToFunction, ToLayer, ToModule, ToName, leaves
 from jaxensemble.source.frames import Frame
 from jaxensemble.source.optional import has_residual, lengthened, missing_children, with_residual
+from jaxensemble.source.segments import Flow, children, skipping, whole_spans
 from jaxensemble.source.tree import Module
-from jaxensemble.source.units import RESIDUAL, Unit
+from jaxensemble.source.units import IDENTITY, MISSING, RESIDUAL, Unit
 
 
 @dataclasses.dataclass
@@ -23,19 +25,56 @@ class Candidate:
 Members = list[tuple[Candidate, Unit]]
 
 
-def with_optional_children(groups: Sequence[Members]) -> list[Members]:
-    """Groups of modules with equal steps, joined where they differ only by children that some modules lack."""
+def with_optional_parts(groups: Sequence[Members], results: Callable[[Candidate], Collection[int]]) -> list[Members]:
+    """Groups of modules with equal steps, joined where they differ only by children or steps that some modules lack.
+
+    `results` tells which values are used after a module's calls.
+    """
     joined: list[Members] = []
     for group in sorted(groups, key=_size, reverse=True):
         for larger in joined:
-            members = [_as_member(larger[0], member) for member in group]
-            if all(members):
-                larger += [member for member in members if member]
+            found = [_as_member(larger[0], member) for member in group]
+            found = found if all(found) else [_as_skipping(larger[0], member, results) for member in group]
+            members = [member for member in found if member]
+            if len(members) == len(group) and _fit(larger[0][0].bodies, [*larger, *members]):
+                larger += members
                 break
         else:
             joined.append(list(group))
     order = {id(found): k for k, (found, _) in enumerate(member for group in groups for member in group)}
-    return sorted(joined, key=lambda members: order.get(id(members[0][0]), 0))
+    ordered = sorted(joined, key=lambda members: order.get(id(members[0][0]), 0))
+    return [_with_whole_spans(members, results) for members in ordered]
+
+
+def _with_whole_spans(members: Members, results: Callable[[Candidate], Collection[int]]) -> Members:
+    """The modules of a class with each span that they skip as long as can be."""
+    if not any(unit.skipped for _, unit in members):
+        return members
+    full = members[0][0]
+    spans = whole_spans(Flow(full.bodies[0], results(full)), [unit.skipped for _, unit in members])
+    return [(found, dataclasses.replace(unit, skipped=own)) for (found, unit), own in zip(members, spans, strict=True)]
+
+
+def with_last_functions(groups: Sequence[Members]) -> list[Members]:
+    """Groups of chains that are made alike, joined where some end in functions that others lack: an activation."""
+    joined: dict[int, Members] = {}
+    longest: dict[object, tuple[int, Unit]] = {}
+    for k in sorted(range(len(groups)), key=lambda k: -len(groups[k][0][1].make.keys)):
+        found, unit = groups[k][0]
+        make = unit.make
+        last = max((n for n, item in enumerate(make.items, 1) if item.kind != "function"), default=0)
+        core = (found.module.class_name, make.keys[:last], make.items[:last])
+        first, full = longest.setdefault(core if make.kind == "chain" else k, (k, unit))
+        if full.make.keys[: len(make.keys)] != make.keys:
+            first, full = k, unit
+        joined.setdefault(first, []).extend((one, _lengthened(own, full)) for one, own in groups[k])
+    return [joined[k] for k in sorted(joined)]
+
+
+def _lengthened(unit: Unit, full: Unit) -> Unit:
+    """A chain with functions that do nothing at its end, so that it is made as a longer one."""
+    added = {(key, "function"): IDENTITY for key in full.make.keys[len(unit.make.keys) :]}
+    return dataclasses.replace(unit, make=full.make, constants=unit.constants | added)
 
 
 def _size(members: Members) -> tuple[int, int]:
@@ -59,6 +98,44 @@ def _as_member(larger: tuple[Candidate, Unit], member: tuple[Candidate, Unit]) -
         return None
     made = dataclasses.replace(unit, make=full_unit.make, absent=missing)
     return Candidate(found.module, found.frames, [body for body in bodies if body]), made
+
+
+def _as_skipping(
+    larger: tuple[Candidate, Unit], member: tuple[Candidate, Unit], results: Callable[[Candidate], Collection[int]]
+) -> tuple[Candidate, Unit] | None:
+    """A module and its calls as those of a class with more steps; None where that cannot be."""
+    (full, full_unit), (found, unit) = larger, member
+    if full.module.class_name != found.module.class_name or not full.bodies or not found.bodies:
+        return None
+    missing = missing_children(full_unit.make, unit.make)
+    if missing is None:
+        return None
+    used = results(full)
+    bodies = [skipping(body, full.bodies[0], used) for body in found.bodies]
+    spans = {body.spans if body else None for body in bodies}
+    if None in spans or len(spans) > 1:
+        return None
+    made = dataclasses.replace(unit, make=full_unit.make, absent=missing, skipped=spans.pop())
+    return Candidate(found.module, found.frames, [body.body for body in bodies if body]), made
+
+
+def _fit(bodies: Sequence[Body], members: Members) -> bool:
+    """Whether spans that some modules skip lie apart, and hold no step that others lack by itself.
+
+    What is one value in one call has to be one in all: a span takes one value.
+    """
+    spans = {span for _, unit in members for span in unit.skipped}
+    if not spans:
+        return True
+    if len({tuple(map(body.slots.index, body.slots)) for found, _ in members for body in found.bodies}) > 1:
+        return False
+    ordered, steps = sorted(spans), bodies[0].steps
+    if any(before[1] > after[0] for before, after in itertools.pairwise(ordered)):
+        return False
+    held = {span: children(steps[slice(*span)]) for span in spans}
+    held |= {span: names | {RESIDUAL} for span, names in held.items() if span[1] == len(steps)}
+    optional = {name for _, unit in members for name in unit.absent.difference(*(held[s] for s in unit.skipped))}
+    return optional.isdisjoint(name for names in held.values() for name in names)
 
 
 def chained(module: Module, body: Body, results: Sequence[int] | None = None) -> set[str] | None:
@@ -123,4 +200,4 @@ def function_label(module: Module, body: Body) -> str:
 
 def hole_constants(body: Body) -> dict[tuple[str, ...], Any]:
     """The constants of a body by place."""
-    return {("", str(k)): constant for k, constant in enumerate(body.constants)}
+    return {("", str(k)): constant for k, constant in enumerate(body.constants) if constant is not MISSING}

@@ -11,11 +11,14 @@ from jaxensemble.source.names import is_identifier
 from jaxensemble.source.pretty import INDENT, WIDTH, flat, header, statement
 from jaxensemble.source.runs import VARIABLE, Run, numbered_runs
 from jaxensemble.source.units import (
+    IDENTITY,
     RESIDUAL,
     Argument,
     Bound,
     Condition,
+    Constant,
     Definition,
+    Function,
     Half,
     Make,
     Place,
@@ -54,7 +57,7 @@ class Constructors:
         """
         self.loops = loops
         arguments: list[ast.AST] = [name("self")]
-        arguments += [_declared(argument) for argument in definition.arguments]
+        arguments += [self._declared(argument) for argument in definition.arguments]
         if is_root or self._needs_rngs(definition.make):
             arguments += [name("*"), name("rngs: nnx.Rngs")]
         body = self._attributes(definition)
@@ -78,6 +81,8 @@ class Constructors:
                 lines += _set_all(run)
         if RESIDUAL in definition.optional:
             lines += statement(f"self.{definition.residual} = ", bound(definition.optional[RESIDUAL]), 2)
+        for key, flag in definition.flags.items():
+            lines += statement(f"self.{key} = ", bound(flag), 2)
         in_body = [own for place, own in definition.bound.items() if place[0] == ""]
         held = {own.name for own in in_body if isinstance(own, Argument)}
         held |= {own.argument.name for own in in_body if isinstance(own, Scaled)}
@@ -110,19 +115,15 @@ class Constructors:
             case "dict":
                 return self._dict(definition, make, place)
             case "function":
-                return dotted(self.names[make.definition])
-            case "identity":
-                return name(self.identity)
+                function = self._value(definition, (*place, "function"))
+                assert function is not None
+                return function
             case "none":
                 return ast.Constant(None)
 
     def _items(self, definition: Definition, make: Make, place: Place) -> ast.expr:
         """The items of a list; a run of equal ones, if they are all there is or at least three, as a comprehension."""
         nodes = [self._make(definition, item, (*place, key)) for key, item in zip(make.keys, make.items, strict=True)]
-        if make.kind == "list":
-            nodes = [
-                ast.Constant(None) if item.kind == "function" else n for n, item in zip(nodes, make.items, strict=True)
-            ]
         runs: list[list[ast.expr]] = []
         for node in nodes:
             if runs and flat(runs[-1][0]) == flat(node) and isinstance(node, ast.Call):
@@ -151,7 +152,16 @@ class Constructors:
         """What stands at a place: an argument, a constant, or nothing."""
         if place in definition.bound:
             return bound(definition.bound[place])
-        return literal(definition.constants[place]) if place in definition.constants else None
+        return self._constant(definition.constants[place]) if place in definition.constants else None
+
+    def _constant(self, value: Constant) -> ast.expr:
+        if isinstance(value, Function):
+            return name(self.identity) if value == IDENTITY else dotted(self.names[value.definition])
+        return literal(value)
+
+    def _declared(self, argument: Argument) -> ast.AST:
+        own = argument.name
+        return name(own) if argument.required else ast.keyword(own, self._constant(argument.default))
 
     def _layer(self, definition: Definition, make: Make, place: Place) -> ast.expr:
         given = [*definition.constants, *definition.bound]
@@ -223,9 +233,15 @@ def bound(value: Bound | Condition) -> ast.expr:
         case Sizes(items):
             return ast.Tuple([ast.Constant(n) if isinstance(n, int) else bound(n) for n in items], ast.Load())
         case Condition(pairs, equal):
-            tests = [ast.Compare(_side(a), [ast.Eq() if equal else ast.NotEq()], [_side(b)]) for a, b in pairs]
+            tests = [ast.Compare(_side(a), [_comparison(equal, b)], [_side(b)]) for a, b in pairs]
             return tests[0] if len(tests) == 1 else ast.BoolOp(ast.And() if equal else ast.Or(), list(tests))
     return name(value.name)
+
+
+def _comparison(equal: bool, other: object) -> ast.cmpop:
+    if other is None:
+        return ast.Is() if equal else ast.IsNot()
+    return ast.Eq() if equal else ast.NotEq()
 
 
 def _side(value: object) -> ast.expr:
@@ -253,10 +269,6 @@ def _set_all(run: Run) -> list[str]:
 def _repeated(run: list[ast.expr]) -> ast.ListComp:
     count = call(name("range"), [ast.Constant(len(run))])
     return ast.ListComp(run[0], [ast.comprehension(name("_"), count, [], 0)])
-
-
-def _declared(argument: Argument) -> ast.AST:
-    return name(argument.name) if argument.required else ast.keyword(argument.name, literal(argument.default))
 
 
 def _set(key: str, node: ast.expr, indent: int) -> list[str]:

@@ -50,7 +50,8 @@ class Entry:
 
     It stands for `loop`, where that is set: the step is then the last of the first round, with what goes from round to
     round as `CARRIED`. `is_optional` marks the call of a child that may be absent,
-    `is_residual` the last step where it may be left out.
+    `is_residual` the last step where it may be left out. `segment` tells the steps that it is taken or left out with,
+    the last of which is marked by `ends_segment`.
     """
 
     step: Step
@@ -58,6 +59,8 @@ class Entry:
     loop: Loop | None = None
     is_optional: bool = False
     is_residual: bool = False
+    segment: tuple[int, int] | None = None
+    ends_segment: bool = False
 
     @property
     def stands_alone(self) -> bool:
@@ -76,8 +79,10 @@ class Folding:
         self.returns = returns
         self._values = values
         self.entries = _entries(steps)
+        self._mark_segments()
         for entry in self.entries:
-            entry.is_optional = called(entry.step)[:1] in {(child,) for child in expressions.definition.optional}
+            own = called(entry.step)[:1] in {(child,) for child in expressions.definition.optional}
+            entry.is_optional = own and entry.segment is None
             entry.is_residual = entry is self.entries[-1] and RESIDUAL in expressions.definition.optional
         self._counts = Counter(self.value(use) for use in [*self._all_uses(), *returned(returns)])
         self.inside: dict[Local, Entry] = {}
@@ -91,6 +96,20 @@ class Folding:
 
     def _all_uses(self) -> list[Use]:
         return [use for entry in self.entries for use in leaves(entry.step)]
+
+    # Steps that may be left out
+
+    def _mark_segments(self) -> None:
+        for start, end in self.expressions.definition.segments:
+            for entry in self.entries[start:end]:
+                entry.segment = (start, end)
+            self.entries[end - 1].ends_segment = True
+
+    def carried(self, segment: tuple[int, int]) -> Hashable:
+        """The value that goes into steps that may be left out, and that is what comes out where they are."""
+        own = [entry for entry in self.by_local.values() if entry.segment == segment]
+        made = {out for entry in own for out in entry.outs}
+        return next(v for entry in own for use in leaves(entry.step) if (v := self.value(use)) not in made)
 
     # Loops
 
@@ -113,10 +132,13 @@ class Folding:
         if run is not None and run[0] == start:
             return self._whole_list(*run)
         end = start
-        while end < len(self.entries) and len(self.entries[end].outs) == 1 and not self.entries[end].stands_alone:
+        while end < len(self.entries) and self._may_repeat(self.entries[end]):
             end += 1
         stated = [Stated(entry.step, entry.outs[0]) for entry in self.entries[start:end]]
         return find_rounds(stated, self.value, self._constant, self._counts, self._list_length, self._run_length)
+
+    def _may_repeat(self, entry: Entry) -> bool:
+        return len(entry.outs) == 1 and not entry.stands_alone and entry.segment is None
 
     def _whole_list(self, start: int, end: int) -> Rounds:
         """The loop over the list that the class itself is."""
@@ -152,11 +174,14 @@ class Folding:
         pending: list[Entry] = []
         order: list[Entry] = []
         for entry in self.entries:
+            if pending and pending[-1].segment != entry.segment:
+                order += pending
+                pending.clear()
             for inner in self._nestable(entry, pending):
                 self.folded.add(inner.outs[0])
                 pending.remove(inner)
             once = len(entry.outs) == 1 and self._counts[entry.outs[0]] == 1
-            if once and not entry.stands_alone and entry.outs[0] not in banned:
+            if once and not entry.stands_alone and not entry.ends_segment and entry.outs[0] not in banned:
                 pending.append(entry)
             else:
                 order += [*pending, entry]

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from jaxensemble.network import Arg, Call, Ref, Slice, Tree, Var
+from jaxensemble.network import Call, Ref, Slice, Tree, Var
 from jaxensemble.source.tree import Module, Path, is_inside_layer, scope_path, split
 
 
@@ -226,6 +226,6 @@ def trim(frame: Frame, wanted: set[int]) -> None:
     frame.items = items
 
 
-def freeze(arg: Arg) -> object:
+def freeze(arg: object) -> object:
     """An argument as something to compare and to hash by: types, signs and NaNs count."""
     return type(arg).__name__, repr(arg)

@@ -4,6 +4,7 @@ Modules are looked at from the leaves up, all of one level at a time, so that wh
 settled before it. Modules of one level whose structure and steps are the same but for numbers share a class.
 """
 
+import dataclasses
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -14,6 +15,8 @@ from jaxensemble.source.bodies import (
     Called,
     Local,
     Reader,
+    Slot,
+    Step,
     ToFunction,
     ToModule,
     matched_slots,
@@ -28,7 +31,8 @@ from jaxensemble.source.candidates import (
     chained,
     function_label,
     hole_constants,
-    with_optional_children,
+    with_last_functions,
+    with_optional_parts,
 )
 from jaxensemble.source.frames import (
     Frame,
@@ -50,10 +54,11 @@ from jaxensemble.source.units import (
     IDENTITY,
     NONE,
     Definition,
-    Make,
+    Function,
     Unit,
     class_unit,
     container_unit,
+    function_unit,
     layer_unit,
     variable_unit,
 )
@@ -61,6 +66,9 @@ from jaxensemble.validation import validate
 
 SMALL = 2
 """A module that holds nothing is written out where it is called, if it has no more steps than this."""
+
+SHORT = 3
+"""A container of PyTorch's own with names for its children becomes a dict if its call has no more steps than this."""
 
 CHAIN = -1
 """The definition of a module that is no more than a chain of its children."""
@@ -80,6 +88,7 @@ class Plan:
         self.root = module_tree(network)
         self.top = frame_tree(self.calls, self.root)
         fill_gaps(self.top, self.root)
+        self._keep_long_mappings()
         self.definitions: list[Definition] = []
         self._functions: dict[object, int] = {}
         self._units: dict[Path, Unit] = {}
@@ -94,6 +103,16 @@ class Plan:
         for k, call in enumerate(self.calls):
             last |= {ref.name: k for ref in operands((call.args, dict(call.kwargs))) if isinstance(ref, Ref)}
         return last | {ref.name: len(self.calls) for ref in operands(self.outputs) if isinstance(ref, Ref)}
+
+    def _keep_long_mappings(self) -> None:
+        """Gives a method to mappings that are called, as `nn.Sequential(OrderedDict(...))`, where they do much.
+
+        So to those in a list: it may call its items one after the other.
+        """
+        for frame in self.top.frames():
+            module = self.root.at(frame.path)
+            if module.kind == "mapping" and (len(frame.items) > SHORT or self._stands_in_chain(module)):
+                module.kind = "module"
 
     def _settle_all(self) -> None:
         levels: dict[int, list[Module]] = defaultdict(list)
@@ -119,11 +138,14 @@ class Plan:
             elif found.bodies and module.is_numbered and module.has_no_class:
                 self._settle_chain(found, unit)
             elif module.kind == "module" or (found.bodies and module.is_numbered):
+                if module.is_numbered:
+                    found = dataclasses.replace(found, bodies=list(map(_in_turn, found.bodies)))
                 key = (module.class_name, unit.make, found.bodies[0].steps if found.bodies else None)
                 classes[key].append((found, unit))
             else:
                 self._units[module.path] = unit
-        for members in with_optional_children(list(classes.values())):
+        groups = with_last_functions(list(classes.values()))
+        for members in with_optional_parts(groups, lambda found: self._results(found.bodies, found.frames)):
             self._settle_class(members)
 
     # Whether a module can have a method
@@ -200,7 +222,7 @@ class Plan:
         for name in map(str, range(1 + max(map(int, units), default=-1))):
             entries[name] = units.get(name, Unit(NONE))
             if not (name in module.children and module.children[name].holds) and name not in called:
-                entries[name] = Unit(IDENTITY if called else NONE)
+                entries[name] = function_unit(IDENTITY) if called else Unit(NONE)
         return container_unit("chain" if called else "list", entries)
 
     def _settle_function(self, found: Candidate) -> None:
@@ -210,12 +232,13 @@ class Plan:
         slots, inputs = matched_slots(found.bodies)
         body = found.bodies[0]
         key = (body.steps, tuple(slots), results, tuple(map(freeze, body.constants)))
+        label = function_label(found.module, body)
         if key not in self._functions:
             self._functions[key] = len(self.definitions)
             self.definitions.append(
                 Definition(
                     "function",
-                    function_label(found.module, body),
+                    label,
                     steps=body.steps,
                     slots=slots,
                     parameters=self._parameters(inputs),
@@ -224,7 +247,7 @@ class Plan:
                 )
             )
         number = self._functions[key]
-        self._units[found.module.path] = Unit(Make("function", definition=number))
+        self._units[found.module.path] = function_unit(Function(number, self.definitions[number].label))
         self._call(found, lambda path: ToFunction(path, number), inputs, results)
         if not self._stands_in_chain(found.module):
             self._dissolve([frame for frame in found.frames if self._is_small(frame)])
@@ -312,6 +335,11 @@ class Plan:
         reader = Reader(())
         self.root_body = reader.read(self.top, lambda inner: self._called[id(inner)])
         self.root_returns = _read_tree(reader, self.outputs)
+
+
+def _in_turn(body: Body) -> Body:
+    """The body of a chain as the one step that it is, whatever its items."""
+    return Body((Step(ToModule((), CHAIN), (Slot(0),)),), body.slots[:1], names=body.names[-1:])
 
 
 def _read_tree(reader: Reader, tree: Any) -> Any:

@@ -13,7 +13,7 @@ from jaxensemble.source.names import IMPORTS, TAKEN, plain, snake, unused
 from jaxensemble.source.plan import Plan
 from jaxensemble.source.pretty import INDENT, header, statement
 from jaxensemble.source.statements import statements
-from jaxensemble.source.units import Definition, Make
+from jaxensemble.source.units import IDENTITY, Definition, Make
 
 ROOT_INDENT = 2
 
@@ -71,9 +71,8 @@ class Printer:
         """The whole module."""
         *others, root = sorted(self.used)
         blocks = [self._definition(number) for number in [*others, root] if not alias_of(self.definitions[number])]
-        makes = [make for number in self.used for make in self.definitions[number].make.walk()]
         helpers = []
-        if any(make.kind == "identity" for make in makes):
+        if any(IDENTITY in self.definitions[number].functions for number in self.used):
             helpers.append([f"def {self.identity}(x):", f"{INDENT}return x"])
         if any(make.kind == "chain" for number in self.used for make in _inner(self.definitions[number].make)):
             helpers.append(self._chain_class())
@@ -170,13 +169,8 @@ class Printer:
 def needed(definition: Definition) -> list[int]:
     """The numbers of the definitions that one names."""
     functions = [step.target.definition for step in definition.steps or () if isinstance(step.target, ToFunction)]
-    in_lists = [item for make in definition.make.walk() if make.kind == "list" for item in make.items]
-    makes = [
-        make
-        for make in definition.make.walk()
-        if make.definition >= 0 and not (make.kind == "function" and make in in_lists)
-    ]
-    return functions + [make.definition for make in makes]
+    functions += [function.definition for function in definition.functions if function != IDENTITY]
+    return functions + [make.definition for make in definition.make.walk() if make.kind == "class"]
 
 
 def alias_of(definition: Definition) -> str | None:

@@ -4,10 +4,10 @@ Only steps that move data are touched: the transpose of an input, concatenations
 """
 
 import dataclasses
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Collection, Mapping, Sequence
 
-from jaxensemble.network import Call, Network, Ref, Slice, Tree, Var
+from jaxensemble.network import Arg, Call, Network, Ref, Slice, Tree, Var
 from jaxensemble.source.frames import freeze, operands
 
 CONCATENATE = "jnp.concatenate"
@@ -15,6 +15,8 @@ CONCATENATE = "jnp.concatenate"
 ARRANGING = frozenset({"jnp.transpose", ".reshape", "jnp.expand_dims", "jnp.squeeze"})
 """What puts the numbers of an array into another order or shape, and does nothing else."""
 
+REDUCING = frozenset({"jnp.mean", "jnp.sum", "jnp.max", "jnp.min", "jnp.prod", "jnp.any", "jnp.all"})
+"""What takes an array and axes, and can keep those with a length of one."""
 
 PAIRS = frozenset({"layers.RNN", "layers.GRU", "layers.LSTM", "ops.rnn", "ops.gru", "ops.lstm"})
 """What gives an output and a state: `y, state = self.rnn(x)`."""
@@ -32,10 +34,37 @@ class Unpacking(Call):
 
 def rewritten(calls: Sequence[Call], network: Network, outputs: Tree) -> list[Call]:
     """The calls with inputs transposed first, concatenations where they are alike, and parts unpacked."""
-    moved = _inputs_first(list(calls), network)
+    moved = _inputs_first(_with_kept_axes(list(calls), outputs), network)
     moved = _arranged_outside(moved)
     moved = _concatenated_outside(moved, network.modules)
     return _unpacked(_grown(moved), outputs, {layer.path: layer.type for layer in network.layers})
+
+
+def _with_kept_axes(calls: list[Call], outputs: Tree) -> list[Call]:
+    """A mean or sum that gets its axes back at once keeps them: `jnp.mean(x, (1, 2), keepdims=True)`."""
+    makers = {call.out: call for call in calls}
+    counts = Counter(
+        ref.name for call in calls for ref in operands((call.args, dict(call.kwargs))) if isinstance(ref, Ref)
+    )
+    counts.update(ref.name for ref in operands(outputs) if isinstance(ref, Ref))
+    kept: dict[str, Call | None] = {}
+    for call in calls:
+        given, *axes = call.args if call.target == "jnp.expand_dims" else (None,)
+        maker = makers.get(given.name) if isinstance(given, Ref) else None
+        if maker is None or maker.target not in REDUCING or maker.kwargs or counts[maker.out] > 1:
+            continue
+        if list(maker.args[1:]) == axes and all(map(_is_ascending, axes)):
+            kept[maker.out] = dataclasses.replace(maker, out=call.out, kwargs={"keepdims": True})
+            kept[call.out] = None
+    replaced = [kept.get(call.out, call) for call in calls]
+    return [call for call in replaced if call is not None]
+
+
+def _is_ascending(axes: Arg) -> bool:
+    """Whether axes are counted from the first and in order: then they are the same before and after."""
+    numbers = axes if isinstance(axes, tuple) else (axes,)
+    counted = [n for n in numbers if isinstance(n, int) and n >= 0]
+    return len(counted) == len(numbers) and counted == sorted(set(counted))
 
 
 def _inputs_first(calls: list[Call], network: Network) -> list[Call]:

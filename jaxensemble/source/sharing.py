@@ -4,15 +4,35 @@ import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from jaxensemble.network import Arg
+import jax
+
+from jaxensemble.source.bodies import ToName
 from jaxensemble.source.frames import freeze
 from jaxensemble.source.names import is_identifier, plain, unused
-from jaxensemble.source.units import RESIDUAL, Argument, Bound, Condition, Definition, Half, Place, Scaled, Sizes, Unit
+from jaxensemble.source.segments import holes
+from jaxensemble.source.units import (
+    IDENTITY,
+    RESIDUAL,
+    Argument,
+    Bound,
+    Condition,
+    Constant,
+    Definition,
+    Function,
+    Half,
+    Place,
+    Scaled,
+    Sizes,
+    Unit,
+)
 
 _WIDTHS = ("in_features", "out_features", "num_features", "features")
 
 _HOLES = {"reshape": "size", "zeros": "shape", "ones": "shape", "einsum": "subscripts"}
 """What numbers and options are called that have no name but that of the function which takes them."""
+
+_ACTIVATIONS = frozenset({*dir(jax.nn), "soft_shrink", "threshold"})
+"""The names of functions that may be called activations where they differ."""
 
 _FACTORS = range(2, 9)
 """How many times larger or smaller one number of features may be for the one to be written by the other."""
@@ -33,33 +53,68 @@ class Sharing:
         self.hints = hints
         self.columns: dict[str, list[Any]] = {}
         self.families: dict[str, str] = {}
+        self.flags: list[Argument] = []
+        spans = sorted({span for unit in units for span in unit.skipped})
+        self.span_of = {str(hole): span for span in spans for hole in holes((made.steps or ())[slice(*span)])}
         places = list(dict.fromkeys(place for unit in units for place in unit.constants))
         self._share_optional_children()
+        self._share_segments(spans)
         for place in sorted(places, key=self._is_partial):
             self._share(place, places)
         self._derive_flags()
-        flags = list(made.optional.values())
-        made.arguments.sort(key=lambda argument: (not argument.required, argument in flags))
+        made.arguments.sort(key=lambda argument: (not argument.required, argument in self.flags))
 
     @property
-    def values(self) -> list[Mapping[str, Arg]]:
+    def values(self) -> list[Mapping[str, Constant]]:
         return [{name: column[k] for name, column in self.columns.items()} for k in range(len(self.units))]
 
     def _share_optional_children(self) -> None:
         for child in (*self.made.make.keys, RESIDUAL):
             if any(child in unit.absent for unit in self.units):
                 wanted = self.made.residual if child == RESIDUAL else plain(child, "flag")
-                flag = Argument(unused(wanted, self.columns), required=False, default=False)
-                self.columns[flag.name] = [child not in unit.absent for unit in self.units]
-                self.made.arguments.append(flag)
-                self.made.optional[child] = flag
+                self.made.optional[child] = self._flag(wanted, [child not in unit.absent for unit in self.units])
+
+    def _flag(self, wanted: str, column: list[Any]) -> Argument:
+        flag = Argument(unused(wanted, self.columns), required=False, default=False)
+        self.columns[flag.name] = column
+        self.made.arguments.append(flag)
+        self.flags.append(flag)
+        return flag
+
+    def _share_segments(self, spans: Sequence[tuple[int, int]]) -> None:
+        """Steps are taken where a child is there that lies in them, or else where a flag says so."""
+        for span in spans:
+            column = [span not in unit.skipped for unit in self.units]
+            known = {name: flag for name, flag in self.made.optional.items() if name != RESIDUAL} | self.made.flags
+            told = [name for name, flag in known.items() if self._says(flag, column)]
+            if told:
+                self.made.segments[span] = told[0]
+            else:
+                taken = {*self.columns, *self.made.make.keys, self.made.residual}
+                flag = self._flag(unused(self._segment_name(span), taken), column)
+                self.made.segments[span] = flag.name
+                self.made.flags[flag.name] = flag
+
+    def _says(self, flag: object, column: list[Any]) -> bool:
+        return isinstance(flag, Argument) and self.columns[flag.name] == column
+
+    def _segment_name(self, span: tuple[int, int]) -> str:
+        """What steps are called: the child or function that they call, an arrangement only if there is no other."""
+        targets = [step.target for step in (self.made.steps or ())[slice(*span)]]
+        names = [t.name.rpartition(".")[2] if isinstance(t, ToName) else t.path[-1] for t in targets]
+        names = [plain(name, "") for name in names if name not in ("reshape", "[]")]
+        return next(filter(None, names), "reshape")
 
     def _is_partial(self, place: Place) -> bool:
-        return place[0] in self.made.optional
+        return any(self._is_absent(place, unit) for unit in self.units)
+
+    def _is_absent(self, place: Place, unit: Unit) -> bool:
+        """Whether a module lacks the child or skips the step that a place is in."""
+        return self.span_of.get(place[1]) in unit.skipped if place[0] == "" else place[0] in unit.absent
 
     def _column(self, place: Place) -> list[Any]:
         return [
-            _ABSENT if place[0] in unit.absent else unit.constants.get(place, unit.defaults.get(place))
+            _ABSENT if self._is_absent(place, unit) else unit.constants.get(place, unit.defaults.get(place))
             for unit in self.units
         ]
 
@@ -67,7 +122,7 @@ class Sharing:
         column = self._column(place)
         given = [value for value in column if value is not _ABSENT]
         same = len(set(map(freeze, given))) == 1
-        missing = [unit for unit in self.units if place[0] not in unit.absent and place not in unit.constants]
+        missing = [u for u in self.units if not self._is_absent(place, u) and place not in u.constants]
         found = self._matching(self._family(place), column, same and not self._is_partial(place))
         if found is None and same:
             self.made.constants[place] = given[0]
@@ -80,6 +135,8 @@ class Sharing:
             found = self._new_argument(place, column, places)
         if missing and isinstance(found, Argument):
             found.required, found.default = False, missing[0].defaults[place]
+        elif isinstance(found, Argument) and IDENTITY in given:
+            found.required, found.default = False, IDENTITY
         self.made.bound[place] = found
 
     def _matching(self, family: str, column: list[Any], needless: bool = False) -> Argument | None:
@@ -87,7 +144,7 @@ class Sharing:
         if needless:
             return None
         for argument in self.made.arguments:
-            if argument in self.made.optional.values():
+            if argument in self.flags:
                 continue
             held = self.columns[argument.name]
             if self.families[argument.name] != family:
@@ -99,7 +156,8 @@ class Sharing:
     def _derived(self, place: Place, column: list[Any]) -> Bound | None:
         """What the values of a place follow from: numbers of features that are already arguments."""
         if place[0] == "":
-            is_length = self.hints[int(place[1])] == "reshape" and all(type(value) is int for value in column)
+            given = [value for value in column if value is not _ABSENT]
+            is_length = self.hints[int(place[1])] == "reshape" and all(type(value) is int for value in given)
             return (self._matching("features", column) or self._scaled(column)) if is_length else None
         if place[-1] == "feature_group_count":
             own = (*place[:-1], "in_features")
@@ -160,11 +218,13 @@ class Sharing:
     def _family(self, place: Place) -> str:
         """What sort of thing a place holds: numbers of features are one sort, and so are the options of one name."""
         option = self.hints[int(place[1])] if place[0] == "" else place[-1]
-        return "features" if option in _WIDTHS else option
+        return "features" if option in _WIDTHS else "activation" if option == "function" else option
 
     def _name(self, place: Place, column: list[Any], places: Sequence[Place], taken: set[str]) -> str:
         *owner, last = place
         short = plain(_HOLES.get(self.hints[int(last)], self.hints[int(last)]) if owner == [""] else last, "size")
+        if short == "function" and all(isinstance(f, Function) and f.label in _ACTIVATIONS for f in column):
+            short = "activation"
         if short == "in_features" and (*owner, "out_features") in places:
             out = [unit.constants.get((*owner, "out_features")) for unit in self.units]
             short = "features" if list(map(freeze, out)) == list(map(freeze, column)) else short
@@ -176,32 +236,47 @@ class Sharing:
 
     def _derive_flags(self) -> None:
         """Leaves out the flags that other arguments tell: `in_features != out_features` for a projection."""
-        for child, flag in list(self.made.optional.items()):
-            condition = self._condition(self.columns[flag.name]) if isinstance(flag, Argument) else None
-            if condition is not None and isinstance(flag, Argument):
-                self.made.optional[child] = condition
-                self.made.arguments = [argument for argument in self.made.arguments if argument is not flag]
-                del self.columns[flag.name]
+        for told in (self.made.optional, self.made.flags):
+            for name, flag in [(name, flag) for name, flag in told.items() if isinstance(flag, Argument)]:
+                column = self.columns[flag.name]
+                condition = self._condition(column) if told is self.made.optional else self._presence(name, column)
+                if condition is not None:
+                    told[name] = condition
+                    self.made.arguments = [argument for argument in self.made.arguments if argument is not flag]
+                    del self.columns[flag.name]
+
+    def _presence(self, name: str, column: list[Any]) -> Condition | None:
+        """What tells whether steps are taken: an argument of theirs that is given."""
+        spans = [span for span, told in self.made.segments.items() if told == name]
+        own = [self.made.bound.get(("", hole)) for hole, span in self.span_of.items() if span in spans]
+        for (argument, default), given in reversed(self._presence_tests()):
+            if argument in own and given == column:
+                return Condition(((argument, default),), equal=False)
+        return None
 
     def _condition(self, column: list[Any]) -> Condition | None:
         """What holds in just those modules where the flag is set: one comparison, or two."""
         tests = [*self._option_tests(), *self._size_tests()]
-        single = [(test,) for test in reversed(tests)]
+        single = [(test,) for test in reversed([*self._presence_tests(), *tests])]
         for group in [*single, *itertools.combinations(tests, 2)]:
             differs = [any(row) for row in zip(*(outcome for _, outcome in group), strict=True)]
             if differs == column or differs == [not value for value in column]:
                 return Condition(tuple(pair for pair, _ in group), equal=differs != column)
         return None
 
+    def _presence_tests(self) -> list[tuple[tuple[Argument, None], list[bool]]]:
+        """Whether options are given that belong to what may be absent, the first option last."""
+        options = [a for a in self.made.arguments if not a.required and a.default is None and a not in self.flags]
+        return [((a, None), [value is not None for value in self.columns[a.name]]) for a in reversed(options)]
+
     def _option_tests(self) -> list[tuple[Any, list[bool]]]:
         """Whether options differ from their defaults."""
-        flags = list(self.made.optional.values())
-        options = [a for a in self.made.arguments if not a.required and a.default is not None and a not in flags]
+        options = [a for a in self.made.arguments if not a.required and a.default is not None and a not in self.flags]
         columns = [self.columns[option.name] for option in options]
         return [
             ((option, option.default), [freeze(value) != freeze(option.default) for value in column])
             for option, column in zip(options, columns, strict=True)
-            if None not in column
+            if None not in column and option.default != IDENTITY
         ]
 
     def _size_tests(self) -> list[tuple[Any, list[bool]]]:

@@ -43,7 +43,12 @@ class _Writer:
 
     def write(self, order: list[Entry]) -> list[str]:
         lines: list[str] = []
+        outer, segment = self.indent, None
         for entry, after in zip(order, self._live_after(order), strict=True):
+            if entry.segment not in (segment, None):
+                lines.append(f"{INDENT * outer}if {flat(self._condition(entry.segment))}:")
+            segment = entry.segment
+            self.indent = outer if segment is None else outer + 1
             if entry.is_residual:
                 return lines + self._residual(entry)
             if entry.is_optional:
@@ -52,7 +57,15 @@ class _Writer:
                 lines += self._loop(entry, entry.loop, after)
             else:
                 lines += self._assign(entry, after)
+        self.indent = outer
         return lines + self._return()
+
+    def _condition(self, segment: tuple[int, int]) -> ast.expr:
+        """What tells whether steps are taken."""
+        definition = self.folding.expressions.definition
+        told = self.folding.expressions.child((definition.segments[segment],))
+        is_flag = definition.segments[segment] in definition.flags
+        return told if is_flag else ast.Compare(told, [ast.IsNot()], [ast.Constant(None)])
 
     def _live_after(self, order: list[Entry]) -> list[set[Hashable]]:
         """For each statement the values that are read later on."""
@@ -82,6 +95,8 @@ class _Writer:
 
     def _choose(self, entry: Entry, out: Local, after: set[Hashable], targets: list[str]) -> str:
         """The name of what dies here, else that of the layer that is called, else the next free letter."""
+        if entry.ends_segment and entry.segment is not None:
+            return self.names[self.folding.carried(entry.segment)]
         held = {self.names[value] for value in after if value in self.names} | set(targets)
         is_size = _is_size(entry.step)
         reads = [] if is_size or self._is_joined(entry) or self._roles(entry, out) else self.folding.reads(entry)

@@ -16,7 +16,7 @@ from jaxensemble.source.names import resolve, unused
 Place: TypeAlias = tuple[str, ...]
 """Where a constant stands in a class: the attributes that lead to a layer, then its option; `("", n)` is a hole."""
 
-Kind: TypeAlias = Literal["layer", "variable", "class", "function", "chain", "list", "dict", "identity", "none"]
+Kind: TypeAlias = Literal["layer", "variable", "class", "function", "chain", "list", "dict", "none"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,8 +24,8 @@ class Make:
     """How the value of an attribute is made.
 
     `name` is the type of a layer or the kind of a variable, `fixed` what else of it has to be equal in modules that
-    share a class; `definition` is the number of a class or function; `items` are the parts of a list, chain or dict,
-    and `keys` their names.
+    share a class; `definition` is the number of a class; `items` are the parts of a list, chain or dict, and `keys`
+    their names. Which function stands in a chain is a constant, as an option of a layer is.
     """
 
     kind: Kind
@@ -42,7 +42,24 @@ class Make:
             yield from item.walk()
 
 
-NONE, IDENTITY = Make("none"), Make("identity")
+NONE = Make("none")
+
+MISSING = object()
+"""In the place of a constant of steps that a module skips."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Function:
+    """A function of the source as a constant: the number of its definition and what that calls it."""
+
+    definition: int
+    label: str
+
+
+IDENTITY = Function(-1, "identity")
+"""What stands in a chain where PyTorch has a module that does nothing."""
+
+Constant: TypeAlias = Arg | Function
 
 RESIDUAL = "+"
 """In the place of a child: the last step of a method, which adds what was given to what came out."""
@@ -52,13 +69,14 @@ RESIDUAL = "+"
 class Unit:
     """What one module became: how it is made, its constants, and what those that are not given are.
 
-    `absent` are the children that others of its class have.
+    `absent` are the children that others of its class have, `skipped` the steps of its class that it does not take.
     """
 
     make: Make
-    constants: dict[Place, Arg] = dataclasses.field(default_factory=dict)
-    defaults: dict[Place, Arg] = dataclasses.field(default_factory=dict)
+    constants: dict[Place, Constant] = dataclasses.field(default_factory=dict)
+    defaults: dict[Place, Constant] = dataclasses.field(default_factory=dict)
     absent: set[str] = dataclasses.field(default_factory=set)
+    skipped: frozenset[tuple[int, int]] = frozenset()
 
 
 @dataclasses.dataclass
@@ -67,7 +85,7 @@ class Argument:
 
     name: str
     required: bool
-    default: Arg = None
+    default: "Arg | Function" = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,7 +137,8 @@ class Definition:
     `run` is where the steps of the root, a list, call all of its items in turn. `slots` says which of the method's
     `parameters` each slot is; `returns` are its results. `constants` are those that all its modules agree on, `bound`
     says what stands for the others, `optional` what tells whether a child is there (`RESIDUAL`: whether the last step
-    is taken). `uses` counts the modules.
+    is taken), `segments` what tells whether steps are taken: a child, if it is there, or one of the attributes that
+    `flags` sets. `uses` counts the modules.
     """
 
     kind: Literal["class", "function"]
@@ -132,10 +151,18 @@ class Definition:
     slots: list[int] = dataclasses.field(default_factory=list)
     parameters: list[str] = dataclasses.field(default_factory=list)
     returns: tuple[Operand, ...] = ()
-    constants: dict[Place, Arg] = dataclasses.field(default_factory=dict)
+    constants: dict[Place, Constant] = dataclasses.field(default_factory=dict)
     bound: dict[Place, Bound] = dataclasses.field(default_factory=dict)
     optional: dict[str, Argument | Condition] = dataclasses.field(default_factory=dict)
+    segments: dict[tuple[int, int], str] = dataclasses.field(default_factory=dict)
+    flags: dict[str, Argument | Condition] = dataclasses.field(default_factory=dict)
     arguments: list[Argument] = dataclasses.field(default_factory=list)
+
+    @property
+    def functions(self) -> set[Function]:
+        """The functions among the constants and the defaults."""
+        values = [*self.constants.values(), *(argument.default for argument in self.arguments)]
+        return {value for value in values if isinstance(value, Function)}
 
     @property
     def residual(self) -> str:
@@ -155,7 +182,12 @@ def layer_unit(layer: Layer) -> Unit:
     )
 
 
-def class_unit(number: int, arguments: Sequence[Argument], given: Mapping[str, Arg]) -> Unit:
+def function_unit(function: Function) -> Unit:
+    """What stands in a chain for a module that holds nothing."""
+    return Unit(Make("function"), {("function",): function})
+
+
+def class_unit(number: int, arguments: Sequence[Argument], given: Mapping[str, Constant]) -> Unit:
     """A module of a class: what its arguments are, those with a default only where they differ from it."""
     defaults = {(a.name,): a.default for a in arguments if not a.required}
     constants = {(a.name,): given[a.name] for a in arguments}

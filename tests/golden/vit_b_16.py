@@ -33,14 +33,6 @@ class MultiheadAttention(nnx.Module):
         return self.out_proj(x)
 
 
-class Heads(nnx.Module):
-    def __init__(self, *, rngs: nnx.Rngs):
-        self.head = nnx.Linear(768, 1000, rngs=rngs)
-
-    def __call__(self, x):
-        return self.head(x)
-
-
 class EncoderBlock(nnx.Module):
     def __init__(self, *, rngs: nnx.Rngs):
         self.ln_1 = nnx.LayerNorm(768, use_fast_variance=False, rngs=rngs)
@@ -73,7 +65,7 @@ class VisionTransformer(nnx.Module):
     def __init__(self, *, rngs: nnx.Rngs):
         self.conv_proj = nnx.Conv(3, 768, (16, 16), strides=16, padding="VALID", rngs=rngs)
         self.encoder = Encoder(rngs=rngs)
-        self.heads = Heads(rngs=rngs)
+        self.heads = nnx.Dict(head=nnx.Linear(768, 1000, rngs=rngs))
         self.class_token = nnx.Param(jnp.zeros((1, 1, 768)))
 
     def __call__(self, x):
@@ -82,4 +74,4 @@ class VisionTransformer(nnx.Module):
         x = jnp.broadcast_to(self.class_token[...], (x.shape[0], 1, 768))
         x = jnp.concatenate([x, y.reshape(-1, 196, 768)], axis=1)
         x = self.encoder(x)[:, 0]
-        return self.heads(x)
+        return self.heads.head(x)

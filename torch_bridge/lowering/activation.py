@@ -101,10 +101,20 @@ def log_softmax(b: Builder, x: Value, dim: int, dtype: Any = None) -> Value:
 
 
 def _along(b: Builder, target: str, x: Value, dim: int) -> Value:
-    x = b.tidy(cast(b, x, b.dtype))
+    x = cast(b, x, b.dtype)
+    if x.ndim and not x.open and _has_own_axes(x.layout) and x.layout.dims[dim]:
+        axis = x.layout.axes.index(x.layout.dims[dim])
+        last: dict[str, Arg] = {} if axis == len(x.layout.axes) - 1 else {"axis": axis}
+        return b.laid(b.emit(target, x.expr, **last), x.layout)
+    x = b.tidy(x)
     if x.ndim == 0:  # PyTorch takes it for a vector of one
         return b.laid(b.emit(target, b.emit("jnp.expand_dims", x.expr, 0)), Layout((), ((),)))
     return b.laid(b.emit(target, x.expr, **_axis(x, dim)), x.layout)
+
+
+def _has_own_axes(layout: Layout) -> bool:
+    """Whether each dimension has an axis, but for those of size one, which may have none."""
+    return {dim for dim in layout.dims if dim} == {axis for axis in layout.axes if axis}
 
 
 def _axis(x: Value, dim: int) -> dict[str, Arg]:

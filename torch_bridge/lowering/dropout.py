@@ -27,8 +27,8 @@ def feature_alpha_dropout(b: Builder, x: Value, p: float, mode: str) -> Value:
 
 
 def _dropped(b: Builder, type_: str, x: Value, p: float, mode: str, name: str, channels: bool = False) -> Value:
-    """`F.dropout(x)` drops in evaluation too: its layer is told so at each call."""
-    if mode == "never":
+    """`F.dropout(x)` drops in evaluation too: its layer is told so at each call. A rate of 0 never does anything."""
+    if mode == "never" or p == 0:
         return x
     x = b.value(x)
     x = b.tidy(x) if channels else b.plain(x) if x.open else x

@@ -309,7 +309,7 @@ def _kind(module: nn.Module) -> str:
     plain = type(module).forward in (nn.Sequential.forward, nn.ModuleList.forward, nn.ParameterList.forward)
     if plain and numbered:
         return "sequence"
-    return "mapping" if type(module) in (nn.ModuleDict, nn.ParameterDict) else "module"
+    return "mapping" if type(module) in (nn.ModuleDict, nn.ParameterDict, nn.Sequential) else "module"
 
 
 def _is_training(path: str, state: ModuleState) -> bool:

@@ -1,0 +1,263 @@
+"""Modules of one class, some of which take steps that others skip: the shift of a window and its mask.
+
+They share a class where such steps follow one another, take one value and give one: whoever skips them goes on with
+the value as it is.
+"""
+
+import dataclasses
+from collections.abc import Collection, Hashable, Iterator, Sequence
+from typing import Any, TypeAlias
+
+from jaxensemble.source.bodies import Body, Cut, Hole, Length, Local, Many, Read, Slot, Step, leaves
+from jaxensemble.source.units import MISSING
+
+Span: TypeAlias = tuple[int, int]
+"""The first of some steps of a body, and the end."""
+
+MOST = 16
+"""How many spans one body may skip of another."""
+
+LONGEST = 8
+"""The most steps of a span."""
+
+TRIES = 200
+"""How often a span is tried before two bodies count as different: so that comparing them takes linear time."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Skipping:
+    """A body written as a longer one, and the spans of that which it skips."""
+
+    body: Body
+    spans: frozenset[Span]
+
+
+def skipping(short: Body, full: Body, results: Collection[int]) -> Skipping | None:
+    """A body as one with the steps of `full`, some of which it skips; None where it is not that.
+
+    `results` are the values of `full` that are used after it.
+    """
+    removed = len(full.steps) - len(short.steps)
+    if not 0 < removed <= len(short.steps) or not _in_order(short.steps, full.steps):
+        return None
+    return _Alignment(short, full, results).found()
+
+
+class Flow:
+    """Which values the steps of a body make and read. `results` are those that are used after it."""
+
+    def __init__(self, body: Body, results: Collection[int]):
+        self.body = body
+        self.outs = _outs(body.steps)
+        self.reads = [{value_of(body, leaf) for leaf in leaves(step)} for step in body.steps]
+        self.last_read = {value: k for k, reads in enumerate(self.reads) for value in reads}
+        self.last_read |= {Local(k): len(body.steps) for k in results}
+
+    def carried(self, span: Span) -> Hashable | None:
+        """The one value that a span takes, if it gives but one as well, and that takes its place from there on."""
+        start, end = span
+        if end > len(self.body.steps) or len(self.outs[end - 1]) != 1:
+            return None
+        made = [out for outs in self.outs[start:end] for out in outs]
+        taken = {value for reads in self.reads[start:end] for value in reads} - set(made)
+        if len(taken) != 1 or any(self.last_read.get(out, -1) >= end for out in made[:-1]):
+            return None
+        carried = taken.pop()
+        return carried if self.last_read[carried] < end <= self.last_read.get(made[-1], -1) else None
+
+
+def whole_spans(flow: Flow, skipped: Sequence[frozenset[Span]]) -> list[frozenset[Span]]:
+    """What each module skips, with spans that follow one another and are skipped by the same modules as one."""
+    spans = sorted({span for own in skipped for span in own})
+    whole: list[list[Span]] = []
+    for span in spans:
+        before = whole[-1] if whole else []
+        together = [before[-1] in own for own in skipped] == [span in own for own in skipped] if before else False
+        if together and before[-1][1] == span[0] and flow.carried((before[0][0], span[1])) is not None:
+            before.append(span)
+        else:
+            whole.append([span])
+    return [frozenset((parts[0][0], parts[-1][1]) for parts in whole if parts[0] in own) for own in skipped]
+
+
+@dataclasses.dataclass
+class _State:
+    """How far two bodies have been found alike.
+
+    `values` says which value of the short body is one of the full body's, `carried` what a span takes for what it
+    gives.
+    """
+
+    values: dict[Hashable, Hashable]
+    carried: dict[Hashable, Hashable]
+    spans: tuple[Span, ...]
+
+    def behind(self, value: Hashable) -> Hashable:
+        """A value, or what stands for it where the spans that lead to it are skipped."""
+        while value in self.carried:
+            value = self.carried[value]
+        return value
+
+
+class _Alignment:
+    """The search for the spans, with a limit."""
+
+    def __init__(self, short: Body, full: Body, results: Collection[int]):
+        self.short = short
+        self.full = full
+        self.results = results
+        self.tries = TRIES
+        self.flow = Flow(full, results)
+        self.outs = self.flow.outs
+        self.own_outs = _outs(short.steps)
+
+    def found(self) -> Skipping | None:
+        state = self._aligned(0, 0, _State({}, {}, ()))
+        return self._lengthened(state) if state else None
+
+    def _aligned(self, i: int, j: int, state: "_State") -> "_State | None":
+        """Takes equal steps from two places on, as far as they go; then skips a span that lets them go on."""
+        self.tries -= 1
+        start = i
+        while i < len(self.full.steps) and j < len(self.short.steps) and self._match(i, j, state):
+            i, j = i + 1, j + 1
+        if i == len(self.full.steps) and j == len(self.short.steps):
+            return state
+        if len(state.spans) == MOST:
+            return None
+        for back in range(min(i - start, 3) + 1):
+            for length in range(1, LONGEST + 1):
+                span = (i - back, i - back + length)
+                carried = self.flow.carried(span)
+                if carried is None or self.tries <= 0:
+                    continue
+                found = self._aligned(span[1], j - back, self._skipped(state, span, carried))
+                if found:
+                    return found
+        return None
+
+    def _skipped(self, state: "_State", span: Span, carried: Hashable) -> "_State":
+        """The state before a span, with what that takes for what it gives."""
+        later = {out for outs in self.outs[span[0] :] for out in outs}
+        values = {value: own for value, own in state.values.items() if value not in later}
+        given = {self.outs[span[1] - 1][0]: carried}
+        return _State(values, state.carried | given, (*state.spans, span))
+
+    def _match(self, i: int, j: int, state: "_State") -> bool:
+        """Whether two steps are the same; if so, notes which values are."""
+        step, own = self.full.steps[i], self.short.steps[j]
+        pairs: list[tuple[Any, Any]] = []
+        parts = ((step.args, step.kwargs), (own.args, own.kwargs))
+        if step.target != own.target or step.outs != own.outs or not _alike(*parts, pairs):
+            return False
+        found: dict[Hashable, Hashable] = {}
+        for leaf, other in pairs:
+            if isinstance(leaf, Hole):
+                continue
+            value, theirs = state.behind(value_of(self.full, leaf)), value_of(self.short, other)
+            if value not in state.values and (isinstance(value, Local) or isinstance(theirs, Local)):
+                return False
+            if state.values.get(value, theirs) != theirs or found.setdefault(value, theirs) != theirs:
+                return False
+        state.values.update(found)
+        state.values.update(zip(self.outs[i], self.own_outs[j], strict=True))
+        return True
+
+    def _lengthened(self, state: "_State") -> Skipping | None:
+        if any(slot not in state.values for slot in self.full.slots):
+            return None
+        latest: dict[Hashable, int] = {}
+        for out in (out for outs in self.outs for out in outs):
+            if state.behind(out) in state.values:
+                latest[state.values[state.behind(out)]] = out.index
+        names = [""] * len(self.full.names)
+        for own, index in latest.items():
+            if isinstance(own, Local):
+                names[index] = self.short.names[own.index]
+        if not all(names[k] for k in self.results):
+            return None
+        slots = [str(state.values[slot]) for slot in self.full.slots]
+        body = Body(self.full.steps, slots, self._constants(state.spans), self.full.hints, names)
+        return Skipping(body, frozenset(state.spans))
+
+    def _constants(self, spans: tuple[Span, ...]) -> list[Any]:
+        """The constants of the short body in the places that those of the full one have."""
+        kept = [step for k, step in enumerate(self.full.steps) if not any(a <= k < b for a, b in spans)]
+        constants: list[Any] = [MISSING] * len(self.full.constants)
+        for hole, own in zip(holes(kept), holes(self.short.steps), strict=True):
+            constants[hole] = self.short.constants[own]
+        return constants
+
+
+def _in_order(some: Sequence[Step], steps: Sequence[Step]) -> bool:
+    """Whether steps do in order what some of others do, whatever they take: a quick answer for most."""
+    rest = iter(steps)
+    return all(any(step.target == own.target for step in rest) for own in some)
+
+
+def value_of(body: Body, leaf: Local | Slot) -> Hashable:
+    """The value that a use reads: the name of one from outside."""
+    return body.slots[leaf.index] if isinstance(leaf, Slot) else leaf
+
+
+def _outs(steps: Sequence[Step]) -> list[tuple[Local, ...]]:
+    outs, count = [], 0
+    for step in steps:
+        outs.append(tuple(Local(count + k) for k in range(step.outs)))
+        count += step.outs
+    return outs
+
+
+def _alike(one: Any, other: Any, pairs: list[tuple[Any, Any]]) -> bool:
+    """Whether two operands differ in which values and constants they take alone; `pairs` gets those."""
+    match one, other:
+        case (Local() | Slot(), Local() | Slot()) | (Hole(), Hole()):
+            pairs.append((one, other))
+            return True
+        case Length(of, axis), Length(own, other_axis):
+            return axis == other_axis and _alike(of, own, pairs)
+        case Many(is_tuple, items), Many(other_is_tuple, other_items):
+            return is_tuple == other_is_tuple and _alike(items, other_items, pairs)
+        case Cut(), Cut():
+            return _alike((one.start, one.stop, one.step), (other.start, other.stop, other.step), pairs)
+        case tuple(), tuple():
+            return len(one) == len(other) and all(_alike(a, b, pairs) for a, b in zip(one, other, strict=True))
+    return type(one) is type(other) and one == other
+
+
+def holes(operand: Any) -> Iterator[int]:
+    """The number of every hole within steps or operands, in order."""
+    match operand:
+        case Hole(number):
+            yield number
+        case Step(_, args, kwargs):
+            yield from holes((args, kwargs))
+        case Length(of):
+            yield from holes(of)
+        case Many(_, items):
+            yield from holes(items)
+        case Cut(start, stop, step):
+            yield from holes((start, stop, step))
+        case tuple() | list():
+            for item in operand:
+                yield from holes(item)
+
+
+def children(steps: Any) -> set[str]:
+    """The names of the children that steps call or read."""
+    found: set[str] = set()
+    match steps:
+        case Read(path):
+            found.update(path[:1])
+        case Step(target, args, kwargs):
+            found |= set(getattr(target, "path", ())[:1]) | children((args, kwargs))
+        case Length(of):
+            found |= children(of)
+        case Many(_, items):
+            found |= children(items)
+        case Cut(start, stop, step):
+            found |= children((start, stop, step))
+        case tuple() | list():
+            for item in steps:
+                found |= children(item)
+    return found
