@@ -16,6 +16,7 @@ from jaxensemble.functional import combine_state_for_ensemble as combine_state_f
 from jaxensemble.functional import functional_call as functional_call
 from jaxensemble.functional import stack_module_state as stack_module_state
 from jaxensemble.functional import unstack_module_state as unstack_module_state
+from jaxensemble.plan import Plan as Plan
 from jaxensemble.proof import Proof as Proof
 from jaxensemble.state import Constant as Constant
 from jaxensemble.uncertainty import Prediction as Prediction

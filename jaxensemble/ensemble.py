@@ -14,32 +14,31 @@ from flax import nnx
 from jax.core import Tracer
 
 from jaxensemble.build import skeleton
+from jaxensemble.device import human_bytes
 from jaxensemble.errors import InputError, MemberError, StateError
-from jaxensemble.inputs import as_arrays, check_inputs, require_x64
-from jaxensemble.lowering import with_forms
+from jaxensemble.inputs import as_arrays, batch_axes, check_inputs, require_x64, x64_is_on
 from jaxensemble.network import Network, with_param_dtype
+from jaxensemble.plan import Plan
+from jaxensemble.planning import Case, adapted, planned
 from jaxensemble.proof import Proof
-from jaxensemble.randomness import as_key, forbid, from_key, member_keys
+from jaxensemble.randomness import as_key
+from jaxensemble.running import Call, run_members
 from jaxensemble.source import print_source
 from jaxensemble.stacking import check_same_architecture, count_members, stack_states
-from jaxensemble.state import State, Tree, flatten, merge, split
+from jaxensemble.state import State, Tree, merge, split
 from jaxensemble.structure import Structure
+from jaxensemble.tuning import Tuned, explained, known, tuned
 from jaxensemble.uncertainty import Prediction
 
 Randomness = Literal["different", "same"]
 
 STACKED = ("params", "buffers", "rngs")  # what has a member axis
 
-NEEDS_KEY = (
-    "`{stream}` draws random numbers, as dropout in training mode does: pass key=jax.random.key(0), "
-    "another one for each call, or switch training mode off with ensemble.eval()"
-)
-
 
 @functools.partial(
     jax.tree_util.register_dataclass,
     data_fields=["params", "buffers", "constants", "rngs"],
-    meta_fields=["graphdef", "network", "origin"],
+    meta_fields=["graphdef", "network", "origin", "plan"],
 )
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Ensemble:
@@ -52,6 +51,7 @@ class Ensemble:
     - `params`, `buffers`, `rngs`: nested dicts of `[M, ...]` arrays, as [`jaxensemble.state.split`][] names them.
     - `constants`: arrays that all members share.
     - `network`, `origin`: what porting knows of the source and of PyTorch's keys; anything hashable.
+    - `plan`: how many members and rows one step takes, where a call does not say; None for a guess: see [`tune`][].
     - `proof`: the comparison with PyTorch that these very arrays passed, or None. No copy has it: see [`Proof`][]. Nor
       has it an ensemble in whose dicts an array was put in the place of another.
 
@@ -69,6 +69,7 @@ class Ensemble:
     rngs: Tree = dataclasses.field(default_factory=dict)
     network: Any = None
     origin: Any = None
+    plan: Plan | None = None
     # A proof and the arrays it is about. `init=False`, so that `dataclasses.replace` drops it.
     _proven: tuple[Proof, list[Any]] | None = dataclasses.field(default=None, init=False)
 
@@ -104,24 +105,67 @@ class Ensemble:
         trees = [ensemble._stacked() for ensemble in ensembles]
         return dataclasses.replace(first, **jax.tree.map(lambda *parts: jnp.concatenate(parts), *trees))
 
-    def __call__(self, *inputs: Any, key: Any = None, randomness: Randomness = "different") -> Any:
+    def __call__(
+        self,
+        *inputs: Any,
+        key: Any = None,
+        randomness: Randomness = "different",
+        plan: Plan | Literal["auto"] | None = None,
+    ) -> Any:
         """The outputs of all members for the same inputs: every output array is `[M, ...]`.
 
         `inputs` are those of the network: arrays, or trees of arrays, of JAX, numpy, PyTorch or any library with
         `__array__` or `__dlpack__`; never aliased. In training mode, statistics are those of the batch; a network that
         draws random numbers needs a `key`, of which each member gets its own part, or the same if `randomness="same"`.
 
-        Raises `InputError` for inputs that are no arrays or would be rounded (64-bit numbers while JAX has them off),
-        and `StateError` if a key is needed and missing.
-        """
-        return self._run(inputs, key, randomness, each=False, update=False)
+        `plan` says how the members run, and changes the outputs by no more than rounding: a [`Plan`][jaxensemble.Plan];
+        `"auto"` for the fastest one, measured once for a network, shapes and device and then remembered (within
+        `jax.jit` and other transformations, where nothing can be measured, only if that was done before); None for the
+        ensemble's own `plan`, or one guessed from sizes.
 
-    def each(self, *inputs: Any, key: Any = None, randomness: Randomness = "different") -> Any:
+        Raises `InputError` for inputs that are no arrays or would be rounded (64-bit numbers while JAX has them off)
+        and for a plan that takes rows apart which the network mixes, and `StateError` if a key is needed and missing.
+        """
+        return self._run(inputs, key, randomness, plan)
+
+    def each(
+        self,
+        *inputs: Any,
+        key: Any = None,
+        randomness: Randomness = "different",
+        plan: Plan | Literal["auto"] | None = None,
+    ) -> Any:
         """The outputs of every member for inputs of its own: input arrays are `[M, N, ...]`, outputs `[M, ...]`.
 
         Otherwise like calling the ensemble; raises `InputError` also for inputs that do not begin with M.
         """
-        return self._run(inputs, key, randomness, each=True, update=False)
+        return self._run(inputs, key, randomness, plan, each=True)
+
+    def tune(self, *inputs: Any, key: Any = None, each: bool = False) -> "Ensemble":
+        """The ensemble with the plan that is fastest for these inputs: measured, or remembered from an earlier time.
+
+        Takes some calls and compilations for every plan worth a try. What was measured for a network, shapes, dtypes,
+        device and versions is kept, also in the user's cache directory (`JAXENSEMBLE_CACHE` names another). The plan
+        stays with the ensemble for all later calls; where rows do not stay apart, as in training mode, without `rows`.
+
+        Raises `InputError` within `jax.jit` and other transformations, where nothing can be measured.
+
+        >>> ensemble = Ensemble.from_modules([nnx.Linear(3, 2, rngs=nnx.Rngs(seed)) for seed in range(5)])
+        >>> ensemble.tune(jnp.ones((64, 3))).plan is not None
+        True
+        """
+        inputs = as_arrays(inputs, "inputs")
+        key = None if key is None else as_key(key)
+        if _is_traced((self, key, inputs)):
+            raise InputError("nothing can be measured within jax.jit and other transformations: call tune outside")
+        plan = self._tuned(self._case(inputs, key, "different", each=each), inputs, key).plan
+        return dataclasses.replace(self, plan=plan).proven(self.proof)
+
+    def explain(self, *inputs: Any, key: Any = None, each: bool = False) -> str:
+        """Which plan a call with these inputs gets, and why: what was measured, or what the guess went by."""
+        inputs = as_arrays(inputs, "inputs")
+        case = self._case(inputs, None if key is None else as_key(key), "different", each=each)
+        return explained(case, self.plan)
 
     def update(
         self, *inputs: Any, key: Any = None, randomness: Randomness = "different", each: bool = False
@@ -130,7 +174,7 @@ class Ensemble:
 
         With `each=True` every member gets inputs of its own, as with the method of that name.
         """
-        outputs, buffers = self._run(inputs, key, randomness, each=each, update=True)
+        outputs, buffers = self._run(inputs, key, randomness, None, each=each, update=True)
         return outputs, dataclasses.replace(self, buffers=buffers)
 
     def predict(self, *inputs: Any, task: Any = "classification", **options: Any) -> Any:
@@ -257,7 +301,7 @@ class Ensemble:
         members = leaves[0].shape[0]
         dtypes = ", ".join(sorted({str(leaf.dtype) for leaf in leaves}))
         count = sum(leaf.size for leaf in params) // members
-        size = _human_bytes(sum(leaf.size * leaf.dtype.itemsize for leaf in leaves))
+        size = human_bytes(sum(leaf.size * leaf.dtype.itemsize for leaf in leaves))
         return f"Ensemble({members} x {name}, {count:,} parameters each, {dtypes}, {size})"
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Ensemble":
@@ -291,74 +335,84 @@ class Ensemble:
         arrays = jax.tree.leaves((self.params, self.buffers, self.constants))
         return tuple({array.dtype for array in arrays if jnp.issubdtype(array.dtype, jnp.inexact)})
 
-    def _run(self, inputs: tuple[Any, ...], key: Any, randomness: Randomness, *, each: bool, update: bool) -> Any:
+    def _run(
+        self,
+        inputs: tuple[Any, ...],
+        key: Any,
+        randomness: Randomness,
+        plan: Plan | Literal["auto"] | None,
+        *,
+        each: bool = False,
+        update: bool = False,
+    ) -> Any:
+        inputs = as_arrays(inputs, "inputs")
+        key = None if key is None else as_key(key)
+        if plan is not None and plan != "auto" and not isinstance(plan, Plan):
+            raise InputError(f"`plan` must be a jaxensemble.Plan, 'auto' or None; got {plan!r}")
+        leaves, tree = jax.tree.flatten(inputs)
+        kind = (each, update, str(randomness), plan, key is None, x64_is_on(), tree, *map(_signature, leaves))
+        call = self._calls.get(kind)
+        if call is None:
+            case = self._case(inputs, key, randomness, each=each, update=update)
+            call = self._planned(case, inputs, key, plan)
+            if plan != "auto" or not _is_traced((self, key, inputs)):  # a guess is no measurement
+                self._calls[kind] = call
+        return self._call(call, key, inputs)
+
+    def _call(self, call: Call, key: Any, inputs: tuple[Any, ...]) -> Any:
+        return run_members(self.params, self.buffers, self.constants, self.rngs, key, inputs, call=call)
+
+    def _case(
+        self, inputs: tuple[Any, ...], key: Any, randomness: Randomness, *, each: bool, update: bool = False
+    ) -> Case:
+        """What a call with these inputs is, once they are known to be such as the network takes."""
         if randomness not in ("different", "same"):
             raise InputError(f"`randomness` must be 'different' or 'same'; got {randomness!r}")
         for dtype in self._dtypes:
             require_x64(dtype, "the ensemble")
-        inputs = as_arrays(inputs, "inputs")
         if each:
             _check_member_axis(inputs, self.members)
         if self.network is not None:
             check_inputs(self.network, inputs, each=each)
-        return _run_members(
-            *self.state[1:],
-            None if key is None else as_key(key),
-            inputs,
-            graphdef=self.graphdef,
-            platform=_platform(self.params),
-            each=each,
-            different=randomness == "different",
-            update=update,
-        )
+        device = _device(self.params)
+        call = Call(self.graphdef, device.platform, each=each, different=randomness == "different", update=update)
+        arrays = (self.params, self.buffers, self.rngs, self.constants, key, inputs)
+        return Case.of(call, device, arrays, batch_axes(self.network, inputs, each=each))
+
+    def _planned(self, case: Case, inputs: tuple[Any, ...], key: Any, plan: Plan | Literal["auto"] | None) -> Call:
+        if isinstance(plan, Plan):
+            return planned(case, plan)
+        if plan is None:
+            return adapted(case, self.plan)
+        found = known(case) if _is_traced((self, key, inputs)) else self._tuned(case, inputs, key)
+        return adapted(case, found.plan if found else None)
+
+    def _tuned(self, case: Case, inputs: tuple[Any, ...], key: Any) -> Tuned:
+        return tuned(case, lambda call: self._call(call, key, inputs))
+
+    @functools.cached_property
+    def _calls(self) -> dict[Any, Call]:
+        return {}
 
 
-# At module level, so that ensembles of equal structure share compilations.
-@functools.partial(jax.jit, static_argnames=("graphdef", "platform", "each", "different", "update"))
-def _run_members(
-    params: Tree,
-    buffers: Tree,
-    constants: Tree,
-    rngs: Tree,
-    key: jax.Array | None,
-    inputs: tuple[Any, ...],
-    *,
-    graphdef: Structure,
-    platform: str,
-    each: bool,
-    different: bool,
-    update: bool,
-) -> Any:
-    def member(params: Tree, buffers: Tree, rngs: Tree, key: jax.Array | None, inputs: tuple[Any, ...]) -> Any:
-        rngs = forbid(graphdef, rngs, NEEDS_KEY) if key is None else from_key(graphdef, rngs, key)
-        module = with_forms(merge(graphdef, params, buffers, constants, rngs), platform, vmapped=True)
-        outputs = module(*inputs)
-        return (outputs, _buffers_after(module, buffers)) if update else outputs
-
-    if key is not None and different:
-        key = member_keys(key, jax.tree.leaves((params, buffers))[0].shape[0])
-    in_axes = (0, 0, 0, 0 if different else None, 0 if each else None)
-    return jax.vmap(member, in_axes)(params, buffers, rngs, key, inputs)
-
-
-def _platform(tree: Tree) -> str:
+def _device(tree: Tree) -> Any:
     """Where the arrays are, or will be: those that are being traced do not know."""
     leaves = jax.tree.leaves(tree)
     known = bool(leaves) and isinstance(leaves[0], jax.Array) and not isinstance(leaves[0], Tracer)
-    return next(iter(leaves[0].devices())).platform if known else jax.default_backend()
+    return next(iter(leaves[0].devices())) if known else jax.local_devices()[0]
+
+
+def _is_traced(tree: Any) -> bool:
+    return any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(tree))
+
+
+def _signature(leaf: Any) -> Any:
+    return (leaf.shape, leaf.dtype) if isinstance(leaf, jax.Array) else type(leaf)
 
 
 @jax.jit
 def _taken(trees: dict[str, Tree], positions: Any) -> dict[str, Tree]:
     return jax.tree.map(lambda leaf: leaf.at[positions].get(mode="promise_in_bounds"), trees)
-
-
-def _buffers_after(module: nnx.Module, before: Tree) -> Tree:
-    after = split(module).buffers
-    made = sorted(flatten(after).keys() ^ flatten(before).keys())
-    if made:
-        raise StateError(f"a call must not make or remove variables; this network's does: {', '.join(made)}")
-    return after
 
 
 def _retype(module: nnx.Module, network: Network) -> None:
@@ -375,11 +429,3 @@ def _check_member_axis(inputs: tuple[Any, ...], members: int) -> None:
         raise InputError(
             f"every input of `each` must be [{members}, ...], one part for each member; got {', '.join(wrong)}"
         )
-
-
-def _human_bytes(size: float) -> str:
-    for unit in ("bytes", "kB", "MB"):
-        if size < 1000:
-            return f"{size:.3g} {unit}"
-        size /= 1000
-    return f"{size:,.3g} GB"

@@ -36,6 +36,8 @@ def as_arrays(tree: Any, name: str) -> Any:
     >>> as_arrays({"ids": np.array([1, 2])}, "inputs")
     {'ids': Array([1, 2], dtype=int32)}
     """
+    if all(isinstance(leaf, jax.Array) and leaf.dtype.itemsize < 8 for leaf in jax.tree.leaves(tree)):
+        return tree  # the most frequent case, without the time that paths take
     return jax.tree_util.tree_map_with_path(lambda path, leaf: as_array(leaf, name + jax.tree_util.keystr(path)), tree)
 
 
@@ -85,6 +87,39 @@ def check_inputs(network: Network, inputs: tuple[Any, ...], *, each: bool) -> No
             f"inputs must have the places, shapes and kinds of numbers that {network.name} was ported with, and one "
             f"batch size N; got {'; '.join(problems)}. Port it again with example inputs of the kind you need."
         )
+
+
+def batch_axes(network: Network | None, inputs: tuple[Any, ...], *, each: bool) -> tuple[int | None, ...]:
+    """The batch axis of every array of one member's inputs, in the order of their leaves; None for those without.
+
+    Of a network that was ported, the axes that it was ported with; of any other the first, where all inputs have as
+    many rows. Inputs are as `check_inputs` wants them; with `each`, members come first.
+    """
+    leaves = jax.tree.leaves(inputs)
+    if network is None:
+        shapes = [np.shape(leaf)[1:] if each else np.shape(leaf) for leaf in leaves]
+        alike = len({shape[:1] for shape in shapes}) == 1 and bool(shapes[0])
+        return (0 if alike else None,) * len(leaves)
+    names = jax.tree.leaves(_names(network.inputs))
+    shapes = [network.input_shapes.get(name, ()) for name in names]
+    return tuple(shape.index(None) if None in shape else None for shape in shapes)
+
+
+def input_structure(network: Network) -> Any:
+    """How the arrays of one call's inputs nest, as JAX says it."""
+    return jax.tree.structure(tuple(_names(network.inputs)))
+
+
+def _names(tree: Any) -> Any:
+    """Tuples come back as lists: only the order of the names counts."""
+    match tree:
+        case Ref(name):
+            return name
+        case dict():
+            return {key: _names(value) for key, value in tree.items()}
+        case tuple() | list():
+            return [_names(value) for value in tree]
+    return None
 
 
 def _named(tree: Any, value: Any, place: str, problems: list[str]) -> Iterator[tuple[str, Any]]:

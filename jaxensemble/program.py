@@ -1,11 +1,14 @@
 """What a network's call is as a JAX program."""
 
 import collections
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 import jax
-from jax.extend.core import ClosedJaxpr, Jaxpr
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal
+
+CONVOLUTION = "conv_general_dilated"
 
 
 def primitives(function: Callable[..., Any], *args: Any) -> collections.Counter[str]:
@@ -17,15 +20,69 @@ def primitives(function: Callable[..., Any], *args: Any) -> collections.Counter[
     >>> primitives(lambda x: jnp.sin(x).T + 1, jnp.ones((2, 3)))["transpose"]
     1
     """
-    return collections.Counter(_names(jax.make_jaxpr(function)(*args).jaxpr))
+    return collections.Counter(step.primitive.name for step in equations(jax.make_jaxpr(function)(*args).jaxpr))
 
 
-def _names(jaxpr: Jaxpr) -> Iterator[str]:
+def equations(jaxpr: Jaxpr) -> Iterator[JaxprEqn]:
+    """The steps of a program, and those of the programs nested in it."""
     for equation in jaxpr.eqns:
-        yield equation.primitive.name
-        for param in equation.params.values():
-            for inner in param if isinstance(param, tuple | list) else (param,):
-                if isinstance(inner, ClosedJaxpr):
-                    yield from _names(inner.jaxpr)
-                elif isinstance(inner, Jaxpr):
-                    yield from _names(inner)
+        yield equation
+        for inner in _nested(equation):
+            yield from equations(inner)
+
+
+def peak_bytes(jaxpr: Jaxpr) -> int:
+    """The bytes of intermediate arrays that are alive at once, if every step makes its results and nothing is fused.
+
+    Neither the program's inputs nor its outputs' inputs are counted, but its outputs are.
+
+    >>> import jax.numpy as jnp
+    >>> peak_bytes(jax.make_jaxpr(lambda x: jnp.sin(jnp.cos(x) + 1))(jnp.ones(100)).jaxpr)
+    800
+    """
+    last = {var: k for k, equation in enumerate(jaxpr.eqns) for var in equation.invars if not isinstance(var, Literal)}
+    kept = {var for var in jaxpr.outvars if not isinstance(var, Literal)}
+    alive: dict[Any, int] = {}
+    peak = 0
+    for k, equation in enumerate(jaxpr.eqns):
+        inside = max((peak_bytes(inner) for inner in _nested(equation)), default=0)
+        made = {var: array_bytes(var) for var in equation.outvars}
+        peak = max(peak, sum(alive.values()) + max(inside, sum(made.values())))
+        alive |= made
+        for var in [var for var in alive if last.get(var, -1) <= k and var not in kept]:
+            del alive[var]
+    return peak
+
+
+def largest_step(jaxpr: Jaxpr, given: Collection[Any] | None = None) -> int:
+    """The bytes of all operands and results of the step that has most, the program's own inputs not counted.
+
+    >>> import jax.numpy as jnp
+    >>> largest_step(jax.make_jaxpr(lambda x: jax.jit(jnp.cos)(jnp.sin(x)))(jnp.ones(100)).jaxpr)
+    800
+    """
+    given = {*(jaxpr.invars if given is None else given), *jaxpr.constvars}
+    sizes = [0]
+    for equation in jaxpr.eqns:
+        outer = [not isinstance(var, Literal) and var in given for var in equation.invars]
+        inner = [
+            largest_step(program, [var for var, known in zip(program.invars, outer, strict=False) if known])
+            for program in _nested(equation)
+        ]
+        arrays = {var for var in equation.invars if not isinstance(var, Literal) and var not in given}
+        sizes += inner or [sum(map(array_bytes, arrays | set(equation.outvars)))]
+    return max(sizes)
+
+
+def array_bytes(var: Any) -> int:
+    """The size of a value of a program; random keys count as nothing."""
+    return math.prod(var.aval.shape) * getattr(var.aval.dtype, "itemsize", 0)
+
+
+def _nested(equation: JaxprEqn) -> Iterator[Jaxpr]:
+    for param in equation.params.values():
+        for inner in param if isinstance(param, tuple | list) else (param,):
+            if isinstance(inner, ClosedJaxpr):
+                yield inner.jaxpr
+            elif isinstance(inner, Jaxpr):
+                yield inner

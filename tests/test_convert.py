@@ -17,6 +17,7 @@ from torch import Tensor, nn
 import torch_bridge
 from jaxensemble.errors import InputError, MemberError, NarrowIntegerWarning, ParityError, UnsupportedError
 from jaxensemble.state import flatten
+from torch_bridge import stacking
 
 
 class Two(nn.Module):
@@ -194,6 +195,21 @@ def test_integers_never_wrap() -> None:
 
     with pytest.raises(InputError, match=r"member 1, `count` holds int64 values outside of int32: 4294967296"):
         torch_bridge.to_ensemble([Counter(1), Counter(2**32)], (torch.randn(2, 1),))
+
+
+def test_the_stack_is_not_copied_on_cpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    places = []
+
+    def spied(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+        array = allocated(shape, dtype)
+        places.append(array.ctypes.data)
+        return array
+
+    allocated = stacking._aligned
+    monkeypatch.setattr(stacking, "_aligned", spied)
+    with jax.default_device(jax.devices("cpu")[0]):
+        ensemble = torch_bridge.to_ensemble([nn.Linear(3, 2) for _ in range(4)], (torch.ones(1, 3),), check=False)
+    assert sorted(places) == sorted(leaf.unsafe_buffer_pointer() for leaf in jax.tree.leaves(ensemble.params))
 
 
 def test_weights_do_not_share_memory_with_torch() -> None:

@@ -214,7 +214,15 @@ def test_no_source_of_the_runtime_imports_torch() -> None:
 def test_no_source_loads_what_could_run_code(package: str) -> None:
     modules = _modules(package)
     assert modules
-    assert {_dotted(path): bad for path in modules if (bad := _unsafe_loads(path.read_text("utf-8")))} == {}
+    found = {_dotted(path): bad for path in modules if (bad := _unsafe_loads(path.read_text("utf-8")))}
+    assert {name: [text.partition(" ")[2] for text in bad] for name, bad in found.items()} == OWN.get(package, {})
+
+
+OWN = {"torch_bridge": {
+    # The user's modules on their way to a process of ours, in a directory that nobody else can write to.
+    "torch_bridge.timing.run": ["cloudpickle", "cloudpickle.dumps"],
+    "torch_bridge.timing.worker": ["pickle.loads"],
+}}  # fmt: skip
 
 
 @pytest.mark.parametrize(

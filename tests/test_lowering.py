@@ -1,5 +1,7 @@
 """Every form of a convolution gives what XLA's own gives, gradients included."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,8 +9,9 @@ import pytest
 from flax import nnx
 from jax import lax
 
+from jaxensemble import Plan
 from jaxensemble.ensemble import Ensemble
-from jaxensemble.lowering import FORMS, Case, chooser, convolution, with_forms
+from jaxensemble.lowering import FORMS, Case, chooser, convolution, dot_general, with_forms
 from jaxensemble.program import primitives
 
 # input shape, kernel shape, strides, padding, dilation, groups
@@ -138,10 +141,13 @@ def test_channels_first_and_dilated_inputs_are_left_to_xla():
 def test_an_ensemble_on_a_cpu_runs_no_grouped_convolution(x64):
     ensemble = Ensemble.from_modules([nnx.Conv(16, 4, (3, 3), rngs=nnx.Rngs(seed)) for seed in range(3)])
     x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 5, 5, 16)))
-    found = primitives(ensemble, x)
+    together, in_turn = (functools.partial(ensemble, plan=plan) for plan in (Plan(), Plan(members=1)))
+    found = primitives(together, x)
     assert found["conv_general_dilated"] == 0 and found["dot_general"] == 9
-    for member, y in zip(ensemble, ensemble(x), strict=True):
-        np.testing.assert_allclose(y, member(x), atol=1e-13)
+    assert primitives(in_turn, x)["conv_general_dilated"] == 1  # one member after another, each with its own kernel
+    for run in (together, in_turn):
+        for member, y in zip(ensemble, run(x), strict=True):
+            np.testing.assert_allclose(y, member(x), atol=1e-13)
 
 
 def test_a_convolution_of_the_users_own_is_kept():
@@ -161,3 +167,46 @@ def test_other_devices_keep_their_own(platform):
     case = Case((1, 8, 8, 4), (3, 3, 1, 4), (1, 1), ((1, 1), (1, 1)), (1, 1), 4)
     assert chooser(platform, vmapped=True)(case) == "built-in"
     assert chooser("cpu", vmapped=True)(case) == "depthwise"
+
+
+@pytest.mark.parametrize("shape", [(3024,), (1, 3024), (1, 1, 256), (1, 514), (1, 131), (1, 64), (2, 256), (0, 256)])
+def test_a_product_of_one_row_agrees_in_float64(shape, x64):
+    generator = np.random.default_rng(0)
+    x, kernel = jnp.asarray(generator.normal(size=shape)), jnp.asarray(generator.normal(size=(shape[-1], 5)))
+    numbers = (((len(shape) - 1,), (0,)), ((), ()))
+
+    def objective(function, x, kernel):
+        y = function(x, kernel, numbers)
+        return (y * jnp.cos(jnp.arange(y.size)).reshape(y.shape)).sum(), y
+
+    (ours, y), (expected, z) = (
+        jax.grad(objective, (1, 2), has_aux=True)(function, x, kernel) for function in (dot_general, lax.dot_general)
+    )
+    assert y.shape == z.shape and y.dtype == z.dtype
+    np.testing.assert_allclose(y, z, atol=1e-12)
+    for got, want in zip(ours, expected, strict=True):
+        np.testing.assert_allclose(got, want, atol=1e-12)
+
+
+def test_a_product_of_one_row_is_not_one_long_sum():
+    """XLA's own is four times as far off as PyTorch's: a network of one row would fail against it."""
+    generator = np.random.default_rng(0)
+    x, kernel = abs(generator.normal(size=(1, 3024))).astype("f"), generator.normal(size=(3024, 100)).astype("f")
+    exact = x.astype(float) @ kernel.astype(float)
+    layer = nnx.Linear(3024, 100, use_bias=False, rngs=nnx.Rngs(0))
+    layer.kernel[...] = kernel
+    run = jax.jit(lambda layer, x: layer(x))
+
+    def error(layer):
+        with jax.default_matmul_precision("highest"):
+            return np.sqrt(np.mean((run(layer, x) - exact) ** 2))
+
+    plain = error(layer)
+    assert error(with_forms(layer, "cpu", vmapped=False)) < 0.5 * plain or plain < 1e-5
+
+
+def test_half_precision_rounds_once():
+    x, kernel = jnp.full((1, 256), 1.0, jnp.bfloat16), jnp.full((256, 3), 1.01, jnp.bfloat16)
+    y = dot_general(x, kernel, (((1,), (0,)), ((), ())))
+    assert y.dtype == jnp.bfloat16
+    np.testing.assert_array_equal(y, jnp.bfloat16(256 * float(jnp.bfloat16(1.01))))

@@ -7,6 +7,7 @@ import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 
@@ -100,7 +101,9 @@ class Artifact:
                 arrays[name] = as_leaf(array, record, f"{WEIGHTS}: {name}")
         if damaged:
             raise InputError(f"`{self.folder}` is damaged:{_lines(damaged)}{_AGAIN}")
-        trees = {kind: unflatten({name: arrays[name] for name in flatten(getattr(state, kind))}) for kind in KINDS}
+        trees: dict[str, Any] = {
+            kind: unflatten({name: arrays[name] for name in flatten(getattr(state, kind))}) for kind in KINDS
+        }
         ensemble = Ensemble(state.graphdef, **trees, network=self.network, origin=self.manifest.origin)
         return ensemble.proven(None if self._narrowed() else self.manifest.proof)
 

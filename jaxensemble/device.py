@@ -1,0 +1,57 @@
+"""What a device is, and what it has left."""
+
+import math
+import os
+import platform
+from pathlib import Path
+from typing import Any
+
+
+def device_name(device: Any) -> str:
+    """What a measurement depends on: kind, and for CPUs the model and the cores that this process may use.
+
+    >>> import jax
+    >>> device_name(jax.devices("cpu")[0]).startswith("cpu, ")
+    True
+    """
+    if device.platform != "cpu":
+        return f"{device.platform}, {device.device_kind}"
+    return f"cpu, {processor()}, {cores()} cores"
+
+
+def processor() -> str:
+    """The model of the processor."""
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text().splitlines() if path.exists() else []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.processor() or platform.machine())
+
+
+def cores() -> int:
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def free_memory(device: Any) -> float:
+    """The bytes that a device has left for arrays; infinity where nothing says so."""
+    if device.platform == "cpu":
+        path = Path("/proc/meminfo")
+        lines = path.read_text().splitlines() if path.exists() else []
+        return next((1024.0 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")), math.inf)
+    stats = device.memory_stats() or {}
+    if "bytes_limit" not in stats:
+        return math.inf
+    return float(stats["bytes_limit"] - stats.get("bytes_in_use", 0))
+
+
+def human_bytes(size: float) -> str:
+    """A size for people.
+
+    >>> human_bytes(4_680_000_000), human_bytes(12)
+    ('4.68 GB', '12 bytes')
+    """
+    for unit in ("bytes", "kB", "MB"):
+        if size < 1000:
+            return f"{size:.3g} {unit}"
+        size /= 1000
+    return f"{size:,.3g} GB"

@@ -1,0 +1,136 @@
+"""How an ensemble's members run: how many of them, and how many rows of the minibatch, one step takes."""
+
+import dataclasses
+import math
+from collections.abc import Iterator
+from typing import Any
+
+from jaxensemble.errors import InputError
+
+TILE = 8 << 20
+"""Bytes that the largest step of a tile may read and write: what one step writes the next finds in the cache."""
+
+LEAST = 4
+"""Rows of a tile at least, unless memory wants fewer: products of a few rows are slow and add up in one long sum."""
+
+_UNROLLED = 10
+"""Members whose steps are written out one after another at most: compiling takes that many times as long."""
+
+_SHARE = 0.5
+"""Of the free memory, for what a program holds beside its inputs, weights and outputs."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """How many members and rows one step takes; all of them, for None. Every plan gives the same, to rounding.
+
+    - `Plan()` runs all members at once, with `jax.vmap`; `Plan(members=1)` one after another, in one program.
+      `torch.func.vmap(..., chunk_size=k)` is `Plan(members=k)`.
+    - `Plan(members=1, rows=8)` takes one member and 8 rows a step: on CPUs, small steps stay in the cache. Only for
+      networks that treat rows apart from each other, as they do in evaluation mode.
+    - `unroll` writes the steps out one after another in place of a loop, which takes longer to compile.
+
+    Sizes need not divide: the last step then goes back over what has been computed before.
+
+    Raises `InputError` for sizes that are no positive integers.
+
+    >>> Plan(members=1, rows=8)
+    Plan(members=1, rows=8)
+    """
+
+    members: int | None = None
+    rows: int | None = None
+    unroll: bool = False
+
+    def __post_init__(self) -> None:
+        sizes = {"members": self.members, "rows": self.rows}
+        wrong = [f"{name}={size!r}" for name, size in sizes.items() if not _is_size(size)]
+        if wrong or not isinstance(self.unroll, bool):
+            given = ", ".join(wrong) or f"unroll={self.unroll!r}"
+            raise InputError(f"a plan takes positive integers or None, and `unroll` True or False; got {given}")
+
+    def __repr__(self) -> str:
+        fields = [f"{f.name}={value}" for f in dataclasses.fields(self) if (value := getattr(self, f.name))]
+        return f"Plan({', '.join(fields)})"
+
+
+def _is_size(size: Any) -> bool:
+    return size is None or (isinstance(size, int) and not isinstance(size, bool) and size > 0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Load:
+    """What running an ensemble on one minibatch asks of a device.
+
+    - `members`, `rows`: how many there are; no rows where a minibatch cannot be taken apart.
+    - `peak`: the bytes of all intermediate arrays that are alive at once in one member's call, before XLA fuses any.
+    - `step`: the bytes that its largest step reads and writes, weights not counted.
+    - `convolutions`, `grouped`: whether it has any, and whether any of them is in groups, as depthwise ones are.
+    """
+
+    platform: str
+    members: int
+    rows: int | None
+    peak: int
+    step: int
+    convolutions: bool
+    grouped: bool = False
+
+    def held(self, plan: Plan) -> float:
+        """The bytes of intermediate arrays that a plan needs at once."""
+        members = min(plan.members or self.members, self.members)
+        rows = min(plan.rows or self.rows, self.rows) / self.rows if self.rows else 1
+        return members * rows * self.peak
+
+
+def guess(load: Load, free: float) -> Plan:
+    """A plan that is good without being measured, and needs no more than its share of `free` bytes of memory.
+
+    On CPUs a convolution with a kernel for each member is slow, and so are arrays that leave the cache; but within a
+    loop XLA runs elementwise steps, which depthwise convolutions are made of, on one core: `benchmarks/results` has
+    figures. Elsewhere all members run at once.
+    """
+    plan = Plan()
+    if load.platform == "cpu" and load.convolutions and not load.grouped:
+        plan = Plan(members=1, rows=_tile(load))
+    return fitted(plan, load, free)
+
+
+def fitted(plan: Plan, load: Load, free: float) -> Plan:
+    """The plan, or one with fewer members and rows a step where it needs too much memory."""
+    budget = _SHARE * free
+    if load.held(plan) <= budget:
+        return plan
+    members = min(plan.members or load.members, load.members)
+    members = max(1, min(members, int(budget / (load.held(plan) / members))))
+    plan = dataclasses.replace(plan, members=members)
+    if load.held(plan) <= budget or not load.rows:
+        return plan
+    rows = min(plan.rows or load.rows, load.rows)
+    return dataclasses.replace(plan, rows=max(1, int(rows * budget / load.held(plan))))
+
+
+def candidates(load: Load, free: float) -> Iterator[Plan]:
+    """Plans worth measuring, the most promising first; those that memory allows."""
+    first = guess(load, free)
+    plans = [first, Plan(), Plan(members=1), *(Plan(members=1, rows=rows) for rows in _near(_tile(load), load))]
+    if load.convolutions and load.members <= _UNROLLED:
+        plans.append(Plan(members=1, unroll=True))
+    if load.platform != "cpu":
+        plans = [first, Plan(), *(Plan(members=k) for k in (1, 4, 16, 64) if k < load.members)]
+    yield from dict.fromkeys(plan for plan in plans if load.held(plan) <= _SHARE * free or plan == first)
+
+
+def _tile(load: Load) -> int | None:
+    """As many rows as fit into the cache, a power of two; None where these are all rows."""
+    if not load.rows or load.step <= TILE:
+        return None
+    rows = max(LEAST, 2 ** int(math.log2(max(1, load.rows * TILE / load.step))))
+    return rows if rows < load.rows else None
+
+
+def _near(rows: int | None, load: Load) -> list[int]:
+    if not load.rows:
+        return []
+    middle = rows or load.rows
+    return [size for size in (middle, 2 * middle, middle // 2, middle // 4) if LEAST <= size < load.rows]

@@ -1,0 +1,166 @@
+"""Which plan a call gets: what the network and the minibatch ask for is read off the traced program of one member."""
+
+import dataclasses
+import functools
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.extend.core import ClosedJaxpr
+
+from jaxensemble.device import free_memory
+from jaxensemble.errors import InputError
+from jaxensemble.inputs import x64_is_on
+from jaxensemble.plan import Load, Plan, fitted, guess
+from jaxensemble.program import CONVOLUTION, equations, largest_step, peak_bytes
+from jaxensemble.rows import Axes, MixedRows, row_axes
+from jaxensemble.running import Call
+
+SMALL = 1 << 17
+"""Bytes of inputs for all members up to which they run at once, without a look at what the network does."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """One kind of call: the call without a plan, and the shapes and dtypes of all arrays that go into it.
+
+    `arrays` are the leaves of `(params, buffers, rngs, constants, key, inputs)`, `tree` is how these nest, and
+    `rows_in` the batch axis of each input of one member.
+    """
+
+    call: Call
+    device: Any
+    arrays: tuple[Any, ...]
+    tree: Any
+    rows_in: Axes
+    x64: bool
+
+    @classmethod
+    def of(cls, call: Call, device: Any, arrays: tuple[Any, ...], rows_in: Axes) -> "Case":
+        """The case of a call with these arrays."""
+        leaves, tree = jax.tree.flatten(arrays)
+        return cls(call, device, tuple(map(_shape, leaves)), tree, rows_in, x64_is_on())
+
+    @property
+    def members(self) -> int:
+        """The number of members M."""
+        return self.arrays[0].shape[0]
+
+    @property
+    def rows(self) -> int | None:
+        """The number of rows N; None where no input has a batch axis."""
+        inputs = self._one_member()[-1]
+        sizes = zip(jax.tree.leaves(inputs), self.rows_in, strict=True)
+        return next((leaf.shape[axis] for leaf, axis in sizes if axis is not None), None)
+
+    @property
+    def input_bytes(self) -> int:
+        """The bytes of the inputs of all members, each counted with inputs of its own."""
+        leaves = jax.tree.leaves(self._one_member()[-1])
+        return self.members * sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in leaves)
+
+    @functools.cached_property
+    def program(self) -> ClosedJaxpr:
+        """What one member computes."""
+        return self.program_of(None)
+
+    def program_of(self, rows: int | None, *, vmapped: bool | None = None) -> ClosedJaxpr:
+        """The same for another number of rows, or with convolutions in the forms they run in."""
+        *state, inputs = self._one_member()
+        leaves, tree = jax.tree.flatten(inputs)
+        resized = [_resized(leaf, axis, rows) for leaf, axis in zip(leaves, self.rows_in, strict=True)]
+        function = functools.partial(self.call.member, vmapped=vmapped)
+        return jax.make_jaxpr(function)(*state, jax.tree.unflatten(tree, resized))
+
+    def rows_out(self, rows: int) -> Axes:
+        """The batch axes of the outputs, where `rows` rows at a time give what all give. Raises `MixedRows`."""
+        try:
+            other = self.program_of(rows)
+        except Exception as error:  # whatever a network says to a batch size that it cannot take
+            raise MixedRows(f"it cannot be run with {rows} rows: {type(error).__name__}: {error}") from error
+        axes = row_axes(self.program, other)
+        sizes = [
+            (a.aval.shape[axis], b.aval.shape[axis])  # type: ignore[attr-defined]
+            for a, b, axis in zip(self.program.jaxpr.outvars, other.jaxpr.outvars, axes, strict=True)
+            if axis is not None
+        ]
+        if any(pair != (self.rows, rows) for pair in sizes):
+            raise MixedRows("an output has not one row for each row of the minibatch")
+        return axes
+
+    @functools.cached_property
+    def load(self) -> Load:
+        """What the call asks of its device."""
+        jaxpr, platform = self.program.jaxpr, self.call.platform
+        groups = [step.params["feature_group_count"] for step in equations(jaxpr) if step.primitive.name == CONVOLUTION]
+        in_forms = bool(groups) and platform == "cpu"  # where forms may take more memory than what they stand for
+        return Load(
+            platform=platform,
+            members=self.members,
+            rows=self.rows,
+            peak=peak_bytes(self.program_of(None, vmapped=True).jaxpr if in_forms else jaxpr),
+            step=largest_step(jaxpr),
+            convolutions=bool(groups),
+            grouped=any(count > 1 for count in groups),
+        )
+
+    def with_plan(self, plan: Plan) -> Call:
+        """The call under a plan. Raises `MixedRows` for one whose rows cannot be run on their own."""
+        members = None if plan.members is None or plan.members >= self.members else plan.members
+        rows = None if plan.rows is None or self.rows is None or plan.rows >= self.rows else plan.rows
+        plan = dataclasses.replace(plan, members=members, rows=rows)
+        if rows is None:
+            return dataclasses.replace(self.call, plan=plan)
+        return dataclasses.replace(self.call, plan=plan, rows_in=self.rows_in, rows_out=self.rows_out(rows))
+
+    def _one_member(self) -> tuple[Any, ...]:
+        params, buffers, rngs, constants, key, inputs = jax.tree.unflatten(self.tree, self.arrays)
+        own = (params, buffers, rngs, inputs) if self.call.each else (params, buffers, rngs)
+        one = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), own)
+        return (*one[:3], constants, key, one[3] if self.call.each else inputs)
+
+
+@functools.lru_cache(maxsize=256)
+def planned(case: Case, plan: Plan) -> Call:
+    """The call of a case under the plan that was asked for.
+
+    Raises `InputError` for a plan with fewer rows than there are, of a network that mixes rows.
+    """
+    try:
+        return case.with_plan(plan)
+    except MixedRows as error:
+        raise InputError(
+            f"`plan` has rows={plan.rows}, but the network may mix the rows of a minibatch ({error}): leave `rows` "
+            "out. In training mode, BatchNorm and dropout do."
+        ) from error
+
+
+@functools.lru_cache(maxsize=256)  # training makes a new ensemble at every step, of an old case
+def adapted(case: Case, plan: Plan | None) -> Call:
+    """The call of a case under a plan made for other calls, as far as it fits this one; under a guess for None.
+
+    Rows that the network mixes are left together, and what memory has no room for takes more steps.
+    """
+    if plan is None and case.input_bytes <= SMALL:
+        return case.with_plan(Plan())
+    free = free_memory(case.device)
+    for load in (case.load, dataclasses.replace(case.load, rows=None)):
+        chosen = guess(load, free) if plan is None else fitted(plan, load, free)
+        if load.rows is None:
+            chosen = dataclasses.replace(chosen, rows=None)
+        try:
+            return case.with_plan(chosen)
+        except MixedRows:
+            continue
+    raise AssertionError("a plan that leaves rows together fits every call")
+
+
+def _shape(leaf: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(jnp.shape(leaf), jnp.result_type(leaf) if not hasattr(leaf, "dtype") else leaf.dtype)
+
+
+def _resized(leaf: jax.ShapeDtypeStruct, axis: int | None, rows: int | None) -> jax.ShapeDtypeStruct:
+    if axis is None or rows is None:
+        return leaf
+    return jax.ShapeDtypeStruct(tuple(rows if k == axis else n for k, n in enumerate(leaf.shape)), leaf.dtype)

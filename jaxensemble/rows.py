@@ -1,0 +1,363 @@
+"""Whether a program treats the rows of a minibatch apart from each other, so that they can be run a few at a time.
+
+The program is traced for two batch sizes. The axis along which the shapes of an array differ is its batch axis; every
+step that has rows going in must be one that is known to keep them apart along it. What is not known to, mixes them.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal
+
+Axes = tuple[int | None, ...]
+"""The batch axis of every array of a tree, in the order of its leaves; None for one without rows."""
+
+
+class MixedRows(Exception):
+    """Rows meet, or may meet; the text says in which step."""
+
+
+def row_axes(first: ClosedJaxpr, second: ClosedJaxpr) -> Axes:
+    """The batch axis of every output of a program that treats rows apart; all that has rows has one for each.
+
+    `first` and `second` are traces of one function for two batch sizes; the promise is about programs of these sizes.
+
+    Raises `MixedRows` for a program that mixes rows, or in which some step is not known to keep them apart.
+
+    >>> import jax
+    >>> import jax.numpy as jnp
+    >>> def traces(function):
+    ...     return [jax.make_jaxpr(function)(jnp.ones((size, 3))) for size in (8, 2)]
+    >>> row_axes(*traces(lambda x: (x.sum(1), jnp.moveaxis(x, 0, 1))))
+    (0, 1)
+    >>> row_axes(*traces(lambda x: x - x.mean(0)))
+    Traceback (most recent call last):
+        ...
+    jaxensemble.rows.MixedRows: reduce_sum
+    """
+    return _programs(first, second)
+
+
+def _programs(a: ClosedJaxpr, b: ClosedJaxpr) -> Axes:
+    for x, y in zip(a.consts, b.consts, strict=True):
+        if x is not y and not (np.shape(x) == np.shape(y) and np.array_equal(np.asarray(x), np.asarray(y))):
+            raise MixedRows("a constant depends on the batch size")
+    return _jaxprs(a.jaxpr, b.jaxpr)
+
+
+def _jaxprs(a: Jaxpr, b: Jaxpr) -> Axes:
+    if len(a.eqns) != len(b.eqns):
+        raise MixedRows("the steps depend on the batch size")
+    for x, y in zip(a.eqns, b.eqns, strict=True):
+        _equations(x, y)
+    return tuple(_axis(x, y) for x, y in zip(a.outvars, b.outvars, strict=True))
+
+
+def _equations(a: JaxprEqn, b: JaxprEqn) -> None:
+    if a.primitive is not b.primitive:
+        raise MixedRows("the steps depend on the batch size")
+    step = _Step(a, b)
+    if all(axis is None for axis in (*step.ins, *step.outs)):
+        step.same_params()
+        return
+    rule = _RULES.get(a.primitive.name)
+    lost = step.rows and None in step.outs and rule not in _PROGRAMS  # rows went in, and what came out has none
+    if rule is None or lost or not _holds(rule, step):
+        raise step.mixed()
+
+
+def _holds(rule: Callable[["_Step"], bool], step: "_Step") -> bool:
+    """Whether the rows are apart; a step that is not what its rule expects, as of another JAX, may mix them."""
+    try:
+        return rule(step)
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        raise MixedRows(f"{step.equations[0].primitive.name}: {error!r}") from error
+
+
+def _axis(a: Any, b: Any) -> int | None:
+    """The only axis along which two traces of one value differ. None for a value that is the same in both."""
+    if isinstance(a, Literal) != isinstance(b, Literal) or (isinstance(a, Literal) and not _same(a.val, b.val)):
+        raise MixedRows("a number depends on the batch size")
+    if len(_shape(a)) != len(_shape(b)):
+        raise MixedRows("the number of axes depends on the batch size")
+    axes = [k for k, (x, y) in enumerate(zip(_shape(a), _shape(b), strict=True)) if x != y]
+    if len(axes) > 1:
+        raise MixedRows("every row meets every other")
+    return axes[0] if axes else None
+
+
+def _shape(var: Any) -> tuple[int, ...]:
+    return var.aval.shape
+
+
+def _parts(value: Any) -> tuple[Any, ...]:
+    """A parameter that may be several, with every program closed."""
+    parts = value if isinstance(value, tuple) else (value,)
+    return tuple(ClosedJaxpr(part, ()) if isinstance(part, Jaxpr) else part for part in parts)
+
+
+def _same(a: Any, b: Any) -> bool:
+    return bool(np.array_equal(np.asarray(a), np.asarray(b), equal_nan=np.asarray(a).dtype.kind in "fc"))
+
+
+class _Step:
+    """One step as it stands in both traces, and the batch axes of what goes in and comes out."""
+
+    def __init__(self, a: JaxprEqn, b: JaxprEqn):
+        self.equations = a, b
+        self.ins: Axes = tuple(_axis(x, y) for x, y in zip(a.invars, b.invars, strict=True))
+        self.outs: Axes = tuple(_axis(x, y) for x, y in zip(a.outvars, b.outvars, strict=True))
+
+    def mixed(self) -> MixedRows:
+        return MixedRows(self.equations[0].primitive.name)
+
+    def param(self, name: str) -> Any:
+        """A parameter, which must not depend on the batch size."""
+        first, second = (equation.params[name] for equation in self.equations)
+        if first != second:
+            raise self.mixed()
+        return first
+
+    def same_params(self, *, but: Sequence[str] = ()) -> None:
+        """Raises `MixedRows` for parameters that depend on the batch size; programs among them are compared, too."""
+        first, second = (equation.params for equation in self.equations)
+        for name in first.keys() - set(but):
+            for x, y in zip(_parts(first[name]), _parts(second[name]), strict=True):
+                if isinstance(x, ClosedJaxpr):
+                    _programs(x, y)
+                elif not callable(x) and not (_same(x, y) if isinstance(x, np.ndarray) else x == y):
+                    raise self.mixed()
+
+    def shape(self, operand: int) -> tuple[int, ...]:
+        return _shape(self.equations[0].invars[operand])
+
+    @property
+    def rows(self) -> set[int]:
+        """The batch axes of all operands that have one."""
+        return {axis for axis in self.ins if axis is not None}
+
+
+def _elementwise(step: _Step) -> bool:
+    step.same_params()
+    return len(step.rows) == 1 and set(step.outs) == step.rows
+
+
+def _broadcast(step: _Step) -> bool:
+    """What has no rows is repeated for every row; what has, keeps them."""
+    dims = step.param("broadcast_dimensions")
+    (axis, *_), (out,) = step.ins, step.outs
+    if axis is not None:
+        return dims[axis] == out
+    return all(dims[k] != out or size == 1 for k, size in enumerate(step.shape(0)))
+
+
+def _iota(step: _Step) -> bool:
+    return step.outs[0] != step.param("dimension")
+
+
+def _reshape(step: _Step) -> bool:
+    """In memory a row is one block within each of the arrays along the axes before: as many of these as there were."""
+    before, after = step.ins[0], step.outs[0]
+    pairs = [(_shape(e.invars[0])[:before], _shape(e.outvars[0])[:after]) for e in step.equations]
+    return all(math.prod(ours) == math.prod(theirs) for ours, theirs in pairs)
+
+
+def _same_for_all(step: _Step) -> bool:
+    """Steps that move axes whole."""
+    step.same_params()
+    return len(step.rows) == 1
+
+
+def _apart_from(name: str) -> Callable[[_Step], bool]:
+    """Steps along axes that a parameter names, of which the batch axis must not be one."""
+
+    def rule(step: _Step) -> bool:
+        step.same_params()
+        value = step.param(name)
+        axes = value if isinstance(value, tuple | list) else (value,)
+        rank = max(len(step.shape(k)) for k, axis in enumerate(step.ins) if axis is not None)
+        return len(step.rows) == 1 and not step.rows & {axis % rank for axis in axes}
+
+    return rule
+
+
+def _pad(step: _Step) -> bool:
+    axis = step.ins[0]
+    return axis is not None and step.ins[1] is None and step.param("padding_config")[axis] == (0, 0, 0)
+
+
+def _slice(step: _Step) -> bool:
+    """All rows, in order."""
+    axis = step.ins[0]
+    if axis is None:
+        return False
+    for equation in step.equations:
+        params, size = equation.params, _shape(equation.invars[0])[axis]
+        strides = params["strides"]
+        if params["start_indices"][axis] or params["limit_indices"][axis] != size or (strides and strides[axis] != 1):
+            return False
+    pairs = [[e.params[name] for e in step.equations] for name in ("start_indices", "limit_indices", "strides")]
+    others = [k for k in range(len(step.shape(0))) if k != axis]
+    return all(a == b or all(a[k] == b[k] for k in others) for a, b in pairs)
+
+
+def _dynamic_slice(step: _Step) -> bool:
+    """All rows, wherever the slice begins: what would go over the end is moved back to 0."""
+    axis = step.ins[0]
+    return (
+        axis is not None
+        and step.rows == {axis}
+        and all(equation.params["slice_sizes"][axis] == _shape(equation.invars[0])[axis] for equation in step.equations)
+    )
+
+
+def _dynamic_update_slice(step: _Step) -> bool:
+    """All rows, so that they begin at 0 wherever they are told to."""
+    axis, update, *starts = step.ins
+    if axis is None or axis != update or any(start is not None for start in starts):
+        return False
+    return all(_shape(e.invars[0])[axis] == _shape(e.invars[1])[axis] for e in step.equations)
+
+
+def _dot_general(step: _Step) -> bool:
+    (contracted, batched) = step.param("dimension_numbers")
+    left, right = step.ins
+    if any(axis in dims for axis, dims in zip((left, right), contracted, strict=True)):
+        return False
+    if left is not None and right is not None:
+        return left in batched[0] and right in batched[1] and batched[0].index(left) == batched[1].index(right)
+    return all(axis not in dims for axis, dims in zip((left, right), batched, strict=True))
+
+
+def _convolution(step: _Step) -> bool:
+    numbers = step.param("dimension_numbers")
+    step.same_params(but=("lhs_shape", "rhs_shape"))
+    left, right = step.ins
+    return right is None and left == numbers.lhs_spec[0] and step.param("batch_group_count") == 1
+
+
+def _window(step: _Step) -> bool:
+    """Pooling with windows of one row."""
+    step.same_params()
+    (axis,) = step.rows
+    params = step.equations[0].params
+    sizes = [params[name][axis] for name in params if name.endswith(("dimensions", "strides", "dilation"))]
+    return all(size == 1 for size in sizes) and params["padding"][axis] == (0, 0)
+
+
+def _gather(step: _Step) -> bool:
+    """Entries of a table that the rows name; or the same entries from every row."""
+    numbers = step.param("dimension_numbers")
+    table, indices = step.ins
+    if table is None:
+        step.same_params()
+        return indices != len(step.shape(1)) - 1
+    if indices is not None:
+        pairs = zip(numbers.operand_batching_dims, numbers.start_indices_batching_dims, strict=True)
+        return (table, indices) in pairs
+    taken = (*numbers.collapsed_slice_dims, *numbers.start_index_map, *numbers.operand_batching_dims)
+    whole = all(e.params["slice_sizes"][table] == _shape(e.invars[0])[table] for e in step.equations)
+    return table not in taken and whole
+
+
+def _leading(core: int) -> Callable[[_Step], bool]:
+    """Steps on the last axes of every operand, for each of the leading ones."""
+
+    def rule(step: _Step) -> bool:
+        step.same_params()
+        return len(step.rows) == 1 and all(
+            axis is None or axis < len(step.shape(k)) - core for k, axis in enumerate(step.ins)
+        )
+
+    return rule
+
+
+def _fft(step: _Step) -> bool:
+    return step.ins[0] is not None and step.ins[0] < len(step.shape(0)) - len(step.param("fft_lengths"))
+
+
+def _call(step: _Step) -> bool:
+    """Steps that are programs of their own, of which differentiation may know another form."""
+    programs = [[part for part in map(_parts, e.params.values()) for part in part] for e in step.equations]
+    a, b = ([part for part in parts if isinstance(part, ClosedJaxpr)] for parts in programs)
+    _programs(a[0], b[0])
+    return len(a) == len(b) == 1
+
+
+def _scan(step: _Step) -> bool:
+    """A program for every step in time: time is the first axis of what it takes apart and puts together."""
+    a, b = (equation.params["jaxpr"] for equation in step.equations)
+    _programs(a, b)
+    consts, carry = step.param("num_consts"), step.param("num_carry")
+    step.param("length")
+    return 0 not in (*step.ins[consts + carry :], *step.outs[carry:])
+
+
+def _while(step: _Step) -> bool:
+    """How long it goes on must not depend on rows."""
+    a, b = step.equations
+    _programs(a.params["body_jaxpr"], b.params["body_jaxpr"])
+    condition = [equation.params["cond_jaxpr"].jaxpr for equation in step.equations]
+    _jaxprs(*condition)
+    steps = [_Step(x, y) for x, y in zip(*(program.eqns for program in condition), strict=True)]
+    return not any(step.rows for step in steps)
+
+
+def _cond(step: _Step) -> bool:
+    for a, b in zip(*(equation.params["branches"] for equation in step.equations), strict=True):
+        _programs(a, b)
+    return step.ins[0] is None
+
+
+_PROGRAMS = (_call, _scan, _while, _cond)
+
+_RULES: dict[str, Callable[[_Step], bool]] = {
+    **dict.fromkeys(
+        """abs acos acosh add and asin asinh atan atan2 atanh bessel_i0e bessel_i1e cbrt ceil clamp complex conj
+        convert_element_type copy cos cosh digamma div eq erf erf_inv erfc exp exp2 expm1 floor ge gt igamma
+        igammac imag integer_pow is_finite le lgamma log log1p logistic lt max min mul ne neg nextafter not
+        optimization_barrier or polygamma population_count pow real reduce_precision regularized_incomplete_beta rem
+        round rsqrt select_n shift_left shift_right_arithmetic shift_right_logical sign sin sinh sqrt square
+        stop_gradient sub tan tanh xor zeta""".split(),
+        _elementwise,
+    ),
+    **dict.fromkeys(
+        "argmax argmin reduce_and reduce_max reduce_min reduce_or reduce_prod reduce_sum reduce_xor".split(),
+        _apart_from("axes"),
+    ),
+    **dict.fromkeys("cumlogsumexp cummax cummin cumprod cumsum".split(), _apart_from("axis")),
+    **dict.fromkeys(
+        "reduce_window reduce_window_max reduce_window_min reduce_window_sum".split(),
+        _window,
+    ),
+    **dict.fromkeys("reshape squeeze expand_dims".split(), _reshape),
+    **dict.fromkeys("cholesky eigh lu qr svd triangular_solve householder_product".split(), _leading(2)),
+    "broadcast_in_dim": _broadcast,
+    "closed_call": _call,
+    "concatenate": _apart_from("dimension"),
+    "cond": _cond,
+    "conv_general_dilated": _convolution,
+    "custom_jvp_call": _call,
+    # No custom_vjp_call: what its backward pass does with rows cannot be seen.
+    "dot_general": _dot_general,
+    "dynamic_slice": _dynamic_slice,
+    "dynamic_update_slice": _dynamic_update_slice,
+    "fft": _fft,
+    "gather": _gather,
+    "iota": _iota,
+    "jit": _call,
+    "pad": _pad,
+    "remat2": _call,
+    "rev": _apart_from("dimensions"),
+    "scan": _scan,
+    "slice": _slice,
+    "sort": _apart_from("dimension"),
+    "split": _apart_from("axis"),
+    "stack": _same_for_all,
+    "top_k": _apart_from("axis"),
+    "transpose": _same_for_all,
+    "unstack": _apart_from("axis"),
+    "while": _while,
+}

@@ -1,0 +1,157 @@
+"""How the members of an ensemble run as one XLA program: all at once, or in steps of a few members and rows."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jaxensemble.errors import StateError
+from jaxensemble.lowering import with_forms
+from jaxensemble.plan import Plan
+from jaxensemble.randomness import forbid, from_key, member_keys
+from jaxensemble.rows import Axes
+from jaxensemble.state import Tree, flatten, merge, split
+from jaxensemble.structure import Structure
+
+ALL_AT_ONCE = Plan()
+
+NEEDS_KEY = (
+    "`{stream}` draws random numbers, as dropout in training mode does: pass key=jax.random.key(0), "
+    "another one for each call, or switch training mode off with ensemble.eval()"
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Call:
+    """One way of calling an ensemble, all of it known when it is compiled.
+
+    - `each`: whether every member has inputs of its own, which then begin with the member axis.
+    - `different`: whether members draw different random numbers.
+    - `update`: whether buffers are returned beside the outputs.
+    - `rows_in`, `rows_out`: the batch axis of every input and output of one member, for plans with `rows`.
+    """
+
+    graphdef: Structure
+    platform: str
+    plan: Plan = ALL_AT_ONCE
+    each: bool = False
+    different: bool = True
+    update: bool = False
+    rows_in: Axes = ()
+    rows_out: Axes = ()
+
+    def member(
+        self, params: Tree, buffers: Tree, rngs: Tree, constants: Tree, key: Any, inputs: Any, *, vmapped: bool | None
+    ) -> Any:
+        """The outputs of one member. `vmapped` chooses the forms of convolutions; None leaves them as Flax has them."""
+        rngs = forbid(self.graphdef, rngs, NEEDS_KEY) if key is None else from_key(self.graphdef, rngs, key)
+        module = merge(self.graphdef, params, buffers, constants, rngs)
+        if vmapped is not None:
+            with_forms(module, self.platform, vmapped=vmapped)
+        outputs = module(*inputs)
+        return (outputs, _buffers_after(module, buffers)) if self.update else outputs
+
+
+# At module level, so that ensembles of equal structure share compilations.
+@functools.partial(jax.jit, static_argnames=("call",))
+def run_members(
+    params: Tree, buffers: Tree, constants: Tree, rngs: Tree, key: Any, inputs: tuple[Any, ...], *, call: Call
+) -> Any:
+    """The outputs of all members, `[M, ...]`; every array of `params`, `buffers` and `rngs` is `[M, ...]`."""
+    members = jax.tree.leaves((params, buffers))[0].shape[0]
+    if key is not None and call.different:
+        key = member_keys(key, members)
+    stacked = (params, buffers, rngs, key if call.different else None, inputs if call.each else ())
+    shared = (constants, None if call.different else key, () if call.each else inputs)
+    size = min(call.plan.members or members, members)
+    run = functools.partial(_some_members, call=call, shared=shared, size=size)
+    return _in_steps(run, stacked, (0,) * len(jax.tree.leaves(stacked)), 0, size, call.plan.unroll)
+
+
+def _some_members(part: tuple[Any, ...], *, call: Call, shared: tuple[Any, ...], size: int) -> Any:
+    """The outputs of the `size` members of one step."""
+    params, buffers, rngs, key, own = part
+    constants, common_key, common = shared
+    inputs, ahead = (own, 1) if call.each else (common, 0)
+
+    def run(inputs: Any) -> Any:
+        def member(params: Tree, buffers: Tree, rngs: Tree, key: Any, inputs: Any) -> Any:
+            key = key if call.different else common_key
+            return call.member(params, buffers, rngs, constants, key, inputs, vmapped=size > 1)
+
+        if size > 1:
+            axes = (0, 0, 0, 0 if call.different else None, 0 if call.each else None)
+            return jax.vmap(member, axes)(params, buffers, rngs, key, inputs)
+        params_, buffers_, rngs_, key_ = _first((params, buffers, rngs, key))
+        outputs = member(params_, buffers_, rngs_, key_, _first(inputs) if call.each else inputs)
+        return jax.tree.map(lambda leaf: leaf[None], outputs)
+
+    if call.plan.rows is None or not call.rows_in:
+        return run(inputs)
+    rows_in = [None if axis is None else axis + ahead for axis in call.rows_in]
+    rows_out = [None if axis is None else axis + 1 for axis in call.rows_out]
+    return _in_steps(run, inputs, rows_in, rows_out, call.plan.rows, call.plan.unroll)
+
+
+def _in_steps(
+    function: Callable[[Any], Any],
+    inputs: Any,
+    axes_in: Sequence[int | None],
+    axes_out: Sequence[int | None] | int,
+    size: int,
+    unroll: bool,
+) -> Any:
+    """`function` of `size` positions at a time along an axis of every leaf; None for leaves that it always gets whole.
+
+    Where `size` does not divide, the last step goes back over positions that were done before: all steps are alike.
+    """
+    leaves, treedef = jax.tree.flatten(inputs)
+    total = next(leaf.shape[axis] for leaf, axis in zip(leaves, axes_in, strict=True) if axis is not None)
+    if size >= total:
+        return function(inputs)
+
+    def step(start: Any) -> Any:
+        parts = [
+            leaf if axis is None else lax.dynamic_slice_in_dim(leaf, start, size, axis)
+            for leaf, axis in zip(leaves, axes_in, strict=True)
+        ]
+        return function(jax.tree.unflatten(treedef, parts))
+
+    shapes, out_tree = jax.tree.flatten(jax.eval_shape(step, 0))
+    axes = (axes_out,) * len(shapes) if isinstance(axes_out, int) else axes_out
+
+    def body(k: Any, found: list[jax.Array]) -> list[jax.Array]:
+        start = jnp.minimum(k * size, total - size)
+        return [
+            part if axis is None else lax.dynamic_update_slice_in_dim(whole, part, start, axis)
+            for whole, part, axis in zip(found, jax.tree.leaves(step(start)), axes, strict=True)
+        ]
+
+    found = [_empty(shape, axis, total) for shape, axis in zip(shapes, axes, strict=True)]
+    count = -(-total // size)
+    if unroll:
+        for k in range(count):
+            found = body(k, found)
+    else:
+        found = lax.fori_loop(0, count, body, found)
+    return jax.tree.unflatten(out_tree, found)
+
+
+def _first(tree: Any) -> Any:
+    return jax.tree.map(lambda leaf: leaf[0], tree)
+
+
+def _empty(part: jax.ShapeDtypeStruct, axis: int | None, total: int) -> jax.Array:
+    return jnp.zeros([total if k == axis else size for k, size in enumerate(part.shape)], part.dtype)
+
+
+def _buffers_after(module: Any, before: Tree) -> Tree:
+    after = split(module).buffers
+    made = sorted(flatten(after).keys() ^ flatten(before).keys())
+    if made:
+        raise StateError(f"a call must not make or remove variables; this network's does: {', '.join(made)}")
+    return after

@@ -1,0 +1,178 @@
+"""Plans measured on the device, and remembered: in memory, and in a file of the user's cache directory."""
+
+import contextlib
+import dataclasses
+import hashlib
+import importlib.metadata
+import json
+import math
+import os
+import re
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from jaxensemble.device import device_name, free_memory, human_bytes
+from jaxensemble.durable import write_file
+from jaxensemble.plan import Plan, candidates
+from jaxensemble.planning import Case, adapted
+from jaxensemble.rows import MixedRows
+from jaxensemble.running import Call
+
+SECONDS = 0.2
+"""How long a plan is run to be measured, once it is compiled; at least three times."""
+
+_HOPELESS = 3  # a first run that takes this many times the best is not repeated
+_KEPT = 1000  # cases in the file
+
+
+@dataclasses.dataclass(frozen=True)
+class Tuned:
+    """The fastest plan of a case, and the seconds of one call under each plan that was measured."""
+
+    plan: Plan
+    seconds: Mapping[Plan, float]
+
+    def __str__(self) -> str:
+        best = self.seconds[self.plan]
+        others = sorted(self.seconds.items(), key=lambda item: item[1])
+        lines = [f"  {plan!r}: {_milliseconds(taken)}, {taken / best:.3g} times" for plan, taken in others[1:]]
+        return "\n".join([f"{self.plan!r}: {_milliseconds(best)}, the fastest of {len(others)} plans measured", *lines])
+
+
+def tuned(case: Case, run: Callable[[Call], Any]) -> Tuned:
+    """The fastest plan of a case: remembered, or measured now by running `run` under every candidate."""
+    name = _name(case)
+    found = _MEMORY.get(name) or _read(_file()).get(name)
+    if found is None:
+        found = _measured(case, run)
+        _remember(name, found)
+    _MEMORY[name] = found
+    return found
+
+
+def known(case: Case) -> Tuned | None:
+    """What was measured before, without measuring."""
+    name = _name(case)
+    return _MEMORY.get(name) or _read(_file()).get(name)
+
+
+def explained(case: Case, plan: Plan | None) -> str:
+    """Which plan a case gets if `plan` is the ensemble's own, and why."""
+    found = known(case)
+    if plan is not None:
+        text = f"{adapted(case, plan).plan!r}, the ensemble's own plan"
+    else:
+        load = case.load
+        text = (
+            f"{adapted(case, None).plan!r}, by estimate: {load.members} members with {human_bytes(load.peak)} of "
+            f"intermediate arrays each, {human_bytes(load.step)} in the largest step, "
+            f"{'with' if load.convolutions else 'no'} convolutions, on {device_name(case.device)}"
+        )
+    return f"{text}\nmeasured: {found}" if found else f"{text}\nnot measured: see Ensemble.tune"
+
+
+_MEMORY: dict[str, Tuned] = {}
+
+
+def _measured(case: Case, run: Callable[[Call], Any]) -> Tuned:
+    seconds: dict[Plan, float] = {}
+    load, free = case.load, free_memory(case.device)
+    for plan in candidates(load, free):
+        try:
+            call = case.with_plan(plan)
+        except MixedRows:
+            continue
+        if call.plan in seconds:
+            continue
+        try:
+            seconds[call.plan] = _seconds(call, run, min(seconds.values(), default=math.inf))
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+    if not seconds:  # no candidate fits, or all had rows that cannot be taken apart
+        call = adapted(case, None)
+        seconds[call.plan] = _seconds(call, run, math.inf)
+    return Tuned(min(seconds, key=seconds.__getitem__), seconds)
+
+
+def _seconds(call: Call, run: Callable[[Call], Any], best: float) -> float:
+    """The median of several calls, the first of which compiles."""
+    jax.block_until_ready(run(call))
+    taken: list[float] = []
+    while len(taken) < 3 or sum(taken) < SECONDS:
+        start = time.perf_counter()
+        jax.block_until_ready(run(call))
+        taken.append(time.perf_counter() - start)
+        if taken[0] > _HOPELESS * best:
+            break
+    return sorted(taken)[len(taken) // 2]
+
+
+def _name(case: Case) -> str:
+    """The same for the same work on the same device with the same versions, in whatever process."""
+    versions = {package: importlib.metadata.version(package) for package in ("jax", "jaxlib", "flax", "jaxensemble")}
+    call = (case.call.each, case.call.different, case.call.update, case.members)
+    program = re.sub(r"0x[0-9a-f]+", "", str(case.program))  # addresses
+    parts = (program, call, case.rows_in, device_name(case.device), sorted(versions.items()), _precision())
+    return hashlib.sha256(repr(parts).encode()).hexdigest()
+
+
+def _precision() -> Any:
+    return jax.config.jax_default_matmul_precision  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def cache_directory() -> Path:
+    """Where measurements and compiled programs are kept: `JAXENSEMBLE_CACHE`, or a folder where the system has such."""
+    given = os.environ.get("JAXENSEMBLE_CACHE")
+    if given:
+        return Path(given)
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Caches" / "jaxensemble"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "jaxensemble"
+
+
+def _file() -> Path:
+    return cache_directory() / "plans.json"
+
+
+def _read(path: Path) -> dict[str, Tuned]:
+    """What the file holds. One that is damaged, or is not ours, holds nothing: it is written anew."""
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError, RecursionError):
+        return {}
+    found = {name: _entry(entry) for name, entry in content.items()} if isinstance(content, dict) else {}
+    return {name: entry for name, entry in found.items() if entry is not None}
+
+
+def _entry(entry: Any) -> Tuned | None:
+    try:
+        plan, seconds = Plan(**entry["plan"]), {Plan(**plan): float(taken) for plan, taken in entry["seconds"]}
+    except (ValueError, TypeError, KeyError, OverflowError):
+        return None
+    sound = plan in seconds and all(math.isfinite(taken) and taken > 0 for taken in seconds.values())
+    return Tuned(plan, seconds) if sound else None
+
+
+def _remember(name: str, found: Tuned) -> None:
+    """Adds a measurement to the file; where the disk does not let it, memory is enough."""
+    entries = dict(list((_read(_file()) | {name: found}).items())[-_KEPT:])
+    content = {
+        key: {
+            "plan": dataclasses.asdict(entry.plan),
+            "seconds": [[dataclasses.asdict(plan), taken] for plan, taken in entry.seconds.items()],
+        }
+        for key, entry in entries.items()
+    }
+    with contextlib.suppress(OSError, RuntimeError):  # RuntimeError: there is no home directory
+        _file().parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        write_file(_file(), json.dumps(content).encode())
+
+
+def _milliseconds(seconds: float) -> str:
+    return f"{1000 * seconds:.3g} ms"
