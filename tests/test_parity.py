@@ -52,6 +52,14 @@ def ported() -> tuple[list[nn.Module], Ensemble, Tensor]:
     return models, torch_bridge.to_ensemble(models, (x,), check=False), x
 
 
+def test_float64_hands_on_what_functions_are_given_and_no_copies() -> None:
+    """Copying a model hands every tensor the memo of all copies so far: copied each time, that takes minutes."""
+    tensor, memo = torch.ones(2), {}
+    with reference.widened():
+        copied = tensor.__deepcopy__(memo)
+    assert memo[id(tensor)] is copied
+
+
 @functools.lru_cache
 def _waves(size: int, dtype: torch.dtype) -> Tensor:
     return torch.arange(size, dtype=dtype) * torch.pi

@@ -18,14 +18,18 @@ Inputs = tuple[Any, ...]
 
 
 @contextlib.contextmanager
-def equal_precision() -> Iterator[None]:
-    """True float32 on both sides, for a while: neither framework may round products to TF32 or bfloat16."""
+def equal_precision(*, tf32: bool = False) -> Iterator[None]:
+    """The same float32 on both sides, for a while: neither framework may round products to TF32, or both may.
+
+    By context managers, which work where torch has frozen its flags.
+    """
     matmul: Any = torch.backends.cuda.matmul
     before = matmul.allow_tf32
-    matmul.allow_tf32 = False
+    matmul.allow_tf32 = tf32
     left: Any = dict.fromkeys(("enabled", "benchmark", "benchmark_limit", "deterministic", "fp32_precision"))
+    precision = "default" if tf32 else "highest"
     try:
-        with torch.backends.cudnn.flags(**left, allow_tf32=False), jax.default_matmul_precision("highest"):
+        with torch.backends.cudnn.flags(**left, allow_tf32=tf32), jax.default_matmul_precision(precision):
             yield
     finally:
         matmul.allow_tf32 = before
@@ -52,12 +56,13 @@ _CASTS = {Tensor.float, Tensor.half, Tensor.bfloat16}
 
 class _Widened(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        def wide(leaf: Any) -> Any:
-            return torch.float64 if isinstance(leaf, torch.dtype) and leaf in _NARROW else leaf
+        def wide(value: Any) -> Any:
+            return torch.float64 if isinstance(value, torch.dtype) and value in _NARROW else value
 
-        if func is not torch.empty_strided:  # by which the exporter makes its stand-in for a tensor, of its dtype
-            args, kwargs = pytree.tree_map(wide, (args, kwargs or {}))
         kwargs = kwargs or {}
+        if func is not torch.empty_strided:  # by which the exporter makes its stand-in for a tensor, of its dtype
+            args = [wide(value) for value in args]
+            kwargs = {name: wide(value) for name, value in kwargs.items()}
         return (Tensor.double if func in _CASTS else func)(*args, **kwargs)
 
 
@@ -80,6 +85,13 @@ def _detach_computed(model: nn.Module) -> None:
 def doubled(inputs: Inputs) -> Inputs:
     """The inputs with floating-point tensors in float64."""
     return pytree.tree_map(lambda x: x.double() if isinstance(x, Tensor) and x.is_floating_point() else x, inputs)
+
+
+def laid_out(inputs: Inputs, layout: str) -> Inputs:
+    """PyTorch's inputs as an ensemble takes them that was ported with this `input_layout`."""
+    if layout == "torch":
+        return inputs
+    return pytree.tree_map(lambda x: x.movedim(1, -1) if isinstance(x, Tensor) and x.ndim >= 3 else x, inputs)
 
 
 def loop(models: Sequence[nn.Module], inputs: Inputs | Sequence[Inputs]) -> list[Any]:

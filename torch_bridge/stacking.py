@@ -1,9 +1,9 @@
 """M sets of tensors into preallocated `[M, ...]` arrays, one member at a time, and back."""
 
+import math
 from collections.abc import Mapping
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from torch import Tensor
 
@@ -12,6 +12,8 @@ from jaxensemble.errors import InputError, StateError
 from jaxensemble.origin import Entry, Origin, WeightMap
 from jaxensemble.state import flatten
 from torch_bridge.arrays import TORCH_DTYPES, checked_cast, jax_dtype, to_numpy, to_tensor
+
+_ALIGNMENT = 64  # bytes
 
 
 class Stack:
@@ -27,12 +29,23 @@ class Stack:
         for entry in self.weights.entries:
             array = stored_array(entry, tensors[entry.keys[0]], f"member {member}, `{entry.keys[0]}`")
             if entry.path not in self._arrays:
-                self._arrays[entry.path] = np.empty((self.members, *array.shape), array.dtype)
+                self._arrays[entry.path] = _aligned((self.members, *array.shape), array.dtype)
             self._arrays[entry.path][member] = array
 
     def take(self) -> dict[str, jax.Array]:
-        """The filled arrays by path, on JAX's default device. The stack is empty afterwards."""
-        return {path: jnp.array(self._arrays.pop(path)) for path in list(self._arrays)}
+        """The filled arrays by path, on JAX's default device. The stack is empty afterwards.
+
+        On CPUs the arrays are these very ones, not copies: nobody else has them.
+        """
+        return {path: jax.device_put(self._arrays.pop(path), may_alias=True) for path in list(self._arrays)}
+
+
+def _aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """An array, not yet filled, that begins where XLA wants its own to begin: it can be taken over without a copy."""
+    size = math.prod(shape) * dtype.itemsize
+    memory = np.empty(size + _ALIGNMENT, np.uint8)
+    start = -memory.ctypes.data % _ALIGNMENT
+    return memory[start : start + size].view(dtype).reshape(shape)
 
 
 def stored_array(entry: Entry, tensor: Tensor, what: str) -> np.ndarray:

@@ -107,9 +107,7 @@ class _Check:
 
     def arrays(self, inputs: Any) -> Any:
         """Inputs as the ensemble takes them."""
-        if self.origin is None or self.origin.input_layout == "torch":
-            return inputs
-        return pytree.tree_map(lambda x: x.movedim(1, -1) if isinstance(x, Tensor) and x.ndim >= 3 else x, inputs)
+        return reference.laid_out(inputs, self.origin.input_layout if self.origin else "torch")
 
     def _weights(self) -> None:
         if self.origin is None:

@@ -2,13 +2,14 @@
 
 import copy
 import dataclasses
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Sequence
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from jaxensemble.ensemble import Ensemble
-from jaxensemble.origin import Origin
+from jaxensemble.origin import Origin, WeightMap
 from jaxensemble.state import Tree, flatten, unflatten
 from torch_bridge.assemble import tensors_of
 from torch_bridge.stacking import Stack
@@ -21,28 +22,46 @@ def perturb(model: nn.Module, seed: int) -> bool:
     statistics are those of initialisation.
     """
     generator = torch.Generator().manual_seed(seed)
-    found = False
+    constant = _constant(model)
     with torch.no_grad():
-        for tensor in (*model.parameters(), *model.buffers()):
-            if not tensor.is_floating_point() or tensor.numel() == 0:
-                continue
-            first = float(tensor.flatten()[0])
-            if not bool((tensor == first).all()) or (tensor.numel() == 1 and first not in (0, 1)):
-                continue
+        for tensor in constant.values():
             noise = torch.rand(tensor.shape, generator=generator, dtype=tensor.dtype)
-            tensor.copy_(noise + 0.5 if first else 0.2 * noise - 0.1)
-            found = True
-    return found
+            tensor.copy_(noise + 0.5 if tensor.flatten()[0] else 0.2 * noise - 0.1)
+    return bool(constant)
+
+
+def _constant(model: nn.Module) -> dict[str, Tensor]:
+    """The floating-point tensors of one value throughout, by name; of those with one element, zeros and ones."""
+    return {name: tensor for name, tensor in _tensors(model) if _is_constant(tensor)}
+
+
+def _tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    return itertools.chain(model.named_parameters(), model.named_buffers())
+
+
+def _copied(model: nn.Module, names: set[str]) -> nn.Module:
+    """A copy with tensors of its own for these names only: models may be large."""
+    return copy.deepcopy(model, {id(tensor): tensor for name, tensor in _tensors(model) if name not in names})
+
+
+def _is_constant(tensor: Tensor) -> bool:
+    if not tensor.is_floating_point() or tensor.numel() == 0:
+        return False
+    first = tensor.detach().flatten()[0]
+    return bool((tensor == first).all()) and (tensor.numel() > 1 or float(first) in (0, 1))
 
 
 def perturbed(ensemble: Ensemble, models: Sequence[nn.Module]) -> tuple[Ensemble, list[nn.Module]] | None:
     """The ensemble and its models with the same constant weights drawn anew, or None where no weight is constant."""
     assert isinstance(ensemble.origin, Origin)
-    changed = copy.deepcopy(list(models))
-    found = [perturb(model, seed) for seed, model in enumerate(changed)]
-    if not any(found):
+    names = {name for model in models for name in _constant(model)}
+    if not names:
         return None
-    stack = Stack(ensemble.origin.weights, len(changed))
+    changed = [_copied(model, names) for model in models]
+    for seed, model in enumerate(changed):
+        perturb(model, seed)
+    entries = tuple(entry for entry in ensemble.origin.weights.entries if not names.isdisjoint(entry.keys))
+    stack = Stack(WeightMap(entries), len(changed))
     for k, model in enumerate(changed):
         stack.put(k, tensors_of(model))
     arrays = stack.take()
