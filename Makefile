@@ -6,7 +6,7 @@ VENV ?= .venv
 # What pip is asked for. Another version or build: make test TORCH="torch==2.13.0 --index-url <an index of CPU builds>"
 TORCH ?= torch
 # cpu or cuda13
-JAX ?= $(if $(filter test-gpu,$(MAKECMDGOALS)),cuda13,cpu)
+JAX ?= $(if $(filter test-gpu bench-gpu,$(MAKECMDGOALS)),cuda13,cpu)
 # pytest processes, and further arguments for pytest: make test ARGS="-k conv"
 WORKERS ?= 2
 ARGS ?=
@@ -37,10 +37,10 @@ ifneq ($(shell cat $(STAMP) 2>/dev/null),$(CHOICE))
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo lint test test-gpu slow zoo bench-porting golden format clean
+.PHONY: help setup demo lint test test-gpu slow zoo bench bench-gpu bench-porting bench-lowering golden format clean
 
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo
 	@echo 'Variables: PYTHON=$(PYTHON) VENV=$(VENV) TORCH="$(TORCH)" JAX=$(JAX)' \
 		'(or cuda13) WORKERS=$(WORKERS) ARGS="$(ARGS)"'
@@ -68,6 +68,8 @@ lint: $(STAMP) ## check formatting, lint and types
 
 # One thread per process: the processes of pytest-xdist already share the cores.
 test test-gpu slow: export OMP_NUM_THREADS := 1
+# What tests measure is no one's plan.
+test test-gpu slow: export JAXENSEMBLE_CACHE := $(CURDIR)/build/cache
 
 test: lint ## lint, then every test that is not slow
 	$(BIN)/pytest --numprocesses $(WORKERS) -m "not slow" $(ARGS)
@@ -88,6 +90,21 @@ build/zoo/torchvision:
 zoo: $(STAMP) build/zoo/torchvision ## port all of torchvision's classification networks and prove them (an hour; resumes)
 	$(BIN)/python -m zoo --library torchvision $(ARGS)
 	$(BIN)/python -m zoo.coverage
+
+bench: $(STAMP) build/zoo/torchvision ## time ensembles beside every way that PyTorch has of running them, on the CPU
+	$(BIN)/python -m benchmarks tutorial zoo scaling
+	$(BIN)/python -m benchmarks.figures
+
+# Asks for cuda by name, as test-gpu does.
+bench-gpu: export JAX_PLATFORMS := cuda,cpu
+bench-gpu: $(STAMP) build/zoo/torchvision ## the same on the GPU, in float32, TF32 and bfloat16 (JAX=cuda13 unless told otherwise)
+	$(BIN)/python -m benchmarks tutorial zoo-gpu --rounds 5
+	$(BIN)/python -m benchmarks tutorial zoo-gpu --rounds 5 --tf32
+	$(BIN)/python -m benchmarks tutorial zoo-gpu --rounds 5 --dtype bfloat16
+	$(BIN)/python -m benchmarks.figures
+
+bench-lowering: $(STAMP) ## how fast every form of a convolution is, layer by layer
+	$(BIN)/python -m benchmarks.lowering
 
 bench-porting: $(STAMP) build/zoo/torchvision ## time and memory of porting
 	$(BIN)/python -m benchmarks.porting

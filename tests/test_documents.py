@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 
 import jaxensemble.cli
 import torch_bridge.cli
+from benchmarks import figures
 from zoo import coverage
 
 ROOT = Path(__file__).parent.parent
@@ -55,6 +56,11 @@ def test_commands_succeed(document: str, tmp_path: Path, monkeypatch: pytest.Mon
 def test_the_readme_has_blocks_to_run() -> None:
     assert any(name.startswith("README") for name, _ in PYTHON)
     assert len(COMMANDS) >= 7 and {line.partition(" ")[0] for _, line in COMMANDS} == set(APPS)
+
+
+def test_the_figures_of_speed_are_those_of_the_results() -> None:
+    text = figures.PAGE.read_text()
+    assert figures.page(text) == text, "run python -m benchmarks.figures"
 
 
 def test_the_page_of_what_is_covered_is_up_to_date() -> None:

@@ -9,3 +9,5 @@ from torch_bridge.parity import ParityReport as ParityReport
 from torch_bridge.parity import check as check
 from torch_bridge.stacking import to_torch as to_torch
 from torch_bridge.state_dicts import stack_state_dicts as stack_state_dicts
+from torch_bridge.timing import TimingReport as TimingReport
+from torch_bridge.timing import time as time

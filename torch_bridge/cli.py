@@ -1,4 +1,4 @@
-"""`torch-bridge`: port, check, print the source, and the demo, from the command line."""
+"""`torch-bridge`: port, check, time, print the source, and the demo, from the command line."""
 
 import contextlib
 import importlib
@@ -22,6 +22,7 @@ from torch_bridge import demo as demonstration
 from torch_bridge import parity
 from torch_bridge.checkpoints import load_ensemble, load_members
 from torch_bridge.convert import to_ensemble
+from torch_bridge.timing import time
 
 app = typer.Typer(
     name="torch-bridge",
@@ -104,6 +105,52 @@ def check(
         show(report.to_json() if as_json else str(report), as_json)
         if not report.passed:
             raise typer.Exit(1)
+
+
+@app.command()
+def bench(
+    factory: Factory,
+    inputs: InputsOption,
+    checkpoints: CheckpointsOption = None,
+    members: MembersOption = 10,
+    seed: SeedOption = 0,
+    layout: LayoutOption = "torch",
+    dtype: Annotated[str, typer.Option(help="What both compute in: float32, bfloat16, float16 or float64.")] = "",
+    variants: Annotated[
+        list[str] | None, typer.Option("--variant", help="One of PyTorch's ways; all without. Repeatable.")
+    ] = None,
+    rounds: Annotated[int, typer.Option(min=1, help="Blocks of calls for every way.")] = 10,
+    tf32: Annotated[bool, typer.Option("--tf32", help="Let both round float32 products to TF32.")] = False,
+    save: SaveOption = None,
+    plot: Annotated[Path | None, typer.Option("--plot", help="Draw the times into this file.")] = None,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print the table in Markdown.")] = False,
+    x64: X64Option = False,
+    as_json: JsonOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Time an ensemble beside every way that PyTorch has of running it, on this device."""
+    with _told(as_json, debug), jax.enable_x64(x64):
+        ensemble, models = _ported(factory, inputs, checkpoints, members, seed, layout, check=False)
+        made, examples = models(), _examples(inputs, seed)
+        if dtype:
+            ensemble, made, examples = _cast(dtype, ensemble, made, examples)
+        with Console(stderr=True).status("timing") as status:
+            report = time(made, ensemble, examples, variants=variants, rounds=rounds, tf32=tf32, progress=status.update)
+        if save is not None:
+            report.save(save)
+        if plot is not None:
+            report.plot(plot)
+        show(report.to_json() if as_json else report.to_markdown() if markdown else str(report), as_json)
+
+
+def _cast(
+    dtype: str, ensemble: Ensemble, models: list[nn.Module], examples: tuple[torch.Tensor, ...]
+) -> tuple[Ensemble, list[nn.Module], tuple[torch.Tensor, ...]]:
+    kind = getattr(torch, dtype, None)
+    if not isinstance(kind, torch.dtype) or not kind.is_floating_point:
+        raise typer.BadParameter(f"expected a floating-point dtype; got {dtype!r}", param_hint="--dtype")
+    cast = tuple(x.to(kind) if x.is_floating_point() else x for x in examples)
+    return ensemble.astype(dtype), [model.to(kind) for model in models], cast
 
 
 @app.command()

@@ -15,6 +15,8 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from jaxensemble.device import cores, processor
+
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], *, width: int = 110) -> str:
     """A table as plain text."""
@@ -36,20 +38,12 @@ def environment() -> dict[str, Any]:
         "python": platform.python_version(),
         "versions": versions,
         "machine": platform.machine(),
-        "processor": _processor(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "processor": processor(),
+        "cores": cores(),
         "jax_device": f"{jax.devices()[0].platform}: {jax.devices()[0].device_kind}",
         "torch_device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
         "torch_threads": torch.get_num_threads(),
     }
-
-
-def _processor() -> str:
-    path = Path("/proc/cpuinfo")
-    lines = path.read_text().splitlines() if path.exists() else []
-    return next(
-        (line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.processor()
-    )
 
 
 def save_json(path: str | Path, content: Any) -> None:

@@ -1,0 +1,69 @@
+"""The tables of `docs/speed.md`, made from what stands in `benchmarks/results/`. `python -m benchmarks.figures`."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from benchmarks.suites import SUITES
+from zoo.results import RESULTS
+
+PAGE = Path(__file__).resolve().parent.parent / "docs" / "speed.md"
+BEGIN, END = "<!-- figures: python -m benchmarks.figures -->", "<!-- end of figures -->"
+
+
+def figures() -> str:
+    """Every suite that was timed, a table each."""
+    files = [path for suite in SUITES for path in sorted(RESULTS.glob(f"{suite}-*.json")) if _suite(path) == suite]
+    return "\n\n".join(_table(path) for path in files)
+
+
+def _suite(path: Path) -> str:
+    """The longest name that a file begins with: `zoo-gpu` is a suite, and so is `zoo`."""
+    return max((suite for suite in SUITES if path.stem.startswith(f"{suite}-")), key=len)
+
+
+def _table(path: Path) -> str:
+    content = json.loads(path.read_text())
+    found: dict[str, Any] = content["environment"]
+    versions = ", ".join(f"{name} {found['versions'][name]}" for name in ("torch", "jax", "flax"))
+    device = found["jax_device"] if not found["jax_device"].startswith("cpu") else found["processor"]
+    where = f"`{path.name}`: {device}, {found['cores']} cores, {versions}, {found['date'][:10]}"
+    head = ("members x rows", "best of PyTorch", "", "ours", "times as fast", "than `jax.vmap`", "control", "plan")
+    lines = [head, ("---", "---", "---:", "---:", "---:", "---:", "---:", "---"), *map(_row, content["cases"].items())]
+    return "\n".join([where, "", *(f"| {' | '.join(line)} |" for line in lines)])
+
+
+def _row(item: tuple[str, Any]) -> tuple[str, ...]:
+    name, report = item
+    times = {variant["name"]: variant for variant in report["variants"]}
+    best = report["best"]
+    ours, theirs = times[best["ours"]], times[best["theirs"]]
+    return (
+        name,
+        best["theirs"],
+        _milliseconds(theirs["median"]),
+        _milliseconds(ours["median"]),
+        _interval(best),
+        f"{report['plain']['value']:.1f}" if report["plain"] else "",
+        f"{report['control']['low']:.2f} to {report['control']['high']:.2f}" if report["control"] else "",
+        f"`{ours['note'].removeprefix('measured: ').partition(': ')[0]}`",
+    )
+
+
+def _interval(ratio: dict[str, Any]) -> str:
+    return f"{ratio['value']:.2f} ({ratio['low']:.2f} to {ratio['high']:.2f})"
+
+
+def _milliseconds(seconds: float) -> str:
+    return f"{1000 * seconds:.3g} ms"
+
+
+def page(text: str) -> str:
+    """The page with the tables of today."""
+    before, _, rest = text.partition(BEGIN)
+    _, _, after = rest.partition(END)
+    return f"{before}{BEGIN}\n\n{figures()}\n\n{END}{after}"
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(PAGE.read_text()))

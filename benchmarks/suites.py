@@ -1,0 +1,39 @@
+"""What is timed: a suite is a list of cases, a case one ensemble on one minibatch."""
+
+import dataclasses
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """`members` networks on `batch` rows; `variants` are PyTorch's ways to be timed, None for all."""
+
+    network: str
+    members: int
+    batch: int
+    variants: tuple[str, ...] | None = None
+
+    @property
+    def name(self) -> str:
+        """`cnn, 10 x 64`."""
+        return f"{self.network}, {self.members} x {self.batch}"
+
+
+# Compiling four large networks as one graph in every mode takes an hour: the modes are compared in the first suite.
+_PLAIN = ("loop", "loop, channels_last", "torch.func.vmap")
+_COMPILED = ("compile(loop, default)", "compile(loop, channels_last, default)", "compile(torch.func.vmap, default)")
+_GRAPHS = ("compile(loop, channels_last, reduce-overhead)", "compile(torch.func.vmap, reduce-overhead)")
+
+SUITES: dict[str, list[Case]] = {
+    "tutorial": [Case("mlp", 10, 64), Case("cnn", 10, 64)],
+    "zoo": [
+        Case(name, 4, 16, (*_PLAIN, *_COMPILED))
+        for name in ("resnet18", "vgg11", "mobilenet_v2", "resnext50_32x4d", "efficientnet_b0")
+    ],
+    "zoo-gpu": [Case(name, 10, 64, (*_PLAIN, *_GRAPHS)) for name in ("resnet18", "mobilenet_v2")],
+    "scaling": [
+        *(Case(name, members, 64, _PLAIN) for name in ("mlp", "cnn") for members in (1, 10, 100)),
+        Case("mlp", 1000, 64, _PLAIN),
+        *(Case(name, 10, batch, _PLAIN) for name in ("mlp", "cnn") for batch in (1, 512)),
+        Case("mlp", 10, 4096, _PLAIN),
+    ],
+}

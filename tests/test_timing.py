@@ -1,0 +1,135 @@
+"""Timing: intervals, reports, and what a worker does."""
+
+import json
+import pickle
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import torch_bridge
+from jaxensemble.errors import InputError, ParityError
+from torch_bridge.timing.files import load_arrays, save_arrays
+from torch_bridge.timing.process import compare
+from torch_bridge.timing.result import Ratio, TimingReport, Variant
+from torch_bridge.timing.statistics import ratio_interval
+from torch_bridge.timing.variants import OURS, PLAIN, jax_call, torch_call, torch_variants
+from torch_bridge.timing.worker import Job, Worker
+
+
+def _variant(name: str, framework: str, *rounds: float, **options: Any) -> Variant:
+    return Variant(name, framework, rounds, (min(rounds), max(rounds)), **options)
+
+
+OURS_RAN = _variant(OURS, "jax", 0.010, 0.011, 0.009, 0.010, 0.010, first=1.5, peak=12_000_000, note="Plan(members=1)")
+THEIRS_RAN = _variant("loop", "torch", 0.020, 0.022, 0.018, 0.020, 0.020, first=0.1)
+FAILED = Variant("compile(loop, default)", "torch", failure="RuntimeError: no compiler")
+REPORT = TimingReport(
+    (THEIRS_RAN, OURS_RAN, FAILED), Ratio.of(OURS_RAN, THEIRS_RAN), None, Ratio.of(OURS_RAN, OURS_RAN), rows=640
+)
+
+
+def test_an_interval_holds_the_ratio_and_only_noise_holds_one() -> None:
+    noise = np.random.default_rng(0).normal(1, 0.05, size=(2, 20))
+    low, high = ratio_interval(noise[0], 1.5 * noise[1])
+    assert 1.4 < low < 1.5 < high < 1.6
+    low, high = ratio_interval(noise[0], noise[1])
+    assert low < 1 < high
+
+
+def test_what_slows_a_round_slows_both() -> None:
+    slow = np.array([1.0, 1.0, 9.0, 9.0, 1.0, 9.0])
+    low, high = ratio_interval(slow, 2 * slow)
+    assert low == high == 2
+
+
+def test_a_winner_is_named_only_outside_of_the_noise() -> None:
+    assert str(Ratio("a", "b", 2.0, 1.5, 2.5, 10)) == "a is 2.00 times as fast as b (1.50 to 2.50)"
+    assert str(Ratio("a", "b", 1.1, 0.9, 1.3, 10)).endswith("(0.90 to 1.30, no winner)")
+    assert Ratio("a", "b", 0.5, 0.4, 0.6, 10).decided and not Ratio("a", "b", 0.5, 0.5, 0.5, 1).decided
+
+
+def test_reports_print_save_and_draw(tmp_path: Path) -> None:
+    text = str(REPORT)
+    assert "jaxensemble is 2.00 times as fast as loop (2.00 to 2.00)" in text
+    assert "control, ours against itself: 1.00 to 1.00" in text
+    assert "compile(loop, default): RuntimeError: no compiler" in text
+    first, second, failed = (line.split("|")[1].strip() for line in REPORT.to_markdown().splitlines()[2:])
+    assert (first, second, failed) == (OURS, "loop", "compile(loop, default)")
+    assert "64,000" in REPORT.to_markdown()
+    REPORT.save(tmp_path / "report.json")
+    content = json.loads((tmp_path / "report.json").read_text())
+    assert content["best"]["value"] == 2.0 and content["plain"] is None and content["variants"][2]["median"] is None
+    REPORT.plot(tmp_path / "bars.png")
+    assert (tmp_path / "bars.png").read_bytes().startswith(b"\x89PNG")
+
+
+def _ported() -> tuple[list[nn.Module], Any, tuple[torch.Tensor]]:
+    models: list[nn.Module] = [nn.Sequential(nn.Conv2d(2, 3, 3), nn.ReLU()).eval() for _ in range(3)]
+    x = (torch.randn(4, 2, 5, 6),)
+    return models, torch_bridge.to_ensemble(models, x, check=False), x
+
+
+def test_every_way_gives_the_same() -> None:
+    models, ensemble, x = _ported()
+    expected = np.stack([model(*x).detach().numpy() for model in models])
+    for name in torch_variants("cpu", images=True)[:3]:
+        outputs = torch_call(name, models, x)()
+        outputs = torch.stack(outputs) if isinstance(outputs, list) else outputs
+        np.testing.assert_allclose(outputs.numpy(), expected, atol=1e-6)
+    for name in (OURS, PLAIN):
+        np.testing.assert_allclose(jax_call(name, ensemble, tuple(map(np.asarray, x)))(), expected, atol=1e-6)
+
+
+def test_a_worker_measures_blocks(tmp_path: Path) -> None:
+    models, _, x = _ported()
+    (tmp_path / "models.pkl").write_bytes(pickle.dumps((models, x)))
+    worker = Worker(Job(str(tmp_path), "loop", "torch", "cpu", tf32=False, x64=False, threads=1, seconds=0.0))
+    ready = worker.prepare()
+    (outputs,) = load_arrays(Path(ready["outputs"]))
+    assert outputs.shape == (3, 4, 3, 3, 4)
+    block = worker.block()
+    assert len(block["samples"]) >= 5 and not block["compiled"]
+    assert set(worker.finish()) == {"transfer", "peak"}
+
+
+class _Ended:
+    def __init__(self, name: str, path: Path, *outputs: np.ndarray) -> None:
+        self.job = Job("", name, "torch", "cpu", tf32=False, x64=False, threads=1, seconds=0.0)
+        self.ready = {"outputs": str(path / f"{name}.npz")}
+        save_arrays(Path(self.ready["outputs"]), outputs)
+
+
+def test_nothing_is_timed_where_outputs_differ(tmp_path: Path) -> None:
+    x = np.linspace(-1, 1, 10)
+    same, near = _Ended("loop", tmp_path, x), _Ended("vmap", tmp_path, x + 1e-6)
+    compare([same, near], half=False)  # type: ignore[list-item]
+    others = [
+        _Ended("wrong", tmp_path, x + 0.01),
+        _Ended("shape", tmp_path, x[:5]),
+        _Ended("nan", tmp_path, x * np.nan),
+    ]
+    with pytest.raises(ParityError, match=r"not those of loop: .*wrong: 1\.0e-02; shape: inf; nan: nan"):
+        compare([same, near, *others], half=False)  # type: ignore[list-item]
+
+
+def test_arrays_keep_their_order_dtypes_and_bits(tmp_path: Path) -> None:
+    arrays = [np.arange(12.0), np.array(3), jnp.arange(3, dtype=jnp.bfloat16) / 3, np.zeros((0, 2), bool)]
+    save_arrays(tmp_path / "file.npz", [np.asarray(array) for array in arrays])
+    for array, found in zip(arrays, load_arrays(tmp_path / "file.npz"), strict=True):
+        assert found.dtype == array.dtype and found.shape == array.shape and found.tobytes() == array.tobytes()
+
+
+def test_arguments_are_checked() -> None:
+    models, ensemble, x = _ported()
+    with pytest.raises(InputError, match=r"`variants` must be some of .*got \['fast'\]"):
+        torch_bridge.time(models, ensemble, x, variants=["fast"])
+    with pytest.raises(InputError, match="`rounds` at least 1"):
+        torch_bridge.time(models, ensemble, x, rounds=0)
+    models[1].train()
+    with pytest.raises(InputError, match=r"evaluation mode: call \.eval\(\)"):
+        torch_bridge.time(models, ensemble, x)

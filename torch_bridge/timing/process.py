@@ -1,0 +1,146 @@
+"""The process of one variant, as the one that measures sees it."""
+
+import contextlib
+import dataclasses
+import json
+import os
+import select
+import statistics
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxensemble.errors import ParityError
+from torch_bridge.timing.files import load_arrays
+from torch_bridge.timing.result import Variant
+from torch_bridge.timing.worker import Job
+
+_AGREE = 1e-3
+"""How far outputs may be apart, relative to the largest: enough to see that the work is the same. `check` proves it."""
+
+_AGREE_HALF = 0.1
+"""The same for networks that compute in half precision."""
+
+
+MINUTES = 30
+"""How long a worker may take to answer: compiling large networks takes minutes."""
+
+_ENVIRONMENT = {
+    "cpu": {"JAX_PLATFORMS": "cpu"},
+    "cuda": {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"},  # all of them share the GPU
+}
+
+
+class Process:
+    """Starts a worker, and keeps what it says."""
+
+    def __init__(self, job: Job, stack: contextlib.ExitStack):
+        self.job = job
+        self.rounds: list[float] = []
+        self.samples: list[float] = []
+        self.ready: dict[str, Any] = {}
+        self.end: dict[str, Any] = {}
+        self.failure = ""
+        self._stack = stack
+        self._process: subprocess.Popen[str] | None = None
+
+    @property
+    def median(self) -> float:
+        """The seconds of one call, in all rounds so far."""
+        return statistics.median(self.rounds)
+
+    def start(self) -> None:
+        """Starts the worker and waits until its first call is done."""
+        command = [sys.executable, "-m", "torch_bridge.timing.worker"]
+        paths = os.pathsep.join(path for path in sys.path if path)
+        self._process = self._stack.enter_context(
+            subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+                env={**os.environ, "PYTHONPATH": paths, **_ENVIRONMENT[self.job.device]},
+            )
+        )  # fmt: skip
+        self._stack.callback(self._process.kill)
+        self.ready = self._ask(dataclasses.asdict(self.job))
+
+    def block(self) -> None:
+        """Measures one block of calls; one in which something was compiled is measured again, once."""
+        answer = self._ask({"do": "block"})
+        if answer.get("compiled"):
+            answer = self._ask({"do": "block"})
+        if answer.get("compiled"):
+            self.failure = "compiles anew at every call"
+        if not self.failure:
+            self.rounds.append(statistics.median(answer["samples"]))
+            self.samples += answer["samples"]
+
+    def finish(self) -> None:
+        """Asks for memory and transfers, and ends the worker."""
+        failure = self.failure
+        self.end = self._ask({"do": "finish"})
+        self.failure = failure  # what was measured stays
+        if self._process:
+            self._process.kill()
+
+    def variant(self) -> Variant:
+        """What was found."""
+        name, framework = self.job.variant, self.job.framework
+        if self.failure or not self.rounds:
+            return Variant(name, framework, failure=self.failure or "was not measured")
+        low, _, high = statistics.quantiles(self.samples, n=4)
+        return Variant(
+            name,
+            framework,
+            tuple(self.rounds),
+            (low, high),
+            self.ready["first"],
+            self.end.get("transfer", 0.0),
+            self.end.get("peak", 0),
+            note=self.ready["note"],
+        )
+
+    def _ask(self, message: dict[str, Any]) -> dict[str, Any]:
+        process = self._process
+        if self.failure or process is None or process.stdin is None or process.stdout is None:
+            return {}
+        try:
+            process.stdin.write(json.dumps(message) + "\n")
+            process.stdin.flush()
+            ready, _, _ = select.select([process.stdout], [], [], 60 * MINUTES)
+            answer = json.loads(process.stdout.readline()) if ready else {"error": f"no answer after {MINUTES} minutes"}
+        except (OSError, ValueError):  # ValueError: half a line, or none
+            process.kill()
+            answer = {"error": f"the process ended with exit status {process.wait()}"}
+        self.failure = answer.get("error", "")
+        return answer
+
+
+def compare(processes: Sequence[Process], *, half: bool) -> None:
+    """Raises `ParityError` for variants whose outputs are not those of the first one."""
+    outputs = [load_arrays(Path(process.ready["outputs"])) for process in processes]
+    limit = _AGREE_HALF if half else _AGREE
+    errors = {p.job.variant: _apart(found, outputs[0]) for p, found in zip(processes, outputs, strict=True)}
+    wrong = [f"{name}: {error:.1e}" for name, error in errors.items() if not error <= limit]
+    if wrong:
+        raise ParityError(
+            f"nothing is timed: outputs are not those of {processes[0].job.variant}: relative to the largest, "
+            f"{'; '.join(wrong)}"
+        )
+
+
+def _apart(found: list[np.ndarray], expected: list[np.ndarray]) -> float:
+    if [x.shape for x in found] != [x.shape for x in expected]:
+        return float("inf")
+    return max((_normwise(x, y) for x, y in zip(found, expected, strict=True)), default=0.0)
+
+
+def _normwise(x: np.ndarray, y: np.ndarray) -> float:
+    if not x.size:
+        return 0.0
+    wide = complex if np.iscomplexobj(y) else float
+    x, y = x.astype(wide), y.astype(wide)
+    scale = float(np.abs(y).max())
+    return float(np.abs(x - y).max()) / (scale or 1.0)

@@ -1,0 +1,137 @@
+"""What `time` finds: a row for every variant, and ratios with the intervals they lie in."""
+
+import dataclasses
+import statistics
+from pathlib import Path
+from typing import Any
+
+from jaxensemble.device import human_bytes
+from torch_bridge.report import save_json, table
+from torch_bridge.timing.statistics import ratio_interval
+
+
+@dataclasses.dataclass(frozen=True)
+class Variant:
+    """One way of running the ensemble, in a process of its own. Times are in seconds.
+
+    - `rounds`: the median call of every block; empty for one that failed. Only the fastest have all rounds.
+    - `first`: the first call, compilation included.
+    - `transfer`: moving inputs to the device and outputs from it, which no other figure has in it.
+    - `peak`: bytes at the peak, on a CPU beyond what the process had before.
+    - `failure`: why there is no figure.
+    """
+
+    name: str
+    framework: str
+    rounds: tuple[float, ...] = ()
+    quartiles: tuple[float, float] = (0.0, 0.0)
+    first: float = 0.0
+    transfer: float = 0.0
+    peak: int = 0
+    failure: str = ""
+    note: str = ""
+
+    @property
+    def median(self) -> float:
+        """The seconds of one call of all members; infinite for one that failed."""
+        return statistics.median(self.rounds) if self.rounds else float("inf")
+
+
+@dataclasses.dataclass(frozen=True)
+class Ratio:
+    """How many times faster one variant is than another, and the 95 % interval of that."""
+
+    ours: str
+    theirs: str
+    value: float
+    low: float
+    high: float
+    rounds: int
+
+    @classmethod
+    def of(cls, ours: Variant, theirs: Variant) -> "Ratio":
+        """Of two variants that were measured in the same rounds."""
+        low, high = ratio_interval(ours.rounds, theirs.rounds)
+        return cls(ours.name, theirs.name, theirs.median / ours.median, low, high, len(ours.rounds))
+
+    @property
+    def decided(self) -> bool:
+        """Whether one is faster: the interval does not hold 1. Of less than five rounds nothing can be said."""
+        return self.rounds >= 5 and (self.low > 1 or self.high < 1)
+
+    def __str__(self) -> str:
+        interval = f"{self.low:.2f} to {self.high:.2f}{'' if self.decided else ', no winner'}"
+        return f"{self.ours} is {self.value:.2f} times as fast as {self.theirs} ({interval})"
+
+
+@dataclasses.dataclass(frozen=True)
+class TimingReport:
+    """How long every variant took, and how ours compares; prints as a table.
+
+    - `best`: against the fastest of PyTorch's ways; None where ours or all of theirs failed.
+    - `plain`: against `jax.jit(jax.vmap(...))` of the same network.
+    - `control`: ours against itself in another process: its interval holds 1 where the machine can be trusted.
+    - `rows`: predictions of one call: members times the size of the minibatch, for the throughput.
+    """
+
+    variants: tuple[Variant, ...]
+    best: Ratio | None
+    plain: Ratio | None
+    control: Ratio | None
+    rows: int
+    environment: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    def __str__(self) -> str:
+        text = table(
+            "Time of one call", _COLUMNS, [self._row(v) for v in sorted(self.variants, key=lambda v: v.median)]
+        )
+        ratios = [str(ratio) for ratio in (self.best, self.plain) if ratio]
+        if self.control:
+            ratios.append(f"control, ours against itself: {self.control.low:.2f} to {self.control.high:.2f}")
+        notes = [f"{v.name}: {v.failure or v.note}" for v in self.variants if v.failure or v.note]
+        return "\n".join([text, *ratios, *notes])
+
+    def _row(self, v: Variant) -> tuple[str, ...]:
+        if not v.rounds:
+            return (v.name, "failed", *[""] * (len(_COLUMNS) - 2))
+        low, high = v.quartiles
+        return (
+            v.name,
+            f"{1e3 * v.median:.3g} ms",
+            f"{1e3 * low:.3g} to {1e3 * high:.3g}",
+            f"{self.rows / v.median:,.0f}",
+            f"{v.first:.2g} s",
+            f"{1e3 * v.transfer:.2g} ms",
+            human_bytes(v.peak),
+        )
+
+    def to_markdown(self) -> str:
+        """The table in Markdown."""
+        rows = [self._row(v) for v in sorted(self.variants, key=lambda v: v.median)]
+        lines = [_COLUMNS, ("---", *["---:"] * (len(_COLUMNS) - 1)), *rows]
+        return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+    def to_json(self) -> dict[str, Any]:
+        """The report as plain data."""
+        return {
+            "variants": [{**dataclasses.asdict(v), "median": v.median if v.rounds else None} for v in self.variants],
+            **{name: value and dataclasses.asdict(value) for name, value in self._ratios().items()},
+            "rows": self.rows,
+            "environment": self.environment,
+        }
+
+    def save(self, path: str | Path) -> None:
+        """Writes `to_json()` to a file."""
+        save_json(path, self.to_json())
+
+    def plot(self, path: str | Path) -> None:
+        """Draws the medians as bars, with the range that half of the calls lie in. Needs matplotlib."""
+        from torch_bridge.timing.pictures import bars
+
+        bars(self.variants, Path(path))
+
+    def _ratios(self) -> dict[str, Ratio | None]:
+        return {"best": self.best, "plain": self.plain, "control": self.control}
+
+
+_COLUMNS = ("", "median", "half of the calls", "predictions / s", "first call", "transfer", "peak memory")

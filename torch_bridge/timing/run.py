@@ -1,0 +1,148 @@
+"""`time`: every way of running an ensemble, a process each, measured in turn."""
+
+import contextlib
+import dataclasses
+import random
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import cloudpickle
+import jax
+import numpy as np
+import torch
+import torch.utils._pytree as pytree
+from torch import Tensor, nn
+
+from jaxensemble.device import cores
+from jaxensemble.ensemble import Ensemble
+from jaxensemble.errors import InputError
+from jaxensemble.inputs import as_arrays
+from torch_bridge import reference
+from torch_bridge.members import as_members
+from torch_bridge.report import environment
+from torch_bridge.timing.files import save_arrays
+from torch_bridge.timing.process import Process, compare
+from torch_bridge.timing.result import Ratio, TimingReport
+from torch_bridge.timing.variants import OURS, PLAIN, torch_variants
+from torch_bridge.timing.worker import Job
+
+_FINALISTS = 3
+"""How many of PyTorch's ways are measured in all rounds; the others in the first one only."""
+
+
+def time(
+    models: Sequence[nn.Module],
+    ensemble: Ensemble,
+    inputs: tuple[Any, ...],
+    *,
+    variants: Sequence[str] | None = None,
+    rounds: int = 10,
+    seconds: float = 0.2,
+    tf32: bool = False,
+    threads: int | None = None,
+    progress: Callable[[str], object] = lambda text: None,
+) -> TimingReport:
+    """Times a ported ensemble beside every way that PyTorch has of running the same members on the same inputs.
+
+    Every variant has a process of its own; they are measured in turn, in an order that is drawn anew in every round.
+    Outputs are compared first, and every call is waited for. Ours is tuned (`Ensemble.tune`), and the ratio is against
+    the fastest of PyTorch's ways. Both sides use the same device, threads and precision.
+
+    **Arguments:**
+
+    - `models`, `ensemble`, `inputs`: as for `check`. Modules reach the processes by way of `cloudpickle`.
+    - `variants`: names of PyTorch's ways to be timed; all of them without: see `timing.variants.torch_variants`.
+    - `rounds`, `seconds`: how many blocks of calls every variant gets, and how long a block lasts at least.
+    - `tf32`: whether both frameworks may round float32 products to TF32, on GPUs that have it.
+    - `threads`: PyTorch's threads; those of the cores that this process may use without.
+    - `progress`: is told what is being done.
+
+    **Raises:** `InputError` for what cannot be timed, `ParityError` where outputs differ: then no figure is given.
+
+    >>> import torch_bridge
+    >>> models = [nn.Linear(3, 2).eval() for _ in range(3)]
+    >>> x = torch.randn(8, 3)
+    >>> ensemble = torch_bridge.to_ensemble(models, (x,))
+    >>> report = torch_bridge.time(models, ensemble, (x,), variants=["loop"], rounds=2, seconds=0.01)
+    >>> report.best.theirs
+    'loop'
+    """
+    members = as_members(models)
+    if ensemble.network is None:
+        raise InputError("`ensemble` must be one that was ported from PyTorch: it is sent to another process")
+    images = any(isinstance(x, Tensor) and x.ndim == 4 for x in pytree.tree_leaves(inputs))
+    device = "cuda" if torch.cuda.is_available() and jax.default_backend() == "gpu" else "cpu"
+    known = torch_variants(device, images=images)
+    names = list(known if variants is None else variants)
+    unknown = [name for name in names if name not in known]
+    if unknown or not names or rounds < 1:
+        raise InputError(f"`variants` must be some of {known}, and `rounds` at least 1; got {names} and {rounds}")
+    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
+        _write(Path(folder), members, ensemble, inputs)
+        job = Job(
+            folder,
+            variant="",
+            framework="torch",
+            device=device,
+            tf32=tf32,
+            x64=jax.config.jax_enable_x64,  # pyright: ignore[reportAttributeAccessIssue]
+            threads=threads or cores(),
+            seconds=seconds,
+        )
+        jobs = [("torch", name) for name in names] + [("jax", OURS), ("jax", OURS), ("jax", PLAIN)]
+        runs = [Process(dataclasses.replace(job, framework=kind, variant=name), stack) for kind, name in jobs]
+        return _timed(runs, members, inputs, rounds, progress)
+
+
+def _timed(
+    runs: list[Process], members: list[nn.Module], inputs: Any, rounds: int, progress: Callable[[str], object]
+) -> TimingReport:
+    for run in runs:
+        progress(f"preparing {run.job.variant}")
+        run.start()
+    half = any(p.dtype in (torch.bfloat16, torch.float16) for p in members[0].parameters())
+    compare([run for run in runs if not run.failure], half=half)
+    ours, again, plain = runs[-3:]
+    order, taking_part = random.Random(0), runs
+    for number in range(rounds):
+        progress(f"round {number + 1} of {rounds}")
+        for run in order.sample(taking_part, len(taking_part)):
+            run.block()
+        if number == 0:
+            taking_part = _finalists(runs)
+    for run in taking_part:
+        run.finish()
+    found = {id(run): run.variant() for run in runs}
+    theirs = [found[id(run)] for run in taking_part if run.job.framework == "torch"]
+    torch_best = min(theirs, key=lambda variant: variant.median, default=found[id(runs[0])])
+    mine, twin, mapped = (found[id(run)] for run in (ours, again, plain))
+    return TimingReport(
+        tuple(found[id(run)] for run in runs if run is not again),
+        best=Ratio.of(mine, torch_best) if mine.rounds and torch_best.rounds else None,
+        plain=Ratio.of(mine, mapped) if mine.rounds and mapped.rounds else None,
+        control=Ratio.of(mine, twin) if mine.rounds and twin.rounds else None,
+        rows=len(members) * (reference.batch_size(inputs, 0) or 1),
+        environment=environment(),
+    )
+
+
+def _finalists(runs: list[Process]) -> list[Process]:
+    """Ours, and those of PyTorch's ways that were fastest so far; the others end here."""
+    theirs = [run for run in runs if run.job.framework == "torch" and run.rounds]
+    fastest = sorted(theirs, key=lambda run: run.median)[:_FINALISTS]
+    staying = [run for run in runs if run in fastest or run.job.framework == "jax"]
+    for run in runs:
+        if run not in staying:
+            run.finish()
+    return staying
+
+
+def _write(folder: Path, members: list[nn.Module], ensemble: Ensemble, inputs: tuple[Any, ...]) -> None:
+    if any(module.training for member in members for module in member.modules()):
+        raise InputError("`models` must be in evaluation mode: call .eval() on each")
+    ensemble.eval().save(folder / "ensemble")
+    (folder / "models.pkl").write_bytes(cloudpickle.dumps((members, inputs)))
+    arrays = as_arrays(reference.laid_out(inputs, ensemble.origin.input_layout), "inputs")
+    save_arrays(folder / "inputs.npz", [np.asarray(leaf) for leaf in jax.tree.leaves(arrays)])

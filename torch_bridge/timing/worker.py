@@ -1,0 +1,208 @@
+"""One variant in a process of its own: prepares it, runs it when told to, and says how long that took.
+
+Talks in lines of JSON: standard input has the commands, standard output the answers.
+"""
+
+import dataclasses
+import json
+import os
+import pickle
+import resource
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import torch
+import torch.utils._pytree as pytree
+
+from jaxensemble import Ensemble
+from jaxensemble.inputs import input_structure
+from torch_bridge import reference
+from torch_bridge.parity.metrics import stacked
+from torch_bridge.timing.files import load_arrays, save_arrays
+from torch_bridge.timing.variants import OURS, is_loop, jax_call, torch_call
+
+WARM_UPS = 3
+LEAST = 5  # calls a block has at least
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """What a worker is started with; `folder` holds what `run.time` wrote there."""
+
+    folder: str
+    variant: str
+    framework: str
+    device: str
+    tf32: bool
+    x64: bool
+    threads: int
+    seconds: float
+
+
+class Worker:
+    """A variant that is ready to run, and how to tell that a call has ended."""
+
+    def __init__(self, job: Job):
+        self.job = job
+        self.before = _peak()
+        self.way = (_torch if job.framework == "torch" else _jax)(job)
+
+    def prepare(self) -> dict[str, Any]:
+        """The first call, which compiles; its outputs go into a file, to be compared."""
+        start = time.perf_counter()
+        outputs = self.way.wait(self.way.call())
+        first = time.perf_counter() - start
+        path = Path(self.job.folder) / f"outputs-{os.getpid()}.npz"
+        save_arrays(path, self.way.arrays(outputs))
+        for _ in range(WARM_UPS):
+            self.way.wait(self.way.call())
+        return {"first": first, "outputs": str(path), "note": self.way.note}
+
+    def block(self) -> dict[str, Any]:
+        """The seconds of every call of a block, and whether anything was compiled meanwhile."""
+        compiled, samples = self.way.compilations(), []
+        end = time.perf_counter() + self.job.seconds
+        while len(samples) < LEAST or time.perf_counter() < end:
+            start = time.perf_counter()
+            self.way.wait(self.way.call())
+            samples.append(time.perf_counter() - start)
+        return {"samples": samples, "compiled": self.way.compilations() != compiled}
+
+    def finish(self) -> dict[str, Any]:
+        """Memory at its peak, and the seconds of moving inputs to the device and outputs from it."""
+        outputs, moved = self.way.wait(self.way.call()), []
+        for _ in range(LEAST):
+            start = time.perf_counter()
+            self.way.move(outputs)
+            moved.append(time.perf_counter() - start)
+        peak = self.way.device_peak()
+        return {"transfer": sorted(moved)[len(moved) // 2], "peak": _peak() - self.before if peak is None else peak}
+
+
+@dataclasses.dataclass(frozen=True)
+class Way:
+    """How to run a variant, and what else is asked of it.
+
+    - `call` runs all members once, `wait` waits for the outputs, `arrays` gives them as NumPy's.
+    - `compilations` counts what was compiled so far; `move` moves inputs to the device and these outputs from it.
+    - `device_peak` is the memory of a device of its own, in bytes; None for a CPU.
+    """
+
+    call: Callable[[], Any]
+    wait: Callable[[Any], Any]
+    arrays: Callable[[Any], list[Any]]
+    compilations: Callable[[], int]
+    move: Callable[[Any], object]
+    device_peak: Callable[[], int | None]
+    note: str = ""
+
+
+def _torch(job: Job) -> Way:
+    cuda = job.device != "cpu"
+    torch.set_num_threads(job.threads)
+    models, inputs = pickle.loads((Path(job.folder) / "models.pkl").read_bytes())
+    models = [model.to(job.device) for model in models]
+    call = torch_call(job.variant, models, pytree.tree_map(_to(job.device), inputs))
+
+    def wait(outputs: Any) -> Any:
+        if cuda:
+            torch.cuda.synchronize()
+        return outputs
+
+    def arrays(outputs: Any) -> list[Any]:
+        outputs = pytree.tree_map(_numbers, outputs)
+        if not is_loop(job.variant):
+            outputs = [pytree.tree_map(lambda x, k=k: x[k], outputs) for k in range(len(models))]
+        return [array for _, array in sorted(stacked(outputs).items())]
+
+    def compilations() -> int:
+        if not job.variant.startswith("compile("):
+            return 0
+        from torch._dynamo.utils import counters  # which takes seconds to import
+
+        return counters["stats"]["unique_graphs"]
+
+    def move(outputs: Any) -> None:
+        wait(pytree.tree_map(_to(job.device), inputs))
+        pytree.tree_map(_to("cpu"), outputs)
+
+    return Way(call, wait, arrays, compilations, move, lambda: torch.cuda.max_memory_allocated() if cuda else None)
+
+
+def _numbers(x: Any) -> Any:
+    if not hasattr(x, "cpu"):
+        return x
+    return x.cpu().float() if str(x.dtype) in ("torch.bfloat16", "torch.float16") else x.cpu()
+
+
+def _to(device: str) -> Callable[[Any], Any]:
+    return lambda x: x.to(device) if hasattr(x, "to") else x
+
+
+def _jax(job: Job) -> Way:
+    compiled = []
+
+    def listen(event: str, duration_secs: float, **_: Any) -> None:
+        if event.endswith("backend_compile_duration"):
+            compiled.append(duration_secs)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    ensemble = Ensemble.load(Path(job.folder) / "ensemble")
+    inputs = jax.tree.unflatten(input_structure(ensemble.network), load_arrays(Path(job.folder) / "inputs.npz"))
+    call = jax_call(job.variant, ensemble, inputs)
+    note = ensemble.explain(*inputs).splitlines()[1] if job.variant == OURS else ""
+    jax.clear_caches()  # what measuring plans has compiled: the first call compiles, as everyone's does
+
+    def arrays(outputs: Any) -> list[Any]:
+        narrow = (jax.numpy.bfloat16, jax.numpy.float16)
+        outputs = jax.tree.map(lambda x: np.asarray(x.astype("float32") if x.dtype in narrow else x), outputs)
+        members = [jax.tree.map(lambda x, k=k: x[k], outputs) for k in range(len(ensemble))]
+        return [array for _, array in sorted(stacked(members).items())]
+
+    def move(outputs: Any) -> None:
+        jax.block_until_ready(jax.device_put(inputs))
+        jax.tree.map(lambda x: np.array(x.copy()), outputs)  # an array keeps what was once fetched
+
+    def device_peak() -> int | None:
+        return (jax.local_devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
+
+    return Way(call, jax.block_until_ready, arrays, lambda: len(compiled), move, device_peak, note)
+
+
+def _peak() -> int:
+    """Of this process, in bytes. What `getrusage` says begins with the size of the process that started this one."""
+    status = Path("/proc/self/status")
+    lines = status.read_text().splitlines() if status.exists() else []
+    found = next((1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM:")), None)
+    return found if found is not None else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def main() -> None:
+    """Reads a job, then commands, until there are no more."""
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what libraries print must not come between
+
+    def answer(content: dict[str, Any]) -> None:
+        answers.write(json.dumps(content) + "\n")
+        answers.flush()
+
+    job = Job(**json.loads(next(sys.stdin)))
+    if hasattr(os, "sched_setaffinity"):  # JAX takes all the cores there are
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: job.threads])
+    with reference.equal_precision(tf32=job.tf32), jax.enable_x64(job.x64):
+        try:
+            worker = Worker(job)
+            answer(worker.prepare())
+            for line in sys.stdin:
+                answer(getattr(worker, json.loads(line)["do"])())
+        except Exception as error:  # told as the variant's failure: the others go on
+            answer({"error": f"{type(error).__name__}: {error}"[:500]})
+
+
+if __name__ == "__main__":
+    main()
