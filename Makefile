@@ -68,6 +68,8 @@ lint: $(STAMP) ## check formatting, lint and types
 
 # One thread per process: the processes of pytest-xdist already share the cores.
 test test-gpu slow: export OMP_NUM_THREADS := 1
+# Most tests compile a program to run it once.
+test test-gpu: export JAX_DISABLE_MOST_OPTIMIZATIONS := 1
 # What tests measure is no one's plan.
 test test-gpu slow: export JAXENSEMBLE_CACHE := $(CURDIR)/build/cache
 

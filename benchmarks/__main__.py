@@ -14,6 +14,7 @@ from benchmarks import networks
 from benchmarks.suites import SUITES, Case
 from torch_bridge.report import environment, save_json
 from torch_bridge.timing import TimingReport
+from zoo.networks import importable
 from zoo.results import RESULTS
 
 console = Console(stderr=True)
@@ -56,6 +57,7 @@ def timed(case: Case, dtype: str, *, tf32: bool, rounds: int) -> TimingReport:
             variants=case.variants,
             rounds=rounds,
             tf32=tf32,
+            setup=None if case.network in networks.TUTORIAL else importable,
             progress=lambda text: status.update(f"{case.name}: {text}"),
         )
 

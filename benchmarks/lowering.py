@@ -43,8 +43,13 @@ LAYERS = (
     (16, 3, 96, 96, 2, 96),
     (8, 5, 240, 240, 1, 240),
     (2, 3, 960, 960, 1, 960),
+    (16, 7, 96, 96, 1, 96),
+    (16, 11, 96, 96, 1, 96),
     (16, 3, 128, 128, 1, 32),
+    (16, 3, 256, 256, 2, 32),
+    (8, 3, 256, 256, 1, 32),
     (4, 3, 512, 512, 1, 32),
+    (2, 3, 1024, 1024, 1, 32),
 )
 
 
@@ -70,10 +75,10 @@ def measure(layer: tuple[int, ...], rows: int, rounds: int) -> dict[str, float]:
 
 
 def _forms(layer: tuple[int, ...]) -> list[str]:
-    _, window, channels, _, _, groups = layer
+    _, window, _, _, _, groups = layer
     if window == 1:
-        return ["built-in", "pointwise", "im2col"]
-    return [form for form in FORMS if form != "pointwise" and (form != "depthwise" or groups == channels > 1)]
+        return ["built-in", "im2col"]
+    return [form for form in FORMS if form != "grouped" or groups > 1]
 
 
 def _call(layer: tuple[int, ...], form: Any, way: str) -> Callable[..., Any]:

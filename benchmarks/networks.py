@@ -42,13 +42,13 @@ class CNN(nn.Module):
         return F.log_softmax(self.fc2(torch.relu(self.fc1(x))), dim=1)
 
 
-_TUTORIAL: dict[str, Callable[[], nn.Module]] = {"mlp": MLP, "cnn": CNN}
+TUTORIAL: dict[str, Callable[[], nn.Module]] = {"mlp": MLP, "cnn": CNN}
 
 
 def make(name: str, members: int, batch: int) -> tuple[list[nn.Module], tuple[Tensor, ...]]:
     """Members in evaluation mode, and a minibatch: digits of 28 x 28 for the tutorial's, else images of 64 x 64."""
     torch.manual_seed(0)
-    if name in _TUTORIAL:
-        return [_TUTORIAL[name]().eval() for _ in range(members)], (torch.randn(batch, 1, 28, 28),)
+    if name in TUTORIAL:
+        return [TUTORIAL[name]().eval() for _ in range(members)], (torch.randn(batch, 1, 28, 28),)
     models, _ = networks.make("torchvision", name, members)
     return models, (torch.randn(batch, 3, 64, 64),)

@@ -16,8 +16,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import lax
 
-Form = Literal["built-in", "pointwise", "depthwise", "shifted", "im2col"]
-FORMS: tuple[Form, ...] = ("built-in", "pointwise", "depthwise", "shifted", "im2col")
+Form = Literal["built-in", "grouped", "shifted", "im2col"]
+FORMS: tuple[Form, ...] = ("built-in", "grouped", "shifted", "im2col")
 
 
 def with_forms(module: nnx.Module, platform: str, *, vmapped: bool) -> nnx.Module:
@@ -33,6 +33,9 @@ def with_forms(module: nnx.Module, platform: str, *, vmapped: bool) -> nnx.Modul
                 layer.dot_general = dot_general
     return module
 
+
+CACHED = 1 << 15
+"""Weights of a grouped convolution that are read again for every pixel: beyond this they come from slower caches."""
 
 BLOCK = 128
 """Terms that a product of one row sums up at most before it adds the sums."""
@@ -135,8 +138,9 @@ class Case:
         )
 
     @property
-    def is_depthwise(self) -> bool:
-        return self.depth == 1 and self.groups > 1
+    def has_narrow_groups(self) -> bool:
+        """Whether groups are so narrow that their products are no matrices, and all weights fit into a core's cache."""
+        return self.groups > 1 and (self.depth == 1 or self.taps * self.depth * self.features <= CACHED)
 
     @property
     def is_strided(self) -> bool:
@@ -146,20 +150,8 @@ class Case:
 def chooser(platform: str, *, vmapped: bool) -> Callable[[Case], Form]:
     """Which form a device runs fastest, by the sizes of a convolution.
 
-    Only CPUs have a table: XLA's own convolutions are kept everywhere else. Measured on two cores with AVX-512, in
-    float32, channels-last, batch 16, in GFLOP/s (built in / im2col / shifted; one kernel, and four under `jax.vmap`):
-
-    | side, window, channels, stride | one kernel | vmapped |
-    |---|---|---|
-    | 64, 7 x 7, 3 to 64, 2 | 93 / 86 / 4 | 20 / 28 / 4 |
-    | 16, 3 x 3, 64 to 64 | 107 / 128 / 134 | 23 / 29 / 47 |
-    | 16, 3 x 3, 64 to 128, 2 | 101 / 156 / 132 | 34 / 105 / 118 |
-    | 8, 3 x 3, 128 to 128 | 194 / 158 / 140 | 58 / 55 / 144 |
-    | 8, 3 x 3, 128 to 256, 2 | 182 / 178 / 93 | 55 / 159 / 85 |
-    | 4, 3 x 3, 256 to 256 | 194 / 185 / 152 | 48 / 148 / 142 |
-    | 2, 3 x 3, 512 to 512 | 2 / 85 / 127 | 73 / 116 / 54 |
-    | 16, 1 x 1, 64 to 128, 2 | 66 / 59 / 61 | 26 / 109 / 107 |
-    | 28, depthwise 3 x 3, 96 | 0.7 / - / 42 | 0.6 / - / - |
+    Only CPUs have a table: XLA's own convolutions are kept everywhere else. It was read off
+    `benchmarks/results/lowering-cpu.json`, which `make bench-lowering` measures anew.
     """
     if platform != "cpu":
         return lambda case: "built-in"
@@ -167,25 +159,19 @@ def chooser(platform: str, *, vmapped: bool) -> Callable[[Case], Form]:
 
 
 def _under_vmap(case: Case) -> Form:
-    if case.is_depthwise:
-        return "depthwise"
-    if case.taps == 1:
-        return "pointwise"
-    if case.groups > 1 or case.is_strided or case.channels < 16 or math.prod(case.out) <= 4:
+    if case.groups > 1:
+        return "grouped" if case.has_narrow_groups else "built-in"
+    if case.taps == 1 or case.is_strided or case.channels < 16 or math.prod(case.out) <= 4:
         return "im2col"
     return "shifted"
 
 
 def _on_its_own(case: Case) -> Form:
-    if case.is_depthwise:
-        return "depthwise"
-    if case.taps == 1 and case.groups == 1:
-        return "pointwise"
     if case.groups > 1:
-        return "im2col"
-    if math.prod(case.out) <= 4 and case.channels >= 64:
+        return "grouped" if case.has_narrow_groups else "built-in"
+    if math.prod(case.out) <= 4 and case.channels >= 64 and case.taps > 1:
         return "shifted"
-    return "im2col" if case.is_strided and case.taps <= 9 else "built-in"
+    return "im2col" if case.taps == 1 or (case.is_strided and case.taps <= 9) else "built-in"
 
 
 def _case(
@@ -231,7 +217,10 @@ def _shifts(case: Case, lhs: jax.Array) -> Iterator[jax.Array]:
 
 def _shifted(case: Case, lhs: jax.Array, rhs: jax.Array, options: dict[str, Any]) -> jax.Array:
     """One dot product a tap, summed."""
-    return _sum([_dot(case, part, weights[None], options) for part, weights in _taps(case, lhs, rhs)])
+    kernel = rhs.reshape(case.taps, case.depth, case.features)
+    taps = [lax.slice_in_dim(kernel, k, k + 1) for k in range(case.taps)]  # indexing would be a gather under vmap
+    parts = _shifts(case, lhs)
+    return functools.reduce(jnp.add, (_dot(case, part, tap, options) for part, tap in zip(parts, taps, strict=True)))
 
 
 def _im2col(case: Case, lhs: jax.Array, rhs: jax.Array, options: dict[str, Any]) -> jax.Array:
@@ -251,32 +240,25 @@ def _dot(case: Case, columns: jax.Array, kernel: jax.Array, options: dict[str, A
     return jnp.einsum("...gi,igo->...go", columns, kernel, **options).reshape(*columns.shape[:-2], case.features)
 
 
-def _depthwise(case: Case, lhs: jax.Array, rhs: jax.Array, options: dict[str, Any]) -> jax.Array:
-    """One multiplication a tap, summed."""
+def _grouped(case: Case, lhs: jax.Array, rhs: jax.Array, options: dict[str, Any]) -> jax.Array:
+    """One multiplication for each tap and each input channel of a group, summed; groups are the last axis meanwhile."""
     dtype = options["preferred_element_type"]
-    multiplier = case.features // case.groups
-
-    def product(part: jax.Array, weights: jax.Array) -> jax.Array:
-        part = part if multiplier == 1 else jnp.repeat(part, multiplier, axis=-1)
-        return (part if dtype is None else part.astype(dtype)) * weights[0]
-
-    return _sum([product(part, weights) for part, weights in _taps(case, lhs, rhs)])
-
-
-def _taps(case: Case, lhs: jax.Array, rhs: jax.Array) -> Iterator[tuple[jax.Array, jax.Array]]:
-    """What every tap sees, and its weights: `[C // groups, features]`."""
-    kernel = rhs.reshape(case.taps, case.depth, case.features)
-    for k, part in enumerate(_shifts(case, lhs)):
-        yield part, lax.index_in_dim(kernel, k, keepdims=False)  # a slice; indexing would be a gather under vmap
-
-
-def _sum(terms: list[jax.Array]) -> jax.Array:
-    return functools.reduce(jnp.add, terms)
+    features = case.features // case.groups
+    x = jnp.swapaxes(lhs.reshape(*lhs.shape[:-1], case.groups, case.depth), -2, -1)
+    kernel = jnp.swapaxes(rhs.reshape(case.taps, case.depth, case.groups, features), -2, -1)
+    terms = []
+    for tap, part in enumerate(_shifts(case, x.reshape(lhs.shape))):
+        part = part.reshape(*part.shape[:-1], case.depth, 1, case.groups)
+        part = part if dtype is None else part.astype(dtype)
+        for k in range(case.depth):  # slices; indexing would be a gather under vmap
+            weights = lax.index_in_dim(lax.index_in_dim(kernel, tap, keepdims=False), k, keepdims=False)
+            terms.append(lax.index_in_dim(part, k, part.ndim - 3, keepdims=False) * weights)
+    y = jnp.swapaxes(functools.reduce(jnp.add, terms), -2, -1)
+    return y.reshape(*y.shape[:-2], case.features)
 
 
 _FORMS: dict[Form, Callable[[Case, jax.Array, jax.Array, dict[str, Any]], jax.Array]] = {
-    "pointwise": _shifted,
-    "depthwise": _depthwise,
+    "grouped": _grouped,
     "shifted": _shifted,
     "im2col": _im2col,
 }

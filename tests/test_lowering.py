@@ -23,6 +23,7 @@ CASES = {
     "groups": ((2, 5, 5, 6), (3, 3, 2, 9), (1, 1), "SAME", (1, 1), 3),
     "depthwise": ((2, 5, 6, 4), (3, 3, 1, 4), (2, 1), "SAME", (1, 1), 4),
     "depthwise, multiplied": ((2, 5, 6, 4), (3, 3, 1, 8), (1, 1), "SAME", (1, 1), 4),
+    "depthwise, a long sum": ((1, 9, 8, 2), (9, 9, 1, 2), (1, 1), "SAME", (1, 1), 2),
     "pointwise": ((2, 5, 6, 4), (1, 1, 4, 3), (1, 1), "VALID", (1, 1), 1),
     "pointwise, strided and padded": ((2, 5, 6, 4), (1, 1, 4, 3), (2, 2), ((1, 1), (0, 0)), (1, 1), 1),
     "1-D": ((2, 9, 3), (4, 3, 5), (2,), ((1, 2),), (1,), 1),
@@ -39,7 +40,6 @@ def _numbers(ndim):
 @pytest.mark.parametrize("name", CASES)
 def test_forms_agree_with_xla_in_float64(name, x64):
     shape, kernel_shape, strides, padding, dilation, groups = CASES[name]
-    forms = [form for form in FORMS if form != "depthwise" or (kernel_shape[-2] == 1 and groups > 1)]
     generator = np.random.default_rng(0)
     x, kernel = jnp.asarray(generator.normal(size=shape)), jnp.asarray(generator.normal(size=kernel_shape))
     numbers = lax.conv_dimension_numbers(shape, kernel_shape, _numbers(len(shape)))
@@ -60,17 +60,17 @@ def test_forms_agree_with_xla_in_float64(name, x64):
         y = in_form(form, x, kernel)
         return (y * jnp.cos(jnp.arange(y.size)).reshape(y.shape)).sum(), y
 
-    for form in forms:
+    for form in FORMS:
         built_in = "conv_general_dilated" in primitives(
             lambda x, kernel, form=form: in_form(form, x, kernel), x, kernel
         )
         assert built_in == (form == "built-in" or name == "cropped"), form
-    run = jax.jit(lambda *xs: {form: jax.grad(objective, (1, 2), has_aux=True)(form, *xs) for form in forms})
+    run = jax.jit(lambda *xs: {form: jax.grad(objective, (1, 2), has_aux=True)(form, *xs) for form in FORMS})
     results = run(x, kernel)
     gradients, expected = results["built-in"]
     reference = lax.conv_general_dilated(x, kernel, strides, padding, None, dilation, numbers, groups)
     np.testing.assert_allclose(expected, reference, atol=1e-13)
-    for form in forms:
+    for form in FORMS:
         np.testing.assert_allclose(results[form][1], expected, atol=1e-13, err_msg=form)
         for got, want in zip(results[form][0], gradients, strict=True):
             np.testing.assert_allclose(got, want, atol=1e-12, err_msg=form)
@@ -117,7 +117,7 @@ def test_half_precision_is_rounded_once():
         exact = run(x.astype(jnp.float32), kernel.astype(jnp.float32))
         return float(jnp.std(run(x, kernel).astype(jnp.float32) - exact))
 
-    for form in ("depthwise", "shifted", "im2col"):
+    for form in ("grouped", "shifted", "im2col"):
         assert rounding(form) <= 1.1 * rounding("built-in"), form
 
 
@@ -166,7 +166,15 @@ def _doubled(*args, **kwargs):
 def test_other_devices_keep_their_own(platform):
     case = Case((1, 8, 8, 4), (3, 3, 1, 4), (1, 1), ((1, 1), (1, 1)), (1, 1), 4)
     assert chooser(platform, vmapped=True)(case) == "built-in"
-    assert chooser("cpu", vmapped=True)(case) == "depthwise"
+    assert chooser("cpu", vmapped=True)(case) == "grouped"
+
+
+@pytest.mark.parametrize(
+    ("groups", "features", "form"), [(96, 96, "grouped"), (32, 128, "grouped"), (32, 512, "built-in")]
+)
+def test_groups_are_multiplied_out_where_their_weights_stay_in_the_cache(groups, features, form):
+    case = Case((16, 8, 8, features), (3, 3, features // groups, features), (1, 1), ((1, 1), (1, 1)), (1, 1), groups)
+    assert {chooser("cpu", vmapped=vmapped)(case) for vmapped in (True, False)} == {form}
 
 
 @pytest.mark.parametrize("shape", [(3024,), (1, 3024), (1, 1, 256), (1, 514), (1, 131), (1, 64), (2, 256), (0, 256)])

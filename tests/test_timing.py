@@ -1,5 +1,6 @@
 """Timing: intervals, reports, and what a worker does."""
 
+import functools
 import json
 import pickle
 from pathlib import Path
@@ -87,8 +88,10 @@ def test_every_way_gives_the_same() -> None:
 
 def test_a_worker_measures_blocks(tmp_path: Path) -> None:
     models, _, x = _ported()
-    (tmp_path / "models.pkl").write_bytes(pickle.dumps((models, x)))
+    setup = functools.partial(Path.touch, tmp_path / "set up")
+    (tmp_path / "models.pkl").write_bytes(pickle.dumps(setup) + pickle.dumps((models, x)))
     worker = Worker(Job(str(tmp_path), "loop", "torch", "cpu", tf32=False, x64=False, threads=1, seconds=0.0))
+    assert (tmp_path / "set up").exists()
     ready = worker.prepare()
     (outputs,) = load_arrays(Path(ready["outputs"]))
     assert outputs.shape == (3, 4, 3, 3, 4)

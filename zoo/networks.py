@@ -56,11 +56,16 @@ def _torchvision_size(model: nn.Module, name: str) -> tuple[int, int, int]:
     return 3, size, size
 
 
-def _torchvision():
-    """Its model definitions need no compiled operators, only that two schemas are declared."""
+def importable() -> None:
+    """Makes what was added importable. torchvision's definitions need no operators, only two schemas declared."""
     if not hasattr(torch.ops.torchvision, "nms"):
         for schema in ("nms", "qnms"):
             _LIBRARY.define(f"{schema}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    if str(ADDED) not in sys.path:
+        sys.path.append(str(ADDED))
+
+
+def _torchvision():
     return _added("torchvision.models")
 
 
@@ -80,13 +85,11 @@ def _timm_size(model: nn.Module, name: str) -> tuple[int, ...]:
 
 
 def _timm():
-    _torchvision()
     return _added("timm")
 
 
 def _added(module: str):
-    if str(ADDED) not in sys.path:
-        sys.path.append(str(ADDED))
+    importable()
     return __import__(module, fromlist=["_"])
 
 

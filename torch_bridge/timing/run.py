@@ -42,6 +42,7 @@ def time(
     seconds: float = 0.2,
     tf32: bool = False,
     threads: int | None = None,
+    setup: Callable[[], object] | None = None,
     progress: Callable[[str], object] = lambda text: None,
 ) -> TimingReport:
     """Times a ported ensemble beside every way that PyTorch has of running the same members on the same inputs.
@@ -57,6 +58,7 @@ def time(
     - `rounds`, `seconds`: how many blocks of calls every variant gets, and how long a block lasts at least.
     - `tf32`: whether both frameworks may round float32 products to TF32, on GPUs that have it.
     - `threads`: PyTorch's threads; those of the cores that this process may use without.
+    - `setup`: called in each of PyTorch's processes before modules are read, as to declare operators of their own.
     - `progress`: is told what is being done.
 
     **Raises:** `InputError` for what cannot be timed, `ParityError` where outputs differ: then no figure is given.
@@ -80,7 +82,7 @@ def time(
     if unknown or not names or rounds < 1:
         raise InputError(f"`variants` must be some of {known}, and `rounds` at least 1; got {names} and {rounds}")
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
-        _write(Path(folder), members, ensemble, inputs)
+        _write(Path(folder), members, ensemble, inputs, setup)
         job = Job(
             folder,
             variant="",
@@ -139,10 +141,16 @@ def _finalists(runs: list[Process]) -> list[Process]:
     return staying
 
 
-def _write(folder: Path, members: list[nn.Module], ensemble: Ensemble, inputs: tuple[Any, ...]) -> None:
+def _write(
+    folder: Path,
+    members: list[nn.Module],
+    ensemble: Ensemble,
+    inputs: tuple[Any, ...],
+    setup: Callable[[], object] | None,
+) -> None:
     if any(module.training for member in members for module in member.modules()):
         raise InputError("`models` must be in evaluation mode: call .eval() on each")
     ensemble.eval().save(folder / "ensemble")
-    (folder / "models.pkl").write_bytes(cloudpickle.dumps((members, inputs)))
+    (folder / "models.pkl").write_bytes(cloudpickle.dumps(setup) + cloudpickle.dumps((members, inputs)))
     arrays = as_arrays(reference.laid_out(inputs, ensemble.origin.input_layout), "inputs")
     save_arrays(folder / "inputs.npz", [np.asarray(leaf) for leaf in jax.tree.leaves(arrays)])

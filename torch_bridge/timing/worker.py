@@ -105,7 +105,11 @@ class Way:
 def _torch(job: Job) -> Way:
     cuda = job.device != "cpu"
     torch.set_num_threads(job.threads)
-    models, inputs = pickle.loads((Path(job.folder) / "models.pkl").read_bytes())
+    with (Path(job.folder) / "models.pkl").open("rb") as file:
+        setup = pickle.load(file)
+        if setup is not None:
+            setup()
+        models, inputs = pickle.load(file)
     models = [model.to(job.device) for model in models]
     call = torch_call(job.variant, models, pytree.tree_map(_to(job.device), inputs))
 
