@@ -99,6 +99,7 @@ bench: $(STAMP) build/zoo/torchvision ## time ensembles beside every way that Py
 
 # Asks for cuda by name, as test-gpu does.
 bench-gpu: export JAX_PLATFORMS := cuda,cpu
+bench-gpu: export XLA_PYTHON_CLIENT_PREALLOCATE := false
 bench-gpu: $(STAMP) build/zoo/torchvision ## the same on the GPU, in float32, TF32 and bfloat16 (JAX=cuda13 unless told otherwise)
 	$(BIN)/python -m benchmarks tutorial zoo-gpu --rounds 5
 	$(BIN)/python -m benchmarks tutorial zoo-gpu --rounds 5 --tf32

@@ -12,7 +12,7 @@ from rich.console import Console
 import torch_bridge
 from benchmarks import networks
 from benchmarks.suites import SUITES, Case
-from torch_bridge.report import environment, save_json
+from torch_bridge.report import save_json
 from torch_bridge.timing import TimingReport
 from zoo.networks import importable
 from zoo.results import RESULTS
@@ -66,7 +66,7 @@ def _add(path: Path, case: Case, report: TimingReport) -> None:
     """Writes after every case: what was measured stays, whatever happens to the next."""
     cases = json.loads(path.read_text())["cases"] if path.exists() else {}
     cases[case.name] = report.to_json()
-    save_json(path, {"environment": environment(), "cases": cases})
+    save_json(path, {"cases": cases})
 
 
 if __name__ == "__main__":

@@ -24,19 +24,26 @@ def _suite(path: Path) -> str:
 
 def _table(path: Path) -> str:
     content = json.loads(path.read_text())
-    found: dict[str, Any] = content["environment"]
-    versions = ", ".join(f"{name} {found['versions'][name]}" for name in ("torch", "jax", "flax"))
-    device = found["jax_device"] if not found["jax_device"].startswith("cpu") else found["processor"]
-    where = f"`{path.name}`: {device}, {found['cores']} cores, {versions}, {found['date'][:10]}"
-    head = ("members x rows", "best of PyTorch", "", "ours", "times as fast", "than `jax.vmap`", "control", "plan")
+    machines = dict.fromkeys(_machine(report["environment"]) for report in content["cases"].values())
+    where = f"`{path.name}`: {'; '.join(machines)}"
+    head = ("members x rows", "fastest of PyTorch's", "", "ours", "times as fast", "than `jax.vmap`", "control", "plan")
     lines = [head, ("---", "---", "---:", "---:", "---:", "---:", "---:", "---"), *map(_row, content["cases"].items())]
     return "\n".join([where, "", *(f"| {' | '.join(line)} |" for line in lines)])
+
+
+def _machine(found: dict[str, Any]) -> str:
+    versions = ", ".join(f"{name} {found['versions'][name]}" for name in ("torch", "jax", "flax"))
+    device = found["jax_device"] if found["device"] != "cpu" else found["processor"]
+    return f"{device}, {found['threads']} threads, {versions}, {found['date'][:10]}"
 
 
 def _row(item: tuple[str, Any]) -> tuple[str, ...]:
     name, report = item
     times = {variant["name"]: variant for variant in report["variants"]}
     best = report["best"]
+    if best is None:
+        failures = "; ".join(f"{v['name']}: {v['failure']}" for v in report["variants"] if v["failure"])
+        return (name, f"failed: {failures[:100]}", *[""] * 6)
     ours, theirs = times[best["ours"]], times[best["theirs"]]
     return (
         name,

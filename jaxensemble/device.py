@@ -35,13 +35,25 @@ def cores() -> int:
 def free_memory(device: Any) -> float:
     """The bytes that a device has left for arrays; infinity where nothing says so."""
     if device.platform == "cpu":
-        path = Path("/proc/meminfo")
-        lines = path.read_text().splitlines() if path.exists() else []
-        return next((1024.0 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")), math.inf)
+        return min(_left_on_host(), _left_in_container())
     stats = device.memory_stats() or {}
     if "bytes_limit" not in stats:
         return math.inf
     return float(stats["bytes_limit"] - stats.get("bytes_in_use", 0))
+
+
+def _left_on_host() -> float:
+    path = Path("/proc/meminfo")
+    lines = path.read_text().splitlines() if path.exists() else []
+    return next((1024.0 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")), math.inf)
+
+
+def _left_in_container() -> float:
+    """What the control group of this process may still take (cgroup v2)."""
+    limit, used = (Path("/sys/fs/cgroup") / name for name in ("memory.max", "memory.current"))
+    if not (limit.exists() and used.exists()) or limit.read_text().strip() == "max":
+        return math.inf
+    return float(limit.read_text()) - float(used.read_text())
 
 
 def human_bytes(size: float) -> str:

@@ -103,7 +103,8 @@ class Ensemble:
             if any(getattr(other, name) != getattr(first, name) for other in others):
                 raise MemberError(f"Ensemble.concatenate: Expected ensembles with the same `{name}`; theirs differ")
         trees = [ensemble._stacked() for ensemble in ensembles]
-        return dataclasses.replace(first, **jax.tree.map(lambda *parts: jnp.concatenate(parts), *trees))
+        plan = first.plan if all(other.plan == first.plan for other in others) else None
+        return dataclasses.replace(first, plan=plan, **jax.tree.map(lambda *parts: jnp.concatenate(parts), *trees))
 
     def __call__(
         self,
@@ -146,7 +147,8 @@ class Ensemble:
 
         Takes some calls and compilations for every plan worth a try. What was measured for a network, shapes, dtypes,
         device and versions is kept, also in the user's cache directory (`JAXENSEMBLE_CACHE` names another). The plan
-        stays with the ensemble for all later calls; where rows do not stay apart, as in training mode, without `rows`.
+        stays with the ensemble for all later calls, but is not saved. Where rows do not stay apart, as in training
+        mode, it counts without its `rows`.
 
         Raises `InputError` within `jax.jit` and other transformations, where nothing can be measured.
 
@@ -370,8 +372,9 @@ class Ensemble:
             raise InputError(f"`randomness` must be 'different' or 'same'; got {randomness!r}")
         for dtype in self._dtypes:
             require_x64(dtype, "the ensemble")
+        members = self.members  # raises for a network without parameters and buffers
         if each:
-            _check_member_axis(inputs, self.members)
+            _check_member_axis(inputs, members)
         if self.network is not None:
             check_inputs(self.network, inputs, each=each)
         device = _device(self.params)

@@ -49,7 +49,8 @@ def dot_general(lhs: jax.Array, rhs: jax.Array, dimension_numbers: Any, **option
     """
     single = lhs.size == lhs.shape[-1] if lhs.ndim else False
     plain = dimension_numbers == (((lhs.ndim - 1,), (0,)), ((), ())) and rhs.ndim == 2
-    plain = plain and options.get("out_sharding") is None and jnp.issubdtype(lhs.dtype, jnp.floating)
+    plain = plain and options.get("out_sharding") is None and lhs.dtype == rhs.dtype
+    plain = plain and jnp.issubdtype(lhs.dtype, jnp.floating)
     size = _block(lhs.shape[-1]) if single and plain and rhs.size else 0
     if not size:
         return lax.dot_general(lhs, rhs, dimension_numbers, **options)

@@ -96,15 +96,20 @@ def guess(load: Load, free: float) -> Plan:
     return fitted(plan, load, free)
 
 
+def fits(plan: Plan, load: Load, free: float) -> bool:
+    """Whether a plan needs no more than its share of `free` bytes of memory."""
+    return load.held(plan) <= _SHARE * free
+
+
 def fitted(plan: Plan, load: Load, free: float) -> Plan:
     """The plan, or one with fewer members and rows a step where it needs too much memory."""
-    budget = _SHARE * free
-    if load.held(plan) <= budget:
+    if fits(plan, load, free):
         return plan
+    budget = _SHARE * free
     members = min(plan.members or load.members, load.members)
     members = max(1, min(members, int(budget / (load.held(plan) / members))))
     plan = dataclasses.replace(plan, members=members)
-    if load.held(plan) <= budget or not load.rows:
+    if fits(plan, load, free) or not load.rows:
         return plan
     rows = min(plan.rows or load.rows, load.rows)
     return dataclasses.replace(plan, rows=max(1, int(rows * budget / load.held(plan))))
@@ -118,7 +123,7 @@ def candidates(load: Load, free: float) -> Iterator[Plan]:
         plans.append(Plan(members=1, unroll=True))
     if load.platform != "cpu":
         plans = [first, Plan(), *(Plan(members=k) for k in (1, 4, 16, 64) if k < load.members)]
-    yield from dict.fromkeys(plan for plan in plans if load.held(plan) <= _SHARE * free or plan == first)
+    yield from dict.fromkeys(plan for plan in plans if fits(plan, load, free) or plan == first)
 
 
 def _tile(load: Load) -> int | None:

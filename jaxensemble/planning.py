@@ -12,13 +12,13 @@ from jax.extend.core import ClosedJaxpr
 from jaxensemble.device import free_memory
 from jaxensemble.errors import InputError
 from jaxensemble.inputs import x64_is_on
-from jaxensemble.plan import Load, Plan, fitted, guess
+from jaxensemble.plan import Load, Plan, fits, fitted, guess
 from jaxensemble.program import CONVOLUTION, equations, largest_step, peak_bytes
 from jaxensemble.rows import Axes, MixedRows, row_axes
 from jaxensemble.running import Call
 
 SMALL = 1 << 17
-"""Bytes of inputs for all members up to which they run at once, without a look at what the network does."""
+"""Bytes of inputs for all members up to which they run at once, if memory has room for that."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,9 +142,9 @@ def adapted(case: Case, plan: Plan | None) -> Call:
 
     Rows that the network mixes are left together, and what memory has no room for takes more steps.
     """
-    if plan is None and case.input_bytes <= SMALL:
-        return case.with_plan(Plan())
     free = free_memory(case.device)
+    if plan is None and case.input_bytes <= SMALL and fits(Plan(), case.load, free):
+        return case.with_plan(Plan())
     for load in (case.load, dataclasses.replace(case.load, rows=None)):
         chosen = guess(load, free) if plan is None else fitted(plan, load, free)
         if load.rows is None:

@@ -34,7 +34,7 @@ def equations(jaxpr: Jaxpr) -> Iterator[JaxprEqn]:
 def peak_bytes(jaxpr: Jaxpr) -> int:
     """The bytes of intermediate arrays that are alive at once, if every step makes its results and nothing is fused.
 
-    Neither the program's inputs nor its outputs' inputs are counted, but its outputs are.
+    The program's inputs are not counted, but its outputs are.
 
     >>> import jax.numpy as jnp
     >>> peak_bytes(jax.make_jaxpr(lambda x: jnp.sin(jnp.cos(x) + 1))(jnp.ones(100)).jaxpr)

@@ -5,9 +5,13 @@ step that has rows going in must be one that is known to keep them apart along i
 """
 
 import math
+import os
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
+import flax
+import jax
 import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal
 
@@ -41,6 +45,8 @@ def row_axes(first: ClosedJaxpr, second: ClosedJaxpr) -> Axes:
 
 
 def _programs(a: ClosedJaxpr, b: ClosedJaxpr) -> Axes:
+    if len(a.consts) != len(b.consts):
+        raise MixedRows("the constants depend on the batch size")
     for x, y in zip(a.consts, b.consts, strict=True):
         if x is not y and not (np.shape(x) == np.shape(y) and np.array_equal(np.asarray(x), np.asarray(y))):
             raise MixedRows("a constant depends on the batch size")
@@ -48,7 +54,7 @@ def _programs(a: ClosedJaxpr, b: ClosedJaxpr) -> Axes:
 
 
 def _jaxprs(a: Jaxpr, b: Jaxpr) -> Axes:
-    if len(a.eqns) != len(b.eqns):
+    if len(a.eqns) != len(b.eqns) or len(a.outvars) != len(b.outvars):
         raise MixedRows("the steps depend on the batch size")
     for x, y in zip(a.eqns, b.eqns, strict=True):
         _equations(x, y)
@@ -56,24 +62,24 @@ def _jaxprs(a: Jaxpr, b: Jaxpr) -> Axes:
 
 
 def _equations(a: JaxprEqn, b: JaxprEqn) -> None:
-    if a.primitive is not b.primitive:
+    """Raises `MixedRows` unless rows are apart: a step that its rule does not expect, as of another JAX, may mix."""
+    if a.primitive is not b.primitive or (len(a.invars), len(a.outvars)) != (len(b.invars), len(b.outvars)):
         raise MixedRows("the steps depend on the batch size")
-    step = _Step(a, b)
+    try:
+        apart = _are_apart(_Step(a, b))
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        raise MixedRows(f"{a.primitive.name}: {error!r}") from error
+    if not apart:
+        raise MixedRows(a.primitive.name)
+
+
+def _are_apart(step: "_Step") -> bool:
     if all(axis is None for axis in (*step.ins, *step.outs)):
         step.same_params()
-        return
-    rule = _RULES.get(a.primitive.name)
+        return True
+    rule = _RULES.get(step.equations[0].primitive.name)
     lost = step.rows and None in step.outs and rule not in _PROGRAMS  # rows went in, and what came out has none
-    if rule is None or lost or not _holds(rule, step):
-        raise step.mixed()
-
-
-def _holds(rule: Callable[["_Step"], bool], step: "_Step") -> bool:
-    """Whether the rows are apart; a step that is not what its rule expects, as of another JAX, may mix them."""
-    try:
-        return rule(step)
-    except (LookupError, TypeError, ValueError, AttributeError) as error:
-        raise MixedRows(f"{step.equations[0].primitive.name}: {error!r}") from error
+    return rule is not None and not lost and rule(step)
 
 
 def _axis(a: Any, b: Any) -> int | None:
@@ -162,6 +168,11 @@ def _reshape(step: _Step) -> bool:
     before, after = step.ins[0], step.outs[0]
     pairs = [(_shape(e.invars[0])[:before], _shape(e.outvars[0])[:after]) for e in step.equations]
     return all(math.prod(ours) == math.prod(theirs) for ours, theirs in pairs)
+
+
+def _reshape_of_moved(step: _Step) -> bool:
+    """As `jnp.reshape(order="F")` has it, axes may be moved before."""
+    return all(e.params["dimensions"] is None for e in step.equations) and _reshape(step)
 
 
 def _same_for_all(step: _Step) -> bool:
@@ -286,6 +297,12 @@ def _call(step: _Step) -> bool:
     return len(a) == len(b) == 1
 
 
+def _custom_jvp(step: _Step) -> bool:
+    """What a derivative of somebody's own does with rows cannot be seen: only those of packages that are known."""
+    functions = [equation.params["call_jaxpr"].jaxpr.debug_info.func_src_info for equation in step.equations]
+    return all(text.partition(" at ")[2].startswith(_PACKAGES) for text in functions) and _call(step)
+
+
 def _scan(step: _Step) -> bool:
     """A program for every step in time: time is the first axis of what it takes apart and puts together."""
     a, b = (equation.params["jaxpr"] for equation in step.equations)
@@ -311,7 +328,9 @@ def _cond(step: _Step) -> bool:
     return step.ins[0] is None
 
 
-_PROGRAMS = (_call, _scan, _while, _cond)
+_PROGRAMS = (_call, _custom_jvp, _scan, _while, _cond)
+
+_PACKAGES = tuple(f"{Path(file).parent}{os.sep}" for file in (jax.__file__, flax.__file__, __file__))
 
 _RULES: dict[str, Callable[[_Step], bool]] = {
     **dict.fromkeys(
@@ -332,14 +351,15 @@ _RULES: dict[str, Callable[[_Step], bool]] = {
         "reduce_window reduce_window_max reduce_window_min reduce_window_sum".split(),
         _window,
     ),
-    **dict.fromkeys("reshape squeeze expand_dims".split(), _reshape),
+    **dict.fromkeys("squeeze expand_dims".split(), _reshape),
+    "reshape": _reshape_of_moved,
     **dict.fromkeys("cholesky eigh lu qr svd triangular_solve householder_product".split(), _leading(2)),
     "broadcast_in_dim": _broadcast,
     "closed_call": _call,
     "concatenate": _apart_from("dimension"),
     "cond": _cond,
     "conv_general_dilated": _convolution,
-    "custom_jvp_call": _call,
+    "custom_jvp_call": _custom_jvp,
     # No custom_vjp_call: what its backward pass does with rows cannot be seen.
     "dot_general": _dot_general,
     "dynamic_slice": _dynamic_slice,

@@ -1,4 +1,4 @@
-"""Plans measured on the device, and remembered: in memory, and in a file of the user's cache directory."""
+"""Plans measured on the device, and remembered: in memory, and in a file each in the user's cache directory."""
 
 import contextlib
 import dataclasses
@@ -27,7 +27,6 @@ SECONDS = 0.2
 """How long a plan is run to be measured, once it is compiled; at least three times."""
 
 _HOPELESS = 3  # a first run that takes this many times the best is not repeated
-_KEPT = 1000  # cases in the file
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +46,7 @@ class Tuned:
 def tuned(case: Case, run: Callable[[Call], Any]) -> Tuned:
     """The fastest plan of a case: remembered, or measured now by running `run` under every candidate."""
     name = _name(case)
-    found = _MEMORY.get(name) or _read(_file()).get(name)
+    found = _MEMORY.get(name) or _read(name)
     if found is None:
         found = _measured(case, run)
         _remember(name, found)
@@ -58,7 +57,7 @@ def tuned(case: Case, run: Callable[[Call], Any]) -> Tuned:
 def known(case: Case) -> Tuned | None:
     """What was measured before, without measuring."""
     name = _name(case)
-    return _MEMORY.get(name) or _read(_file()).get(name)
+    return _MEMORY.get(name) or _read(name)
 
 
 def explained(case: Case, plan: Plan | None) -> str:
@@ -127,7 +126,7 @@ def _precision() -> Any:
 
 
 def cache_directory() -> Path:
-    """Where measurements and compiled programs are kept: `JAXENSEMBLE_CACHE`, or a folder where the system has such."""
+    """Where measurements are kept: `JAXENSEMBLE_CACHE`, or a folder where the system has such."""
     given = os.environ.get("JAXENSEMBLE_CACHE")
     if given:
         return Path(given)
@@ -136,42 +135,31 @@ def cache_directory() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "jaxensemble"
 
 
-def _file() -> Path:
-    return cache_directory() / "plans.json"
+def _file(name: str) -> Path:
+    return cache_directory() / "plans" / f"{name}.json"
 
 
-def _read(path: Path) -> dict[str, Tuned]:
-    """What the file holds. One that is damaged, or is not ours, holds nothing: it is written anew."""
+def _read(name: str) -> Tuned | None:
+    """What the case's file holds; None where there is none, and for one that is damaged, or is not ours."""
     try:
-        content = json.loads(path.read_text())
-    except (OSError, ValueError, RecursionError):
-        return {}
-    found = {name: _entry(entry) for name, entry in content.items()} if isinstance(content, dict) else {}
-    return {name: entry for name, entry in found.items() if entry is not None}
-
-
-def _entry(entry: Any) -> Tuned | None:
-    try:
-        plan, seconds = Plan(**entry["plan"]), {Plan(**plan): float(taken) for plan, taken in entry["seconds"]}
-    except (ValueError, TypeError, KeyError, OverflowError):
-        return None
+        content = json.loads(_file(name).read_text())
+        plan, seconds = Plan(**content["plan"]), {Plan(**plan): float(taken) for plan, taken in content["seconds"]}
+    except (OSError, RuntimeError, ValueError, RecursionError, TypeError, KeyError, OverflowError):
+        return None  # RuntimeError: there is no home directory
     sound = plan in seconds and all(math.isfinite(taken) and taken > 0 for taken in seconds.values())
     return Tuned(plan, seconds) if sound else None
 
 
 def _remember(name: str, found: Tuned) -> None:
-    """Adds a measurement to the file; where the disk does not let it, memory is enough."""
-    entries = dict(list((_read(_file()) | {name: found}).items())[-_KEPT:])
+    """Writes a measurement; where the disk does not let it, memory is enough."""
     content = {
-        key: {
-            "plan": dataclasses.asdict(entry.plan),
-            "seconds": [[dataclasses.asdict(plan), taken] for plan, taken in entry.seconds.items()],
-        }
-        for key, entry in entries.items()
+        "plan": dataclasses.asdict(found.plan),
+        "seconds": [[dataclasses.asdict(plan), taken] for plan, taken in found.seconds.items()],
     }
-    with contextlib.suppress(OSError, RuntimeError):  # RuntimeError: there is no home directory
-        _file().parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        write_file(_file(), json.dumps(content).encode())
+    with contextlib.suppress(OSError, RuntimeError):
+        file = _file(name)
+        file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        write_file(file, json.dumps(content).encode())
 
 
 def _milliseconds(seconds: float) -> str:

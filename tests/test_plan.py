@@ -58,7 +58,12 @@ PLANS = {
 def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("JAXENSEMBLE_CACHE", str(tmp_path))
     monkeypatch.setattr(tuning, "_MEMORY", {})
-    return tmp_path / "plans.json"
+    return tmp_path / "plans"
+
+
+def _entry(cache: Path) -> dict[str, Any]:
+    (file,) = cache.iterdir()
+    return json.loads(file.read_text())
 
 
 def _close(actual: Any, expected: Any, tolerance: float) -> None:
@@ -187,7 +192,7 @@ def test_tuning_measures_once(empty_cache: Path, monkeypatch: pytest.MonkeyPatch
     assert isinstance(tuned.plan, Plan)
     assert tuned.explain(X).startswith(f"{tuned.plan!r}, the ensemble's own plan\nmeasured: {tuned.plan!r}")
     assert ENSEMBLE.plan is None
-    (entry,) = json.loads(empty_cache.read_text()).values()
+    entry = _entry(empty_cache)
     assert Plan(**entry["plan"]) == tuned.plan and len(entry["seconds"]) > 2
     monkeypatch.setattr(tuning, "_measured", lambda *_: pytest.fail("measured again"))
     assert ENSEMBLE.tune(X).plan == tuned.plan
@@ -226,18 +231,20 @@ def test_tuning_is_remembered_by_other_processes(empty_cache: Path) -> None:
         "[]",
         "[" * 200_000,
         '{"a": 1}',
-        '{"a": {"plan": {"members": 0}, "seconds": []}}',
-        '{"a": {"plan": {}, "seconds": []}}',
-        '{"a": {"plan": {}, "seconds": [[{}, NaN]]}}',
-        '{"a": {"plan": {}, "seconds": [[{}, %s]]}}' % (10**400),
+        '{"plan": {"members": 0}, "seconds": []}',
+        '{"plan": {}, "seconds": []}',
+        '{"plan": {}, "seconds": [[{}, NaN]]}',
+        '{"plan": {}, "seconds": [[{}, %s]]}' % (10**400),
     ],
     ids=lambda content: content[:40],
 )
-def test_a_damaged_cache_is_written_anew(content: str, empty_cache: Path) -> None:
-    empty_cache.write_text(content)
+def test_a_damaged_cache_is_written_anew(content: str, empty_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ENSEMBLE.tune(X[:2])
+    (file,) = empty_cache.iterdir()
+    file.write_text(content)
+    monkeypatch.setattr(tuning, "_MEMORY", {})
     tuned = ENSEMBLE.tune(X[:2])
-    (entry,) = json.loads(empty_cache.read_text()).values()
-    assert Plan(**entry["plan"]) == tuned.plan
+    assert Plan(**_entry(empty_cache)["plan"]) == tuned.plan
 
 
 def test_a_cache_that_cannot_be_written_is_done_without(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -247,6 +254,18 @@ def test_a_cache_that_cannot_be_written_is_done_without(tmp_path: Path, monkeypa
     monkeypatch.setattr(tuning, "_measured", lambda *_: pytest.fail("measured again"))
     assert ENSEMBLE.tune(X[:2]).plan == plan
     tuning._MEMORY.clear()
+
+
+def _no_home() -> Path:
+    raise RuntimeError("Could not determine home directory.")
+
+
+def test_a_machine_without_a_home_is_done_without(monkeypatch: pytest.MonkeyPatch) -> None:
+    for variable in ("JAXENSEMBLE_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setattr(Path, "home", _no_home)
+    assert "not measured" in ENSEMBLE.explain(X[:2])
+    assert ENSEMBLE.tune(X[:2]).plan is not None
 
 
 class Clips(nnx.Module):

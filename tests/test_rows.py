@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from jax import lax
 
+from jaxensemble import ops
 from jaxensemble.rows import MixedRows, row_axes
 
 TABLE = np.arange(30.0, dtype=np.float32).reshape(10, 3)
@@ -58,6 +59,7 @@ APART: dict[str, tuple[Callable[[Any], Any], tuple[int | None, ...]]] = {
     "while": (lambda x: lax.while_loop(lambda s: s[0] < 3, lambda s: (s[0] + 1, s[1] * 2), (0, x))[1], (0,)),
     "a branch": (lambda x: lax.cond(jnp.float32(1) > 0, jnp.sin, jnp.cos, x), (0,)),
     "programs within": (lambda x: jax.jit(jax.checkpoint(jax.nn.relu))(x), (0,)),
+    "activations": (lambda x: jax.nn.relu(x) + jnp.logaddexp(x, 1.0) + ops.hard_sigmoid(x) + ops.celu(x, 0.5), (0,)),
     "a norm": (lambda x: jnp.linalg.norm(x, axis=-1), (0,)),
     "linear algebra": (lambda x: jnp.linalg.qr(x)[1], (0,)),
     "frequencies": (lambda x: jnp.fft.rfft(x).real, (0,)),
@@ -94,6 +96,10 @@ MIXED: dict[str, Callable[[Any], Any]] = {
     "other strides": lambda x: x[:, : 4 : (2 if x.shape[0] == 6 else 3)],
     "rows of a table": lambda x: x + jnp.asarray(np.arange(80.0, dtype=np.float32))[: x.shape[0], None, None],
     "gradients of its own": lambda x: _centred_gradients(x),
+    "tangents of its own": lambda x: _centred_tangents(x),
+    "columns first": lambda x: jnp.ravel(x, order="F").reshape(x.shape[0], -1),
+    "as many operands as rows": lambda x: x + jnp.concatenate([jnp.ones((1, 6, 4))] * x.shape[0]),
+    "as many results as rows": lambda x: jnp.stack(list(jnp.unstack(x))),
     "scattered": lambda x: x.at[jnp.array([0])].set(0.0),
 }
 
@@ -104,6 +110,14 @@ def _centred_gradients(x: Any) -> Any:
 
 
 _centred_gradients.defvjp(lambda x: (x, None), lambda _, g: (g - g.mean(0),))
+
+
+@jax.custom_jvp
+def _centred_tangents(x: Any) -> Any:
+    return x
+
+
+_centred_tangents.defjvp(lambda primals, tangents: (primals[0], tangents[0] - tangents[0].mean(0)))
 
 
 def _traces(function: Callable[[Any], Any]) -> list[Any]:

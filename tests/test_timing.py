@@ -1,5 +1,6 @@
 """Timing: intervals, reports, and what a worker does."""
 
+import contextlib
 import functools
 import json
 import pickle
@@ -15,7 +16,7 @@ from torch import nn
 import torch_bridge
 from jaxensemble.errors import InputError, ParityError
 from torch_bridge.timing.files import load_arrays, save_arrays
-from torch_bridge.timing.process import compare
+from torch_bridge.timing.process import Process, compare
 from torch_bridge.timing.result import Ratio, TimingReport, Variant
 from torch_bridge.timing.statistics import ratio_interval
 from torch_bridge.timing.variants import OURS, PLAIN, jax_call, torch_call, torch_variants
@@ -118,6 +119,33 @@ def test_nothing_is_timed_where_outputs_differ(tmp_path: Path) -> None:
     ]
     with pytest.raises(ParityError, match=r"not those of loop: .*wrong: 1\.0e-02; shape: inf; nan: nan"):
         compare([same, near, *others], half=False)  # type: ignore[list-item]
+    twice = _Ended("twice", tmp_path, x + 0.01), same  # of two processes of one variant, each is compared
+    twice[1].job = twice[0].job
+    with pytest.raises(ParityError, match=r"twice: 1\.0e-02"):
+        compare([near, *twice], half=False)  # type: ignore[list-item]
+
+
+def test_a_process_that_is_gone_is_told_and_leaves_the_others(tmp_path: Path) -> None:
+    job = Job(str(tmp_path), "loop", "torch", "cpu", tf32=False, x64=False, threads=1, seconds=0.0)
+    with contextlib.ExitStack() as stack:
+        process = Process(job, stack)
+        process.start()  # without models, it says so
+        assert process.failure.startswith("FileNotFoundError")
+        gone = Process(job, stack)
+        gone.start()
+        gone.failure = ""
+        assert gone._process is not None
+        gone._process.kill()
+        gone._process.wait()
+        gone.block()
+        assert "exit status -9" in gone.failure
+    assert gone.variant().median == float("inf")
+
+
+def test_a_ratio_is_no_surer_than_its_control() -> None:
+    control = Ratio("a", "a", 0.97, 0.95, 0.99, 10)
+    assert not Ratio("a", "b", 1.03, 1.01, 1.05, 10).beside(control).decided
+    assert Ratio("a", "b", 1.2, 1.1, 1.3, 10).beside(control).decided
 
 
 def test_arrays_keep_their_order_dtypes_and_bits(tmp_path: Path) -> None:

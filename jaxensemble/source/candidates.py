@@ -23,20 +23,19 @@ class Candidate:
 
 
 Members = list[tuple[Candidate, Unit]]
+Results = Callable[[Members], Collection[int]]
+"""Which values are used after any of the calls of some modules, whose steps are the same."""
 
 
-def with_optional_parts(groups: Sequence[Members], results: Callable[[Candidate], Collection[int]]) -> list[Members]:
-    """Groups of modules with equal steps, joined where they differ only by children or steps that some modules lack.
-
-    `results` tells which values are used after a module's calls.
-    """
+def with_optional_parts(groups: Sequence[Members], results: Results) -> list[Members]:
+    """Groups of modules with equal steps, joined where they differ only by children or steps that some modules lack."""
     joined: list[Members] = []
     for group in sorted(groups, key=_size, reverse=True):
         for larger in joined:
             found = [_as_member(larger[0], member) for member in group]
-            found = found if all(found) else [_as_skipping(larger[0], member, results) for member in group]
+            found = found if all(found) else [_as_skipping(larger[0], member, results(larger)) for member in group]
             members = [member for member in found if member]
-            if len(members) == len(group) and _fit(larger[0][0].bodies, [*larger, *members]):
+            if len(members) == len(group) and _fit([*larger, *members], results):
                 larger += members
                 break
         else:
@@ -46,12 +45,12 @@ def with_optional_parts(groups: Sequence[Members], results: Callable[[Candidate]
     return [_with_whole_spans(members, results) for members in ordered]
 
 
-def _with_whole_spans(members: Members, results: Callable[[Candidate], Collection[int]]) -> Members:
+def _with_whole_spans(members: Members, results: Results) -> Members:
     """The modules of a class with each span that they skip as long as can be."""
     if not any(unit.skipped for _, unit in members):
         return members
     full = members[0][0]
-    spans = whole_spans(Flow(full.bodies[0], results(full)), [unit.skipped for _, unit in members])
+    spans = whole_spans(Flow(full.bodies[0], results(members)), [unit.skipped for _, unit in members])
     return [(found, dataclasses.replace(unit, skipped=own)) for (found, unit), own in zip(members, spans, strict=True)]
 
 
@@ -101,7 +100,7 @@ def _as_member(larger: tuple[Candidate, Unit], member: tuple[Candidate, Unit]) -
 
 
 def _as_skipping(
-    larger: tuple[Candidate, Unit], member: tuple[Candidate, Unit], results: Callable[[Candidate], Collection[int]]
+    larger: tuple[Candidate, Unit], member: tuple[Candidate, Unit], used: Collection[int]
 ) -> tuple[Candidate, Unit] | None:
     """A module and its calls as those of a class with more steps; None where that cannot be."""
     (full, full_unit), (found, unit) = larger, member
@@ -110,7 +109,6 @@ def _as_skipping(
     missing = missing_children(full_unit.make, unit.make)
     if missing is None:
         return None
-    used = results(full)
     bodies = [skipping(body, full.bodies[0], used) for body in found.bodies]
     spans = {body.spans if body else None for body in bodies}
     if None in spans or len(spans) > 1:
@@ -119,14 +117,21 @@ def _as_skipping(
     return Candidate(found.module, found.frames, [body.body for body in bodies if body]), made
 
 
-def _fit(bodies: Sequence[Body], members: Members) -> bool:
+def _fit(members: Members, results: Results) -> bool:
     """Whether spans that some modules skip lie apart, and hold no step that others lack by itself.
 
-    What is one value in one call has to be one in all: a span takes one value.
+    What is one value in one call has to be one in all: a span takes one value. Nothing that any module gives may be
+    lost by a span, or be missing in another module.
     """
+    bodies, used = members[0][0].bodies, results(members)
+    if not all(body.names[k] for found, _ in members for body in found.bodies for k in used):
+        return False
     spans = {span for _, unit in members for span in unit.skipped}
     if not spans:
         return True
+    flow = Flow(bodies[0], used)
+    if any(flow.carried(span) is None for span in spans):
+        return False
     if len({tuple(map(body.slots.index, body.slots)) for found, _ in members for body in found.bodies}) > 1:
         return False
     ordered, steps = sorted(spans), bodies[0].steps

@@ -145,7 +145,7 @@ class Plan:
             else:
                 self._units[module.path] = unit
         groups = with_last_functions(list(classes.values()))
-        for members in with_optional_parts(groups, lambda found: self._results(found.bodies, found.frames)):
+        for members in with_optional_parts(groups, self._results_of):
             self._settle_class(members)
 
     # Whether a module can have a method
@@ -191,6 +191,11 @@ class Plan:
             end = max(self._position[call.out] for call in frame.calls())
             used |= {k for k, name in enumerate(body.names) if self._last_use.get(name, -1) > end}
         return tuple(sorted(used))
+
+    def _results_of(self, members: Members) -> tuple[int, ...]:
+        """The same of the calls of several modules."""
+        bodies = [body for found, _ in members for body in found.bodies]
+        return self._results(bodies, [frame for found, _ in members for frame in found.frames])
 
     def _dissolve(self, frames: Iterable[Frame]) -> None:
         """Puts the steps of frames, and those of small functions right within, in the place of the frames."""
@@ -272,10 +277,9 @@ class Plan:
         self._call(found, lambda path: ToModule(path, CHAIN), [body.slots[:1] for body in found.bodies], results)
 
     def _settle_class(self, members: Members) -> None:
-        frames = [frame for found, _ in members for frame in found.frames]
         bodies = [body for found, _ in members for body in found.bodies]
         first, unit = members[0]
-        results = self._results(bodies, frames)
+        results = self._results_of(members)
         slots, inputs = matched_slots(bodies) if bodies else ([], [])
         made = Definition(
             "class",

@@ -96,7 +96,9 @@ class _Writer:
     def _choose(self, entry: Entry, out: Local, after: set[Hashable], targets: list[str]) -> str:
         """The name of what dies here, else that of the layer that is called, else the next free letter."""
         if entry.ends_segment and entry.segment is not None:
-            return self.names[self.folding.carried(entry.segment)]
+            carried = self.folding.carried(entry.segment)
+            assert carried not in after, "what goes into steps that may be left out is read after them"
+            return self.names[carried]
         held = {self.names[value] for value in after if value in self.names} | set(targets)
         is_size = _is_size(entry.step)
         reads = [] if is_size or self._is_joined(entry) or self._roles(entry, out) else self.folding.reads(entry)

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import json
+import math
 import os
 import select
 import statistics
@@ -47,6 +48,7 @@ class Process:
         self.failure = ""
         self._stack = stack
         self._process: subprocess.Popen[str] | None = None
+        self._log = Path(job.folder) / f"log-{id(self)}.txt"
 
     @property
     def median(self) -> float:
@@ -57,13 +59,12 @@ class Process:
         """Starts the worker and waits until its first call is done."""
         command = [sys.executable, "-m", "torch_bridge.timing.worker"]
         paths = os.pathsep.join(path for path in sys.path if path)
-        self._process = self._stack.enter_context(
-            subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+        with self._log.open("w") as log:
+            self._process = subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True,
                 env={**os.environ, "PYTHONPATH": paths, **_ENVIRONMENT[self.job.device]},
-            )
-        )  # fmt: skip
-        self._stack.callback(self._process.kill)
+            )  # fmt: skip
+        self._stack.callback(self._end, self._process)
         self.ready = self._ask(dataclasses.asdict(self.job))
 
     def block(self) -> None:
@@ -83,7 +84,16 @@ class Process:
         self.end = self._ask({"do": "finish"})
         self.failure = failure  # what was measured stays
         if self._process:
-            self._process.kill()
+            self._end(self._process)
+
+    @staticmethod
+    def _end(process: "subprocess.Popen[str]") -> None:
+        process.kill()
+        process.wait()
+        for pipe in (process.stdin, process.stdout):
+            with contextlib.suppress(OSError):  # what was not sent to a process that is gone
+                if pipe:
+                    pipe.close()
 
     def variant(self) -> Variant:
         """What was found."""
@@ -97,8 +107,8 @@ class Process:
             tuple(self.rounds),
             (low, high),
             self.ready["first"],
-            self.end.get("transfer", 0.0),
-            self.end.get("peak", 0),
+            self.end.get("transfer", math.nan),
+            self.end.get("peak", math.nan),
             note=self.ready["note"],
         )
 
@@ -110,10 +120,13 @@ class Process:
             process.stdin.write(json.dumps(message) + "\n")
             process.stdin.flush()
             ready, _, _ = select.select([process.stdout], [], [], 60 * MINUTES)
+            if not ready:
+                process.kill()  # it would go on while the others are measured
             answer = json.loads(process.stdout.readline()) if ready else {"error": f"no answer after {MINUTES} minutes"}
         except (OSError, ValueError):  # ValueError: half a line, or none
             process.kill()
-            answer = {"error": f"the process ended with exit status {process.wait()}"}
+            last = " ".join(self._log.read_text(errors="replace").splitlines()[-3:])
+            answer = {"error": f"the process ended with exit status {process.wait()}: {last}"[:500]}
         self.failure = answer.get("error", "")
         return answer
 
@@ -122,8 +135,8 @@ def compare(processes: Sequence[Process], *, half: bool) -> None:
     """Raises `ParityError` for variants whose outputs are not those of the first one."""
     outputs = [load_arrays(Path(process.ready["outputs"])) for process in processes]
     limit = _AGREE_HALF if half else _AGREE
-    errors = {p.job.variant: _apart(found, outputs[0]) for p, found in zip(processes, outputs, strict=True)}
-    wrong = [f"{name}: {error:.1e}" for name, error in errors.items() if not error <= limit]
+    errors = [(p.job.variant, _apart(found, outputs[0])) for p, found in zip(processes, outputs, strict=True)]
+    wrong = [f"{name}: {error:.1e}" for name, error in errors if not error <= limit]
     if wrong:
         raise ParityError(
             f"nothing is timed: outputs are not those of {processes[0].job.variant}: relative to the largest, "

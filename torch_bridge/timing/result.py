@@ -1,6 +1,7 @@
 """What `time` finds: a row for every variant, and ratios with the intervals they lie in."""
 
 import dataclasses
+import math
 import statistics
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ class Variant:
     - `rounds`: the median call of every block; empty for one that failed. Only the fastest have all rounds.
     - `first`: the first call, compilation included.
     - `transfer`: moving inputs to the device and outputs from it, which no other figure has in it.
-    - `peak`: bytes at the peak, on a CPU beyond what the process had before.
+    - `peak`: bytes at the peak, on a CPU beyond what the process had before; ours with those of the plans it measured.
     - `failure`: why there is no figure.
     """
 
@@ -26,8 +27,8 @@ class Variant:
     rounds: tuple[float, ...] = ()
     quartiles: tuple[float, float] = (0.0, 0.0)
     first: float = 0.0
-    transfer: float = 0.0
-    peak: int = 0
+    transfer: float = math.nan
+    peak: float = math.nan
     failure: str = ""
     note: str = ""
 
@@ -54,6 +55,12 @@ class Ratio:
         low, high = ratio_interval(ours.rounds, theirs.rounds)
         return cls(ours.name, theirs.name, theirs.median / ours.median, low, high, len(ours.rounds))
 
+    def beside(self, control: "Ratio | None") -> "Ratio":
+        """The ratio with its interval as much wider as two processes of the very same work are apart."""
+        if control is None:
+            return self
+        return dataclasses.replace(self, low=self.low * min(1, control.low), high=self.high * max(1, control.high))
+
     @property
     def decided(self) -> bool:
         """Whether one is faster: the interval does not hold 1. Of less than five rounds nothing can be said."""
@@ -70,7 +77,7 @@ class TimingReport:
 
     - `best`: against the fastest of PyTorch's ways; None where ours or all of theirs failed.
     - `plain`: against `jax.jit(jax.vmap(...))` of the same network.
-    - `control`: ours against itself in another process: its interval holds 1 where the machine can be trusted.
+    - `control`: ours against itself in another process. The intervals of the other two are wider by its own.
     - `rows`: predictions of one call: members times the size of the minibatch, for the throughput.
     """
 
@@ -101,8 +108,8 @@ class TimingReport:
             f"{1e3 * low:.3g} to {1e3 * high:.3g}",
             f"{self.rows / v.median:,.0f}",
             f"{v.first:.2g} s",
-            f"{1e3 * v.transfer:.2g} ms",
-            human_bytes(v.peak),
+            "" if math.isnan(v.transfer) else f"{1e3 * v.transfer:.2g} ms",
+            "" if math.isnan(v.peak) else human_bytes(v.peak),
         )
 
     def to_markdown(self) -> str:
@@ -114,7 +121,7 @@ class TimingReport:
     def to_json(self) -> dict[str, Any]:
         """The report as plain data."""
         return {
-            "variants": [{**dataclasses.asdict(v), "median": v.median if v.rounds else None} for v in self.variants],
+            "variants": [_plain(v) for v in self.variants],
             **{name: value and dataclasses.asdict(value) for name, value in self._ratios().items()},
             "rows": self.rows,
             "environment": self.environment,
@@ -132,6 +139,12 @@ class TimingReport:
 
     def _ratios(self) -> dict[str, Ratio | None]:
         return {"best": self.best, "plain": self.plain, "control": self.control}
+
+
+def _plain(variant: Variant) -> dict[str, Any]:
+    """A variant as JSON has it: nothing where there is no figure."""
+    fields = dataclasses.asdict(variant) | {"median": variant.median}
+    return {name: None if isinstance(x, float) and not math.isfinite(x) else x for name, x in fields.items()}
 
 
 _COLUMNS = ("", "median", "half of the calls", "predictions / s", "first call", "transfer", "peak memory")

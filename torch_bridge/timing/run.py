@@ -95,19 +95,21 @@ def time(
         )
         jobs = [("torch", name) for name in names] + [("jax", OURS), ("jax", OURS), ("jax", PLAIN)]
         runs = [Process(dataclasses.replace(job, framework=kind, variant=name), stack) for kind, name in jobs]
-        return _timed(runs, members, inputs, rounds, progress)
+        half = any(p.dtype in (torch.bfloat16, torch.float16) for p in members[0].parameters())
+        settings = {"device": device, "tf32": tf32, "threads": job.threads, "rounds": rounds, "seconds": seconds}
+        rows = len(members) * (reference.batch_size(inputs, ensemble.origin.batch_axis) or 1)
+        return _timed(runs, half, rows, settings, progress)
 
 
 def _timed(
-    runs: list[Process], members: list[nn.Module], inputs: Any, rounds: int, progress: Callable[[str], object]
+    runs: list[Process], half: bool, rows: int, settings: dict[str, Any], progress: Callable[[str], object]
 ) -> TimingReport:
     for run in runs:
         progress(f"preparing {run.job.variant}")
         run.start()
-    half = any(p.dtype in (torch.bfloat16, torch.float16) for p in members[0].parameters())
     compare([run for run in runs if not run.failure], half=half)
     ours, again, plain = runs[-3:]
-    order, taking_part = random.Random(0), runs
+    order, taking_part, rounds = random.Random(0), runs, settings["rounds"]
     for number in range(rounds):
         progress(f"round {number + 1} of {rounds}")
         for run in order.sample(taking_part, len(taking_part)):
@@ -120,13 +122,14 @@ def _timed(
     theirs = [found[id(run)] for run in taking_part if run.job.framework == "torch"]
     torch_best = min(theirs, key=lambda variant: variant.median, default=found[id(runs[0])])
     mine, twin, mapped = (found[id(run)] for run in (ours, again, plain))
+    control = Ratio.of(mine, twin) if mine.rounds and twin.rounds else None
     return TimingReport(
         tuple(found[id(run)] for run in runs if run is not again),
-        best=Ratio.of(mine, torch_best) if mine.rounds and torch_best.rounds else None,
-        plain=Ratio.of(mine, mapped) if mine.rounds and mapped.rounds else None,
-        control=Ratio.of(mine, twin) if mine.rounds and twin.rounds else None,
-        rows=len(members) * (reference.batch_size(inputs, 0) or 1),
-        environment=environment(),
+        best=Ratio.of(mine, torch_best).beside(control) if mine.rounds and torch_best.rounds else None,
+        plain=Ratio.of(mine, mapped).beside(control) if mine.rounds and mapped.rounds else None,
+        control=control,
+        rows=rows,
+        environment=environment() | settings,
     )
 
 

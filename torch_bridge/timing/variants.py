@@ -18,7 +18,6 @@ Call = Callable[[], Any]
 
 OURS = "jaxensemble"
 PLAIN = "jax.jit(jax.vmap)"
-JAX_VARIANTS = (OURS, PLAIN)
 
 
 def torch_variants(device: str, *, images: bool) -> list[str]:

@@ -135,7 +135,8 @@ def _torch(job: Job) -> Way:
         wait(pytree.tree_map(_to(job.device), inputs))
         pytree.tree_map(_to("cpu"), outputs)
 
-    return Way(call, wait, arrays, compilations, move, lambda: torch.cuda.max_memory_allocated() if cuda else None)
+    peak = (lambda: torch.cuda.max_memory_allocated()) if cuda else (lambda: None)
+    return Way(call, wait, arrays, compilations, move, peak)
 
 
 def _numbers(x: Any) -> Any:
@@ -198,6 +199,7 @@ def main() -> None:
     job = Job(**json.loads(next(sys.stdin)))
     if hasattr(os, "sched_setaffinity"):  # JAX takes all the cores there are
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: job.threads])
+    torch.backends.cudnn.benchmark = True  # XLA tries its convolutions, too
     with reference.equal_precision(tf32=job.tf32), jax.enable_x64(job.x64):
         try:
             worker = Worker(job)
