@@ -16,7 +16,7 @@ from zoo import networks
 from zoo.one import Result, main
 from zoo.results import RESULTS, append, load
 
-MINUTES = 20
+MINUTES = 60
 console = Console(stderr=True)
 
 
