@@ -95,6 +95,7 @@ zoo: $(STAMP) build/zoo/torchvision ## port all of torchvision's classification 
 
 bench: $(STAMP) build/zoo/torchvision ## time ensembles beside every way that PyTorch has of running them, on the CPU
 	$(BIN)/python -m benchmarks tutorial zoo scaling
+	$(BIN)/python -m benchmarks.overhead
 	$(BIN)/python -m benchmarks.figures
 
 # Asks for cuda by name, as test-gpu does.

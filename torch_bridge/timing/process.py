@@ -59,10 +59,11 @@ class Process:
         """Starts the worker and waits until its first call is done."""
         command = [sys.executable, "-m", "torch_bridge.timing.worker"]
         paths = os.pathsep.join(path for path in sys.path if path)
+        cache = {"TORCHINDUCTOR_CACHE_DIR": f"{self._log}-inductor"}  # no other process has compiled for this one
         with self._log.open("w") as log:
             self._process = subprocess.Popen(
                 command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True,
-                env={**os.environ, "PYTHONPATH": paths, **_ENVIRONMENT[self.job.device]},
+                env={**os.environ, "PYTHONPATH": paths, **cache, **_ENVIRONMENT[self.job.device]},
             )  # fmt: skip
         self._stack.callback(self._end, self._process)
         self.ready = self._ask(dataclasses.asdict(self.job))

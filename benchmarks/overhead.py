@@ -1,0 +1,46 @@
+"""What a call of an ensemble takes beyond its compiled program. `python -m benchmarks.overhead`.
+
+Of three layers with few features, so that the program itself takes next to nothing.
+"""
+
+import jax
+import jax.numpy as jnp
+import torch
+import typer
+from torch import nn
+
+import torch_bridge
+from jaxensemble.running import run_members
+from torch_bridge.report import environment, save_json
+from torch_bridge.timing import side_by_side
+from zoo.results import RESULTS
+
+
+def main(calls: int = 100, rounds: int = 50) -> None:
+    """Writes `benchmarks/results/overhead-<platform>.json`, in microseconds a call."""
+    models = [nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2)) for _ in range(10)]
+    x = torch.randn(8, 4)
+    ensemble = torch_bridge.to_ensemble(models, (x,), check=False)
+    x = jnp.asarray(x.numpy())
+    ensemble(x)
+    (call,) = ensemble._calls.values()
+    state = (ensemble.params, ensemble.buffers, ensemble.constants, ensemble.rngs, None, (x,))
+    compiled = run_members.lower(*state, call=call).compile()
+
+    def repeated(function):
+        def run() -> None:
+            jax.block_until_ready([function() for _ in range(calls)])
+
+        return run
+
+    timed = side_by_side(
+        {"ensemble": repeated(lambda: ensemble(x)), "compiled": repeated(lambda: compiled(*state))}, rounds=rounds
+    )
+    found = {name: 1e3 * one.median / calls for name, one in timed.items()}
+    found["difference"] = found["ensemble"] - found["compiled"]
+    save_json(RESULTS / f"overhead-{jax.default_backend()}.json", {"environment": environment(), "microseconds": found})
+    print(", ".join(f"{name}: {value:.1f} µs" for name, value in found.items()))
+
+
+if __name__ == "__main__":
+    typer.run(main)
