@@ -220,8 +220,8 @@ def test_no_source_loads_what_could_run_code(package: str) -> None:
 
 OWN = {"torch_bridge": {
     # The user's modules on their way to a process of ours, in a directory that nobody else can write to.
-    "torch_bridge.timing.run": ["cloudpickle", "cloudpickle.dumps"],
-    "torch_bridge.timing.worker": ["pickle.loads"],
+    "torch_bridge.timing.run": ["cloudpickle", "cloudpickle.dumps", "cloudpickle.dumps"],
+    "torch_bridge.timing.worker": ["pickle.load", "pickle.load"],
 }}  # fmt: skip
 
 
