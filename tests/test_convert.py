@@ -704,3 +704,30 @@ def test_what_a_later_block_gives_besides_is_not_lost(inner: bool) -> None:
             return x
 
     torch_bridge.to_ensemble([Net().eval() for _ in range(2)], (torch.randn(3, 4),))  # raises unless it agrees
+
+
+class _Counts(nn.Module):
+    """Counts its calls; `factor` says whether it computes with the count."""
+
+    def __init__(self, factor: bool):
+        super().__init__()
+        self.fc, self.calls, self.factor = nn.Linear(3, 3), 0, factor
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.calls += 1
+        self.width = 3  # remembered, but the same at every call
+        return self.fc(x) * (self.calls if self.factor else self.width)
+
+
+def test_a_forward_that_computes_with_what_it_counts_is_refused() -> None:
+    model = _Counts(factor=True).eval()
+    with pytest.raises(UnsupportedError, match=r"changes what its next call computes with: `calls` from 0 to 1\."):
+        torch_bridge.to_flax(model, (torch.ones(2, 3),))
+    assert model.calls == 0, "porting leaves models as they are"
+
+
+def test_a_count_that_nothing_depends_on_is_no_reason_to_refuse() -> None:
+    model, x = _Counts(factor=False).eval(), torch.ones(2, 3)
+    flax = torch_bridge.to_flax(model, (x,))
+    np.testing.assert_allclose(flax(x.numpy()), model(x).detach().numpy(), atol=1e-6)
+    assert model.calls == 1

@@ -22,6 +22,7 @@ from torch.export import Dim, ExportedProgram
 from torch.nn.modules import transformer
 
 from jaxensemble.errors import InputError, UnsupportedError
+from torch_bridge.attributes import changes_of
 from torch_bridge.export_errors import explained, first_lines
 from torch_bridge.memos import forget_tensors
 from torch_bridge.modes import Modes, add_dropout, aligned, has_tensors
@@ -63,7 +64,16 @@ def capture(model: nn.Module, example_inputs: tuple[Any, ...], batch_axis: Batch
     """
     inputs, dynamic = _examples(example_inputs, batch_axis)
     with _fast_paths_off(), _masks_not_looked_into():
-        evaluation = _export(model, inputs, dynamic, training=False)
+        with changes_of(model) as changed:
+            evaluation = _export(model, inputs, dynamic, training=False)
+        if changed:
+            with changed.made():
+                again = _export(model, inputs, dynamic, training=False)
+            if not _is_same(evaluation, again):
+                raise UnsupportedError(
+                    f"{type(model).__name__}.forward changes what its next call computes with: {changed}. A network is "
+                    "a function of its inputs and weights: keep such state out of the forward, or give it as an input."
+                )
         modes = _modes(model, evaluation, inputs, dynamic)
     reason = modes if isinstance(modes, str) else None
     if isinstance(modes, Modes):
@@ -71,6 +81,13 @@ def capture(model: nn.Module, example_inputs: tuple[Any, ...], batch_axis: Batch
     replace_moded(evaluation.graph, modes.of if isinstance(modes, Modes) else None)
     _write_out_of_place(evaluation.graph_module)
     return _to_graph(model, _decomposed(model, evaluation), reason)
+
+
+def _is_same(a: ExportedProgram, b: ExportedProgram) -> bool:
+    """Whether two exports of one forward compute the same."""
+    constants = zip(a.constants.values(), b.constants.values(), strict=False)
+    same = all(isinstance(x, Tensor) and isinstance(y, Tensor) and torch.equal(x, y) for x, y in constants)
+    return a.graph_module.code == b.graph_module.code and len(a.constants) == len(b.constants) and same
 
 
 def _decomposed(model: nn.Module, program: ExportedProgram) -> ExportedProgram:
