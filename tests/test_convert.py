@@ -731,3 +731,11 @@ def test_a_count_that_nothing_depends_on_is_no_reason_to_refuse() -> None:
     flax = torch_bridge.to_flax(model, (x,))
     np.testing.assert_allclose(flax(x.numpy()), model(x).detach().numpy(), atol=1e-6)
     assert model.calls == 1
+
+
+@pytest.mark.parametrize(
+    ("batch_axis", "text"), [(2, "no example input has as many axes"), ("0", "got '0'"), (-1, "got -1")]
+)
+def test_a_batch_axis_that_there_is_not_is_refused(batch_axis: Any, text: str) -> None:
+    with pytest.raises(InputError, match=text):
+        torch_bridge.to_flax(nn.Linear(3, 2), (torch.ones(4, 3),), batch_axis=batch_axis)

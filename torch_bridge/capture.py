@@ -166,7 +166,13 @@ def _examples(example_inputs: tuple[Any, ...], batch_axis: BatchAxis) -> tuple[t
         raise InputError(
             f"`batch_axis` must hold one axis for each of the {len(example_inputs)} example inputs; got {len(axes)}."
         )
+    if not all(axis is None or (isinstance(axis, int) and axis >= 0) for axis in axes):
+        raise InputError(
+            f"`batch_axis` must be None or an axis counted from 0, or one for each input; got {batch_axis!r}."
+        )
     size = _batch_size(example_inputs, axes, explicit=isinstance(batch_axis, tuple))
+    if size is None and any(axes):
+        raise InputError(f"`batch_axis` is {batch_axis!r}, but no example input has as many axes.")
     batch = Dim("batch")
     pairs = [
         pytree.tree_map(lambda leaf, axis=axis: _example(leaf, axis, size, batch), value)
