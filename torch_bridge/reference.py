@@ -123,10 +123,9 @@ def vmapped(models: Sequence[nn.Module], inputs: Inputs | Sequence[Inputs]) -> l
 def mapped(models: Sequence[nn.Module], inputs: Inputs | Sequence[Inputs]) -> Callable[[], Any]:
     """A call of all members by `torch.func`: `stack_module_state` beforehand, then `functional_call` under `vmap`."""
     params, buffers = torch.func.stack_module_state(list(models))
-    base = copy.deepcopy(models[0])
 
     def call(params: Any, buffers: Any, *arguments: Any) -> Any:
-        return torch.func.functional_call(base, (params, buffers), arguments)
+        return torch.func.functional_call(models[0], (params, buffers), arguments)
 
     each = isinstance(inputs, list)
     arguments = pytree.tree_map(lambda *xs: torch.stack(xs), *inputs) if each else inputs
