@@ -151,8 +151,9 @@ class Case:
 def chooser(platform: str, *, vmapped: bool) -> Callable[[Case], Form]:
     """Which form a device runs fastest, by the sizes of a convolution.
 
-    Only CPUs have a table: XLA's own convolutions are kept everywhere else. It was read off
-    `benchmarks/results/lowering-cpu.json`, which `make bench-lowering` measures anew.
+    Only CPUs have a table: XLA's own convolutions are kept everywhere else. Its rows without groups, and the depthwise
+    ones, were read off `benchmarks/results/lowering-cpu.json`; the layers with groups of several channels are in
+    `make bench-lowering`, but not yet in that file.
     """
     if platform != "cpu":
         return lambda case: "built-in"

@@ -105,6 +105,7 @@ class Way:
 def _torch(job: Job) -> Way:
     cuda = job.device != "cpu"
     torch.set_num_threads(job.threads)
+    # The caller's own modules, in a directory that it made for this and that nobody else can write to.
     with (Path(job.folder) / "models.pkl").open("rb") as file:
         setup = pickle.load(file)
         if setup is not None:
