@@ -1,8 +1,8 @@
-"""Convolutions and products in the form that suits a device: built in, or as dot products and multiply-adds.
+"""Convolutions in the form that suits a device: built in, or as dot products and multiply-adds.
 
 All forms compute the same sums; they differ in how fast XLA runs them. `jax.vmap` over the kernels of several members
-turns a built-in convolution into a grouped one, which XLA runs slowly on CPUs; dot products stay fast. Flax's layers
-take a form through their `conv_general_dilated` argument.
+turns a built-in convolution into a grouped one, which XLA runs slowly on CPUs; dot products stay fast. A program is
+given other forms as a whole, whoever wrote its convolutions: Flax's layers, functions or users.
 """
 
 import functools
@@ -13,59 +13,30 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
 from jax import lax
+
+from jaxensemble.program import CONVOLUTION, rewritten
 
 Form = Literal["built-in", "grouped", "shifted", "im2col"]
 FORMS: tuple[Form, ...] = ("built-in", "grouped", "shifted", "im2col")
 
 
-def with_forms(module: nnx.Module, platform: str, *, vmapped: bool) -> nnx.Module:
-    """The module, with what Flax would run as XLA's own convolutions and products in the form that suits `platform`.
+def with_forms(function: Callable[..., Any], platform: str, *, vmapped: bool) -> Callable[..., Any]:
+    """The function, with its convolutions in the form that suits `platform`.
 
-    `vmapped` says whether the module is called under `jax.vmap` over its weights. The module is changed in place.
+    `vmapped` says whether it is called under `jax.vmap` over its kernels.
+
+    >>> from flax import nnx
+    >>> from jaxensemble.program import primitives
+    >>> module = nnx.Conv(2, 4, (1, 1), rngs=nnx.Rngs(0))
+    >>> primitives(with_forms(module, "cpu", vmapped=True), jnp.ones((1, 5, 5, 2)))["dot_general"]
+    1
     """
-    for _, layer in nnx.iter_modules(module):
-        if isinstance(layer, nnx.Conv) and layer.conv_general_dilated is lax.conv_general_dilated:
-            layer.conv_general_dilated = functools.partial(convolution, choose=chooser(platform, vmapped=vmapped))
-        if isinstance(layer, nnx.Linear) and platform == "cpu":
-            if layer.dot_general is lax.dot_general and getattr(layer, "dot_general_cls", None) is None:
-                layer.dot_general = dot_general
-    return module
+    return rewritten(function, {CONVOLUTION: functools.partial(convolution, choose=chooser(platform, vmapped=vmapped))})
 
 
 CACHED = 1 << 15
 """Weights of a grouped convolution that are read again for every pixel: beyond this they come from slower caches."""
-
-BLOCK = 128
-"""Terms that a product of one row sums up at most before it adds the sums."""
-
-
-def dot_general(lhs: jax.Array, rhs: jax.Array, dimension_numbers: Any, **options: Any) -> jax.Array:
-    """As `jax.lax.dot_general`; a product of one row by a matrix in blocks.
-
-    XLA's CPU code for a vector by a matrix sums term by term, with an error that grows with their number: four times
-    PyTorch's for 3,000 terms. Sums of blocks, added up, have less than PyTorch's, in the same time.
-    """
-    single = lhs.size == lhs.shape[-1] if lhs.ndim else False
-    plain = dimension_numbers == (((lhs.ndim - 1,), (0,)), ((), ())) and rhs.ndim == 2
-    plain = plain and options.get("out_sharding") is None and lhs.dtype == rhs.dtype
-    plain = plain and jnp.issubdtype(lhs.dtype, jnp.floating)
-    size = _block(lhs.shape[-1]) if single and plain and rhs.size else 0
-    if not size:
-        return lax.dot_general(lhs, rhs, dimension_numbers, **options)
-    dtype = options.get("preferred_element_type") or jnp.result_type(lhs, rhs)
-    wide = jnp.promote_types(dtype, jnp.float32)
-    blocks = lhs.reshape(-1, size), rhs.reshape(-1, size, rhs.shape[-1])
-    sums = jnp.einsum("bk,bkn->bn", *blocks, precision=options.get("precision"), preferred_element_type=wide)
-    return sums.sum(0).astype(dtype).reshape(*lhs.shape[:-1], -1)
-
-
-def _block(terms: int) -> int:
-    """The largest size of equal blocks; 0 where there are few terms, or none that are equal."""
-    if terms <= BLOCK:
-        return 0
-    return max((size for size in range(16, BLOCK + 1) if terms % size == 0), default=0)
 
 
 def convolution(
@@ -79,6 +50,7 @@ def convolution(
     rhs_dilation: Sequence[int] | None = None,
     dimension_numbers: Any = None,
     feature_group_count: int = 1,
+    batch_group_count: int = 1,
     precision: Any = None,
     preferred_element_type: Any = None,
     out_sharding: Any = None,
@@ -96,7 +68,7 @@ def convolution(
     """
     options = {"precision": precision, "preferred_element_type": preferred_element_type}
     case = _case(lhs, rhs, window_strides, padding, lhs_dilation, rhs_dilation, dimension_numbers, feature_group_count)
-    form = "built-in" if case is None or out_sharding is not None else choose(case)
+    form = "built-in" if case is None or batch_group_count > 1 or out_sharding is not None else choose(case)
     if case is None or form == "built-in":
         return lax.conv_general_dilated(
             lhs,
@@ -107,6 +79,7 @@ def convolution(
             rhs_dilation,
             dimension_numbers,
             feature_group_count,
+            batch_group_count,
             **options,
             out_sharding=out_sharding,
         )
@@ -236,7 +209,7 @@ def _dot(case: Case, columns: jax.Array, kernel: jax.Array, options: dict[str, A
     """`[..., groups * taps * depth]` by `[taps, depth, features]`, group by group."""
     if case.groups == 1:
         axis = columns.ndim - 1
-        return dot_general(columns, kernel.reshape(-1, case.features), (((axis,), (0,)), ((), ())), **options)
+        return lax.dot_general(columns, kernel.reshape(-1, case.features), (((axis,), (0,)), ((), ())), **options)
     columns = columns.reshape(*columns.shape[:-1], case.groups, -1)
     kernel = kernel.reshape(columns.shape[-1], case.groups, -1)
     return jnp.einsum("...gi,igo->...go", columns, kernel, **options).reshape(*columns.shape[:-2], case.features)

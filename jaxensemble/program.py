@@ -1,14 +1,15 @@
 """What a network's call is as a JAX program."""
 
 import collections
+import functools
 import math
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 import jax
-from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, jaxpr_as_fun
 
-CONVOLUTION = "conv_general_dilated"
+CONVOLUTION, PRODUCT = "conv_general_dilated", "dot_general"
 
 
 def primitives(function: Callable[..., Any], *args: Any) -> collections.Counter[str]:
@@ -21,6 +22,47 @@ def primitives(function: Callable[..., Any], *args: Any) -> collections.Counter[
     1
     """
     return collections.Counter(step.primitive.name for step in equations(jax.make_jaxpr(function)(*args).jaxpr))
+
+
+def rewritten(function: Callable[..., Any], replacements: Mapping[str, Callable[..., Any]]) -> Callable[..., Any]:
+    """The function with some of its steps replaced, wherever they stand in its program: in loops and branches, too.
+
+    A replacement is called with a step's operands and parameters, and gives a result of the same shape and dtype.
+
+    >>> import jax.numpy as jnp
+    >>> rewritten(lambda x: jnp.sin(x) + 1, {"sin": lambda x, **params: 2 * x})(3.0)
+    Array(7., dtype=float32, weak_type=True)
+    """
+
+    @functools.wraps(function)
+    def run(*args: Any) -> Any:
+        program, shapes = jax.make_jaxpr(function, return_shape=True)(*args)
+        program = ClosedJaxpr(_replaced(program.jaxpr, replacements), program.consts)
+        return jax.tree.unflatten(jax.tree.structure(shapes), jaxpr_as_fun(program)(*jax.tree.leaves(args)))
+
+    return run
+
+
+def _replaced(jaxpr: Jaxpr, replacements: Mapping[str, Callable[..., Any]]) -> Jaxpr:
+    def nested(param: Any) -> Any:
+        match param:
+            case ClosedJaxpr():
+                return ClosedJaxpr(_replaced(param.jaxpr, replacements), param.consts)
+            case Jaxpr():
+                return _replaced(param, replacements)
+            case tuple() if any(isinstance(item, ClosedJaxpr | Jaxpr) for item in param):
+                return tuple(map(nested, param))
+        return param
+
+    def step(equation: JaxprEqn) -> JaxprEqn:
+        replacement = replacements.get(equation.primitive.name)
+        if replacement is None:
+            return equation.replace(params={name: nested(param) for name, param in equation.params.items()})
+        call = jax.jit(functools.partial(replacement, **equation.params))
+        (other,) = jax.make_jaxpr(call)(*[var.aval for var in equation.invars]).jaxpr.eqns
+        return other.replace(invars=equation.invars, outvars=equation.outvars)
+
+    return jaxpr.replace(eqns=list(map(step, jaxpr.eqns)))
 
 
 def equations(jaxpr: Jaxpr) -> Iterator[JaxprEqn]:

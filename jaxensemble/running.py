@@ -12,6 +12,7 @@ from jax import lax
 from jaxensemble.errors import StateError
 from jaxensemble.lowering import with_forms
 from jaxensemble.plan import Plan
+from jaxensemble.products import with_products
 from jaxensemble.randomness import forbid, from_key, member_keys
 from jaxensemble.rows import Axes
 from jaxensemble.state import Tree, flatten, merge, split
@@ -48,10 +49,12 @@ class Call:
         self, params: Tree, buffers: Tree, rngs: Tree, constants: Tree, key: Any, inputs: Any, *, vmapped: bool | None
     ) -> Any:
         """The outputs of one member. `vmapped` chooses the forms of convolutions; None leaves them as Flax has them."""
+        run = self._member if vmapped is None else with_forms(self._member, self.platform, vmapped=vmapped)
+        return run(params, buffers, rngs, constants, key, inputs)
+
+    def _member(self, params: Tree, buffers: Tree, rngs: Tree, constants: Tree, key: Any, inputs: Any) -> Any:
         rngs = forbid(self.graphdef, rngs, NEEDS_KEY) if key is None else from_key(self.graphdef, rngs, key)
         module = merge(self.graphdef, params, buffers, constants, rngs)
-        if vmapped is not None:
-            with_forms(module, self.platform, vmapped=vmapped)
         outputs = module(*inputs)
         return (outputs, _buffers_after(module, buffers)) if self.update else outputs
 
@@ -78,7 +81,7 @@ def _some_members(part: tuple[Any, ...], *, call: Call, shared: tuple[Any, ...],
     constants, common_key, common = shared
     inputs, ahead = (own, 1) if call.each else (common, 0)
 
-    def run(inputs: Any) -> Any:
+    def all_of_them(params: Tree, buffers: Tree, rngs: Tree, key: Any, inputs: Any) -> Any:
         def member(params: Tree, buffers: Tree, rngs: Tree, key: Any, inputs: Any) -> Any:
             key = key if call.different else common_key
             return call.member(params, buffers, rngs, constants, key, inputs, vmapped=size > 1)
@@ -86,9 +89,14 @@ def _some_members(part: tuple[Any, ...], *, call: Call, shared: tuple[Any, ...],
         if size > 1:
             axes = (0, 0, 0, 0 if call.different else None, 0 if call.each else None)
             return jax.vmap(member, axes)(params, buffers, rngs, key, inputs)
-        params_, buffers_, rngs_, key_ = _first((params, buffers, rngs, key))
-        outputs = member(params_, buffers_, rngs_, key_, _first(inputs) if call.each else inputs)
+        first = lambda tree: jax.tree.map(lambda leaf: leaf[0], tree)  # noqa: E731
+        own = first(inputs) if call.each else inputs
+        outputs = member(first(params), first(buffers), first(rngs), first(key), own)
         return jax.tree.map(lambda leaf: leaf[None], outputs)
+
+    def run(inputs: Any) -> Any:
+        function = with_products(all_of_them) if call.platform == "cpu" else all_of_them
+        return function(params, buffers, rngs, key, inputs)
 
     if call.plan.rows is None or not call.rows_in:
         return run(inputs)
@@ -139,10 +147,6 @@ def _in_steps(
     else:
         found = lax.fori_loop(0, count, body, found)
     return jax.tree.unflatten(out_tree, found)
-
-
-def _first(tree: Any) -> Any:
-    return jax.tree.map(lambda leaf: leaf[0], tree)
 
 
 def _empty(part: jax.ShapeDtypeStruct, axis: int | None, total: int) -> jax.Array:
