@@ -1,10 +1,12 @@
 """The tables of `docs/speed.md`, made from what stands in `benchmarks/results/`. `python -m benchmarks.figures`."""
 
+import collections
 import json
 from pathlib import Path
 from typing import Any
 
 from benchmarks.suites import SUITES
+from torch_bridge.timing.pictures import curves
 from zoo.results import RESULTS
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "speed.md"
@@ -28,7 +30,9 @@ def _table(path: Path) -> str:
     where = f"`{path.name}`: {'; '.join(machines)}"
     head = ("members x rows", "fastest of PyTorch's", "", "ours", "times as fast", "than `jax.vmap`", "control", "plan")
     lines = [head, ("---", "---", "---:", "---:", "---:", "---:", "---:", "---"), *map(_row, content["cases"].items())]
-    return "\n".join([where, "", *(f"| {' | '.join(line)} |" for line in lines)])
+    picture = path.with_suffix(".png")
+    drawn = [f"![time by size](../benchmarks/results/{picture.name})", ""] if picture.exists() else []
+    return "\n".join([where, "", *drawn, *(f"| {' | '.join(line)} |" for line in lines)])
 
 
 def _machine(found: dict[str, Any]) -> str:
@@ -65,6 +69,28 @@ def _milliseconds(seconds: float) -> str:
     return f"{1000 * seconds:.3g} ms"
 
 
+def draw(path: Path) -> None:
+    """The scaling suite's curves, beside its file: the time of one member's call by members and by rows."""
+    panels: Any = collections.defaultdict(lambda: collections.defaultdict(dict))
+    for name, report in json.loads(path.read_text())["cases"].items():
+        network, _, sizes = name.partition(", ")
+        members, rows = map(int, sizes.split(" x "))
+        times = {variant["name"]: variant["median"] for variant in report["variants"] if not variant["failure"]}
+        if report["best"] is None:
+            continue
+        shown = {"jaxensemble": "jaxensemble", "jax.vmap": "jax.jit(jax.vmap)", "PyTorch": report["best"]["theirs"]}
+        for label, variant in shown.items():
+            if variant in times and rows == 64:
+                panels[f"{network}: members, of 64 rows"][label][members] = times[variant] / members
+            if variant in times and members == 10:
+                panels[f"{network}: rows, of 10 members"][label][rows] = times[variant] / members
+    ordered = {
+        panel: {label: dict(sorted(points.items())) for label, points in lines.items()}
+        for panel, lines in sorted(panels.items())
+    }
+    curves(ordered, path.with_suffix(".png"), "one member's call, ms")
+
+
 def page(text: str) -> str:
     """The page with the tables of today."""
     before, _, rest = text.partition(BEGIN)
@@ -73,4 +99,6 @@ def page(text: str) -> str:
 
 
 if __name__ == "__main__":
+    for found in RESULTS.glob("scaling-*.json"):
+        draw(found)
     PAGE.write_text(page(PAGE.read_text()))

@@ -20,7 +20,7 @@ class Case:
 
 # Compiling four large networks as one graph in every mode takes an hour: the modes are compared in the first suite.
 _LOOPS = ("loop", "loop, channels_last", "compile(loop, default)", "compile(loop, channels_last, default)")
-_SCALED = ("loop", "loop, channels_last", "torch.func.vmap", "compile(torch.func.vmap, default)")
+_SCALED = ("loop, channels_last", "torch.func.vmap")
 _GRAPHS = ("compile(loop, channels_last, reduce-overhead)", "compile(torch.func.vmap, reduce-overhead)")
 
 SUITES: dict[str, list[Case]] = {

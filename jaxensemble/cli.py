@@ -13,6 +13,7 @@ import typer
 
 from jaxensemble import terminal
 from jaxensemble.artifact import Artifact, Manifest
+from jaxensemble.caches import keep_compiled
 from jaxensemble.durable import write_file
 from jaxensemble.errors import InputError
 from jaxensemble.inputs import shape_text
@@ -69,12 +70,17 @@ def predict(
     folder: Folder,
     inputs: InputFile,
     out: OutOption = None,
+    keep: Annotated[
+        bool, typer.Option("--keep-compiled", help="Keep the compiled program for the next call, in the user's cache.")
+    ] = False,
     x64: X64Option = False,
     as_json: JsonOption = False,
     debug: DebugOption = False,
 ) -> None:
     """Run all members, in evaluation mode, on arrays from a file."""
     with _told(as_json, debug), jax.enable_x64(x64):
+        if keep:
+            keep_compiled()
         artifact = Artifact.open(folder)
         if not artifact.manifest.verified:
             typer.echo(f"jaxensemble: {_proof_text(artifact.manifest)}", err=True)

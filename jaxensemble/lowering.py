@@ -124,9 +124,8 @@ class Case:
 def chooser(platform: str, *, vmapped: bool) -> Callable[[Case], Form]:
     """Which form a device runs fastest, by the sizes of a convolution.
 
-    Only CPUs have a table: XLA's own convolutions are kept everywhere else. Its rows without groups, and the depthwise
-    ones, were read off `benchmarks/results/lowering-cpu.json`; the layers with groups of several channels are in
-    `make bench-lowering`, but not yet in that file.
+    Only CPUs have a table, read off `benchmarks/results/lowering-cpu.json`; XLA's own convolutions are kept everywhere
+    else.
     """
     if platform != "cpu":
         return lambda case: "built-in"
@@ -144,7 +143,8 @@ def _under_vmap(case: Case) -> Form:
 def _on_its_own(case: Case) -> Form:
     if case.groups > 1:
         return "grouped" if case.has_narrow_groups else "built-in"
-    if math.prod(case.out) <= 4 and case.channels >= 64 and case.taps > 1:
+    tiny, large = math.prod(case.out) <= 4, math.prod(case.out) >= 256 and not case.is_strided
+    if (tiny or large) and case.channels >= 64 and 1 < case.taps <= 9:
         return "shifted"
     return "im2col" if case.taps == 1 or (case.is_strided and case.taps <= 9) else "built-in"
 

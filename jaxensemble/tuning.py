@@ -6,10 +6,8 @@ import hashlib
 import importlib.metadata
 import json
 import math
-import os
 import re
 import statistics
-import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -17,6 +15,7 @@ from typing import Any
 
 import jax
 
+from jaxensemble.caches import cache_directory
 from jaxensemble.device import device_name, free_memory, human_bytes
 from jaxensemble.durable import write_file
 from jaxensemble.plan import Plan, candidates
@@ -148,16 +147,6 @@ def _name(case: Case) -> str:
 
 def _precision() -> Any:
     return jax.config.jax_default_matmul_precision  # pyright: ignore[reportAttributeAccessIssue]
-
-
-def cache_directory() -> Path:
-    """Where measurements are kept: `JAXENSEMBLE_CACHE`, or a folder where the system has such."""
-    given = os.environ.get("JAXENSEMBLE_CACHE")
-    if given:
-        return Path(given)
-    if sys.platform == "darwin":
-        return Path.home() / "Library" / "Caches" / "jaxensemble"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "jaxensemble"
 
 
 def _file(name: str) -> Path:

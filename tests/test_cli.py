@@ -31,6 +31,12 @@ class Ids(nn.Module):
         return self.embed(ids)
 
 number = 3
+
+def needs(width):
+    return nn.Linear(4, width)
+
+def no_module():
+    return 3
 """
 
 
@@ -127,3 +133,33 @@ def test_errors_as_json() -> None:
     result = run("port", "factories:Odd", "-i", "4", "--json")
     assert result.exit_code == 4
     assert json.loads(result.stdout)["error"] == "UnsupportedError"
+
+
+@pytest.mark.parametrize(
+    ("factory", "reason"),
+    [
+        ("factories:needs", "factories:needs cannot be called without arguments: TypeError"),
+        ("factories:no_module", "factories:no_module must return a torch.nn.Module; got int"),
+        ("broken:mlp", "module 'broken' cannot be imported: SyntaxError"),
+    ],
+)
+def test_a_factory_that_cannot_be_used_is_told_in_one_message(factory: str, reason: str) -> None:
+    Path("broken.py").write_text("def mlp(:\n")
+    result = run("check", factory, "-i", "8,4")
+    assert result.exit_code == 3 and reason in result.stderr and "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "reason"),
+    [
+        (["--save", "nowhere/times.json"], 6, "there is no directory nowhere"),
+        (["--plot", "times.txt"], 2, "expected a file ending in"),
+        (["--dtype", "int32"], 2, "expected a floating-point dtype"),
+    ],
+)
+def test_what_could_not_be_written_is_said_before_anything_is_timed(
+    options: list[str], code: int, reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch_bridge.cli.to_ensemble", lambda *_, **__: pytest.fail("ported"))
+    result = run("bench", "factories:mlp", "-i", "8,4", *options)
+    assert result.exit_code == code and reason in result.stderr

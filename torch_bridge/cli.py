@@ -5,7 +5,7 @@ import importlib
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import Annotated, Any
 
 import jax
 import torch
@@ -51,6 +51,7 @@ OutOption = Annotated[
 ]
 ForceOption = Annotated[bool, typer.Option("--force", help="Replace an ensemble that was saved there before.")]
 CheckOption = Annotated[bool, typer.Option("--check/--no-check", help="Whether to compare it with PyTorch.")]
+PICTURES = (".png", ".svg", ".pdf", ".jpg")
 SaveOption = Annotated[Path | None, typer.Option("--save", help="Write the report to this JSON file.")]
 
 
@@ -97,12 +98,13 @@ def check(
 ) -> None:
     """Compare an ensemble with PyTorch thoroughly, and print the table. Exits with 1 where they differ."""
     with _told(as_json, debug), jax.enable_x64(x64):
+        _check_folders(save)
         ensemble, models = _ported(factory, inputs, checkpoints, members, seed, layout, check=False)
         with _status("comparing with PyTorch"):
             report = parity.check(models(), ensemble, _examples(inputs, seed))
+        show(report.to_json() if as_json else str(report), as_json)
         if save is not None:
             report.save(save)
-        show(report.to_json() if as_json else str(report), as_json)
         if not report.passed:
             raise typer.Exit(1)
 
@@ -130,27 +132,38 @@ def bench(
 ) -> None:
     """Time an ensemble beside every way that PyTorch has of running it, on this device."""
     with _told(as_json, debug), jax.enable_x64(x64):
+        _check_folders(save, plot)
+        if plot is not None and plot.suffix not in PICTURES:
+            raise typer.BadParameter(
+                f"expected a file ending in {', '.join(PICTURES)}; got {plot}", param_hint="--plot"
+            )
+        kind = _floating(dtype) if dtype else None
         ensemble, models = _ported(factory, inputs, checkpoints, members, seed, layout, check=False)
         made, examples = models(), _examples(inputs, seed)
-        if dtype:
-            ensemble, made, examples = _cast(dtype, ensemble, made, examples)
+        if kind is not None:
+            ensemble, made = ensemble.astype(dtype), [model.to(kind) for model in made]
+            examples = tuple(x.to(kind) if x.is_floating_point() else x for x in examples)
         with Console(stderr=True).status("timing") as status:
             report = time(made, ensemble, examples, variants=variants, rounds=rounds, tf32=tf32, progress=status.update)
+        show(report.to_json() if as_json else report.to_markdown() if markdown else str(report), as_json)
         if save is not None:
             report.save(save)
         if plot is not None:
             report.plot(plot)
-        show(report.to_json() if as_json else report.to_markdown() if markdown else str(report), as_json)
 
 
-def _cast(
-    dtype: str, ensemble: Ensemble, models: list[nn.Module], examples: tuple[torch.Tensor, ...]
-) -> tuple[Ensemble, list[nn.Module], tuple[torch.Tensor, ...]]:
+def _floating(dtype: str) -> torch.dtype:
     kind = getattr(torch, dtype, None)
     if not isinstance(kind, torch.dtype) or not kind.is_floating_point:
         raise typer.BadParameter(f"expected a floating-point dtype; got {dtype!r}", param_hint="--dtype")
-    cast = tuple(x.to(kind) if x.is_floating_point() else x for x in examples)
-    return ensemble.astype(dtype), [model.to(kind) for model in models], cast
+    return kind
+
+
+def _check_folders(*paths: Path | None) -> None:
+    """**Raises:** `FileNotFoundError` before any work whose result could not be written."""
+    missing = sorted({str(path.parent) for path in paths if path is not None and not path.parent.is_dir()})
+    if missing:
+        raise FileNotFoundError(f"there is no directory {', '.join(missing)} to write to: make it first")
 
 
 @app.command()
@@ -197,25 +210,39 @@ def _ported(
     check: bool,
 ) -> tuple[Ensemble, Callable[[], list[nn.Module]]]:
     """The ensemble, and its members as PyTorch modules for those who ask for them."""
-    make, examples = _factory(factory), _examples(inputs, seed)
+    make, examples = _evaluating(factory), _examples(inputs, seed)
     if checkpoints:
         paths = _paths(checkpoints)
         with _status(f"porting {len(paths)} checkpoints"):
-            ensemble = load_ensemble(_evaluating(make), paths, examples, input_layout=layout, check=check)
-        return ensemble, lambda: load_members(_evaluating(make), paths)
+            ensemble = load_ensemble(make, paths, examples, input_layout=layout, check=check)
+        return ensemble, lambda: load_members(make, paths)
     models = []
     for k in range(members):
         torch.manual_seed(seed + k)
-        models.append(make().eval())
+        models.append(make())
     with _status(f"porting {members} members"):
         return to_ensemble(models, examples, input_layout=layout, check=check), lambda: models
 
 
-def _evaluating(make: Callable[[], nn.Module]) -> Callable[[], nn.Module]:
-    return lambda: make().eval()
+def _evaluating(factory: str) -> Callable[[], nn.Module]:
+    """What makes models in evaluation mode. What the factory raises, or gives else, is the user's to mend."""
+    make = _factory(factory)
+
+    def made() -> nn.Module:
+        try:
+            model = make()
+        except Exception as error:
+            raise InputError(
+                f"{factory} cannot be called without arguments: {type(error).__name__}: {error}"
+            ) from error
+        if not isinstance(model, nn.Module):
+            raise InputError(f"{factory} must return a torch.nn.Module; got {type(model).__name__}")
+        return model.eval()
+
+    return made
 
 
-def _factory(name: str) -> Callable[[], nn.Module]:
+def _factory(name: str) -> Callable[[], Any]:
     """`package.module:factory`, found from the working directory as well."""
     module, _, attribute = name.partition(":")
     if not module or not attribute:
@@ -228,10 +255,12 @@ def _factory(name: str) -> Callable[[], nn.Module]:
         if error.name is None or not module.startswith(error.name):
             raise
         raise InputError(f"there is no module {module!r} here or installed; expected package.module:factory") from error
-    make: Any = getattr(found, attribute, None)
+    except Exception as error:
+        raise InputError(f"module {module!r} cannot be imported: {type(error).__name__}: {error}") from error
+    make = getattr(found, attribute, None)
     if not callable(make):
         raise InputError(f"module {module!r} has no function or class {attribute!r}")
-    return cast(Callable[[], nn.Module], make)
+    return make
 
 
 def _examples(specs: list[str], seed: int) -> tuple[torch.Tensor, ...]:

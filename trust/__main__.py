@@ -1,0 +1,145 @@
+"""`python -m trust fuzz` and `python -m trust mutants`: random networks, and errors planted into them. Both resume."""
+
+import collections
+import dataclasses
+import datetime
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.progress import Progress
+
+from torch_bridge.report import environment, save_json
+from trust import mutations
+from trust.networks import Seeded
+from trust.one import mutants as planted
+from trust.one import proved
+
+RESULTS = Path(__file__).resolve().parent.parent / "benchmarks" / "results"
+LINES = Path(__file__).resolve().parent.parent / "build" / "trust"
+"""A line of JSON for every network, so that a run which is stopped goes on where it was."""
+
+AT_ONCE = 25
+"""Networks a process proves before it makes room for another: compiled programs stay in memory."""
+
+CORES = os.cpu_count() or 1
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+Processes = Annotated[int, typer.Option(min=1, help="How many processes work at once.")]
+
+
+@app.command()
+def fuzz(
+    count: Annotated[int, typer.Option(min=1, help="How many networks, by seed, from 0 on.")] = 2000,
+    processes: Processes = CORES,
+    worker: Annotated[str, typer.Option(hidden=True)] = "",
+) -> None:
+    """Prove random networks in every stage and under every plan. Exits with 1 if one fails."""
+    if worker:
+        return _work(worker, lambda seed: [dataclasses.asdict(proved(Seeded(seed)))])
+    lines = _all("fuzz", count, processes)
+    statuses = collections.Counter(line["status"] for line in lines)
+    steps = collections.Counter(step for line in lines if line["status"] == "passed" for step in set(line["steps"]))
+    _summary("fuzz", {"networks": len(lines), "statuses": statuses, "steps": steps})
+    for line in lines:
+        if line["status"] in ("failed", "crashed"):
+            print(
+                f"seed {line['seed']}: {line['status']}: {line['reason'].splitlines()[0]}; {', '.join(line['steps'])}"
+            )
+    print(", ".join(f"{number} {status}" for status, number in statuses.items()))
+    raise typer.Exit(bool(statuses["failed"] + statuses["crashed"]))
+
+
+@app.command()
+def mutants(
+    count: Annotated[int, typer.Option(min=1, help="How many networks, by seed, from 0 on.")] = 600,
+    processes: Processes = CORES,
+    worker: Annotated[str, typer.Option(hidden=True)] = "",
+) -> None:
+    """Plant errors into random networks. Exits with 1 if the proof misses one."""
+    if worker:
+        return _work(worker, lambda seed: [dataclasses.asdict(found) for found in planted(Seeded(seed), _wanted(seed))])
+    found = _all("mutants", count, processes)
+    kinds = {
+        name: dict(collections.Counter(line["status"] for line in found if line["name"] == name))
+        for name in mutations.NAMES
+    }
+    caught = [line for line in found if line["status"] == "caught"]
+    named = sum(bool(line["named"]) for line in caught)
+    _summary("mutants", {"kinds": kinds, "caught": len(caught), "named": named})
+    for line in found:
+        if line["status"] == "missed":
+            print(f"seed {line['seed']}: {line['name']} was missed")
+    missed = sum(line["status"] == "missed" for line in found)
+    print(f"{len(caught)} caught, {named} of them with the module named; {missed} missed")
+    raise typer.Exit(bool(missed))
+
+
+def _wanted(seed: int) -> list[str]:
+    """A few kinds of error for each network; all have their turn."""
+    names = mutations.NAMES
+    return [names[(7 * seed + k) % len(names)] for k in range(7)]
+
+
+def _work(worker: str, prove: Callable[[int], list[dict[str, Any]]]) -> None:
+    """What a process of `_all` does: a line for each result, and one that says that a seed is done."""
+    for seed in map(int, worker.split(",")):
+        for result in prove(seed):
+            print(json.dumps({"seed": seed, **result}), flush=True)
+        print(json.dumps({"seed": seed, "done": True}), flush=True)
+
+
+def _all(kind: str, count: int, processes: int) -> list[dict[str, Any]]:
+    """The results of all seeds; those that are on file already are not run again."""
+    file = LINES / f"{kind}.jsonl"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    done = {line["seed"] for line in _lines(file) if line.get("done")}
+    missing = [seed for seed in range(count) if seed not in done]
+    batches = [missing[k : k + AT_ONCE] for k in range(0, len(missing), AT_ONCE)]
+    with Progress(disable=not sys.stderr.isatty()) as progress, file.open("a") as out:
+        task = progress.add_task(kind, total=len(missing))
+        running: list[tuple[subprocess.Popen[str], list[int]]] = []
+        while batches or running:
+            while batches and len(running) < processes:
+                seeds = batches.pop(0)
+                command = [sys.executable, "-m", "trust", kind, "--worker", ",".join(map(str, seeds))]
+                running.append((subprocess.Popen(command, stdout=subprocess.PIPE, text=True), seeds))
+            process, seeds = running.pop(0)
+            text, _ = process.communicate()
+            finished = [json.loads(line) for line in text.splitlines()]
+            ended = {line["seed"] for line in finished if line.get("done")}
+            if process.returncode:
+                lost = next(seed for seed in seeds if seed not in ended)
+                crash = {"seed": lost, "status": "crashed", "steps": [], "reason": f"exit status {process.returncode}"}
+                finished += [crash | {"name": ""}, {"seed": lost, "done": True}]
+                batches.insert(0, [seed for seed in seeds if seed not in ended and seed != lost])
+                batches = [batch for batch in batches if batch]
+            out.writelines(json.dumps(line) + "\n" for line in finished)
+            out.flush()
+            os.fsync(out.fileno())
+            progress.advance(task, sum(bool(line.get("done")) for line in finished))
+    return [line for line in _lines(file) if not line.get("done") and line["seed"] < count]
+
+
+def _lines(file: Path) -> Iterator[dict[str, Any]]:
+    """What is on file; a last line that was torn off is as if it were not there."""
+    for line in file.read_text().splitlines() if file.exists() else []:
+        try:
+            yield json.loads(line)
+        except json.JSONDecodeError:
+            continue
+
+
+def _summary(kind: str, found: dict[str, Any]) -> None:
+    date = datetime.datetime.now(datetime.UTC).date().isoformat()
+    save_json(RESULTS / f"{kind}.json", {"date": date, "versions": environment()["versions"], **found})
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,160 @@
+"""One random network: proved as it is, or with an error planted that the proof has to find."""
+
+import contextlib
+import dataclasses
+import importlib
+import warnings
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+import torch.utils._pytree as pytree
+
+import torch_bridge
+from jaxensemble import Ensemble, InputError, JaxEnsembleError, Plan, UnsupportedError
+from torch_bridge import assemble, reference
+from torch_bridge.lowering import Lowered
+from torch_bridge.parity.float64 import in_float64
+from torch_bridge.parity.training import STAGE
+from trust import mutations
+from trust.networks import Choices, Drawn, drawn
+
+PLANS = (Plan(), Plan(members=1), Plan(members=1, unroll=True), Plan(members=1, rows=2))
+
+_divergence = importlib.import_module("torch_bridge.parity.divergence")
+
+
+@dataclasses.dataclass(frozen=True)
+class Proved:
+    """What became of a random network.
+
+    `status` is `passed`, `failed` (a wrong number), `refused` (`UnsupportedError`) or `crashed`; `steps` are the names
+    of what it is made of.
+    """
+
+    status: str
+    steps: list[str]
+    reason: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Mutant:
+    """What became of a planted error.
+
+    `status` is `caught`, `raised` (porting itself failed), `missed`, or `equal` where no output is changed by it.
+    `named` is the module that the report names, `planted` where the error is, if it is in a module of its own.
+    """
+
+    name: str
+    status: str
+    named: str = ""
+    planted: list[str] = dataclasses.field(default_factory=list)
+
+
+def proved(choices: Choices) -> Proved:
+    """A random network, compared with PyTorch in every stage of `check` and under every kind of plan."""
+    network = drawn(choices)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            ensemble = torch_bridge.to_ensemble(network.models, network.inputs, check=False)
+            report = torch_bridge.check(network.models, ensemble, network.inputs)
+            failed = [row for row in report.rows if not row.passed]
+            wrong = [f"{row.stage} against {row.case}: {row.error:.2e} > {row.limit:.2e}" for row in failed]
+            wrong += _plans_that_differ(ensemble, network)
+        except UnsupportedError as error:
+            return Proved("refused", network.steps, str(error)[:500])
+        except Exception as error:  # which no network may cause
+            return Proved("crashed", network.steps, f"{type(error).__name__}: {error}"[:1000])
+    return Proved("failed" if wrong else "passed", network.steps, "; ".join(wrong))
+
+
+def _plans_that_differ(ensemble: Ensemble, network: Drawn) -> Iterator[str]:
+    doubles, inputs = reference.in_double(network.models), reference.doubled(network.inputs)
+    with jax.enable_x64(True), reference.widened(), reference.equal_precision():
+        exact = in_float64(ensemble, doubles[0], inputs)
+        first = _leaves(exact(*inputs, plan=PLANS[0]))
+        for plan in PLANS[1:]:
+            try:
+                others = _leaves(exact(*inputs, plan=plan))
+            except InputError:  # rows that the network mixes
+                if plan.rows is None:
+                    raise
+                continue
+            error = max(_distance(a, b) for a, b in zip(first, others, strict=True))
+            if error > 1e-11:
+                yield f"{plan}: {error:.2e} from {PLANS[0]}"
+
+
+def _leaves(outputs: Any) -> list[np.ndarray]:
+    return [np.asarray(leaf) for leaf in jax.tree.leaves(outputs)]
+
+
+def _distance(a: np.ndarray, b: np.ndarray) -> float:
+    scale = np.abs(b).max(initial=0)
+    return float(np.abs(a - b).max(initial=0) / (scale or 1))
+
+
+def mutants(choices: Choices, wanted: Sequence[str]) -> list[Mutant]:
+    """What becomes of those of the wanted errors that can be planted into a random network; none if that is refused."""
+    network = drawn(choices)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            right = torch_bridge.to_ensemble(network.models, network.inputs, check=False)
+            lowered = assemble.convert(network.models[0], network.inputs)
+        except UnsupportedError:
+            return []
+        return [mutant for name in wanted if (mutant := _mutant(network, right, lowered, name)) is not None]
+
+
+def _mutant(network: Drawn, right: Ensemble, lowered: Lowered, name: str) -> Mutant | None:
+    change, fault = mutations.CHANGES.get(name), mutations.FAULTS.get(name)
+    if change is not None and change(lowered) is None:
+        return None
+    places = list(mutations.places(lowered, name)) if change is not None else []
+    with _planted(change) if change is not None else contextlib.nullcontext():
+        try:
+            wrong: Ensemble | None = torch_bridge.to_ensemble(network.models, network.inputs, check=False)
+            wrong = fault(wrong) if fault is not None and wrong is not None else wrong
+            if wrong is None:
+                return None
+            in_training = name == "momentum"
+            if not in_training and not _differ(right, wrong, network):
+                return Mutant(name, "equal")
+            report = torch_bridge.check(network.models, wrong, network.inputs, thorough=in_training)
+        except (JaxEnsembleError, TypeError, ValueError) as error:
+            return Mutant(name, "raised", str(error)[:200], places)
+    if in_training and not any(row.stage == STAGE for row in report.rows):
+        return None
+    return Mutant(name, "missed" if report.passed else "caught", report.diverged or "", places)
+
+
+@contextlib.contextmanager
+def _planted(change: mutations.Change) -> Iterator[None]:
+    lower = assemble.lower
+
+    def wrong(*args: Any, **kwargs: Any) -> Lowered:
+        lowered = lower(*args, **kwargs)
+        return change(lowered) or lowered
+
+    assemble.lower = _divergence.lower = wrong
+    try:
+        yield
+    finally:
+        assemble.lower = _divergence.lower = lower
+
+
+def _differ(right: Ensemble, wrong: Ensemble, network: Drawn) -> bool:
+    """Whether an error changes any output at all, for inputs that the check does not see."""
+    inputs = reference.doubled(network.inputs)
+    with jax.enable_x64(True), reference.equal_precision():
+        both = [ensemble.astype("float64") for ensemble in (right, wrong)]
+        for seed, scale in enumerate((0.5, 1.0, 2.0)):
+            others = reference.resized(inputs, 4, 0, seed=100 + seed)
+            others = pytree.tree_map(lambda x, scale=scale: scale * x if x.is_floating_point() else x, others)
+            a, b = (_leaves(ensemble(*others)) for ensemble in both)
+            if any(x.shape != y.shape or _distance(x, y) > 1e-9 for x, y in zip(a, b, strict=True)):
+                return True
+    return False
