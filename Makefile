@@ -37,7 +37,7 @@ ifneq ($(shell cat $(STAMP) 2>/dev/null),$(CHOICE))
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo lint test test-gpu slow zoo bench bench-gpu bench-porting bench-lowering golden format clean
+.PHONY: help setup demo lint test test-gpu slow zoo fuzz mutants bench bench-gpu bench-porting bench-lowering golden format clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -67,9 +67,9 @@ lint: $(STAMP) ## check formatting, lint and types
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
 # One thread per process: the processes of pytest-xdist already share the cores.
-test test-gpu slow: export OMP_NUM_THREADS := 1
+test test-gpu slow fuzz mutants: export OMP_NUM_THREADS := 1
 # Most tests compile a program to run it once.
-test test-gpu: export JAX_DISABLE_MOST_OPTIMIZATIONS := 1
+test test-gpu fuzz mutants: export JAX_DISABLE_MOST_OPTIMIZATIONS := 1
 # What tests measure is no one's plan.
 test test-gpu slow: export JAXENSEMBLE_CACHE := $(CURDIR)/build/cache
 
@@ -92,6 +92,12 @@ build/zoo/torchvision:
 zoo: $(STAMP) build/zoo/torchvision ## port all of torchvision's classification networks and prove them (an hour; resumes)
 	$(BIN)/python -m zoo --library torchvision $(ARGS)
 	$(BIN)/python -m zoo.coverage
+
+fuzz: $(STAMP) ## prove random networks in every stage and under every plan (two hours; resumes)
+	$(BIN)/python -m trust fuzz $(ARGS)
+
+mutants: $(STAMP) ## plant errors into random networks, which the proof has to find (an hour; resumes)
+	$(BIN)/python -m trust mutants $(ARGS)
 
 bench: $(STAMP) build/zoo/torchvision ## time ensembles beside every way that PyTorch has of running them, on the CPU
 	$(BIN)/python -m benchmarks tutorial zoo scaling

@@ -170,21 +170,32 @@ class Ensemble:
         return explained(case, self.plan)
 
     def update(
-        self, *inputs: Any, key: Any = None, randomness: Randomness = "different", each: bool = False
+        self,
+        *inputs: Any,
+        key: Any = None,
+        randomness: Randomness = "different",
+        each: bool = False,
+        plan: Plan | Literal["auto"] | None = None,
     ) -> tuple[Any, "Ensemble"]:
         """The outputs, and the ensemble with its buffers as the call left them: BatchNorm's running statistics.
 
         With `each=True` every member gets inputs of its own, as with the method of that name.
         """
-        outputs, buffers = self._run(inputs, key, randomness, None, each=each, update=True)
+        outputs, buffers = self._run(inputs, key, randomness, plan, each=each, update=True)
         return outputs, dataclasses.replace(self, buffers=buffers)
 
-    def predict(self, *inputs: Any, task: Any = "classification", **options: Any) -> Any:
+    def predict(
+        self,
+        *inputs: Any,
+        task: Any = "classification",
+        plan: Plan | Literal["auto"] | None = None,
+        **options: Any,
+    ) -> Any:
         """What the members predict together: mean, votes, variance, entropies or quantiles, as attributes.
 
         `task` and `options` are those of [`Prediction.from_outputs`][jaxensemble.Prediction].
         """
-        return Prediction.from_outputs(self(*inputs), task, **options)
+        return Prediction.from_outputs(self(*inputs, plan=plan), task, **options)
 
     def train(self) -> "Ensemble":
         """The ensemble in training mode, as `nnx.Module.train` sets it: batch statistics and dropout."""

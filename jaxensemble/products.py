@@ -27,6 +27,9 @@ BLOCK = 512
 BLOCK_OF_VECTORS = 128
 """The same where one operand is a vector, whose products XLA sums up term by term."""
 
+_WRITTEN_OUT = 64
+"""Blocks whose sum is written out at most."""
+
 FEW = 16
 """Rows of a shared minibatch up to which it is given to every member apart, whatever the weights."""
 
@@ -44,18 +47,13 @@ def with_products(function: Callable[..., Any]) -> Callable[..., Any]:
     >>> float(with_products(jnp.dot)(x, kernel)[0, 0])
     2048.0
     """
-
     return rewritten(function, {PRODUCT: _product})
 
 
 def _product(lhs: jax.Array, rhs: jax.Array, *, dimension_numbers: Numbers, **options: Any) -> jax.Array:
     """As `jax.lax.dot_general`."""
-    if (
-        not jnp.issubdtype(lhs.dtype, jnp.floating)
-        or lhs.size == 0
-        or rhs.size == 0
-        or options.get("out_sharding") is not None
-    ):
+    floats = jnp.issubdtype(lhs.dtype, jnp.floating)
+    if not floats or 0 in (lhs.size, rhs.size) or options.get("out_sharding") is not None:
         return lax.dot_general(lhs, rhs, dimension_numbers, **options)
     ((over_lhs, over_rhs), (batch_lhs, _)) = dimension_numbers
     free = [axis for axis in range(lhs.ndim) if axis not in (*over_lhs, *batch_lhs)]
@@ -91,7 +89,10 @@ def _in_blocks(lhs: jax.Array, rhs: jax.Array, numbers: Numbers, options: dict[s
         ),
         **dict(options, preferred_element_type=jnp.promote_types(dtype, jnp.float32)),
     )
-    blocks = [lax.index_in_dim(parts, k, len(batch_lhs), keepdims=False) for k in range(count)]
+    axis = len(batch_lhs)
+    if count > _WRITTEN_OUT:
+        return parts.sum(axis).astype(dtype)
+    blocks = [lax.index_in_dim(parts, k, axis, keepdims=False) for k in range(count)]
     return functools.reduce(jnp.add, blocks).astype(dtype)  # XLA's own sum over an axis takes longer than the product
 
 

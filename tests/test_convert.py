@@ -272,6 +272,16 @@ def test_control_flow_on_values_is_refused_with_torchs_reason() -> None:
         torch_bridge.to_flax(Branch(), (torch.randn(2, 2),))
 
 
+def test_a_forward_that_leaves_pytorch_is_refused_with_its_line() -> None:
+    class Leaves(nn.Linear):
+        def forward(self, input: Tensor) -> Tensor:
+            scale = input.numpy().mean()
+            return super().forward(input) * float(scale)
+
+    with pytest.raises(UnsupportedError, match=r"test_convert\.py:\d+: scale = input\.numpy\(\)\.mean\(\)"):
+        torch_bridge.to_flax(Leaves(3, 2), (torch.randn(2, 3),))
+
+
 def test_objects_that_a_forward_returns_beside_arrays_are_refused_by_name() -> None:
     class Cache:
         pass

@@ -11,10 +11,14 @@ from typer.testing import CliRunner
 import jaxensemble.cli
 import torch_bridge.cli
 from benchmarks import figures
+from trust import page as trust
 from zoo import coverage
 
 ROOT = Path(__file__).parent.parent
-DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCUMENTS = [
+    *(ROOT / f"{name}.md" for name in ("README", "CONTRIBUTING", "SECURITY")),
+    *sorted((ROOT / "docs").glob("*.md")),
+]
 
 
 def blocks(language: str) -> list[tuple[str, str]]:
@@ -65,6 +69,10 @@ def test_the_figures_of_speed_are_those_of_the_results() -> None:
 
 def test_the_page_of_what_is_covered_is_up_to_date() -> None:
     assert coverage.PAGE.read_text() == coverage.page(), "write it anew: python -m zoo.coverage"
+
+
+def test_the_counts_of_trust_are_those_of_the_results() -> None:
+    assert trust.PAGE.read_text() == trust.page(trust.PAGE.read_text()), "write it anew: python -m trust page"
 
 
 def test_make_targets_that_documents_name_exist() -> None:

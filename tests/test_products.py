@@ -71,6 +71,12 @@ def test_programs_within_a_program_are_looked_into(x64):
     np.testing.assert_allclose(jax.vmap(ours, (0, None))(x[None], kernel)[0], ours(x, kernel), rtol=0, atol=1e-11)
 
 
+def test_a_product_of_very_many_terms_is_no_long_program(x64):
+    x, kernel = _normal(1, 100_000), _normal(100_000, 2)
+    assert sum(primitives(with_products(jnp.matmul), x, kernel).values()) < 20
+    np.testing.assert_allclose(with_products(jnp.matmul)(x, kernel), x @ kernel, rtol=0, atol=1e-9)
+
+
 def _of_images(layer):
     return nn.Sequential(nn.Unflatten(1, (-1, 1, 1)), layer, nn.Flatten())
 

@@ -1,7 +1,10 @@
 """What `torch.export` says when it cannot follow a forward, in the words of who wrote the forward."""
 
+import os
 import re
+import traceback
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,7 +26,7 @@ def explained(error: Exception, model: nn.Module, inputs: tuple[Any, ...], *, tr
             f"{first_lines(own, 3)}"
         )
     text = str(error)
-    where = _place(text)
+    where = _place(error)
     if "Could not guard on data-dependent" in text or "data-dependent" in type(error).__name__.lower():
         return UnsupportedError(
             f"torch.export cannot follow {name}.forward, which decides by values{where}: XLA needs the same operations "
@@ -44,7 +47,7 @@ def explained(error: Exception, model: nn.Module, inputs: tuple[Any, ...], *, tr
             "`use_cache=False` in the model's configuration."
         )
     return UnsupportedError(
-        f"torch.export cannot follow {name}.forward in {_MODE_NAMES[training]} mode: {first_lines(error)}"
+        f"torch.export cannot follow {name}.forward in {_MODE_NAMES[training]} mode{where}: {first_lines(error)}"
     )
 
 
@@ -69,11 +72,21 @@ def _described(inputs: tuple[Any, ...]) -> Iterator[str]:
         yield f"{str(leaf.dtype).removeprefix('torch.')} {list(leaf.shape)}"
 
 
-def _place(text: str) -> str:
-    """` (file.py:12: code)`, as far as the exporter tells the user's line."""
-    found = re.findall(r'File "([^"]+)", line (\d+), in \w+\n\s*(.+)', text)
-    own = [entry for entry in found if "/torch/" not in entry[0]]
+def _place(error: BaseException | None) -> str:
+    """` (file.py:12: code)`, the user's line that the exporter tells, or the one that raised."""
+    found = re.findall(r'File "([^"]+)", line (\d+), in \w+\n\s*(.+)', str(error))
+    while error is not None and not found:
+        frames = traceback.extract_tb(error.__traceback__)
+        found = [(f.filename, f.lineno, f.line) for f in frames if f.line and _is_the_users(f.filename)]
+        error = error.__cause__ or error.__context__
+    own = [entry for entry in found if _is_the_users(entry[0])]
     if not own:
         return ""
     file, line, code = own[-1]
-    return f" ({file.rpartition('/')[2]}:{line}: {code.strip()})"
+    return f" ({Path(file).name}:{line}: {code.strip()})"
+
+
+def _is_the_users(file: str) -> bool:
+    """Whether a file is none of PyTorch, this package and Python itself."""
+    torch_, bridge, python = (f"{Path(module).parent}{os.sep}" for module in (torch.__file__, __file__, os.__file__))
+    return not file.startswith((torch_, bridge)) and (not file.startswith(python) or "site-packages" in file)

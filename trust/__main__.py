@@ -19,8 +19,9 @@ from trust import mutations
 from trust.networks import Seeded
 from trust.one import mutants as planted
 from trust.one import proved
+from trust.page import PAGE, RESULTS
+from trust.page import page as with_counts
 
-RESULTS = Path(__file__).resolve().parent.parent / "benchmarks" / "results"
 LINES = Path(__file__).resolve().parent.parent / "build" / "trust"
 """A line of JSON for every network, so that a run which is stopped goes on where it was."""
 
@@ -81,6 +82,12 @@ def mutants(
     raise typer.Exit(bool(missed))
 
 
+@app.command()
+def page() -> None:
+    """Write the counts into docs/trust.md."""
+    PAGE.write_text(with_counts(PAGE.read_text()))
+
+
 def _wanted(seed: int) -> list[str]:
     """A few kinds of error for each network; all have their turn."""
     names = mutations.NAMES
@@ -139,6 +146,7 @@ def _lines(file: Path) -> Iterator[dict[str, Any]]:
 def _summary(kind: str, found: dict[str, Any]) -> None:
     date = datetime.datetime.now(datetime.UTC).date().isoformat()
     save_json(RESULTS / f"{kind}.json", {"date": date, "versions": environment()["versions"], **found})
+    page()
 
 
 if __name__ == "__main__":

@@ -1,0 +1,52 @@
+"""The counts of `docs/trust.md`, made from what stands in `benchmarks/results/`."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+PAGE = ROOT / "docs" / "trust.md"
+BEGIN, END = "<!-- counts: python -m trust page -->", "<!-- end of counts -->"
+
+STATUSES = ("caught", "raised", "missed", "equal")
+
+
+def page(text: str) -> str:
+    """The page with the counts of today."""
+    before, _, rest = text.partition(BEGIN)
+    _, _, after = rest.partition(END)
+    return f"{before}{BEGIN}\n\n{_counts()}\n\n{END}{after}"
+
+
+def _counts() -> str:
+    parts = [text(json.loads(path.read_text())) for name, text in _PARTS.items() if (path := RESULTS / name).exists()]
+    return "\n\n".join(parts)
+
+
+def _when(found: dict[str, Any]) -> str:
+    versions = ", ".join(f"{name} {found['versions'][name]}" for name in ("torch", "jax", "flax"))
+    return f"{found['date']}, {versions}"
+
+
+def _fuzz(found: dict[str, Any]) -> str:
+    statuses = ", ".join(f"{count:,} {status}" for status, count in sorted(found["statuses"].items()))
+    steps = ", ".join(f"{name} {count}" for name, count in sorted(found["steps"].items()))
+    return (
+        f"**Random networks** ({_when(found)}): {found['networks']:,} drawn; {statuses}.\n\n"
+        f"Networks that passed, by what is in them: {steps}."
+    )
+
+
+def _mutants(found: dict[str, Any]) -> str:
+    head = ("planted error", *STATUSES)
+    rows = [(name, *(str(kind.get(status, 0)) for status in STATUSES)) for name, kind in found["kinds"].items()]
+    table = "\n".join(f"| {' | '.join(row)} |" for row in [head, ("---", *["---:"] * len(STATUSES)), *rows])
+    return (
+        f"**Planted errors** ({_when(found)}): {found['caught']:,} caught, {found['named']:,} of them with the module "
+        "named. *Raised*: porting itself failed. *Equal*: no output is changed by the error, for other inputs "
+        f"either.\n\n{table}"
+    )
+
+
+_PARTS = {"fuzz.json": _fuzz, "mutants.json": _mutants}
