@@ -24,7 +24,7 @@ CASES = {
     "groups": ((2, 5, 5, 6), (3, 3, 2, 9), (1, 1), "SAME", (1, 1), 3),
     "depthwise": ((2, 5, 6, 4), (3, 3, 1, 4), (2, 1), "SAME", (1, 1), 4),
     "depthwise, multiplied": ((2, 5, 6, 4), (3, 3, 1, 8), (1, 1), "SAME", (1, 1), 4),
-    "depthwise, a long sum": ((1, 9, 8, 2), (9, 9, 1, 2), (1, 1), "SAME", (1, 1), 2),
+    "depthwise, a long sum": ((1, 9, 8, 2), (7, 5, 1, 2), (1, 1), "SAME", (1, 1), 2),
     "pointwise": ((2, 5, 6, 4), (1, 1, 4, 3), (1, 1), "VALID", (1, 1), 1),
     "pointwise, strided and padded": ((2, 5, 6, 4), (1, 1, 4, 3), (2, 2), ((1, 1), (0, 0)), (1, 1), 1),
     "1-D": ((2, 9, 3), (4, 3, 5), (2,), ((1, 2),), (1,), 1),
@@ -103,6 +103,7 @@ def test_half_precision_is_rounded_once():
     x, kernel = jnp.asarray(x, jnp.bfloat16), jnp.asarray(kernel, jnp.bfloat16)
 
     def rounding(form):
+        @jax.jit
         def run(x, kernel):
             return convolution(
                 x,
@@ -118,8 +119,9 @@ def test_half_precision_is_rounded_once():
         exact = run(x.astype(jnp.float32), kernel.astype(jnp.float32))
         return float(jnp.std(run(x, kernel).astype(jnp.float32) - exact))
 
+    built_in = rounding("built-in")
     for form in ("grouped", "shifted", "im2col"):
-        assert rounding(form) <= 1.1 * rounding("built-in"), form
+        assert rounding(form) <= 1.1 * built_in, form
 
 
 def test_channels_first_and_dilated_inputs_are_left_to_xla():

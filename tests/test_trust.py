@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from trust import mutations, one
-from trust.networks import Drawn, Seeded, drawn
+from trust.networks import Attending, Drawn, First, Seeded, drawn
 
 T = TypeVar("T")
 
@@ -25,6 +25,7 @@ class Hypothesis:
         return self._data.draw(st.sampled_from(options))
 
 
+@pytest.mark.slow
 @settings(max_examples=8)
 @given(st.data())
 def test_random_networks_agree_with_pytorch_in_every_stage_and_under_every_plan(data: st.DataObject) -> None:
@@ -46,17 +47,15 @@ class Images(nn.Module):
         super().__init__()
         self.conv, self.norm, self.groups = nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), nn.GroupNorm(2, 4)
         self.pool, self.gelu, self.fc = nn.AvgPool2d(3, 2, 1), nn.GELU(), nn.Linear(4 * 4 * 5, 6)
-        self.square, self.gru = nn.Linear(6, 6), nn.GRU(6, 6, batch_first=True)
-        self.attention, self.leaky = nn.MultiheadAttention(6, 2, batch_first=True), nn.LeakyReLU()
+        self.square, self.gru = nn.Linear(6, 6), First(nn.GRU(6, 6, batch_first=True))
+        self.attention, self.leaky = Attending(6, 2, causal=True), nn.LeakyReLU()
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.gelu(self.norm(self.conv(x)))
         x = self.groups(self.pool(x))
         x = self.leaky(self.square(self.fc(x.flatten(1))))
         x = torch.cat([x, x - 0.3 * x.square()]).reshape(-1, 2, 6)
-        x = self.gru(x)[0]
-        mask = torch.ones(2, 2, dtype=torch.bool).triu(1)
-        x = self.attention(x, x, x, attn_mask=mask, need_weights=False)[0]
+        x = self.attention(self.gru(x))
         return torch.where(x > 0.05, x.softmax(1), x.var(1, keepdim=True)) + x
 
 
@@ -68,11 +67,13 @@ ERRORS = [
     "mean for variance", "scale for shift", "members exchanged", "one member twice", "stale buffers", "weights rounded",
 ]  # fmt: skip
 
+QUICK = ("flatten not permuted",)
+
 
 @pytest.fixture(scope="module")
 def images() -> Drawn:
     torch.manual_seed(0)
-    models = [Images().eval() for _ in range(2)]
+    models: list[nn.Module] = [Images().eval() for _ in range(2)]
     with torch.no_grad():
         for model in models:
             for tensor in (*model.parameters(), *model.buffers()):
@@ -81,14 +82,15 @@ def images() -> Drawn:
     return Drawn(models, (torch.randn(4, 3, 8, 9),), [])
 
 
-@pytest.mark.parametrize("name", ERRORS)
+@pytest.mark.parametrize(
+    "name", [error if error in QUICK else pytest.param(error, marks=pytest.mark.slow) for error in ERRORS]
+)
 def test_a_planted_error_is_caught(name: str, images: Drawn, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(one, "drawn", lambda _: images)
     choices: Any = None
     (found,) = one.mutants(choices, [name])
     assert found.status == "caught", found
-    assert found.named or name == "momentum", found  # which no output in evaluation mode depends on
-    if found.planted and found.named:
+    if found.planted and name != "momentum":  # on which no output in evaluation mode depends
         assert found.named.startswith(found.planted[0]), found
 
 

@@ -103,7 +103,7 @@ def _biased_variance(call: Call) -> Call | None:
     if call.target not in ("jnp.var", "jnp.std", "ops.std"):
         return None
     default = 1 if call.target == "ops.std" else 0
-    return _kwargs(call, call.target[-3:], correction=1 - (default if correction is None else correction))
+    return _kwargs(call, call.target[-3:], correction=0 if (default if correction is None else correction) else 1)
 
 
 def _align_corners(call: Call) -> Call | None:
@@ -233,7 +233,7 @@ def _not_transposed(entry: Entry) -> Rearrangement | None:
 
 def _flattened_as_it_was(entry: Entry) -> Rearrangement | None:
     """The weight of a layer after a flatten of images, its rows left in PyTorch's order."""
-    if len(entry.shape) != 2 or len(entry.rearrangement.split) < 4:
+    if len(entry.shape) != 2 or len(entry.rearrangement.split) < 3:
         return None
     return Rearrangement(entry.shape, (1, 0), entry.rearrangement.shape)
 

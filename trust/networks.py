@@ -86,7 +86,7 @@ def drawn(choices: Choices, members: int = 2, batch: int = 3) -> Drawn:
             taken.append(where)
             values.append(value)
     outputs = [len(values) - 1, *([choices.pick(range(len(inputs), len(values)))] if choices.pick(_SELDOM) else [])]
-    network = Network(steps, taken, dict.fromkeys(outputs)).eval()
+    network = Network(steps, taken, list(dict.fromkeys(outputs))).eval()
     names = [getattr(step, "name", type(step).__name__) for step in steps]
     return Drawn([_varied(network, seed) for seed in range(members)], inputs, names)
 
@@ -215,7 +215,7 @@ def _function(choices: Choices, x: Tensor) -> nn.Module:
         "chunk": lambda x: torch.cat(x.chunk(2, dim)[::-1], dim),
         "repeat": lambda x: x.repeat_interleave(2, dim),
         "stack": lambda x: torch.stack([x, -x], dim).flatten(dim, dim + 1),
-        "unbind": lambda x: sum(x.unbind(dim)).unsqueeze(dim),
+        "unbind": lambda x: torch.stack(x.unbind(dim)[::-1], dim),
         "prod": lambda x: x.narrow(dim, 0, min(3, size)).prod(dim, keepdim=True),
         "lerp": lambda x: x.lerp(x.tanh(), 0.3),
         "einsum_square": lambda x: torch.einsum("n...d,n...e->n...e", x, x.softmax(-1)),
@@ -316,7 +316,7 @@ def _of_last(choices: Choices, x: Tensor) -> nn.Module:
     )
 
 
-class _First(nn.Module):
+class First(nn.Module):
     """The outputs of a recurrent layer, without its last state."""
 
     def __init__(self, layer: nn.Module):
@@ -327,7 +327,7 @@ class _First(nn.Module):
         return self.layer(x)[0]
 
 
-class _Attending(nn.Module):
+class Attending(nn.Module):
     """Self-attention, causal or not."""
 
     def __init__(self, features: int, heads: int, causal: bool):
@@ -353,10 +353,10 @@ def _sequence_layer(choices: Choices, x: Tensor) -> nn.Module:
         "bias": choices.pick(_OFTEN),
     }
     makers: tuple[Callable[[], nn.Module], ...] = (
-        lambda: _First(nn.GRU(features, 4, **options)),
-        lambda: _First(nn.LSTM(features, 4, **options, proj_size=choices.pick((0, 0, 2)))),
-        lambda: _First(nn.RNN(features, 4, **options, nonlinearity=choices.pick(("tanh", "relu")))),
-        lambda: _Attending(features, heads, choices.pick((True, False))),
+        lambda: First(nn.GRU(features, 4, **options)),
+        lambda: First(nn.LSTM(features, 4, **options, proj_size=choices.pick((0, 0, 2)))),
+        lambda: First(nn.RNN(features, 4, **options, nonlinearity=choices.pick(("tanh", "relu")))),
+        lambda: Attending(features, heads, choices.pick((True, False))),
         lambda: nn.TransformerEncoderLayer(
             features, heads, 8, activation=choices.pick(("relu", "gelu")), batch_first=True,
             norm_first=choices.pick((True, False)),

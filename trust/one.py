@@ -22,7 +22,7 @@ from trust.networks import Choices, Drawn, drawn
 
 PLANS = (Plan(), Plan(members=1), Plan(members=1, unroll=True), Plan(members=1, rows=2))
 
-_divergence = importlib.import_module("torch_bridge.parity.divergence")
+_divergence: Any = importlib.import_module("torch_bridge.parity.divergence")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,17 +133,20 @@ def _mutant(network: Drawn, right: Ensemble, lowered: Lowered, name: str) -> Mut
 
 @contextlib.contextmanager
 def _planted(change: mutations.Change) -> Iterator[None]:
+    places: list[Any] = [assemble, _divergence]
     lower = assemble.lower
 
     def wrong(*args: Any, **kwargs: Any) -> Lowered:
         lowered = lower(*args, **kwargs)
         return change(lowered) or lowered
 
-    assemble.lower = _divergence.lower = wrong
+    for place in places:
+        place.lower = wrong
     try:
         yield
     finally:
-        assemble.lower = _divergence.lower = lower
+        for place in places:
+            place.lower = lower
 
 
 def _differ(right: Ensemble, wrong: Ensemble, network: Drawn) -> bool:
