@@ -1,4 +1,4 @@
-"""The proof under trial: correct networks pass it, planted errors do not. Many more of both: `make fuzz mutants`; slow."""
+"""The proof under trial: correct networks pass it, planted errors do not. More of both: `make fuzz mutants`."""
 
 from collections.abc import Sequence
 from typing import Any, TypeVar
