@@ -93,10 +93,10 @@ zoo: $(STAMP) build/zoo/torchvision ## port all of torchvision's classification 
 	$(BIN)/python -m zoo --library torchvision $(ARGS)
 	$(BIN)/python -m zoo.coverage
 
-fuzz: $(STAMP) ## prove random networks in every stage and under every plan (two hours; resumes)
+fuzz: $(STAMP) ## prove random networks in every stage and under every plan (resumes)
 	$(BIN)/python -m trust fuzz $(ARGS)
 
-mutants: $(STAMP) ## plant errors into random networks, which the proof has to find (an hour; resumes)
+mutants: $(STAMP) ## plant errors into random networks, which the proof has to find (resumes)
 	$(BIN)/python -m trust mutants $(ARGS)
 
 bench: $(STAMP) build/zoo/torchvision ## time ensembles beside every way that PyTorch has of running them, on the CPU
