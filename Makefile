@@ -68,8 +68,9 @@ lint: $(STAMP) ## check formatting, lint and types
 
 # One thread per process: the processes of pytest-xdist already share the cores.
 test test-gpu slow fuzz mutants: export OMP_NUM_THREADS := 1
-# Most tests compile a program to run it once.
+# Most tests compile a program to run it once: what compiles soonest serves them best.
 test test-gpu fuzz mutants: export JAX_DISABLE_MOST_OPTIMIZATIONS := 1
+test fuzz mutants: export XLA_FLAGS := --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1
 # What tests measure is no one's plan.
 test test-gpu slow: export JAXENSEMBLE_CACHE := $(CURDIR)/build/cache
 

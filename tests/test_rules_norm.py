@@ -216,6 +216,31 @@ def test_one_layer_called_twice(x64: None) -> None:
     assert_buffers(module, model)
 
 
+class Watching(nn.Module):
+    """Keeps statistics of values that no output depends on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.branch = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4, momentum=None), nn.ReLU(), nn.Linear(4, 2))
+        self.norm = nn.InstanceNorm1d(2, track_running_stats=True)
+        self.fc = nn.Linear(3, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.branch(x)
+        self.norm(y[..., None].expand(-1, -1, 3))
+        return self.fc(x)
+
+
+def test_statistics_of_what_no_output_depends_on(x64: None) -> None:
+    model = randomised(Watching()).double()
+    x = torch.randn(5, 3, dtype=torch.float64)
+    module = to_flax(model.eval(), (x,))
+    module.train()
+    trained = copy.deepcopy(model).train()
+    assert_close(module(jnp.asarray(x.numpy())), trained(x))
+    assert_buffers(module, trained)
+
+
 def test_a_single_value_is_refused() -> None:
     layer = layers.BatchNorm(3)
     with pytest.raises(InputError, match="more than one value per feature"):

@@ -74,13 +74,17 @@ class Drawn:
 
 
 def drawn(choices: Choices, members: int = 2, batch: int = 3) -> Drawn:
-    """A random network of up to ten steps. The same decisions give the same network, weights and inputs."""
+    """A random network of two to ten steps, or more until one has weights.
+
+    The same decisions give the same network, weights and inputs.
+    """
     torch.manual_seed(0)
     kinds = choices.pick(_INPUTS)
     inputs = tuple(_input(choices, kind, batch) for kind in kinds)
     values, steps, taken = list(inputs), [], []
+    count = choices.pick(range(2, 11))
     with torch.no_grad():
-        for _ in range(choices.pick(range(2, 11))):
+        while len(steps) < count or not any(step.state_dict() for step in steps):
             step, where, value = _step(choices, values, len(inputs))
             steps.append(step)
             taken.append(where)
@@ -119,7 +123,10 @@ def _step(choices: Choices, values: list[Tensor], inputs: int) -> tuple[nn.Modul
         makers = _BY_KIND[kind] + (_OF_ANY if kind != "ids" else [])
         if choices.pick(_SELDOM) and kind != "ids":
             makers = _IN_PLACE if first >= inputs else _OF_TWO
-        made = choices.pick(makers)(choices, x)
+        try:
+            made = choices.pick(makers)(choices, x)
+        except ValueError:  # as of groups that do not divide the channels
+            continue
         others = [k for k, other in enumerate(values) if other.is_floating_point()]
         where = (first,)
         if isinstance(made, _Two):
@@ -129,18 +136,9 @@ def _step(choices: Choices, values: list[Tensor], inputs: int) -> tuple[nn.Modul
             where, made = (first, choices.pick(fitting)), made.module
         try:
             value = made.eval()(*[values[k].clone() for k in where])
-        except (
-            RuntimeError,
-            ValueError,
-            IndexError,
-        ):  # a kernel larger than the image, channels that do not divide ...
+        except (RuntimeError, ValueError, IndexError):  # as of a kernel larger than the image
             continue
-        if (
-            not isinstance(value, Tensor)
-            or value.numel() == 0
-            or value.numel() > 20_000
-            or value.shape[:1] != x.shape[:1]
-        ):
+        if not isinstance(value, Tensor) or not 0 < value.numel() <= 20_000 or value.shape[:1] != x.shape[:1]:
             continue
         if not value.isfinite().all() or value.abs().max() > 1e4:
             continue
@@ -461,10 +459,10 @@ def _in_place(choices: Choices, x: Tensor) -> nn.Module:
 
 
 _OF_ANY: list[Maker] = [_activation, _function, _of_last]
-_OF_TWO: list[Maker] = [_of_two, _of_two, _bilinear]
-_IN_PLACE: list[Maker] = [_in_place, _of_two, _of_two, _bilinear]
+_OF_TWO: list[Maker] = [*[_of_two] * 5, _bilinear]
+_IN_PLACE: list[Maker] = [_in_place, _in_place, *_OF_TWO]
 _BY_KIND: dict[str, list[Maker]] = {
-    "image": [_conv, _conv, _conv, _transposed, _image_norm, _image_norm, _pool, _image_function],
+    "image": [_conv, _conv, _transposed, _image_norm, _pool, _pool, *[_image_function] * 4],
     "sequence": [_sequence_layer, _sequence_layer, _sequence_function],
     "vector": [_vector_layer],
     "ids": [_of_ids],

@@ -223,7 +223,7 @@ def _assemble(builder: Builder, outputs: Tree) -> Lowered:
         outputs=outputs,
         layers=_in_order(builder.layers, state),
         variables=_in_order(builder.variables, state),
-        calls=tuple(_beside_layers(call, builder.layers) for call in _live(builder.calls, outputs)),
+        calls=tuple(_beside_layers(call, builder.layers) for call in _live(builder, outputs)),
         modules=_modules(builder),
         evaluation_only=builder.evaluation_only,
         input_shapes={
@@ -254,15 +254,21 @@ def _entry(builder: Builder, names: tuple[str, ...]) -> Entry:
     )
 
 
-def _live(calls: list[Call], outputs: Tree) -> tuple[Call, ...]:
-    """The calls that some output depends on."""
+def _live(builder: Builder, outputs: Tree) -> tuple[Call, ...]:
+    """The calls that some output depends on, or a running statistic, which training mode updates all the same."""
     needed = {ref.name for ref in references(outputs) if isinstance(ref, Ref)}
     kept = []
-    for call in reversed(calls):
-        if call.out in needed:
+    for call in reversed(builder.calls):
+        layer = builder.layers.get(call.target.removeprefix("layer:"))
+        if call.out in needed or (layer is not None and _keeps_statistics(layer)):
             kept.append(call)
             needed |= {ref.name for ref in references((call.args, call.kwargs)) if isinstance(ref, Ref)}
     return tuple(reversed(kept))
+
+
+def _keeps_statistics(layer: Layer) -> bool:
+    is_norm = layer.type in ("layers.BatchNorm", "layers.InstanceNorm")
+    return is_norm and layer.options.get("track_running_stats", True) is True
 
 
 def _beside_layers(call: Call, layers: dict[str, Layer]) -> Call:

@@ -18,7 +18,7 @@ from torch_bridge.members import as_members
 from torch_bridge.parity import gradients, training
 from torch_bridge.parity.divergence import first_divergence
 from torch_bridge.parity.float64 import in_float64
-from torch_bridge.parity.metrics import EXACT, EXACT_DEEP, WORKING, WORKING_FEW, normwise, rms, stacked
+from torch_bridge.parity.metrics import EXACT, EXACT_DEEP, WORKING, WORKING_FEW, by_member, normwise, rms, stacked
 from torch_bridge.parity.perturbed import perturbed
 from torch_bridge.parity.result import ParityReport, Row
 from torch_bridge.report import environment
@@ -150,7 +150,7 @@ class _Check:
             actual = exact.each(*arguments)
         else:
             actual = exact(*self.arrays(inputs))
-        ours = stacked([jax.tree.map(lambda x, k=k: np.asarray(x[k]), actual) for k in range(len(doubles))])
+        ours = by_member(actual, len(doubles))
         self._against(case, "loop", ours, stacked(reference.loop(doubles, inputs)))
         if vmap:
             self._against_vmap(case, ours, doubles, inputs)
@@ -207,7 +207,7 @@ class _Check:
                 for module, flag in zip(member.modules(), flags, strict=True):
                     module.training = flag
         actual = self.ensemble(*self.arrays(self.inputs))
-        ours = stacked([jax.tree.map(lambda x, k=k: np.asarray(x[k]), actual) for k in range(len(doubles))])
+        ours = by_member(actual, len(doubles))
         with reference.widened():
             truth = stacked(reference.loop(doubles, inputs))
         for place, exact in truth.items():

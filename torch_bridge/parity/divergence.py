@@ -31,12 +31,16 @@ def first_divergence(
         return None
     lowered = lower(capture(doubles[0], inputs, origin.batch_axis), origin.input_layout, observed=True)
     state = skeleton(lowered.network)
+    arrays = jax.tree.map(np.asarray, arrays)
+
+    @jax.jit
+    def observed(params: Any, buffers: Any) -> dict[str, Any]:
+        return merge(state.graphdef, params, buffers, ensemble.constants, state.rngs)(*arrays)
+
     found: list[tuple[int, int, str]] = []
     for k, model in enumerate(doubles):
         theirs = _module_outputs(model, inputs)
-        params, buffers = jax.tree.map(lambda leaf, k=k: leaf[k], (ensemble.params, ensemble.buffers))
-        module = merge(state.graphdef, params, buffers, ensemble.constants, state.rngs)
-        ours = module(*jax.tree.map(np.asarray, arrays))
+        ours = observed(*jax.tree.map(lambda leaf, k=k: leaf[k], (ensemble.params, ensemble.buffers)))
         for position, (call, expected) in enumerate(theirs):
             if call in ours:
                 error, _ = normwise(np.asarray(ours[call])[None], expected[None])

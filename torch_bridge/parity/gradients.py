@@ -63,7 +63,7 @@ def _gradients(ensemble: Ensemble, arrays: Any) -> Any:
             (jnp.sum(_weights(leaf[0].size, leaf.shape[1:]) * leaf) for leaf in _floats(outputs)), start=jnp.zeros(())
         )
 
-    return jax.grad(objective)(ensemble.params)
+    return jax.jit(jax.grad(objective))(ensemble.params)
 
 
 def _floats(outputs: Any) -> list[Any]:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 from torch import Tensor
 
@@ -40,6 +41,12 @@ def stacked(outputs: Sequence[Any]) -> dict[str, np.ndarray]:
     """The outputs of each member as arrays `[M, ...]` by place."""
     members = [dict(leaves(output)) for output in outputs]
     return {place: np.stack([member[place] for member in members]) for place in members[0]}
+
+
+def by_member(outputs: Any, members: int) -> dict[str, np.ndarray]:
+    """An ensemble's outputs as `stacked` gives those of PyTorch's models."""
+    arrays = jax.tree.map(np.asarray, outputs)
+    return stacked([jax.tree.map(lambda leaf, k=k: leaf[k], arrays) for k in range(members)])
 
 
 def normwise(actual: np.ndarray, expected: np.ndarray) -> tuple[float, int]:

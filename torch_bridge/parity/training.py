@@ -4,7 +4,6 @@ import copy
 from collections.abc import Sequence
 from typing import Any
 
-import jax
 import numpy as np
 from torch import nn
 
@@ -14,7 +13,7 @@ from jaxensemble.origin import Origin
 from jaxensemble.state import flatten
 from torch_bridge import reference
 from torch_bridge.assemble import tensors_of
-from torch_bridge.parity.metrics import normwise, stacked
+from torch_bridge.parity.metrics import by_member, normwise, stacked
 from torch_bridge.parity.result import Row
 
 STAGE = "float64, training mode"
@@ -39,7 +38,7 @@ def compare(
         theirs = stacked(reference.loop(trained, inputs))
     except InputError as error:  # BatchNorm refuses batches of one value
         return f"training mode not compared: {error}"
-    ours = stacked([jax.tree.map(lambda x, k=k: np.asarray(x[k]), actual) for k in range(len(trained))])
+    ours = by_member(actual, len(trained))
     rows = [_worst("outputs", {name: normwise(ours[name], theirs[name]) for name in theirs}, limit)]
     buffers = _buffers(after, trained)
     return [*rows, _worst("buffers after a call", buffers, limit)] if buffers else rows
