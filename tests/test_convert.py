@@ -411,6 +411,28 @@ def test_a_failed_proof_raises(monkeypatch: pytest.MonkeyPatch) -> None:
         torch_bridge.to_ensemble([nn.Sequential(nn.Linear(4, 4))], (torch.randn(3, 4),))
 
 
+def test_weights_that_are_not_finite_are_refused_all_at_once() -> None:
+    members = stateful_members()
+    members[1].get_parameter("conv.weight").data[2, 0, 1, 2] = torch.nan
+    members[2].get_parameter("scale").data[:2] = torch.inf
+    members[2].get_buffer("norm.running_var")[1] = torch.nan
+    members[0].get_buffer("offset")[0] = -torch.inf  # as masks have it
+    x = torch.randn(2, 1, 6, 7)
+    with pytest.raises(InputError) as caught:
+        torch_bridge.to_ensemble(members, (x,))
+    assert str(caught.value).splitlines() == [
+        "weights must be finite; got",
+        "  member 1, `conv.weight`: 1 of 27 values, the first at (2, 0, 1, 2): nan",
+        "  member 2, `scale`: 2 of 3 values, the first at (0,): inf",
+        "  member 2, `norm.running_var`: 1 of 3 values, the first at (1,): nan",
+        "Pass allow_nonfinite=True to port them as they are.",
+    ]
+    ensemble = torch_bridge.to_ensemble(members, (x,), allow_nonfinite=True)
+    with torch.no_grad():
+        expected = torch.stack([member(x) for member in members])
+    np.testing.assert_allclose(ensemble(x), expected.numpy(), rtol=1e-5)  # NaN and infinities at the same positions
+
+
 def test_members_that_differ_are_refused_before_anything_is_built() -> None:
     with pytest.raises(MemberError, match=r"p: 0\.2 in member 1, 0\.1 in member 0"):
         torch_bridge.to_ensemble([nn.Dropout(0.1), nn.Dropout(0.2)], (torch.ones(2, 3),))

@@ -51,6 +51,9 @@ OutOption = Annotated[
 ]
 ForceOption = Annotated[bool, typer.Option("--force", help="Replace an ensemble that was saved there before.")]
 CheckOption = Annotated[bool, typer.Option("--check/--no-check", help="Whether to compare it with PyTorch.")]
+NonfiniteOption = Annotated[
+    bool, typer.Option("--allow-nonfinite", help="Port weights that are NaN or infinite as they are.")
+]
 PICTURES = (".png", ".svg", ".pdf", ".jpg")
 SaveOption = Annotated[Path | None, typer.Option("--save", help="Write the report to this JSON file.")]
 
@@ -66,6 +69,7 @@ def port(
     out: OutOption = None,
     force: ForceOption = False,
     check: CheckOption = True,
+    allow_nonfinite: NonfiniteOption = False,
     x64: X64Option = False,
     as_json: JsonOption = False,
     debug: DebugOption = False,
@@ -74,7 +78,9 @@ def port(
     with _told(as_json, debug), jax.enable_x64(x64):
         if out is not None:
             check_target(out, force=force)
-        ensemble, _ = _ported(factory, inputs, checkpoints, members, seed, layout, check=check)
+        ensemble, _ = _ported(
+            factory, inputs, checkpoints, members, seed, layout, check=check, allow_nonfinite=allow_nonfinite
+        )
         if out is not None:
             ensemble.save(out, force=force)
         result = {"ensemble": repr(ensemble), "members": len(ensemble), "passed": True if check else None}
@@ -208,20 +214,24 @@ def _ported(
     layout: str,
     *,
     check: bool,
+    allow_nonfinite: bool = False,
 ) -> tuple[Ensemble, Callable[[], list[nn.Module]]]:
     """The ensemble, and its members as PyTorch modules for those who ask for them."""
     make, examples = _evaluating(factory), _examples(inputs, seed)
     if checkpoints:
         paths = _paths(checkpoints)
         with _status(f"porting {len(paths)} checkpoints"):
-            ensemble = load_ensemble(make, paths, examples, input_layout=layout, check=check)
+            ensemble = load_ensemble(
+                make, paths, examples, input_layout=layout, check=check, allow_nonfinite=allow_nonfinite
+            )
         return ensemble, lambda: load_members(make, paths)
     models = []
     for k in range(members):
         torch.manual_seed(seed + k)
         models.append(make())
     with _status(f"porting {members} members"):
-        return to_ensemble(models, examples, input_layout=layout, check=check), lambda: models
+        ensemble = to_ensemble(models, examples, input_layout=layout, check=check, allow_nonfinite=allow_nonfinite)
+    return ensemble, lambda: models
 
 
 def _evaluating(factory: str) -> Callable[[], nn.Module]:

@@ -14,6 +14,7 @@ from jaxensemble.state import merge
 from torch_bridge import parity
 from torch_bridge.assemble import assembled, check_tensors, constants_of, convert, tensors_of
 from torch_bridge.capture import BatchAxis
+from torch_bridge.finite import check_finite
 from torch_bridge.members import as_members, check_members
 from torch_bridge.proof import proof_of
 from torch_bridge.stacking import Stack, stored_array
@@ -59,6 +60,7 @@ def to_ensemble(
     batch_axis: BatchAxis = 0,
     input_layout: str = "torch",
     check: bool = True,
+    allow_nonfinite: bool = False,
 ) -> Ensemble:
     """Ports an ensemble of PyTorch modules: one Flax network, and the members' weights stacked.
 
@@ -69,9 +71,10 @@ def to_ensemble(
     - `check`: whether to prove at once that the ensemble gives what the models give: weights bit for bit, and outputs
       for the example inputs in float64 and in the models' own precision; the ensemble's `proof` says what was found.
       `torch_bridge.check` proves more.
+    - `allow_nonfinite`: take parameters that are NaN or infinite, and buffers that are NaN.
 
-    **Raises:** `MemberError` with every difference between members, `UnsupportedError` for what cannot be carried
-    exactly, `ParityError` when the proof fails.
+    **Raises:** `MemberError` with every difference between members, `InputError` for weights that are not finite,
+    `UnsupportedError` for what cannot be carried exactly, `ParityError` when the proof fails.
 
     >>> import torch
     >>> models = [torch.nn.Linear(3, 3) for _ in range(5)]
@@ -83,6 +86,8 @@ def to_ensemble(
     check_members(members)
     for member in members:
         check_tensors(member)
+    if not allow_nonfinite:
+        check_finite(members)
     lowered = convert(members[0], example_inputs, batch_axis, input_layout)
     stack = Stack(lowered.weights, len(members))
     for k, member in enumerate(members):

@@ -19,6 +19,7 @@ from torch_bridge import parity
 from torch_bridge.assemble import assembled, convert, tensors_of
 from torch_bridge.capture import BatchAxis
 from torch_bridge.checkpoints.files import checkpoint_path, checksum, read_state_dict
+from torch_bridge.finite import check_rows, has_fractions, nonfinite_values
 from torch_bridge.proof import proof_of
 from torch_bridge.stacking import Stack
 
@@ -136,7 +137,8 @@ class Expected:
         for key, tensor in tensors.items():
             if key in saved:
                 names[id(tensor)].append(key)
-        nonfinite = {key: ~tensor.isfinite() for key, tensor in tensors.items() if key in saved and _floats(tensor)}
+        fractions = {key: tensor for key, tensor in tensors.items() if key in saved and has_fractions(tensor)}
+        nonfinite = {key: ~tensor.isfinite() for key, tensor in fractions.items()}
         return cls(
             {key: (tuple(tensor.shape), tensor.dtype) for key, tensor in tensors.items() if key in saved},
             {key: tuple(group) for group in names.values() for key in group if len(group) > 1},
@@ -167,22 +169,6 @@ class Expected:
                 yield f"`{key}`: expected {wanted}, got {got}"
             elif key in self.ties and not _same_values(tensors[self.ties[key][0]], tensors[key]):
                 yield f"`{key}`: tied to `{self.ties[key][0]}` in the model, expected the same values"
-
-    def nonfinite_values(self, tensors: Mapping[str, Tensor]) -> Iterator[str]:
-        """Every tensor with values that are NaN or infinite, and how many; not those that fresh weights have, too."""
-        for key, tensor in tensors.items():
-            if not _floats(tensor):
-                continue
-            bad = ~tensor.isfinite()
-            if key in self.nonfinite:
-                bad &= ~self.nonfinite[key]
-            if bad.any():
-                first = tuple(bad.nonzero()[0].tolist())
-                yield f"`{key}`: {int(bad.sum())} of {tensor.numel()} values, the first at {first}: {tensor[first]:g}"
-
-
-def _floats(tensor: Tensor) -> bool:
-    return tensor.is_floating_point() or tensor.is_complex()
 
 
 def _same_values(a: Tensor, b: Tensor) -> bool:
@@ -261,13 +247,10 @@ def _fill(
         if changed := list(expected.problems(tensors)):
             raise InputError(f"`{file}` changed while it was being read: {'; '.join(changed)}")
         if not allow_nonfinite:
-            bad += [f"  member {k} ({file.name}), {row}" for row in expected.nonfinite_values(tensors)]
+            bad += [f"  member {k} ({file.name}), {row}" for row in nonfinite_values(tensors, expected.nonfinite)]
         stack.put(k, {**unsaved, **tensors})
         del tensors
-    if bad:
-        raise InputError(
-            "weights must be finite; got\n" + "\n".join(bad) + "\nPass allow_nonfinite=True to port them as they are."
-        )
+    check_rows(iter(bad))
     for which in seen.values():
         if len(which) > 1:
             warnings.warn(f"members {', '.join(which)} are the same file, byte for byte", stacklevel=3)

@@ -18,7 +18,18 @@ from torch_bridge.members import as_members
 from torch_bridge.parity import gradients, training
 from torch_bridge.parity.divergence import first_divergence
 from torch_bridge.parity.float64 import in_float64
-from torch_bridge.parity.metrics import EXACT, EXACT_DEEP, WORKING, WORKING_FEW, by_member, normwise, rms, stacked
+from torch_bridge.parity.metrics import (
+    EXACT,
+    EXACT_DEEP,
+    WORKING,
+    WORKING_FEW,
+    by_member,
+    normwise,
+    rms,
+    rms_error,
+    same_where_not_finite,
+    stacked,
+)
 from torch_bridge.parity.perturbed import perturbed
 from torch_bridge.parity.result import ParityReport, Row
 from torch_bridge.report import environment
@@ -224,8 +235,8 @@ class _Check:
                 continue  # the truth is this very precision, and was compared above
             unit = float(torch.finfo(_TORCH.get(dtype.name, torch.float32)).eps) / 2
             few = exact.size < 1000 or dtype.itemsize < 4
-            limit = (WORKING_FEW if few else WORKING) * rms(theirs[place] - exact) + unit * rms(exact)
-            error = rms(ours[place] - exact) if np.array_equal(np.isfinite(ours[place]), np.isfinite(exact)) else np.inf
+            limit = (WORKING_FEW if few else WORKING) * rms_error(theirs[place], exact) + unit * rms(exact)
+            error = rms_error(ours[place], exact) if same_where_not_finite(ours[place], exact) else np.inf
             self.rows.append(Row(stage, _case("float64 truth", place, truth), error, limit))
 
 

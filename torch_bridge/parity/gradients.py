@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from jaxensemble.ensemble import Ensemble
 from jaxensemble.origin import Origin
 from jaxensemble.state import flatten
+from torch_bridge.parity.metrics import same_where_not_finite
 from torch_bridge.parity.result import Row
 
 LIMIT = 1e-11
@@ -48,7 +49,7 @@ def compare(ensemble: Ensemble, doubles: Sequence[nn.Module], inputs: tuple[Any,
 
 
 def _relative(actual: np.ndarray, expected: np.ndarray, floor: float) -> float:
-    if not np.array_equal(np.isfinite(actual), np.isfinite(expected)):
+    if not same_where_not_finite(actual, expected):
         return np.inf
     finite = np.isfinite(expected)
     difference = np.abs(actual[finite] - expected[finite]).max(initial=0.0)

@@ -64,14 +64,25 @@ def normwise(actual: np.ndarray, expected: np.ndarray) -> tuple[float, int]:
 def _error(actual: np.ndarray, expected: np.ndarray) -> float:
     if expected.dtype.kind in "biu":
         return 0.0 if np.array_equal(actual, expected) else np.inf
-    finite = np.isfinite(expected)
-    if not np.array_equal(np.isfinite(actual), finite) or not np.array_equal(
-        actual[~finite], expected[~finite], equal_nan=True
-    ):
+    if not same_where_not_finite(actual, expected):
         return np.inf
+    finite = np.isfinite(expected)
     difference = np.abs(actual[finite] - expected[finite]).max(initial=0.0)
     scale = np.abs(expected[finite]).max(initial=0.0)
     return float(difference / scale) if scale else float(difference)
+
+
+def same_where_not_finite(actual: np.ndarray, expected: np.ndarray) -> bool:
+    """Whether NaN and the infinities are at the same positions."""
+    finite = np.isfinite(expected)
+    same = np.array_equal(np.isfinite(actual), finite)
+    return same and np.array_equal(actual[~finite], expected[~finite], equal_nan=True)
+
+
+def rms_error(actual: np.ndarray, expected: np.ndarray) -> float:
+    """The root mean square error where both are finite."""
+    finite = np.isfinite(actual) & np.isfinite(expected)
+    return rms(actual[finite] - expected[finite])
 
 
 def rms(array: np.ndarray) -> float:

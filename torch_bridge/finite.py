@@ -1,0 +1,45 @@
+"""Weights that are NaN or infinite, as those of a training that diverged are."""
+
+from collections.abc import Iterator, Mapping, Sequence
+
+from torch import Tensor, nn
+
+from jaxensemble.errors import InputError
+
+
+def check_finite(members: Sequence[nn.Module]) -> None:
+    """**Raises:** `InputError` for parameters that are NaN or infinite, and for buffers that are NaN.
+
+    Infinities in buffers are what masks are made of.
+    """
+    check_rows(f"  member {k}, {row}" for k, member in enumerate(members) for row in _nonfinite_weights(member))
+
+
+def _nonfinite_weights(model: nn.Module) -> Iterator[str]:
+    yield from nonfinite_values(dict(model.named_parameters()), {})
+    buffers = {key: buffer for key, buffer in model.named_buffers() if has_fractions(buffer)}
+    yield from nonfinite_values(buffers, {key: buffer.isinf() for key, buffer in buffers.items()})
+
+
+def nonfinite_values(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> Iterator[str]:
+    """Every tensor with values that are NaN or infinite, how many, and the first; but for where they are expected."""
+    for key, tensor in tensors.items():
+        if not has_fractions(tensor) or bool((finite := tensor.isfinite()).all()):
+            continue
+        bad = ~finite & ~expected[key] if key in expected else ~finite
+        if bad.any():
+            first = tuple(bad.nonzero()[0].tolist())
+            yield f"`{key}`: {int(bad.sum())} of {tensor.numel()} values, the first at {first}: {tensor[first]:g}"
+
+
+def has_fractions(tensor: Tensor) -> bool:
+    """Whether a tensor's dtype has NaN and infinity."""
+    return tensor.is_floating_point() or tensor.is_complex()
+
+
+def check_rows(rows: Iterator[str]) -> None:
+    """**Raises:** `InputError` if there are any rows of tensors that are not finite, with all of them."""
+    if found := list(rows):
+        raise InputError(
+            "weights must be finite; got\n" + "\n".join(found) + "\nPass allow_nonfinite=True to port them as they are."
+        )
