@@ -94,7 +94,7 @@ zoo: $(STAMP) build/zoo/torchvision ## port all of torchvision's classification 
 	$(BIN)/python -m zoo --library torchvision $(ARGS)
 	$(BIN)/python -m zoo.coverage
 
-fuzz: $(STAMP) ## prove random networks in every stage and under every plan (resumes)
+fuzz: $(STAMP) ## prove random networks in every stage and under another plan (resumes)
 	$(BIN)/python -m trust fuzz $(ARGS)
 
 mutants: $(STAMP) ## plant errors into random networks, which the proof has to find (resumes)
@@ -114,8 +114,9 @@ bench-gpu: $(STAMP) build/zoo/torchvision ## the same on the GPU, in float32, TF
 	$(BIN)/python -m benchmarks tutorial zoo-gpu --rounds 5 --dtype bfloat16
 	$(BIN)/python -m benchmarks.figures
 
-bench-lowering: $(STAMP) ## how fast every form of a convolution is, layer by layer
+bench-lowering: $(STAMP) ## how fast every form of a convolution is, layer by layer, and how far products round
 	$(BIN)/python -m benchmarks.lowering
+	$(BIN)/python -m benchmarks.products
 
 bench-porting: $(STAMP) build/zoo/torchvision ## time and memory of porting
 	$(BIN)/python -m benchmarks.porting

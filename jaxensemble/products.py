@@ -47,11 +47,11 @@ def with_products(function: Callable[..., Any]) -> Callable[..., Any]:
     >>> float(with_products(jnp.dot)(x, kernel)[0, 0])
     2048.0
     """
-    return rewritten(function, {PRODUCT: _product})
+    return rewritten(function, {PRODUCT: product})
 
 
-def _product(lhs: jax.Array, rhs: jax.Array, *, dimension_numbers: Numbers, **options: Any) -> jax.Array:
-    """As `jax.lax.dot_general`."""
+def product(lhs: jax.Array, rhs: jax.Array, *, dimension_numbers: Numbers, **options: Any) -> jax.Array:
+    """As `jax.lax.dot_general`, in the form that `with_products` gives it."""
     floats = jnp.issubdtype(lhs.dtype, jnp.floating)
     if not floats or 0 in (lhs.size, rhs.size) or options.get("out_sharding") is not None:
         return lax.dot_general(lhs, rhs, dimension_numbers, **options)

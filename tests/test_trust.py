@@ -25,10 +25,16 @@ class Hypothesis:
         return self._data.draw(st.sampled_from(options))
 
 
+@pytest.mark.parametrize("seed", range(200))
+def test_a_random_network_agrees_with_pytorch(seed: int) -> None:
+    found = one.proved(Seeded(seed), thorough=False)
+    assert found.status in ("passed", "refused"), found
+
+
 @pytest.mark.slow
-@settings(max_examples=8)
+@settings(max_examples=20)
 @given(st.data())
-def test_random_networks_agree_with_pytorch_in_every_stage_and_under_every_plan(data: st.DataObject) -> None:
+def test_random_networks_agree_with_pytorch_in_every_stage_and_under_other_plans(data: st.DataObject) -> None:
     found = one.proved(Hypothesis(data))
     assert found.status in ("passed", "refused"), found
 

@@ -41,7 +41,7 @@ def fuzz(
     processes: Processes = CORES,
     worker: Annotated[str, typer.Option(hidden=True)] = "",
 ) -> None:
-    """Prove random networks in every stage and under every plan. Exits with 1 if one fails."""
+    """Prove random networks in every stage and under another plan. Exits with 1 if one fails."""
     if worker:
         return _work(worker, lambda seed: [dataclasses.asdict(proved(Seeded(seed)))])
     lines = _all("fuzz", count, processes)
