@@ -3,11 +3,11 @@
 import collections
 import dataclasses
 import datetime
-import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -21,6 +21,7 @@ from trust.one import mutants as planted
 from trust.one import proved
 from trust.page import PAGE, RESULTS
 from trust.page import page as with_counts
+from zoo.results import append_lines, lines
 
 LINES = Path(__file__).resolve().parent.parent / "build" / "trust"
 """A line of JSON for every network, so that a run which is stopped goes on where it was."""
@@ -43,12 +44,12 @@ def fuzz(
 ) -> None:
     """Prove random networks in every stage and under another plan. Exits with 1 if one fails."""
     if worker:
-        return _work(worker, lambda seed: [dataclasses.asdict(proved(Seeded(seed)))])
-    lines = _all("fuzz", count, processes)
-    statuses = collections.Counter(line["status"] for line in lines)
-    steps = collections.Counter(step for line in lines if line["status"] == "passed" for step in set(line["steps"]))
-    _summary("fuzz", {"networks": len(lines), "statuses": statuses, "steps": steps})
-    for line in lines:
+        return _work("fuzz", worker, lambda seed: [dataclasses.asdict(proved(Seeded(seed)))])
+    found = _all("fuzz", count, processes)
+    statuses = collections.Counter(line["status"] for line in found)
+    steps = collections.Counter(step for line in found if line["status"] == "passed" for step in set(line["steps"]))
+    _summary("fuzz", {"networks": len(found), "statuses": statuses, "steps": steps})
+    for line in found:
         if line["status"] in ("failed", "crashed"):
             print(
                 f"seed {line['seed']}: {line['status']}: {line['reason'].splitlines()[0]}; {', '.join(line['steps'])}"
@@ -65,7 +66,8 @@ def mutants(
 ) -> None:
     """Plant errors into random networks. Exits with 1 if the proof misses one."""
     if worker:
-        return _work(worker, lambda seed: [dataclasses.asdict(found) for found in planted(Seeded(seed), _wanted(seed))])
+        errors = lambda seed: planted(Seeded(seed), _wanted(seed))  # noqa: E731
+        return _work("mutants", worker, lambda seed: [dataclasses.asdict(found) for found in errors(seed)])
     found = _all("mutants", count, processes)
     kinds = {
         name: dict(collections.Counter(line["status"] for line in found if line["name"] == name))
@@ -94,53 +96,41 @@ def _wanted(seed: int) -> list[str]:
     return [names[(7 * seed + k) % len(names)] for k in range(7)]
 
 
-def _work(worker: str, prove: Callable[[int], list[dict[str, Any]]]) -> None:
+def _work(kind: str, worker: str, prove: Callable[[int], list[dict[str, Any]]]) -> None:
     """What a process of `_all` does: a line for each result, and one that says that a seed is done."""
     for seed in map(int, worker.split(",")):
-        for result in prove(seed):
-            print(json.dumps({"seed": seed, **result}), flush=True)
-        print(json.dumps({"seed": seed, "done": True}), flush=True)
+        results = [{"seed": seed, **result} for result in prove(seed)]
+        append_lines(_file(kind), [*results, {"seed": seed, "done": True}])
 
 
 def _all(kind: str, count: int, processes: int) -> list[dict[str, Any]]:
     """The results of all seeds; those that are on file already are not run again."""
-    file = LINES / f"{kind}.jsonl"
-    file.parent.mkdir(parents=True, exist_ok=True)
-    done = {line["seed"] for line in _lines(file) if line.get("done")}
-    missing = [seed for seed in range(count) if seed not in done]
+    missing = _missing(kind, range(count))
     batches = [missing[k : k + AT_ONCE] for k in range(0, len(missing), AT_ONCE)]
-    with Progress(disable=not sys.stderr.isatty()) as progress, file.open("a") as out:
-        task = progress.add_task(kind, total=len(missing))
-        running: list[tuple[subprocess.Popen[str], list[int]]] = []
-        while batches or running:
-            while batches and len(running) < processes:
-                seeds = batches.pop(0)
-                command = [sys.executable, "-m", "trust", kind, "--worker", ",".join(map(str, seeds))]
-                running.append((subprocess.Popen(command, stdout=subprocess.PIPE, text=True), seeds))
-            process, seeds = running.pop(0)
-            text, _ = process.communicate()
-            finished = [json.loads(line) for line in text.splitlines()]
-            ended = {line["seed"] for line in finished if line.get("done")}
-            if process.returncode:
-                lost = next(seed for seed in seeds if seed not in ended)
-                crash = {"seed": lost, "status": "crashed", "steps": [], "reason": f"exit status {process.returncode}"}
-                finished += [crash | {"name": ""}, {"seed": lost, "done": True}]
-                batches.insert(0, [seed for seed in seeds if seed not in ended and seed != lost])
-                batches = [batch for batch in batches if batch]
-            out.writelines(json.dumps(line) + "\n" for line in finished)
-            out.flush()
-            os.fsync(out.fileno())
-            progress.advance(task, sum(bool(line.get("done")) for line in finished))
-    return [line for line in _lines(file) if not line.get("done") and line["seed"] < count]
+    with Progress(disable=not sys.stderr.isatty()) as progress, ThreadPoolExecutor(processes) as threads:
+        done = threads.map(lambda seeds: _in_processes(kind, seeds), batches)
+        for _ in progress.track(done, total=len(batches), description=kind):
+            pass
+    return [line for line in lines(_file(kind)) if not line.get("done") and line["seed"] < count]
 
 
-def _lines(file: Path) -> Iterator[dict[str, Any]]:
-    """What is on file; a last line that was torn off is as if it were not there."""
-    for line in file.read_text().splitlines() if file.exists() else []:
-        try:
-            yield json.loads(line)
-        except json.JSONDecodeError:
-            continue
+def _in_processes(kind: str, seeds: Sequence[int]) -> None:
+    """Proves some networks in a process, and in another one what is left where that broke off."""
+    while missing := _missing(kind, seeds):
+        command = [sys.executable, "-m", "trust", kind, "--worker", ",".join(map(str, missing))]
+        status = subprocess.run(command, check=False).returncode
+        if status and (missing := _missing(kind, seeds)):
+            lost = {"seed": missing[0], "status": "crashed", "steps": [], "reason": f"exit status {status}", "name": ""}
+            append_lines(_file(kind), [lost, {"seed": missing[0], "done": True}])
+
+
+def _missing(kind: str, seeds: Iterable[int]) -> list[int]:
+    done = {line["seed"] for line in lines(_file(kind)) if line.get("done")}
+    return [seed for seed in seeds if seed not in done]
+
+
+def _file(kind: str) -> Path:
+    return LINES / f"{kind}.jsonl"
 
 
 def _summary(kind: str, found: dict[str, Any]) -> None:

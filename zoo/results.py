@@ -3,7 +3,9 @@
 import dataclasses
 import json
 import os
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from torch_bridge.report import environment
 from zoo.one import Result
@@ -12,25 +14,34 @@ RESULTS = Path(__file__).resolve().parent.parent / "benchmarks" / "results"
 
 
 def append(file: Path, result: Result) -> None:
-    """Adds one line, and waits until it is on the disk."""
-    file.parent.mkdir(parents=True, exist_ok=True)
+    """Adds a result, with date and versions."""
     found = environment()
-    line = {**dataclasses.asdict(result), "date": found["date"][:10], "versions": found["versions"]}
+    append_lines(file, [{**dataclasses.asdict(result), "date": found["date"][:10], "versions": found["versions"]}])
+
+
+def load(file: Path) -> dict[str, Result]:
+    """The last result of each network."""
+    results: dict[str, Result] = {}
+    names = {field.name for field in dataclasses.fields(Result)}
+    for fields in lines(file):
+        result = Result(**{name: value for name, value in fields.items() if name in names})
+        results[result.name] = dataclasses.replace(result, input=tuple(result.input))
+    return results
+
+
+def append_lines(file: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Adds lines of JSON to a file, and waits until they are on the disk."""
+    file.parent.mkdir(parents=True, exist_ok=True)
     with file.open("a") as out:
-        out.write(json.dumps(line) + "\n")
+        out.writelines(json.dumps(row) + "\n" for row in rows)
         out.flush()
         os.fsync(out.fileno())
 
 
-def load(file: Path) -> dict[str, Result]:
-    """The last result of each network. A last line that was torn off is as if it were not there."""
-    results: dict[str, Result] = {}
-    names = {field.name for field in dataclasses.fields(Result)}
+def lines(file: Path) -> Iterator[dict[str, Any]]:
+    """The lines of a file, if there is one. A last line that was torn off is as if it were not there."""
     for line in file.read_text().splitlines() if file.exists() else []:
         try:
-            fields = json.loads(line)
+            yield json.loads(line)
         except json.JSONDecodeError:
             continue
-        result = Result(**{name: value for name, value in fields.items() if name in names})
-        results[result.name] = dataclasses.replace(result, input=tuple(result.input))
-    return results
