@@ -147,7 +147,7 @@ def _check_archive(path: Path) -> None:
             infos = archive.infolist()
     except (zipfile.BadZipFile, ValueError, OSError, NotImplementedError) as error:
         raise InputError(f"`{path}` is damaged or cut short: {error}") from error
-    names = [info.filename for info in infos]
+    names, size = [info.filename for info in infos], path.stat().st_size
     if other := _other_archive(names):
         raise InputError(f"`{path}` is {other}, no checkpoint; {_SAVE}")
     repeated = [name for name, count in Counter(names).items() if count > 1]
@@ -156,7 +156,8 @@ def _check_archive(path: Path) -> None:
         ([info.filename for info in infos if info.compress_type != zipfile.ZIP_STORED], "compressed members"),
         ([info.filename for info in infos if info.flag_bits & 1], "encrypted members"),
         ([name for name in names if name.startswith("/") or ".." in PurePosixPath(name).parts], "paths to outside"),
-        ([info.filename for info in infos if info.file_size > path.stat().st_size], "members longer than the file"),
+        ([info.filename for info in infos if info.file_size > size], "members longer than the file"),
+        (names if sum(info.file_size for info in infos) > size else [], "members that overlap"),
     ]
     found = [f"{what} ({', '.join(which[:3])})" for which, what in odd if which]
     if found:
