@@ -3,6 +3,7 @@
 import os
 import stat
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
@@ -39,16 +40,41 @@ def keep_compiled(directory: str | Path | None = None) -> Path:
     True
     >>> jax.config.update("jax_compilation_cache_dir", None)  # no longer
     """
-    path = (cache_directory() / "programs" if directory is None else Path(directory)).absolute()
-    path.mkdir(mode=0o700, parents=True, exist_ok=True)
-    if hasattr(os, "getuid"):
-        status = path.stat()
-        if status.st_uid != os.getuid() or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-            raise InputError(
-                f"compiled programs are run, and {path} can be written to by others than this user: take another "
-                f"directory, or make this one your own: chmod 700 {path}"
-            )
+    path = (cache_directory() / "programs" if directory is None else Path(directory).expanduser()).absolute()
+    _make_private(path)
+    if hasattr(os, "getuid") and (open_to_others := [str(place) for place in _open_places(path)]):
+        raise InputError(
+            f"compiled programs are run, and {', '.join(open_to_others)} can be written to by others than this user: "
+            f"take another directory, or make this one your own: chmod 700 {path}"
+        )
     jax.config.update("jax_compilation_cache_dir", str(path))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     compilation_cache.reset_cache()  # which otherwise stays as it was when the first program was compiled
     return path
+
+
+def _make_private(path: Path) -> None:
+    missing = [place for place in (path, *path.parents) if not place.exists()]
+    try:
+        for place in missing[::-1]:
+            place.mkdir(mode=0o700, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{path} cannot be made: {error.strerror or error}") from error
+    if not path.is_dir():
+        raise InputError(f"{path} is no directory: name another one for compiled programs")
+
+
+def _open_places(path: Path) -> Iterator[Path]:
+    """Where others than this user, and root, could put programs: a directory, what is in it, and what it is in."""
+    if _is_open(path, stat.S_IWGRP | stat.S_IWOTH):
+        yield path
+    if path.stat().st_mode & (stat.S_IXGRP | stat.S_IXOTH):
+        yield from (place for place in path.iterdir() if _is_open(place, stat.S_IWGRP | stat.S_IWOTH))
+    for place in path.parents:
+        if not place.stat().st_mode & stat.S_ISVTX and _is_open(place, stat.S_IWOTH):
+            yield place
+
+
+def _is_open(place: Path, writable: int) -> bool:
+    status = place.stat()
+    return bool(status.st_mode & writable) or status.st_uid not in (os.getuid(), 0)

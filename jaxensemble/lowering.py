@@ -85,9 +85,10 @@ def convolution(
             **options,
             out_sharding=out_sharding,
         )
-    if preferred_element_type is None and lhs.dtype in (jnp.bfloat16, jnp.float16):
+    dtype = preferred_element_type or lhs.dtype
+    if dtype in (jnp.bfloat16, jnp.float16):
         options["preferred_element_type"] = jnp.float32  # the sums; XLA's own convolutions round once, too
-    return _FORMS[form](case, lhs, rhs, options).astype(preferred_element_type or lhs.dtype)
+    return _FORMS[form](case, lhs, rhs, options).astype(dtype)
 
 
 class Case:

@@ -13,9 +13,9 @@ from jaxensemble.device import free_memory
 from jaxensemble.errors import InputError
 from jaxensemble.inputs import x64_is_on
 from jaxensemble.plan import Load, Plan, fits, fitted, guess
-from jaxensemble.program import CONVOLUTION, equations, largest_step, peak_bytes
+from jaxensemble.program import CONVOLUTION, equations, largest_step, peak_bytes, rewritten
 from jaxensemble.rows import Axes, MixedRows, row_axes
-from jaxensemble.running import Call
+from jaxensemble.running import ON_CPUS, Call
 
 SMALL = 1 << 17
 """Bytes of inputs for all members up to which they run at once, if memory has room for that."""
@@ -66,11 +66,13 @@ class Case:
         return self.program_of(None)
 
     def program_of(self, rows: int | None, *, vmapped: bool | None = None) -> ClosedJaxpr:
-        """The same for another number of rows, or with convolutions in the forms they run in."""
+        """The same for another number of rows, or, where `vmapped` is told, with its steps in the forms they run in."""
         *state, inputs = self._one_member()
         leaves, tree = jax.tree.flatten(inputs)
         resized = [_resized(leaf, axis, rows) for leaf, axis in zip(leaves, self.rows_in, strict=True)]
-        function = functools.partial(self.call.member, vmapped=vmapped)
+        function: Any = functools.partial(self.call.member, vmapped=vmapped)
+        if vmapped is not None and self.call.platform == "cpu":
+            function = rewritten(function, ON_CPUS)
         return jax.make_jaxpr(function)(*state, jax.tree.unflatten(tree, resized))
 
     def rows_out(self, rows: int) -> Axes:
@@ -94,7 +96,7 @@ class Case:
         """What the call asks of its device."""
         jaxpr, platform = self.program.jaxpr, self.call.platform
         groups = [step.params["feature_group_count"] for step in equations(jaxpr) if step.primitive.name == CONVOLUTION]
-        in_forms = bool(groups) and platform == "cpu"  # where forms may take more memory than what they stand for
+        in_forms = platform == "cpu"  # where forms may take more memory than what they stand for
         return Load(
             platform=platform,
             members=self.members,

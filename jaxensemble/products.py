@@ -52,8 +52,7 @@ def with_products(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def product(lhs: jax.Array, rhs: jax.Array, *, dimension_numbers: Numbers, **options: Any) -> jax.Array:
     """As `jax.lax.dot_general`, in the form that `with_products` gives it."""
-    floats = jnp.issubdtype(lhs.dtype, jnp.floating)
-    if not floats or 0 in (lhs.size, rhs.size) or options.get("out_sharding") is not None:
+    if not _is_covered(lhs, rhs) or options.get("out_sharding") is not None:
         return lax.dot_general(lhs, rhs, dimension_numbers, **options)
     ((over_lhs, over_rhs), (batch_lhs, _)) = dimension_numbers
     free = [axis for axis in range(lhs.ndim) if axis not in (*over_lhs, *batch_lhs)]
@@ -64,6 +63,13 @@ def product(lhs: jax.Array, rhs: jax.Array, *, dimension_numbers: Numbers, **opt
     lhs = jnp.broadcast_to(lhs, (rhs.shape[0], *lhs.shape))
     numbers = (((over_lhs[0] + 1,), (1,)), ((0,), (0,)))
     return jnp.moveaxis(_in_blocks(lhs, rhs, numbers, options), 0, len(free))
+
+
+def _is_covered(lhs: jax.Array, rhs: jax.Array) -> bool:
+    """Whether it is a product of numbers of one kind, 16 bits or more, whose sizes are known and not zero."""
+    is_floating = jnp.issubdtype(lhs.dtype, jnp.floating) and lhs.dtype.itemsize > 1
+    sizes = (*lhs.shape, *rhs.shape)
+    return is_floating and lhs.dtype == rhs.dtype and all(isinstance(size, int) and size for size in sizes)
 
 
 def _in_blocks(lhs: jax.Array, rhs: jax.Array, numbers: Numbers, options: dict[str, Any]) -> jax.Array:

@@ -3,6 +3,7 @@
 import collections
 import functools
 import math
+import operator
 from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
@@ -36,33 +37,60 @@ def rewritten(function: Callable[..., Any], replacements: Mapping[str, Callable[
 
     @functools.wraps(function)
     def run(*args: Any) -> Any:
-        program, shapes = jax.make_jaxpr(function, return_shape=True)(*args)
-        program = ClosedJaxpr(_replaced(program.jaxpr, replacements), program.consts)
+        with jax.disable_jit(False):  # or nested programs would be taken apart, and replacements be no single step
+            program, shapes = jax.make_jaxpr(function, return_shape=True)(*args)
+            program = ClosedJaxpr(_Rewriting(replacements).of(program.jaxpr), program.consts)
         return jax.tree.unflatten(jax.tree.structure(shapes), jaxpr_as_fun(program)(*jax.tree.leaves(args)))
 
     return run
 
 
-def _replaced(jaxpr: Jaxpr, replacements: Mapping[str, Callable[..., Any]]) -> Jaxpr:
-    def nested(param: Any) -> Any:
-        match param:
-            case ClosedJaxpr():
-                return ClosedJaxpr(_replaced(param.jaxpr, replacements), param.consts)
-            case Jaxpr():
-                return _replaced(param, replacements)
-            case tuple() if any(isinstance(item, ClosedJaxpr | Jaxpr) for item in param):
-                return tuple(map(nested, param))
-        return param
+class _Rewriting:
+    """One program's. What is called several times in it is rewritten once, and stays one program."""
 
-    def step(equation: JaxprEqn) -> JaxprEqn:
-        replacement = replacements.get(equation.primitive.name)
+    def __init__(self, replacements: Mapping[str, Callable[..., Any]]):
+        self._replacements = replacements
+        self._known: dict[int, tuple[Any, Any]] = {}
+
+    def of(self, program: Any) -> Any:
+        """A program, open or closed, with its steps replaced; the same one where none is."""
+        before, after = self._known.get(id(program), (None, None))
+        if before is not program:
+            after = self._closed(program) if isinstance(program, ClosedJaxpr) else self._open(program)
+            self._known[id(program)] = program, after
+        return after
+
+    def _closed(self, program: ClosedJaxpr) -> ClosedJaxpr:
+        inner = self.of(program.jaxpr)
+        return program if inner is program.jaxpr else ClosedJaxpr(inner, program.consts)
+
+    def _open(self, program: Jaxpr) -> Jaxpr:
+        steps = list(map(self._step, program.eqns))
+        same = all(map(operator.is_, steps, program.eqns))
+        return program if same else program.replace(eqns=steps)
+
+    def _step(self, step: JaxprEqn) -> JaxprEqn:
+        if step.primitive.name == "shard_map":  # whose steps say which devices' parts differ: replacements do not
+            return step
+        replacement = self._replacements.get(step.primitive.name)
         if replacement is None:
-            return equation.replace(params={name: nested(param) for name, param in equation.params.items()})
-        call = jax.jit(functools.partial(replacement, **equation.params))
-        (other,) = jax.make_jaxpr(call)(*[var.aval for var in equation.invars]).jaxpr.eqns
-        return other.replace(invars=equation.invars, outvars=equation.outvars)
+            params = {name: self._param(param) for name, param in step.params.items()}
+            same = all(params[name] is param for name, param in step.params.items())
+            return step if same else step.replace(params=params)
+        avals = [var.aval for var in step.invars]
+        (other,) = jax.make_jaxpr(jax.jit(functools.partial(replacement, **step.params)))(*avals).jaxpr.eqns
+        for var, wanted in zip(other.outvars, step.outvars, strict=True):
+            got, kept = var.aval, wanted.aval
+            assert (got.shape, got.dtype) == (kept.shape, kept.dtype), f"{step.primitive}: {got} for {kept}"  # type: ignore[attr-defined]
+        return other.replace(invars=step.invars, outvars=step.outvars)
 
-    return jaxpr.replace(eqns=list(map(step, jaxpr.eqns)))
+    def _param(self, param: Any) -> Any:
+        if isinstance(param, ClosedJaxpr | Jaxpr):
+            return self.of(param)
+        if isinstance(param, tuple) and any(isinstance(item, ClosedJaxpr | Jaxpr) for item in param):
+            items = map(self._param, param)
+            return type(param)(*items) if hasattr(param, "_fields") else tuple(items)
+        return param
 
 
 def equations(jaxpr: Jaxpr) -> Iterator[JaxprEqn]:

@@ -103,11 +103,12 @@ def _measured(case: Case, run: Callable[[Call], Any]) -> Tuned:
     if not seconds:  # no candidate fits, or all had rows that cannot be taken apart
         call = adapted(case, None)
         seconds[call.plan] = _seconds(call, run, math.inf)
-    near = [plan for plan, taken in seconds.items() if taken <= _NEAR * min(seconds.values())]
-    if len(near) > 1:
+    best, near = min(seconds.values()), list[Plan]()
+    while len(found := [plan for plan in seconds if plan in near or seconds[plan] <= _NEAR * best]) > max(1, len(near)):
+        near = found
         seconds |= _in_turn({plan: calls[plan] for plan in near}, run)
-    best = min(seconds[plan] for plan in near)
-    return Tuned(next(plan for plan in near if seconds[plan] <= _ALIKE * best), seconds)
+        best = min(seconds.values())
+    return Tuned(next(plan for plan in found if seconds[plan] <= _ALIKE * best), seconds)
 
 
 def _seconds(call: Call, run: Callable[[Call], Any], best: float) -> float:

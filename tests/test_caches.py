@@ -52,3 +52,25 @@ def test_a_directory_that_others_can_write_to_is_refused(tmp_path: Path) -> None
         keep_compiled(made)
     made.chmod(0o700)
     assert keep_compiled(made) == made
+    made.chmod(0o755)
+    (made / "program").touch(0o666)
+    (made / "program").chmod(0o666)
+    with pytest.raises(InputError, match=r"programs/program can be written to by others"):
+        keep_compiled(made)
+    (made / "program").unlink()
+    made.parent.chmod(0o777)  # where somebody else could put another directory of this name
+    with pytest.raises(InputError, match=r"new can be written to by others"):
+        keep_compiled(made)
+    made.parent.chmod(0o1777)  # as /tmp is
+    assert keep_compiled(made) == made
+
+
+@pytest.mark.usefixtures("_unchanged")
+def test_what_is_no_directory_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match=r"file is no directory"):
+        keep_compiled(tmp_path / "file")
+    with pytest.raises(InputError, match=r"file/inner cannot be made: Not a directory"):
+        keep_compiled(tmp_path / "file" / "inner")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert keep_compiled("~/programs") == tmp_path / "programs"

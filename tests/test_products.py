@@ -116,3 +116,78 @@ def test_members_share_a_minibatch_without_transposing_their_weights(rows, featu
     x = np.ones((rows, 32), "float32")
     text = str(jax.make_jaxpr(lambda ensemble, x: ensemble(x, plan=Plan()))(ensemble, x))
     assert ("([0], [0])" in text) == apart  # the members as a batch axis of the product
+
+
+@pytest.mark.parametrize(
+    ("left", "right"),
+    [
+        ("float32", "complex64"), ("float32", "float64"), ("bfloat16", "float32"), ("float16", "bfloat16"),
+        ("float8_e4m3fn", "float8_e4m3fn"),
+    ],
+)  # fmt: skip
+def test_products_of_two_kinds_of_numbers_are_left_to_xla(left, right, x64):
+    x, y = _normal(3, 1024).astype(left), _normal(1024, 2).astype(right)
+    if right == "complex64":
+        y = y * (1 + 2j)
+    plain = lambda x, y: lax.dot_general(x, y, (((1,), (0,)), ((), ())))  # noqa: E731
+    got, expected = with_products(plain)(x, y), plain(x, y)
+    assert got.dtype == expected.dtype
+    np.testing.assert_array_equal(got.astype("complex128"), expected.astype("complex128"))
+
+
+def test_ensembles_that_solve_equations(x64):
+    """What stands in a program may be a tuple with names."""
+
+    class Solving(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a = nn.Parameter(torch.eye(4, dtype=torch.float64) + torch.rand(4, 4, dtype=torch.float64))
+
+        def forward(self, x):
+            return torch.linalg.solve(self.a, x.T).T @ torch.linalg.inv(self.a)
+
+    models, x = [Solving().eval() for _ in range(2)], torch.randn(5, 4, dtype=torch.float64)
+    assert torch_bridge.check(models, torch_bridge.to_ensemble(models, (x,)), (x,)).passed
+
+
+def test_ensembles_run_without_jit_and_export_with_an_open_batch():
+    ensemble = Ensemble.from_modules([nnx.Linear(1024, 3, rngs=nnx.Rngs(seed)) for seed in range(3)])
+    x = jnp.ones((5, 1024))
+    with jax.disable_jit():
+        np.testing.assert_allclose(ensemble(x), ensemble.eval()(x), rtol=1e-5)
+    (batch,) = jax.export.symbolic_shape("batch")
+    exported = jax.export.export(jax.jit(lambda x: ensemble(x, plan=Plan())))(
+        jax.ShapeDtypeStruct((batch, 1024), "float32")
+    )
+    np.testing.assert_allclose(exported.call(x), ensemble(x), rtol=1e-5)
+
+
+def test_collectives_within_a_program_are_left_as_they_are():
+    mesh = jax.make_mesh((1,), ("i",), axis_types=(jax.sharding.AxisType.Auto,))
+    spec = jax.sharding.PartitionSpec
+    summed = jax.shard_map(
+        lambda x, y: lax.psum(x @ y, "i"), mesh=mesh, in_specs=(spec(None, "i"), spec("i", None)), out_specs=spec()
+    )
+    x, y = jnp.ones((2, 2000)), jnp.ones((2000, 2))
+    np.testing.assert_array_equal(jax.jit(with_products(summed))(x, y), 2000)
+
+
+def test_what_is_called_twice_is_rewritten_once():
+    def doubled(function):
+        return jax.jit(lambda x: function(function(x)))
+
+    function = jax.jit(lambda x: x @ jnp.ones((1024, 1024)))
+    for _ in range(12):
+        function = doubled(function)
+    program = jax.make_jaxpr(with_products(function))(jnp.ones((2, 1024))).jaxpr
+    programs = set()
+
+    def collect(jaxpr):
+        for step in jaxpr.eqns:
+            inner = step.params.get("jaxpr")
+            if inner is not None and id(inner.jaxpr) not in programs:
+                programs.add(id(inner.jaxpr))
+                collect(inner.jaxpr)
+
+    collect(program)
+    assert len(programs) < 20
