@@ -20,7 +20,7 @@ import torch_bridge
 from jaxensemble import Ensemble, InputError
 from jaxensemble.state import flatten, unflatten
 from torch_bridge import reference
-from torch_bridge.parity.metrics import EXACT, normwise
+from torch_bridge.parity.metrics import EXACT, normwise, rms_error
 
 
 class Net(nn.Module):
@@ -409,3 +409,102 @@ def test_forwards_that_say_float_are_proved_in_float64(model: Callable[[], nn.Mo
     report = torch_bridge.check(models, torch_bridge.to_ensemble(models, (x,)), (x,))
     assert report.passed, str(report)
     assert torch.get_default_dtype() == torch.float32
+
+
+class Masked(nn.Module):
+    """Fills what is masked with a value that dwarfs all else."""
+
+    def __init__(self, fill: float | None) -> None:
+        super().__init__()
+        self.fc, self.norm, self.fill = nn.Linear(4, 6), nn.LayerNorm(6), fill
+        self.register_buffer("keep", torch.tensor([True, True, False, True, False, True]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm(self.fc(x))
+        return y.masked_fill(~self.keep, torch.finfo(y.dtype).min if self.fill is None else self.fill)
+
+
+@pytest.mark.parametrize("fill", [-1e9, -1e30, None])
+def test_what_a_mask_fills_hides_no_error(fill: float | None) -> None:
+    torch.manual_seed(0)
+    models = [Masked(fill).eval() for _ in range(2)]
+    x = torch.randn(64, 4)
+    ensemble = torch_bridge.to_ensemble(models, (x,))
+    models[1].get_parameter("norm.bias").data += 1e-5
+    report = torch_bridge.check(models, ensemble, (x,), thorough=False)
+    failed = {row.stage for row in report.rows if not row.passed}
+    assert {"float64, each its own", "float32, same for all"} <= failed
+
+
+def test_what_overflows_in_both_frameworks_is_no_error() -> None:
+    class Exploding(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = nn.Linear(4, 300)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return (60 + 60 * self.fc(x)).exp()
+
+    models, x = [Exploding() for _ in range(2)], torch.randn(8, 4)
+    ensemble = torch_bridge.to_ensemble(models, (x,))
+    outputs = np.asarray(ensemble(x))
+    assert np.isinf(outputs).any() and np.isfinite(outputs).any()
+
+
+def test_complex_outputs_are_compared_in_both_parts() -> None:
+    class Spectrum(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = nn.Linear(4, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.fft.rfft(self.fc(x).tanh())
+
+    models, x = [Spectrum() for _ in range(2)], torch.randn(8, 4)
+    ensemble = torch_bridge.to_ensemble(models, (x,))
+    assert torch_bridge.check(models, ensemble, (x,)).passed
+    report = torch_bridge.check(models[::-1], ensemble, (x,))
+    assert {"gradients, float64", "complex64, same for all"} <= {row.stage for row in report.rows if not row.passed}
+    assert rms_error(np.array([1 + 5j]), np.array([1 + 0j])) == 5
+
+
+def test_a_network_of_buffers_alone_is_compared_in_working_precision() -> None:
+    class Fixed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("w", torch.randn(4, 3))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.tanh(x @ self.w)
+
+    models, x = [Fixed() for _ in range(2)], torch.randn(8, 4)
+    report = torch_bridge.check(models, torch_bridge.to_ensemble(models, (x,)), (x,), thorough=False)
+    assert "float32, same for all" in {row.stage for row in report.rows}
+
+
+def test_weights_alone_are_no_proof() -> None:
+    class Drawing(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = nn.Linear(4, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return nn.functional.dropout(self.fc(x), training=True)
+
+    models, x = [Drawing().eval() for _ in range(2)], torch.randn(8, 4)
+    assert torch_bridge.to_ensemble(models, (x,)).proof is None
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_gradients_that_are_zero_but_for_rounding_pass(seed: int) -> None:
+    """As those of a bias before InstanceNorm, whose terms cancel."""
+    torch.manual_seed(seed)
+    models = [
+        nn.Sequential(
+            nn.Conv2d(1, 8, 3, padding=1), nn.InstanceNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.InstanceNorm2d(8)
+        )
+        for _ in range(2)
+    ]
+    x = torch.randn(16, 1, 32, 32)
+    report = torch_bridge.check(models, torch_bridge.to_ensemble(models, (x,), check=False), (x,))
+    assert report.passed, report

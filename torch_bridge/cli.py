@@ -83,8 +83,8 @@ def port(
         )
         if out is not None:
             ensemble.save(out, force=force)
-        result = {"ensemble": repr(ensemble), "members": len(ensemble), "passed": True if check else None}
-        verdict = "agrees with PyTorch" if check else "NOT compared with PyTorch"
+        result = {"ensemble": repr(ensemble), "members": len(ensemble), "passed": True if ensemble.proof else None}
+        verdict = "agrees with PyTorch" if ensemble.proof else "NOT compared with PyTorch"
         saved = f"; saved to {out}" if out else ""
         show(result | {"out": str(out) if out else None} if as_json else f"{ensemble!r}: {verdict}{saved}", as_json)
 

@@ -4,11 +4,16 @@ from collections.abc import Sequence
 
 from jaxensemble.inputs import x64_is_on
 from jaxensemble.proof import Comparison, Proof
-from torch_bridge.parity.result import ParityReport, Row
+from torch_bridge.parity.result import WEIGHTS, ParityReport, Row
 
 
-def proof_of(reports: Sequence[ParityReport]) -> Proof:
-    """The proof that passed reports make together: of rows with one name, each about some members, the worst."""
+def proof_of(reports: Sequence[ParityReport]) -> Proof | None:
+    """The proof that passed reports make together: of rows with one name, each about some members, the worst.
+
+    None where weights are all that was compared, as of a network that draws random numbers in evaluation mode too.
+    """
+    if all(row.stage == WEIGHTS for report in reports for row in report.rows):
+        return None
     worst: dict[tuple[str, str], Row] = {}
     for row in (row for report in reports for row in report.rows):
         known = worst.get((row.stage, row.case))

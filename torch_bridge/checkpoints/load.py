@@ -263,7 +263,7 @@ def _prove(
     expected: Expected,
     unsaved: Mapping[str, Tensor],
     example_inputs: tuple[Any, ...],
-) -> Proof:
+) -> Proof | None:
     size = sum(tensor.nbytes for tensor in tensors_of(factory()).values())
     together = max(1, _PROVEN_TOGETHER // max(1, size))
     failed, reports = [], []

@@ -14,6 +14,7 @@ from jaxensemble.errors import InputError, RandomnessError
 from jaxensemble.origin import Origin
 from torch_bridge import reference
 from torch_bridge.assemble import tensors_of
+from torch_bridge.finite import has_fractions
 from torch_bridge.members import as_members
 from torch_bridge.parity import gradients, training
 from torch_bridge.parity.divergence import first_divergence
@@ -25,13 +26,11 @@ from torch_bridge.parity.metrics import (
     WORKING_FEW,
     by_member,
     normwise,
-    rms,
-    rms_error,
-    same_where_not_finite,
     stacked,
+    working_errors,
 )
 from torch_bridge.parity.perturbed import perturbed
-from torch_bridge.parity.result import ParityReport, Row
+from torch_bridge.parity.result import WEIGHTS, ParityReport, Row
 from torch_bridge.report import environment
 from torch_bridge.stacking import tensors_of_members
 
@@ -130,7 +129,7 @@ class _Check:
             for key, tensor in tensors_of(member).items():
                 if key not in ported or not _same_bits(tensor, ported[key]):
                     wrong, example = wrong + 1, example or f"member {k}, {key}"
-        self.rows.append(Row("weights", "bit for bit", wrong, 0, example))
+        self.rows.append(Row(WEIGHTS, "bit for bit", wrong, 0, example))
 
     def _float64(self, exact: Ensemble, doubles: list[nn.Module], inputs: tuple[Any, ...]) -> None:
         each = reference.per_member(inputs, len(doubles), self.batch_axis)
@@ -231,13 +230,18 @@ class _Check:
                 wrong = float(np.mean(ours[place] != theirs[place])) if exact.size else 0.0
                 self.rows.append(Row(stage, _case("PyTorch", place, truth), wrong, 0.0))
                 continue
-            if all(p.dtype == torch.float64 for p in self.members[0].parameters()):
+            if self._is_double():
                 continue  # the truth is this very precision, and was compared above
             unit = float(torch.finfo(_TORCH.get(dtype.name, torch.float32)).eps) / 2
             few = exact.size < 1000 or dtype.itemsize < 4
-            limit = (WORKING_FEW if few else WORKING) * rms_error(theirs[place], exact) + unit * rms(exact)
-            error = rms_error(ours[place], exact) if same_where_not_finite(ours[place], exact) else np.inf
+            error, own, size = working_errors(ours[place], theirs[place], exact)
+            limit = (WORKING_FEW if few else WORKING) * own + unit * size
             self.rows.append(Row(stage, _case("float64 truth", place, truth), error, limit))
+
+    def _is_double(self) -> bool:
+        tensors = [*tensors_of(self.members[0]).values(), *pytree.tree_leaves(self.inputs)]
+        fractions = {tensor.dtype for tensor in tensors if isinstance(tensor, Tensor) and has_fractions(tensor)}
+        return bool(fractions) and fractions <= {torch.float64, torch.complex128}
 
 
 _TORCH = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32, "float64": torch.float64}

@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import nn
 
 from jaxensemble.build import skeleton
@@ -40,6 +41,14 @@ def _filled(tree: Any, arrays: Mapping[str, Any], prefix: str = "") -> Any:
     }
 
 
+_LIMITS = {
+    getattr(torch.finfo(dtype), name)
+    for dtype in (torch.float16, torch.bfloat16, torch.float32)
+    for name in ("min", "max", "eps", "tiny")
+}
+"""Numbers that a forward takes from `torch.finfo(x.dtype)`, to fill what is masked."""
+
+
 def depends_on_dtype(network: Network) -> bool:
     """Whether the network computes with constants or casts that a float64 network would have otherwise."""
     if any(variable.kind == "constant" and "float" in variable.dtype for variable in network.variables):
@@ -51,6 +60,8 @@ def _names_float(arg: Any) -> bool:
     match arg:
         case Dtype(name):
             return "float" in name
+        case float():
+            return arg in _LIMITS
         case tuple() | list():
             return any(_names_float(item) for item in arg)
         case Mapping():

@@ -23,6 +23,13 @@ WORKING_FEW = 3.0
 """The same for half precision and for fewer than 1,000 numbers, whose errors scatter more."""
 
 
+FILL = 1e6
+"""A value so many times larger than all that rounding touches is what a mask put there, and no measure of errors.
+
+Beside -1e30, all else would be equal.
+"""
+
+
 def leaves(tree: Any, path: str = "") -> Iterator[tuple[str, np.ndarray]]:
     """The arrays of nested outputs with their places, in an order that both frameworks' outputs have."""
     if tree is None:
@@ -67,9 +74,32 @@ def _error(actual: np.ndarray, expected: np.ndarray) -> float:
     if not same_where_not_finite(actual, expected):
         return np.inf
     finite = np.isfinite(expected)
-    difference = np.abs(actual[finite] - expected[finite]).max(initial=0.0)
-    scale = np.abs(expected[finite]).max(initial=0.0)
+    actual, expected = actual[finite], expected[finite]
+    counts = ~_fills(actual, expected, expected)
+    difference = np.abs(actual - expected)[counts].max(initial=0.0)
+    scale = np.abs(expected)[counts].max(initial=0.0)
     return float(difference / scale) if scale else float(difference)
+
+
+def _fills(ours: np.ndarray, theirs: np.ndarray, exact: np.ndarray) -> np.ndarray:
+    """Which values are the same on both sides and larger by `FILL` than all that are not."""
+    same = ours == theirs
+    return same & (np.abs(exact) > FILL * np.abs(exact[~same]).max(initial=0.0))
+
+
+def working_errors(ours: np.ndarray, theirs: np.ndarray, exact: np.ndarray) -> tuple[float, float, float]:
+    """The root mean square errors of ours and of PyTorch's, and of the values themselves, against float64.
+
+    Values do not count that are the same bits on both sides and have lost all likeness to the exact ones, as what
+    overflows in both, and those that only a mask has put there. Ours is infinite where NaN or infinities are elsewhere.
+    """
+    with np.errstate(all="ignore"):
+        same = (ours == theirs) | (np.isnan(ours) & np.isnan(theirs))
+        lost = ~(np.abs(theirs - exact) <= np.abs(exact) / 2) & (exact != 0)
+        counts = ~(same & lost | _fills(ours, theirs, exact))
+    ours, theirs, exact = ours[counts], theirs[counts], exact[counts]
+    error = rms_error(ours, exact) if same_where_not_finite(ours, exact) else np.inf
+    return error, rms_error(theirs, exact), rms(exact)
 
 
 def same_where_not_finite(actual: np.ndarray, expected: np.ndarray) -> bool:
@@ -87,5 +117,5 @@ def rms_error(actual: np.ndarray, expected: np.ndarray) -> float:
 
 def rms(array: np.ndarray) -> float:
     """The root of the mean square of the finite values."""
-    finite = array[np.isfinite(array)].astype(np.float64)
+    finite = np.abs(array[np.isfinite(array)]).astype(np.float64)
     return float(np.sqrt(np.mean(np.square(finite)))) if finite.size else 0.0

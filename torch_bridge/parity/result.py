@@ -6,6 +6,9 @@ from typing import Any
 
 from torch_bridge.report import save_json, table
 
+WEIGHTS = "weights"
+"""The stage in which nothing is computed."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Row:
@@ -19,7 +22,7 @@ class Row:
 
     @property
     def passed(self) -> bool:
-        return self.error <= self.limit
+        return self.error <= self.limit and self.error < float("inf")
 
 
 @dataclasses.dataclass(frozen=True)
