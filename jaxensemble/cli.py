@@ -1,8 +1,8 @@
 """`jaxensemble`: what a machine without PyTorch needs of a saved ensemble, from the command line."""
 
+import errno
 import io
 import zipfile
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -82,6 +82,8 @@ def predict(
         if keep:
             keep_compiled()
         artifact = Artifact.open(folder)
+        if out is not None:
+            _check_out(out, artifact.network)
         if not artifact.manifest.verified:
             typer.echo(f"jaxensemble: {_proof_text(artifact.manifest)}", err=True)
         arguments = _arguments(artifact.network, _arrays(inputs))
@@ -207,19 +209,24 @@ def _storable(leaf: Any) -> np.ndarray:
     return np.asarray(leaf if known else leaf.astype(jnp.float32))
 
 
+def _check_out(path: Path, network: Network) -> None:
+    """**Raises:** `InputError`, `FileNotFoundError` for a file that the outputs cannot be written to."""
+    count = sum(isinstance(ref, Ref) for ref in references(network.outputs))
+    suffixes = (".npz",) if count > 1 else (".npy", ".npz")
+    if path.suffix not in suffixes:
+        arrays = f"the {count} arrays" if count > 1 else "the one array"
+        raise InputError(f"`{path}` must end in {' or '.join(suffixes)}, for {arrays} that the network gives")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(errno.ENOENT, "No such directory", str(path.parent))
+
+
 def _write(path: Path, outputs: dict[str, np.ndarray]) -> None:
     content = io.BytesIO()
     if path.suffix == ".npz":
         np.savez(content, **outputs)  # pyright: ignore[reportArgumentType]
-    elif path.suffix == ".npy" and len(outputs) == 1:
-        np.save(content, next(iter(outputs.values())))
     else:
-        raise InputError(f"`{path}` must end in {_suffixes(outputs)}: there are {len(outputs)} arrays to write")
+        np.save(content, next(iter(outputs.values())))
     write_file(path, content.getvalue())
-
-
-def _suffixes(outputs: Iterable[str]) -> str:
-    return ".npz" if len(list(outputs)) > 1 else ".npy or .npz"
 
 
 def _show_outputs(outputs: dict[str, np.ndarray], out: Path | None, as_json: bool) -> None:

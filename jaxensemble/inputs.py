@@ -19,7 +19,7 @@ _SCALARS = (bool, int, float, complex)
 _NARROW = {"int64": np.int32, "uint64": np.uint32}  # what integers become while 64-bit types are off
 _WIDE_FLOATS = ("float64", "complex128")
 _KINDS = (jnp.bool_, jnp.integer, jnp.floating, jnp.complexfloating)
-ENABLE = "enable 64-bit types (jax.config.update('jax_enable_x64', True), or `with jax.enable_x64(True):`)"
+ENABLE = "enable 64-bit types (jax.config.update('jax_enable_x64', True), or `with jax.enable_x64(True):`; --x64)"
 """What errors advise."""
 
 

@@ -86,6 +86,23 @@ def test_predict_gives_what_the_ensemble_gives(name: str) -> None:
     np.testing.assert_array_equal(np.float32(values), np.load("y.npy"))
 
 
+def test_what_cannot_be_written_is_said_before_anything_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cli, "_arrays", lambda path: pytest.fail("the inputs were read"))
+    assert "must end in .npy or .npz, for the one array" in run("predict", "net", "x.npy", "-o", "y.txt").stderr
+    result = run("predict", "net", "x.npy", "-o", "no/where/y.npy")
+    assert result.exit_code == 6 and "No such directory: 'no/where'" in result.stderr
+
+
+def test_compiled_programs_are_kept_where_that_is_asked_for(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("JAXENSEMBLE_CACHE", str(folder / "cache"))
+    before = cli.jax.config.jax_compilation_cache_dir  # pyright: ignore[reportAttributeAccessIssue]
+    try:
+        assert run("predict", "net", "x.npy", "--keep-compiled").exit_code == 0
+        assert (folder / "cache" / "programs").stat().st_mode & 0o777 == 0o700
+    finally:
+        cli.jax.config.update("jax_compilation_cache_dir", before)
+
+
 def test_predictions_that_were_never_verified_say_so() -> None:
     result = run("predict", "unproven", "x.npy")
     assert result.exit_code == 0 and "NOT verified" in result.stderr
@@ -140,7 +157,7 @@ def test_source_is_what_runs() -> None:
         (("predict", "net", "objects.npy"), 3, "no NumPy arrays"),
         (("predict", "net", "small.npy"), 3, "expected [N, 1, 3, 3], got [2, 1, 2, 2]"),
         (("predict", "net", "x.npy", "-o", "y.txt"), 3, "must end in .npy or .npz"),
-        (("predict", "net", "x.npy", "-o", "no/y.npy"), 6, "No such file"),
+        (("predict", "net", "x.npy", "-o", "no/y.npy"), 6, "No such directory"),
         (("predict", "net"), 2, "INPUT"),
     ],
 )

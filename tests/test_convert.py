@@ -425,7 +425,7 @@ def test_weights_that_are_not_finite_are_refused_all_at_once() -> None:
         "  member 1, `conv.weight`: 1 of 27 values, the first at (2, 0, 1, 2): nan",
         "  member 2, `scale`: 2 of 3 values, the first at (0,): inf",
         "  member 2, `norm.running_var`: 1 of 3 values, the first at (1,): nan",
-        "Pass allow_nonfinite=True to port them as they are.",
+        "Pass allow_nonfinite=True (--allow-nonfinite) to port them as they are.",
     ]
     ensemble = torch_bridge.to_ensemble(members, (x,), allow_nonfinite=True)
     with torch.no_grad():
@@ -771,3 +771,24 @@ def test_a_count_that_nothing_depends_on_is_no_reason_to_refuse() -> None:
 def test_a_batch_axis_that_there_is_not_is_refused(batch_axis: Any, text: str) -> None:
     with pytest.raises(InputError, match=text):
         torch_bridge.to_flax(nn.Linear(3, 2), (torch.ones(4, 3),), batch_axis=batch_axis)
+
+
+@pytest.mark.filterwarnings("ignore:.*script_method:DeprecationWarning")  # torch.compile's own import
+def test_what_torch_compile_gives_is_ported_as_what_it_was_made_from() -> None:
+    models, x = [nn.Linear(3, 2) for _ in range(2)], torch.randn(4, 3)
+    ensemble = torch_bridge.to_ensemble([torch.compile(model) for model in models], (x,))
+    assert list(torch_bridge.to_torch(ensemble)[0]) == ["weight", "bias"]
+
+
+def test_what_is_no_module_in_python_or_no_ensemble_is_named() -> None:
+    models, x = [nn.Linear(3, 2) for _ in range(2)], torch.randn(4, 3)
+    with pytest.warns(DeprecationWarning, match="script"):
+        scripted = [models[0], torch.jit.script(nn.Linear(3, 2))]
+    with pytest.raises(InputError, match=r"not TorchScript's; got such for member 1\. Pass the modules that were"):
+        torch_bridge.to_ensemble(scripted, (x,))
+    with pytest.raises(InputError, match=r"`ensemble` must be a jaxensemble\.Ensemble; got a list"):
+        torch_bridge.to_torch(models)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match=r"`ensemble` must be a jaxensemble\.Ensemble; got a list"):
+        torch_bridge.check(models, models, (x,))  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="selected by integers, booleans or a slice; got 'a'"):
+        torch_bridge.to_ensemble(models, (x,))["a"]

@@ -475,7 +475,7 @@ def test_a_network_of_buffers_alone_is_compared_in_working_precision() -> None:
             self.register_buffer("w", torch.randn(4, 3))
 
         def forward(self, x: Tensor) -> Tensor:
-            return torch.tanh(x @ self.w)
+            return torch.tanh(x @ self.get_buffer("w"))
 
     models, x = [Fixed() for _ in range(2)], torch.randn(8, 4)
     report = torch_bridge.check(models, torch_bridge.to_ensemble(models, (x,)), (x,), thorough=False)

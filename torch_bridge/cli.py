@@ -5,7 +5,7 @@ import importlib
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import jax
 import torch
@@ -44,7 +44,9 @@ CheckpointsOption = Annotated[
 ]
 MembersOption = Annotated[int, typer.Option(min=1, help="How many members to make where there are no checkpoints.")]
 SeedOption = Annotated[int, typer.Option(help="Seed of the first member; the next ones count up.")]
-LayoutOption = Annotated[str, typer.Option(help="Layout of the ported network's inputs: torch or NHWC.")]
+LayoutOption = Annotated[
+    Literal["torch", "NHWC"], typer.Option(help="Layout of the ported network's inputs.", case_sensitive=True)
+]
 OutOption = Annotated[
     Path | None,
     typer.Option("--out", "-o", help="Save the ensemble as this directory, which needs no PyTorch to load."),
@@ -263,7 +265,7 @@ def _factory(name: str) -> Callable[[], Any]:
         found = importlib.import_module(module)
     except ModuleNotFoundError as error:
         if error.name is None or not module.startswith(error.name):
-            raise
+            raise InputError(f"module {module!r} cannot be imported: it needs {error.name!r}") from error
         raise InputError(f"there is no module {module!r} here or installed; expected package.module:factory") from error
     except Exception as error:
         raise InputError(f"module {module!r} cannot be imported: {type(error).__name__}: {error}") from error

@@ -83,9 +83,9 @@ def to_ensemble(
     (5, 64, 3)
     """
     members = as_members(models)
-    check_members(members)
     for member in members:
         check_tensors(member)
+    check_members(members)
     if not allow_nonfinite:
         check_finite(members)
     lowered = convert(members[0], example_inputs, batch_axis, input_layout)

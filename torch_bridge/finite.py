@@ -41,5 +41,7 @@ def check_rows(rows: Iterator[str]) -> None:
     """**Raises:** `InputError` if there are any rows of tensors that are not finite, with all of them."""
     if found := list(rows):
         raise InputError(
-            "weights must be finite; got\n" + "\n".join(found) + "\nPass allow_nonfinite=True to port them as they are."
+            "weights must be finite; got\n"
+            + "\n".join(found)
+            + "\nPass allow_nonfinite=True (--allow-nonfinite) to port them as they are."
         )

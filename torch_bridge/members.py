@@ -38,7 +38,7 @@ def as_members(models: Any) -> list[nn.Module]:
     """The models as a list. **Raises:** `InputError` for none at all, or for anything that is no module."""
     if isinstance(models, nn.Module) and not isinstance(models, nn.ModuleList):
         raise InputError(f"`models` must be a sequence of modules; got one {type(models).__name__}. Pass [model].")
-    members = list(models)
+    members = [getattr(model, "_orig_mod", model) for model in models]  # of what torch.compile gives
     if not members:
         raise InputError("`models` must hold at least one module; got none.")
     strangers = [
@@ -46,6 +46,12 @@ def as_members(models: Any) -> list[nn.Module]:
     ]
     if strangers:
         raise InputError(f"`models` must hold torch.nn.Modules only; got {', '.join(strangers)}.")
+    scripted = [str(k) for k, member in enumerate(members) if isinstance(member, torch.jit.ScriptModule)]
+    if scripted:
+        raise InputError(
+            f"`models` must be modules in Python, not TorchScript's; got such for member {', '.join(scripted)}. Pass "
+            "the modules that were scripted."
+        )
     return members
 
 

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 import numpy as np
@@ -67,7 +68,7 @@ def to_torch(ensemble: Ensemble) -> list[dict[str, Tensor]]:
     >>> bool(torch.equal(to_torch(ensemble)[2]["0.weight"], models[2][0].weight))
     True
     """
-    origin = ensemble.origin
+    origin = checked_ensemble(ensemble).origin
     if not isinstance(origin, Origin):
         raise InputError(
             "`ensemble` must be one that was ported from PyTorch: only then it is known which PyTorch keys and layouts "
@@ -77,6 +78,13 @@ def to_torch(ensemble: Ensemble) -> list[dict[str, Tensor]]:
         {key: tensor for entry, tensor in tensors if entry.persistent for key in entry.keys}
         for tensors in _members_tensors(ensemble, origin)
     ]
+
+
+def checked_ensemble(ensemble: Any) -> Ensemble:
+    """**Raises:** `InputError` for anything else than an ensemble."""
+    if not isinstance(ensemble, Ensemble):
+        raise InputError(f"`ensemble` must be a jaxensemble.Ensemble; got a {type(ensemble).__name__}")
+    return ensemble
 
 
 def tensors_of_members(ensemble: Ensemble) -> list[dict[str, Tensor]]:

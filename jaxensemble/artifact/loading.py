@@ -190,7 +190,7 @@ def _check_listing(folder: Path) -> None:
         raise InputError("it is no directory" if folder.exists() else "there is no such directory")
     modes = {entry.name: entry.lstat().st_mode for entry in folder.iterdir()}
     problems = [f"{name} is missing" for name in sorted(FILES - modes.keys())]
-    problems += [f"{name!r} does not belong there" for name in sorted(modes.keys() - FILES)]
+    problems += [f"{name!r} does not belong there: remove it" for name in sorted(modes.keys() - FILES)]
     for name in sorted(FILES & modes.keys()):
         if stat.S_ISLNK(modes[name]):
             problems.append(f"{name} is a symbolic link, which may lead anywhere: copy the files themselves (cp -rL)")
@@ -203,7 +203,7 @@ def _check_listing(folder: Path) -> None:
 def _check_sizes(folder: Path, manifest: Manifest) -> None:
     sizes = {name: (folder / name).stat().st_size for name in manifest.files}
     problems = [
-        f"{name} has {sizes[name]:,} bytes, not {record.size:,}"
+        f"{name} has {sizes[name]:,} bytes, not {record.size:,}: get it again from where it came from"
         for name, record in manifest.files.items()
         if sizes[name] != record.size
     ]

@@ -184,6 +184,8 @@ def _refusal(path: Path, error: Exception) -> str:
         )
     reason = next((line for line in str(error).splitlines() if "WeightsUnpickler error:" in line), str(error))
     reason = reason.rpartition("WeightsUnpickler error:")[2].strip() or type(error).__name__
+    if isinstance(error, KeyError) or reason.isdigit():  # a byte that means nothing to a pickle
+        reason = "its content is no pickle"
     return f"`{path}` is no checkpoint that can be read, or it is damaged: {reason.splitlines()[0]}"
 
 

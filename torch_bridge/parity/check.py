@@ -1,5 +1,6 @@
 """`check`: whether a ported ensemble gives what PyTorch gives, stage by stage."""
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -32,7 +33,7 @@ from torch_bridge.parity.metrics import (
 from torch_bridge.parity.perturbed import perturbed
 from torch_bridge.parity.result import WEIGHTS, ParityReport, Row
 from torch_bridge.report import environment
-from torch_bridge.stacking import tensors_of_members
+from torch_bridge.stacking import checked_ensemble, tensors_of_members
 
 
 def check(
@@ -69,6 +70,7 @@ def check(
     False
     """
     members = as_members(models)
+    ensemble = checked_ensemble(ensemble)
     if not isinstance(inputs, tuple):
         raise InputError(f"`inputs` must be a tuple with the arguments of one call; got {type(inputs).__name__}")
     if len(members) != len(ensemble):
@@ -167,7 +169,9 @@ class _Check:
 
     def _against_vmap(self, case: str, ours: dict[str, np.ndarray], doubles: list[nn.Module], inputs: Any) -> None:
         try:
-            theirs = stacked(reference.vmapped(doubles, inputs))
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "There is a performance drop")  # torch.func's, of itself
+                theirs = stacked(reference.vmapped(doubles, inputs))
         except Exception as error:  # whatever torch.func cannot map; the loop is compared all the same
             reason = (str(error) or type(error).__name__).splitlines()[0]
             note = f"not compared with torch.func.vmap, which cannot run this network: {reason}"
