@@ -776,7 +776,8 @@ def test_a_batch_axis_that_there_is_not_is_refused(batch_axis: Any, text: str) -
 @pytest.mark.filterwarnings("ignore:.*script_method:DeprecationWarning")  # torch.compile's own import
 def test_what_torch_compile_gives_is_ported_as_what_it_was_made_from() -> None:
     models, x = [nn.Linear(3, 2) for _ in range(2)], torch.randn(4, 3)
-    ensemble = torch_bridge.to_ensemble([torch.compile(model) for model in models], (x,))
+    compiled: list[Any] = [torch.compile(model) for model in models]
+    ensemble = torch_bridge.to_ensemble(compiled, (x,))
     assert list(torch_bridge.to_torch(ensemble)[0]) == ["weight", "bias"]
 
 

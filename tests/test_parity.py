@@ -421,7 +421,7 @@ class Masked(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.norm(self.fc(x))
-        return y.masked_fill(~self.keep, torch.finfo(y.dtype).min if self.fill is None else self.fill)
+        return y.masked_fill(~self.get_buffer("keep"), torch.finfo(y.dtype).min if self.fill is None else self.fill)
 
 
 @pytest.mark.parametrize("fill", [-1e9, -1e30, None])
