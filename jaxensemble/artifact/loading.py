@@ -190,14 +190,15 @@ def _check_listing(folder: Path) -> None:
         raise InputError("it is no directory" if folder.exists() else "there is no such directory")
     modes = {entry.name: entry.lstat().st_mode for entry in folder.iterdir()}
     problems = [f"{name} is missing" for name in sorted(FILES - modes.keys())]
-    problems += [f"{name!r} does not belong there: remove it" for name in sorted(modes.keys() - FILES)]
+    problems += [f"{name!r} does not belong there" for name in sorted(modes.keys() - FILES)]
     for name in sorted(FILES & modes.keys()):
         if stat.S_ISLNK(modes[name]):
             problems.append(f"{name} is a symbolic link, which may lead anywhere: copy the files themselves (cp -rL)")
         elif not stat.S_ISREG(modes[name]):
             problems.append(f"{name} is no file")
     if problems:
-        raise InputError("; ".join(problems))
+        strangers = bool(modes.keys() - FILES)
+        raise InputError("; ".join(problems) + (". Remove what does not belong there" if strangers else ""))
 
 
 def _check_sizes(folder: Path, manifest: Manifest) -> None:
