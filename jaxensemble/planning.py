@@ -13,7 +13,8 @@ from jaxensemble.device import free_memory
 from jaxensemble.errors import InputError
 from jaxensemble.inputs import x64_is_on
 from jaxensemble.plan import Load, Plan, fits, fitted, guess
-from jaxensemble.program import CONVOLUTION, equations, largest_step, peak_bytes, rewritten
+from jaxensemble.products import is_long
+from jaxensemble.program import CONVOLUTION, PRODUCT, equations, largest_step, peak_bytes, rewritten
 from jaxensemble.rows import Axes, MixedRows, row_axes
 from jaxensemble.running import ON_CPUS, Call
 
@@ -96,7 +97,8 @@ class Case:
         """What the call asks of its device."""
         jaxpr, platform = self.program.jaxpr, self.call.platform
         groups = [step.params["feature_group_count"] for step in equations(jaxpr) if step.primitive.name == CONVOLUTION]
-        in_forms = platform == "cpu"  # where forms may take more memory than what they stand for
+        long = any(is_long(step) for step in equations(jaxpr) if step.primitive.name == PRODUCT)
+        in_forms = platform == "cpu" and (bool(groups) or long)  # which may take more memory than what they stand for
         return Load(
             platform=platform,
             members=self.members,

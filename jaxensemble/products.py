@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.extend.core import JaxprEqn
 
 from jaxensemble.program import PRODUCT, rewritten
 
@@ -63,6 +64,12 @@ def product(lhs: jax.Array, rhs: jax.Array, *, dimension_numbers: Numbers, **opt
     lhs = jnp.broadcast_to(lhs, (rhs.shape[0], *lhs.shape))
     numbers = (((over_lhs[0] + 1,), (1,)), ((0,), (0,)))
     return jnp.moveaxis(_in_blocks(lhs, rhs, numbers, options), 0, len(free))
+
+
+def is_long(step: JaxprEqn) -> bool:
+    """Whether a product of a program has more terms than are summed up in one go."""
+    (over, _), _ = step.params["dimension_numbers"]
+    return math.prod(step.invars[0].aval.shape[axis] for axis in over) > LONGEST  # type: ignore[attr-defined]
 
 
 def _is_covered(lhs: jax.Array, rhs: jax.Array) -> bool:
