@@ -301,8 +301,6 @@ class Ensemble:
         """
         if isinstance(index, slice) or np.ndim(index) == 1:
             return dataclasses.replace(self, **_taken(self._stacked(), self._positions(index)))
-        if not hasattr(index, "__index__"):
-            raise InputError(f"members are selected by integers, booleans or a slice; got {index!r}")
         member = operator.index(index)
         if not -self.members <= member < self.members:
             raise IndexError(f"there is no member {member}: the ensemble has {self.members}")

@@ -791,5 +791,3 @@ def test_what_is_no_module_in_python_or_no_ensemble_is_named() -> None:
         torch_bridge.to_torch(models)  # type: ignore[arg-type]
     with pytest.raises(InputError, match=r"`ensemble` must be a jaxensemble\.Ensemble; got a list"):
         torch_bridge.check(models, models, (x,))  # type: ignore[arg-type]
-    with pytest.raises(InputError, match="selected by integers, booleans or a slice; got 'a'"):
-        torch_bridge.to_ensemble(models, (x,))["a"]
