@@ -57,9 +57,9 @@ def proved(choices: Choices, *, thorough: bool = True) -> Proved:
 
     With `thorough=False`, only in those stages that `to_ensemble` goes through by default.
     """
-    network, plan = drawn(choices), choices.pick(PLANS)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
+        network, plan = drawn(choices), choices.pick(PLANS)
         try:
             ensemble = torch_bridge.to_ensemble(network.models, network.inputs, check=False)
             report = torch_bridge.check(network.models, ensemble, network.inputs, thorough=thorough)
@@ -99,9 +99,9 @@ def _distance(a: np.ndarray, b: np.ndarray) -> float:
 
 def mutants(choices: Choices, wanted: Sequence[str]) -> list[Mutant]:
     """What becomes of those of the wanted errors that can be planted into a random network; none if that is refused."""
-    network = drawn(choices)
     with warnings.catch_warnings(), _captured_once():
         warnings.simplefilter("ignore")
+        network = drawn(choices)
         try:
             right = torch_bridge.to_ensemble(network.models, network.inputs, check=False)
             lowered = assemble.convert(network.models[0], network.inputs)
