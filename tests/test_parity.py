@@ -20,6 +20,7 @@ import torch_bridge
 from jaxensemble import Ensemble, InputError
 from jaxensemble.state import flatten, unflatten
 from torch_bridge import reference
+from torch_bridge.parity import gradients
 from torch_bridge.parity.metrics import EXACT, normwise, rms_error
 
 
@@ -508,3 +509,14 @@ def test_gradients_that_are_zero_but_for_rounding_pass(seed: int) -> None:
     x = torch.randn(16, 1, 32, 32)
     report = torch_bridge.check(models, torch_bridge.to_ensemble(models, (x,), check=False), (x,))
     assert report.passed, report
+
+
+def test_a_zero_that_is_rounding_beside_what_is_handed_through_is_no_error() -> None:
+    expected = np.array([[3.0, -0.5, 1e-17]])
+    assert normwise(np.array([[3.0, -0.5, 2e-17]]), expected)[0] < EXACT
+
+
+def test_gradients_are_zero_only_on_both_sides() -> None:
+    zero, wrong = np.array([2e-15, -1e-15]), np.array([2e-12, 0.0])
+    assert gradients._relative(-zero, zero, 1.0) == 0
+    assert gradients._relative(wrong, zero, 1.0) > gradients.LIMIT

@@ -1,6 +1,6 @@
 """Weights that are NaN or infinite, as those of a training that diverged are."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from torch import Tensor, nn
 
@@ -37,7 +37,7 @@ def has_fractions(tensor: Tensor) -> bool:
     return tensor.is_floating_point() or tensor.is_complex()
 
 
-def check_rows(rows: Iterator[str]) -> None:
+def check_rows(rows: Iterable[str]) -> None:
     """**Raises:** `InputError` if there are any rows of tensors that are not finite, with all of them."""
     if found := list(rows):
         raise InputError(

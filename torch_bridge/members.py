@@ -38,7 +38,7 @@ def as_members(models: Any) -> list[nn.Module]:
     """The models as a list. **Raises:** `InputError` for none at all, or for anything that is no module."""
     if isinstance(models, nn.Module) and not isinstance(models, nn.ModuleList):
         raise InputError(f"`models` must be a sequence of modules; got one {type(models).__name__}. Pass [model].")
-    members = [getattr(model, "_orig_mod", model) for model in models]  # of what torch.compile gives
+    members = [_uncompiled(model) for model in models]
     if not members:
         raise InputError("`models` must hold at least one module; got none.")
     strangers = [
@@ -53,6 +53,11 @@ def as_members(models: Any) -> list[nn.Module]:
             "the modules that were scripted."
         )
     return members
+
+
+def _uncompiled(model: Any) -> Any:
+    """The module that `torch.compile` was given. Its class is known by name: importing it takes longer than porting."""
+    return model._orig_mod if type(model).__qualname__ == "OptimizedModule" else model
 
 
 def check_members(members: Sequence[nn.Module]) -> None:

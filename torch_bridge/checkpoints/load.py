@@ -250,7 +250,7 @@ def _fill(
             bad += [f"  member {k} ({file.name}), {row}" for row in nonfinite_values(tensors, expected.nonfinite)]
         stack.put(k, {**unsaved, **tensors})
         del tensors
-    check_rows(iter(bad))
+    check_rows(bad)
     for which in seen.values():
         if len(which) > 1:
             warnings.warn(f"members {', '.join(which)} are the same file, byte for byte", stacklevel=3)

@@ -19,11 +19,13 @@ from torch_bridge.parity.result import Row
 LIMIT = 1e-11
 """Largest float64 error of a parameter's gradient, relative to that gradient's largest entry."""
 
-FLOOR = 1e-2
-"""Gradients smaller than this part of the member's largest are sums that cancel: their error is compared with it.
+FLOOR = 1e-4
+"""Gradients smaller than this part of the member's largest are sums that cancel: their error is compared with it."""
 
-That of a bias before InstanceNorm is zero, and comes out as 1e-16 times the sum of all terms' sizes: 2e-15 of the
-largest gradient, for 14,000 of them.
+ZERO = 1e-13
+"""Gradients smaller than this part of the member's largest, on both sides, are zero but for rounding.
+
+So is that of a bias before InstanceNorm, whose 14,000 terms leave 2e-15 of the largest gradient.
 """
 
 
@@ -46,18 +48,21 @@ def compare(ensemble: Ensemble, doubles: Sequence[nn.Module], inputs: tuple[Any,
             if key is None or entry.path not in ours:
                 continue
             expected = entry.rearrangement.apply(theirs[key])
-            error = _relative(ours[entry.path][k], expected, FLOOR * scale)
+            error = _relative(ours[entry.path][k], expected, scale)
             if error > worst or not where:
                 worst, where = error, f"member {k}, {key}"
     return [Row("gradients, float64", "every parameter", worst, LIMIT, where)] if where else []
 
 
-def _relative(actual: np.ndarray, expected: np.ndarray, floor: float) -> float:
+def _relative(actual: np.ndarray, expected: np.ndarray, largest: float) -> float:
     if not same_where_not_finite(actual, expected):
         return np.inf
     finite = np.isfinite(expected)
+    size = np.abs(expected[finite]).max(initial=0.0)
+    if max(size, np.abs(actual[finite]).max(initial=0.0)) <= ZERO * largest:
+        return 0.0
     difference = np.abs(actual[finite] - expected[finite]).max(initial=0.0)
-    scale = max(np.abs(expected[finite]).max(initial=0.0), floor)
+    scale = max(size, FLOOR * largest)
     return float(difference / scale) if scale else float(difference)
 
 

@@ -82,9 +82,9 @@ def _error(actual: np.ndarray, expected: np.ndarray) -> float:
 
 
 def _fills(ours: np.ndarray, theirs: np.ndarray, exact: np.ndarray) -> np.ndarray:
-    """Which values are the same on both sides and larger by `FILL` than all that are not."""
+    """Which values are the same on both sides and larger by `FILL` than all that are not, and than 1."""
     same = ours == theirs
-    return same & (np.abs(exact) > FILL * np.abs(exact[~same]).max(initial=0.0))
+    return same & (np.abs(exact) > FILL * np.abs(exact[~same]).max(initial=1.0))
 
 
 def working_errors(ours: np.ndarray, theirs: np.ndarray, exact: np.ndarray) -> tuple[float, float, float]:
