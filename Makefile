@@ -114,9 +114,9 @@ bench-gpu: $(STAMP) build/zoo/torchvision ## the same on the GPU, in float32, TF
 	$(BIN)/python -m benchmarks tutorial zoo-gpu --rounds 5 --dtype bfloat16
 	$(BIN)/python -m benchmarks.figures
 
-bench-lowering: $(STAMP) ## how fast every form of a convolution is, layer by layer, and how far products round
+bench-lowering: $(STAMP) ## how fast every form of a convolution is, layer by layer, and how far steps round
 	$(BIN)/python -m benchmarks.lowering
-	$(BIN)/python -m benchmarks.products
+	$(BIN)/python -m benchmarks.rounding
 
 bench-porting: $(STAMP) build/zoo/torchvision ## time and memory of porting
 	$(BIN)/python -m benchmarks.porting

@@ -17,7 +17,8 @@ import typer
 from jax import lax
 
 from jaxensemble.lowering import FORMS, convolution
-from jaxensemble.products import with_products
+from jaxensemble.program import rewritten
+from jaxensemble.running import ON_CPUS
 from torch_bridge.report import environment, save_json, table
 from zoo.results import RESULTS
 
@@ -91,8 +92,8 @@ def _call(layer: tuple[int, ...], form: Any, way: str) -> Callable[..., Any]:
         return jnp.maximum(run(x, kernel, (stride, stride), "SAME", feature_group_count=groups), 0)
 
     if way == "vmapped":
-        return jax.jit(with_products(jax.vmap(one)))
-    return jax.jit(with_products(lambda x, kernels: lax.map(lambda pair: one(*pair), (x, kernels))))
+        return jax.jit(rewritten(jax.vmap(one), ON_CPUS))
+    return jax.jit(rewritten(lambda x, kernels: lax.map(lambda pair: one(*pair), (x, kernels)), ON_CPUS))
 
 
 def main(rows: int = 16, rounds: int = 9) -> None:

@@ -7,15 +7,13 @@ and no layer can tell whether `jax.vmap` is around it: so it is the traced progr
 
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.extend.core import JaxprEqn
-
-from jaxensemble.program import PRODUCT, rewritten
 
 Numbers = tuple[tuple[Sequence[int], Sequence[int]], tuple[Sequence[int], Sequence[int]]]
 
@@ -38,21 +36,17 @@ WIDE = 256
 """Features of a layer from which on that is so for any minibatch."""
 
 
-def with_products(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The function, with its products of matrices in the form that suits a CPU; to rounding the same numbers.
+def product(lhs: jax.Array, rhs: jax.Array, *, dimension_numbers: Numbers, **options: Any) -> jax.Array:
+    """As `jax.lax.dot_general`, in the form that suits a CPU; to rounding the same numbers.
 
-    Products of more than `LONGEST` terms are summed up in blocks. Products of one minibatch by the weights of many
-    members (`[N, K]` by `[M, K, F]`, as `jax.vmap` leaves them) become one product for each member.
+    A product of more than `LONGEST` terms is summed up in blocks. That of one minibatch by the weights of many members
+    (`[N, K]` by `[M, K, F]`, as `jax.vmap` leaves them) becomes one product for each member.
 
+    >>> from jaxensemble.program import PRODUCT, rewritten
     >>> x, kernel = jnp.ones((2, 2048)), jnp.ones((2048, 3))
-    >>> float(with_products(jnp.dot)(x, kernel)[0, 0])
+    >>> float(rewritten(jnp.dot, {PRODUCT: product})(x, kernel)[0, 0])
     2048.0
     """
-    return rewritten(function, {PRODUCT: product})
-
-
-def product(lhs: jax.Array, rhs: jax.Array, *, dimension_numbers: Numbers, **options: Any) -> jax.Array:
-    """As `jax.lax.dot_general`, in the form that `with_products` gives it."""
     if not _is_covered(lhs, rhs) or options.get("out_sharding") is not None:
         return lax.dot_general(lhs, rhs, dimension_numbers, **options)
     ((over_lhs, over_rhs), (batch_lhs, _)) = dimension_numbers

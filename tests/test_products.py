@@ -11,8 +11,12 @@ from torch import nn
 
 import torch_bridge
 from jaxensemble import Ensemble, Plan
-from jaxensemble.products import with_products
-from jaxensemble.program import primitives
+from jaxensemble.products import product
+from jaxensemble.program import PRODUCT, primitives, rewritten
+
+
+def with_products(function):
+    return rewritten(function, {PRODUCT: product})
 
 
 def _normal(*shape):

@@ -1,10 +1,11 @@
-"""Products of matrices on CPUs: how far they round, and how fast they are. `python -m benchmarks.products`.
+"""How far products and tanh round on CPUs, and how long they take. `python -m benchmarks.rounding`.
 
-Errors are those of float32 against float64, root mean square and relative: of XLA's own product, of ours, which sums
-long ones up in blocks, and of PyTorch's. Times are those of many members' weights by one shared minibatch: as
-`jax.vmap` leaves it, and as ours, measured in turn; a figure is the median.
+Errors are those of float32 against float64: of XLA's own step, of ours, which stands for it on CPUs, and of PyTorch's;
+of products relative, root mean square; of tanh in units in the last place. Times are in turn; a figure is the median.
+Those of products are of many members' weights by one shared minibatch: as `jax.vmap` leaves it, and as ours.
 """
 
+import functools
 import statistics
 import time
 from collections.abc import Callable
@@ -16,7 +17,8 @@ import numpy as np
 import torch
 import typer
 
-from jaxensemble.products import with_products
+from jaxensemble.program import rewritten
+from jaxensemble.running import ON_CPUS
 from torch_bridge.report import environment, save_json, table
 from zoo.results import RESULTS
 
@@ -41,7 +43,7 @@ def errors(terms: int) -> dict[str, float]:
     truth = x.astype(np.float64) @ kernel.astype(np.float64)
     found = {
         "XLA": jax.jit(jnp.dot)(x, kernel),
-        "ours": jax.jit(with_products(jnp.dot))(x, kernel),
+        "ours": jax.jit(rewritten(jnp.dot, ON_CPUS))(x, kernel),
         "PyTorch": torch.from_numpy(x) @ torch.from_numpy(kernel),
     }
     scale = np.sqrt(np.mean(np.square(truth)))
@@ -54,27 +56,53 @@ def times(case: tuple[int, int, int, int], rounds: int) -> dict[str, float]:
     x = jax.random.normal(jax.random.key(0), (rows, terms))
     kernels = jax.random.normal(jax.random.key(1), (members, terms, features))
     mapped = jax.vmap(jnp.dot, (None, 0))
-    calls: dict[str, Callable[..., Any]] = {"jax.vmap": jax.jit(mapped), "ours": jax.jit(with_products(mapped))}
+    calls: dict[str, Callable[..., Any]] = {"jax.vmap": jax.jit(mapped), "ours": jax.jit(rewritten(mapped, ON_CPUS))}
+    return _milliseconds({name: functools.partial(call, x, kernels) for name, call in calls.items()}, rounds)
+
+
+def tanh(rounds: int) -> dict[str, dict[str, float]]:
+    """The largest and the root mean square error of tanh, and milliseconds for a million values."""
+    generator = np.random.default_rng(0)
+    x = np.concatenate([generator.uniform(-side, side, 250_000) for side in (9, 2, 0.7, 0.01)]).astype(np.float32)
+    given = torch.from_numpy(x)
+    truth = np.tanh(x.astype(np.float64))
+    calls: dict[str, Callable[[], Any]] = {
+        "XLA": functools.partial(jax.jit(jnp.tanh), jnp.asarray(x)),
+        "ours": functools.partial(jax.jit(rewritten(jnp.tanh, ON_CPUS)), jnp.asarray(x)),
+        "PyTorch": lambda: torch.tanh(given),
+    }
+    taken = _milliseconds(calls, rounds)
+    found = {}
+    for name, call in calls.items():
+        error = np.abs(np.asarray(call(), np.float64) - truth) / np.spacing(np.abs(truth).astype(np.float32))
+        rms = float(np.sqrt(np.mean(np.square(error))))
+        found[name] = {"largest": float(error.max()), "rms": rms, "milliseconds": taken[name]}
+    return found
+
+
+def _milliseconds(calls: dict[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     for call in calls.values():
-        jax.block_until_ready(call(x, kernels))
+        jax.block_until_ready(call())
     for _ in range(rounds):
         for name, call in calls.items():
             start = time.perf_counter()
-            jax.block_until_ready(call(x, kernels))
+            jax.block_until_ready(call())
             seconds[name].append(time.perf_counter() - start)
     return {name: 1e3 * statistics.median(taken) for name, taken in seconds.items()}
 
 
 def main(rounds: int = 21) -> None:
-    """Measures all of it and writes `benchmarks/results/products-cpu.json`."""
+    """Measures all of it and writes `benchmarks/results/rounding-cpu.json`."""
     rounding = [{"terms": terms, "errors": errors(terms)} for terms in TERMS]
     shared = [{"case": case, "milliseconds": times(case, rounds)} for case in SHARED]
     print(_table("Relative error, by terms of a sum", "terms", [(row["terms"], row["errors"]) for row in rounding]))
     rows = [(", ".join(map(str, row["case"])), row["milliseconds"]) for row in shared]
     print(_table("Milliseconds: members, rows, terms, features", "product", rows))
-    found = {"environment": environment(), "rounding": rounding, "shared": shared}
-    save_json(RESULTS / f"products-{jax.default_backend()}.json", found)
+    elementary = tanh(rounds)
+    print(_table("tanh of a million values: units in the last place", "", list(elementary.items())))
+    found = {"environment": environment(), "products": rounding, "shared": shared, "tanh": elementary}
+    save_json(RESULTS / f"rounding-{jax.default_backend()}.json", found)
 
 
 def _table(title: str, first: str, rows: list[tuple[Any, dict[str, float]]]) -> str:
