@@ -15,7 +15,8 @@ _SERIES = (-5.70498872745e-3, 2.06390887954e-2, -5.37397155531e-2, 1.33314422036
 def tanh(x: jax.Array, *, accuracy: Any = None) -> jax.Array:
     """As `jax.lax.tanh`. In float32 off by 1.3 units in the last place at most, where XLA's is by 4.3.
 
-    (`benchmarks/results/rounding-cpu.json` has the figures.) It shows where what is left is small: of `x - tanh(x)`, of recurrent layers.
+    It shows where what is left is small: of `x - tanh(x)`, of recurrent layers. The figures are those of
+    `benchmarks/results/rounding-cpu.json`.
 
     >>> bool(abs(tanh(jnp.float32(0.1)) - 0.099667994624955817) < 4e-9)
     True
