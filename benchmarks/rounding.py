@@ -27,6 +27,8 @@ FEATURES = 256
 TERMS = (256, 512, 768, 1024, 1280, 2048, 5120)
 # members, rows, terms, features
 SHARED = (
+    (10, 1, 784, 128),
+    (10, 8, 512, 512),
     (10, 64, 784, 128),
     (10, 64, 128, 128),
     (10, 16, 784, 128),
@@ -92,7 +94,7 @@ def _milliseconds(calls: dict[str, Callable[[], Any]], rounds: int) -> dict[str,
     return {name: 1e3 * statistics.median(taken) for name, taken in seconds.items()}
 
 
-def main(rounds: int = 21) -> None:
+def main(rounds: int = 61) -> None:
     """Measures all of it and writes `benchmarks/results/rounding-cpu.json`."""
     rounding = [{"terms": terms, "errors": errors(terms)} for terms in TERMS]
     shared = [{"case": case, "milliseconds": times(case, rounds)} for case in SHARED]

@@ -1,8 +1,9 @@
 """Products of matrices in the form that CPUs compute exactly and fast: a program is rewritten, product by product.
 
 XLA's CPU code adds up the terms of a product in long runs, with an error that grows with their number, and for
-weights of several members by one shared minibatch it first transposes all weights. Neither shows in one layer's code,
-and no layer can tell whether `jax.vmap` is around it: so it is the traced program of all members that is looked at.
+weights of several members by one shared minibatch it first transposes all weights, which takes longer than the product
+itself where that minibatch has a row or a few. Neither shows in one layer's code, and no layer can tell whether
+`jax.vmap` is around it: so it is the traced program of all members that is looked at.
 """
 
 import functools
@@ -29,17 +30,14 @@ BLOCK_OF_VECTORS = 128
 _WRITTEN_OUT = 64
 """Blocks whose sum is written out at most."""
 
-FEW = 16
-"""Rows of a shared minibatch up to which it is given to every member apart, whatever the weights."""
-
-WIDE = 256
-"""Features of a layer from which on that is so for any minibatch."""
+FEW = 8
+"""Rows of a shared minibatch up to which every member gets it apart: of more, the transposed weights cost little."""
 
 
 def product(lhs: jax.Array, rhs: jax.Array, *, dimension_numbers: Numbers, **options: Any) -> jax.Array:
     """As `jax.lax.dot_general`, in the form that suits a CPU; to rounding the same numbers.
 
-    A product of more than `LONGEST` terms is summed up in blocks. That of one minibatch by the weights of many members
+    A product of more than `LONGEST` terms is summed up in blocks. That of a few rows by the weights of many members
     (`[N, K]` by `[M, K, F]`, as `jax.vmap` leaves them) becomes one product for each member.
 
     >>> from jaxensemble.program import PRODUCT, rewritten
@@ -53,7 +51,7 @@ def product(lhs: jax.Array, rhs: jax.Array, *, dimension_numbers: Numbers, **opt
     free = [axis for axis in range(lhs.ndim) if axis not in (*over_lhs, *batch_lhs)]
     rows = math.prod(lhs.shape[axis] for axis in free)
     of_members = rhs.ndim == 3 and tuple(over_rhs) == (1,) and not batch_lhs
-    if not of_members or (rows > FEW and rhs.shape[2] < WIDE):
+    if not of_members or rows > FEW:
         return _in_blocks(lhs, rhs, dimension_numbers, options)
     lhs = jnp.broadcast_to(lhs, (rhs.shape[0], *lhs.shape))
     numbers = (((over_lhs[0] + 1,), (1,)), ((0,), (0,)))

@@ -114,8 +114,8 @@ def test_half_precision_rounds_once():
     np.testing.assert_array_equal(y, jnp.bfloat16(256 * float(jnp.bfloat16(1.01))))
 
 
-@pytest.mark.parametrize(("rows", "features", "apart"), [(4, 8, True), (64, 512, True), (64, 8, False)])
-def test_members_share_a_minibatch_without_transposing_their_weights(rows, features, apart):
+@pytest.mark.parametrize(("rows", "features", "apart"), [(4, 8, True), (4, 512, True), (64, 512, False)])
+def test_members_share_a_few_rows_without_transposing_their_weights(rows, features, apart):
     ensemble = Ensemble.from_modules([nnx.Linear(32, features, rngs=nnx.Rngs(seed)) for seed in range(3)])
     x = np.ones((rows, 32), "float32")
     text = str(jax.make_jaxpr(lambda ensemble, x: ensemble(x, plan=Plan()))(ensemble, x))
