@@ -37,7 +37,7 @@ ifneq ($(shell cat $(STAMP) 2>/dev/null),$(CHOICE))
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo lint test test-gpu slow zoo fuzz mutants bench bench-gpu bench-porting bench-lowering golden format clean
+.PHONY: help setup demo demo-train lint test test-gpu slow zoo fuzz mutants bench bench-gpu bench-porting bench-lowering golden format clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -60,6 +60,9 @@ setup: $(STAMP) ## make the virtual environment and install everything into it
 
 demo: $(STAMP) ## train two ensembles in PyTorch, port them, prove that they agree, time them
 	$(BIN)/torch-bridge demo
+
+demo-train: $(STAMP) ## train ten CNNs on handwritten digits in one program, beside PyTorch's loop
+	$(BIN)/python examples/deep_ensemble.py
 
 lint: $(STAMP) ## check formatting, lint and types
 	$(BIN)/ruff format --check .
@@ -101,7 +104,7 @@ mutants: $(STAMP) ## plant errors into random networks, which the proof has to f
 	$(BIN)/python -m trust mutants $(ARGS)
 
 bench: $(STAMP) build/zoo/torchvision ## time ensembles beside every way that PyTorch has of running them, on the CPU
-	$(BIN)/python -m benchmarks tutorial zoo scaling
+	$(BIN)/python -m benchmarks tutorial zoo scaling training
 	$(BIN)/python -m benchmarks.overhead
 	$(BIN)/python -m benchmarks.figures
 
@@ -109,7 +112,7 @@ bench: $(STAMP) build/zoo/torchvision ## time ensembles beside every way that Py
 bench-gpu: export JAX_PLATFORMS := cuda,cpu
 bench-gpu: export XLA_PYTHON_CLIENT_PREALLOCATE := false
 bench-gpu: $(STAMP) build/zoo/torchvision ## the same on the GPU, in float32, TF32 and bfloat16 (JAX=cuda13 unless told otherwise)
-	$(BIN)/python -m benchmarks tutorial zoo-gpu --rounds 5
+	$(BIN)/python -m benchmarks tutorial zoo-gpu training --rounds 5
 	$(BIN)/python -m benchmarks tutorial zoo-gpu --rounds 5 --tf32
 	$(BIN)/python -m benchmarks tutorial zoo-gpu --rounds 5 --dtype bfloat16
 	$(BIN)/python -m benchmarks.figures

@@ -57,6 +57,7 @@ def timed(case: Case, dtype: str, *, tf32: bool, rounds: int) -> TimingReport:
             variants=case.variants,
             rounds=rounds,
             tf32=tf32,
+            train=case.train,
             setup=None if case.network in networks.TUTORIAL else importable,
             progress=lambda text: status.update(f"{case.name}: {text}"),
         )

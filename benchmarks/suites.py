@@ -5,12 +5,16 @@ import dataclasses
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """`members` networks on `batch` rows; `variants` are PyTorch's ways to be timed, None for all."""
+    """`members` networks on `batch` rows; `variants` are PyTorch's ways to be timed, None for all.
+
+    With `train`, a training step is timed in place of a prediction.
+    """
 
     network: str
     members: int
     batch: int
     variants: tuple[str, ...] | None = None
+    train: bool = False
 
     @property
     def name(self) -> str:
@@ -20,6 +24,7 @@ class Case:
 
 # Compiling four large networks as one graph in every mode takes an hour: the modes are compared in the first suite.
 _LOOPS = ("loop", "loop, channels_last", "compile(loop, default)", "compile(loop, channels_last, default)")
+_MAPS = ("torch.func.vmap", "compile(torch.func.vmap, default)")
 _SCALED = ("loop, channels_last", "torch.func.vmap")
 _GRAPHS = ("compile(loop, channels_last, reduce-overhead)", "compile(torch.func.vmap, reduce-overhead)")
 
@@ -32,6 +37,13 @@ SUITES: dict[str, list[Case]] = {
     "zoo-gpu": [
         Case(name, 10, 64, ("loop", "loop, channels_last", "torch.func.vmap", *_GRAPHS))
         for name in ("resnet18", "mobilenet_v2")
+    ],
+    "training": [
+        *(
+            Case(name, 10, 64, (*_LOOPS, "torch.func.vmap", "compile(torch.func.vmap, default)"), True)
+            for name in ("mlp", "cnn")
+        ),
+        Case("resnet18", 4, 16, _LOOPS, True),
     ],
     "scaling": [
         *(Case(name, members, 64, _SCALED) for name in ("mlp", "cnn") for members in (1, 10, 100)),

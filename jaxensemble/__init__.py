@@ -20,6 +20,10 @@ from jaxensemble.functional import unstack_module_state as unstack_module_state
 from jaxensemble.plan import Plan as Plan
 from jaxensemble.proof import Proof as Proof
 from jaxensemble.state import Constant as Constant
+from jaxensemble.training import History as History
+from jaxensemble.training import TrainState as TrainState
+from jaxensemble.training import fit as fit
+from jaxensemble.training import train_step as train_step
 from jaxensemble.uncertainty import Prediction as Prediction
 from jaxensemble.uncertainty import brier_score as brier_score
 from jaxensemble.uncertainty import expected_calibration_error as expected_calibration_error

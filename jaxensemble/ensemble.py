@@ -388,7 +388,7 @@ class Ensemble:
             _check_member_axis(inputs, members)
         if self.network is not None:
             check_inputs(self.network, inputs, each=each)
-        device = _device(self.params)
+        device = device_of(self.params)
         call = Call(self.graphdef, device.platform, each=each, different=randomness == "different", update=update)
         arrays = (self.params, self.buffers, self.rngs, self.constants, key, inputs)
         return Case.of(call, device, arrays, batch_axes(self.network, inputs, each=each))
@@ -409,7 +409,7 @@ class Ensemble:
         return {}
 
 
-def _device(tree: Tree) -> Any:
+def device_of(tree: Tree) -> Any:
     """Where the arrays are, or will be: those that are being traced do not know."""
     leaves = jax.tree.leaves(tree)
     known = bool(leaves) and isinstance(leaves[0], jax.Array) and not isinstance(leaves[0], Tracer)

@@ -47,7 +47,8 @@ class Rearrangement:
 class Entry:
     """One tensor: all its names in PyTorch (tied ones share it), and its path in the Flax network.
 
-    `shape` and `dtype` are PyTorch's. `persistent` is false for a buffer that PyTorch's state dict leaves out.
+    `shape` and `dtype` are PyTorch's. `persistent` is false for a buffer that PyTorch's state dict leaves out, `frozen`
+    true for a parameter that PyTorch does not train (`requires_grad=False`).
     """
 
     keys: tuple[str, ...]
@@ -56,6 +57,7 @@ class Entry:
     dtype: str
     rearrangement: Rearrangement
     persistent: bool = True
+    frozen: bool = False
 
     @property
     def size(self) -> int:

@@ -29,6 +29,8 @@ class Plan:
     - `Plan(members=1, rows=8)` takes one member and 8 rows a step: on CPUs, small steps stay in the cache. Only for
       networks that treat rows apart from each other, as they do in evaluation mode.
     - `unroll` writes the steps out one after another in place of a loop, which takes longer to compile.
+    - `remat` is for training: of what the gradient needs, only what convolutions and products give is kept, and all
+      else computed anew, which takes less memory and more time.
 
     Sizes need not divide: the last step then goes back over what has been computed before.
 
@@ -41,20 +43,26 @@ class Plan:
     members: int | None = None
     rows: int | None = None
     unroll: bool = False
+    remat: bool = False
 
     def __post_init__(self) -> None:
         sizes = {"members": self.members, "rows": self.rows}
-        wrong = [f"{name}={size!r}" for name, size in sizes.items() if not _is_size(size)]
-        if wrong or not isinstance(self.unroll, bool):
-            given = ", ".join(wrong) or f"unroll={self.unroll!r}"
-            raise InputError(f"a plan takes positive integers or None, and `unroll` True or False; got {given}")
+        wrong = [f"{name}={size!r}" for name, size in sizes.items() if not is_size(size)]
+        switches = {"unroll": self.unroll, "remat": self.remat}
+        wrong += [f"{name}={value!r}" for name, value in switches.items() if not isinstance(value, bool)]
+        if wrong:
+            raise InputError(
+                "a plan takes positive integers or None for `members` and `rows`, and True or False for `unroll` and "
+                f"`remat`; got {', '.join(wrong)}"
+            )
 
     def __repr__(self) -> str:
         fields = [f"{f.name}={value}" for f in dataclasses.fields(self) if (value := getattr(self, f.name))]
         return f"Plan({', '.join(fields)})"
 
 
-def _is_size(size: Any) -> bool:
+def is_size(size: Any) -> bool:
+    """Whether it is a positive integer, or None."""
     return size is None or (isinstance(size, int) and not isinstance(size, bool) and size > 0)
 
 

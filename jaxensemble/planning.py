@@ -51,14 +51,14 @@ class Case:
     @property
     def rows(self) -> int | None:
         """The number of rows N; None where no input has a batch axis."""
-        inputs = self._one_member()[-1]
+        inputs = self.one_member()[-1]
         sizes = zip(jax.tree.leaves(inputs), self.rows_in, strict=True)
         return next((leaf.shape[axis] for leaf, axis in sizes if axis is not None), None)
 
     @property
     def input_bytes(self) -> int:
         """The bytes of the inputs of all members, each counted with inputs of its own."""
-        leaves = jax.tree.leaves(self._one_member()[-1])
+        leaves = jax.tree.leaves(self.one_member()[-1])
         return self.members * sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in leaves)
 
     @functools.cached_property
@@ -68,7 +68,7 @@ class Case:
 
     def program_of(self, rows: int | None, *, vmapped: bool | None = None) -> ClosedJaxpr:
         """The same for another number of rows, or, where `vmapped` is told, with its steps in the forms they run in."""
-        *state, inputs = self._one_member()
+        *state, inputs = self.one_member()
         leaves, tree = jax.tree.flatten(inputs)
         resized = [_resized(leaf, axis, rows) for leaf, axis in zip(leaves, self.rows_in, strict=True)]
         function: Any = functools.partial(self.call.member, vmapped=vmapped)
@@ -118,7 +118,7 @@ class Case:
             return dataclasses.replace(self.call, plan=plan)
         return dataclasses.replace(self.call, plan=plan, rows_in=self.rows_in, rows_out=self.rows_out(rows))
 
-    def _one_member(self) -> tuple[Any, ...]:
+    def one_member(self) -> tuple[Any, ...]:
         params, buffers, rngs, constants, key, inputs = jax.tree.unflatten(self.tree, self.arrays)
         own = (params, buffers, rngs, inputs) if self.call.each else (params, buffers, rngs)
         one = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), own)
@@ -161,7 +161,8 @@ def adapted(case: Case, plan: Plan | None) -> Call:
 
 
 def _shape(leaf: Any) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(jnp.shape(leaf), jnp.result_type(leaf) if not hasattr(leaf, "dtype") else leaf.dtype)
+    known = hasattr(leaf, "dtype")  # which numbers have not
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) if known else jax.ShapeDtypeStruct((), jnp.result_type(leaf))
 
 
 def _resized(leaf: jax.ShapeDtypeStruct, axis: int | None, rows: int | None) -> jax.ShapeDtypeStruct:

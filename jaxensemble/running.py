@@ -8,13 +8,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.ad_checkpoint import checkpoint_name
 
 from jaxensemble.elementary import tanh
 from jaxensemble.errors import StateError
 from jaxensemble.lowering import with_forms
 from jaxensemble.plan import Plan
 from jaxensemble.products import product
-from jaxensemble.program import PRODUCT, rewritten
+from jaxensemble.program import CONVOLUTION, PRODUCT, rewritten
 from jaxensemble.randomness import forbid, from_key, member_keys
 from jaxensemble.rows import Axes
 from jaxensemble.state import Tree, flatten, merge, split
@@ -24,6 +25,9 @@ ALL_AT_ONCE = Plan()
 
 ON_CPUS = {PRODUCT: product, "tanh": tanh}
 """What stands for XLA's own steps on CPUs, which round further there than PyTorch's."""
+
+KEPT = "jaxensemble: kept for the gradient"
+"""The name of what convolutions and products give, under a plan with `remat`."""
 
 NEEDS_KEY = (
     "`{stream}` draws random numbers, as dropout in training mode does: pass key=jax.random.key(0), "
@@ -54,7 +58,8 @@ class Call:
         self, params: Tree, buffers: Tree, rngs: Tree, constants: Tree, key: Any, inputs: Any, *, vmapped: bool | None
     ) -> Any:
         """The outputs of one member. `vmapped` chooses the forms of convolutions; None leaves them as Flax has them."""
-        run = self._member if vmapped is None else with_forms(self._member, self.platform, vmapped=vmapped)
+        run = rewritten(self._member, _NAMED) if self.plan.remat else self._member
+        run = run if vmapped is None else with_forms(run, self.platform, vmapped=vmapped)
         return run(params, buffers, rngs, constants, key, inputs)
 
     def _member(self, params: Tree, buffers: Tree, rngs: Tree, constants: Tree, key: Any, inputs: Any) -> Any:
@@ -62,6 +67,13 @@ class Call:
         module = merge(self.graphdef, params, buffers, constants, rngs)
         outputs = module(*inputs)
         return (outputs, _buffers_after(module, buffers)) if self.update else outputs
+
+
+def _named(step: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+    return lambda *operands, **params: checkpoint_name(step(*operands, **params), KEPT)
+
+
+_NAMED = {CONVOLUTION: _named(lax.conv_general_dilated), PRODUCT: _named(lax.dot_general)}
 
 
 # At module level, so that ensembles of equal structure share compilations.
@@ -77,7 +89,7 @@ def run_members(
     shared = (constants, None if call.different else key, () if call.each else inputs)
     size = min(call.plan.members or members, members)
     run = functools.partial(_some_members, call=call, shared=shared, size=size)
-    return _in_steps(run, stacked, (0,) * len(jax.tree.leaves(stacked)), 0, size, call.plan.unroll)
+    return in_steps(run, stacked, (0,) * len(jax.tree.leaves(stacked)), 0, size, call.plan.unroll)
 
 
 def _some_members(part: tuple[Any, ...], *, call: Call, shared: tuple[Any, ...], size: int) -> Any:
@@ -107,10 +119,10 @@ def _some_members(part: tuple[Any, ...], *, call: Call, shared: tuple[Any, ...],
         return run(inputs)
     rows_in = [None if axis is None else axis + ahead for axis in call.rows_in]
     rows_out = [None if axis is None else axis + 1 for axis in call.rows_out]
-    return _in_steps(run, inputs, rows_in, rows_out, call.plan.rows, call.plan.unroll)
+    return in_steps(run, inputs, rows_in, rows_out, call.plan.rows, call.plan.unroll)
 
 
-def _in_steps(
+def in_steps(
     function: Callable[[Any], Any],
     inputs: Any,
     axes_in: Sequence[int | None],

@@ -100,6 +100,7 @@ def check(
     seed: SeedOption = 0,
     layout: LayoutOption = "torch",
     save: SaveOption = None,
+    train: Annotated[bool, typer.Option("--train", help="Compare ten training steps, too.")] = False,
     x64: X64Option = False,
     as_json: JsonOption = False,
     debug: DebugOption = False,
@@ -109,7 +110,7 @@ def check(
         _check_folders(save)
         ensemble, models = _ported(factory, inputs, checkpoints, members, seed, layout, check=False)
         with _status("comparing with PyTorch"):
-            report = parity.check(models(), ensemble, _examples(inputs, seed))
+            report = parity.check(models(), ensemble, _examples(inputs, seed), train=train)
         show(report.to_json() if as_json else str(report), as_json)
         if save is not None:
             report.save(save)
@@ -131,6 +132,7 @@ def bench(
     ] = None,
     rounds: Annotated[int, typer.Option(min=1, help="Blocks of calls for every way.")] = 10,
     tf32: Annotated[bool, typer.Option("--tf32", help="Let both round float32 products to TF32.")] = False,
+    train: Annotated[bool, typer.Option("--train", help="Time a training step, of Adam, not a prediction.")] = False,
     save: SaveOption = None,
     plot: Annotated[Path | None, typer.Option("--plot", help="Draw the times into this file.")] = None,
     markdown: Annotated[bool, typer.Option("--markdown", help="Print the table in Markdown.")] = False,
@@ -152,7 +154,10 @@ def bench(
             ensemble, made = ensemble.astype(dtype), [model.to(kind) for model in made]
             examples = tuple(x.to(kind) if x.is_floating_point() else x for x in examples)
         with Console(stderr=True).status("timing") as status:
-            report = time(made, ensemble, examples, variants=variants, rounds=rounds, tf32=tf32, progress=status.update)
+            report = time(
+                made, ensemble, examples,
+                variants=variants, rounds=rounds, tf32=tf32, train=train, progress=status.update,
+            )  # fmt: skip
         show(report.to_json() if as_json else report.to_markdown() if markdown else str(report), as_json)
         if save is not None:
             report.save(save)

@@ -1,7 +1,8 @@
-"""Dropout that keeps the moments of SELU networks. Plain and channel-wise dropout are `nnx.Dropout`."""
+"""Dropout that Flax lacks: for SELU networks, and with a rate of each member. All other dropout is `nnx.Dropout`."""
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -54,6 +55,34 @@ class AlphaDropout(nnx.Module):
         kept = jax.random.bernoulli(drawn_from(self.rngs), 1 - self.rate, shape)
         scale = 1 / math.sqrt((SATURATION**2 * self.rate + 1) * (1 - self.rate))
         return jnp.where(kept, scale * x, -SATURATION * scale) + SATURATION * scale * self.rate
+
+
+class MemberDropout(nnx.Dropout):
+    """`nnx.Dropout` whose `rate` is a number of each member: a variable, where that of `nnx.Dropout` is the network's.
+
+    >>> layer = MemberDropout.like(nnx.Dropout(0.5, rngs=nnx.Rngs(0)))
+    >>> layer.rate[...] = 0.25
+    >>> sorted(set(layer(jnp.ones(100)).tolist())) == [0.0, float(jnp.float32(1) / 0.75)]
+    True
+    """
+
+    rate: nnx.Variable  # pyright: ignore[reportIncompatibleVariableOverride]
+
+    @classmethod
+    def like(cls, layer: nnx.Dropout) -> "MemberDropout":
+        """A layer with the options and the random stream of another one, and its rate."""
+        made = cls(0.0, broadcast_dims=layer.broadcast_dims, deterministic=layer.deterministic)
+        made.rngs = layer.rngs
+        made.rate = nnx.data(nnx.Variable(jnp.float32(layer.rate)))
+        return made
+
+    def __call__(self, inputs: jax.Array, *, deterministic: bool | None = None, rngs: Any = None) -> jax.Array:
+        if self.deterministic if deterministic is None else deterministic:
+            return inputs
+        shape = [1 if k in self.broadcast_dims else n for k, n in enumerate(inputs.shape)]
+        keep = 1 - self.rate[...].astype(inputs.dtype)
+        kept = jax.random.bernoulli(drawn_from(self.rngs if rngs is None else rngs), keep, shape)
+        return jnp.where(kept, inputs / jnp.where(keep > 0, keep, 1), 0)
 
 
 def drawn_from(rngs: nnx.RngStream | None) -> jax.Array:

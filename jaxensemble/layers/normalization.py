@@ -116,7 +116,8 @@ class BatchNorm(_RunningNorm):
             return self.momentum
         if self.num_batches_tracked is None:
             raise InputError("`momentum=None` averages over all batches, which needs count_batches=True")
-        return 1 - 1 / self.num_batches_tracked[...]
+        dtype = jnp.promote_types(self.mean[...].dtype, jnp.float32)  # an integer's own share would be in float32
+        return 1 - 1 / self.num_batches_tracked[...].astype(dtype)
 
 
 class InstanceNorm(_RunningNorm):

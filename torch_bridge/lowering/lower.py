@@ -251,6 +251,7 @@ def _entry(builder: Builder, names: tuple[str, ...]) -> Entry:
         dtype=DTYPES[tensor.dtype],
         rearrangement=storage.rearrangement,
         persistent=key not in state.non_persistent,
+        frozen=state.kind(key) == "param" and not tensor.requires_grad,
     )
 
 

@@ -1,5 +1,6 @@
 """`check`: whether a ported ensemble gives what PyTorch gives, stage by stage."""
 
+import copy
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -12,12 +13,13 @@ from torch import Tensor, nn
 
 from jaxensemble.ensemble import Ensemble
 from jaxensemble.errors import InputError, RandomnessError
+from jaxensemble.inputs import as_arrays
 from jaxensemble.origin import Origin
 from torch_bridge import reference
 from torch_bridge.assemble import tensors_of
 from torch_bridge.finite import has_fractions
 from torch_bridge.members import as_members
-from torch_bridge.parity import gradients, training
+from torch_bridge.parity import gradients, steps, training
 from torch_bridge.parity.divergence import first_divergence
 from torch_bridge.parity.float64 import in_float64
 from torch_bridge.parity.metrics import (
@@ -37,7 +39,12 @@ from torch_bridge.stacking import checked_ensemble, tensors_of_members
 
 
 def check(
-    models: Sequence[nn.Module], ensemble: Ensemble, inputs: tuple[Any, ...], *, thorough: bool = True
+    models: Sequence[nn.Module],
+    ensemble: Ensemble,
+    inputs: tuple[Any, ...],
+    *,
+    thorough: bool = True,
+    train: bool = False,
 ) -> ParityReport:
     """Compares a ported ensemble with the PyTorch modules it came from.
 
@@ -48,7 +55,10 @@ def check(
        minibatch and for one per member, for batch sizes of 1, an odd one and a large one;
     3. outputs in the models' own precision: the error against the float64 truth, beside PyTorch's own error;
     4. gradients of every parameter in float64;
-    5. outputs and buffers of a call in training mode in float64, where no random numbers are drawn.
+    5. outputs and buffers of a call in training mode in float64, where no random numbers are drawn;
+    6. with `train=True`, losses, parameters and buffers of ten training steps in float64, by SGD, Adam, AdamW and
+       RMSprop, against `torch.optim` in a loop over the members, and one step against `torch.func`'s vmapped `grad`.
+       Networks that draw random numbers are trained in evaluation mode for this.
 
     Weights that initialisation leaves constant, which hide errors, are drawn anew on both sides for one more comparison
     of float64 outputs.
@@ -75,14 +85,17 @@ def check(
         raise InputError(f"`inputs` must be a tuple with the arguments of one call; got {type(inputs).__name__}")
     if len(members) != len(ensemble):
         raise InputError(f"`models` and `ensemble` must have equal members; got {len(members)} and {len(ensemble)}")
-    return _Check(members, ensemble.eval(), inputs, thorough).report()
+    return _Check(members, ensemble.eval(), inputs, thorough, train).report()
 
 
 class _Check:
     """One check: what is compared, and what was found so far."""
 
-    def __init__(self, members: list[nn.Module], ensemble: Ensemble, inputs: tuple[Any, ...], thorough: bool):
-        self.members, self.ensemble, self.inputs, self.thorough = members, ensemble, inputs, thorough
+    def __init__(
+        self, members: list[nn.Module], ensemble: Ensemble, inputs: tuple[Any, ...], thorough: bool, train: bool
+    ):
+        self.members, self.ensemble, self.inputs = members, ensemble, inputs
+        self.thorough, self.train = thorough, train
         self.origin = ensemble.origin if isinstance(ensemble.origin, Origin) else None
         self.batch_axis = self.origin.batch_axis if self.origin else 0
         layers = len(ensemble.network.layers) if ensemble.network is not None else 0
@@ -111,6 +124,8 @@ class _Check:
             if self.thorough:
                 self._gradients(exact, doubles, inputs)
                 self._training(exact, doubles, inputs)
+            if self.train:
+                self._steps(exact, doubles, inputs)
         self._working_precision(doubles, inputs)
         if all(row.passed for row in self.rows):
             return None
@@ -204,6 +219,28 @@ class _Check:
         if self.origin is None:
             return
         found = training.compare(exact, doubles, inputs, self.arrays(inputs), self.exact)
+        if isinstance(found, str):
+            self.notes.append(found)
+        else:
+            self.rows += found
+
+    def _steps(self, exact: Ensemble, doubles: list[nn.Module], inputs: tuple[Any, ...]) -> None:
+        if self.origin is None:
+            self.notes.append("training not compared: the ensemble was not ported from PyTorch")
+            return
+        each = reference.per_member(inputs, len(doubles), self.batch_axis)
+        arrays = pytree.tree_map(lambda *xs: torch.stack(xs), *[self.arrays(member) for member in each])
+        mode = "trained in evaluation mode"
+        trained = exact
+        if exact.network is not None and exact.network.evaluation_only:
+            self.notes.append(f"{mode}: {exact.network.evaluation_only}")
+        else:
+            try:
+                exact.train().each(*arrays)
+                trained, doubles = exact.train(), [copy.deepcopy(model).train() for model in doubles]
+            except RandomnessError as error:  # dropout: the two frameworks draw different numbers
+                self.notes.append(f"{mode}: {error}")
+        found = steps.compare(trained, doubles, each, as_arrays(arrays, "inputs"))
         if isinstance(found, str):
             self.notes.append(found)
         else:

@@ -70,13 +70,13 @@ def _gradients(ensemble: Ensemble, arrays: Any) -> Any:
     def objective(params: Any) -> jax.Array:
         outputs = dataclasses.replace(ensemble, params=params)(*arrays)
         return sum(
-            (jnp.sum(_weights(leaf[0].size, leaf.shape[1:]) * leaf) for leaf in _floats(outputs)), start=jnp.zeros(())
+            (jnp.sum(weights(leaf[0].size, leaf.shape[1:]) * leaf) for leaf in floats(outputs)), start=jnp.zeros(())
         )
 
     return jax.jit(jax.grad(objective))(ensemble.params)
 
 
-def _floats(outputs: Any) -> list[Any]:
+def floats(outputs: Any) -> list[Any]:
     """The arrays or tensors of real numbers, complex ones as their two parts."""
     found: list[Any] = []
     for leaf in _leaves(outputs):
@@ -96,7 +96,7 @@ def _leaves(tree: Any) -> list[Any]:
     return [tree]
 
 
-def _weights(size: int, shape: Sequence[int]) -> np.ndarray:
+def weights(size: int, shape: Sequence[int]) -> np.ndarray:
     """Uneven weights for an output's entries, so that their gradients do not cancel by symmetry."""
     return np.cos(np.arange(size, dtype=np.float64)).reshape(shape)
 
@@ -107,8 +107,8 @@ def _autograd(model: nn.Module, inputs: tuple[Any, ...]) -> dict[str, np.ndarray
         for param in params:
             param.requires_grad_(True)
         total = torch.zeros((), dtype=torch.float64)
-        for leaf in _floats(model(*inputs)):
-            total = total + (leaf * torch.from_numpy(_weights(leaf.numel(), leaf.shape)).to(leaf)).sum()
+        for leaf in floats(model(*inputs)):
+            total = total + (leaf * torch.from_numpy(weights(leaf.numel(), leaf.shape)).to(leaf)).sum()
         if not total.requires_grad or not params:
             return {name: torch.zeros_like(param).numpy() for name, param in zip(names, params, strict=True)}
         grads = torch.autograd.grad(total, params, allow_unused=True)

@@ -41,11 +41,12 @@ def time(
     rounds: int = 10,
     seconds: float = 0.2,
     tf32: bool = False,
+    train: bool = False,
     threads: int | None = None,
     setup: Callable[[], object] | None = None,
     progress: Callable[[str], object] = lambda text: None,
 ) -> TimingReport:
-    """Times a ported ensemble beside every way that PyTorch has of running the same members on the same inputs.
+    """Times a ported ensemble beside every way that PyTorch has of running or training the same members.
 
     Every variant has a process of its own; they are measured in turn, in an order that is drawn anew in every round.
     Outputs are compared first, and every call is waited for. Ours is tuned (`Ensemble.tune`), and the ratio is against
@@ -57,6 +58,8 @@ def time(
     - `variants`: names of PyTorch's ways to be timed; all of them without: see `timing.variants.torch_variants`.
     - `rounds`, `seconds`: how many blocks of calls every variant gets, and how long a block lasts at least.
     - `tf32`: whether both frameworks may round float32 products to TF32, on GPUs that have it.
+    - `train`: whether a training step is timed in place of a prediction: the gradient of the outputs' mean square, and
+      Adam. Networks that draw random numbers cannot be: losses would differ.
     - `threads`: PyTorch's threads; those of the cores that this process may use without.
     - `setup`: called in each of PyTorch's processes before modules are read, as to declare operators of their own.
     - `progress`: is told what is being done.
@@ -92,11 +95,13 @@ def time(
             x64=jax.config.jax_enable_x64,  # pyright: ignore[reportAttributeAccessIssue]
             threads=threads or cores(),
             seconds=seconds,
+            train=train,
         )
         jobs = [("torch", name) for name in names] + [("jax", OURS), ("jax", OURS), ("jax", PLAIN)]
         runs = [Process(dataclasses.replace(job, framework=kind, variant=name), stack) for kind, name in jobs]
         half = any(p.dtype in (torch.bfloat16, torch.float16) for p in members[0].parameters())
         settings = {"device": device, "tf32": tf32, "threads": job.threads, "rounds": rounds, "seconds": seconds}
+        settings["train"] = train
         rows = len(members) * (reference.batch_size(inputs, ensemble.origin.batch_axis) or 1)
         return _timed(runs, half, rows, settings, progress)
 

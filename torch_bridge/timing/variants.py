@@ -37,14 +37,24 @@ def is_loop(name: str) -> bool:
     return "torch.func.vmap" not in name
 
 
+def mode_of(name: str) -> tuple[str, str | None]:
+    """A way and the mode in which it is compiled; None for one that is not.
+
+    >>> mode_of("compile(loop, channels_last, default)"), mode_of("loop")
+    (('loop, channels_last', 'default'), ('loop', None))
+    """
+    if not name.startswith("compile("):
+        return name, None
+    way, _, mode = name.removeprefix("compile(").removesuffix(")").rpartition(", ")
+    return way, mode
+
+
 def torch_call(name: str, models: Sequence[nn.Module], inputs: tuple[Any, ...]) -> Call:
     """One call of all members in PyTorch, as `name` says; outputs of all members, stacked or as a list."""
-    if name.startswith("compile("):
-        way, _, mode = name.removeprefix("compile(").removesuffix(")").rpartition(", ")
-        function, arguments = _way(way, models, inputs)
+    way, mode = mode_of(name)
+    function, arguments = _way(way, models, inputs)
+    if mode is not None:
         function = torch.compile(function, mode=mode, dynamic=False)
-    else:
-        function, arguments = _way(name, models, inputs)
 
     def call() -> Any:
         with torch.inference_mode():
@@ -63,14 +73,18 @@ def _way(name: str, models: Sequence[nn.Module], inputs: tuple[Any, ...]) -> tup
 
         return vmap(member, (0, 0, None)), ({k: v.detach() for k, v in params.items()}, buffers, inputs)
     if name == "loop, channels_last":
-        to_last: Any = {"memory_format": torch.channels_last}
-        models = [copy.deepcopy(model).to(**to_last) for model in models]
-        inputs = pytree.tree_map(_channels_last, inputs)
+        models, inputs = channels_last(models, inputs)
 
     def loop(*inputs: Any) -> list[Any]:
         return [model(*inputs) for model in models]
 
     return loop, inputs
+
+
+def channels_last(models: Sequence[nn.Module], inputs: Any) -> tuple[list[nn.Module], Any]:
+    """Copies of the models, and their inputs, with channels last in memory."""
+    to_last: Any = {"memory_format": torch.channels_last}
+    return [copy.deepcopy(model).to(**to_last) for model in models], pytree.tree_map(_channels_last, inputs)
 
 
 def _channels_last(x: Any) -> Any:

@@ -24,6 +24,7 @@ from jaxensemble.inputs import input_structure
 from torch_bridge import reference
 from torch_bridge.parity.metrics import stacked
 from torch_bridge.timing.files import load_arrays, save_arrays
+from torch_bridge.timing.training import jax_step, torch_step
 from torch_bridge.timing.variants import OURS, is_loop, jax_call, torch_call
 
 WARM_UPS = 3
@@ -43,6 +44,7 @@ class Job:
     x64: bool
     threads: int
     seconds: float
+    train: bool = False
 
 
 class Worker:
@@ -115,7 +117,7 @@ def _torch(job: Job) -> Way:
             setup()
         models, inputs = pickle.load(file)
     models = [model.to(job.device) for model in models]
-    call = torch_call(job.variant, models, pytree.tree_map(_to(job.device), inputs))
+    call = (torch_step if job.train else torch_call)(job.variant, models, pytree.tree_map(_to(job.device), inputs))
 
     def wait(outputs: Any) -> Any:
         if cuda:
@@ -163,8 +165,8 @@ def _jax(job: Job) -> Way:
     jax.monitoring.register_event_duration_secs_listener(listen)
     ensemble = Ensemble.load(Path(job.folder) / "ensemble")
     inputs = jax.tree.unflatten(input_structure(ensemble.network), load_arrays(Path(job.folder) / "inputs.npz"))
-    call = jax_call(job.variant, ensemble, inputs)
-    note = ensemble.explain(*inputs).splitlines()[1] if job.variant == OURS else ""
+    call = (jax_step if job.train else jax_call)(job.variant, ensemble, inputs)
+    note = ensemble.explain(*inputs).splitlines()[1] if job.variant == OURS and not job.train else ""
     jax.clear_caches()  # what measuring plans has compiled: the first call compiles, as everyone's does
 
     def arrays(outputs: Any) -> list[Any]:

@@ -1,0 +1,90 @@
+"""What `fit` keeps on disk, so that a run which was killed goes on to the same bits. Written by orbax."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxensemble.errors import InputError
+
+KEPT = 2
+"""Checkpoints that are kept: the one being written never replaces the only whole one."""
+
+
+class Checkpoints:
+    """A directory of checkpoints, one for each of the latest epochs.
+
+    `settings` are what a run that goes on must have as before. Raises `InputError` where it has not.
+    """
+
+    def __init__(self, path: str | Path, settings: Mapping[str, Any]):
+        import orbax.checkpoint as ocp  # which takes seconds to import
+
+        self._ocp = ocp
+        self.settings = dict(settings)
+        options = ocp.CheckpointManagerOptions(max_to_keep=KEPT, create=True, enable_async_checkpointing=False)
+        self.path = Path(path).absolute()
+        self._manager = ocp.CheckpointManager(self.path, options=options)
+
+    def save(self, epoch: int, tree: Any, record: Any) -> None:
+        """Writes arrays, and a record that JSON can hold, after so many epochs."""
+        content = {"settings": self.settings, "shapes": _shapes(_named(tree)), "record": record}
+        arguments = self._ocp.args.Composite(
+            arrays=self._ocp.args.StandardSave(_named(tree)),
+            content=self._ocp.args.JsonSave(json.loads(json.dumps(content))),
+        )
+        self._manager.save(epoch, args=arguments)
+
+    def latest(self, tree: Any) -> tuple[Any, Any] | None:
+        """The arrays, as `tree` has them, and the record of the latest checkpoint; None where there is none."""
+        epoch = self._manager.latest_step()
+        if epoch is None:
+            return None
+        restore = self._ocp.args
+        content = self._manager.restore(epoch, args=restore.Composite(content=restore.JsonRestore())).content
+        found, wanted = content["settings"] | content["shapes"], self.settings | _shapes(_named(tree))
+        wrong = [
+            f"\n  {name}: {found.get(name, 'nothing')} there, {wanted.get(name, 'nothing')} here"
+            for name in dict.fromkeys((*found, *wanted))
+            if found.get(name) != wanted.get(name)
+        ]
+        if wrong:
+            raise InputError(
+                f"{self.path} holds checkpoints of another run: name another directory, or go on as it began."
+                + "".join(wrong)
+            )
+        arrays = self._manager.restore(
+            epoch, args=restore.Composite(arrays=restore.StandardRestore(_named(tree)))
+        ).arrays
+        leaves, treedef = jax.tree.flatten(tree)
+        restored = [_like(leaf, arrays[name]) for leaf, name in zip(leaves, _named(tree), strict=True)]
+        return treedef.unflatten(restored), content["record"]
+
+    def close(self) -> None:
+        """Waits until all is written."""
+        self._manager.close()
+
+
+def _named(tree: Any) -> dict[str, Any]:
+    """The arrays by their places; random keys as the numbers they are made of."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(path): _words(leaf) for path, leaf in leaves}
+
+
+def _shapes(arrays: Mapping[str, Any]) -> dict[str, str]:
+    return {name: f"{array.dtype}{list(array.shape)}" for name, array in arrays.items()}
+
+
+def _is_key(leaf: Any) -> bool:
+    return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def _words(leaf: Any) -> Any:
+    return jax.random.key_data(leaf) if _is_key(leaf) else leaf
+
+
+def _like(leaf: Any, array: Any) -> Any:
+    return jax.random.wrap_key_data(array, impl=jax.random.key_impl(leaf)) if _is_key(leaf) else array

@@ -1,0 +1,267 @@
+"""`fit`: epochs of training steps, with a validation set, early stopping and checkpoints."""
+
+import contextlib
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from rich.console import Console
+from rich.progress import Progress
+
+from jaxensemble.ensemble import Ensemble
+from jaxensemble.errors import InputError
+from jaxensemble.inputs import batch_axes
+from jaxensemble.plan import Plan, is_size
+from jaxensemble.training.checkpoints import Checkpoints
+from jaxensemble.training.history import History
+from jaxensemble.training.state import TrainState
+from jaxensemble.training.step import Loss, Step, along, as_data, rows_of, step_for, stepped
+
+Shuffle = Literal["different", "same", "never"]
+
+_CHANGED = ("params", "buffers")
+
+_SHUFFLE, _BOOTSTRAP = 2**32 - 1, 2**32 - 2
+"""What is folded into a member's key, where steps fold in their number."""
+
+
+def fit(
+    state: TrainState,
+    inputs: Any,
+    targets: Any,
+    *,
+    loss: Loss,
+    epochs: int,
+    batch: int,
+    shuffle: Shuffle = "different",
+    bootstrap: bool = False,
+    validation: tuple[Any, Any] | None = None,
+    metrics: Mapping[str, Loss] | None = None,
+    patience: int | None = None,
+    checkpoints: str | Path | None = None,
+    plan: Plan | None = None,
+    progress: bool = True,
+) -> tuple[TrainState, History]:
+    """Trains all members for some epochs.
+
+    **Arguments:**
+
+    - `inputs`, `targets`, `loss`, `plan`: as for [`train_step`][jaxensemble.train_step]; all members learn from the
+      same data. `batch` rows make a step; the last one of an epoch has what is left.
+    - `shuffle`: whether every member has an order of its own, all have the same one, or the rows are never shuffled.
+    - `bootstrap`: whether every member has a sample of its own, drawn once with replacement, of as many rows.
+    - `validation`: inputs and targets on which the members, in evaluation mode, are measured after every epoch: the
+      `loss`, and `metrics`, functions of the same kind by name.
+    - `patience`: a member stops after so many epochs in which its validation loss did not fall below its least, and has
+      then the parameters and buffers of its best epoch. Training ends when all have stopped.
+    - `checkpoints`: a directory, written after every epoch. A run that finds one there goes on from it, to the same
+      bits as one that was never stopped; `state` must then be the one that run began with.
+    - `progress`: whether a terminal shows a bar.
+
+    **Returns:** the state after the last epoch, and the history.
+
+    **Raises:** `InputError` for arguments that do not fit, and for checkpoints of another run.
+
+    >>> import optax
+    >>> from flax import nnx
+    >>> ensemble = Ensemble.from_modules([nnx.Linear(3, 1, rngs=nnx.Rngs(seed)) for seed in range(4)])
+    >>> state = TrainState.create(ensemble, optax.adam(0.1), jax.random.key(0))
+    >>> x = np.random.default_rng(0).normal(size=(100, 3)).astype("float32")
+    >>> def loss(outputs, targets):
+    ...     return jnp.mean((outputs - targets) ** 2)
+    >>> state, history = fit(state, x, x.sum(1, keepdims=True), loss=loss, epochs=20, batch=10)
+    >>> history.loss.shape, bool((history.loss[-1] < 1e-3).all())
+    ((20, 4), True)
+    """
+    _check(epochs, batch, shuffle, patience, validation, metrics)
+    data, _ = as_data(state.ensemble, inputs, targets)
+    rows = rows_of(data, batch_axes(state.ensemble.network, data[0], each=False))
+    settings = {"rows": rows, "batch": batch, "shuffle": shuffle, "bootstrap": bootstrap, "patience": patience}
+    run = _Run(
+        state, None if patience is None else _Best.of(state.ensemble), History(np.zeros((0, len(state.ensemble))))
+    )
+    steps: dict[int, Step] = {}
+    with _opened(checkpoints, settings) as files, _bar(progress, epochs) as told:
+        run = run if files is None else _resumed(run, files)
+        while run.epoch < epochs and run.goes_on:
+            told(run)
+            after, losses = run.state, []
+            order = np.asarray(_order(after.keys, after.steps, rows=rows, shuffle=shuffle, bootstrap=bootstrap))
+            for first in range(0, rows, batch):
+                chosen = order[..., first : first + batch]
+                size = chosen.shape[-1]
+                if size not in steps:
+                    steps[size] = step_for(after, data, chosen, loss, each=False, plan=plan)
+                after, found = stepped(after, data, chosen, run.active, step=steps[size])
+                losses.append(found)
+            functions = {"loss": loss, **(metrics or {})}
+            measured = evaluate(after.ensemble, *validation, functions, batch=batch) if validation else {}
+            run = run.after(after, np.mean(jax.device_get(losses), axis=0), measured, patience)
+            if files is not None:
+                files.save(run.epoch, (run.state, run.best), run.history.to_json())
+        told(run)
+    return run.finished(), run.history
+
+
+def evaluate(
+    ensemble: Ensemble, inputs: Any, targets: Any, functions: Mapping[str, Loss], *, batch: int
+) -> dict[str, np.ndarray]:
+    """The mean over all rows of functions of (outputs, targets), for every member in evaluation mode: `[M]` each."""
+    data, _ = as_data(ensemble, inputs, targets)
+    axes = (*batch_axes(ensemble.network, data[0], each=False), *[0] * len(jax.tree.leaves(data[1])))
+    rows, ensemble = rows_of(data, axes), ensemble.eval()
+    sums = dict.fromkeys(functions, np.zeros(len(ensemble)))
+    for first in range(0, rows, batch):
+        last = min(first + batch, rows)
+        part = lambda leaf, axis: lax.slice_in_dim(leaf, first, last, axis=axis)  # noqa: B023, E731
+        (taken, wanted) = along(data, axes, part)
+        outputs = ensemble(*taken)
+        for name, function in functions.items():
+            found = np.asarray(_of_members(outputs, wanted, function=function), np.float64)
+            sums[name] = sums[name] + found * (last - first) / rows
+    return sums
+
+
+@functools.partial(jax.jit, static_argnames=("function",))
+def _of_members(outputs: Any, targets: Any, *, function: Loss) -> jax.Array:
+    return jax.vmap(function, (0, None))(outputs, targets)
+
+
+@functools.partial(jax.jit, static_argnames=("rows", "shuffle", "bootstrap"))
+def _order(keys: jax.Array, steps: jax.Array, *, rows: int, shuffle: Shuffle, bootstrap: bool) -> jax.Array:
+    """The rows of an epoch in their order: `[rows]`, or `[M, rows]` where members have their own.
+
+    It goes by the steps made before, so that one run after another does not repeat its orders.
+    """
+
+    def shuffled(key: jax.Array) -> jax.Array:
+        return jax.random.permutation(jax.random.fold_in(jax.random.fold_in(key, _SHUFFLE), steps), rows)
+
+    def sampled(key: jax.Array) -> jax.Array:
+        return jax.random.randint(jax.random.fold_in(key, _BOOTSTRAP), (rows,), 0, rows)
+
+    if shuffle == "different":
+        order = jax.vmap(shuffled)(keys)
+    else:
+        order = shuffled(keys[0]) if shuffle == "same" else jnp.arange(rows)
+    if not bootstrap:
+        return order
+    return jax.vmap(lambda key, order: sampled(key)[order], (0, 0 if order.ndim == 2 else None))(keys, order)
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass, data_fields=["loss", "waited", "active", "ensemble"], meta_fields=[]
+)
+@dataclasses.dataclass(frozen=True)
+class _Best:
+    """Every member as it was after its best epoch, how long ago that was, and whether it is trained still."""
+
+    loss: jax.Array
+    waited: jax.Array
+    active: jax.Array
+    ensemble: Ensemble
+
+    @classmethod
+    def of(cls, ensemble: Ensemble) -> "_Best":
+        members = len(ensemble)
+        active = jnp.ones(members, bool)
+        return cls(jnp.full(members, jnp.inf), jnp.zeros(members, jnp.int32), active, ensemble)
+
+    @jax.jit
+    def after(self, loss: jax.Array, ensemble: Ensemble, patience: Any) -> "_Best":
+        """The same after an epoch with these losses."""
+        better = self.active & (loss < self.loss)
+        waited = jnp.where(better, 0, self.waited + self.active)
+        kept = lambda new, old: jnp.where(better.reshape(-1, *[1] * (new.ndim - 1)), new, old)  # noqa: E731
+        stacked = {kind: jax.tree.map(kept, getattr(ensemble, kind), getattr(self.ensemble, kind)) for kind in _CHANGED}
+        found = dataclasses.replace(self.ensemble, **stacked)
+        return _Best(kept(loss, self.loss), waited, self.active & (waited < patience), found)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Run:
+    """A run after some epochs."""
+
+    state: TrainState
+    best: _Best | None
+    history: History
+
+    @property
+    def epoch(self) -> int:
+        return len(self.history)
+
+    @property
+    def active(self) -> jax.Array | None:
+        """Which members are trained, `[M]`; None for all."""
+        return None if self.best is None else self.best.active
+
+    @property
+    def goes_on(self) -> bool:
+        return self.active is None or bool(self.active.any())
+
+    def after(self, state: TrainState, loss: np.ndarray, measured: dict[str, np.ndarray], patience: Any) -> "_Run":
+        """The run one epoch later."""
+        active = np.ones(len(loss), bool) if self.active is None else np.asarray(self.active)
+        history = self.history.after(loss, measured, active)
+        best = self.best and self.best.after(jnp.asarray(measured["loss"]), state.ensemble, patience)
+        return _Run(state, best, history)
+
+    def finished(self) -> TrainState:
+        """The state with every member as it was after its best epoch, if that is known."""
+        return self.state if self.best is None else dataclasses.replace(self.state, ensemble=self.best.ensemble)
+
+
+def _resumed(run: _Run, files: Checkpoints) -> _Run:
+    found = files.latest((run.state, run.best))
+    if found is None:
+        return run
+    (state, best), record = found
+    return _Run(state, best, History.from_json(record))
+
+
+@contextlib.contextmanager
+def _opened(path: str | Path | None, settings: dict[str, Any]) -> Iterator[Checkpoints | None]:
+    if path is None:
+        yield None
+        return
+    files = Checkpoints(path, settings)
+    try:
+        yield files
+    finally:
+        files.close()
+
+
+@contextlib.contextmanager
+def _bar(shown: bool, epochs: int) -> Iterator[Callable[[_Run], None]]:
+    console = Console(stderr=True)
+    with Progress(console=console, disable=not (shown and console.is_terminal), transient=True) as progress:
+        task = progress.add_task("training", total=epochs)
+
+        def told(run: _Run) -> None:
+            losses = f", loss {run.history.loss[-1].mean():.4g}" if run.epoch else ""
+            progress.update(task, completed=run.epoch, description=f"epoch {run.epoch}{losses}")
+
+        yield told
+
+
+def _check(
+    epochs: int, batch: int, shuffle: str, patience: int | None, validation: Any, metrics: Mapping[str, Loss] | None
+) -> None:
+    sizes = {"epochs": epochs, "batch": batch, "patience": 1 if patience is None else patience}
+    wrong = [f"`{name}` must be a positive integer; got {size!r}" for name, size in sizes.items() if not is_size(size)]
+    if shuffle not in ("different", "same", "never"):
+        wrong.append(f"`shuffle` must be 'different', 'same' or 'never'; got {shuffle!r}")
+    if validation is None and (patience is not None or metrics):
+        wrong.append("`patience` and `metrics` need `validation`, the inputs and targets they are measured on")
+    if validation is not None and not (isinstance(validation, tuple) and len(validation) == 2):
+        wrong.append("`validation` must be a pair of inputs and targets")
+    if "loss" in (metrics or {}):
+        wrong.append("`metrics` cannot have one by the name 'loss'")
+    if wrong:
+        raise InputError("; ".join(wrong))

@@ -1,0 +1,212 @@
+"""`TrainState`: an ensemble that is being trained, with all that the next step needs."""
+
+import dataclasses
+import functools
+from collections.abc import Collection, Mapping
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+
+from jaxensemble.ensemble import Ensemble
+from jaxensemble.errors import InputError, StateError
+from jaxensemble.layers import AlphaDropout
+from jaxensemble.layers.dropout import MemberDropout
+from jaxensemble.network import Network
+from jaxensemble.origin import Origin
+from jaxensemble.randomness import as_key, member_keys
+from jaxensemble.state import Tree, flatten, merge, split, unflatten
+from jaxensemble.structure import Structure
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["ensemble", "opt_state", "keys", "rates", "steps"],
+    meta_fields=["optimizer", "training", "frozen"],
+)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class TrainState:
+    """An ensemble that is being trained. A pytree; [`train_step`][jaxensemble.train_step] returns the next one.
+
+    - `ensemble`: the members as they are by now, in the mode they were given in: `state.ensemble(x)` predicts.
+    - `opt_state`: the optimizer's state of every member, arrays `[M, ...]`.
+    - `keys`: a random key for each member, `[M]`: its dropout, shuffling and bootstrap. They stay as they are; what
+      every step draws is made of them and `steps`.
+    - `rates`: those of dropout layers where members have their own, `[M]` each, by the names they have in `training`.
+    - `steps`: how many steps were made.
+    - `optimizer`: run for each member on its own, so that a norm over all parameters is that of one member's.
+    - `training`: the network in training mode. `frozen`: the parameters that are not trained, by dotted name.
+    """
+
+    ensemble: Ensemble
+    opt_state: Any
+    keys: jax.Array
+    rates: dict[str, jax.Array]
+    steps: jax.Array
+    optimizer: optax.GradientTransformation
+    training: Structure
+    frozen: frozenset[str] = frozenset()
+
+    @classmethod
+    def create(
+        cls,
+        ensemble: Ensemble,
+        optimizer: optax.GradientTransformation,
+        key: Any,
+        *,
+        randomness: Literal["different", "same"] = "different",
+        hyperparams: Mapping[str, Any] | None = None,
+        dropout: Any = None,
+        frozen: Collection[str] | None = None,
+        train: bool = True,
+    ) -> "TrainState":
+        """The state before the first step.
+
+        **Arguments:**
+
+        - `optimizer`: any of optax's. It is run for each member on its own.
+        - `key`: one random key, or one for each member, `[M]`. With `randomness="same"` all members draw the same.
+        - `hyperparams`: arrays `[M]` in place of an optimizer's own numbers, by name; for those of
+          `optax.inject_hyperparams`.
+        - `dropout`: the rate of all dropout layers, `[M]` or one for all; the network's own without.
+        - `frozen`: parameters that stay as they are, by dotted name or a beginning of it (`layer1` for all of
+          `layer1.0.conv1.kernel` ...). Without, those that PyTorch did not train (`requires_grad=False`).
+        - `train`: whether all layers are put into training mode. `False` leaves each in the mode it is in, as for
+          BatchNorms that keep their statistics.
+
+        **Raises:** `InputError` for keys, names and arrays that do not fit, `StateError` for a network that was ported
+        for evaluation only.
+
+        >>> ensemble = Ensemble.from_modules([nnx.Linear(3, 2, rngs=nnx.Rngs(seed)) for seed in range(4)])
+        >>> optimizer = optax.inject_hyperparams(optax.sgd)(learning_rate=0.1)
+        >>> rates = {"learning_rate": jnp.array([0.1, 0.2, 0.3, 0.4])}
+        >>> TrainState.create(ensemble, optimizer, jax.random.key(0), hyperparams=rates)
+        TrainState(4 x Linear, 8 of 8 parameters trained, 0 steps)
+        """
+        network = ensemble.network
+        if train and isinstance(network, Network) and network.evaluation_only:
+            raise StateError(f"the network was ported for evaluation only, because {network.evaluation_only}")
+        names = _frozen(ensemble, frozen)
+        params = trained(ensemble.params, names)
+        if not params:
+            raise InputError(
+                "there is nothing to train: there are no parameters, or all are frozen. Those that PyTorch did not "
+                "train (requires_grad=False) are, unless `frozen` names others: frozen=[]"
+            )
+        members, module = len(ensemble), merge(*(ensemble.train() if train else ensemble).state)
+        return cls(
+            ensemble=ensemble,
+            opt_state=_with_hyperparams(jax.vmap(optimizer.init)(params), hyperparams or {}, members),
+            keys=_keys(key, members, randomness),
+            rates={} if dropout is None else _rates(module, dropout, members),
+            steps=jnp.zeros((), jnp.int32),
+            optimizer=optimizer,
+            training=split(module).graphdef,
+            frozen=names,
+        )
+
+    def __repr__(self) -> str:
+        name, flat = self.ensemble.graphdef.root.type.__name__, flatten(self.ensemble.params)
+        if not flat or not all(isinstance(leaf, jax.Array | np.ndarray) and leaf.shape for leaf in flat.values()):
+            return f"TrainState({name})"  # within jax.tree transformations leaves may be anything
+        members = next(iter(flat.values())).shape[0]
+        sizes = {path: leaf.size // members for path, leaf in flat.items()}
+        count, total = sum(sizes[path] for path in sizes.keys() - self.frozen), sum(sizes.values())
+        return f"TrainState({members} x {name}, {count:,} of {total:,} parameters trained, {self.steps} steps)"
+
+
+def trained(params: Tree, frozen: Collection[str]) -> Tree:
+    """The parameters that are trained."""
+    return unflatten({name: leaf for name, leaf in flatten(params).items() if name not in frozen})
+
+
+def with_trained(params: Tree, changed: Tree) -> Tree:
+    """All parameters, those that are trained as in `changed`."""
+    return unflatten(flatten(params) | flatten(changed))
+
+
+def _frozen(ensemble: Ensemble, given: Collection[str] | None) -> frozenset[str]:
+    names = list(flatten(ensemble.params))
+    if given is None:
+        origin = ensemble.origin
+        entries = origin.weights.entries if isinstance(origin, Origin) else ()
+        return frozenset(entry.path for entry in entries if entry.frozen).intersection(names)
+    if isinstance(given, str):
+        raise InputError(f"`frozen` must hold names; got one, {given!r}: pass [{given!r}]")
+    lost = [part for part in given if not any(f"{name}.".startswith(f"{part}.") for name in names)]
+    if lost:
+        raise InputError(f"`frozen` names {', '.join(map(repr, lost))}; the parameters are {', '.join(names)}")
+    return frozenset(name for name in names if any(f"{name}.".startswith(f"{part}.") for part in given))
+
+
+def _keys(key: Any, members: int, randomness: str) -> jax.Array:
+    if randomness not in ("different", "same"):
+        raise InputError(f"`randomness` must be 'different' or 'same'; got {randomness!r}")
+    if isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key) and key.ndim == 1:
+        if key.shape != (members,) or randomness == "same":
+            raise InputError(
+                f"`key` must be one random key, or one for each of {members} members that draw different numbers; got "
+                f"{key.shape[0]}, and randomness={randomness!r}"
+            )
+        return key
+    key = as_key(key)
+    return jnp.broadcast_to(key, (members,)) if randomness == "same" else member_keys(key, members)
+
+
+def _with_hyperparams(opt_state: Any, hyperparams: Mapping[str, Any], members: int) -> Any:
+    for name, values in hyperparams.items():
+        found = [value for path, value in optax.tree.get_all_with_path(opt_state, name) if _is_injected(path)]
+        if len(found) != 1:
+            raise InputError(
+                f"`hyperparams` names {name!r}, which {'no' if not found else 'more than one'} part of the optimizer's "
+                "state has: make the optimizer with optax.inject_hyperparams, as in "
+                f"optax.inject_hyperparams(optax.adamw)(learning_rate=1e-3)"
+            )
+        array = np.asarray(values)
+        if array.shape != (members,):
+            raise InputError(
+                f"`hyperparams[{name!r}]` must be [{members}], one number a member; got {list(array.shape)}"
+            )
+        opt_state = optax.tree.set(
+            opt_state, lambda path, _: _is_injected(path), **{name: jnp.asarray(array, found[0].dtype)}
+        )
+    return opt_state
+
+
+def _is_injected(path: Any) -> bool:
+    return any(getattr(part, "name", None) == "hyperparams" for part in path)
+
+
+def _rates(module: nnx.Module, dropout: Any, members: int) -> dict[str, jax.Array]:
+    """Puts layers whose rate is a variable in the place of a module's dropout layers; these variables for members."""
+    rates = np.asarray(dropout, np.float64)
+    if rates.shape not in ((), (members,)) or not ((rates >= 0) & (rates <= 1)).all():
+        raise InputError(f"`dropout` must be probabilities, one for all or [{members}]; got {dropout!r}")
+    layers = [
+        (path, layer) for path, layer in nnx.iter_modules(module) if isinstance(layer, nnx.Dropout | AlphaDropout)
+    ]
+    odd = [".".join(map(str, path)) for path, layer in layers if isinstance(layer, AlphaDropout)]
+    if odd or not layers:
+        reason = (
+            f"the rate of alpha dropout, as in {', '.join(odd)}," if odd else "the rate of a network without dropout"
+        )
+        raise InputError(f"`dropout`: {reason} cannot be set")
+    array = jnp.broadcast_to(jnp.asarray(rates, jnp.float32), (members,))
+    for path, layer in layers:
+        parent = functools.reduce(_item, path[:-1], module)
+        _put(parent, path[-1], MemberDropout.like(layer))
+    return {f"{'.'.join(map(str, path))}.rate": array for path, _ in layers}
+
+
+def _item(module: Any, name: Any) -> Any:
+    return module[name] if isinstance(name, int) else getattr(module, name)
+
+
+def _put(module: Any, name: Any, layer: nnx.Module) -> None:
+    if isinstance(name, int):
+        module[name] = layer
+    else:
+        setattr(module, name, layer)

@@ -1,0 +1,308 @@
+"""One training step of all members, as one program: a few members at a time where memory or the device wants it so."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+from jax import lax
+
+from jaxensemble.device import free_memory
+from jaxensemble.ensemble import Ensemble, device_of
+from jaxensemble.errors import InputError
+from jaxensemble.inputs import as_array, as_arrays, batch_axes, check_inputs
+from jaxensemble.plan import Plan, fits, guess
+from jaxensemble.planning import SMALL, Case, planned
+from jaxensemble.program import peak_bytes, rewritten
+from jaxensemble.rows import Axes
+from jaxensemble.running import KEPT, ON_CPUS, Call, in_steps
+from jaxensemble.state import Tree, flatten, merge, split, unflatten
+from jaxensemble.training.state import TrainState, trained, with_trained
+
+Loss = Callable[[Any, Any], jax.Array]
+
+
+def train_step(
+    state: TrainState,
+    inputs: Any,
+    targets: Any,
+    *,
+    loss: Loss,
+    each: bool = False,
+    rows: Any = None,
+    plan: Plan | None = None,
+) -> tuple[TrainState, jax.Array]:
+    """One step of all members: gradients of the loss, the optimizer's update, and the buffers that the call left.
+
+    **Arguments:**
+
+    - `inputs`: one array, or a tuple with the arguments of one call, as the ensemble takes them.
+    - `targets`: an array or a tree of arrays, whose first axis is the rows.
+    - `loss`: of one member's outputs and the targets, a number: the mean over the rows. It is part of what is compiled:
+      pass the same function at every step, not a new lambda.
+    - `each`: whether every member has inputs and targets of its own, `[M, N, ...]`.
+    - `rows`: indices `[N]` of the rows of `inputs` and `targets` that are this step's minibatch, or `[M, N]`, those of
+      every member. They are taken within the program, so that the data of all steps may stay where it is.
+    - `plan`: how many members are trained at once, and how many rows (whose gradients are then added up, which only
+      networks allow that keep rows apart); see [`Plan`][jaxensemble.Plan]. Without, what memory and the device want.
+
+    **Returns:** the next state, and the losses before the step, `[M]`.
+
+    **Raises:** `InputError` for inputs, rows, losses or plans that do not fit.
+
+    >>> from jaxensemble import Ensemble
+    >>> ensemble = Ensemble.from_modules([nnx.Linear(3, 1, rngs=nnx.Rngs(seed)) for seed in range(4)])
+    >>> state = TrainState.create(ensemble, optax.sgd(0.1), jax.random.key(0))
+    >>> x, y = np.ones((8, 3), "float32"), np.zeros((8, 1), "float32")
+    >>> def loss(outputs, targets):
+    ...     return jnp.mean((outputs - targets) ** 2)
+    >>> for _ in range(20):
+    ...     state, losses = train_step(state, x, y, loss=loss)
+    >>> losses.shape, bool((losses < 1e-3).all())
+    ((4,), True)
+    """
+    data, rows = as_data(state.ensemble, inputs, targets, rows, each=each)
+    return stepped(state, data, rows, None, step=step_for(state, data, rows, loss, each=each, plan=plan))
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """One kind of step, all of it known when it is compiled.
+
+    - `call`: that of a minibatch, which members have of their own with `call.each`.
+    - `axes`: the batch axis of every array of one member's data, inputs first.
+    - `own_data`, `own_rows`: whether data, and indices of rows, have a member axis.
+    """
+
+    call: Call
+    loss: Loss
+    axes: Axes
+    own_data: bool
+    own_rows: bool
+
+    def minibatch(self, data: Any, rows: Any) -> Any:
+        """The rows of a step: `[N, ...]`, or `[m, N, ...]` where members have data or rows of their own."""
+        if rows is None:
+            return data
+        taken = lambda data, rows: along(data, self.axes, lambda leaf, axis: jnp.take(leaf, rows, axis))  # noqa: E731
+        if not self.call.each:
+            return taken(data, rows)
+        return jax.vmap(taken, (0 if self.own_data else None, 0 if self.own_rows else None))(data, rows)
+
+
+def along(data: Any, axes: Axes, function: Callable[[jax.Array, int], jax.Array], ahead: int = 0) -> Any:
+    """Data changed along their batch axes, before which there are so many others."""
+    leaves, tree = jax.tree.flatten(data)
+    pairs = zip(leaves, axes, strict=True)
+    return tree.unflatten([leaf if axis is None else function(leaf, axis + ahead) for leaf, axis in pairs])
+
+
+def rows_of(data: Any, axes: Axes, ahead: int = 0) -> int:
+    """The number of rows."""
+    pairs = zip(jax.tree.leaves(data), axes, strict=False)  # axes may be those of the inputs only, which come first
+    return next(leaf.shape[axis + ahead] for leaf, axis in pairs if axis is not None)
+
+
+def as_data(
+    ensemble: Ensemble, inputs: Any, targets: Any, rows: Any = None, *, each: bool = False
+) -> tuple[tuple[Any, Any], jax.Array | None]:
+    """Data and rows as arrays of JAX, once they are known to be such as the network takes."""
+    inputs = as_arrays(inputs if isinstance(inputs, tuple) else (inputs,), "inputs")
+    targets, members = as_arrays(targets, "targets"), len(ensemble)
+    if ensemble.network is not None:
+        check_inputs(ensemble.network, inputs, each=each)
+    axes = batch_axes(ensemble.network, inputs, each=each)
+    if all(axis is None for axis in axes):
+        raise InputError("`inputs` have no rows, of which a loss could be the mean")
+    size = rows_of(inputs, axes, each)
+    wanted = (members, size) if each else (size,)
+    leaves = {f"`targets{jax.tree_util.keystr(at)}`": leaf for at, leaf in jax.tree_util.tree_leaves_with_path(targets)}
+    wrong = [
+        f"{name} {list(jnp.shape(leaf))}" for name, leaf in leaves.items() if jnp.shape(leaf)[: len(wanted)] != wanted
+    ]
+    if wrong:
+        raise InputError(
+            f"targets must begin with the {'members and ' if each else ''}rows of the inputs, {list(wanted)}; got "
+            f"{', '.join(wrong)}"
+        )
+    return (inputs, targets), None if rows is None else _rows(rows, members, size)
+
+
+def _rows(rows: Any, members: int, size: int) -> jax.Array:
+    given = np.asarray(rows) if isinstance(rows, list | tuple) else rows
+    rows = as_array(given, "rows")
+    if not jnp.issubdtype(jnp.result_type(rows), jnp.integer) or jnp.ndim(rows) not in (1, 2):
+        raise InputError(f"`rows` must be integers, [N] or [{members}, N]; got {jax.typeof(rows)}")
+    if rows.ndim == 2 and rows.shape[0] != members:
+        raise InputError(f"`rows` must be [N] or [{members}, N]; got {list(rows.shape)}")
+    # Of JAX's own arrays it is not asked, which would wait for them: rows that there are not give NaN.
+    if isinstance(given, np.ndarray) and given.size and not (given.min() >= 0 and given.max() < size):
+        raise InputError(f"`rows` must be some of 0 to {size - 1}; got {given.min()} to {given.max()}")
+    return rows
+
+
+def step_for(state: TrainState, data: Any, rows: Any, loss: Loss, *, each: bool, plan: Plan | None) -> Step:
+    """The step for such data, under the plan that was asked for, or under one that fits."""
+    inputs, targets = data
+    own_rows = rows is not None and rows.ndim == 2
+    device = device_of(state.ensemble.params)
+    call = Call(state.training, device.platform, each=each or own_rows, update=True)
+    axes = batch_axes(state.ensemble.network, inputs, each=each)
+    step = Step(call, loss, axes + (0,) * len(jax.tree.leaves(targets)), each, own_rows)
+    inputs, targets = data if rows is None else jax.eval_shape(step.minibatch, data, rows)
+    ensemble, key = state.ensemble, jax.ShapeDtypeStruct((), state.keys.dtype)
+    buffers = unflatten(flatten(ensemble.buffers) | state.rates)
+    arrays = (ensemble.params, buffers, ensemble.rngs, ensemble.constants, key, inputs)
+    case = Case.of(call, device, arrays, axes)
+    targets = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[call.each :], leaf.dtype), targets)
+    leaves, tree = jax.tree.flatten(targets)
+    chosen = _chosen(case, loss, tuple(leaves), tree, state.frozen, plan)
+    return dataclasses.replace(step, call=dataclasses.replace(call, plan=chosen))
+
+
+@functools.lru_cache(maxsize=256)
+def _chosen(case: Case, loss: Loss, targets: Any, tree: Any, frozen: frozenset[str], plan: Plan | None) -> Plan:
+    if plan is None:
+        free = free_memory(case.device)
+        peak = peak_bytes(_gradient_program(case, loss, tree.unflatten(targets), frozen))
+        load = dataclasses.replace(case.load, rows=None, peak=peak)
+        small = case.input_bytes <= SMALL and fits(Plan(), load, free)
+        return Plan() if small else guess(load, free)
+    if plan.rows is not None and case.rows is not None:
+        if case.rows % plan.rows:
+            raise InputError(f"`plan` has rows={plan.rows}, which does not divide the minibatch of {case.rows}")
+        planned(_without_dropout(case), dataclasses.replace(plan, members=None))  # raises if rows are mixed
+    rows = None if case.rows == plan.rows else plan.rows
+    return dataclasses.replace(plan, rows=rows)
+
+
+def _gradient_program(case: Case, loss: Loss, targets: Any, frozen: frozenset[str]) -> Any:
+    """What one member's gradient computes."""
+    params, *state, inputs = case.one_member()
+
+    def objective(params: Tree, everything: Tree, state: Any, inputs: Any, targets: Any) -> Any:
+        outputs, after = case.call.member(with_trained(everything, params), *state, inputs, vmapped=None)
+        return loss_of(loss, outputs, targets), after
+
+    gradient = jax.grad(objective, has_aux=True)
+    return jax.make_jaxpr(gradient)(trained(params, frozen), params, tuple(state), inputs, targets).jaxpr
+
+
+def loss_of(function: Loss, outputs: Any, targets: Any) -> jax.Array:
+    """The loss of one member. Raises `InputError` for anything but a number."""
+    loss = function(outputs, targets)
+    if jnp.shape(loss) != () or not jnp.issubdtype(jnp.result_type(loss), jnp.floating):
+        got = jax.typeof(loss)
+        raise InputError(f"`loss` must give one floating-point number, the mean over a minibatch; got {got}")
+    return loss
+
+
+def _without_dropout(case: Case) -> Case:
+    """The same without random numbers, which keep no rows apart: what they are for a row is not told by the others."""
+    params, buffers, rngs, constants, _, _ = case.one_member()
+    module = merge(case.call.graphdef, params, buffers, constants, rngs)
+    for _, layer in nnx.iter_modules(module):
+        if "rngs" in vars(layer) and hasattr(layer, "deterministic"):
+            layer.deterministic = True  # type: ignore[attr-defined]
+    call = dataclasses.replace(case.call, graphdef=split(module).graphdef, update=False)
+    return dataclasses.replace(case, call=call)
+
+
+@functools.partial(jax.jit, static_argnames=("step",))
+def stepped(state: TrainState, data: Any, rows: Any, active: Any, *, step: Step) -> tuple[TrainState, jax.Array]:
+    """The next state and the losses. `active` tells which members are trained, `[M]`; all of them for None."""
+    ensemble, plan = state.ensemble, step.call.plan
+    before = trained(ensemble.params, state.frozen), ensemble.buffers, state.opt_state
+    own = (data if step.own_data else None, rows if step.own_rows else None)
+    common = (None if step.own_data else data, None if step.own_rows else rows)
+    stacked = (before, ensemble.params, ensemble.rngs, state.keys, state.rates, own)
+    size = min(plan.members or len(ensemble), len(ensemble))
+    members = Members(step, state.optimizer, ensemble.constants, state.steps, common, size)
+    after, losses = in_steps(members, stacked, (0,) * len(jax.tree.leaves(stacked)), 0, size, plan.unroll)
+    if active is not None:
+        kept = lambda new, old: jnp.where(active.reshape(-1, *[1] * (new.ndim - 1)), new, old)  # noqa: E731
+        after = jax.tree.map(kept, after, before)
+    params, buffers, opt_state = after
+    ensemble = dataclasses.replace(ensemble, params=with_trained(ensemble.params, params), buffers=buffers)
+    return dataclasses.replace(state, ensemble=ensemble, opt_state=opt_state, steps=state.steps + 1), losses
+
+
+@dataclasses.dataclass(frozen=True)
+class Members:
+    """A step of `size` members, with what all of them share."""
+
+    step: Step
+    optimizer: optax.GradientTransformation
+    constants: Tree
+    steps: jax.Array
+    common: tuple[Any, Any]  # data and rows
+    size: int
+
+    def __call__(self, part: Any) -> tuple[Any, jax.Array]:
+        """Parameters, buffers and optimizer states after the step; losses before it."""
+        (params, buffers, opt_state), everything, rngs, keys, rates, (data, rows) = part
+        keys = jax.vmap(jax.random.fold_in, (0, None))(keys, self.steps)
+        common_data, common_rows = self.common
+        rows = common_rows if rows is None else rows
+        data = self.step.minibatch(common_data if data is None else data, rows)
+
+        def objective(params: Tree, keys: jax.Array, data: Any) -> tuple[jax.Array, Any]:
+            held = unflatten(flatten(buffers) | rates)
+            losses, after = self.losses(with_trained(everything, params), held, rngs, keys, data)
+            after = unflatten({name: leaf for name, leaf in flatten(after).items() if name not in rates})
+            return losses.sum(), (losses, after)
+
+        grads, (losses, buffers) = self._gradients(jax.grad(objective, has_aux=True), params, keys, data)
+        updates, opt_state = jax.vmap(self.optimizer.update)(grads, opt_state, params)
+        return (optax.apply_updates(params, updates), buffers, opt_state), losses
+
+    def losses(self, *arguments: Any) -> tuple[jax.Array, Any]:
+        """The loss of every member, and its buffers after the call."""
+        axes = (0, 0, 0, 0, 0 if self.step.call.each else None)
+        function = jax.vmap(self._loss, axes) if self.size > 1 else functools.partial(_one, self._loss, axes)
+        if self.step.call.platform == "cpu":
+            function = rewritten(function, ON_CPUS)
+        if self.step.call.plan.remat:
+            function = jax.checkpoint(function, policy=jax.checkpoint_policies.save_only_these_names(KEPT))
+        return function(*arguments)
+
+    def _loss(self, params: Tree, buffers: Tree, rngs: Tree, key: Any, data: Any) -> tuple[jax.Array, Any]:
+        inputs, targets = data
+        vmapped = self.size > 1
+        outputs, after = self.step.call.member(params, buffers, rngs, self.constants, key, inputs, vmapped=vmapped)
+        return loss_of(self.step.loss, outputs, targets), after
+
+    def _gradients(self, gradient: Callable[..., Any], params: Tree, keys: jax.Array, data: Any) -> Any:
+        """Gradients, losses and buffers of a minibatch: at once, or as the means of those of a few rows at a time."""
+        size, ahead = self.step.call.plan.rows, int(self.step.call.each)
+        if size is None:
+            return gradient(params, keys, data)
+
+        def part(k: Any) -> Any:
+            rows = lambda leaf, axis: lax.dynamic_slice_in_dim(leaf, k * size, size, axis)  # noqa: E731
+            own = jax.vmap(jax.random.fold_in, (0, None))(keys, k)
+            grads, (losses, buffers) = gradient(params, own, along(data, self.step.axes, rows, ahead))
+            return (grads, losses), buffers
+
+        def body(k: Any, found: Any) -> Any:
+            sums, buffers = part(k)
+            return jax.tree.map(jnp.add, found[0], sums), buffers
+
+        count = rows_of(data, self.step.axes, ahead) // size
+        (grads, losses), buffers = lax.fori_loop(1, count, body, part(0))
+        grads, losses = jax.tree.map(lambda total: total / count, (grads, losses))
+        return grads, (losses, buffers)
+
+
+def _one(function: Callable[..., Any], axes: Iterable[int | None], *arguments: Any) -> Any:
+    """One member without `jax.vmap`, under which convolutions are slow on some devices."""
+    own = [
+        argument if axis is None else jax.tree.map(lambda leaf: leaf[0], argument)
+        for argument, axis in zip(arguments, axes, strict=True)
+    ]
+    return jax.tree.map(lambda leaf: leaf[None], function(*own))

@@ -1,0 +1,139 @@
+"""Training: losses, gradients, parameters and buffers over some steps, beside those of `torch.optim`."""
+
+import copy
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import torch
+import torch.utils._pytree as pytree
+from torch import Tensor, nn
+
+from jaxensemble.ensemble import Ensemble
+from jaxensemble.errors import InputError
+from jaxensemble.inputs import batch_axes
+from jaxensemble.state import flatten
+from jaxensemble.training import train_step
+from jaxensemble.training.step import rows_of
+from torch_bridge.assemble import tensors_of
+from torch_bridge.optimizers import train_state
+from torch_bridge.parity.gradients import floats, weights
+from torch_bridge.parity.metrics import normwise
+from torch_bridge.parity.result import Row
+
+STEPS = 10
+
+LIMIT = 1e-9
+"""Largest float64 error after `STEPS` steps, relative to the largest number of the tensor: rounding errors grow."""
+
+EPSILON = 1e-5
+"""PyTorch's own, 1e-8, makes 1e8 times as much of what rounding leaves of a gradient that is zero, as that of a bias
+before BatchNorm."""
+
+Make = Callable[[Any], torch.optim.Optimizer]
+
+OPTIMIZERS: dict[str, Make] = {
+    "SGD": lambda params: torch.optim.SGD(params, 1e-3, momentum=0.9, nesterov=True, weight_decay=1e-2),
+    "Adam": lambda params: torch.optim.Adam(params, 1e-3, eps=EPSILON, weight_decay=1e-2),
+    "AdamW": lambda params: torch.optim.AdamW(params, 1e-3, eps=EPSILON, weight_decay=1e-2),
+    "RMSprop": lambda params: torch.optim.RMSprop(params, 1e-4, eps=EPSILON, momentum=0.9, centered=True),
+}
+
+
+def compare(ensemble: Ensemble, doubles: Sequence[nn.Module], inputs: Sequence[Any], arrays: Any) -> list[Row] | str:
+    """For each optimizer, the worst of losses, parameters and buffers after some steps; or why there is nothing.
+
+    `inputs` are those of every member, `arrays` the same as the ensemble takes them.
+    """
+    try:
+        rows = [
+            row for name, make in OPTIMIZERS.items() for row in _steps(name, make, ensemble, doubles, inputs, arrays)
+        ]
+        return rows + _against_vmap(ensemble, doubles, inputs, arrays)
+    except (InputError, RuntimeError, ValueError) as error:  # as of a forward that writes into what its backward needs
+        return f"training not compared: {str(error).splitlines()[0]}"
+
+
+def _steps(name: str, make: Make, ensemble: Ensemble, doubles: Any, inputs: Sequence[Any], arrays: Any) -> list[Row]:
+    members = [copy.deepcopy(model).requires_grad_(True) for model in doubles]
+    optimizers = [make(member.parameters()) for member in members]
+    state = train_state(members, optimizers, ensemble, jax.random.key(0), train=False)
+    theirs = [[_step(*pair) for _ in range(STEPS)] for pair in zip(members, optimizers, inputs, strict=True)]
+    ours = []
+    for _ in range(STEPS):
+        state, losses = train_step(state, arrays, _no_targets(ensemble, arrays), loss=_loss, each=True)
+        ours.append(losses)
+    stage = f"float64, {STEPS} steps of {name}"
+    error, member = normwise(np.array(ours).T, np.array(theirs))
+    states = [{key: tensor.detach().numpy() for key, tensor in tensors_of(model).items()} for model in members]
+    return [Row(stage, "losses", error, LIMIT, f"member {member}"), *_tensors(stage, state.ensemble, states)]
+
+
+def _against_vmap(ensemble: Ensemble, doubles: Any, inputs: Sequence[Any], arrays: Any) -> list[Row]:
+    """One step along the gradients that `torch.func` computes of all members at once; nothing where it cannot."""
+    rate = 1e-3
+    members = [copy.deepcopy(model).requires_grad_(True) for model in doubles]
+    optimizers = [torch.optim.SGD(member.parameters(), rate) for member in members]
+    state = train_state(members, optimizers, ensemble, jax.random.key(0), train=False)
+    state, _ = train_step(state, arrays, _no_targets(ensemble, arrays), loss=_loss, each=True)
+    params, buffers = torch.func.stack_module_state(members)
+
+    def loss(params: Any, buffers: Any, inputs: Any) -> Tensor:
+        return _torch_loss(torch.func.functional_call(members[0], (params, buffers), inputs))
+
+    stacked = pytree.tree_map(lambda *xs: torch.stack(xs), *inputs)
+    try:
+        with torch.enable_grad(), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "There is a performance drop")  # torch.func's, of itself
+            grads = torch.func.vmap(torch.func.grad(loss))(params, buffers, stacked)
+    except Exception:  # whatever torch.func cannot map; the loop is compared all the same
+        return []
+    after = {name: (param - rate * grads[name]).detach().numpy() for name, param in params.items()}
+    states = [{name: array[k] for name, array in after.items()} for k in range(len(members))]
+    return _tensors("float64, a step along torch.func.vmap(grad)", state.ensemble, states)
+
+
+def _no_targets(ensemble: Ensemble, arrays: Any) -> jax.Array:
+    axes = batch_axes(ensemble.network, arrays, each=True)
+    return jnp.zeros((len(ensemble), rows_of(arrays, axes, ahead=1)))
+
+
+def _tensors(stage: str, ensemble: Ensemble, states: Sequence[Mapping[str, np.ndarray]]) -> list[Row]:
+    """The worst parameter and the worst buffer of those that `states` have."""
+    rows = []
+    for kind in ("params", "buffers"):
+        ours, errors = flatten(getattr(ensemble, kind)), {}
+        for entry in ensemble.origin.weights.entries:
+            key = next((key for key in entry.keys if key in states[0]), None)
+            if entry.path in ours and key is not None:
+                expected = np.stack([entry.rearrangement.apply(state[key]) for state in states])
+                errors[key] = normwise(np.asarray(ours[entry.path]), expected)
+        if errors:
+            worst = max(errors, key=lambda key: errors[key][0])
+            rows.append(Row(stage, kind, errors[worst][0], LIMIT, f"member {errors[worst][1]}, {worst}"))
+    return rows
+
+
+def _loss(outputs: Any, targets: jax.Array) -> jax.Array:
+    """The mean square distance of the outputs from numbers that are no symmetry of theirs."""
+    parts = [jnp.mean((leaf - weights(leaf.size, leaf.shape)) ** 2) for leaf in floats(outputs)]
+    return sum(parts, start=jnp.zeros((), targets.dtype))
+
+
+def _torch_loss(outputs: Any) -> Tensor:
+    parts = [
+        ((leaf - torch.from_numpy(weights(leaf.numel(), leaf.shape)).to(leaf)) ** 2).mean() for leaf in floats(outputs)
+    ]
+    return torch.stack(parts).sum()
+
+
+def _step(model: nn.Module, optimizer: torch.optim.Optimizer, inputs: Any) -> float:
+    with torch.enable_grad():
+        optimizer.zero_grad()
+        loss = _torch_loss(model(*pytree.tree_map(lambda x: x.clone() if isinstance(x, Tensor) else x, inputs)))
+        loss.backward()
+        optimizer.step()
+    return float(loss.detach())

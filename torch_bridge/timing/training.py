@@ -1,0 +1,129 @@
+"""A training step in the ways that are compared: forward, backward, and Adam's update, of all members.
+
+The loss is the mean square of the outputs, and the learning rate so small that thousands of steps stay alike.
+"""
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+import torch
+import torch.utils._pytree as pytree
+from torch import Tensor, nn
+from torch.func import functional_call, stack_module_state, vmap
+
+from jaxensemble.ensemble import Ensemble
+from jaxensemble.inputs import as_arrays, batch_axes
+from jaxensemble.state import Tree, merge, split
+from jaxensemble.training import TrainState, train_step
+from jaxensemble.training.step import rows_of
+from torch_bridge.timing.variants import OURS, Call, channels_last, mode_of
+
+RATE = 1e-6
+
+
+def torch_step(name: str, models: Sequence[nn.Module], inputs: tuple[Any, ...]) -> Call:
+    """A step of all members in PyTorch, as `name` says; gives the losses before it, a list or a stack."""
+    way, mode = mode_of(name)
+    models = [copy.deepcopy(model).train().requires_grad_(True) for model in models]
+    if way == "loop, channels_last":
+        models, inputs = channels_last(models, inputs)
+    return (_mapped_step if way == "torch.func.vmap" else _loop_step)(models, inputs, mode)
+
+
+def _loop_step(models: Sequence[nn.Module], inputs: tuple[Any, ...], mode: str | None) -> Call:
+    optimizer = _adam([param for model in models for param in model.parameters()])
+
+    def losses(*inputs: Any) -> list[Tensor]:
+        return [_square(model(*inputs)) for model in models]
+
+    function = losses if mode is None else torch.compile(losses, mode=mode, dynamic=False)
+
+    def step() -> list[Tensor]:
+        found = function(*inputs)
+        optimizer.zero_grad()
+        torch.stack(found).sum().backward()
+        optimizer.step()
+        return [loss.detach() for loss in found]
+
+    return step
+
+
+def _mapped_step(models: Sequence[nn.Module], inputs: tuple[Any, ...], mode: str | None) -> Call:
+    base = copy.deepcopy(models[0]).to("meta")
+    params, buffers = stack_module_state(list(models))
+    optimizer = _adam(list(params.values()))
+
+    def loss(params: Any, buffers: Any, inputs: Any) -> Tensor:
+        return _square(functional_call(base, (params, buffers), inputs))
+
+    function = vmap(torch.func.grad_and_value(loss), (0, 0, None))
+    function = function if mode is None else torch.compile(function, mode=mode, dynamic=False)
+
+    def step() -> Tensor:
+        grads, losses = function({name: param.detach() for name, param in params.items()}, buffers, inputs)
+        for name, param in params.items():
+            param.grad = grads[name]
+        optimizer.step()
+        return losses
+
+    return step
+
+
+def _adam(params: list[Tensor]) -> torch.optim.Optimizer:
+    return torch.optim.Adam(params, RATE, fused=True)
+
+
+def _square(outputs: Any) -> Tensor:
+    parts = [leaf.square().mean() for leaf in pytree.tree_leaves(outputs) if leaf.is_floating_point()]
+    return torch.stack(parts).sum()
+
+
+def _jax_square(outputs: Any, targets: Any = None) -> jax.Array:
+    leaves = [leaf for leaf in jax.tree.leaves(outputs) if jnp.issubdtype(leaf.dtype, jnp.floating)]
+    return sum((jnp.mean(jnp.square(leaf)) for leaf in leaves), start=jnp.zeros((), leaves[0].dtype))
+
+
+def jax_step(name: str, ensemble: Ensemble, inputs: tuple[Any, ...]) -> Call:
+    """A step of all members in JAX: ours, or a plain program of `jax.vmap` and optax."""
+    arrays = jax.device_put(as_arrays(inputs, "inputs"))
+    optimizer = optax.adam(RATE)
+    return (_our_step if name == OURS else _plain_step)(ensemble, optimizer, arrays)
+
+
+def _our_step(ensemble: Ensemble, optimizer: optax.GradientTransformation, arrays: Any) -> Call:
+    state = TrainState.create(ensemble, optimizer, jax.random.key(0))
+    targets = jnp.zeros(rows_of(arrays, batch_axes(ensemble.network, arrays, each=False)))
+
+    def step() -> jax.Array:
+        nonlocal state
+        state, losses = train_step(state, arrays, targets, loss=_jax_square)
+        return losses
+
+    return step
+
+
+def _plain_step(ensemble: Ensemble, optimizer: optax.GradientTransformation, arrays: Any) -> Call:
+    training, one_rngs = ensemble.train(), jax.tree.map(lambda leaf: leaf[0], ensemble.rngs)
+    params, buffers = ensemble.params, ensemble.buffers
+    opt_state = jax.vmap(optimizer.init)(params)
+
+    @jax.jit
+    def run(params: Tree, buffers: Tree, opt_state: Any, arrays: Any) -> Any:
+        def loss(params: Tree, buffers: Tree) -> Any:
+            module = merge(training.graphdef, params, buffers, ensemble.constants, one_rngs)
+            return _jax_square(module(*arrays)), split(module).buffers
+
+        (losses, buffers), grads = jax.vmap(jax.value_and_grad(loss, has_aux=True))(params, buffers)
+        updates, opt_state = jax.vmap(optimizer.update)(grads, opt_state, params)
+        return optax.apply_updates(params, updates), buffers, opt_state, losses
+
+    def step() -> jax.Array:
+        nonlocal params, buffers, opt_state
+        params, buffers, opt_state, losses = run(params, buffers, opt_state, arrays)
+        return losses
+
+    return step
