@@ -42,7 +42,7 @@ def measured(ensemble: Ensemble, images: np.ndarray, labels: np.ndarray) -> dict
     return {
         "accuracy of a member": float(members.mean()),
         "accuracy": float((np.asarray(prediction.soft_vote) == labels).mean()),
-        "NLL": float(jaxensemble.negative_log_likelihood(mean, labels)),
+        "NLL": float(jaxensemble.negative_log_likelihood(prediction.log_mean, labels)),
         "Brier": float(jaxensemble.brier_score(mean, labels)),
         "ECE": float(jaxensemble.expected_calibration_error(mean, labels)),
     }

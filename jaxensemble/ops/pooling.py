@@ -39,7 +39,7 @@ def max_pool(
     if set(each(dilation, len(window_shape))) != {1}:  # JAX has no gradient for a dilated maximum
         return max_pool_with_indices(x, window_shape, strides, padding, dilation=dilation, ceil_mode=ceil_mode)[0]
     windows = _windows(x, window_shape, strides, padding, dilation, ceil_mode)
-    return lax.reduce_window(x, _lowest(x.dtype), lax.max, **windows)
+    return lax.reduce_window(x, lowest(x.dtype), lax.max, **windows)
 
 
 def max_pool_with_indices(
@@ -64,7 +64,7 @@ def max_pool_with_indices(
     operands = (lax.stop_gradient(x), jnp.broadcast_to(places, x.shape))
     nowhere = np.array(np.iinfo(np.int32).max, np.int32)
     windows = _windows(x, window_shape, strides, padding, dilation, ceil_mode)
-    _, indices = lax.reduce_window(operands, (_lowest(x.dtype), nowhere), _winner, **windows)
+    _, indices = lax.reduce_window(operands, (lowest(x.dtype), nowhere), _winner, **windows)
     return _gathered(x, indices, len(spatial)), indices
 
 
@@ -174,7 +174,7 @@ def _windows(
     }
 
 
-def _lowest(dtype: Any) -> np.ndarray:
+def lowest(dtype: Any) -> np.ndarray:
     """What every number is at least."""
     lowest = -np.inf if jnp.issubdtype(dtype, jnp.floating) else jnp.iinfo(dtype).min
     return np.array(lowest, dtype)

@@ -22,6 +22,7 @@ from jaxensemble.program import peak_bytes, rewritten
 from jaxensemble.rows import Axes
 from jaxensemble.running import KEPT, ON_CPUS, Call, in_steps
 from jaxensemble.state import Tree, flatten, merge, split, unflatten
+from jaxensemble.training.forms import for_training
 from jaxensemble.training.state import TrainState, trained, with_trained
 
 Loss = Callable[[Any, Any], jax.Array]
@@ -263,18 +264,17 @@ class Members:
 
     def losses(self, *arguments: Any) -> tuple[jax.Array, Any]:
         """The loss of every member, and its buffers after the call."""
-        axes = (0, 0, 0, 0, 0 if self.step.call.each else None)
-        function = jax.vmap(self._loss, axes) if self.size > 1 else functools.partial(_one, self._loss, axes)
-        if self.step.call.platform == "cpu":
-            function = rewritten(function, ON_CPUS)
+        axes, on_cpu = (0, 0, 0, 0, 0 if self.step.call.each else None), self.step.call.platform == "cpu"
+        one = for_training(self._loss) if on_cpu else self._loss
+        function = jax.vmap(one, axes) if self.size > 1 else functools.partial(_one, one, axes)
+        function = rewritten(function, ON_CPUS) if on_cpu else function
         if self.step.call.plan.remat:
             function = jax.checkpoint(function, policy=jax.checkpoint_policies.save_only_these_names(KEPT))
         return function(*arguments)
 
     def _loss(self, params: Tree, buffers: Tree, rngs: Tree, key: Any, data: Any) -> tuple[jax.Array, Any]:
         inputs, targets = data
-        vmapped = self.size > 1
-        outputs, after = self.step.call.member(params, buffers, rngs, self.constants, key, inputs, vmapped=vmapped)
+        outputs, after = self.step.call.member(params, buffers, rngs, self.constants, key, inputs, vmapped=None)
         return loss_of(self.step.loss, outputs, targets), after
 
     def _gradients(self, gradient: Callable[..., Any], params: Tree, keys: jax.Array, data: Any) -> Any:

@@ -240,11 +240,9 @@ class _Check:
                 trained, doubles = exact.train(), [copy.deepcopy(model).train() for model in doubles]
             except RandomnessError as error:  # dropout: the two frameworks draw different numbers
                 self.notes.append(f"{mode}: {error}")
-        found = steps.compare(trained, doubles, each, as_arrays(arrays, "inputs"))
-        if isinstance(found, str):
-            self.notes.append(found)
-        else:
-            self.rows += found
+        rows, notes = steps.compare(trained, doubles, each, as_arrays(arrays, "inputs"))
+        self.rows += rows
+        self.notes += notes
 
     def _working_precision(self, doubles: list[nn.Module], inputs: tuple[Any, ...]) -> None:
         """Both errors against float64, from the very same weights and inputs."""

@@ -43,8 +43,10 @@ OPTIMIZERS: dict[str, Make] = {
 }
 
 
-def compare(ensemble: Ensemble, doubles: Sequence[nn.Module], inputs: Sequence[Any], arrays: Any) -> list[Row] | str:
-    """For each optimizer, the worst of losses, parameters and buffers after some steps; or why there is nothing.
+def compare(
+    ensemble: Ensemble, doubles: Sequence[nn.Module], inputs: Sequence[Any], arrays: Any
+) -> tuple[list[Row], list[str]]:
+    """For each optimizer, the worst of losses, parameters and buffers after some steps; and what was not compared.
 
     `inputs` are those of every member, `arrays` the same as the ensemble takes them.
     """
@@ -52,9 +54,14 @@ def compare(ensemble: Ensemble, doubles: Sequence[nn.Module], inputs: Sequence[A
         rows = [
             row for name, make in OPTIMIZERS.items() for row in _steps(name, make, ensemble, doubles, inputs, arrays)
         ]
-        return rows + _against_vmap(ensemble, doubles, inputs, arrays)
     except (InputError, RuntimeError, ValueError) as error:  # as of a forward that writes into what its backward needs
-        return f"training not compared: {str(error).splitlines()[0]}"
+        return [], [f"training not compared: {str(error).splitlines()[0]}"]
+    try:
+        return rows + _against_vmap(ensemble, doubles, inputs, arrays), []
+    except Exception as error:  # whatever torch.func cannot map; the loop is compared all the same
+        return rows, [
+            f"training not compared with torch.func, which cannot: {(str(error) or repr(error)).splitlines()[0]}"
+        ]
 
 
 def _steps(name: str, make: Make, ensemble: Ensemble, doubles: Any, inputs: Sequence[Any], arrays: Any) -> list[Row]:
@@ -73,7 +80,7 @@ def _steps(name: str, make: Make, ensemble: Ensemble, doubles: Any, inputs: Sequ
 
 
 def _against_vmap(ensemble: Ensemble, doubles: Any, inputs: Sequence[Any], arrays: Any) -> list[Row]:
-    """One step along the gradients that `torch.func` computes of all members at once; nothing where it cannot."""
+    """One step along the gradients that `torch.func` computes of all members at once."""
     rate = 1e-3
     members = [copy.deepcopy(model).requires_grad_(True) for model in doubles]
     optimizers = [torch.optim.SGD(member.parameters(), rate) for member in members]
@@ -85,12 +92,9 @@ def _against_vmap(ensemble: Ensemble, doubles: Any, inputs: Sequence[Any], array
         return _torch_loss(torch.func.functional_call(members[0], (params, buffers), inputs))
 
     stacked = pytree.tree_map(lambda *xs: torch.stack(xs), *inputs)
-    try:
-        with torch.enable_grad(), warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "There is a performance drop")  # torch.func's, of itself
-            grads = torch.func.vmap(torch.func.grad(loss))(params, buffers, stacked)
-    except Exception:  # whatever torch.func cannot map; the loop is compared all the same
-        return []
+    with torch.enable_grad(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "There is a performance drop")  # torch.func's, of itself
+        grads = torch.func.vmap(torch.func.grad(loss))(params, buffers, stacked)
     after = {name: (param - rate * grads[name]).detach().numpy() for name, param in params.items()}
     states = [{name: array[k] for name, array in after.items()} for k in range(len(members))]
     return _tensors("float64, a step along torch.func.vmap(grad)", state.ensemble, states)
