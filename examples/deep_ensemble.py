@@ -9,6 +9,7 @@ same steps: Adam, minibatches of 64 in an order of each member's own, dropout. B
 import statistics
 import time
 from collections.abc import Callable
+from typing import Annotated
 
 import jax
 import numpy as np
@@ -63,7 +64,9 @@ def taken(work: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def main(epochs: int = 12, before: int = 3) -> None:
+def main(
+    epochs: Annotated[int, typer.Option(min=5)] = 12, before: Annotated[int, typer.Option(min=1, max=3)] = 3
+) -> None:
     (images, labels), (test_images, test_labels) = digits()
     test = test_images.numpy(), test_labels.numpy()
     torch.manual_seed(0)
@@ -86,12 +89,15 @@ def main(epochs: int = 12, before: int = 3) -> None:
         for model, optimizer in zip(models, optimizers, strict=True):
             torch_epoch(model, optimizer, images, labels)
 
-    for epoch in range(epochs):
-        theirs.append(taken(their_epoch))
-        ours.append(taken(our_epoch))
-        if epoch + 1 == before:
-            half = port()
-            ported = torch_bridge.train_state(models, optimizers, half, jax.random.key(1))
+    def both(count: int) -> None:
+        for _ in range(count):
+            theirs.append(taken(their_epoch))
+            ours.append(taken(our_epoch))
+
+    both(before)
+    half = port()
+    ported = torch_bridge.train_state(models, optimizers, half, jax.random.key(1))
+    both(epochs - before)
     columns |= {"PyTorch": measured(port(), *test), "jaxensemble": measured(state.ensemble, *test)}
     columns[f"PyTorch, {before} epochs"] = measured(half, *test)
     ported, history = jaxensemble.fit(

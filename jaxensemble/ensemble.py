@@ -16,7 +16,7 @@ from jax.core import Tracer
 from jaxensemble.build import skeleton
 from jaxensemble.device import human_bytes
 from jaxensemble.errors import InputError, MemberError, StateError
-from jaxensemble.inputs import as_arrays, batch_axes, check_inputs, require_x64, x64_is_on
+from jaxensemble.inputs import as_arrays, batch_axes, check_inputs, check_member_axis, require_x64, x64_is_on
 from jaxensemble.network import Network, with_param_dtype
 from jaxensemble.plan import Plan
 from jaxensemble.planning import Case, adapted, planned
@@ -385,7 +385,7 @@ class Ensemble:
             require_x64(dtype, "the ensemble")
         members = self.members  # raises for a network without parameters and buffers
         if each:
-            _check_member_axis(inputs, members)
+            check_member_axis(inputs, members, "each")
         if self.network is not None:
             check_inputs(self.network, inputs, each=each)
         device = device_of(self.params)
@@ -434,12 +434,3 @@ def _retype(module: nnx.Module, network: Network) -> None:
     types = {path: type(layer) for path, layer in nnx.iter_modules(merge(*skeleton(network)))}
     for path, layer in nnx.iter_modules(module):
         layer.__class__ = types.get(path, type(layer))
-
-
-def _check_member_axis(inputs: tuple[Any, ...], members: int) -> None:
-    shapes = {jax.tree_util.keystr(path): jnp.shape(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(inputs)}
-    wrong = [f"`inputs{place}` {list(shape)}" for place, shape in shapes.items() if shape[:1] != (members,)]
-    if wrong:
-        raise InputError(
-            f"every input of `each` must be [{members}, ...], one part for each member; got {', '.join(wrong)}"
-        )

@@ -42,3 +42,11 @@ def test_batch_size_changes_nothing_but_rounding() -> None:
         whole = np.asarray(ensemble(x))
         parts = np.concatenate([np.asarray(ensemble(x[k : k + 1])) for k in range(0, 33, 11)], axis=1)
     np.testing.assert_allclose(parts, whole[:, ::11], atol=1e-5, rtol=0)
+
+
+def test_training_on_the_device_is_pytorchs() -> None:
+    models = [torch.nn.Sequential(torch.nn.Conv2d(1, 4, 3), torch.nn.BatchNorm2d(4), torch.nn.ReLU()) for _ in range(3)]
+    x = torch.randn(4, 1, 8, 8)
+    ensemble = torch_bridge.to_ensemble(models, (x,), check=False)
+    report = torch_bridge.check(models, ensemble, (x,), thorough=False, train=True)
+    assert report.passed, report

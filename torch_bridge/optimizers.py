@@ -17,13 +17,14 @@ from jaxensemble.errors import InputError, UnsupportedError
 from jaxensemble.origin import Entry, Origin
 from jaxensemble.state import flatten, unflatten
 from jaxensemble.training import TrainState
+from jaxensemble.training.state import idle
 from torch_bridge.members import as_members
 from torch_bridge.stacking import stored_array
 
 Group = Mapping[str, Any]
 
-_IRRELEVANT = {"params", "foreach", "capturable", "differentiable", "fused", "initial_lr", "param_names"}
-"""What of a parameter group is about how PyTorch computes, or about its own schedules."""
+_IRRELEVANT = {"foreach", "capturable", "differentiable", "fused"}
+"""What of a parameter group is about how PyTorch computes. Keys that are no default of an optimizer are schedulers'."""
 
 _SWEPT = {"lr": "learning_rate", "weight_decay": "weight_decay"}
 """Numbers that may differ by member, and optax's names for them."""
@@ -55,7 +56,9 @@ def train_state(
     optimizers: Sequence[torch.optim.Optimizer],
     ensemble: Ensemble,
     key: Any,
-    **options: Any,
+    *,
+    dropout: Any = None,
+    train: bool = True,
 ) -> TrainState:
     """The state from which a ported ensemble trains on, as each of PyTorch's models would with its optimizer.
 
@@ -63,8 +66,8 @@ def train_state(
 
     - `models`, `optimizers`: the members, and the optimizer of each, fresh or after some steps. They must be alike but
       for learning rates and weight decays. Parameters that no optimizer has are frozen.
-    - `ensemble`: what the models were ported to.
-    - `key`, `options`: as for `TrainState.create`.
+    - `ensemble`: what the models were ported to, with the parameters they have now.
+    - `key`, `dropout`, `train`: as for `TrainState.create`.
 
     **Raises:** `InputError` for optimizers that differ or do not fit the models, `UnsupportedError` as `optimizer`.
 
@@ -83,28 +86,53 @@ def train_state(
             f"`models`, `optimizers` and `ensemble` must have equal members; got {len(members)}, {len(optimizers)} and "
             f"{len(ensemble)}"
         )
+    _check_weights(members, ensemble, origin)
     theirs = [_Member(*pair, origin, k) for k, pair in enumerate(zip(members, optimizers, strict=True))]
     _check_alike(theirs)
     numbers = [_swept([member.groups[k] for member in theirs]) for k in range(len(theirs[0].groups))]
     twins = [_twin(optimizers[0], *pair) for pair in zip(theirs[0].groups, numbers, strict=True)]
     group_of = theirs[0].group_of
+    names = list(flatten(ensemble.params))
+    frozen = {*names} - group_of.keys() | {*idle(ensemble.network, names)}
     twin = twins[0]
     if len(twins) > 1:
-        labels = unflatten({path: _label(group_of[path]) for path in flatten(ensemble.params) if path in group_of})
+        labels = unflatten({path: _label(group_of[path]) for path in names if path not in frozen})
         twin = optax.partition({_label(k): twin for k, twin in enumerate(twins)}, labels)
-    frozen = [path for path in flatten(ensemble.params) if path not in group_of]
-    state = TrainState.create(ensemble, twin, key, frozen=frozen, **options)
+    state = TrainState.create(ensemble, twin, key, frozen=frozen, dropout=dropout, train=train)
     carried = _Carried(theirs, numbers, {entry.path: entry for entry in origin.weights.entries})
     opt_state = jax.tree_util.tree_map_with_path(carried, state.opt_state)
     return dataclasses.replace(state, opt_state=opt_state)
+
+
+def _check_weights(members: Sequence[nn.Module], ensemble: Ensemble, origin: Origin) -> None:
+    params = flatten(ensemble.params)
+    arrays = {entry.path: np.asarray(params[entry.path]) for entry in origin.weights.entries if entry.path in params}
+    wrong = []
+    for k, member in enumerate(members):
+        named = dict(member.named_parameters(remove_duplicate=False))
+        wrong += [
+            f"member {k}, {entry.keys[0]}"
+            for entry in origin.weights.entries
+            if entry.path in arrays and not _same(entry, named[entry.keys[0]], arrays[entry.path][k])
+        ]
+    if wrong:
+        raise InputError(
+            f"`ensemble` has not the parameters that the models have now: {', '.join(wrong[:5])}"
+            f"{' ...' if len(wrong) > 5 else ''}. Port the models again, in this order."
+        )
+
+
+def _same(entry: Entry, tensor: Tensor, array: np.ndarray) -> bool:
+    theirs = stored_array(entry, tensor, entry.path)
+    return theirs.shape == array.shape and bool(((theirs == array) | ((theirs != theirs) & (array != array))).all())
 
 
 class _Member:
     """One member's optimizer, its parameters by the paths they have in the ported network."""
 
     def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, origin: Origin, member: int):
-        self.kind = type(optimizer)
-        self.groups: list[Group] = optimizer.param_groups
+        self.kind, self.defaults = type(optimizer), list(optimizer.defaults)
+        self.groups: Sequence[Group] = optimizer.param_groups
         self.group_of: dict[str, int] = {}
         self.states: dict[str, Group] = {}
         names = {id(param): name for name, param in model.named_parameters(remove_duplicate=False)}
@@ -133,7 +161,7 @@ def _check_alike(members: Sequence[_Member]) -> None:
             wrong += [
                 f"member {k}, group {at}: {name}={group[name]!r} for {other[name]!r}"
                 for at, (group, other) in enumerate(zip(member.groups, first.groups, strict=True))
-                for name in group
+                for name in member.defaults
                 if name not in _IRRELEVANT | _SWEPT.keys() and group[name] != other[name]
             ]
     if wrong:
@@ -207,6 +235,7 @@ def _twin(
         known = ", ".join(known.__name__ for known in _RULES)
         raise UnsupportedError(f"there is no twin for {kind.__name__}, only for {known}: choose an optax optimizer")
     rule, supported = _RULES[kind]
+    group = {name: group[name] for name in torch_optimizer.defaults if name in group}  # as they are now
     given = {name: value for name, value in group.items() if name not in _IRRELEVANT | supported}
     wrong = [f"{name}={value!r}" for name, value in given.items() if value]
     if wrong:
@@ -236,14 +265,14 @@ def _sgd(group: Group, decay: Parts) -> Parts:
 
 
 def _adam(group: Group, decay: Parts) -> Parts:
-    scale = _scale_by_adam(*map(float, group["betas"]), group["eps"])
+    scale = _scale_by_adam(*group["betas"], group["eps"])
     return [scale, *decay] if group["decoupled_weight_decay"] else [*decay, scale]
 
 
 def _rmsprop(group: Group, decay: Parts) -> Parts:
-    scale = optax.scale_by_stddev if group["centered"] else optax.scale_by_rms
+    scale: Any = optax.scale_by_stddev if group["centered"] else optax.scale_by_rms
     momentum = [optax.trace(group["momentum"])] if group["momentum"] else []
-    return [*decay, scale(group["alpha"], group["eps"], eps_in_sqrt=False), *momentum]
+    return [*decay, scale(decay=group["alpha"], eps=group["eps"], eps_in_sqrt=False), *momentum]
 
 
 _COMMON = {"lr", "weight_decay", "maximize"}
@@ -264,18 +293,25 @@ def _scale_by_adam(b1: float, b2: float, eps: float) -> optax.GradientTransforma
     In float32 that is off by 5e-5 at the first step for `b2=0.999`; PyTorch computes it in float64.
     """
 
-    def update(grads: Any, state: optax.ScaleByAdamState, params: Any = None) -> Any:
-        count = optax.safe_increment(state.count)
-        mu = optax.tree.update_moment(grads, state.mu, b1, 1)
-        nu = optax.tree.update_moment_per_elem_norm(grads, state.nu, b2, 2)
+    def update(updates: Any, state: Any, params: Any = None) -> Any:
+        count: Any = optax.safe_increment(state.count)
+        grads = jax.tree.map(_wide, updates)
+        mu = jax.tree.map(lambda g, m: b1 * _wide(m) + (1 - b1) * g, grads, state.mu)
+        nu = jax.tree.map(lambda g, v: b2 * _wide(v) + (1 - b2) * g * g, grads, state.nu)
 
-        def scaled(m: jax.Array, v: jax.Array) -> jax.Array:
+        def scaled(m: jax.Array, v: jax.Array, g: jax.Array) -> jax.Array:
             first, second = (_bias_correction(b, count.astype(m.dtype)) for b in (b1, b2))
-            return m / first / (jnp.sqrt(v) / jnp.sqrt(second) + eps)
+            return (m / first / (jnp.sqrt(v) / jnp.sqrt(second) + eps)).astype(g.dtype)
 
-        return jax.tree.map(scaled, mu, nu), optax.ScaleByAdamState(count, mu, nu)
+        kept = [optax.tree.cast_like(now, before) for now, before in ((mu, state.mu), (nu, state.nu))]
+        return jax.tree.map(scaled, mu, nu, updates), optax.ScaleByAdamState(count, *kept)
 
     return optax.GradientTransformation(optax.scale_by_adam(b1, b2, eps).init, update)
+
+
+def _wide(x: jax.Array) -> jax.Array:
+    """In float32 at least, in which PyTorch's numbers of 16 bits are updated."""
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
 def _bias_correction(b: float, count: jax.Array) -> jax.Array:

@@ -57,32 +57,38 @@ class AlphaDropout(nnx.Module):
         return jnp.where(kept, scale * x, -SATURATION * scale) + SATURATION * scale * self.rate
 
 
-class MemberDropout(nnx.Dropout):
-    """`nnx.Dropout` whose `rate` is a number of each member: a variable, where that of `nnx.Dropout` is the network's.
+class Rate(nnx.Variable):
+    """The rate of a dropout layer, a number of each member."""
 
-    >>> layer = MemberDropout.like(nnx.Dropout(0.5, rngs=nnx.Rngs(0)))
+
+class MemberDropout(nnx.Dropout):
+    """`nnx.Dropout` whose `rate` is a variable, where that of `nnx.Dropout` is the network's.
+
+    >>> layer = nnx.Dropout(0.5, rngs=nnx.Rngs(0))
+    >>> MemberDropout.take_over(layer)
     >>> layer.rate[...] = 0.25
     >>> sorted(set(layer(jnp.ones(100)).tolist())) == [0.0, float(jnp.float32(1) / 0.75)]
     True
     """
 
-    rate: nnx.Variable  # pyright: ignore[reportIncompatibleVariableOverride]
+    rate: Rate  # pyright: ignore[reportIncompatibleVariableOverride]
 
     @classmethod
-    def like(cls, layer: nnx.Dropout) -> "MemberDropout":
-        """A layer with the options and the random stream of another one, and its rate."""
-        made = cls(0.0, broadcast_dims=layer.broadcast_dims, deterministic=layer.deterministic)
-        made.rngs = layer.rngs
-        made.rate = nnx.data(nnx.Variable(jnp.float32(layer.rate)))
-        return made
+    def take_over(cls, layer: nnx.Dropout) -> None:
+        """Makes a layer one of these, wherever it is held."""
+        rate = layer.rate
+        layer.__class__ = cls
+        layer.rate = nnx.data(Rate(jnp.float32(rate)))  # type: ignore[assignment]
 
     def __call__(self, inputs: jax.Array, *, deterministic: bool | None = None, rngs: Any = None) -> jax.Array:
         if self.deterministic if deterministic is None else deterministic:
             return inputs
-        shape = [1 if k in self.broadcast_dims else n for k, n in enumerate(inputs.shape)]
-        keep = 1 - self.rate[...].astype(inputs.dtype)
-        kept = jax.random.bernoulli(drawn_from(self.rngs if rngs is None else rngs), keep, shape)
-        return jnp.where(kept, inputs / jnp.where(keep > 0, keep, 1), 0)
+        together = {dim % inputs.ndim for dim in self.broadcast_dims}
+        shape = [1 if k in together else n for k, n in enumerate(inputs.shape)]
+        keep = 1 - self.rate[...].astype(jnp.promote_types(inputs.dtype, jnp.float32))
+        key = rngs if isinstance(rngs, jax.Array) else drawn_from(self.rngs if rngs is None else rngs)
+        kept = jax.random.bernoulli(key, keep, shape)
+        return jnp.where(kept, inputs / jnp.where(keep > 0, keep, 1).astype(inputs.dtype), 0)
 
 
 def drawn_from(rngs: nnx.RngStream | None) -> jax.Array:

@@ -116,7 +116,8 @@ class BatchNorm(_RunningNorm):
             return self.momentum
         if self.num_batches_tracked is None:
             raise InputError("`momentum=None` averages over all batches, which needs count_batches=True")
-        dtype = jnp.promote_types(self.mean[...].dtype, jnp.float32)  # an integer's own share would be in float32
+        # In the statistics' own precision: that of integers is float32's.
+        dtype = jnp.float32 if self.mean is None else jnp.promote_types(self.mean[...].dtype, jnp.float32)
         return 1 - 1 / self.num_batches_tracked[...].astype(dtype)
 
 

@@ -23,11 +23,11 @@ class Checkpoints:
     def __init__(self, path: str | Path, settings: Mapping[str, Any]):
         import orbax.checkpoint as ocp  # which takes seconds to import
 
-        self._ocp = ocp
+        self._ocp: Any = ocp
         self.settings = dict(settings)
         options = ocp.CheckpointManagerOptions(max_to_keep=KEPT, create=True, enable_async_checkpointing=False)
         self.path = Path(path).absolute()
-        self._manager = ocp.CheckpointManager(self.path, options=options)
+        self._manager: Any = ocp.CheckpointManager(self.path, options=options)
 
     def save(self, epoch: int, tree: Any, record: Any) -> None:
         """Writes arrays, and a record that JSON can hold, after so many epochs."""

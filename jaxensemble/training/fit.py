@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import functools
+import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -21,11 +22,9 @@ from jaxensemble.plan import Plan, is_size
 from jaxensemble.training.checkpoints import Checkpoints
 from jaxensemble.training.history import History
 from jaxensemble.training.state import TrainState
-from jaxensemble.training.step import Loss, Step, along, as_data, rows_of, step_for, stepped
+from jaxensemble.training.step import Loss, Step, along, as_data, number_of, rows_of, step_for, stepped
 
 Shuffle = Literal["different", "same", "never"]
-
-_CHANGED = ("params", "buffers")
 
 _SHUFFLE, _BOOTSTRAP = 2**32 - 1, 2**32 - 2
 """What is folded into a member's key, where steps fold in their number."""
@@ -55,16 +54,18 @@ def fit(
     - `inputs`, `targets`, `loss`, `plan`: as for [`train_step`][jaxensemble.train_step]; all members learn from the
       same data. `batch` rows make a step; the last one of an epoch has what is left.
     - `shuffle`: whether every member has an order of its own, all have the same one, or the rows are never shuffled.
-    - `bootstrap`: whether every member has a sample of its own, drawn once with replacement, of as many rows.
+    - `bootstrap`: whether every member has a sample of its own, drawn once with replacement, of as many rows. Members
+      that draw the same numbers (`randomness="same"`) have the same order and sample.
     - `validation`: inputs and targets on which the members, in evaluation mode, are measured after every epoch: the
       `loss`, and `metrics`, functions of the same kind by name.
-    - `patience`: a member stops after so many epochs in which its validation loss did not fall below its least, and has
-      then the parameters and buffers of its best epoch. Training ends when all have stopped.
+    - `patience`: a member stops after so many epochs in which its validation loss did not fall below its least.
+      Training ends when all have stopped, and every member is what it was after its best epoch, its optimizer's state,
+      too.
     - `checkpoints`: a directory, written after every epoch. A run that finds one there goes on from it, to the same
-      bits as one that was never stopped; `state` must then be the one that run began with.
+      bits as one that was never stopped. It must begin as that one did: with the same state, data and arguments.
     - `progress`: whether a terminal shows a bar.
 
-    **Returns:** the state after the last epoch, and the history.
+    **Returns:** the state after the last epoch, or the best one with `patience`, and the history.
 
     **Raises:** `InputError` for arguments that do not fit, and for checkpoints of another run.
 
@@ -82,10 +83,13 @@ def fit(
     _check(epochs, batch, shuffle, patience, validation, metrics)
     data, _ = as_data(state.ensemble, inputs, targets)
     rows = rows_of(data, batch_axes(state.ensemble.network, data[0], each=False))
-    settings = {"rows": rows, "batch": batch, "shuffle": shuffle, "bootstrap": bootstrap, "patience": patience}
-    run = _Run(
-        state, None if patience is None else _Best.of(state.ensemble), History(np.zeros((0, len(state.ensemble))))
-    )
+    functions = {"loss": loss, **(metrics or {})}
+    run = _Run(state, None if patience is None else _Best.of(state), History(np.zeros((0, len(state.ensemble)))))
+    settings = {
+        "batch": batch, "shuffle": shuffle, "bootstrap": bootstrap, "patience": patience, "measures": list(functions),
+    } if checkpoints is not None else {}  # fmt: skip
+    for name, tree in {"state": state, "data": data, "validation": validation}.items() if settings else ():
+        settings[name] = _digest(tree)
     steps: dict[int, Step] = {}
     with _opened(checkpoints, settings) as files, _bar(progress, epochs) as told:
         run = run if files is None else _resumed(run, files)
@@ -100,9 +104,8 @@ def fit(
                     steps[size] = step_for(after, data, chosen, loss, each=False, plan=plan)
                 after, found = stepped(after, data, chosen, run.active, step=steps[size])
                 losses.append(found)
-            functions = {"loss": loss, **(metrics or {})}
             measured = evaluate(after.ensemble, *validation, functions, batch=batch) if validation else {}
-            run = run.after(after, np.mean(jax.device_get(losses), axis=0), measured, patience)
+            run = run.after(after, np.mean(np.asarray(losses, np.float64), axis=0), measured, patience)
             if files is not None:
                 files.save(run.epoch, (run.state, run.best), run.history.to_json())
         told(run)
@@ -130,7 +133,16 @@ def evaluate(
 
 @functools.partial(jax.jit, static_argnames=("function",))
 def _of_members(outputs: Any, targets: Any, *, function: Loss) -> jax.Array:
-    return jax.vmap(function, (0, None))(outputs, targets)
+    return jax.vmap(functools.partial(number_of, function), (0, None))(outputs, targets)
+
+
+def _digest(tree: Any) -> str:
+    """A hash of all arrays."""
+    digest = hashlib.sha256()
+    for leaf in jax.tree.leaves(tree):
+        is_key = isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+        digest.update(np.asarray(jax.random.key_data(leaf) if is_key else leaf).tobytes())
+    return digest.hexdigest()[:16]
 
 
 @functools.partial(jax.jit, static_argnames=("rows", "shuffle", "bootstrap"))
@@ -155,9 +167,7 @@ def _order(keys: jax.Array, steps: jax.Array, *, rows: int, shuffle: Shuffle, bo
     return jax.vmap(lambda key, order: sampled(key)[order], (0, 0 if order.ndim == 2 else None))(keys, order)
 
 
-@functools.partial(
-    jax.tree_util.register_dataclass, data_fields=["loss", "waited", "active", "ensemble"], meta_fields=[]
-)
+@functools.partial(jax.tree_util.register_dataclass, data_fields=["loss", "waited", "active", "state"], meta_fields=[])
 @dataclasses.dataclass(frozen=True)
 class _Best:
     """Every member as it was after its best epoch, how long ago that was, and whether it is trained still."""
@@ -165,23 +175,29 @@ class _Best:
     loss: jax.Array
     waited: jax.Array
     active: jax.Array
-    ensemble: Ensemble
+    state: TrainState
 
     @classmethod
-    def of(cls, ensemble: Ensemble) -> "_Best":
-        members = len(ensemble)
-        active = jnp.ones(members, bool)
-        return cls(jnp.full(members, jnp.inf), jnp.zeros(members, jnp.int32), active, ensemble)
+    def of(cls, state: TrainState) -> "_Best":
+        members = len(state.ensemble)
+        dtype = jnp.result_type(float)
+        return cls(jnp.full(members, jnp.inf, dtype), jnp.zeros(members, jnp.int32), jnp.ones(members, bool), state)
 
     @jax.jit
-    def after(self, loss: jax.Array, ensemble: Ensemble, patience: Any) -> "_Best":
+    def after(self, loss: jax.Array, state: TrainState, patience: Any) -> "_Best":
         """The same after an epoch with these losses."""
         better = self.active & (loss < self.loss)
         waited = jnp.where(better, 0, self.waited + self.active)
         kept = lambda new, old: jnp.where(better.reshape(-1, *[1] * (new.ndim - 1)), new, old)  # noqa: E731
-        stacked = {kind: jax.tree.map(kept, getattr(ensemble, kind), getattr(self.ensemble, kind)) for kind in _CHANGED}
-        found = dataclasses.replace(self.ensemble, **stacked)
-        return _Best(kept(loss, self.loss), waited, self.active & (waited < patience), found)
+        now, then = state.ensemble, self.state.ensemble
+        ensemble = dataclasses.replace(
+            now,
+            params=jax.tree.map(kept, now.params, then.params),
+            buffers=jax.tree.map(kept, now.buffers, then.buffers),
+        )
+        opt_state = jax.tree.map(kept, state.opt_state, self.state.opt_state)
+        best = dataclasses.replace(state, ensemble=ensemble, opt_state=opt_state)
+        return _Best(kept(loss, self.loss), waited, self.active & (waited < patience), best)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -209,12 +225,12 @@ class _Run:
         """The run one epoch later."""
         active = np.ones(len(loss), bool) if self.active is None else np.asarray(self.active)
         history = self.history.after(loss, measured, active)
-        best = self.best and self.best.after(jnp.asarray(measured["loss"]), state.ensemble, patience)
+        best = self.best and self.best.after(jnp.asarray(measured["loss"], self.best.loss.dtype), state, patience)
         return _Run(state, best, history)
 
     def finished(self) -> TrainState:
         """The state with every member as it was after its best epoch, if that is known."""
-        return self.state if self.best is None else dataclasses.replace(self.state, ensemble=self.best.ensemble)
+        return self.state if self.best is None else self.best.state
 
 
 def _resumed(run: _Run, files: Checkpoints) -> _Run:
@@ -254,7 +270,11 @@ def _check(
     epochs: int, batch: int, shuffle: str, patience: int | None, validation: Any, metrics: Mapping[str, Loss] | None
 ) -> None:
     sizes = {"epochs": epochs, "batch": batch, "patience": 1 if patience is None else patience}
-    wrong = [f"`{name}` must be a positive integer; got {size!r}" for name, size in sizes.items() if not is_size(size)]
+    wrong = [
+        f"`{name}` must be a positive integer; got {size!r}"
+        for name, size in sizes.items()
+        if size is None or not is_size(size)
+    ]
     if shuffle not in ("different", "same", "never"):
         wrong.append(f"`shuffle` must be 'different', 'same' or 'never'; got {shuffle!r}")
     if validation is None and (patience is not None or metrics):

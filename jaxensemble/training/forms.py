@@ -1,4 +1,4 @@
-"""What stands for XLA's own steps while CPUs train, whose gradients are slow there: up to fifteen times as slow."""
+"""What stands for XLA's own steps while CPUs train: the gradients of its convolutions and maxima are slow there."""
 
 import functools
 import itertools

@@ -31,7 +31,8 @@ class History:
     @property
     def best(self) -> np.ndarray:
         """The epoch after which every member's validation loss was least, `[M]`; the training loss without such."""
-        return np.argmin(self.validation.get("loss", self.loss), axis=0)
+        losses = self.validation.get("loss", self.loss)
+        return np.argmin(np.where(np.isnan(losses), np.inf, losses), axis=0)
 
     def after(self, loss: np.ndarray, validation: Mapping[str, np.ndarray], active: np.ndarray) -> "History":
         """The history with one epoch more; every array is `[M]`."""

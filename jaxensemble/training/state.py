@@ -14,8 +14,8 @@ from flax import nnx
 from jaxensemble.ensemble import Ensemble
 from jaxensemble.errors import InputError, StateError
 from jaxensemble.layers import AlphaDropout
-from jaxensemble.layers.dropout import MemberDropout
-from jaxensemble.network import Network
+from jaxensemble.layers.dropout import MemberDropout, Rate
+from jaxensemble.network import Network, Var, references
 from jaxensemble.origin import Origin
 from jaxensemble.randomness import as_key, member_keys
 from jaxensemble.state import Tree, flatten, merge, split, unflatten
@@ -67,13 +67,15 @@ class TrainState:
 
         **Arguments:**
 
-        - `optimizer`: any of optax's. It is run for each member on its own.
+        - `optimizer`: one of optax's whose updates need gradients and parameters only. It is run for each member on
+          its own.
         - `key`: one random key, or one for each member, `[M]`. With `randomness="same"` all members draw the same.
         - `hyperparams`: arrays `[M]` in place of an optimizer's own numbers, by name; for those of
           `optax.inject_hyperparams`.
         - `dropout`: the rate of all dropout layers, `[M]` or one for all; the network's own without.
         - `frozen`: parameters that stay as they are, by dotted name or a beginning of it (`layer1` for all of
-          `layer1.0.conv1.kernel` ...). Without, those that PyTorch did not train (`requires_grad=False`).
+          `layer1.0.conv1.kernel` ...). Without, those that PyTorch did not train (`requires_grad=False`) or does not
+          use.
         - `train`: whether all layers are put into training mode. `False` leaves each in the mode it is in, as for
           BatchNorms that keep their statistics.
 
@@ -91,6 +93,9 @@ class TrainState:
             raise StateError(f"the network was ported for evaluation only, because {network.evaluation_only}")
         names = _frozen(ensemble, frozen)
         params = trained(ensemble.params, names)
+        odd = [name for name, leaf in flatten(params).items() if not jnp.issubdtype(leaf.dtype, jnp.floating)]
+        if odd:
+            raise InputError(f"only real numbers can be trained; freeze {', '.join(odd)}")
         if not params:
             raise InputError(
                 "there is nothing to train: there are no parameters, or all are frozen. Those that PyTorch did not "
@@ -131,15 +136,26 @@ def with_trained(params: Tree, changed: Tree) -> Tree:
 def _frozen(ensemble: Ensemble, given: Collection[str] | None) -> frozenset[str]:
     names = list(flatten(ensemble.params))
     if given is None:
-        origin = ensemble.origin
+        origin, network = ensemble.origin, ensemble.network
         entries = origin.weights.entries if isinstance(origin, Origin) else ()
-        return frozenset(entry.path for entry in entries if entry.frozen).intersection(names)
+        frozen = [entry.path for entry in entries if entry.frozen]
+        return frozenset([*frozen, *idle(network, names)]).intersection(names)
     if isinstance(given, str):
         raise InputError(f"`frozen` must hold names; got one, {given!r}: pass [{given!r}]")
     lost = [part for part in given if not any(f"{name}.".startswith(f"{part}.") for name in names)]
     if lost:
         raise InputError(f"`frozen` names {', '.join(map(repr, lost))}; the parameters are {', '.join(names)}")
     return frozenset(name for name in names if any(f"{name}.".startswith(f"{part}.") for part in given))
+
+
+def idle(network: Network | None, names: Collection[str]) -> list[str]:
+    """The parameters that no step of the network uses: PyTorch's optimizers pass over them, decay and all."""
+    if not isinstance(network, Network):
+        return []
+    used = {call.target.removeprefix("layer:") for call in network.calls}
+    for tree in (network.outputs, *((call.args, call.kwargs) for call in network.calls)):
+        used |= {ref.path for ref in references(tree) if isinstance(ref, Var)}
+    return [name for name in names if not any(f"{name}.".startswith(f"{path}.") for path in used)]
 
 
 def _keys(key: Any, members: int, randomness: str) -> jax.Array:
@@ -158,7 +174,10 @@ def _keys(key: Any, members: int, randomness: str) -> jax.Array:
 
 def _with_hyperparams(opt_state: Any, hyperparams: Mapping[str, Any], members: int) -> Any:
     for name, values in hyperparams.items():
-        found = [value for path, value in optax.tree.get_all_with_path(opt_state, name) if _is_injected(path)]
+        places = optax.tree.get_all_with_path(opt_state, name)
+        if any(getattr(part, "name", None) == "hyperparams_states" for path, _ in places for part in path):
+            raise InputError(f"`hyperparams` names {name!r}, which the optimizer takes from a schedule")
+        found = [value for path, value in places if _is_injected(path)]
         if len(found) != 1:
             raise InputError(
                 f"`hyperparams` names {name!r}, which {'no' if not found else 'more than one'} part of the optimizer's "
@@ -171,9 +190,14 @@ def _with_hyperparams(opt_state: Any, hyperparams: Mapping[str, Any], members: i
                 f"`hyperparams[{name!r}]` must be [{members}], one number a member; got {list(array.shape)}"
             )
         opt_state = optax.tree.set(
-            opt_state, lambda path, _: _is_injected(path), **{name: jnp.asarray(array, found[0].dtype)}
+            opt_state, lambda path, _: _is_injected(path), **{name: jnp.asarray(array, _wide(found[0].dtype))}
         )
     return opt_state
+
+
+def _wide(dtype: Any) -> Any:
+    """The dtype of a number, which may have been told as an integer."""
+    return dtype if jnp.issubdtype(dtype, jnp.floating) else jnp.float32
 
 
 def _is_injected(path: Any) -> bool:
@@ -185,28 +209,17 @@ def _rates(module: nnx.Module, dropout: Any, members: int) -> dict[str, jax.Arra
     rates = np.asarray(dropout, np.float64)
     if rates.shape not in ((), (members,)) or not ((rates >= 0) & (rates <= 1)).all():
         raise InputError(f"`dropout` must be probabilities, one for all or [{members}]; got {dropout!r}")
-    layers = [
-        (path, layer) for path, layer in nnx.iter_modules(module) if isinstance(layer, nnx.Dropout | AlphaDropout)
+    layers = dict(nnx.iter_modules(module))
+    ours = [layer for layer in layers.values() if type(layer) is nnx.Dropout]
+    odd = [
+        f"{'.'.join(map(str, path))}, a {type(layer).__name__}"
+        for path, layer in layers.items()
+        if type(layer) is not nnx.Dropout and isinstance(layer, nnx.Dropout | AlphaDropout | nnx.MultiHeadAttention)
     ]
-    odd = [".".join(map(str, path)) for path, layer in layers if isinstance(layer, AlphaDropout)]
-    if odd or not layers:
-        reason = (
-            f"the rate of alpha dropout, as in {', '.join(odd)}," if odd else "the rate of a network without dropout"
-        )
-        raise InputError(f"`dropout`: {reason} cannot be set")
+    if odd or not ours:
+        reason = f"of {'; '.join(odd)}" if odd else "of a network without nnx.Dropout"
+        raise InputError(f"`dropout`: the rate {reason} cannot be set")
+    for layer in ours:
+        MemberDropout.take_over(layer)
     array = jnp.broadcast_to(jnp.asarray(rates, jnp.float32), (members,))
-    for path, layer in layers:
-        parent = functools.reduce(_item, path[:-1], module)
-        _put(parent, path[-1], MemberDropout.like(layer))
-    return {f"{'.'.join(map(str, path))}.rate": array for path, _ in layers}
-
-
-def _item(module: Any, name: Any) -> Any:
-    return module[name] if isinstance(name, int) else getattr(module, name)
-
-
-def _put(module: Any, name: Any, layer: nnx.Module) -> None:
-    if isinstance(name, int):
-        module[name] = layer
-    else:
-        setattr(module, name, layer)
+    return {leaf.name: array for leaf in split(module).graphdef.leaves if leaf.type is Rate}

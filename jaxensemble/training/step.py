@@ -15,7 +15,7 @@ from jax import lax
 from jaxensemble.device import free_memory
 from jaxensemble.ensemble import Ensemble, device_of
 from jaxensemble.errors import InputError
-from jaxensemble.inputs import as_array, as_arrays, batch_axes, check_inputs
+from jaxensemble.inputs import as_array, as_arrays, batch_axes, check_inputs, check_member_axis, require_x64
 from jaxensemble.plan import Plan, fits, guess
 from jaxensemble.planning import SMALL, Case, planned
 from jaxensemble.program import peak_bytes, rewritten
@@ -104,9 +104,12 @@ def along(data: Any, axes: Axes, function: Callable[[jax.Array, int], jax.Array]
 
 
 def rows_of(data: Any, axes: Axes, ahead: int = 0) -> int:
-    """The number of rows."""
+    """The number of rows. Raises `InputError` for a network whose inputs have none."""
     pairs = zip(jax.tree.leaves(data), axes, strict=False)  # axes may be those of the inputs only, which come first
-    return next(leaf.shape[axis + ahead] for leaf, axis in pairs if axis is not None)
+    sizes = [leaf.shape[axis + ahead] for leaf, axis in pairs if axis is not None]
+    if not sizes:
+        raise InputError("the network's inputs have no batch axis, along which a loss could be the mean")
+    return sizes[0]
 
 
 def as_data(
@@ -115,12 +118,16 @@ def as_data(
     """Data and rows as arrays of JAX, once they are known to be such as the network takes."""
     inputs = as_arrays(inputs if isinstance(inputs, tuple) else (inputs,), "inputs")
     targets, members = as_arrays(targets, "targets"), len(ensemble)
+    for leaf in jax.tree.leaves(ensemble.params):
+        require_x64(leaf.dtype, "the ensemble")
+    if each:
+        check_member_axis(inputs, members, "each")
     if ensemble.network is not None:
         check_inputs(ensemble.network, inputs, each=each)
     axes = batch_axes(ensemble.network, inputs, each=each)
-    if all(axis is None for axis in axes):
-        raise InputError("`inputs` have no rows, of which a loss could be the mean")
     size = rows_of(inputs, axes, each)
+    if size == 0:
+        raise InputError("`inputs` have no rows")
     wanted = (members, size) if each else (size,)
     leaves = {f"`targets{jax.tree_util.keystr(at)}`": leaf for at, leaf in jax.tree_util.tree_leaves_with_path(targets)}
     wrong = [
@@ -135,14 +142,16 @@ def as_data(
 
 
 def _rows(rows: Any, members: int, size: int) -> jax.Array:
-    given = np.asarray(rows) if isinstance(rows, list | tuple) else rows
-    rows = as_array(given, "rows")
+    given = rows if isinstance(rows, jax.Array) else np.asarray(rows)
+    rows = as_array(given, "rows") if given.size else jnp.zeros(given.shape, jnp.int32)
     if not jnp.issubdtype(jnp.result_type(rows), jnp.integer) or jnp.ndim(rows) not in (1, 2):
         raise InputError(f"`rows` must be integers, [N] or [{members}, N]; got {jax.typeof(rows)}")
     if rows.ndim == 2 and rows.shape[0] != members:
         raise InputError(f"`rows` must be [N] or [{members}, N]; got {list(rows.shape)}")
-    # Of JAX's own arrays it is not asked, which would wait for them: rows that there are not give NaN.
-    if isinstance(given, np.ndarray) and given.size and not (given.min() >= 0 and given.max() < size):
+    if not rows.size:
+        raise InputError("`rows` are none")
+    # JAX's own arrays are not asked, which would wait for them.
+    if isinstance(given, np.ndarray) and not (given.min() >= 0 and given.max() < size):
         raise InputError(f"`rows` must be some of 0 to {size - 1}; got {given.min()} to {given.max()}")
     return rows
 
@@ -168,39 +177,44 @@ def step_for(state: TrainState, data: Any, rows: Any, loss: Loss, *, each: bool,
 
 @functools.lru_cache(maxsize=256)
 def _chosen(case: Case, loss: Loss, targets: Any, tree: Any, frozen: frozenset[str], plan: Plan | None) -> Plan:
+    if plan is not None and not isinstance(plan, Plan):
+        raise InputError(f"`plan` must be a jaxensemble.Plan or None; got {plan!r}")
     if plan is None:
         free = free_memory(case.device)
         peak = peak_bytes(_gradient_program(case, loss, tree.unflatten(targets), frozen))
         load = dataclasses.replace(case.load, rows=None, peak=peak)
         small = case.input_bytes <= SMALL and fits(Plan(), load, free)
         return Plan() if small else guess(load, free)
-    if plan.rows is not None and case.rows is not None:
-        if case.rows % plan.rows:
-            raise InputError(f"`plan` has rows={plan.rows}, which does not divide the minibatch of {case.rows}")
-        planned(_without_dropout(case), dataclasses.replace(plan, members=None))  # raises if rows are mixed
-    rows = None if case.rows == plan.rows else plan.rows
-    return dataclasses.replace(plan, rows=rows)
+    if plan.rows is None or case.rows is None or plan.rows >= case.rows:
+        return dataclasses.replace(plan, rows=None)
+    planned(_without_dropout(case), dataclasses.replace(plan, members=None))  # raises if rows are mixed
+    return plan
 
 
 def _gradient_program(case: Case, loss: Loss, targets: Any, frozen: frozenset[str]) -> Any:
     """What one member's gradient computes."""
-    params, *state, inputs = case.one_member()
+    params, buffers, rngs, constants, key, inputs = case.one_member()
 
-    def objective(params: Tree, everything: Tree, state: Any, inputs: Any, targets: Any) -> Any:
-        outputs, after = case.call.member(with_trained(everything, params), *state, inputs, vmapped=None)
-        return loss_of(loss, outputs, targets), after
+    def member(params: Tree, buffers: Tree, rngs: Tree, key: Any, data: Any) -> Any:
+        outputs, after = case.call.member(params, buffers, rngs, constants, key, data[0], vmapped=None)
+        return number_of(loss, outputs, data[1]), after
 
-    gradient = jax.grad(objective, has_aux=True)
-    return jax.make_jaxpr(gradient)(trained(params, frozen), params, tuple(state), inputs, targets).jaxpr
+    one = for_training(member) if case.call.platform == "cpu" else member
+
+    def objective(params: Tree, everything: Tree, *others: Any) -> Any:
+        return one(with_trained(everything, params), *others)
+
+    arguments = (trained(params, frozen), params, buffers, rngs, key, (inputs, targets))
+    return jax.make_jaxpr(jax.grad(objective, has_aux=True))(*arguments).jaxpr
 
 
-def loss_of(function: Loss, outputs: Any, targets: Any) -> jax.Array:
-    """The loss of one member. Raises `InputError` for anything but a number."""
-    loss = function(outputs, targets)
-    if jnp.shape(loss) != () or not jnp.issubdtype(jnp.result_type(loss), jnp.floating):
-        got = jax.typeof(loss)
-        raise InputError(f"`loss` must give one floating-point number, the mean over a minibatch; got {got}")
-    return loss
+def number_of(function: Loss, outputs: Any, targets: Any) -> jax.Array:
+    """The loss, or a metric, of one member. Raises `InputError` for anything but a number."""
+    number = function(outputs, targets)
+    if jnp.shape(number) != () or not jnp.issubdtype(jnp.result_type(number), jnp.floating):
+        name, got = getattr(function, "__name__", "`loss`"), jax.typeof(number)
+        raise InputError(f"{name} must give one floating-point number, the mean over a minibatch; got {got}")
+    return number
 
 
 def _without_dropout(case: Case) -> Case:
@@ -275,7 +289,7 @@ class Members:
     def _loss(self, params: Tree, buffers: Tree, rngs: Tree, key: Any, data: Any) -> tuple[jax.Array, Any]:
         inputs, targets = data
         outputs, after = self.step.call.member(params, buffers, rngs, self.constants, key, inputs, vmapped=None)
-        return loss_of(self.step.loss, outputs, targets), after
+        return number_of(self.step.loss, outputs, targets), after
 
     def _gradients(self, gradient: Callable[..., Any], params: Tree, keys: jax.Array, data: Any) -> Any:
         """Gradients, losses and buffers of a minibatch: at once, or as the means of those of a few rows at a time."""
@@ -283,19 +297,22 @@ class Members:
         if size is None:
             return gradient(params, keys, data)
 
-        def part(k: Any) -> Any:
-            rows = lambda leaf, axis: lax.dynamic_slice_in_dim(leaf, k * size, size, axis)  # noqa: E731
+        def part(k: Any, count: int) -> tuple[Any, Any]:
+            rows = lambda leaf, axis: lax.dynamic_slice_in_dim(leaf, k * size, count, axis)  # noqa: E731
             own = jax.vmap(jax.random.fold_in, (0, None))(keys, k)
             grads, (losses, buffers) = gradient(params, own, along(data, self.step.axes, rows, ahead))
-            return (grads, losses), buffers
+            return jax.tree.map(lambda mean: mean * (count / total), (grads, losses)), buffers
 
         def body(k: Any, found: Any) -> Any:
-            sums, buffers = part(k)
-            return jax.tree.map(jnp.add, found[0], sums), buffers
+            more, buffers = part(k, size)
+            return jax.tree.map(jnp.add, found[0], more), buffers
 
-        count = rows_of(data, self.step.axes, ahead) // size
-        (grads, losses), buffers = lax.fori_loop(1, count, body, part(0))
-        grads, losses = jax.tree.map(lambda total: total / count, (grads, losses))
+        total = rows_of(data, self.step.axes, ahead)
+        sums, buffers = lax.fori_loop(1, total // size, body, part(0, size))
+        if total % size:
+            more, buffers = part(total // size, total % size)
+            sums = jax.tree.map(jnp.add, sums, more)
+        grads, losses = sums
         return grads, (losses, buffers)
 
 

@@ -228,6 +228,9 @@ class _Check:
         if self.origin is None:
             self.notes.append("training not compared: the ensemble was not ported from PyTorch")
             return
+        if self.batch_axis is None:
+            self.notes.append("training not compared: without a batch axis there is no mean over rows")
+            return
         each = reference.per_member(inputs, len(doubles), self.batch_axis)
         arrays = pytree.tree_map(lambda *xs: torch.stack(xs), *[self.arrays(member) for member in each])
         mode = "trained in evaluation mode"
@@ -238,7 +241,7 @@ class _Check:
             try:
                 exact.train().each(*arrays)
                 trained, doubles = exact.train(), [copy.deepcopy(model).train() for model in doubles]
-            except RandomnessError as error:  # dropout: the two frameworks draw different numbers
+            except (RandomnessError, InputError) as error:  # dropout, whose numbers differ; BatchNorm of one value
                 self.notes.append(f"{mode}: {error}")
         rows, notes = steps.compare(trained, doubles, each, as_arrays(arrays, "inputs"))
         self.rows += rows

@@ -13,7 +13,6 @@ import torch.utils._pytree as pytree
 from torch import Tensor, nn
 
 from jaxensemble.ensemble import Ensemble
-from jaxensemble.errors import InputError
 from jaxensemble.inputs import batch_axes
 from jaxensemble.state import flatten
 from jaxensemble.training import train_step
@@ -50,25 +49,34 @@ def compare(
 
     `inputs` are those of every member, `arrays` the same as the ensemble takes them.
     """
+    rows: list[Row] = []
     try:
-        rows = [
-            row for name, make in OPTIMIZERS.items() for row in _steps(name, make, ensemble, doubles, inputs, arrays)
-        ]
-    except (InputError, RuntimeError, ValueError) as error:  # as of a forward that writes into what its backward needs
-        return [], [f"training not compared: {str(error).splitlines()[0]}"]
+        for name, make in OPTIMIZERS.items():
+            rows += _steps(name, make, ensemble, doubles, inputs, arrays)
+    except _NotPossible as error:
+        return rows, [f"training not compared: {error}"]
     try:
         return rows + _against_vmap(ensemble, doubles, inputs, arrays), []
-    except Exception as error:  # whatever torch.func cannot map; the loop is compared all the same
-        return rows, [
-            f"training not compared with torch.func, which cannot: {(str(error) or repr(error)).splitlines()[0]}"
-        ]
+    except _NotPossible as error:
+        return rows, [f"training not compared with torch.func: {error}"]
+
+
+class _NotPossible(Exception):
+    """What PyTorch itself cannot do; the text says why."""
+
+    @classmethod
+    def because_of(cls, error: Exception) -> "_NotPossible":
+        return cls((str(error) or repr(error)).splitlines()[0])
 
 
 def _steps(name: str, make: Make, ensemble: Ensemble, doubles: Any, inputs: Sequence[Any], arrays: Any) -> list[Row]:
     members = [copy.deepcopy(model).requires_grad_(True) for model in doubles]
     optimizers = [make(member.parameters()) for member in members]
     state = train_state(members, optimizers, ensemble, jax.random.key(0), train=False)
-    theirs = [[_step(*pair) for _ in range(STEPS)] for pair in zip(members, optimizers, inputs, strict=True)]
+    try:
+        theirs = [[_step(*pair) for _ in range(STEPS)] for pair in zip(members, optimizers, inputs, strict=True)]
+    except (RuntimeError, ValueError) as error:  # as of a forward that writes into what its backward needs
+        raise _NotPossible.because_of(error) from error
     ours = []
     for _ in range(STEPS):
         state, losses = train_step(state, arrays, _no_targets(ensemble, arrays), loss=_loss, each=True)
@@ -92,9 +100,12 @@ def _against_vmap(ensemble: Ensemble, doubles: Any, inputs: Sequence[Any], array
         return _torch_loss(torch.func.functional_call(members[0], (params, buffers), inputs))
 
     stacked = pytree.tree_map(lambda *xs: torch.stack(xs), *inputs)
-    with torch.enable_grad(), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "There is a performance drop")  # torch.func's, of itself
-        grads = torch.func.vmap(torch.func.grad(loss))(params, buffers, stacked)
+    try:
+        with torch.enable_grad(), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "There is a performance drop")  # torch.func's, of itself
+            grads = torch.func.vmap(torch.func.grad(loss))(params, buffers, stacked)
+    except Exception as error:  # whatever torch.func cannot map; the loop is compared all the same
+        raise _NotPossible.because_of(error) from error
     after = {name: (param - rate * grads[name]).detach().numpy() for name, param in params.items()}
     states = [{name: array[k] for name, array in after.items()} for k in range(len(members))]
     return _tensors("float64, a step along torch.func.vmap(grad)", state.ensemble, states)
