@@ -253,7 +253,7 @@ def test_parameters_that_nothing_uses_are_passed_over_as_pytorch_does() -> None:
 
     models, x = members_of(Unused), torch.randn(8, 3)
     ensemble = torch_bridge.to_ensemble(models, (x,), check=False)
-    assert state_of(ensemble).frozen >= {"unused.bias"} and len(state_of(ensemble).frozen) == 2
+    assert state_of(ensemble).frozen == {"unused.bias", "unused.weight"}
     report = torch_bridge.check(models, ensemble, (x,), thorough=False, train=True)
     assert report.passed, report
 
@@ -695,7 +695,7 @@ import sys, pathlib
 sys.path.insert(0, {tests!r})
 import jax.numpy as jnp
 import test_training
-test_training.runs(None, 40, pathlib.Path({folder!r}))
+test_training.runs(None, 15, pathlib.Path({folder!r}))
 """
 
 
@@ -709,11 +709,11 @@ def test_a_run_that_was_killed_goes_on_to_the_same_bits(mlp: Ensemble, tmp_path:
     process.send_signal(signal.SIGKILL)
     process.wait()
     done = max(int(path.name) for path in folder.iterdir() if path.name.isdigit())
-    assert 2 <= done < 40
-    got, history = runs(mlp, 40, folder)
-    expected, _ = runs(mlp, 40, None)
+    assert 2 <= done < 15
+    got, history = runs(mlp, 15, folder)
+    expected, _ = runs(mlp, 15, None)
     same_bits(got, expected)
-    assert len(history) == 40
+    assert len(history) == 15
 
 
 def test_fit_refuses_all_that_is_wrong_at_once(mlp: Ensemble) -> None:

@@ -265,7 +265,8 @@ def _sgd(group: Group, decay: Parts) -> Parts:
 
 
 def _adam(group: Group, decay: Parts) -> Parts:
-    scale = _scale_by_adam(*group["betas"], group["eps"])
+    b1, b2 = map(float, group["betas"])
+    scale = _scale_by_adam(b1, b2, group["eps"])
     return [scale, *decay] if group["decoupled_weight_decay"] else [*decay, scale]
 
 
