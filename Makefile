@@ -37,7 +37,7 @@ ifneq ($(shell cat $(STAMP) 2>/dev/null),$(CHOICE))
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-train lint test test-gpu slow zoo fuzz mutants bench bench-gpu bench-porting bench-lowering golden format clean
+.PHONY: help setup demo demo-train lint test test-gpu slow zoo fuzz mutants bench bench-gpu bench-training bench-porting bench-lowering golden format clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -104,7 +104,7 @@ mutants: $(STAMP) ## plant errors into random networks, which the proof has to f
 	$(BIN)/python -m trust mutants $(ARGS)
 
 bench: $(STAMP) build/zoo/torchvision ## time ensembles beside every way that PyTorch has of running them, on the CPU
-	$(BIN)/python -m benchmarks tutorial zoo scaling training
+	$(BIN)/python -m benchmarks tutorial zoo scaling
 	$(BIN)/python -m benchmarks.overhead
 	$(BIN)/python -m benchmarks.figures
 
@@ -112,9 +112,13 @@ bench: $(STAMP) build/zoo/torchvision ## time ensembles beside every way that Py
 bench-gpu: export JAX_PLATFORMS := cuda,cpu
 bench-gpu: export XLA_PYTHON_CLIENT_PREALLOCATE := false
 bench-gpu: $(STAMP) build/zoo/torchvision ## the same on the GPU, in float32, TF32 and bfloat16 (JAX=cuda13 unless told otherwise)
-	$(BIN)/python -m benchmarks tutorial zoo-gpu training --rounds 5
+	$(BIN)/python -m benchmarks tutorial zoo-gpu --rounds 5
 	$(BIN)/python -m benchmarks tutorial zoo-gpu --rounds 5 --tf32
 	$(BIN)/python -m benchmarks tutorial zoo-gpu --rounds 5 --dtype bfloat16
+	$(BIN)/python -m benchmarks.figures
+
+bench-training: $(STAMP) build/zoo/torchvision ## time a training step beside PyTorch's ways (on a GPU with JAX=cuda13)
+	$(BIN)/python -m benchmarks training --rounds 5
 	$(BIN)/python -m benchmarks.figures
 
 bench-lowering: $(STAMP) ## how fast every form of a convolution is, layer by layer, and how far steps round
