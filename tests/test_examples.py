@@ -1,6 +1,7 @@
 """The examples run, and say what they are there to say."""
 
 import runpy
+import sys
 from pathlib import Path
 
 import pytest
@@ -29,6 +30,20 @@ def test_a_ported_network_in_ones_own_flax_code(capfd: pytest.CaptureFixture[str
     before, after = (float(text) for text in out.partition("loss: ")[2].splitlines()[0].split(" -> "))
     assert after < before / 2
     assert "restored: True" in out and "'kernel': (3, 4, 16)" in out
+
+
+@pytest.mark.slow
+def test_a_deep_ensemble_learns_as_well_as_pytorchs(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = str(EXAMPLES / "deep_ensemble.py")
+    monkeypatch.setattr(sys, "argv", [path, "--epochs", "5"])
+    with pytest.raises(SystemExit, match="0"):
+        runpy.run_path(path, run_name="__main__")
+    out = capfd.readouterr().out
+    line = next(line for line in out.splitlines() if line.startswith("accuracy "))
+    untrained, theirs, ours, _, both = (float(part) for part in line.split()[-9::2])
+    assert untrained < 0.5 and min(theirs, ours, both) > 0.9, out
 
 
 def test_every_example_is_tested() -> None:
