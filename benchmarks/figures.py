@@ -57,7 +57,7 @@ def _row(item: tuple[str, Any]) -> tuple[str, ...]:
         _interval(best),
         f"{report['plain']['value']:.1f}" if report["plain"] else "",
         f"{report['control']['low']:.2f} to {report['control']['high']:.2f}" if report["control"] else "",
-        f"`{ours['note'].removeprefix('measured: ').partition(': ')[0]}`",
+        f"`{ours['note'].removeprefix('measured: ').partition(': ')[0]}`" if ours["note"] else "",
     )
 
 
