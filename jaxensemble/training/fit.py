@@ -82,16 +82,15 @@ def fit(
     """
     _check(epochs, batch, shuffle, patience, validation, metrics)
     data, _ = as_data(state.ensemble, inputs, targets)
+    validation = None if validation is None else as_data(state.ensemble, *validation)[0]
     rows = rows_of(data, batch_axes(state.ensemble.network, data[0], each=False))
     functions = {"loss": loss, **(metrics or {})}
     run = _Run(state, None if patience is None else _Best.of(state), History(np.zeros((0, len(state.ensemble)))))
-    settings = {
-        "batch": batch, "shuffle": shuffle, "bootstrap": bootstrap, "patience": patience, "measures": list(functions),
-    } if checkpoints is not None else {}  # fmt: skip
-    for name, tree in {"state": state, "data": data, "validation": validation}.items() if settings else ():
-        settings[name] = _digest(tree)
+    settings = {"batch": batch, "shuffle": shuffle, "bootstrap": bootstrap, "patience": patience}
+    settings["measures"] = list(functions)
+    begun = {"state": state, "data": data, "validation": validation}
     steps: dict[int, Step] = {}
-    with _opened(checkpoints, settings) as files, _bar(progress, epochs) as told:
+    with _opened(checkpoints, settings, begun) as files, _bar(progress, epochs) as told:
         run = run if files is None else _resumed(run, files)
         while run.epoch < epochs and run.goes_on:
             told(run)
@@ -242,11 +241,12 @@ def _resumed(run: _Run, files: Checkpoints) -> _Run:
 
 
 @contextlib.contextmanager
-def _opened(path: str | Path | None, settings: dict[str, Any]) -> Iterator[Checkpoints | None]:
+def _opened(path: str | Path | None, settings: dict[str, Any], begun: dict[str, Any]) -> Iterator[Checkpoints | None]:
+    """The checkpoints of a run with these settings, that began with these arrays."""
     if path is None:
         yield None
         return
-    files = Checkpoints(path, settings)
+    files = Checkpoints(path, settings | {name: _digest(tree) for name, tree in begun.items()})
     try:
         yield files
     finally:
