@@ -39,11 +39,8 @@ SUITES: dict[str, list[Case]] = {
         for name in ("resnet18", "mobilenet_v2")
     ],
     "training": [
-        *(
-            Case(name, 10, 64, (*_LOOPS, "torch.func.vmap", "compile(torch.func.vmap, default)"), True)
-            for name in ("mlp", "cnn")
-        ),
-        Case("resnet18", 4, 16, _LOOPS, True),
+        *(Case(name, 10, 64, (*_LOOPS, *_MAPS), train=True) for name in ("mlp", "cnn")),
+        Case("resnet18", 4, 16, _LOOPS, train=True),
     ],
     "scaling": [
         *(Case(name, members, 64, _SCALED) for name in ("mlp", "cnn") for members in (1, 10, 100)),

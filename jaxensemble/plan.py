@@ -32,7 +32,8 @@ class Plan:
     - `remat` is for training: of what the gradient needs, only what convolutions and products give is kept, and all
       else computed anew, which takes less memory and more time.
 
-    Sizes need not divide: the last step then goes back over what has been computed before.
+    Sizes need not divide: the last step then goes back over what has been computed before; in training, its rows are
+    fewer. Dropout draws other numbers for other `rows`.
 
     Raises `InputError` for sizes that are no positive integers.
 

@@ -184,7 +184,7 @@ def test_training_goes_on_from_the_state_of_a_torch_optimizer(make: Any) -> None
 
 
 def test_float32_adam_rounds_no_further_than_pytorchs() -> None:
-    """`optax.adam` corrects its bias in float32: off by 5e-5 of the first steps."""
+    """`optax.adam` corrects its bias by a difference in float32, of two numbers near 1."""
     param, grad = torch.tensor([1.0], requires_grad=True), 0.3
     theirs = torch.optim.Adam([param], 1.0, betas=(0.9, 0.999))
     twin = torch_bridge.optimizer(theirs)
@@ -193,7 +193,7 @@ def test_float32_adam_rounds_no_further_than_pytorchs() -> None:
     updates: Any = twin.update(jnp.full(1, grad), state, ours)[0]
     plain = optax.adam(1.0)
     rounded: Any = plain.update(jnp.full(1, grad), plain.init(ours), ours)[0]
-    assert abs(float(updates[0]) - exact) < 2e-7 < abs(float(rounded[0]) - exact)
+    assert abs(float(updates[0]) - exact) < 2e-7 < 5e-6 < abs(float(rounded[0]) - exact)
 
 
 def test_groups_of_parameters_have_numbers_of_their_own() -> None:

@@ -291,7 +291,7 @@ _RULES: dict[type[torch.optim.Optimizer], tuple[Callable[[Group, Parts], Parts],
 def _scale_by_adam(b1: float, b2: float, eps: float) -> optax.GradientTransformation:
     """As `optax.scale_by_adam`, which corrects the bias by `1 - b**count` in the parameters' own precision.
 
-    In float32 that is off by 5e-5 at the first step for `b2=0.999`; PyTorch computes it in float64.
+    In float32 that loses digits at the first steps, where the power is near 1; PyTorch computes it in float64.
     """
 
     def update(updates: Any, state: Any, params: Any = None) -> Any:
