@@ -6,6 +6,16 @@ import platform
 from pathlib import Path
 from typing import Any
 
+import jax
+from jax.core import Tracer
+
+
+def device_of(tree: Any) -> Any:
+    """Where the arrays are, or will be: those that are being traced do not know."""
+    leaves = jax.tree.leaves(tree)
+    known = bool(leaves) and isinstance(leaves[0], jax.Array) and not isinstance(leaves[0], Tracer)
+    return next(iter(leaves[0].devices())) if known else jax.local_devices()[0]
+
 
 def device_name(device: Any) -> str:
     """What a measurement depends on: kind, and for CPUs the model and the cores that this process may use.

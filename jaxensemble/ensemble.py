@@ -14,7 +14,7 @@ from flax import nnx
 from jax.core import Tracer
 
 from jaxensemble.build import skeleton
-from jaxensemble.device import human_bytes
+from jaxensemble.device import device_of, human_bytes
 from jaxensemble.errors import InputError, MemberError, StateError
 from jaxensemble.inputs import as_arrays, batch_axes, check_inputs, check_member_axis, require_x64, x64_is_on
 from jaxensemble.network import Network, with_param_dtype
@@ -385,7 +385,7 @@ class Ensemble:
             require_x64(dtype, "the ensemble")
         members = self.members  # raises for a network without parameters and buffers
         if each:
-            check_member_axis(inputs, members, "each")
+            check_member_axis(inputs, members)
         if self.network is not None:
             check_inputs(self.network, inputs, each=each)
         device = device_of(self.params)
@@ -407,13 +407,6 @@ class Ensemble:
     @functools.cached_property
     def _calls(self) -> dict[Any, Call]:
         return {}
-
-
-def device_of(tree: Tree) -> Any:
-    """Where the arrays are, or will be: those that are being traced do not know."""
-    leaves = jax.tree.leaves(tree)
-    known = bool(leaves) and isinstance(leaves[0], jax.Array) and not isinstance(leaves[0], Tracer)
-    return next(iter(leaves[0].devices())) if known else jax.local_devices()[0]
 
 
 def _is_traced(tree: Any) -> bool:

@@ -105,13 +105,13 @@ def batch_axes(network: Network | None, inputs: tuple[Any, ...], *, each: bool) 
     return tuple(shape.index(None) if None in shape else None for shape in shapes)
 
 
-def check_member_axis(inputs: tuple[Any, ...], members: int, what: str) -> None:
+def check_member_axis(inputs: tuple[Any, ...], members: int) -> None:
     """Raises `InputError` with every input that does not begin with the members."""
     shapes = {jax.tree_util.keystr(path): jnp.shape(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(inputs)}
     wrong = [f"`inputs{place}` {list(shape)}" for place, shape in shapes.items() if shape[:1] != (members,)]
     if wrong:
         raise InputError(
-            f"every input of `{what}` must be [{members}, ...], one part for each member; got {', '.join(wrong)}"
+            f"every input of `each` must be [{members}, ...], one part for each member; got {', '.join(wrong)}"
         )
 
 

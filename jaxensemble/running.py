@@ -103,13 +103,8 @@ def _some_members(part: tuple[Any, ...], *, call: Call, shared: tuple[Any, ...],
             key = key if call.different else common_key
             return call.member(params, buffers, rngs, constants, key, inputs, vmapped=size > 1)
 
-        if size > 1:
-            axes = (0, 0, 0, 0 if call.different else None, 0 if call.each else None)
-            return jax.vmap(member, axes)(params, buffers, rngs, key, inputs)
-        first = lambda tree: jax.tree.map(lambda leaf: leaf[0], tree)  # noqa: E731
-        own = first(inputs) if call.each else inputs
-        outputs = member(first(params), first(buffers), first(rngs), first(key), own)
-        return jax.tree.map(lambda leaf: leaf[None], outputs)
+        axes = (0, 0, 0, 0 if call.different else None, 0 if call.each else None)
+        return over_members(member, axes, size)(params, buffers, rngs, key, inputs)
 
     def run(inputs: Any) -> Any:
         function = rewritten(all_of_them, ON_CPUS) if call.platform == "cpu" else all_of_them
@@ -120,6 +115,19 @@ def _some_members(part: tuple[Any, ...], *, call: Call, shared: tuple[Any, ...],
     rows_in = [None if axis is None else axis + ahead for axis in call.rows_in]
     rows_out = [None if axis is None else axis + 1 for axis in call.rows_out]
     return in_steps(run, inputs, rows_in, rows_out, call.plan.rows, call.plan.unroll)
+
+
+def over_members(function: Callable[..., Any], axes: Sequence[int | None], size: int) -> Callable[..., Any]:
+    """`jax.vmap` over so many members; a single one without it, under which convolutions are slow on some devices."""
+    if size > 1:
+        return jax.vmap(function, tuple(axes))
+
+    def one(*arguments: Any) -> Any:
+        first = lambda tree: jax.tree.map(lambda leaf: leaf[0], tree)  # noqa: E731
+        own = [tree if axis is None else first(tree) for tree, axis in zip(arguments, axes, strict=True)]
+        return jax.tree.map(lambda leaf: leaf[None], function(*own))
+
+    return one
 
 
 def in_steps(

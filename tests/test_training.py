@@ -25,6 +25,7 @@ from jaxensemble.errors import UnsupportedError
 from jaxensemble.program import primitives
 from jaxensemble.state import flatten
 from jaxensemble.training import step as steps
+from jaxensemble.training.data import as_data
 from jaxensemble.training.forms import for_training
 from torch_bridge.demo import SimpleCNN, SimpleMLP
 
@@ -465,7 +466,7 @@ def test_rematerialising_takes_less_memory() -> None:
 
     def kept(plan: Plan) -> int:
         """The bytes that the forward pass leaves for the backward pass."""
-        arrays, _ = steps.as_data(ensemble, x, x)
+        arrays, _ = as_data(ensemble, x, x)
         step = steps.step_for(state, arrays, None, mean_square, each=False, plan=plan)
         members = steps.Members(step, state.optimizer, {}, state.steps, (None, None), 2)
         losses = lambda params: members.losses(params, {}, {}, state.keys, arrays)[0]  # noqa: E731
@@ -491,7 +492,7 @@ def test_maxima_and_their_gradients_are_xlas(shape: tuple[int, ...]) -> None:
 
 def test_what_does_not_fit_into_memory_trains_in_steps(mlp: Ensemble, monkeypatch: pytest.MonkeyPatch) -> None:
     x, y = data(400)
-    arrays, _ = steps.as_data(mlp, x, y)
+    arrays, _ = as_data(mlp, x, y)
     roomy = steps.step_for(state_of(mlp), arrays, None, mean_square, each=False, plan=None)
     assert roomy.call.plan == Plan()
     monkeypatch.setattr(steps, "free_memory", lambda device: 1e5)

@@ -1,13 +1,15 @@
 """What `fit` keeps on disk, so that a run which was killed goes on to the same bits. Written by orbax."""
 
+import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
+import numpy as np
 
+from jaxensemble.artifact.dtypes import is_key
 from jaxensemble.errors import InputError
 
 KEPT = 2
@@ -68,6 +70,14 @@ class Checkpoints:
         self._manager.close()
 
 
+def digest(tree: Any) -> str:
+    """A hash of all arrays."""
+    found = hashlib.sha256()
+    for leaf in jax.tree.leaves(tree):
+        found.update(np.asarray(_words(leaf)).tobytes())
+    return found.hexdigest()[:16]
+
+
 def _named(tree: Any) -> dict[str, Any]:
     """The arrays by their places; random keys as the numbers they are made of."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
@@ -78,13 +88,9 @@ def _shapes(arrays: Mapping[str, Any]) -> dict[str, str]:
     return {name: f"{array.dtype}{list(array.shape)}" for name, array in arrays.items()}
 
 
-def _is_key(leaf: Any) -> bool:
-    return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-
-
 def _words(leaf: Any) -> Any:
-    return jax.random.key_data(leaf) if _is_key(leaf) else leaf
+    return jax.random.key_data(leaf) if is_key(leaf) else leaf
 
 
 def _like(leaf: Any, array: Any) -> Any:
-    return jax.random.wrap_key_data(array, impl=jax.random.key_impl(leaf)) if _is_key(leaf) else array
+    return jax.random.wrap_key_data(array, impl=jax.random.key_impl(leaf)) if is_key(leaf) else array

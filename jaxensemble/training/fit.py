@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import functools
-import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -19,10 +18,11 @@ from jaxensemble.ensemble import Ensemble
 from jaxensemble.errors import InputError
 from jaxensemble.inputs import batch_axes
 from jaxensemble.plan import Plan, is_size
-from jaxensemble.training.checkpoints import Checkpoints
+from jaxensemble.training.checkpoints import Checkpoints, digest
+from jaxensemble.training.data import along, as_data, rows_of
 from jaxensemble.training.history import History
-from jaxensemble.training.state import TrainState
-from jaxensemble.training.step import Loss, Step, along, as_data, number_of, rows_of, step_for, stepped
+from jaxensemble.training.state import TrainState, of_members
+from jaxensemble.training.step import Loss, Step, number_of, step_for, stepped
 
 Shuffle = Literal["different", "same", "never"]
 
@@ -103,7 +103,7 @@ def fit(
                     steps[size] = step_for(after, data, chosen, loss, each=False, plan=plan)
                 after, found = stepped(after, data, chosen, run.active, step=steps[size])
                 losses.append(found)
-            measured = evaluate(after.ensemble, *validation, functions, batch=batch) if validation else {}
+            measured = _evaluated(after.ensemble, validation, functions, batch) if validation else {}
             run = run.after(after, np.mean(np.asarray(losses, np.float64), axis=0), measured, patience)
             if files is not None:
                 files.save(run.epoch, (run.state, run.best), run.history.to_json())
@@ -111,21 +111,18 @@ def fit(
     return run.finished(), run.history
 
 
-def evaluate(
-    ensemble: Ensemble, inputs: Any, targets: Any, functions: Mapping[str, Loss], *, batch: int
-) -> dict[str, np.ndarray]:
+def _evaluated(ensemble: Ensemble, data: Any, functions: Mapping[str, Loss], batch: int) -> dict[str, np.ndarray]:
     """The mean over all rows of functions of (outputs, targets), for every member in evaluation mode: `[M]` each."""
-    data, _ = as_data(ensemble, inputs, targets)
     axes = (*batch_axes(ensemble.network, data[0], each=False), *[0] * len(jax.tree.leaves(data[1])))
     rows, ensemble = rows_of(data, axes), ensemble.eval()
     sums = dict.fromkeys(functions, np.zeros(len(ensemble)))
     for first in range(0, rows, batch):
         last = min(first + batch, rows)
         part = lambda leaf, axis: lax.slice_in_dim(leaf, first, last, axis=axis)  # noqa: B023, E731
-        (taken, wanted) = along(data, axes, part)
-        outputs = ensemble(*taken)
+        inputs, targets = along(data, axes, part)
+        outputs = ensemble(*inputs)
         for name, function in functions.items():
-            found = np.asarray(_of_members(outputs, wanted, function=function), np.float64)
+            found = np.asarray(_of_members(outputs, targets, function=function), np.float64)
             sums[name] = sums[name] + found * (last - first) / rows
     return sums
 
@@ -133,15 +130,6 @@ def evaluate(
 @functools.partial(jax.jit, static_argnames=("function",))
 def _of_members(outputs: Any, targets: Any, *, function: Loss) -> jax.Array:
     return jax.vmap(functools.partial(number_of, function), (0, None))(outputs, targets)
-
-
-def _digest(tree: Any) -> str:
-    """A hash of all arrays."""
-    digest = hashlib.sha256()
-    for leaf in jax.tree.leaves(tree):
-        is_key = isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-        digest.update(np.asarray(jax.random.key_data(leaf) if is_key else leaf).tobytes())
-    return digest.hexdigest()[:16]
 
 
 @functools.partial(jax.jit, static_argnames=("rows", "shuffle", "bootstrap"))
@@ -187,16 +175,11 @@ class _Best:
         """The same after an epoch with these losses."""
         better = self.active & (loss < self.loss)
         waited = jnp.where(better, 0, self.waited + self.active)
-        kept = lambda new, old: jnp.where(better.reshape(-1, *[1] * (new.ndim - 1)), new, old)  # noqa: E731
-        now, then = state.ensemble, self.state.ensemble
-        ensemble = dataclasses.replace(
-            now,
-            params=jax.tree.map(kept, now.params, then.params),
-            buffers=jax.tree.map(kept, now.buffers, then.buffers),
-        )
-        opt_state = jax.tree.map(kept, state.opt_state, self.state.opt_state)
+        now, then = ((s.ensemble.params, s.ensemble.buffers, s.opt_state) for s in (state, self.state))
+        params, buffers, opt_state = of_members(better, now, then)
+        ensemble = dataclasses.replace(state.ensemble, params=params, buffers=buffers)
         best = dataclasses.replace(state, ensemble=ensemble, opt_state=opt_state)
-        return _Best(kept(loss, self.loss), waited, self.active & (waited < patience), best)
+        return _Best(jnp.where(better, loss, self.loss), waited, self.active & (waited < patience), best)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -246,7 +229,7 @@ def _opened(path: str | Path | None, settings: dict[str, Any], begun: dict[str, 
     if path is None:
         yield None
         return
-    files = Checkpoints(path, settings | {name: _digest(tree) for name, tree in begun.items()})
+    files = Checkpoints(path, settings | {name: digest(tree) for name, tree in begun.items()})
     try:
         yield files
     finally:

@@ -13,8 +13,6 @@ from flax import nnx
 
 from jaxensemble.ensemble import Ensemble
 from jaxensemble.errors import InputError, StateError
-from jaxensemble.layers import AlphaDropout
-from jaxensemble.layers.dropout import MemberDropout, Rate
 from jaxensemble.network import Network, Var, references
 from jaxensemble.origin import Origin
 from jaxensemble.randomness import as_key, member_keys
@@ -133,6 +131,11 @@ def with_trained(params: Tree, changed: Tree) -> Tree:
     return unflatten(flatten(params) | flatten(changed))
 
 
+def of_members(which: jax.Array, these: Any, others: Any) -> Any:
+    """Arrays `[M, ...]` of some members, `which` [M], beside those that the others have."""
+    return jax.tree.map(lambda a, b: jnp.where(which.reshape(-1, *[1] * (a.ndim - 1)), a, b), these, others)
+
+
 def _frozen(ensemble: Ensemble, given: Collection[str] | None) -> frozenset[str]:
     names = list(flatten(ensemble.params))
     if given is None:
@@ -209,6 +212,9 @@ def _rates(module: nnx.Module, dropout: Any, members: int) -> dict[str, jax.Arra
     rates = np.asarray(dropout, np.float64)
     if rates.shape not in ((), (members,)) or not ((rates >= 0) & (rates <= 1)).all():
         raise InputError(f"`dropout` must be probabilities, one for all or [{members}]; got {dropout!r}")
+    from jaxensemble.layers import AlphaDropout  # which take a while to import, and are seldom needed here
+    from jaxensemble.layers.dropout import MemberDropout, Rate
+
     layers = dict(nnx.iter_modules(module))
     ours = [layer for layer in layers.values() if type(layer) is nnx.Dropout]
     odd = [

@@ -2,28 +2,27 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from flax import nnx
 from jax import lax
 
-from jaxensemble.device import free_memory
-from jaxensemble.ensemble import Ensemble, device_of
+from jaxensemble.device import device_of, free_memory
 from jaxensemble.errors import InputError
-from jaxensemble.inputs import as_array, as_arrays, batch_axes, check_inputs, check_member_axis, require_x64
+from jaxensemble.inputs import batch_axes
 from jaxensemble.plan import Plan, fits, guess
 from jaxensemble.planning import SMALL, Case, planned
 from jaxensemble.program import peak_bytes, rewritten
 from jaxensemble.rows import Axes
-from jaxensemble.running import KEPT, ON_CPUS, Call, in_steps
+from jaxensemble.running import KEPT, ON_CPUS, Call, in_steps, over_members
 from jaxensemble.state import Tree, flatten, merge, split, unflatten
+from jaxensemble.training.data import along, as_data, rows_of
 from jaxensemble.training.forms import for_training
-from jaxensemble.training.state import TrainState, trained, with_trained
+from jaxensemble.training.state import TrainState, of_members, trained, with_trained
 
 Loss = Callable[[Any, Any], jax.Array]
 
@@ -56,6 +55,7 @@ def train_step(
 
     **Raises:** `InputError` for inputs, rows, losses or plans that do not fit.
 
+    >>> import numpy as np
     >>> from jaxensemble import Ensemble
     >>> ensemble = Ensemble.from_modules([nnx.Linear(3, 1, rngs=nnx.Rngs(seed)) for seed in range(4)])
     >>> state = TrainState.create(ensemble, optax.sgd(0.1), jax.random.key(0))
@@ -94,66 +94,6 @@ class Step:
         if not self.call.each:
             return taken(data, rows)
         return jax.vmap(taken, (0 if self.own_data else None, 0 if self.own_rows else None))(data, rows)
-
-
-def along(data: Any, axes: Axes, function: Callable[[jax.Array, int], jax.Array], ahead: int = 0) -> Any:
-    """Data changed along their batch axes, before which there are so many others."""
-    leaves, tree = jax.tree.flatten(data)
-    pairs = zip(leaves, axes, strict=True)
-    return tree.unflatten([leaf if axis is None else function(leaf, axis + ahead) for leaf, axis in pairs])
-
-
-def rows_of(data: Any, axes: Axes, ahead: int = 0) -> int:
-    """The number of rows. Raises `InputError` for a network whose inputs have none."""
-    pairs = zip(jax.tree.leaves(data), axes, strict=False)  # axes may be those of the inputs only, which come first
-    sizes = [leaf.shape[axis + ahead] for leaf, axis in pairs if axis is not None]
-    if not sizes:
-        raise InputError("the network's inputs have no batch axis, along which a loss could be the mean")
-    return sizes[0]
-
-
-def as_data(
-    ensemble: Ensemble, inputs: Any, targets: Any, rows: Any = None, *, each: bool = False
-) -> tuple[tuple[Any, Any], jax.Array | None]:
-    """Data and rows as arrays of JAX, once they are known to be such as the network takes."""
-    inputs = as_arrays(inputs if isinstance(inputs, tuple) else (inputs,), "inputs")
-    targets, members = as_arrays(targets, "targets"), len(ensemble)
-    for leaf in jax.tree.leaves(ensemble.params):
-        require_x64(leaf.dtype, "the ensemble")
-    if each:
-        check_member_axis(inputs, members, "each")
-    if ensemble.network is not None:
-        check_inputs(ensemble.network, inputs, each=each)
-    axes = batch_axes(ensemble.network, inputs, each=each)
-    size = rows_of(inputs, axes, each)
-    if size == 0:
-        raise InputError("`inputs` have no rows")
-    wanted = (members, size) if each else (size,)
-    leaves = {f"`targets{jax.tree_util.keystr(at)}`": leaf for at, leaf in jax.tree_util.tree_leaves_with_path(targets)}
-    wrong = [
-        f"{name} {list(jnp.shape(leaf))}" for name, leaf in leaves.items() if jnp.shape(leaf)[: len(wanted)] != wanted
-    ]
-    if wrong:
-        raise InputError(
-            f"targets must begin with the {'members and ' if each else ''}rows of the inputs, {list(wanted)}; got "
-            f"{', '.join(wrong)}"
-        )
-    return (inputs, targets), None if rows is None else _rows(rows, members, size)
-
-
-def _rows(rows: Any, members: int, size: int) -> jax.Array:
-    given = rows if isinstance(rows, jax.Array) else np.asarray(rows)
-    rows = as_array(given, "rows") if given.size else jnp.zeros(given.shape, jnp.int32)
-    if not jnp.issubdtype(jnp.result_type(rows), jnp.integer) or jnp.ndim(rows) not in (1, 2):
-        raise InputError(f"`rows` must be integers, [N] or [{members}, N]; got {jax.typeof(rows)}")
-    if rows.ndim == 2 and rows.shape[0] != members:
-        raise InputError(f"`rows` must be [N] or [{members}, N]; got {list(rows.shape)}")
-    if not rows.size:
-        raise InputError("`rows` are none")
-    # JAX's own arrays are not asked, which would wait for them.
-    if isinstance(given, np.ndarray) and not (given.min() >= 0 and given.max() < size):
-        raise InputError(f"`rows` must be some of 0 to {size - 1}; got {given.min()} to {given.max()}")
-    return rows
 
 
 def step_for(state: TrainState, data: Any, rows: Any, loss: Loss, *, each: bool, plan: Plan | None) -> Step:
@@ -240,8 +180,7 @@ def stepped(state: TrainState, data: Any, rows: Any, active: Any, *, step: Step)
     members = Members(step, state.optimizer, ensemble.constants, state.steps, common, size)
     after, losses = in_steps(members, stacked, (0,) * len(jax.tree.leaves(stacked)), 0, size, plan.unroll)
     if active is not None:
-        kept = lambda new, old: jnp.where(active.reshape(-1, *[1] * (new.ndim - 1)), new, old)  # noqa: E731
-        after = jax.tree.map(kept, after, before)
+        after = of_members(active, after, before)
     params, buffers, opt_state = after
     ensemble = dataclasses.replace(ensemble, params=with_trained(ensemble.params, params), buffers=buffers)
     return dataclasses.replace(state, ensemble=ensemble, opt_state=opt_state, steps=state.steps + 1), losses
@@ -280,7 +219,7 @@ class Members:
         """The loss of every member, and its buffers after the call."""
         axes, on_cpu = (0, 0, 0, 0, 0 if self.step.call.each else None), self.step.call.platform == "cpu"
         one = for_training(self._loss) if on_cpu else self._loss
-        function = jax.vmap(one, axes) if self.size > 1 else functools.partial(_one, one, axes)
+        function = over_members(one, axes, self.size)
         function = rewritten(function, ON_CPUS) if on_cpu else function
         if self.step.call.plan.remat:
             function = jax.checkpoint(function, policy=jax.checkpoint_policies.save_only_these_names(KEPT))
@@ -314,12 +253,3 @@ class Members:
             sums = jax.tree.map(jnp.add, sums, more)
         grads, losses = sums
         return grads, (losses, buffers)
-
-
-def _one(function: Callable[..., Any], axes: Iterable[int | None], *arguments: Any) -> Any:
-    """One member without `jax.vmap`, under which convolutions are slow on some devices."""
-    own = [
-        argument if axis is None else jax.tree.map(lambda leaf: leaf[0], argument)
-        for argument, axis in zip(arguments, axes, strict=True)
-    ]
-    return jax.tree.map(lambda leaf: leaf[None], function(*own))

@@ -1,6 +1,5 @@
 """`check`: whether a ported ensemble gives what PyTorch gives, stage by stage."""
 
-import copy
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -233,17 +232,7 @@ class _Check:
             return
         each = reference.per_member(inputs, len(doubles), self.batch_axis)
         arrays = pytree.tree_map(lambda *xs: torch.stack(xs), *[self.arrays(member) for member in each])
-        mode = "trained in evaluation mode"
-        trained = exact
-        if exact.network is not None and exact.network.evaluation_only:
-            self.notes.append(f"{mode}: {exact.network.evaluation_only}")
-        else:
-            try:
-                exact.train().each(*arrays)
-                trained, doubles = exact.train(), [copy.deepcopy(model).train() for model in doubles]
-            except (RandomnessError, InputError) as error:  # dropout, whose numbers differ; BatchNorm of one value
-                self.notes.append(f"{mode}: {error}")
-        rows, notes = steps.compare(trained, doubles, each, as_arrays(arrays, "inputs"))
+        rows, notes = steps.compare(exact, doubles, each, as_arrays(arrays, "inputs"))
         self.rows += rows
         self.notes += notes
 

@@ -13,15 +13,15 @@ import torch.utils._pytree as pytree
 from torch import Tensor, nn
 
 from jaxensemble.ensemble import Ensemble
+from jaxensemble.errors import InputError, RandomnessError
 from jaxensemble.inputs import batch_axes
-from jaxensemble.state import flatten
 from jaxensemble.training import train_step
-from jaxensemble.training.step import rows_of
-from torch_bridge.assemble import tensors_of
+from jaxensemble.training.data import rows_of
 from torch_bridge.optimizers import train_state
 from torch_bridge.parity.gradients import floats, weights
 from torch_bridge.parity.metrics import normwise
 from torch_bridge.parity.result import Row
+from torch_bridge.parity.training import arrays_of, errors_of, worst
 
 STEPS = 10
 
@@ -49,16 +49,34 @@ def compare(
 
     `inputs` are those of every member, `arrays` the same as the ensemble takes them.
     """
+    ensemble, doubles, notes = _in_training(ensemble, doubles, arrays)
     rows: list[Row] = []
     try:
         for name, make in OPTIMIZERS.items():
             rows += _steps(name, make, ensemble, doubles, inputs, arrays)
     except _NotPossible as error:
-        return rows, [f"training not compared: {error}"]
+        return rows, [*notes, f"training not compared: {error}"]
     try:
-        return rows + _against_vmap(ensemble, doubles, inputs, arrays), []
+        return rows + _against_vmap(ensemble, doubles, inputs, arrays), notes
     except _NotPossible as error:
-        return rows, [f"training not compared with torch.func: {error}"]
+        return rows, [*notes, f"training not compared with torch.func: {error}"]
+
+
+def _in_training(
+    ensemble: Ensemble, doubles: Sequence[nn.Module], arrays: Any
+) -> tuple[Ensemble, Sequence[nn.Module], list[str]]:
+    """Both in training mode, or as they are, in evaluation mode, with a note that says why."""
+    reason = ensemble.network.evaluation_only if ensemble.network is not None else None
+    trained = ensemble
+    if reason is None:
+        trained = ensemble.train()
+        try:
+            trained.each(*arrays)
+        except (RandomnessError, InputError) as error:  # dropout, whose numbers differ; BatchNorm of one value
+            reason = str(error)
+    if reason is not None:
+        return ensemble, doubles, [f"trained in evaluation mode: {reason}"]
+    return trained, [copy.deepcopy(model).train() for model in doubles], []
 
 
 class _NotPossible(Exception):
@@ -83,8 +101,8 @@ def _steps(name: str, make: Make, ensemble: Ensemble, doubles: Any, inputs: Sequ
         ours.append(losses)
     stage = f"float64, {STEPS} steps of {name}"
     error, member = normwise(np.array(ours).T, np.array(theirs))
-    states = [{key: tensor.detach().numpy() for key, tensor in tensors_of(model).items()} for model in members]
-    return [Row(stage, "losses", error, LIMIT, f"member {member}"), *_tensors(stage, state.ensemble, states)]
+    rows = _tensors(stage, state.ensemble, arrays_of(members))
+    return [Row(stage, "losses", error, LIMIT, f"member {member}"), *rows]
 
 
 def _against_vmap(ensemble: Ensemble, doubles: Any, inputs: Sequence[Any], arrays: Any) -> list[Row]:
@@ -118,18 +136,8 @@ def _no_targets(ensemble: Ensemble, arrays: Any) -> jax.Array:
 
 def _tensors(stage: str, ensemble: Ensemble, states: Sequence[Mapping[str, np.ndarray]]) -> list[Row]:
     """The worst parameter and the worst buffer of those that `states` have."""
-    rows = []
-    for kind in ("params", "buffers"):
-        ours, errors = flatten(getattr(ensemble, kind)), {}
-        for entry in ensemble.origin.weights.entries:
-            key = next((key for key in entry.keys if key in states[0]), None)
-            if entry.path in ours and key is not None:
-                expected = np.stack([entry.rearrangement.apply(state[key]) for state in states])
-                errors[key] = normwise(np.asarray(ours[entry.path]), expected)
-        if errors:
-            worst = max(errors, key=lambda key: errors[key][0])
-            rows.append(Row(stage, kind, errors[worst][0], LIMIT, f"member {errors[worst][1]}, {worst}"))
-    return rows
+    found = {kind: errors_of(getattr(ensemble, kind), ensemble.origin, states) for kind in ("params", "buffers")}
+    return [worst(stage, kind, errors, LIMIT) for kind, errors in found.items() if errors]
 
 
 def _loss(outputs: Any, targets: jax.Array) -> jax.Array:

@@ -1,7 +1,7 @@
 """Training mode: outputs, and the buffers that a call leaves behind."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,13 +10,15 @@ from torch import nn
 from jaxensemble.ensemble import Ensemble
 from jaxensemble.errors import InputError, RandomnessError
 from jaxensemble.origin import Origin
-from jaxensemble.state import flatten
+from jaxensemble.state import Tree, flatten
 from torch_bridge import reference
 from torch_bridge.assemble import tensors_of
 from torch_bridge.parity.metrics import by_member, normwise, stacked
 from torch_bridge.parity.result import Row
 
 STAGE = "float64, training mode"
+
+Errors = dict[str, tuple[float, int]]
 
 
 def compare(
@@ -39,23 +41,29 @@ def compare(
     except InputError as error:  # BatchNorm refuses batches of one value
         return f"training mode not compared: {error}"
     ours = by_member(actual, len(trained))
-    rows = [_worst("outputs", {name: normwise(ours[name], theirs[name]) for name in theirs}, limit)]
-    buffers = _buffers(after, trained)
-    return [*rows, _worst("buffers after a call", buffers, limit)] if buffers else rows
+    rows = [worst(STAGE, "outputs", {name: normwise(ours[name], theirs[name]) for name in theirs}, limit)]
+    buffers = errors_of(after.buffers, after.origin, arrays_of(trained))
+    return [*rows, worst(STAGE, "buffers after a call", buffers, limit)] if buffers else rows
 
 
-def _buffers(after: Ensemble, trained: Sequence[nn.Module]) -> dict[str, tuple[float, int]]:
-    ours = flatten(after.buffers)
-    states = [{key: tensor.detach().numpy() for key, tensor in tensors_of(model).items()} for model in trained]
-    errors = {}
-    for entry in after.origin.weights.entries:
-        if entry.path in ours:
-            expected = np.stack([entry.rearrangement.apply(state[entry.keys[0]]) for state in states])
-            errors[entry.keys[0]] = normwise(np.asarray(ours[entry.path]), expected)
+def arrays_of(models: Sequence[nn.Module]) -> list[dict[str, np.ndarray]]:
+    """Every parameter and buffer of each member, by PyTorch's names."""
+    return [{key: tensor.detach().numpy() for key, tensor in tensors_of(model).items()} for model in models]
+
+
+def errors_of(tree: Tree, origin: Origin, states: Sequence[Mapping[str, np.ndarray]]) -> Errors:
+    """How far stacked arrays are from those that `states` have of every member: the error, and the worst member."""
+    ours, errors = flatten(tree), {}
+    for entry in origin.weights.entries:
+        key = next((key for key in entry.keys if key in states[0]), None)  # tied tensors may stand under one name only
+        if entry.path in ours and key is not None:
+            expected = np.stack([entry.rearrangement.apply(state[key]) for state in states])
+            errors[key] = normwise(np.asarray(ours[entry.path]), expected)
     return errors
 
 
-def _worst(what: str, errors: dict[str, tuple[float, int]], limit: float) -> Row:
+def worst(stage: str, what: str, errors: Errors, limit: float) -> Row:
+    """The largest of the errors, and where it is."""
     name = max(errors, key=lambda name: errors[name][0])
     error, member = errors[name]
-    return Row(STAGE, what, error, limit, f"member {member}, {name}")
+    return Row(stage, what, error, limit, f"member {member}, {name}")

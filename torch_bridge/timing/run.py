@@ -100,8 +100,10 @@ def time(
         jobs = [("torch", name) for name in names] + [("jax", OURS), ("jax", OURS), ("jax", PLAIN)]
         runs = [Process(dataclasses.replace(job, framework=kind, variant=name), stack) for kind, name in jobs]
         half = any(p.dtype in (torch.bfloat16, torch.float16) for p in members[0].parameters())
-        settings = {"device": device, "tf32": tf32, "threads": job.threads, "rounds": rounds, "seconds": seconds}
-        settings |= {"train": train}
+        settings = {
+            "device": device, "tf32": tf32, "train": train, "threads": job.threads, "rounds": rounds,
+            "seconds": seconds,
+        }  # fmt: skip
         rows = len(members) * (reference.batch_size(inputs, ensemble.origin.batch_axis) or 1)
         return _timed(runs, half, rows, settings, progress)
 

@@ -19,7 +19,7 @@ from jaxensemble.ensemble import Ensemble
 from jaxensemble.inputs import as_arrays, batch_axes
 from jaxensemble.state import Tree, merge, split
 from jaxensemble.training import TrainState, train_step
-from jaxensemble.training.step import rows_of
+from jaxensemble.training.data import rows_of
 from torch_bridge.timing.variants import OURS, Call, channels_last, mode_of
 
 RATE = 1e-6

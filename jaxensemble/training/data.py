@@ -1,0 +1,73 @@
+"""What members learn from: inputs and targets as arrays, and the rows of a minibatch among them."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxensemble.ensemble import Ensemble
+from jaxensemble.errors import InputError
+from jaxensemble.inputs import as_array, as_arrays, batch_axes, check_inputs, check_member_axis, require_x64
+from jaxensemble.rows import Axes
+
+
+def along(data: Any, axes: Axes, function: Callable[[jax.Array, int], jax.Array], ahead: int = 0) -> Any:
+    """Data changed along their batch axes, before which there are so many others."""
+    leaves, tree = jax.tree.flatten(data)
+    pairs = zip(leaves, axes, strict=True)
+    return tree.unflatten([leaf if axis is None else function(leaf, axis + ahead) for leaf, axis in pairs])
+
+
+def rows_of(data: Any, axes: Axes, ahead: int = 0) -> int:
+    """The number of rows. Raises `InputError` for a network whose inputs have none."""
+    pairs = zip(jax.tree.leaves(data), axes, strict=False)  # axes may be those of the inputs only, which come first
+    sizes = [leaf.shape[axis + ahead] for leaf, axis in pairs if axis is not None]
+    if not sizes:
+        raise InputError("the network's inputs have no batch axis, along which a loss could be the mean")
+    return sizes[0]
+
+
+def as_data(
+    ensemble: Ensemble, inputs: Any, targets: Any, rows: Any = None, *, each: bool = False
+) -> tuple[tuple[Any, Any], jax.Array | None]:
+    """Data and rows as arrays of JAX, once they are known to be such as the network takes."""
+    inputs = as_arrays(inputs if isinstance(inputs, tuple) else (inputs,), "inputs")
+    targets, members = as_arrays(targets, "targets"), len(ensemble)
+    for leaf in jax.tree.leaves(ensemble.params):
+        require_x64(leaf.dtype, "the ensemble")
+    if each:
+        check_member_axis(inputs, members)
+    if ensemble.network is not None:
+        check_inputs(ensemble.network, inputs, each=each)
+    axes = batch_axes(ensemble.network, inputs, each=each)
+    size = rows_of(inputs, axes, each)
+    if size == 0:
+        raise InputError("`inputs` have no rows")
+    wanted = (members, size) if each else (size,)
+    leaves = {f"`targets{jax.tree_util.keystr(at)}`": leaf for at, leaf in jax.tree_util.tree_leaves_with_path(targets)}
+    wrong = [
+        f"{name} {list(jnp.shape(leaf))}" for name, leaf in leaves.items() if jnp.shape(leaf)[: len(wanted)] != wanted
+    ]
+    if wrong:
+        raise InputError(
+            f"targets must begin with the {'members and ' if each else ''}rows of the inputs, {list(wanted)}; got "
+            f"{', '.join(wrong)}"
+        )
+    return (inputs, targets), None if rows is None else _rows(rows, members, size)
+
+
+def _rows(rows: Any, members: int, size: int) -> jax.Array:
+    given = rows if isinstance(rows, jax.Array) else np.asarray(rows)
+    rows = as_array(given, "rows") if given.size else jnp.zeros(given.shape, jnp.int32)
+    if not jnp.issubdtype(jnp.result_type(rows), jnp.integer) or jnp.ndim(rows) not in (1, 2):
+        raise InputError(f"`rows` must be integers, [N] or [{members}, N]; got {jax.typeof(rows)}")
+    if rows.ndim == 2 and rows.shape[0] != members:
+        raise InputError(f"`rows` must be [N] or [{members}, N]; got {list(rows.shape)}")
+    if not rows.size:
+        raise InputError("`rows` are none")
+    # JAX's own arrays are not asked, which would wait for them.
+    if isinstance(given, np.ndarray) and not (given.min() >= 0 and given.max() < size):
+        raise InputError(f"`rows` must be some of 0 to {size - 1}; got {given.min()} to {given.max()}")
+    return rows
