@@ -25,7 +25,12 @@ class Hypothesis:
         return self._data.draw(st.sampled_from(options))
 
 
-@pytest.mark.parametrize("seed", [*range(40), *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(40, 200))])
+SOON = [*range(19), 20, *range(22, 40)]  # 19 and 21 take longer than all others
+
+
+@pytest.mark.parametrize(
+    "seed", [*SOON, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(200) if seed not in SOON)]
+)
 def test_a_random_network_agrees_with_pytorch(seed: int) -> None:
     found = one.proved(Seeded(seed), thorough=False)
     assert found.status in ("passed", "refused"), found
