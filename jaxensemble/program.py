@@ -51,6 +51,7 @@ class _Rewriting:
     def __init__(self, replacements: Mapping[str, Callable[..., Any]]):
         self._replacements = replacements
         self._known: dict[int, tuple[Any, Any]] = {}
+        self._steps: dict[Any, JaxprEqn] = {}
 
     def of(self, program: Any) -> Any:
         """A program, open or closed, with its steps replaced; the same one where none is."""
@@ -77,8 +78,11 @@ class _Rewriting:
             params = {name: self._param(param) for name, param in step.params.items()}
             same = all(params[name] is param for name, param in step.params.items())
             return step if same else step.replace(params=params)
-        avals = [var.aval for var in step.invars]
-        (other,) = jax.make_jaxpr(jax.jit(functools.partial(replacement, **step.params)))(*avals).jaxpr.eqns
+        key = step.primitive.name, tuple(step.params.items()), tuple(var.aval for var in step.invars)
+        if key not in self._steps:
+            function = jax.jit(functools.partial(replacement, **step.params))
+            (self._steps[key],) = jax.make_jaxpr(function)(*key[2]).jaxpr.eqns
+        other = self._steps[key]
         for var, wanted in zip(other.outvars, step.outvars, strict=True):
             got, kept = var.aval, wanted.aval
             assert (got.shape, got.dtype) == (kept.shape, kept.dtype), f"{step.primitive}: {got} for {kept}"  # type: ignore[attr-defined]

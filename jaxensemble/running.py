@@ -12,6 +12,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from jaxensemble.elementary import tanh
 from jaxensemble.errors import StateError
+from jaxensemble.extremes import EXTREMES
 from jaxensemble.lowering import with_forms
 from jaxensemble.plan import Plan
 from jaxensemble.products import product
@@ -20,10 +21,11 @@ from jaxensemble.randomness import forbid, from_key, member_keys
 from jaxensemble.rows import Axes
 from jaxensemble.state import Tree, flatten, merge, split
 from jaxensemble.structure import Structure
+from jaxensemble.sums import total
 
 ALL_AT_ONCE = Plan()
 
-ON_CPUS = {PRODUCT: product, "tanh": tanh}
+ON_CPUS = {PRODUCT: product, "reduce_sum": total, "tanh": tanh}
 """What stands for XLA's own steps on CPUs, which round further there than PyTorch's."""
 
 KEPT = "jaxensemble: kept for the gradient"
@@ -58,7 +60,7 @@ class Call:
         self, params: Tree, buffers: Tree, rngs: Tree, constants: Tree, key: Any, inputs: Any, *, vmapped: bool | None
     ) -> Any:
         """The outputs of one member. `vmapped` chooses the forms of convolutions; None leaves them as Flax has them."""
-        run = rewritten(self._member, _NAMED) if self.plan.remat else self._member
+        run = rewritten(self._member, EXTREMES | (_NAMED if self.plan.remat else {}))
         run = run if vmapped is None else with_forms(run, self.platform, vmapped=vmapped)
         return run(params, buffers, rngs, constants, key, inputs)
 

@@ -520,3 +520,54 @@ def test_gradients_are_zero_only_on_both_sides() -> None:
     zero, wrong = np.array([2e-15, -1e-15]), np.array([2e-12, 0.0])
     assert gradients._relative(-zero, zero, 1.0) == 0
     assert gradients._relative(wrong, zero, 1.0) > gradients.LIMIT
+
+
+# What rounding leaves
+
+
+class Cancelling(nn.Module):
+    """The mean of what was normalised: zero, but for rounding."""
+
+    def __init__(self, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.linear, self.norm = nn.Linear(8, 6), nn.LayerNorm(6, eps=eps, elementwise_affine=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.linear(x)).mean(1) * 10
+
+
+def test_outputs_that_are_nothing_but_rounding_pass_and_are_told() -> None:
+    models, x = [Cancelling() for _ in range(2)], torch.randn(3, 8)
+    report = torch_bridge.check(models, torch_bridge.to_ensemble(models, (x,), check=False), (x,))
+    assert report.passed, report
+    assert any("PyTorch's own error in float32 is" in row.note for row in report.rows)
+    assert any("little but rounding" in note for note in report.notes)
+
+
+def test_a_small_output_that_is_no_rounding_is_compared() -> None:
+    """A product of many densities is far smaller than any rounding of what it is made of."""
+
+    class Product(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(8, 30)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return (self.linear(x).square() * 1e-3).exp().sub(0.9).prod(1)
+
+    models, x = [Product() for _ in range(2)], torch.randn(3, 8)
+    ensemble = torch_bridge.to_ensemble(models, (x,), check=False)
+    assert torch_bridge.check(models, ensemble, (x,)).passed
+    assert np.abs(np.asarray(ensemble(x))).max() < 1e-20
+    with torch.no_grad():
+        models[1].linear.bias += 1e-5  # type: ignore[operator]
+    report = torch_bridge.check(models, ensemble, (x,))
+    outputs = [row for row in report.rows if row.stage.startswith("float64")]
+    assert outputs and not any(row.passed for row in outputs)
+
+
+def test_a_batch_that_pytorch_refuses_is_not_compared() -> None:
+    models, x = [nn.GroupNorm(3, 3) for _ in range(2)], torch.randn(4, 3, 1, 1)
+    report = torch_bridge.check(models, torch_bridge.to_ensemble(models, (x,), check=False), (x,))
+    assert report.passed, report
+    assert any("not compared for a batch of 1" in note for note in report.notes)

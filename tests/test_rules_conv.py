@@ -42,6 +42,7 @@ CASES: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
         (2, 4, 5, 3),
     ),
     "transpose2d-depthwise": (lambda: nn.ConvTranspose2d(4, 8, (3, 2), groups=4, stride=(1, 2)), (2, 4, 3, 4)),
+    "transpose2d-unpadded": (lambda: nn.ConvTranspose2d(4, 2, 2, stride=2, padding=1, groups=2), (2, 4, 5, 6)),
     "transpose2d-one-channel": (lambda: nn.ConvTranspose2d(1, 1, (2, 3)), (2, 1, 3, 4)),
     "transpose2d-one-wide": (lambda: nn.ConvTranspose2d(1, 3, (1, 3), groups=1), (2, 1, 3, 4)),
     "transpose3d": (lambda: nn.ConvTranspose3d(2, 4, (2, 3, 1), (1, 2, 3), (0, 1, 0), groups=2), (2, 2, 3, 2, 4)),

@@ -340,6 +340,21 @@ def test_shared_weights() -> None:
     assert_ports(Shared(), torch.randn(3, 4))
 
 
+def test_statistics_of_what_nobody_uses_are_kept() -> None:
+    class Unused(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm = nn.BatchNorm1d(3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.norm(x)
+            y = x * 2
+            y.view(-1).mul_(3)  # in place: torch takes side effects out, and with them what is not used
+            return y
+
+    assert_ports(Unused(), torch.randn(4, 3))
+
+
 def test_mode_dependent_momentum_is_for_evaluation_only() -> None:
     class Odd(Functional):
         def forward(self, x: Tensor) -> Tensor:

@@ -17,6 +17,10 @@ from torch_bridge.memos import tensors_forgotten
 Inputs = tuple[Any, ...]
 
 
+class CannotRun(InputError):
+    """PyTorch cannot run the models on these inputs."""
+
+
 @contextlib.contextmanager
 def equal_precision(*, tf32: bool = False) -> Iterator[None]:
     """The same float32 on both sides, for a while: neither framework may round products to TF32, or both may.
@@ -50,12 +54,31 @@ def widened() -> Iterator[None]:
         torch.set_default_dtype(before)
 
 
+@contextlib.contextmanager
+def single() -> Iterator[None]:
+    """PyTorch in float32 for a while, within `widened` too."""
+    before, paused = torch.get_default_dtype(), _Widened.paused
+    torch.set_default_dtype(torch.float32)
+    _Widened.paused = True
+    try:
+        with tensors_forgotten():
+            yield
+    finally:
+        torch.set_default_dtype(before)
+        _Widened.paused = paused
+
+
 _NARROW = {torch.float16, torch.bfloat16, torch.float32}
 _CASTS = {Tensor.float, Tensor.half, Tensor.bfloat16}
 
 
 class _Widened(TorchFunctionMode):
+    paused = False
+
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if _Widened.paused:
+            return func(*args, **(kwargs or {}))
+
         def wide(value: Any) -> Any:
             return torch.float64 if isinstance(value, torch.dtype) and value in _NARROW else value
 
@@ -97,14 +120,14 @@ def laid_out(inputs: Inputs, layout: str) -> Inputs:
 def loop(models: Sequence[nn.Module], inputs: Inputs | Sequence[Inputs]) -> list[Any]:
     """Every member's outputs; `inputs` are one call's arguments, or a list with those of each member.
 
-    **Raises:** `InputError` where a member's forward raises.
+    **Raises:** `CannotRun` where a member's forward raises.
     """
     per_member: list[Any] = inputs if isinstance(inputs, list) else [inputs] * len(models)
     try:
         with torch.no_grad():
             return [model(*_copied(arguments)) for model, arguments in zip(models, per_member, strict=True)]
     except Exception as error:  # as of inputs for other models
-        raise InputError(
+        raise CannotRun(
             f"PyTorch itself cannot run {type(models[0]).__name__} on these inputs: {type(error).__name__}: {error}"
         ) from error
 

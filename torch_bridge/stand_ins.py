@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, fx
+from torch.fx.node import has_side_effect
 
 _ATEN = torch.ops.aten
 
@@ -28,6 +29,9 @@ MODED = {
     "attention": (_ATEN.scaled_dot_product_attention.default, 4),
 }
 """Operations with a training flag: name to (operation, position of the flag). Attention's flag is a rate."""
+
+_STATISTICS = ("batch_norm", "instance_norm")
+"""Operations that may write running statistics: called in training even where nothing takes what they give."""
 
 DROPOUTS = ("dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout")
 
@@ -96,6 +100,8 @@ def _library() -> torch.library.Library:
         library.define(f"{name}{schema}")
         result = _RESULTS.get(name, lambda x, *args: torch.empty_like(x))
         library.impl(name, result, "CompositeExplicitAutograd")
+    for name in _STATISTICS:
+        has_side_effect(getattr(torch.ops.torch_bridge, name).default)
     return library
 
 

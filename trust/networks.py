@@ -135,7 +135,7 @@ def _step(choices: Choices, values: list[Tensor], inputs: int) -> tuple[nn.Modul
                 continue
             where, made = (first, choices.pick(fitting)), made.module
         try:
-            value = made.eval()(*[values[k].clone() for k in where])
+            value = made.eval()(*copy.deepcopy([values[k] for k in where]))  # strides included
         except (RuntimeError, ValueError, IndexError):  # as of a kernel larger than the image
             continue
         if not isinstance(value, Tensor) or not 0 < value.numel() <= 20_000 or value.shape[:1] != x.shape[:1]:

@@ -94,22 +94,24 @@ def conv_transpose(
     kernel = tuple(int(size) for size in weight.shape[2:])
     strides, dilations = each(stride, spatial), each(dilation, spatial)
     reach = [d * (k - 1) for k, d in zip(kernel, dilations, strict=True)]
-    pads = zip(reach, each(padding, spatial), each(output_padding, spatial), strict=True)
-    pairs = tuple((r - p, r - p + extra) for r, p, extra in pads)
+    sides = zip(reach, each(padding, spatial), each(output_padding, spatial), strict=True)
+    pairs = tuple((r - p, r - p + extra) for r, p, extra in sides)
     shared: dict[str, Any] = {
         "in_features": weight.shape[0],
         "out_features": int(weight.shape[1]) * groups,
         "kernel_size": kernel,
     }
     dilated = unless_ones("kernel_dilation", dilations)
-    as_conv = shared | {"padding": padding_option(pairs), **unless_ones("input_dilation", strides), **dilated}
+    spread = unless_ones("input_dilation", strides)
+    pads = _number_or_pairs(pairs) if spread else padding_option(pairs)  # JAX takes no words where inputs are spread
+    as_conv = shared | {"padding": pads, **spread, **dilated}
     ins, outs, *space = weight.layout.dims
     if groups == 1:
         # [I, O, *spatial] -> [*spatial, I, O]
         stored = Layout(weight.layout.dims, (*space, ins, outs))
         is_valid = all(pair == (r, r) and s <= r + 1 for pair, r, s in zip(pairs, reach, strides, strict=True))
-        spread = unless_ones("strides", strides)
-        options = shared | spread | {"padding": "VALID" if is_valid else _number_or_pairs(pairs)} | dilated
+        options = shared | unless_ones("strides", strides) | dilated
+        options |= {"padding": "VALID" if is_valid else _number_or_pairs(pairs)}
         path = _layer(b, "nnx.ConvTranspose", options, weight, stored, bias, flipped=True)
     else:
         # [G x I, O, *spatial] -> [*spatial, I, G x O]

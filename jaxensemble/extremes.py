@@ -1,0 +1,84 @@
+"""Maxima and minima whose gradients hang on no equality of bits.
+
+JAX sends a gradient to the operand that equals the result. A compiler may compute the operand once for the result and
+once more for this comparison, and round otherwise then: nothing is equal, and the gradient is lost (`jnp.maximum`) or
+divided by zero (`jnp.max`). XLA does so on GPUs (github.com/jax-ml/jax/issues/40564) and, under some of its options, on
+CPUs. Here the operands are compared with each other, which always has an answer.
+"""
+
+import functools
+import operator
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+Step = Callable[..., jax.Array]
+
+
+def _of_two(step: Step, beyond: Callable[[Any, Any], Any]) -> Step:
+    """`lax.max` or `lax.min`; operands that are equal get half of the gradient each, as in JAX and PyTorch."""
+
+    @jax.custom_jvp
+    def chosen(x: jax.Array, y: jax.Array) -> jax.Array:
+        return step(x, y)
+
+    @chosen.defjvp
+    def _(primals: tuple[Any, Any], tangents: tuple[Any, Any]) -> tuple[jax.Array, jax.Array]:
+        (x, y), (slope_x, slope_y) = primals, tangents
+        neither = (slope_x + slope_y) / 2
+        return chosen(x, y), jnp.where(beyond(x, y), slope_x, jnp.where(beyond(y, x), slope_y, neither))
+
+    return lambda x, y: chosen(x, y) if _has_gradient(x) else step(x, y)
+
+
+def _of_many(primitive: Any, index: Step) -> Step:
+    """`lax.reduce_max` or `lax.reduce_min`; equal values share the gradient, as in JAX and PyTorch's `amax`."""
+
+    @functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
+    def extreme(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
+        return primitive.bind(x, axes=axes, out_sharding=None)
+
+    @extreme.defjvp
+    def _(axes: tuple[int, ...], primals: tuple[Any], tangents: tuple[Any]) -> tuple[jax.Array, jax.Array]:
+        (x,), (slope,) = primals, tangents
+        rows, slopes = _last(x, axes), _last(slope, axes)
+        place = index(rows, rows.ndim - 1, jnp.int32)[..., None]
+        equal = rows == jnp.take_along_axis(rows, place, -1)
+        taken = equal | (lax.broadcasted_iota(jnp.int32, rows.shape, rows.ndim - 1) == place)
+        share = jnp.where(taken, slopes, 0).sum(-1) / taken.sum(-1).astype(slopes.dtype)
+        return extreme(x, axes), share
+
+    def run(x: jax.Array, *, axes: tuple[int, ...], **options: Any) -> jax.Array:
+        sharded = any(option is not None for option in options.values())
+        return primitive.bind(x, axes=axes, **options) if sharded or not _has_gradient(x) else extreme(x, axes)
+
+    return run
+
+
+def _has_gradient(x: jax.Array) -> bool:
+    return jnp.issubdtype(x.dtype, jnp.floating)
+
+
+def _last(x: jax.Array, axes: Sequence[int]) -> jax.Array:
+    """The array with these axes as a single one, the last."""
+    kept = [axis for axis in range(x.ndim) if axis not in axes]
+    return x.transpose(*kept, *axes).reshape(*(x.shape[axis] for axis in kept), -1)
+
+
+EXTREMES = {
+    "max": _of_two(lax.max, operator.gt),
+    "min": _of_two(lax.min, operator.lt),
+    "reduce_max": _of_many(lax.reduce_max_p, lax.argmax),
+    "reduce_min": _of_many(lax.reduce_min_p, lax.argmin),
+}
+"""What stands for XLA's own steps in every network, for `jaxensemble.program.rewritten`.
+
+>>> from jaxensemble.program import rewritten
+>>> largest = rewritten(lambda x: jnp.max(x, axis=-1), EXTREMES)
+>>> x = jnp.array([[1.0, 3.0, 3.0], [2.0, 1.0, 0.0]])
+>>> largest(x).tolist(), jax.grad(lambda x: largest(x).sum())(x).tolist()
+([3.0, 2.0], [[0.0, 0.5, 0.5], [1.0, 0.0, 0.0]])
+"""

@@ -1,0 +1,87 @@
+"""What rounding does to PyTorch's own results: what no comparison can go below.
+
+Where sums cancel, as in the mean of what was normalised, nothing is left but rounding, and two frameworks cannot agree
+on it. How far that goes PyTorch shows itself, by how far float32 is from float64: a precision that is finer by a factor
+rounds less by that factor.
+"""
+
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import torch.utils._pytree as pytree
+from torch import Tensor, nn
+
+from torch_bridge import reference
+
+FACTOR = 8.0
+"""How much larger an error in float64 may be than what PyTorch's own in float32 comes to, scaled down."""
+
+SCALE = torch.finfo(torch.float64).eps / torch.finfo(torch.float32).eps
+
+DRAWS = 4
+
+
+def allowed(error: float, limit: float, coarse: Callable[[], float]) -> tuple[float, str]:
+    """The largest error in float64 that passes, and a remark on it.
+
+    That is `limit`, unless the error is above it and PyTorch's own rounding explains it: `coarse` gives how far
+    PyTorch in float32 is from PyTorch in float64, by the measure of `error`.
+    """
+    if error <= limit or error == np.inf:
+        return limit, ""
+    try:
+        own = coarse()
+    except Exception:  # whatever a forward that insists on float64 says
+        return limit, ""
+    bound = FACTOR * SCALE * own
+    if not np.isfinite(bound) or bound <= limit:
+        return limit, ""
+    return bound, f"; PyTorch's own error in float32 is {own:.1e}"
+
+
+def coarse_error(narrow: np.ndarray, exact: np.ndarray) -> float:
+    """The largest error of any member in float32, relative to that member's largest value, as `normwise` has it.
+
+    What float32 cannot hold, as the lowest float64 that a mask fills in, is left out.
+    """
+    if exact.dtype.kind in "biu":
+        return 0.0
+    errors = [0.0]
+    with np.errstate(all="ignore"):
+        for ours, theirs in zip(narrow, exact, strict=True):
+            held = np.abs(theirs) <= np.finfo(np.float32).max
+            difference, scale = (np.abs(x[held]).max(initial=0.0) for x in (ours - theirs, theirs))
+            errors.append(float(difference / scale) if scale else float(difference))
+    return max(errors)
+
+
+def in_single(models: Sequence[nn.Module], inputs: Any) -> tuple[list[nn.Module], Any]:
+    """Copies of models and inputs with float32 in place of float64, to be run within `reference.single`."""
+    narrow = lambda x: x.to(torch.float32) if isinstance(x, Tensor) and x.is_floating_point() else x  # noqa: E731
+    with reference.single():
+        return [copy.deepcopy(model).float() for model in models], pytree.tree_map(narrow, inputs)
+
+
+def moved(models: Sequence[nn.Module], inputs: Any) -> Iterator[tuple[list[nn.Module], Any]]:
+    """A few times the models and their inputs, every number made larger or smaller by its last bit. Zeros stay.
+
+    PyTorch's error for them is as good a sample as that for the models themselves.
+    """
+    for seed in range(DRAWS):
+        generator = torch.Generator().manual_seed(seed)
+
+        def move(x: Any, generator: torch.Generator = generator) -> Any:
+            if not isinstance(x, Tensor) or not (x.is_floating_point() or x.is_complex()):
+                return x
+            signs = 2 * torch.randint(2, x.shape, generator=generator).to(x) - 1
+            return x * (1 + torch.finfo(x.dtype).eps * signs)
+
+        copies = [copy.deepcopy(model) for model in models]
+        with torch.no_grad():
+            for model in copies:
+                for tensor in (*model.parameters(), *model.buffers()):
+                    tensor.copy_(move(tensor))
+        yield copies, pytree.tree_map(move, inputs)
