@@ -126,7 +126,7 @@ def test_a_variance_of_few_rows_rounds_no_further_than_pytorchs() -> None:
 
 
 def test_layer_norm_of_a_feature_map_passes_the_proof() -> None:
-    models = [nn.Sequential(nn.Upsample(scale_factor=2), nn.LayerNorm((3, 24, 14))) for _ in range(2)]
+    models = [nn.Sequential(nn.Upsample(scale_factor=2), nn.LayerNorm([3, 24, 14])) for _ in range(2)]
     x = torch.randn(3, 3, 12, 7)
     report = torch_bridge.check(models, torch_bridge.to_ensemble(models, (x,), check=False), (x,), thorough=False)
     assert report.passed, report

@@ -1,6 +1,7 @@
 """Gradients of every parameter, ours against autograd's."""
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -38,47 +39,32 @@ def compare(ensemble: Ensemble, doubles: Sequence[nn.Module], inputs: tuple[Any,
     """
     assert isinstance(ensemble.origin, Origin)
     ours = {name: np.asarray(grad) for name, grad in flatten(_gradients(ensemble, arrays)).items()}
-    theirs = []
-    try:
-        theirs += [_autograd(model, inputs) for model in doubles]
-    except RuntimeError as error:  # as of a forward that writes into what its backward needs
-        return f"gradients not compared, since PyTorch cannot compute them: {str(error).splitlines()[0]}"
-    found = []
-    for entry in ensemble.origin.weights.entries:
-        key = next((key for key in entry.keys if key in theirs[0]), None)
-        if key is not None and entry.path in ours:
-            expected = [entry.rearrangement.apply(grads[key]) for grads in theirs]
-            for k, grads in enumerate(theirs):
-                error = _relative(ours[entry.path][k], expected[k], _largest(grads))
-                found.append((error, k, key))
-    return [_row(found, doubles, inputs, theirs)] if found else []
+    rows = []
+    for k, model in enumerate(doubles):
+        try:
+            theirs = _autograd(model, inputs)
+        except RuntimeError as error:  # as of a forward that writes into what its backward needs
+            return f"gradients not compared, since PyTorch cannot compute them: {str(error).splitlines()[0]}"
+        narrow = functools.cache(functools.partial(_in_single, model, inputs))
+        largest = max((float(np.abs(grad).max(initial=0.0)) for grad in theirs.values()), default=0.0)
+        for entry in ensemble.origin.weights.entries:
+            key = next((key for key in entry.keys if key in theirs), None)
+            if key is None or entry.path not in ours:
+                continue
+            error = _relative(ours[entry.path][k], entry.rearrangement.apply(theirs[key]), largest)
+            coarse = lambda key=key: _relative(narrow()[key], theirs[key], largest)  # noqa: B023, E731
+            limit, remark = allowed(error, LIMIT, coarse)
+            rows.append(Row("gradients, float64", "every parameter", error, limit, f"member {k}, {key}{remark}"))
+    return [max(rows, key=lambda row: (row.error / row.limit, row.error))] if rows else []
 
 
 Grads = dict[str, np.ndarray]
 
 
-def _row(
-    found: list[tuple[float, int, str]], doubles: Sequence[nn.Module], inputs: tuple[Any, ...], theirs: list[Grads]
-) -> Row:
-    """The row of the parameter that is furthest beyond what passes for it."""
-    others: dict[int, Grads] = {}
-
-    def coarse(k: int, key: str) -> float:
-        if k not in others:
-            models, given = in_single([doubles[k]], inputs)
-            with reference.single():
-                others[k] = _autograd(models[0], given)
-        return _relative(others[k][key], theirs[k][key], _largest(theirs[k]))
-
-    rows = []
-    for error, k, key in found:
-        limit, remark = allowed(error, LIMIT, lambda k=k, key=key: coarse(k, key))  # type: ignore[misc]
-        rows.append(Row("gradients, float64", "every parameter", error, limit, f"member {k}, {key}{remark}"))
-    return max(rows, key=lambda row: (row.error / row.limit, row.error))
-
-
-def _largest(grads: Grads) -> float:
-    return max((float(np.abs(grad).max(initial=0.0)) for grad in grads.values()), default=0.0)
+def _in_single(model: nn.Module, inputs: tuple[Any, ...]) -> Grads:
+    (narrow,), given = in_single([model], inputs)
+    with reference.single():
+        return _autograd(narrow, given)
 
 
 def _relative(actual: np.ndarray, expected: np.ndarray, largest: float) -> float:

@@ -22,6 +22,7 @@ FACTOR = 8.0
 SCALE = torch.finfo(torch.float64).eps / torch.finfo(torch.float32).eps
 
 DRAWS = 4
+"""How often models and inputs are moved by their last bits."""
 
 
 def allowed(error: float, limit: float, coarse: Callable[[], float]) -> tuple[float, str]:
