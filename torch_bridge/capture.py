@@ -63,7 +63,7 @@ def capture(model: nn.Module, example_inputs: tuple[Any, ...], batch_axis: Batch
     **Raises:** `UnsupportedError` where `torch.export` cannot follow the forward, with its reason.
     """
     inputs, dynamic = _examples(example_inputs, batch_axis)
-    with _fast_paths_off(), _masks_not_looked_into():
+    with fast_paths_off(), _masks_not_looked_into():
         with changes_of(model) as changed:
             evaluation = _export(model, inputs, dynamic, training=False)
         if changed:
@@ -275,7 +275,7 @@ def _cumulative_averages_fixed(model: nn.Module) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _fast_paths_off() -> Iterator[None]:
+def fast_paths_off() -> Iterator[None]:
     """Attention's fused inference path is one opaque operation with another meaning of masks."""
     before = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)

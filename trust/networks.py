@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from torch_bridge.capture import fast_paths_off
+
 T = TypeVar("T")
 
 
@@ -83,7 +85,7 @@ def drawn(choices: Choices, members: int = 2, batch: int = 3) -> Drawn:
     inputs = tuple(_input(choices, kind, batch) for kind in kinds)
     values, steps, taken = list(inputs), [], []
     count = choices.pick(range(2, 11))
-    with torch.no_grad():
+    with torch.no_grad(), fast_paths_off():  # which lay results out otherwise than what is ported
         while len(steps) < count or not any(step.state_dict() for step in steps):
             step, where, value = _step(choices, values, len(inputs))
             steps.append(step)
