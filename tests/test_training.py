@@ -20,7 +20,7 @@ from flax import nnx
 from torch import Tensor, nn
 
 import torch_bridge
-from jaxensemble import Ensemble, History, InputError, Plan, StateError, TrainState, fit, train_step
+from jaxensemble import Ensemble, History, InputError, Plan, StateError, TrainState, fit, layers, train_step
 from jaxensemble.errors import UnsupportedError
 from jaxensemble.program import primitives
 from jaxensemble.state import flatten
@@ -254,9 +254,65 @@ def test_parameters_that_nothing_uses_are_passed_over_as_pytorch_does() -> None:
 
     models, x = members_of(Unused), torch.randn(8, 3)
     ensemble = torch_bridge.to_ensemble(models, (x,), check=False)
-    assert state_of(ensemble).frozen == {"unused.bias", "unused.weight"}
     report = torch_bridge.check(models, ensemble, (x,), thorough=False, train=True)
     assert report.passed, report
+
+
+class Heads(nn.Module):
+    """A backbone that no gradient reaches, and a head that not every loss looks at."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.backbone, self.aside, self.head = nn.Linear(4, 5), nn.Linear(5, 2), nn.Linear(5, 3)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        y = self.backbone(x).detach().tanh()
+        return self.head(y), self.aside(y)
+
+
+DECAYING: dict[str, Any] = {
+    "SGD": lambda model: torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, nesterov=True, weight_decay=1e-2),
+    "Adam": lambda model: torch.optim.Adam(model.parameters(), lr=1e-2, weight_decay=1e-2, maximize=True),
+    "AdamW": lambda model: torch.optim.AdamW(model.parameters(), lr=1e-2),
+    "RMSprop": lambda model: torch.optim.RMSprop(model.parameters(), lr=1e-2, weight_decay=1e-2, momentum=0.9),
+}
+
+
+@pytest.mark.parametrize("name", DECAYING)
+@pytest.mark.parametrize("aside", [False, True])
+@pytest.mark.parametrize("unfrozen", ["", "head"])
+def test_what_the_loss_does_not_reach_and_what_was_unfrozen_trains_as_in_pytorch(
+    name: str, aside: bool, unfrozen: str, x64: None
+) -> None:
+    models = [Heads().double() for _ in range(2)]
+    x, y = torch.randn(8, 4).double(), torch.randn(8, 3).double()
+    optimizers = [DECAYING[name](model) for model in models]
+
+    def step(model: nn.Module, optimizer: torch.optim.Optimizer, aside: bool) -> None:
+        optimizer.zero_grad()
+        outputs, others = model(x)
+        (((outputs - y) ** 2).mean() + (others.square().mean() if aside else 0)).backward()
+        optimizer.step()
+
+    def loss(outputs: Any, targets: Any) -> jax.Array:
+        return mean_square(outputs[0], targets) + (jnp.square(outputs[1]).mean() if aside else 0)
+
+    for model, optimizer in zip(models, optimizers, strict=True):
+        for submodule in model.children():
+            submodule.requires_grad_(submodule is not getattr(model, unfrozen, None))
+        for _ in range(3):
+            step(model, optimizer, True)
+        model.requires_grad_(True)
+    ensemble = torch_bridge.to_ensemble(models, (x,), check=False)
+    state = torch_bridge.train_state(models, optimizers, ensemble, jax.random.key(0))
+    for _ in range(4):
+        state, _ = train_step(state, x.numpy(), y.numpy(), loss=loss)
+        for model, optimizer in zip(models, optimizers, strict=True):
+            step(model, optimizer, aside)
+    states: Any = torch_bridge.to_torch(state.ensemble)
+    for model, ours in zip(models, states, strict=True):
+        for key, tensor in model.state_dict().items():
+            np.testing.assert_allclose(ours[key], tensor, rtol=0, atol=1e-12, err_msg=key)
 
 
 def test_weights_that_are_not_the_models_are_refused() -> None:
@@ -715,6 +771,53 @@ def test_a_run_that_was_killed_goes_on_to_the_same_bits(mlp: Ensemble, tmp_path:
     expected, _ = runs(mlp, 15, None)
     same_bits(got, expected)
     assert len(history) == 15
+
+
+def test_a_run_goes_on_under_the_plan_it_began_with(
+    mlp: Ensemble, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which otherwise follows from the memory that is free: another plan rounds otherwise."""
+    expected, _ = runs(mlp, 4, None)
+    runs(mlp, 2, tmp_path / "run")
+    monkeypatch.setattr(steps, "free_memory", lambda device: 1e4)
+    steps._chosen.cache_clear()
+    got, _ = runs(mlp, 4, tmp_path / "run")
+    steps._chosen.cache_clear()
+    same_bits(got, expected)
+
+
+def test_fit_refuses_a_last_minibatch_that_is_too_small_before_it_begins() -> None:
+    class Normed(nnx.Module):
+        def __init__(self, rngs: nnx.Rngs):
+            self.norm, self.linear = layers.BatchNorm(4), nnx.Linear(4, 2, rngs=rngs)
+
+        def __call__(self, x: jax.Array) -> jax.Array:
+            return self.linear(self.norm(x))
+
+    ensemble = Ensemble.from_modules([Normed(nnx.Rngs(seed)) for seed in range(2)])
+    x, y = np.ones((9, 4), "float32"), np.ones((9, 2), "float32")
+    with pytest.raises(InputError, match=r"`batch` leaves 1 of 9 rows .*more than one value"):
+        fit(state_of(ensemble), x, y, loss=mean_square, epochs=1, batch=4)
+
+
+@pytest.mark.parametrize("place", ["gs://bucket/run", __file__])
+def test_checkpoints_are_kept_in_a_directory_here(mlp: Ensemble, place: str) -> None:
+    x, y = data()
+    with pytest.raises(InputError, match="`checkpoints` must be a directory of this machine"):
+        fit(state_of(mlp), x, y, loss=mean_square, epochs=1, batch=4, checkpoints=place)
+
+
+@pytest.mark.parametrize(("package", "extra"), [("orbax.checkpoint", "train"), ("matplotlib.figure", "plots")])
+def test_a_missing_package_is_told_with_its_extra(
+    mlp: Ensemble, package: str, extra: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    x, y = data()
+    with pytest.raises(ModuleNotFoundError, match=rf"pip install 'jaxensemble\[{extra}\]'"):
+        if extra == "train":
+            fit(state_of(mlp), x, y, loss=mean_square, epochs=1, batch=4, checkpoints=tmp_path / "run")
+        else:
+            History(np.zeros((1, 2))).plot(tmp_path / "history.png")
 
 
 def test_fit_refuses_all_that_is_wrong_at_once(mlp: Ensemble) -> None:

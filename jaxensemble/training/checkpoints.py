@@ -23,8 +23,14 @@ class Checkpoints:
     """
 
     def __init__(self, path: str | Path, settings: Mapping[str, Any]):
-        import orbax.checkpoint as ocp  # which takes seconds to import
-
+        if "://" in str(path) or (Path(path).exists() and not Path(path).is_dir()):
+            raise InputError(f"`checkpoints` must be a directory of this machine; got {path}")
+        try:
+            import orbax.checkpoint as ocp  # which takes seconds to import
+        except ModuleNotFoundError as error:
+            raise ModuleNotFoundError(
+                "checkpoints are written by orbax: pip install 'jaxensemble[train]'", name=error.name
+            ) from error
         self._ocp: Any = ocp
         self.settings = dict(settings)
         options = ocp.CheckpointManagerOptions(max_to_keep=KEPT, create=True, enable_async_checkpointing=False)
@@ -55,8 +61,8 @@ class Checkpoints:
         ]
         if wrong:
             raise InputError(
-                f"{self.path} holds checkpoints of another run: name another directory, or go on as it began."
-                + "".join(wrong)
+                f"{self.path} holds checkpoints of another run: name another directory, or go on as it began, from "
+                "models and a key that were made of the same seeds." + "".join(wrong)
             )
         arrays = self._manager.restore(
             epoch, args=restore.Composite(arrays=restore.StandardRestore(_named(tree)))
@@ -71,10 +77,11 @@ class Checkpoints:
 
 
 def digest(tree: Any) -> str:
-    """A hash of all arrays."""
+    """A hash of all arrays, their places, dtypes and shapes."""
     found = hashlib.sha256()
-    for leaf in jax.tree.leaves(tree):
-        found.update(np.asarray(_words(leaf)).tobytes())
+    for place, array in _named(tree).items():
+        found.update(f"{place} {array.dtype}{list(array.shape)}".encode())
+        found.update(np.asarray(array).tobytes())
     return found.hexdigest()[:16]
 
 

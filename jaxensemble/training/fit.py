@@ -60,9 +60,11 @@ def fit(
       `loss`, and `metrics`, functions of the same kind by name.
     - `patience`: a member stops after so many epochs in which its validation loss did not fall below its least.
       Training ends when all have stopped, and every member is what it was after its best epoch, its optimizer's state,
-      too.
-    - `checkpoints`: a directory, written after every epoch. A run that finds one there goes on from it, to the same
-      bits as one that was never stopped. It must begin as that one did: with the same state, data and arguments.
+      too; one whose validation loss never was a number is what it was at the beginning.
+    - `checkpoints`: a directory, written after every epoch by orbax (`pip install 'jaxensemble[train]'`). A run that
+      finds one there goes on from it, to the same bits as one that was never stopped, and under the same plan. It must
+      begin as that one did: with the same state, data and arguments. The loss, and the optimizer's own numbers, are
+      code and cannot be compared. One that finds more epochs than it is to make gives back what it finds.
     - `progress`: whether a terminal shows a bar.
 
     **Returns:** the state after the last epoch, or the best one with `patience`, and the history.
@@ -89,26 +91,45 @@ def fit(
     settings = {"batch": batch, "shuffle": shuffle, "bootstrap": bootstrap, "patience": patience}
     settings["measures"] = list(functions)
     begun = {"state": state, "data": data, "validation": validation}
-    steps: dict[int, Step] = {}
+    ordered = functools.partial(_order, rows=rows, shuffle=shuffle, bootstrap=bootstrap)
     with _opened(checkpoints, settings, begun) as files, _bar(progress, epochs) as told:
-        run = run if files is None else _resumed(run, files)
+        run, plans = (run, {}) if files is None else _resumed(run, files)
+        steps = _steps(state, data, np.asarray(ordered(state.keys, state.steps)), batch, loss, plan, plans)
+        plans = {str(size): dataclasses.asdict(step.call.plan) for size, step in steps.items()}
         while run.epoch < epochs and run.goes_on:
             told(run)
             after, losses = run.state, []
-            order = np.asarray(_order(after.keys, after.steps, rows=rows, shuffle=shuffle, bootstrap=bootstrap))
+            order = np.asarray(ordered(after.keys, after.steps))
             for first in range(0, rows, batch):
                 chosen = order[..., first : first + batch]
-                size = chosen.shape[-1]
-                if size not in steps:
-                    steps[size] = step_for(after, data, chosen, loss, each=False, plan=plan)
-                after, found = stepped(after, data, chosen, run.active, step=steps[size])
+                after, found = stepped(after, data, chosen, run.active, step=steps[chosen.shape[-1]])
                 losses.append(found)
             measured = _evaluated(after.ensemble, validation, functions, batch) if validation else {}
             run = run.after(after, np.mean(np.asarray(losses, np.float64), axis=0), measured, patience)
             if files is not None:
-                files.save(run.epoch, (run.state, run.best), run.history.to_json())
+                record = {"history": run.history.to_json(), "plans": plans}
+                files.save(run.epoch, (run.state, run.best), record)
         told(run)
     return run.finished(), run.history
+
+
+def _steps(
+    state: TrainState, data: Any, order: np.ndarray, batch: int, loss: Loss, plan: Plan | None, plans: Mapping[str, Any]
+) -> dict[int, Step]:
+    """The step for a whole minibatch, and for what is left of the rows, by size; under the plans of an earlier run."""
+    rows, found = order.shape[-1], {}
+    for size in dict.fromkeys(size for size in (min(batch, rows), rows % batch) if size):
+        before = Plan(**plans[str(size)]) if str(size) in plans else None
+        try:
+            found[size] = step_for(state, data, order[..., :size], loss, each=False, plan=plan or before)
+        except InputError as error:
+            if not found:
+                raise
+            raise InputError(
+                f"`batch` leaves {size} of {rows} rows for the last minibatch of an epoch, on which the network cannot "
+                f"train: {error}. Choose another, or leave rows out"
+            ) from error
+    return found
 
 
 def _evaluated(ensemble: Ensemble, data: Any, functions: Mapping[str, Loss], batch: int) -> dict[str, np.ndarray]:
@@ -215,12 +236,13 @@ class _Run:
         return self.state if self.best is None else self.best.state
 
 
-def _resumed(run: _Run, files: Checkpoints) -> _Run:
+def _resumed(run: _Run, files: Checkpoints) -> tuple[_Run, Mapping[str, Any]]:
+    """The run as far as it came, and the plans of its steps."""
     found = files.latest((run.state, run.best))
     if found is None:
-        return run
+        return run, {}
     (state, best), record = found
-    return _Run(state, best, History.from_json(record))
+    return _Run(state, best, History.from_json(record["history"])), record["plans"]
 
 
 @contextlib.contextmanager

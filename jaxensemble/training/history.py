@@ -56,8 +56,12 @@ class History:
 
     def plot(self, path: str | Path) -> None:
         """Draws a curve for every member, a panel for the loss and one for every metric, into a picture file."""
-        from matplotlib.figure import Figure
-
+        try:
+            from matplotlib.figure import Figure
+        except ModuleNotFoundError as error:
+            raise ModuleNotFoundError(
+                "pictures are drawn by matplotlib: pip install 'jaxensemble[plots]'", name=error.name
+            ) from error
         metrics = [name for name in self.validation if name != "loss"]
         figure = Figure(figsize=(4.5 * (1 + len(metrics)), 3.5), layout="constrained")
         epochs = np.arange(1, len(self) + 1)

@@ -13,7 +13,7 @@ from flax import nnx
 
 from jaxensemble.ensemble import Ensemble
 from jaxensemble.errors import InputError, StateError
-from jaxensemble.network import Network, Var, references
+from jaxensemble.network import Network
 from jaxensemble.origin import Origin
 from jaxensemble.randomness import as_key, member_keys
 from jaxensemble.state import Tree, flatten, merge, split, unflatten
@@ -65,15 +65,16 @@ class TrainState:
 
         **Arguments:**
 
-        - `optimizer`: one of optax's whose updates need gradients and parameters only. It is run for each member on
-          its own.
+        - `optimizer`: one of optax's whose updates need gradients and parameters only, unlike `optax.lbfgs` and
+          `optax.contrib.reduce_on_plateau`, which need the loss. It is run for each member on its own.
         - `key`: one random key, or one for each member, `[M]`. With `randomness="same"` all members draw the same.
         - `hyperparams`: arrays `[M]` in place of an optimizer's own numbers, by name; for those of
           `optax.inject_hyperparams`.
-        - `dropout`: the rate of all dropout layers, `[M]` or one for all; the network's own without.
+        - `dropout`: the rate of all dropout layers, `[M]` or one for all; the network's own without. Porting leaves out
+          layers of rate 0: port the models with a rate above it.
         - `frozen`: parameters that stay as they are, by dotted name or a beginning of it (`layer1` for all of
-          `layer1.0.conv1.kernel` ...). Without, those that PyTorch did not train (`requires_grad=False`) or does not
-          use.
+          `layer1.0.conv1.kernel` ...). Without, those that PyTorch did not train (`requires_grad=False`). Whatever the
+          loss does not reach stays as it is anyway.
         - `train`: whether all layers are put into training mode. `False` leaves each in the mode it is in, as for
           BatchNorms that keep their statistics.
 
@@ -139,26 +140,14 @@ def of_members(which: jax.Array, these: Any, others: Any) -> Any:
 def _frozen(ensemble: Ensemble, given: Collection[str] | None) -> frozenset[str]:
     names = list(flatten(ensemble.params))
     if given is None:
-        origin, network = ensemble.origin, ensemble.network
-        entries = origin.weights.entries if isinstance(origin, Origin) else ()
-        frozen = [entry.path for entry in entries if entry.frozen]
-        return frozenset([*frozen, *idle(network, names)]).intersection(names)
+        entries = ensemble.origin.weights.entries if isinstance(ensemble.origin, Origin) else ()
+        return frozenset(entry.path for entry in entries if entry.frozen).intersection(names)
     if isinstance(given, str):
         raise InputError(f"`frozen` must hold names; got one, {given!r}: pass [{given!r}]")
     lost = [part for part in given if not any(f"{name}.".startswith(f"{part}.") for name in names)]
     if lost:
         raise InputError(f"`frozen` names {', '.join(map(repr, lost))}; the parameters are {', '.join(names)}")
     return frozenset(name for name in names if any(f"{name}.".startswith(f"{part}.") for part in given))
-
-
-def idle(network: Network | None, names: Collection[str]) -> list[str]:
-    """The parameters that no step of the network uses: PyTorch's optimizers pass over them, decay and all."""
-    if not isinstance(network, Network):
-        return []
-    used = {call.target.removeprefix("layer:") for call in network.calls}
-    for tree in (network.outputs, *((call.args, call.kwargs) for call in network.calls)):
-        used |= {ref.path for ref in references(tree) if isinstance(ref, Var)}
-    return [name for name in names if not any(f"{name}.".startswith(f"{path}.") for path in used)]
 
 
 def _keys(key: Any, members: int, randomness: str) -> jax.Array:
@@ -200,7 +189,7 @@ def _with_hyperparams(opt_state: Any, hyperparams: Mapping[str, Any], members: i
 
 def _wide(dtype: Any) -> Any:
     """The dtype of a number, which may have been told as an integer."""
-    return dtype if jnp.issubdtype(dtype, jnp.floating) else jnp.float32
+    return dtype if jnp.issubdtype(dtype, jnp.floating) else jnp.result_type(float)
 
 
 def _is_injected(path: Any) -> bool:

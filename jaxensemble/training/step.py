@@ -2,14 +2,17 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import nnx
 from jax import lax
+from jax.extend.core import Jaxpr, JaxprEqn, Literal
 
 from jaxensemble.device import device_of, free_memory
 from jaxensemble.errors import InputError
@@ -78,6 +81,8 @@ class Step:
     - `call`: that of a minibatch, which members have of their own with `call.each`.
     - `axes`: the batch axis of every array of one member's data, inputs first.
     - `own_data`, `own_rows`: whether data, and indices of rows, have a member axis.
+    - `idle`: the parameters that the loss does not reach, as behind `lax.stop_gradient`. As PyTorch's optimizers pass
+      over them, decay and all, they stay as they are, and so does what the optimizer holds for them.
     """
 
     call: Call
@@ -85,6 +90,7 @@ class Step:
     axes: Axes
     own_data: bool
     own_rows: bool
+    idle: frozenset[str] = frozenset()
 
     def minibatch(self, data: Any, rows: Any) -> Any:
         """The rows of a step: `[N, ...]`, or `[m, N, ...]` where members have data or rows of their own."""
@@ -111,28 +117,31 @@ def step_for(state: TrainState, data: Any, rows: Any, loss: Loss, *, each: bool,
     case = Case.of(call, device, arrays, axes)
     targets = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[call.each :], leaf.dtype), targets)
     leaves, tree = jax.tree.flatten(targets)
-    chosen = _chosen(case, loss, tuple(leaves), tree, state.frozen, plan)
-    return dataclasses.replace(step, call=dataclasses.replace(call, plan=chosen))
+    chosen, idle = _chosen(case, loss, tuple(leaves), tree, state.frozen, plan)
+    return dataclasses.replace(step, call=dataclasses.replace(call, plan=chosen), idle=idle)
 
 
 @functools.lru_cache(maxsize=256)
-def _chosen(case: Case, loss: Loss, targets: Any, tree: Any, frozen: frozenset[str], plan: Plan | None) -> Plan:
+def _chosen(
+    case: Case, loss: Loss, targets: Any, tree: Any, frozen: frozenset[str], plan: Plan | None
+) -> tuple[Plan, frozenset[str]]:
+    """The plan, and the parameters that the loss does not reach."""
     if plan is not None and not isinstance(plan, Plan):
         raise InputError(f"`plan` must be a jaxensemble.Plan or None; got {plan!r}")
+    program, idle = _gradient_program(case, loss, tree.unflatten(targets), frozen)
     if plan is None:
         free = free_memory(case.device)
-        peak = peak_bytes(_gradient_program(case, loss, tree.unflatten(targets), frozen))
-        load = dataclasses.replace(case.load, rows=None, peak=peak)
+        load = dataclasses.replace(case.load, rows=None, peak=peak_bytes(program))
         small = case.input_bytes <= SMALL and fits(Plan(), load, free)
-        return Plan() if small else guess(load, free)
+        return Plan() if small else guess(load, free), idle
     if plan.rows is None or case.rows is None or plan.rows >= case.rows:
-        return dataclasses.replace(plan, rows=None)
+        return dataclasses.replace(plan, rows=None), idle
     planned(_without_dropout(case), dataclasses.replace(plan, members=None))  # raises if rows are mixed
-    return plan
+    return plan, idle
 
 
-def _gradient_program(case: Case, loss: Loss, targets: Any, frozen: frozenset[str]) -> Any:
-    """What one member's gradient computes."""
+def _gradient_program(case: Case, loss: Loss, targets: Any, frozen: frozenset[str]) -> tuple[Jaxpr, frozenset[str]]:
+    """What one member's gradient computes, and the parameters whose gradient JAX knows to be zero."""
     params, buffers, rngs, constants, key, inputs = case.one_member()
 
     def member(params: Tree, buffers: Tree, rngs: Tree, key: Any, data: Any) -> Any:
@@ -145,14 +154,24 @@ def _gradient_program(case: Case, loss: Loss, targets: Any, frozen: frozenset[st
         return one(with_trained(everything, params), *others)
 
     arguments = (trained(params, frozen), params, buffers, rngs, key, (inputs, targets))
-    return jax.make_jaxpr(jax.grad(objective, has_aux=True))(*arguments).jaxpr
+    program = jax.make_jaxpr(jax.grad(objective, has_aux=True))(*arguments).jaxpr
+    zeros = {step.outvars[0] for step in program.eqns if step.primitive.name == "broadcast_in_dim" and _zero(step)}
+    names = jax.tree.leaves(unflatten({name: name for name in flatten(arguments[0])}))
+    gradients = zip(names, program.outvars[: len(names)], strict=True)
+    return program, frozenset(name for name, var in gradients if isinstance(var, Literal) or var in zeros)
+
+
+def _zero(step: JaxprEqn) -> bool:
+    return isinstance(step.invars[0], Literal) and not np.any(step.invars[0].val)
 
 
 def number_of(function: Loss, outputs: Any, targets: Any) -> jax.Array:
     """The loss, or a metric, of one member. Raises `InputError` for anything but a number."""
     number = function(outputs, targets)
-    if jnp.shape(number) != () or not jnp.issubdtype(jnp.result_type(number), jnp.floating):
-        name, got = getattr(function, "__name__", "`loss`"), jax.typeof(number)
+    leaves = jax.tree.leaves(number)
+    single = len(leaves) == 1 and leaves[0] is number and jnp.shape(number) == ()
+    if not single or not jnp.issubdtype(jnp.result_type(number), jnp.floating):
+        name, got = getattr(function, "__name__", "`loss`"), jax.tree.map(jax.typeof, number)
         raise InputError(f"{name} must give one floating-point number, the mean over a minibatch; got {got}")
     return number
 
@@ -212,8 +231,10 @@ class Members:
             return losses.sum(), (losses, after)
 
         grads, (losses, buffers) = self._gradients(jax.grad(objective, has_aux=True), params, keys, data)
-        updates, opt_state = jax.vmap(self.optimizer.update)(grads, opt_state, params)
-        return (optax.apply_updates(params, updates), buffers, opt_state), losses
+        updates, held = jax.vmap(self.optimizer.update)(grads, opt_state, params)
+        after = optax.apply_updates(params, updates)
+        idle = self.step.idle
+        return (_all_but(idle, after, params), buffers, _all_but(idle, held, opt_state)), losses
 
     def losses(self, *arguments: Any) -> tuple[jax.Array, Any]:
         """The loss of every member, and its buffers after the call."""
@@ -253,3 +274,13 @@ class Members:
             sums = jax.tree.map(jnp.add, sums, more)
         grads, losses = sums
         return grads, (losses, buffers)
+
+
+def _all_but(names: Collection[str], after: Any, before: Any) -> Any:
+    """The arrays of a tree as they are after a step; those of some parameters, wherever they stand, as before."""
+
+    def chosen(path: Sequence[Any], new: Any, old: Any) -> Any:
+        keys = itertools.takewhile(lambda key: isinstance(key, jax.tree_util.DictKey), reversed(path))
+        return old if ".".join(str(key.key) for key in reversed([*keys])) in names else new
+
+    return jax.tree_util.tree_map_with_path(chosen, after, before) if names else after

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,6 @@ from jaxensemble.errors import InputError
 from jaxensemble.origin import Entry, Origin
 from jaxensemble.state import flatten, unflatten
 from jaxensemble.training import TrainState
-from jaxensemble.training.state import idle
 from torch_bridge.members import as_members
 from torch_bridge.optimizers.twins import IRRELEVANT, SWEPT, Group, twin_of
 from torch_bridge.stacking import stored_array
@@ -60,17 +59,25 @@ def train_state(
     _check_weights(members, ensemble, origin)
     theirs = [_Member(*pair, origin, k) for k, pair in enumerate(zip(members, optimizers, strict=True))]
     _check_alike(theirs)
-    numbers = [_swept([member.groups[k] for member in theirs]) for k in range(len(theirs[0].groups))]
-    twins = [twin_of(optimizers[0], *pair) for pair in zip(theirs[0].groups, numbers, strict=True)]
     group_of = theirs[0].group_of
     names = list(flatten(ensemble.params))
-    frozen = {*names} - group_of.keys() | {*idle(ensemble.network, names)}
+    frozen = {*names} - group_of.keys()
+    part_of = {
+        path: _Part(group_of[path], tuple(int(member.states[path].get("step", 0)) for member in theirs))
+        for path in names
+        if path not in frozen
+    }
+    parts = sorted({*part_of.values()}) or [_Part(0, (0,) * len(theirs))]
+    numbers = [_swept([member.groups[part.group] for member in theirs]) for part in parts]
+    twins = [
+        twin_of(optimizers[0], theirs[0].groups[part.group], own) for part, own in zip(parts, numbers, strict=True)
+    ]
     twin = twins[0]
     if len(twins) > 1:
-        labels = unflatten({path: _label(group_of[path]) for path in names if path not in frozen})
+        labels = unflatten({path: _label(parts.index(part)) for path, part in part_of.items()})
         twin = optax.partition({_label(k): twin for k, twin in enumerate(twins)}, labels)
     state = TrainState.create(ensemble, twin, key, frozen=frozen, dropout=dropout, train=train)
-    carried = _Carried(theirs, numbers, {entry.path: entry for entry in origin.weights.entries})
+    carried = _Carried(theirs, parts, numbers, {entry.path: entry for entry in origin.weights.entries})
     opt_state = jax.tree_util.tree_map_with_path(carried, state.opt_state)
     return dataclasses.replace(state, opt_state=opt_state)
 
@@ -147,8 +154,15 @@ def _swept(groups: Sequence[Group]) -> dict[str, np.ndarray]:
     return {name: values for name, values in numbers.items() if (values != values[0]).any()}
 
 
-def _label(group: int) -> str:
-    return f"group {group}"
+class _Part(NamedTuple):
+    """Parameters of one group that have made as many steps, in every member: those unfrozen later have made fewer."""
+
+    group: int
+    steps: tuple[int, ...]
+
+
+def _label(part: int) -> str:
+    return f"part {part}"
 
 
 _FIELDS = {
@@ -164,18 +178,22 @@ class _Carried:
     """Every array of an optax state, as PyTorch's optimizers have it."""
 
     def __init__(
-        self, members: Sequence[_Member], numbers: Sequence[Mapping[str, np.ndarray]], entries: Mapping[str, Entry]
+        self,
+        members: Sequence[_Member],
+        parts: Sequence[_Part],
+        numbers: Sequence[Mapping[str, np.ndarray]],
+        entries: Mapping[str, Entry],
     ):
-        self._members, self._numbers, self._entries = members, numbers, entries
+        self._members, self._parts, self._numbers, self._entries = members, parts, numbers, entries
 
     def __call__(self, path: Sequence[Any], leaf: jax.Array) -> jax.Array:
         names = [str(getattr(part, "name", getattr(part, "key", ""))) for part in path]
-        group = next((int(name.removeprefix("group ")) for name in names if name.startswith("group ")), 0)
+        part = next((k for k in range(len(self._parts)) if _label(k) in names), 0)
         if "hyperparams" in names:
-            return jnp.asarray(self._numbers[group][names[-1]], leaf.dtype)
+            return jnp.asarray(self._numbers[part][names[-1]], leaf.dtype)
         at = next(k for k, name in enumerate(names) if name in _FIELDS)
         if names[at] == "count":
-            return jnp.asarray([self._steps(member, group) for member in self._members], leaf.dtype)
+            return jnp.asarray(self._parts[part].steps, leaf.dtype)
         return jnp.stack(
             [self._array(k, ".".join(names[at + 1 :]), names[at], leaf) for k in range(len(self._members))]
         )
@@ -186,11 +204,3 @@ class _Carried:
         if tensor is None:  # before the first step
             return jnp.zeros(leaf.shape[1:], leaf.dtype)
         return jnp.array(stored_array(self._entries[path], tensor, f"member {member}, `{path}`"), leaf.dtype)
-
-    @staticmethod
-    def _steps(member: _Member, group: int) -> int:
-        states = [member.states[path] for path, k in member.group_of.items() if k == group]
-        steps = {int(state["step"]) for state in states if "step" in state} or {0}
-        if len(steps) > 1:
-            raise InputError(f"parameters of one group have made different numbers of steps: {sorted(steps)}")
-        return steps.pop()
