@@ -16,6 +16,7 @@ import torch_bridge
 from jaxensemble import Ensemble, InputError, JaxEnsembleError, Plan, UnsupportedError
 from torch_bridge import assemble, reference
 from torch_bridge.lowering import Lowered
+from torch_bridge.parity.float64 import in_float64
 from torch_bridge.parity.training import STAGE
 from trust import mutations
 from trust.networks import Choices, Drawn, drawn
@@ -75,8 +76,9 @@ def proved(choices: Choices, *, thorough: bool = True) -> Proved:
 
 def _difference_of_plans(ensemble: Ensemble, network: Drawn, plan: Plan) -> list[str]:
     """What is wrong with the outputs under a plan, beside those of all members at once."""
-    with jax.enable_x64(True), reference.equal_precision():
-        exact, inputs = ensemble.astype("float64"), reference.doubled(network.inputs)
+    with jax.enable_x64(True), reference.equal_precision(), reference.widened():
+        (double,), inputs = reference.in_double(network.models[:1]), reference.doubled(network.inputs)
+        exact = in_float64(ensemble, double, inputs)
         all_at_once = _leaves(exact(*inputs, plan=Plan()))
         try:
             others = _leaves(exact(*inputs, plan=plan))
