@@ -571,3 +571,23 @@ def test_a_batch_that_pytorch_refuses_is_not_compared() -> None:
     report = torch_bridge.check(models, torch_bridge.to_ensemble(models, (x,), check=False), (x,))
     assert report.passed, report
     assert any("not compared for a batch of 1" in note for note in report.notes)
+
+
+def test_a_forward_that_writes_into_its_input_spoils_no_later_stage() -> None:
+    """Dropout hands its input on in evaluation mode, so that this one halves what it was given at every call."""
+
+    class Halving(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.drop, self.linear = nn.Dropout(0.3), nn.Linear(4, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.drop(x)
+            y[:, :2] *= 0.5
+            return self.linear(y)
+
+    models, x = [Halving() for _ in range(2)], torch.randn(5, 4)
+    before = x.clone()
+    report = torch_bridge.check(models, torch_bridge.to_ensemble(models, (x,), check=False), (x,))
+    assert report.passed, report
+    assert torch.equal(x, before)

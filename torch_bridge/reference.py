@@ -125,14 +125,14 @@ def loop(models: Sequence[nn.Module], inputs: Inputs | Sequence[Inputs]) -> list
     per_member: list[Any] = inputs if isinstance(inputs, list) else [inputs] * len(models)
     try:
         with torch.no_grad():
-            return [model(*_copied(arguments)) for model, arguments in zip(models, per_member, strict=True)]
+            return [model(*copied(arguments)) for model, arguments in zip(models, per_member, strict=True)]
     except Exception as error:  # as of inputs for other models
         raise CannotRun(
             f"PyTorch itself cannot run {type(models[0]).__name__} on these inputs: {type(error).__name__}: {error}"
         ) from error
 
 
-def _copied(inputs: Inputs) -> Inputs:
+def copied(inputs: Inputs) -> Inputs:
     """Inputs that a forward may write into."""
     return pytree.tree_map(lambda x: x.clone() if isinstance(x, Tensor) else x, inputs)
 

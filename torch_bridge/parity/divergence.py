@@ -12,6 +12,7 @@ from jaxensemble.build import skeleton
 from jaxensemble.ensemble import Ensemble
 from jaxensemble.origin import Origin
 from jaxensemble.state import merge
+from torch_bridge import reference
 from torch_bridge.capture import capture
 from torch_bridge.lowering import lower
 from torch_bridge.parity.metrics import normwise
@@ -70,7 +71,7 @@ def _module_outputs(model: nn.Module, inputs: tuple[Any, ...]) -> list[tuple[str
             handles.append(module.register_forward_hook(keep(path)))
     try:
         with torch.no_grad():
-            model(*inputs)
+            model(*reference.copied(inputs))
     finally:
         for handle in handles:
             handle.remove()

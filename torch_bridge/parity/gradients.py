@@ -31,6 +31,11 @@ ZERO = 1e-13
 So is that of a bias before InstanceNorm, whose 14,000 terms leave 2e-15 of the largest gradient.
 """
 
+ROUNDING = 1e-14
+"""So are gradients that are smaller, on both sides, than this part of the outputs over the parameters: where all are
+rounding, none is a measure of it. So it is of a single number that is normalised to 1.
+"""
+
 
 def compare(ensemble: Ensemble, doubles: Sequence[nn.Module], inputs: tuple[Any, ...], arrays: Any) -> list[Row] | str:
     """One row: the worst parameter of the worst member; or why there is none.
@@ -42,7 +47,7 @@ def compare(ensemble: Ensemble, doubles: Sequence[nn.Module], inputs: tuple[Any,
     rows = []
     for k, model in enumerate(doubles):
         try:
-            theirs = _autograd(model, inputs)
+            theirs, size = _autograd(model, inputs)
         except RuntimeError as error:  # as of a forward that writes into what its backward needs
             return f"gradients not compared, since PyTorch cannot compute them: {str(error).splitlines()[0]}"
         narrow = functools.cache(functools.partial(_in_single, model, inputs))
@@ -51,7 +56,7 @@ def compare(ensemble: Ensemble, doubles: Sequence[nn.Module], inputs: tuple[Any,
             key = next((key for key in entry.keys if key in theirs), None)
             if key is None or entry.path not in ours:
                 continue
-            error = _relative(ours[entry.path][k], entry.rearrangement.apply(theirs[key]), largest)
+            error = _relative(ours[entry.path][k], entry.rearrangement.apply(theirs[key]), largest, ROUNDING * size)
             coarse = lambda key=key: _relative(narrow()[key], theirs[key], largest)  # noqa: B023, E731
             limit, remark = allowed(error, LIMIT, coarse)
             rows.append(Row("gradients, float64", "every parameter", error, limit, f"member {k}, {key}{remark}"))
@@ -64,15 +69,15 @@ Grads = dict[str, np.ndarray]
 def _in_single(model: nn.Module, inputs: tuple[Any, ...]) -> Grads:
     (narrow,), given = in_single([model], inputs)
     with reference.single():
-        return _autograd(narrow, given)
+        return _autograd(narrow, given)[0]
 
 
-def _relative(actual: np.ndarray, expected: np.ndarray, largest: float) -> float:
+def _relative(actual: np.ndarray, expected: np.ndarray, largest: float, rounding: float = 0.0) -> float:
     if not same_where_not_finite(actual, expected):
         return np.inf
     finite = np.isfinite(expected)
     size = np.abs(expected[finite]).max(initial=0.0)
-    if max(size, np.abs(actual[finite]).max(initial=0.0)) <= ZERO * largest:
+    if max(size, np.abs(actual[finite]).max(initial=0.0)) <= max(ZERO * largest, rounding):
         return 0.0
     difference = np.abs(actual[finite] - expected[finite]).max(initial=0.0)
     scale = max(size, FLOOR * largest)
@@ -114,18 +119,26 @@ def weights(size: int, shape: Sequence[int]) -> np.ndarray:
     return np.cos(np.arange(size, dtype=np.float64)).reshape(shape)
 
 
-def _autograd(model: nn.Module, inputs: tuple[Any, ...]) -> Grads:
-    names, params = zip(*model.named_parameters(), strict=True) if list(model.parameters()) else ((), ())
+def _autograd(model: nn.Module, inputs: tuple[Any, ...]) -> tuple[Grads, float]:
+    """The gradients, and the sum of what they are gradients of, without signs, over the largest parameter."""
+    named = dict(model.named_parameters())
+    params = list(named.values())
     with torch.enable_grad():
         for param in params:
             param.requires_grad_(True)
-        total = torch.zeros((), dtype=torch.float64)
-        for leaf in floats(model(*inputs)):
-            total = total + (leaf * torch.from_numpy(weights(leaf.numel(), leaf.shape)).to(leaf)).sum()
+        terms = [
+            leaf * torch.from_numpy(weights(leaf.numel(), leaf.shape)).to(leaf)
+            for leaf in floats(model(*reference.copied(inputs)))
+        ]
+        total = sum((term.sum() for term in terms), start=torch.zeros((), dtype=torch.float64))
         if not total.requires_grad or not params:
-            return {name: torch.zeros_like(param).numpy() for name, param in zip(names, params, strict=True)}
-        grads = torch.autograd.grad(total, params, allow_unused=True)
-    return {
+            grads: Any = [None] * len(params)
+        else:
+            grads = torch.autograd.grad(total, params, allow_unused=True)
+    found = {
         name: (torch.zeros_like(param) if grad is None else grad).detach().cpu().numpy()
-        for name, param, grad in zip(names, params, grads, strict=True)
+        for (name, param), grad in zip(named.items(), grads, strict=True)
     }
+    outputs = sum(float(term.detach().abs().sum()) for term in terms)
+    largest = max((float(param.detach().abs().max()) for param in params if param.numel()), default=0.0)
+    return found, outputs / largest if largest else 0.0

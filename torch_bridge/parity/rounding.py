@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from torch_bridge import reference
 
-FACTOR = 8.0
+FACTOR = 32.0
 """How much larger an error in float64 may be than what PyTorch's own in float32 comes to, scaled down."""
 
 SCALE = torch.finfo(torch.float64).eps / torch.finfo(torch.float32).eps

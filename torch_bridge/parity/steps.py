@@ -17,6 +17,7 @@ from jaxensemble.errors import InputError, RandomnessError
 from jaxensemble.inputs import batch_axes
 from jaxensemble.training import train_step
 from jaxensemble.training.data import rows_of
+from torch_bridge import reference
 from torch_bridge.optimizers import train_state
 from torch_bridge.parity.gradients import floats, weights
 from torch_bridge.parity.metrics import normwise
@@ -156,7 +157,7 @@ def _torch_loss(outputs: Any) -> Tensor:
 def _step(model: nn.Module, optimizer: torch.optim.Optimizer, inputs: Any) -> float:
     with torch.enable_grad():
         optimizer.zero_grad()
-        loss = _torch_loss(model(*pytree.tree_map(lambda x: x.clone() if isinstance(x, Tensor) else x, inputs)))
+        loss = _torch_loss(model(*reference.copied(inputs)))
         loss.backward()
         optimizer.step()
     return float(loss.detach())
