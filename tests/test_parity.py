@@ -591,3 +591,22 @@ def test_a_forward_that_writes_into_its_input_spoils_no_later_stage() -> None:
     report = torch_bridge.check(models, torch_bridge.to_ensemble(models, (x,), check=False), (x,))
     assert report.passed, report
     assert torch.equal(x, before)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_gradients_that_are_all_rounding_are_zero(seed: int) -> None:
+    """A single number that is normalised is 1 or -1, whatever the weights are."""
+
+    class Sign(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear, self.norm = nn.Linear(3, 3), nn.RMSNorm(3, eps=1e-5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            mean = self.norm(self.linear(x)).mean(1, keepdim=True)
+            return nn.functional.normalize(nn.functional.tanhshrink(mean), dim=1)
+
+    torch.manual_seed(seed)
+    models, x = [Sign() for _ in range(2)], torch.randn(3, 3)
+    report = torch_bridge.check(models, torch_bridge.to_ensemble(models, (x,), check=False), (x,))
+    assert report.passed, report
