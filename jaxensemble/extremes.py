@@ -1,9 +1,9 @@
-"""Maxima and minima whose gradients hang on no equality of bits.
+"""Maxima and minima whose gradients do not depend on bitwise equality.
 
 JAX sends a gradient to the operand that equals the result. A compiler may compute the operand once for the result and
 once more for this comparison, and round otherwise then: nothing is equal, and the gradient is lost (`jnp.maximum`) or
 divided by zero (`jnp.max`). XLA does so on GPUs (github.com/jax-ml/jax/issues/40564) and, under some of its options, on
-CPUs. Here the operands are compared with each other, which always has an answer.
+CPUs. Here two operands are compared with each other, and of many the first that is largest always has its share.
 """
 
 import functools
@@ -28,14 +28,17 @@ def _of_two(step: Step, beyond: Callable[[Any, Any], Any]) -> Step:
     @chosen.defjvp
     def _(primals: tuple[Any, Any], tangents: tuple[Any, Any]) -> tuple[jax.Array, jax.Array]:
         (x, y), (slope_x, slope_y) = primals, tangents
-        neither = (slope_x + slope_y) / 2
+        neither = slope_x / 2 + slope_y / 2
         return chosen(x, y), jnp.where(beyond(x, y), slope_x, jnp.where(beyond(y, x), slope_y, neither))
 
     return lambda x, y: chosen(x, y) if _has_gradient(x) else step(x, y)
 
 
 def _of_many(primitive: Any, index: Step) -> Step:
-    """`lax.reduce_max` or `lax.reduce_min`; equal values share the gradient, as in JAX and PyTorch's `amax`."""
+    """`lax.reduce_max` or `lax.reduce_min`; equal values share the gradient, as in JAX and PyTorch's `amax`.
+
+    Where the result is NaN, so is the gradient.
+    """
 
     @functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
     def extreme(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
@@ -43,17 +46,18 @@ def _of_many(primitive: Any, index: Step) -> Step:
 
     @extreme.defjvp
     def _(axes: tuple[int, ...], primals: tuple[Any], tangents: tuple[Any]) -> tuple[jax.Array, jax.Array]:
-        (x,), (slope,) = primals, tangents
-        rows, slopes = _last(x, axes), _last(slope, axes)
-        place = index(rows, rows.ndim - 1, jnp.int32)[..., None]
-        equal = rows == jnp.take_along_axis(rows, place, -1)
-        taken = equal | (lax.broadcasted_iota(jnp.int32, rows.shape, rows.ndim - 1) == place)
-        share = jnp.where(taken, slopes, 0).sum(-1) / taken.sum(-1).astype(slopes.dtype)
-        return extreme(x, axes), share
+        best = extreme(primals[0], axes)
+        (x, axis), (slope, _) = _along(primals[0], axes), _along(tangents[0], axes)
+        place, value = (jnp.expand_dims(found, axis) for found in (index(x, axis, jnp.int32), best))
+        first = (lax.broadcasted_iota(jnp.int32, x.shape, axis) == place) & ~jnp.isnan(value)
+        taken = ((x == value) | first).astype(slope.dtype)
+        return best, (slope * taken).sum(axis) / taken.sum(axis)
 
     def run(x: jax.Array, *, axes: tuple[int, ...], **options: Any) -> jax.Array:
         sharded = any(option is not None for option in options.values())
-        return primitive.bind(x, axes=axes, **options) if sharded or not _has_gradient(x) else extreme(x, axes)
+        if sharded or not _has_gradient(x) or not x.size:
+            return primitive.bind(x, axes=axes, **options)
+        return extreme(x, axes)
 
     return run
 
@@ -62,10 +66,12 @@ def _has_gradient(x: jax.Array) -> bool:
     return jnp.issubdtype(x.dtype, jnp.floating)
 
 
-def _last(x: jax.Array, axes: Sequence[int]) -> jax.Array:
-    """The array with these axes as a single one, the last."""
-    kept = [axis for axis in range(x.ndim) if axis not in axes]
-    return x.transpose(*kept, *axes).reshape(*(x.shape[axis] for axis in kept), -1)
+def _along(x: jax.Array, axes: Sequence[int]) -> tuple[jax.Array, int]:
+    """The array with these axes as a single one, and which that is."""
+    if tuple(axes) != tuple(range(axes[0], axes[-1] + 1)):
+        kept = [axis for axis in range(x.ndim) if axis not in axes]
+        x, axes = x.transpose(*kept, *axes), range(len(kept), x.ndim)
+    return lax.collapse(x, axes[0], axes[-1] + 1), axes[0]
 
 
 EXTREMES = {

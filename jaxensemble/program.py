@@ -86,7 +86,7 @@ class _Rewriting:
         for var, wanted in zip(other.outvars, step.outvars, strict=True):
             got, kept = var.aval, wanted.aval
             assert (got.shape, got.dtype) == (kept.shape, kept.dtype), f"{step.primitive}: {got} for {kept}"  # type: ignore[attr-defined]
-        return other.replace(invars=step.invars, outvars=step.outvars)
+        return other.replace(invars=step.invars, outvars=step.outvars, source_info=step.source_info)
 
     def _param(self, param: Any) -> Any:
         if isinstance(param, ClosedJaxpr | Jaxpr):

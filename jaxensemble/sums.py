@@ -1,5 +1,6 @@
 """Long sums on CPUs, where XLA may add one number after the other."""
 
+import functools
 import math
 from typing import Any
 
@@ -11,7 +12,7 @@ _LONG = 128
 """Sums of fewer numbers stay as they are."""
 
 _COLUMNS = 8
-"""Sums of more numbers that lie side by side XLA takes at once, each fast enough: they stay as they are, too."""
+"""Where more than so many sums lie side by side in memory, XLA adds to all of them at once: these stay as they are."""
 
 _HALVINGS = 4
 
@@ -31,6 +32,11 @@ def total(x: jax.Array, *, axes: tuple[int, ...], out_sharding: Any = None) -> j
     plain = x.dtype != jnp.float32 or out_sharding is not None
     if plain or count < _LONG or columns > _COLUMNS:
         return lax.reduce_sum_p.bind(x, axes=axes, out_sharding=out_sharding)
+    return _by_halves(x, axes)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
+def _by_halves(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
     run = max(_runs(axes), key=lambda run: math.prod(x.shape[axis] for axis in run))
     x = lax.collapse(x, run[0], run[-1] + 1)
     others = [axis - (len(run) - 1 if axis > run[-1] else 0) for axis in axes if axis not in run]
@@ -43,6 +49,11 @@ def total(x: jax.Array, *, axes: tuple[int, ...], out_sharding: Any = None) -> j
     summed = tuple(sorted([run[0], *others]))
     first, *rests = (lax.reduce_sum_p.bind(part, axes=summed, out_sharding=None) for part in (x, *odd))
     return sum(rests, start=first)
+
+
+@_by_halves.defjvp
+def _(axes: tuple[int, ...], primals: tuple[Any], tangents: tuple[Any]) -> tuple[jax.Array, jax.Array]:
+    return _by_halves(primals[0], axes), lax.reduce_sum_p.bind(tangents[0], axes=axes, out_sharding=None)
 
 
 def _runs(axes: tuple[int, ...]) -> list[list[int]]:

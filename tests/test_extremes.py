@@ -130,3 +130,28 @@ def test_layer_norm_of_a_feature_map_passes_the_proof() -> None:
     x = torch.randn(3, 3, 12, 7)
     report = torch_bridge.check(models, torch_bridge.to_ensemble(models, (x,), check=False), (x,), thorough=False)
     assert report.passed, report
+
+
+# At the edges
+
+
+def test_there_are_gradients_of_nothing_and_of_nan() -> None:
+    largest = rewritten(lambda x: jnp.max(x, 1), EXTREMES)
+    assert jax.grad(lambda x: largest(x).sum())(jnp.zeros((0, 4))).shape == (0, 4)
+    slopes = jax.grad(lambda x: largest(x).sum())(jnp.array([[1.0, jnp.nan, 2.0], [1.0, 0.0, 2.0]]))
+    assert np.isnan(slopes[0]).all()
+    assert slopes[1].tolist() == [0, 0, 1]
+
+
+def test_second_derivatives_are_jaxs() -> None:
+    x = jnp.array([[0.3, -0.2, 0.5], [0.1, 0.1, -0.4]])
+    both = lambda x: (jnp.max(x**3, 1) * jnp.maximum(x[:, 0] ** 2, x[:, 1])).sum()  # noqa: E731
+    np.testing.assert_allclose(jax.hessian(rewritten(both, EXTREMES))(x), jax.hessian(both)(x), atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_half_precision_keeps_its_dtype(dtype: str) -> None:
+    x = jnp.array([[1.0, 3.0, 3.0]], dtype)
+    slope = jax.grad(lambda x: rewritten(lambda x: jnp.max(jnp.clip(x, 0, 4), 1), EXTREMES)(x).sum())(x)
+    assert slope.dtype == dtype
+    assert slope.tolist() == [[0, 0.5, 0.5]]

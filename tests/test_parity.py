@@ -4,6 +4,7 @@ import copy
 import dataclasses
 import functools
 import json
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -608,5 +609,54 @@ def test_gradients_that_are_all_rounding_are_zero(seed: int) -> None:
 
     torch.manual_seed(seed)
     models, x = [Sign() for _ in range(2)], torch.randn(3, 3)
+    report = torch_bridge.check(models, torch_bridge.to_ensemble(models, (x,), check=False), (x,))
+    assert report.passed, report
+
+
+def test_gradients_are_compared_where_a_mask_fills_outputs() -> None:
+    """What it fills in is no measure of the gradients."""
+
+    class Masked(nn.Module):
+        def __init__(self, fill: float) -> None:
+            super().__init__()
+            self.linear, self.fill = nn.Linear(4, 6), fill
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.linear(x).tanh()
+            return y.masked_fill(torch.arange(6) > 3, self.fill)
+
+    x = torch.randn(5, 4)
+    for fill in (-1e9, torch.finfo(torch.float32).min):
+        models = [Masked(fill) for _ in range(2)]
+        ensemble = torch_bridge.to_ensemble(models, (x,), check=False)
+        assert torch_bridge.check(models, ensemble, (x,)).passed
+        with torch.no_grad():
+            models[1].linear.weight[0] *= 1 + 1e-7  # type: ignore[operator]
+        rows = torch_bridge.check(models, ensemble, (x,)).rows
+        assert not any(row.passed for row in rows if row.stage.startswith("gradients"))
+
+
+def test_what_is_rounding_for_one_row_is_compared_for_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Centred(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(4, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.linear(x)
+            return y - y.mean(0, keepdim=True)
+
+    models, x = [Centred() for _ in range(2)], torch.randn(5, 4)
+    report = torch_bridge.check(models, torch_bridge.to_ensemble(models, (x,), check=False), (x,))
+    assert report.passed, report
+    assert any(row.stage.startswith("float32") for row in report.rows)
+
+
+def test_legacy_weight_norm_is_compared_in_every_stage() -> None:
+    """It leaves a weight behind at every call, which cannot be copied."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        models = [nn.Sequential(nn.utils.weight_norm(nn.Linear(4, 3)), nn.BatchNorm1d(3)) for _ in range(2)]
+    x = torch.randn(5, 4)
     report = torch_bridge.check(models, torch_bridge.to_ensemble(models, (x,), check=False), (x,))
     assert report.passed, report

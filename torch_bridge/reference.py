@@ -92,11 +92,11 @@ class _Widened(TorchFunctionMode):
 def in_double(models: Sequence[nn.Module], *, training: bool = False) -> list[nn.Module]:
     """Copies of the models in float64, all in one mode."""
     for model in models:
-        _detach_computed(model)
+        detach_computed(model)
     return [copy.deepcopy(model).double().train(training) for model in models]
 
 
-def _detach_computed(model: nn.Module) -> None:
+def detach_computed(model: nn.Module) -> None:
     """Legacy weight norm leaves a weight behind that it computes anew at every call, and that cannot be copied."""
     for module in model.modules():
         for hook in module._forward_pre_hooks.values():

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,7 +18,7 @@ from jaxensemble.state import flatten
 from torch_bridge import reference
 from torch_bridge.parity.metrics import same_where_not_finite
 from torch_bridge.parity.result import Row
-from torch_bridge.parity.rounding import allowed, in_single
+from torch_bridge.parity.rounding import allowed, in_single, moved
 
 LIMIT = 1e-11
 """Largest float64 error of a parameter's gradient, relative to that gradient's largest entry."""
@@ -31,9 +32,12 @@ ZERO = 1e-13
 So is that of a bias before InstanceNorm, whose 14,000 terms leave 2e-15 of the largest gradient.
 """
 
+
 ROUNDING = 1e-14
-"""So are gradients that are smaller, on both sides, than this part of the outputs over the parameters: where all are
-rounding, none is a measure of it. So it is of a single number that is normalised to 1.
+"""Gradients smaller than this part of the outputs over the parameters, on both sides, are zero but for rounding, too.
+
+Where all are, none is a measure of it: as of a single number that is normalised, to 1 or -1. Outputs count as 1 at
+most, so that what a mask fills in does not hide errors.
 """
 
 
@@ -48,6 +52,8 @@ def compare(ensemble: Ensemble, doubles: Sequence[nn.Module], inputs: tuple[Any,
     for k, model in enumerate(doubles):
         try:
             theirs, size = _autograd(model, inputs)
+        except torch.OutOfMemoryError:
+            raise
         except RuntimeError as error:  # as of a forward that writes into what its backward needs
             return f"gradients not compared, since PyTorch cannot compute them: {str(error).splitlines()[0]}"
         narrow = functools.cache(functools.partial(_in_single, model, inputs))
@@ -57,7 +63,7 @@ def compare(ensemble: Ensemble, doubles: Sequence[nn.Module], inputs: tuple[Any,
             if key is None or entry.path not in ours:
                 continue
             error = _relative(ours[entry.path][k], entry.rearrangement.apply(theirs[key]), largest, ROUNDING * size)
-            coarse = lambda key=key: _relative(narrow()[key], theirs[key], largest)  # noqa: B023, E731
+            coarse = lambda key=key: max(_relative(grads[key], theirs[key], largest) for grads in narrow())  # noqa: B023, E731
             limit, remark = allowed(error, LIMIT, coarse)
             rows.append(Row("gradients, float64", "every parameter", error, limit, f"member {k}, {key}{remark}"))
     return [max(rows, key=lambda row: (row.error / row.limit, row.error))] if rows else []
@@ -66,10 +72,14 @@ def compare(ensemble: Ensemble, doubles: Sequence[nn.Module], inputs: tuple[Any,
 Grads = dict[str, np.ndarray]
 
 
-def _in_single(model: nn.Module, inputs: tuple[Any, ...]) -> Grads:
-    (narrow,), given = in_single([model], inputs)
-    with reference.single():
-        return _autograd(narrow, given)[0]
+def _in_single(model: nn.Module, inputs: tuple[Any, ...]) -> list[Grads]:
+    """The gradients in float32, of the model and of a few that are all but the same: one may be right by chance."""
+    found = []
+    for models, given in itertools.chain([([model], inputs)], moved([model], inputs, torch.float32)):
+        (narrow,), given = in_single(models, given)
+        with reference.single():
+            found.append(_autograd(narrow, given)[0])
+    return found
 
 
 def _relative(actual: np.ndarray, expected: np.ndarray, largest: float, rounding: float = 0.0) -> float:
@@ -120,25 +130,23 @@ def weights(size: int, shape: Sequence[int]) -> np.ndarray:
 
 
 def _autograd(model: nn.Module, inputs: tuple[Any, ...]) -> tuple[Grads, float]:
-    """The gradients, and the sum of what they are gradients of, without signs, over the largest parameter."""
+    """The gradients, and the sum of all outputs, of which each counts as 1 at most, over the largest parameter."""
     named = dict(model.named_parameters())
     params = list(named.values())
     with torch.enable_grad():
         for param in params:
             param.requires_grad_(True)
-        terms = [
-            leaf * torch.from_numpy(weights(leaf.numel(), leaf.shape)).to(leaf)
-            for leaf in floats(model(*reference.copied(inputs)))
-        ]
-        total = sum((term.sum() for term in terms), start=torch.zeros((), dtype=torch.float64))
-        if not total.requires_grad or not params:
-            grads: Any = [None] * len(params)
-        else:
-            grads = torch.autograd.grad(total, params, allow_unused=True)
+        total = torch.zeros((), dtype=torch.float64)
+        leaves = floats(model(*reference.copied(inputs)))
+        for leaf in leaves:
+            total = total + (leaf * torch.from_numpy(weights(leaf.numel(), leaf.shape)).to(leaf)).sum()
+        differs = total.requires_grad and params
+        grads = torch.autograd.grad(total, params, allow_unused=True) if differs else [None] * len(params)
+    reference.detach_computed(model)
     found = {
         name: (torch.zeros_like(param) if grad is None else grad).detach().cpu().numpy()
         for (name, param), grad in zip(named.items(), grads, strict=True)
     }
-    outputs = sum(float(term.detach().abs().sum()) for term in terms)
+    outputs = sum(float(leaf.detach().abs().clamp(max=1).nan_to_num().sum()) for leaf in leaves)
     largest = max((float(param.detach().abs().max()) for param in params if param.numel()), default=0.0)
     return found, outputs / largest if largest else 0.0

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch_bridge import reference
 
 FACTOR = 32.0
-"""How much larger an error in float64 may be than what PyTorch's own in float32 comes to, scaled down."""
+"""An error in float64 may be so many times PyTorch's own in float32, scaled by `SCALE`."""
 
 SCALE = torch.finfo(torch.float64).eps / torch.finfo(torch.float32).eps
 
@@ -66,10 +66,13 @@ def in_single(models: Sequence[nn.Module], inputs: Any) -> tuple[list[nn.Module]
         return [copy.deepcopy(model).float() for model in models], pytree.tree_map(narrow, inputs)
 
 
-def moved(models: Sequence[nn.Module], inputs: Any) -> Iterator[tuple[list[nn.Module], Any]]:
+def moved(
+    models: Sequence[nn.Module], inputs: Any, dtype: torch.dtype | None = None
+) -> Iterator[tuple[list[nn.Module], Any]]:
     """A few times the models and their inputs, every number made larger or smaller by its last bit. Zeros stay.
 
-    PyTorch's error for them is as good a sample as that for the models themselves.
+    PyTorch's error for them is as good a sample as that for the models themselves. With `dtype`, the bit is that of
+    the number in this precision.
     """
     for seed in range(DRAWS):
         generator = torch.Generator().manual_seed(seed)
@@ -78,7 +81,7 @@ def moved(models: Sequence[nn.Module], inputs: Any) -> Iterator[tuple[list[nn.Mo
             if not isinstance(x, Tensor) or not (x.is_floating_point() or x.is_complex()):
                 return x
             signs = 2 * torch.randint(2, x.shape, generator=generator).to(x) - 1
-            return x * (1 + torch.finfo(x.dtype).eps * signs)
+            return x * (1 + torch.finfo(dtype or x.dtype).eps * signs)
 
         copies = [copy.deepcopy(model) for model in models]
         with torch.no_grad():
@@ -86,3 +89,4 @@ def moved(models: Sequence[nn.Module], inputs: Any) -> Iterator[tuple[list[nn.Mo
                 for tensor in (*model.parameters(), *model.buffers()):
                     tensor.copy_(move(tensor))
         yield copies, pytree.tree_map(move, inputs)
+        del copies  # before the next ones are made
