@@ -136,7 +136,7 @@ def planned(case: Case, plan: Plan) -> Call:
     except MixedRows as error:
         raise InputError(
             f"`plan` has rows={plan.rows}, but the network may mix the rows of a minibatch ({error}): leave `rows` "
-            "out. In training mode, BatchNorm and dropout do."
+            "out. BatchNorm does in training mode; a TrainState with train=False keeps its statistics as they are."
         ) from error
 
 

@@ -1,6 +1,7 @@
 """Training: what `train_step` and `fit` do, beside loops over members and beside PyTorch."""
 
 import dataclasses
+import functools
 import os
 import signal
 import subprocess
@@ -818,6 +819,19 @@ def test_a_missing_package_is_told_with_its_extra(
             fit(state_of(mlp), x, y, loss=mean_square, epochs=1, batch=4, checkpoints=tmp_path / "run")
         else:
             History(np.zeros((1, 2))).plot(tmp_path / "history.png")
+
+
+def test_what_is_no_state_optimizer_or_loss_is_refused(mlp: Ensemble) -> None:
+    x, y = data()
+    with pytest.raises(InputError, match=r"`optimizer` must be one of optax's.*torch_bridge\.optimizer.*Got SGD"):
+        TrainState.create(mlp, torch.optim.SGD([torch.ones(1)], 0.1), jax.random.key(0))  # type: ignore[arg-type]
+    with pytest.raises(InputError, match=r"`ensemble` must be a jaxensemble\.Ensemble; got list"):
+        TrainState.create([mlp], optax.sgd(0.1), jax.random.key(0))  # type: ignore[arg-type]
+    for run in (train_step, functools.partial(fit, epochs=1, batch=4)):
+        with pytest.raises(InputError, match=r"`state` must be what TrainState\.create makes; got Ensemble"):
+            run(mlp, x, y, loss=mean_square)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="no gradient with respect to any parameter"):
+        train_step(state_of(mlp), x, y, loss=lambda outputs, targets: jnp.mean(outputs > targets))
 
 
 def test_fit_refuses_all_that_is_wrong_at_once(mlp: Ensemble) -> None:

@@ -22,7 +22,7 @@ from jaxensemble.training.checkpoints import Checkpoints, digest
 from jaxensemble.training.data import along, as_data, rows_of
 from jaxensemble.training.history import History
 from jaxensemble.training.state import TrainState, of_members
-from jaxensemble.training.step import Loss, Step, number_of, step_for, stepped
+from jaxensemble.training.step import Loss, Step, checked, number_of, step_for, stepped
 
 Shuffle = Literal["different", "same", "never"]
 
@@ -82,6 +82,7 @@ def fit(
     >>> history.loss.shape, bool((history.loss[-1] < 1e-3).all())
     ((20, 4), True)
     """
+    checked(state)
     _check(epochs, batch, shuffle, patience, validation, metrics)
     data, _ = as_data(state.ensemble, inputs, targets)
     validation = None if validation is None else as_data(state.ensemble, *validation)[0]
@@ -127,7 +128,7 @@ def _steps(
                 raise
             raise InputError(
                 f"`batch` leaves {size} of {rows} rows for the last minibatch of an epoch, on which the network cannot "
-                f"train: {error}. Choose another, or leave rows out"
+                f"train: choose another, or leave rows out. {error}"
             ) from error
     return found
 

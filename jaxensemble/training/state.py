@@ -87,9 +87,19 @@ class TrainState:
         >>> TrainState.create(ensemble, optimizer, jax.random.key(0), hyperparams=rates)
         TrainState(4 x Linear, 8 of 8 parameters trained, 0 steps)
         """
+        if not isinstance(ensemble, Ensemble):
+            raise InputError(f"`ensemble` must be a jaxensemble.Ensemble; got {type(ensemble).__name__}")
+        if not (callable(getattr(optimizer, "init", None)) and callable(getattr(optimizer, "update", None))):
+            raise InputError(
+                "`optimizer` must be one of optax's, as optax.adamw(1e-3) makes; torch_bridge.optimizer makes the twin "
+                f"of one of PyTorch's. Got {getattr(optimizer, '__name__', type(optimizer).__name__)}"
+            )
         network = ensemble.network
         if train and isinstance(network, Network) and network.evaluation_only:
-            raise StateError(f"the network was ported for evaluation only, because {network.evaluation_only}")
+            raise StateError(
+                f"the network was ported for evaluation only, because {network.evaluation_only}. With train=False it "
+                "is trained as it is in evaluation mode."
+            )
         names = _frozen(ensemble, frozen)
         params = trained(ensemble.params, names)
         odd = [name for name, leaf in flatten(params).items() if not jnp.issubdtype(leaf.dtype, jnp.floating)]

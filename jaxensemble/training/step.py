@@ -70,8 +70,15 @@ def train_step(
     >>> losses.shape, bool((losses < 1e-3).all())
     ((4,), True)
     """
+    checked(state)
     data, rows = as_data(state.ensemble, inputs, targets, rows, each=each)
     return stepped(state, data, rows, None, step=step_for(state, data, rows, loss, each=each, plan=plan))
+
+
+def checked(state: Any) -> None:
+    """Raises `InputError` for anything but a state."""
+    if not isinstance(state, TrainState):
+        raise InputError(f"`state` must be what TrainState.create makes; got {type(state).__name__}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,6 +136,11 @@ def _chosen(
     if plan is not None and not isinstance(plan, Plan):
         raise InputError(f"`plan` must be a jaxensemble.Plan or None; got {plan!r}")
     program, idle = _gradient_program(case, loss, tree.unflatten(targets), frozen)
+    if idle >= flatten(trained(case.one_member()[0], frozen)).keys():
+        raise InputError(
+            f"{getattr(loss, '__name__', '`loss`')} has no gradient with respect to any parameter: a loss must be made "
+            "of differentiable steps, unlike an accuracy"
+        )
     if plan is None:
         free = free_memory(case.device)
         load = dataclasses.replace(case.load, rows=None, peak=peak_bytes(program))
