@@ -5,12 +5,15 @@ from typing import Any, TypeVar
 
 import pytest
 import torch
+from attacks.artifacts import MANIFESTS, NETWORKS
+from attacks.checkpoints import HOSTILE
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from trust import mutations, one
 from trust.networks import Attending, Drawn, First, Seeded, drawn
+from trust.page import PAGE
 
 T = TypeVar("T")
 
@@ -104,3 +107,9 @@ def test_a_planted_error_is_caught(name: str, images: Drawn, monkeypatch: pytest
 
 def test_every_error_has_a_name_of_its_own() -> None:
     assert len(set(mutations.NAMES)) == len(mutations.CHANGES) + len(mutations.FAULTS) >= 30
+
+
+def test_the_page_tells_how_large_the_corpus_is() -> None:
+    artifacts = len(MANIFESTS) + len(NETWORKS)
+    text = " ".join(PAGE.read_text().split())
+    assert f"{len(HOSTILE)} hostile checkpoints and {artifacts} hostile artifacts" in text
