@@ -337,3 +337,19 @@ class ExpandedParameter(nn.Module):
 
 def test_expanded_parameter() -> None:
     assert_ports(ExpandedParameter(), torch.randn(SHAPE))
+
+
+class ExpandedAndMoved(nn.Module):
+    """Rows `[N, 4]`, expanded and then seen otherwise: only as they were expanded does broadcasting do the same."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        row = x[:, :1]
+        transposed = row.expand(-1, 4, -1).transpose(1, 2) + x
+        reshaped = row.unsqueeze(2).expand(-1, 2, -1, -1).reshape(-1, 1, 4) + x.repeat(2, 1, 1)
+        return transposed, reshaped
+
+
+@pytest.mark.parametrize("batch_axis", [0, None])
+def test_an_expanded_array_that_is_moved_before_it_meets_a_full_one(batch_axis: int | None) -> None:
+    assert_ports(ExpandedAndMoved(), torch.randn(2, 4, 4), batch_axis=batch_axis)
+    assert_ports(ExpandedAndMoved(), torch.randn(1, 4, 4), batch_axis=batch_axis)

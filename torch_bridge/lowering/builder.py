@@ -40,7 +40,7 @@ class Builder:
         self.sources: list[Value] = []
         self.evaluation_only = captured.evaluation_only
         self._filled: dict[str, dict[str, str | None]] = {}
-        self.expanded: dict[Ref | Var, Value] = {}
+        self.expanded: dict[Value, Value] = {}
         self._rearranged: dict[Any, Ref] = {}
         self._constants: dict[int, tuple[Tensor, Value]] = {}
 
@@ -276,7 +276,7 @@ class Builder:
 
     def _unexpanded(self, values: Sequence[Value]) -> list[Value]:
         """The values, as they were before `expand` where another one brings the size: broadcasting does the rest."""
-        sources = [self.expanded.get(value.expr, value) if value.ndim else value for value in values]
+        sources = [self.expanded.get(value, value) for value in values]
         widest = max((value.ndim for value in sources), default=0)
         reach = [alignment.ranked(value.layout, widest) for value in sources]
         full = [alignment.ranked(value.layout, widest).shape for value in values]

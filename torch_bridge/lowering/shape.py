@@ -247,8 +247,9 @@ def expand_to(b: Builder, x: Any, shape: Sequence[Size]) -> Value:
     new = {dim: span(size) for dim, size in enumerate(shape) if not layout.dims[dim] and size != 1}
     result = redimensioned(b, tidy, tidy.expr, new, value.dtype)
     wide = b.emit("jnp.broadcast_to", tidy.expr, sizes_of(b, result.layout.stored_shape, [value]))
-    b.expanded[wide] = value  # told with the axes that it has: `tidy` has some more in front
-    return b.laid(wide, result.layout, value.dtype)
+    expanded = b.laid(wide, result.layout, value.dtype)
+    b.expanded[expanded] = value  # told with the axes that it has: `tidy` has some more in front
+    return expanded
 
 
 @register("aten.broadcast_tensors.default")
