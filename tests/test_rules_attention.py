@@ -141,6 +141,13 @@ def test_encoder_with_padding() -> None:
     assert_ports(Masked(encoder, src_key_padding_mask=PADDED), torch.randn(N, L, E), batch_axis=None)
 
 
+def test_encoder_with_padding_is_ported_without_the_zeros_of_the_fast_path() -> None:
+    encoder, x = nn.TransformerEncoder(encoder_layer(), 2), torch.randn(N, L, E)
+    port = to_flax(Masked(encoder.eval(), src_key_padding_mask=PADDED), (x,), batch_axis=None)
+    slow = encoder(x, src_key_padding_mask=PADDED).detach().numpy()  # parameters want gradients
+    np.testing.assert_allclose(port(x.numpy()), slow, rtol=1e-5, atol=1e-5)
+
+
 DECODERS: dict[str, Callable[[], nn.Module]] = {
     "decoder-layer": lambda: decoder_layer(norm_first=True),
     "decoder": lambda: Masked(

@@ -92,13 +92,15 @@ def _is_same(a: ExportedProgram, b: ExportedProgram) -> bool:
 
 def _decomposed(model: nn.Module, program: ExportedProgram) -> ExportedProgram:
     """The graph without side effects. Operations that have no rule are taken apart, as far as torch knows how."""
-    from torch_bridge.lowering.table import REFUSALS, RULES  # whose rules build upon what is defined here
+    from torch_bridge.lowering.losses import DECOMPOSITIONS  # whose rules build upon what is defined here
+    from torch_bridge.lowering.table import REFUSALS, RULES
 
     ruled = RULES | REFUSALS
     if _is_functional(program.graph) and all(str(node.target) in ruled for node in _computing(program.graph)):
         return program  # as most networks are; decomposing would take longer than all else
     table: dict[Any, Any] = {}
     known = torch.export.default_decompositions()
+    known.update(DECOMPOSITIONS)
     while True:
         with _torch_warnings_off():
             try:

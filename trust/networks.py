@@ -68,19 +68,24 @@ class Network(nn.Module):
 
 @dataclasses.dataclass(frozen=True)
 class Drawn:
-    """Members of one random network in evaluation mode, inputs for them, and the names of its steps."""
+    """Members of one random network in evaluation mode, inputs for them, and the names of its steps.
+
+    `batch_axis` is None for one network in four, whose batch is fixed: of one row, or of several.
+    """
 
     models: list[nn.Module]
     inputs: tuple[Tensor, ...]
     steps: list[str]
+    batch_axis: int | None = 0
 
 
-def drawn(choices: Choices, members: int = 2, batch: int = 3) -> Drawn:
+def drawn(choices: Choices, members: int = 2) -> Drawn:
     """A random network of two to ten steps, or more until one has weights.
 
     The same decisions give the same network, weights and inputs.
     """
     torch.manual_seed(0)
+    batch_axis, batch = choices.pick(((0, 3), (0, 3), (0, 3), (0, 3), (0, 3), (0, 3), (None, 1), (None, 3)))
     kinds = choices.pick(_INPUTS)
     inputs = tuple(_input(choices, kind, batch) for kind in kinds)
     values, steps, taken = list(inputs), [], []
@@ -94,7 +99,7 @@ def drawn(choices: Choices, members: int = 2, batch: int = 3) -> Drawn:
     outputs = [len(values) - 1, *([choices.pick(range(len(inputs), len(values)))] if choices.pick(_SELDOM) else [])]
     network = Network(steps, taken, list(dict.fromkeys(outputs))).eval()
     names = [getattr(step, "name", type(step).__name__) for step in steps]
-    return Drawn([_varied(network, seed) for seed in range(members)], inputs, names)
+    return Drawn([_varied(network, seed) for seed in range(members)], inputs, names, batch_axis)
 
 
 _INPUTS = (("image",), ("image",), ("sequence",), ("vector",), ("ids",), ("image", "vector"), ("sequence", "vector"),
@@ -205,6 +210,7 @@ def _function(choices: Choices, x: Tensor) -> nn.Module:
         "topk": lambda x: x.topk(min(2, size), dim).values,
         "logsumexp": lambda x: x.logsumexp(dim, keepdim=True),
         "mean": lambda x: x.mean(dim, keepdim=True),
+        "spread": lambda x: x.mean(dim, keepdim=True).expand_as(x),
         "amax": lambda x: x.amax(dim, keepdim=True),
         "var": lambda x: x.var(dim, keepdim=True, correction=min(1, size - 1)),
         "std_biased": lambda x: (x.var(dim, keepdim=True, correction=0) + 1e-3).sqrt(),
@@ -328,19 +334,18 @@ class First(nn.Module):
 
 
 class Attending(nn.Module):
-    """Self-attention, causal or not."""
+    """Self-attention, causal or not, with or without the last position, by either of PyTorch's two ways."""
 
-    def __init__(self, features: int, heads: int, causal: bool):
+    def __init__(self, features: int, heads: int, causal: bool, padded: bool, weights: bool):
         super().__init__()
-        self.layer, self.causal, self.name = (
-            nn.MultiheadAttention(features, heads, batch_first=True),
-            causal,
-            "attention",
-        )
+        self.layer, self.name = nn.MultiheadAttention(features, heads, batch_first=True), "attention"
+        self.causal, self.padded, self.weights = causal, padded, weights
 
     def forward(self, x: Tensor) -> Tensor:
-        mask = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool).triu(1) if self.causal else None
-        return self.layer(x, x, x, attn_mask=mask, need_weights=False)[0]
+        length = x.shape[1]
+        causal = torch.ones(length, length, dtype=torch.bool).triu(1) if self.causal else None
+        padding = (torch.arange(length) > max(0, length - 2)).expand(x.shape[:2]) if self.padded else None
+        return self.layer(x, x, x, attn_mask=causal, key_padding_mask=padding, need_weights=self.weights)[0]
 
 
 def _sequence_layer(choices: Choices, x: Tensor) -> nn.Module:
@@ -356,7 +361,7 @@ def _sequence_layer(choices: Choices, x: Tensor) -> nn.Module:
         lambda: First(nn.GRU(features, 4, **options)),
         lambda: First(nn.LSTM(features, 4, **options, proj_size=choices.pick((0, 0, 2)))),
         lambda: First(nn.RNN(features, 4, **options, nonlinearity=choices.pick(("tanh", "relu")))),
-        lambda: Attending(features, heads, choices.pick((True, False))),
+        lambda: Attending(features, heads, *(choices.pick((True, False)) for _ in range(3))),
         lambda: nn.TransformerEncoderLayer(
             features, heads, 8, activation=choices.pick(("relu", "gelu")), batch_first=True,
             norm_first=choices.pick((True, False)),
@@ -379,6 +384,7 @@ def _sequence_function(choices: Choices, x: Tensor) -> nn.Module:
         "attention": lambda x: F.scaled_dot_product_attention(x, x.tanh(), x.flip(1)),
         "causal": lambda x: F.scaled_dot_product_attention(x, x, x, is_causal=True),
         "bmm": lambda x: torch.bmm(x, x.transpose(1, 2)) / x.shape[2],
+        "crossed": lambda x: x[:, :1].expand(-1, x.shape[2], -1).transpose(1, 2) + x[:, -1:],
         "tril": lambda x: x.tril(),
         "gather": lambda x: x.gather(1, x[:, :2].argsort(1)),
         "pool_pairs": lambda x: F.max_pool1d(x, 2),
@@ -393,6 +399,7 @@ def _vector_layer(choices: Choices, x: Tensor) -> nn.Module:
         "as_sequence": lambda x: x.unflatten(1, (-1, 2)),
         "as_column": lambda x: x[:, :, None],
         "outer": lambda x: x[:, :, None] * x[:, None, :4],
+        "pairs": lambda x: x[:, None].expand(-1, features, -1).transpose(1, 2) - x[:, None],
     }
     name = choices.pick(sorted(named))
     return choices.pick((nn.BatchNorm1d(features), Function(name, named[name])))

@@ -62,7 +62,7 @@ def proved(choices: Choices, *, thorough: bool = True) -> Proved:
         warnings.simplefilter("ignore")
         network, plan = drawn(choices), choices.pick(PLANS)
         try:
-            ensemble = torch_bridge.to_ensemble(network.models, network.inputs, check=False)
+            ensemble = _ported(network)
             report = torch_bridge.check(network.models, ensemble, network.inputs, thorough=thorough)
             failed = [row for row in report.rows if not row.passed]
             wrong = [f"{row.stage} against {row.case}: {row.error:.2e} > {row.limit:.2e}" for row in failed]
@@ -72,6 +72,10 @@ def proved(choices: Choices, *, thorough: bool = True) -> Proved:
         except Exception as error:  # which no network may cause
             return Proved("crashed", network.steps, f"{type(error).__name__}: {error}"[:1000])
     return Proved("failed" if wrong else "passed", network.steps, "; ".join(wrong))
+
+
+def _ported(network: Drawn) -> Ensemble:
+    return torch_bridge.to_ensemble(network.models, network.inputs, batch_axis=network.batch_axis, check=False)
 
 
 def _difference_of_plans(ensemble: Ensemble, network: Drawn, plan: Plan) -> list[str]:
@@ -105,8 +109,8 @@ def mutants(choices: Choices, wanted: Sequence[str]) -> list[Mutant]:
         warnings.simplefilter("ignore")
         network = drawn(choices)
         try:
-            right = torch_bridge.to_ensemble(network.models, network.inputs, check=False)
-            lowered = assemble.convert(network.models[0], network.inputs)
+            right = _ported(network)
+            lowered = assemble.convert(network.models[0], network.inputs, network.batch_axis)
         except UnsupportedError:
             return []
         return [mutant for name in wanted if (mutant := _mutant(network, right, lowered, name)) is not None]
@@ -119,7 +123,7 @@ def _mutant(network: Drawn, right: Ensemble, lowered: Lowered, name: str) -> Mut
     places = list(mutations.places(lowered, name)) if change is not None else []
     with _planted(change) if change is not None else contextlib.nullcontext():
         try:
-            wrong: Ensemble | None = torch_bridge.to_ensemble(network.models, network.inputs, check=False)
+            wrong: Ensemble | None = _ported(network)
             wrong = fault(wrong) if fault is not None and wrong is not None else wrong
             if wrong is None:
                 return None
@@ -178,10 +182,11 @@ def _replaced(name: str, function: Any) -> Iterator[None]:
 def _differ(right: Ensemble, wrong: Ensemble, network: Drawn) -> bool:
     """Whether an error changes any output at all, for inputs that the check does not see."""
     inputs = reference.doubled(network.inputs)
+    rows = 4 if network.batch_axis == 0 else len(inputs[0])
     with jax.enable_x64(True), reference.equal_precision():
         both = [ensemble.astype("float64") for ensemble in (right, wrong)]
         for seed, scale in enumerate((0.5, 1.0, 2.0)):
-            others = reference.resized(inputs, 4, 0, seed=100 + seed)
+            others = reference.resized(inputs, rows, 0, seed=100 + seed)
             others = pytree.tree_map(lambda x, scale=scale: scale * x if x.is_floating_point() else x, others)
             a, b = (_leaves(ensemble(*others)) for ensemble in both)
             if any(x.shape != y.shape or _distance(x, y) > 1e-9 for x, y in zip(a, b, strict=True)):

@@ -1,4 +1,11 @@
-"""Losses have no rules: PyTorch's own decompositions take them apart. Here stands what these get wrong."""
+"""Losses have no rules: PyTorch's own decompositions take them apart. Here stands what these lack or get wrong."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.modules import linear_cross_entropy
 
 from torch_bridge.lowering.table import refuse
 
@@ -7,3 +14,40 @@ refuse(
     "PyTorch traces it with another shape of result than it computes for one-dimensional input and no reduction; "
     "compute the loss from the network's outputs",
 )
+
+
+def _chunked(
+    x: Tensor,
+    kernel: Tensor,
+    target: Tensor,
+    bias: Tensor | None,
+    weight: Tensor | None,
+    reduction: str,
+    ignore_index: int,
+    label_smoothing: float,
+    *_: Any,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """`nn.LinearCrossEntropyLoss` in chunks; beside the loss stand its gradients, which no forward takes."""
+    loss = F.cross_entropy(
+        F.linear(x, kernel, bias),
+        target,
+        weight,
+        ignore_index=ignore_index,
+        reduction=reduction,
+        label_smoothing=label_smoothing,
+    )
+    none = x.new_empty(0)
+    return loss, none, none, none
+
+
+def _chunked_of_each(
+    x: Tensor, kernel: Tensor, target: Tensor, bias: Tensor | None, weight: Tensor | None, ignore_index: int, *_: Any
+) -> Tensor:
+    return _chunked(x, kernel, target, bias, weight, "none", ignore_index, 0.0)[0]
+
+
+DECOMPOSITIONS: dict[Any, Callable[..., Any]] = {
+    linear_cross_entropy._linear_cross_entropy_batch_chunked._opoverload: _chunked,
+    linear_cross_entropy._linear_cross_entropy_batch_chunked_no_reduction._opoverload: _chunked_of_each,
+}
+"""What torch's table of decompositions lacks, by the same keys."""
