@@ -68,13 +68,20 @@ class Case:
 
     def program_of(self, rows: int | None, *, vmapped: bool | None = None) -> ClosedJaxpr:
         """The same for another number of rows, or, where `vmapped` is told, with its steps in the forms they run in."""
-        *state, inputs = self.one_member()
-        leaves, tree = jax.tree.flatten(inputs)
-        resized = [_resized(leaf, axis, rows) for leaf, axis in zip(leaves, self.rows_in, strict=True)]
         function: Any = functools.partial(self.call.member, vmapped=vmapped)
         if vmapped is not None and self.call.platform == "cpu":
             function = rewritten(function, ON_CPUS)
-        return jax.make_jaxpr(function)(*state, jax.tree.unflatten(tree, resized))
+        return jax.make_jaxpr(function)(*self._arguments(rows))
+
+    def outputs_of(self, rows: int) -> Any:
+        """The shapes and dtypes of one member's outputs for so many rows."""
+        return jax.eval_shape(functools.partial(self.call.member, vmapped=None), *self._arguments(rows))
+
+    def _arguments(self, rows: int | None) -> tuple[Any, ...]:
+        *state, inputs = self.one_member()
+        leaves, tree = jax.tree.flatten(inputs)
+        resized = [_resized(leaf, axis, rows) for leaf, axis in zip(leaves, self.rows_in, strict=True)]
+        return (*state, jax.tree.unflatten(tree, resized))
 
     def rows_out(self, rows: int) -> Axes:
         """The batch axes of the outputs, where `rows` rows at a time give what all give. Raises `MixedRows`."""

@@ -185,6 +185,31 @@ def test_training_goes_on_from_the_state_of_a_torch_optimizer(make: Any) -> None
                 torch.testing.assert_close(tensors[key], tensor, rtol=0, atol=1e-12)
 
 
+def test_a_schedule_is_a_factor_of_the_rates_from_here_on() -> None:
+    """As PyTorch's `LambdaLR`, made after some steps, has it; its other schedules are made of the same."""
+    models: Any = members_of(lambda: nn.Linear(3, 2).double())
+    x = torch.randn(8, 3, dtype=torch.float64)
+    optimizers: Any = [
+        torch.optim.SGD(model.parameters(), rate, momentum=0.9, dampening=0)
+        for model, rate in zip(models, (0.1, 0.2, 0.3), strict=True)
+    ]
+    for model, optimizer in zip(models, optimizers, strict=True):
+        trained_in_torch(model, optimizer, x, 3)
+    with jax.enable_x64(True):
+        ensemble = torch_bridge.to_ensemble(models, (x,), check=False)
+        factor = lambda count: 0.8 ** count.astype("float64")  # noqa: E731 - optax's own schedules are of float32
+        state = torch_bridge.train_state(models, optimizers, ensemble, jax.random.key(0), schedule=factor)
+        for _ in range(4):
+            state, _ = train_step(state, x, np.ones((8, 2)), loss=mean_square)
+        for model, optimizer in zip(models, optimizers, strict=True):
+            scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.8**step)
+            for _ in range(4):
+                trained_in_torch(model, optimizer, x, 1)
+                scheduler.step()
+        for model, tensors in zip(models, torch_bridge.to_torch(state.ensemble), strict=True):
+            torch.testing.assert_close(tensors["weight"], model.weight.detach(), rtol=0, atol=1e-12)
+
+
 def test_float32_adam_rounds_no_further_than_pytorchs() -> None:
     """`optax.adam` corrects its bias by a difference in float32, of two numbers near 1."""
     param, grad = torch.tensor([1.0], requires_grad=True), 0.3
@@ -228,6 +253,7 @@ def test_what_has_no_twin_is_refused() -> None:
         torch_bridge.optimizer(torch.optim.Adagrad(model.parameters()))
     with pytest.raises(UnsupportedError, match=r"SGD with dampening=0\.5 has no twin"):
         torch_bridge.optimizer(torch.optim.SGD(model.parameters(), 0.1, momentum=0.9, dampening=0.5))
+    torch_bridge.optimizer(torch.optim.SGD(model.parameters(), 0.1, dampening=0.5))  # which without momentum is nothing
     with pytest.raises(UnsupportedError, match="amsgrad=True"):
         torch_bridge.optimizer(torch.optim.Adam(model.parameters(), amsgrad=True))
 
@@ -507,6 +533,35 @@ def test_rows_that_meet_are_not_taken_apart() -> None:
     train_step(state, x, np.zeros(4, "int32"), loss=cross_entropy, plan=Plan(rows=2))
 
 
+WEIGHTS = jnp.array([1.0, 3.0])
+
+
+def weighted(logits: Any, labels: Any) -> Any:
+    weights = WEIGHTS[labels]
+    return (weights * optax.softmax_cross_entropy_with_integer_labels(logits, labels)).sum() / weights.sum()
+
+
+def masked(logits: Any, labels: Any) -> Any:
+    kept = labels != 0
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+    return jnp.where(kept, losses, 0).sum() / jnp.maximum(kept.sum(), 1)
+
+
+@pytest.mark.parametrize("rows", [1, 4])
+def test_gradients_are_not_added_up_of_losses_that_are_no_plain_mean(mlp: Ensemble, rows: int) -> None:
+    x, y = data()
+    labels, state = (y[:, 0] > 0).astype("int32"), state_of(mlp)
+    for loss in (weighted, masked):
+        train_step(state, x, labels, loss=loss)
+        with pytest.raises(InputError, match=rf"rows={rows}, but {loss.__name__} is not the plain mean over the rows"):
+            train_step(state, x, labels, loss=loss, plan=Plan(rows=rows))
+    with pytest.raises(InputError, match=r"is not the plain mean.*leave `rows` out"):
+        train_step(state, x, y, loss=lambda a, b: jnp.sum((a - b) ** 2), plan=Plan(rows=rows))
+    whole, _ = train_step(state, x, labels, loss=cross_entropy)
+    parts, _ = train_step(state, x, labels, loss=cross_entropy, plan=Plan(rows=rows))
+    close(parts.ensemble.params, whole.ensemble.params)
+
+
 def test_rematerialising_takes_less_memory() -> None:
     class Deep(nnx.Module):
         def __init__(self, rngs: nnx.Rngs):
@@ -614,6 +669,10 @@ def test_other_wrong_arguments_are_refused(mlp: Ensemble) -> None:
         TrainState.create(mlp, optax.sgd(0.1), jax.random.split(jax.random.key(0), 2))
     optimizer = optax.inject_hyperparams(optax.sgd)(learning_rate=0.1)
     scheduled = optax.inject_hyperparams(optax.sgd)(learning_rate=optax.constant_schedule(0.1))
+    with pytest.raises(InputError, match=r"'lr', which no part of the optimizer's state has: it has learning_rate"):
+        state_of(mlp, optimizer, hyperparams={"lr": [1, 2, 3]})
+    with pytest.raises(InputError, match=r"`rows` must be indices of rows.*float64\[2\]"):
+        train_step(state_of(mlp), x, y, loss=mean_square, rows=[0.0, 1.0])
     with pytest.raises(InputError, match="which the optimizer takes from a schedule"):
         state_of(mlp, scheduled, hyperparams={"learning_rate": [1, 2, 3]})
     with pytest.raises(InputError, match=r"`hyperparams\['learning_rate'\]` must be \[3\]"):
@@ -680,9 +739,10 @@ def test_members_stop_when_their_validation_loss_does_not_fall(mlp: Ensemble) ->
     optimizer = optax.inject_hyperparams(optax.sgd)(learning_rate=0.1)
     state = state_of(mlp, optimizer, hyperparams={"learning_rate": [0.05, 30.0, 0.05]})  # the second one diverges
     metrics = {"largest": lambda outputs, targets: jnp.abs(outputs - targets).max()}
-    got, history = fit(
-        state, x, y, loss=mean_square, epochs=6, batch=10, validation=data(20, 1), patience=2, metrics=metrics
-    )
+    with pytest.warns(UserWarning, match="the loss of member 1 is not finite any more"):
+        got, history = fit(
+            state, x, y, loss=mean_square, epochs=6, batch=10, validation=data(20, 1), patience=2, metrics=metrics
+        )
     assert history.active[-1].tolist() == [True, False, True]
     assert history.validation["largest"].shape == (6, 3)
     assert history.best[0] > history.best[1]
@@ -740,12 +800,49 @@ def test_a_run_goes_on_from_its_checkpoints_to_the_same_bits(mlp: Ensemble, tmp_
     np.testing.assert_array_equal(again.loss, history.loss)
     with pytest.raises(InputError, match=r"(?s)checkpoints of another run.*bootstrap: False there, True here"):
         runs(mlp, 5, tmp_path / "run", bootstrap=True)
-    with pytest.raises(InputError, match=r"(?s)checkpoints of another run.*measures: .*state: "):
+    with pytest.raises(InputError, match=r"(?s)checkpoints of another run.*state: .*program of more: nothing there"):
         x, y = data(30)
         fit(
             got, x, y, loss=mean_square, epochs=5, batch=8, validation=data(20, 1), patience=20,
             metrics={"more": mean_square}, checkpoints=tmp_path / "run",
         )  # fmt: skip
+
+
+def test_a_folder_that_holds_no_checkpoints_is_refused_and_left_alone(mlp: Ensemble, tmp_path: Path) -> None:
+    note = tmp_path / "3" / "note.txt"
+    note.parent.mkdir()
+    note.write_text("mine")
+    with pytest.raises(InputError, match=r"3 cannot be read as a checkpoint of `fit` \(KeyError: .*another directory"):
+        runs(mlp, 1, tmp_path)
+    assert [path.name for path in tmp_path.rglob("*")] == ["3", "note.txt"] and note.read_text() == "mine"
+
+
+def test_a_loss_that_is_no_number_any_more_is_told_once(mlp: Ensemble) -> None:
+    x, y = data()
+    optimizer = optax.inject_hyperparams(optax.sgd)(learning_rate=0.01)
+    state = state_of(mlp, optimizer, hyperparams={"learning_rate": [0.01, 1e30, 0.01]})
+    with pytest.warns(UserWarning, match="the loss of member 1 is not finite any more") as told:
+        _, history = fit(state, x, y, loss=mean_square, epochs=4, batch=6)
+    assert len(told) == 1 and np.isfinite(history.loss[:, [0, 2]]).all()
+
+
+def test_another_loss_or_learning_rate_is_another_run(mlp: Ensemble, tmp_path: Path) -> None:
+    x, y = data(30)
+
+    def run(loss: Any, rate: Any, accuracy: Any = lambda a, b: jnp.mean((a > 0) == (b > 0))) -> None:
+        measured: Any = {"validation": (x, y), "metrics": {"accuracy": accuracy}}
+        fit(state_of(mlp, optax.adam(rate)), x, y, loss=loss, epochs=1, batch=8, checkpoints=tmp_path, **measured)
+
+    run(mean_square, 0.1)
+    run(lambda a, b: mean_square(a, b), 0.1)  # the same by another name
+    with pytest.raises(InputError, match=r"run of its own\.\n  program of loss: \w+ there, \w+ here$"):
+        run(lambda a, b: jnp.mean(jnp.abs(a - b)), 0.1)
+    with pytest.raises(InputError, match=r"own\.\n  program of the optimizer: \w+ there, \w+ here$"):
+        run(mean_square, 0.2)
+    with pytest.raises(InputError, match=r"\n  program of the optimizer: \w+ there, \w+ here\n"):
+        run(mean_square, optax.cosine_decay_schedule(0.1, 100))
+    with pytest.raises(InputError, match=r"own\.\n  program of accuracy: \w+ there, \w+ here$"):
+        run(mean_square, 0.1, lambda a, b: jnp.mean(a > b))
 
 
 KILLED = """
@@ -832,6 +929,21 @@ def test_what_is_no_state_optimizer_or_loss_is_refused(mlp: Ensemble) -> None:
             run(mlp, x, y, loss=mean_square)  # type: ignore[arg-type]
     with pytest.raises(InputError, match="no gradient with respect to any parameter"):
         train_step(state_of(mlp), x, y, loss=lambda outputs, targets: jnp.mean(outputs > targets))
+
+
+@pytest.mark.parametrize("loss", [nn.MSELoss(), torch.nn.functional.mse_loss, "mse"])
+def test_losses_and_metrics_are_functions_of_jax(mlp: Ensemble, loss: Any) -> None:
+    x, y = data()
+    message = r"must be a function of \(outputs, targets\) made of JAX's operations"
+    with pytest.raises(InputError, match=f"`loss` {message}"):
+        train_step(state_of(mlp), x, y, loss=loss)
+    with pytest.raises(InputError, match=f"`loss` {message}"):
+        fit(state_of(mlp), x, y, loss=loss, epochs=1, batch=4)
+    measured: Any = functools.partial(fit, loss=mean_square, epochs=1, batch=4, validation=(x, y))
+    with pytest.raises(InputError, match=rf"`metrics\['other'\]` {message}"):
+        measured(state_of(mlp), x, y, metrics={"other": loss})
+    with pytest.raises(InputError, match="`metrics` must be functions by name"):
+        measured(state_of(mlp), x, y, metrics=[loss])
 
 
 def test_fit_refuses_all_that_is_wrong_at_once(mlp: Ensemble) -> None:

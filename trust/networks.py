@@ -336,7 +336,7 @@ class First(nn.Module):
 class Attending(nn.Module):
     """Self-attention, causal or not, with or without the last position, by either of PyTorch's two ways."""
 
-    def __init__(self, features: int, heads: int, causal: bool, padded: bool, weights: bool):
+    def __init__(self, features: int, heads: int, causal: bool, padded: bool = False, weights: bool = False):
         super().__init__()
         self.layer, self.name = nn.MultiheadAttention(features, heads, batch_first=True), "attention"
         self.causal, self.padded, self.weights = causal, padded, weights

@@ -2,7 +2,8 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,10 @@ from jaxensemble.errors import InputError
 
 KEPT = 2
 """Checkpoints that are kept: the one being written never replaces the only whole one."""
+
+
+_SHOWN = 8
+"""How many differences from another run its error tells."""
 
 
 class Checkpoints:
@@ -51,8 +56,7 @@ class Checkpoints:
         epoch = self._manager.latest_step()
         if epoch is None:
             return None
-        restore = self._ocp.args
-        content = self._manager.restore(epoch, args=restore.Composite(content=restore.JsonRestore())).content
+        content = self._restored(epoch, content=self._ocp.args.JsonRestore()).content
         found, wanted = content["settings"] | content["shapes"], self.settings | _shapes(_named(tree))
         wrong = [
             f"\n  {name}: {found.get(name, 'nothing')} there, {wanted.get(name, 'nothing')} here"
@@ -60,16 +64,28 @@ class Checkpoints:
             if found.get(name) != wanted.get(name)
         ]
         if wrong:
+            more = f"\n  and {len(wrong) - _SHOWN} more" if len(wrong) > _SHOWN else ""
             raise InputError(
                 f"{self.path} holds checkpoints of another run: name another directory, or go on as it began, from "
-                "models and a key that were made of the same seeds." + "".join(wrong)
+                "models and a key that were made of the same seeds, with the same data, loss and optimizer. To train "
+                "longer, give that state more `epochs`; one that `fit` returned begins a run of its own."
+                + "".join(wrong[:_SHOWN])
+                + more
             )
-        arrays = self._manager.restore(
-            epoch, args=restore.Composite(arrays=restore.StandardRestore(_named(tree)))
-        ).arrays
+        arrays = self._restored(epoch, arrays=self._ocp.args.StandardRestore(_named(tree))).arrays
         leaves, treedef = jax.tree.flatten(tree)
         restored = [_like(leaf, arrays[name]) for leaf, name in zip(leaves, _named(tree), strict=True)]
         return treedef.unflatten(restored), content["record"]
+
+    def _restored(self, epoch: int, **items: Any) -> Any:
+        try:
+            return self._manager.restore(epoch, args=self._ocp.args.Composite(**items))
+        except Exception as error:  # whatever orbax meets in a folder that it did not write, or not wholly
+            raise InputError(
+                f"{self.path / str(epoch)} cannot be read as a checkpoint of `fit` ({type(error).__name__}: "
+                f"{str(error).splitlines()[0][:200]}): name another directory, or take that folder away to go on from "
+                "the one before it"
+            ) from error
 
     def close(self) -> None:
         """Waits until all is written."""
@@ -83,6 +99,13 @@ def digest(tree: Any) -> str:
         found.update(f"{place} {array.dtype}{list(array.shape)}".encode())
         found.update(np.asarray(array).tobytes())
     return found.hexdigest()[:16]
+
+
+def program_digest(function: Callable[..., Any], *arguments: Any) -> str:
+    """A hash of what a function computes of arrays with these shapes and dtypes: numbers in its code are told apart."""
+    program = jax.make_jaxpr(function)(*arguments)
+    text = re.sub(r" at 0x[0-9a-f]+", "", str(program.jaxpr))  # where Python keeps a function
+    return hashlib.sha256(f"{text} {digest(program.consts)}".encode()).hexdigest()[:16]
 
 
 def _named(tree: Any) -> dict[str, Any]:

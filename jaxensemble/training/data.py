@@ -60,9 +60,11 @@ def as_data(
 
 def _rows(rows: Any, members: int, size: int) -> jax.Array:
     given = rows if isinstance(rows, jax.Array) else np.asarray(rows)
+    if (given.size and not np.issubdtype(given.dtype, np.integer)) or given.ndim not in (1, 2):
+        raise InputError(
+            f"`rows` must be indices of rows, integers [N] or [{members}, N]; got {given.dtype}{list(given.shape)}"
+        )
     rows = as_array(given, "rows") if given.size else jnp.zeros(given.shape, jnp.int32)
-    if not jnp.issubdtype(jnp.result_type(rows), jnp.integer) or jnp.ndim(rows) not in (1, 2):
-        raise InputError(f"`rows` must be integers, [N] or [{members}, N]; got {jax.typeof(rows)}")
     if rows.ndim == 2 and rows.shape[0] != members:
         raise InputError(f"`rows` must be [N] or [{members}, N]; got {list(rows.shape)}")
     if not rows.size:

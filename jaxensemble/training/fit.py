@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import functools
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -21,8 +22,9 @@ from jaxensemble.plan import Plan, is_size
 from jaxensemble.training.checkpoints import Checkpoints, digest
 from jaxensemble.training.data import along, as_data, rows_of
 from jaxensemble.training.history import History
+from jaxensemble.training.losses import Loss, check_function, number_of
 from jaxensemble.training.state import TrainState, of_members
-from jaxensemble.training.step import Loss, Step, checked, number_of, step_for, stepped
+from jaxensemble.training.step import Step, checked, programs_of, step_for, stepped
 
 Shuffle = Literal["different", "same", "never"]
 
@@ -63,8 +65,8 @@ def fit(
       too; one whose validation loss never was a number is what it was at the beginning.
     - `checkpoints`: a directory, written after every epoch by orbax (`pip install 'jaxensemble[train]'`). A run that
       finds one there goes on from it, to the same bits as one that was never stopped, and under the same plan. It must
-      begin as that one did: with the same state, data and arguments. The loss, and the optimizer's own numbers, are
-      code and cannot be compared. One that finds more epochs than it is to make gives back what it finds.
+      begin as that one did: with the same state, data, arguments, loss, optimizer and version of JAX. One that finds
+      more epochs than it is to make gives back what it finds.
     - `progress`: whether a terminal shows a bar.
 
     **Returns:** the state after the last epoch, or the best one with `patience`, and the history.
@@ -83,19 +85,23 @@ def fit(
     ((20, 4), True)
     """
     checked(state)
+    check_function(loss, "loss")
     _check(epochs, batch, shuffle, patience, validation, metrics)
     data, _ = as_data(state.ensemble, inputs, targets)
     validation = None if validation is None else as_data(state.ensemble, *validation)[0]
     rows = rows_of(data, batch_axes(state.ensemble.network, data[0], each=False))
     functions = {"loss": loss, **(metrics or {})}
     run = _Run(state, None if patience is None else _Best.of(state), History(np.zeros((0, len(state.ensemble)))))
-    settings = {"batch": batch, "shuffle": shuffle, "bootstrap": bootstrap, "patience": patience}
-    settings["measures"] = list(functions)
+    settings: dict[str, Any] = {"batch": batch, "shuffle": shuffle, "bootstrap": bootstrap, "patience": patience}
     begun = {"state": state, "data": data, "validation": validation}
     ordered = functools.partial(_order, rows=rows, shuffle=shuffle, bootstrap=bootstrap)
+    order = np.asarray(ordered(state.keys, state.steps))
+    if checkpoints is not None:
+        programs = programs_of(state, data, order[..., :batch], functions)
+        settings |= {"jax": jax.__version__} | {f"program of {name}": found for name, found in programs.items()}
     with _opened(checkpoints, settings, begun) as files, _bar(progress, epochs) as told:
         run, plans = (run, {}) if files is None else _resumed(run, files)
-        steps = _steps(state, data, np.asarray(ordered(state.keys, state.steps)), batch, loss, plan, plans)
+        steps = _steps(state, data, order, batch, loss, plan, plans)
         plans = {str(size): dataclasses.asdict(step.call.plan) for size, step in steps.items()}
         while run.epoch < epochs and run.goes_on:
             told(run)
@@ -107,11 +113,21 @@ def fit(
                 losses.append(found)
             measured = _evaluated(after.ensemble, validation, functions, batch) if validation else {}
             run = run.after(after, np.mean(np.asarray(losses, np.float64), axis=0), measured, patience)
+            _warn_of_lost(run.history)
             if files is not None:
                 record = {"history": run.history.to_json(), "plans": plans}
                 files.save(run.epoch, (run.state, run.best), record)
         told(run)
     return run.finished(), run.history
+
+
+def _warn_of_lost(history: History) -> None:
+    """Tells once of members whose loss is a finite number no more."""
+    finite = np.isfinite(history.loss)
+    lost = np.flatnonzero(~finite[-1] & finite[:-1].all(axis=0))
+    if lost.size:
+        members = ", ".join(map(str, lost))
+        warnings.warn(f"in epoch {len(history)} the loss of member {members} is not finite any more", stacklevel=3)
 
 
 def _steps(
@@ -287,7 +303,11 @@ def _check(
         wrong.append("`patience` and `metrics` need `validation`, the inputs and targets they are measured on")
     if validation is not None and not (isinstance(validation, tuple) and len(validation) == 2):
         wrong.append("`validation` must be a pair of inputs and targets")
-    if "loss" in (metrics or {}):
+    if metrics is not None and not isinstance(metrics, Mapping):
+        wrong.append(f"`metrics` must be functions by name, as {{'accuracy': accuracy}}; got {type(metrics).__name__}")
+    elif "loss" in (metrics or {}):
         wrong.append("`metrics` cannot have one by the name 'loss'")
     if wrong:
         raise InputError("; ".join(wrong))
+    for name, function in (metrics or {}).items():
+        check_function(function, f"metrics[{name!r}]")

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import itertools
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -23,11 +23,11 @@ from jaxensemble.program import peak_bytes, rewritten
 from jaxensemble.rows import Axes
 from jaxensemble.running import KEPT, ON_CPUS, Call, in_steps, over_members
 from jaxensemble.state import Tree, flatten, merge, split, unflatten
+from jaxensemble.training.checkpoints import program_digest
 from jaxensemble.training.data import along, as_data, rows_of
 from jaxensemble.training.forms import for_training
+from jaxensemble.training.losses import Loss, check_function, check_is_mean, name_of, number_of
 from jaxensemble.training.state import TrainState, of_members, trained, with_trained
-
-Loss = Callable[[Any, Any], jax.Array]
 
 
 def train_step(
@@ -71,6 +71,7 @@ def train_step(
     ((4,), True)
     """
     checked(state)
+    check_function(loss, "loss")
     data, rows = as_data(state.ensemble, inputs, targets, rows, each=each)
     return stepped(state, data, rows, None, step=step_for(state, data, rows, loss, each=each, plan=plan))
 
@@ -111,6 +112,24 @@ class Step:
 
 def step_for(state: TrainState, data: Any, rows: Any, loss: Loss, *, each: bool, plan: Plan | None) -> Step:
     """The step for such data, under the plan that was asked for, or under one that fits."""
+    step, case, targets = _begun(state, data, rows, loss, each=each)
+    leaves, tree = jax.tree.flatten(targets)
+    chosen, idle = _chosen(case, loss, tuple(leaves), tree, state.frozen, plan)
+    return dataclasses.replace(step, call=dataclasses.replace(step.call, plan=chosen), idle=idle)
+
+
+def programs_of(state: TrainState, data: Any, rows: Any, functions: Mapping[str, Loss]) -> dict[str, str]:
+    """Hashes of what the optimizer, and losses and metrics by name, compute in such a step."""
+    _, case, targets = _begun(state, data, rows, next(iter(functions.values())), each=False)
+    outputs, _ = jax.eval_shape(functools.partial(case.call.member, vmapped=None), *case.one_member())
+    held = trained(state.ensemble.params, state.frozen), state.opt_state
+    params, opt_state = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), held)
+    found = {name: program_digest(function, outputs, targets) for name, function in functions.items()}
+    return found | {"the optimizer": program_digest(state.optimizer.update, params, opt_state, params)}
+
+
+def _begun(state: TrainState, data: Any, rows: Any, loss: Loss, *, each: bool) -> tuple[Step, Case, Any]:
+    """A step without a plan, its case, and one member's targets, as shapes and dtypes."""
     inputs, targets = data
     own_rows = rows is not None and rows.ndim == 2
     device = device_of(state.ensemble.params)
@@ -123,9 +142,7 @@ def step_for(state: TrainState, data: Any, rows: Any, loss: Loss, *, each: bool,
     arrays = (ensemble.params, buffers, ensemble.rngs, ensemble.constants, key, inputs)
     case = Case.of(call, device, arrays, axes)
     targets = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[call.each :], leaf.dtype), targets)
-    leaves, tree = jax.tree.flatten(targets)
-    chosen, idle = _chosen(case, loss, tuple(leaves), tree, state.frozen, plan)
-    return dataclasses.replace(step, call=dataclasses.replace(call, plan=chosen), idle=idle)
+    return step, case, targets
 
 
 @functools.lru_cache(maxsize=256)
@@ -138,7 +155,7 @@ def _chosen(
     program, idle = _gradient_program(case, loss, tree.unflatten(targets), frozen)
     if idle >= flatten(trained(case.one_member()[0], frozen)).keys():
         raise InputError(
-            f"{getattr(loss, '__name__', '`loss`')} has no gradient with respect to any parameter: a loss must be made "
+            f"{name_of(loss)} has no gradient with respect to any parameter: a loss must be made "
             "of differentiable steps, unlike an accuracy"
         )
     if plan is None:
@@ -148,7 +165,9 @@ def _chosen(
         return Plan() if small else guess(load, free), idle
     if plan.rows is None or case.rows is None or plan.rows >= case.rows:
         return dataclasses.replace(plan, rows=None), idle
-    planned(_without_dropout(case), dataclasses.replace(plan, members=None))  # raises if rows are mixed
+    still = _without_dropout(case)
+    axes = planned(still, dataclasses.replace(plan, members=None)).rows_out  # raises if rows are mixed
+    check_is_mean(loss, still.outputs_of(plan.rows), tree.unflatten(targets), (*axes, *[0] * len(targets)), plan.rows)
     return plan, idle
 
 
@@ -175,17 +194,6 @@ def _gradient_program(case: Case, loss: Loss, targets: Any, frozen: frozenset[st
 
 def _zero(step: JaxprEqn) -> bool:
     return isinstance(step.invars[0], Literal) and not np.any(step.invars[0].val)
-
-
-def number_of(function: Loss, outputs: Any, targets: Any) -> jax.Array:
-    """The loss, or a metric, of one member. Raises `InputError` for anything but a number."""
-    number = function(outputs, targets)
-    leaves = jax.tree.leaves(number)
-    single = len(leaves) == 1 and leaves[0] is number and jnp.shape(number) == ()
-    if not single or not jnp.issubdtype(jnp.result_type(number), jnp.floating):
-        name, got = getattr(function, "__name__", "`loss`"), jax.tree.map(jax.typeof, number)
-        raise InputError(f"{name} must give one floating-point number, the mean over a minibatch; got {got}")
-    return number
 
 
 def _without_dropout(case: Case) -> Case:

@@ -27,6 +27,7 @@ def train_state(
     ensemble: Ensemble,
     key: Any,
     *,
+    schedule: optax.Schedule | None = None,
     dropout: Any = None,
     train: bool = True,
 ) -> TrainState:
@@ -37,6 +38,8 @@ def train_state(
     - `models`, `optimizers`: the members, and the optimizer of each, fresh or after some steps. They must be alike but
       for learning rates and weight decays. Parameters that no optimizer has are frozen.
     - `ensemble`: what the models were ported to, with the parameters they have now.
+    - `schedule`: a factor of the learning rates as they are now, by the number of steps made from here on: PyTorch's
+      own schedules are no part of its optimizers.
     - `key`, `dropout`, `train`: as for `TrainState.create`.
 
     **Raises:** `InputError` for optimizers that differ or do not fit the models, `UnsupportedError` as `optimizer`.
@@ -76,10 +79,11 @@ def train_state(
     if len(twins) > 1:
         labels = unflatten({path: _label(parts.index(part)) for path, part in part_of.items()})
         twin = optax.partition({_label(k): twin for k, twin in enumerate(twins)}, labels)
-    state = TrainState.create(ensemble, twin, key, frozen=frozen, dropout=dropout, train=train)
+    optimizer = optax.chain(twin, *([optax.scale_by_schedule(schedule)] if schedule else []))
+    state = TrainState.create(ensemble, optimizer, key, frozen=frozen, dropout=dropout, train=train)
     carried = _Carried(theirs, parts, numbers, {entry.path: entry for entry in origin.weights.entries})
-    opt_state = jax.tree_util.tree_map_with_path(carried, state.opt_state)
-    return dataclasses.replace(state, opt_state=opt_state)
+    of_twin, *others = state.opt_state
+    return dataclasses.replace(state, opt_state=(jax.tree_util.tree_map_with_path(carried, of_twin), *others))
 
 
 def _check_weights(members: Sequence[nn.Module], ensemble: Ensemble, origin: Origin) -> None:

@@ -24,7 +24,7 @@ def optimizer(torch_optimizer: torch.optim.Optimizer) -> optax.GradientTransform
     """The optax optimizer that makes the same updates as one of PyTorch's: SGD, Adam, AdamW or RMSprop.
 
     It begins as a new one; [`train_state`][torch_bridge.train_state] carries the state over, too. A schedule is no part
-    of PyTorch's optimizer: the learning rate is the one it has now.
+    of PyTorch's optimizer: the learning rate is the one it has now, and `optax.scale_by_schedule` may come after it.
 
     **Raises:** `UnsupportedError` for other optimizers and for options that optax has no twin for, `InputError` for
     several parameter groups, which only `train_state` can tell apart.
@@ -51,6 +51,8 @@ def twin_of(
         raise UnsupportedError(f"there is no twin for {kind.__name__}, only for {known}: choose an optax optimizer")
     rule, supported = _RULES[kind]
     group = {name: group[name] for name in torch_optimizer.defaults if name in group}  # as they are now
+    if kind is torch.optim.SGD and not group["momentum"]:
+        del group["dampening"]  # which damps nothing then
     given = {name: value for name, value in group.items() if name not in IRRELEVANT | supported}
     wrong = [f"{name}={value!r}" for name, value in given.items() if value]
     if wrong:
