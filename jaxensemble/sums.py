@@ -8,11 +8,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-_LONG = 128
-"""Sums of fewer numbers stay as they are."""
-
-_COLUMNS = 8
-"""Where more than so many sums lie side by side in memory, XLA adds to all of them at once: these stay as they are."""
+_LONG, _LONG_SIDE_BY_SIDE = 128, 32
+"""Sums of fewer numbers stay as they are: those in a row, and those of numbers that lie apart in memory."""
 
 _HALVINGS = 4
 
@@ -28,9 +25,9 @@ def total(x: jax.Array, *, axes: tuple[int, ...], out_sharding: Any = None) -> j
     True
     """
     count = math.prod(x.shape[axis] for axis in axes)
-    columns = math.prod(x.shape[max(axes, default=-1) + 1 :])
+    in_a_row = math.prod(x.shape[max(axes, default=-1) + 1 :]) == 1
     plain = x.dtype != jnp.float32 or out_sharding is not None
-    if plain or count < _LONG or columns > _COLUMNS:
+    if plain or count < (_LONG if in_a_row else _LONG_SIDE_BY_SIDE):
         return lax.reduce_sum_p.bind(x, axes=axes, out_sharding=out_sharding)
     return _by_halves(x, axes)
 

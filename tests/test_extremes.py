@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from jax import lax
 from torch import Tensor, nn
 
 import torch_bridge
@@ -92,7 +93,8 @@ SHAPES = {
     "one axis": ((1001,), (0,)),
     "the last axes": ((2, 3, 24, 14, 3), (2, 3, 4)),
     "axes apart": ((3, 7, 11, 5, 3), (1, 2, 4)),
-    "few columns": ((300, 8), (0,)),
+    "many columns": ((300, 80), (0,)),
+    "a small feature map": ((2, 10, 10, 4), (1, 2)),
 }
 
 
@@ -108,7 +110,7 @@ def test_long_sums_are_right(case: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("shape", "dtype"), [((300, 9), "float32"), ((100,), "float32"), ((300,), "int32"), ((), "float32")]
+    ("shape", "dtype"), [((31, 9), "float32"), ((100,), "float32"), ((300,), "int32"), ((), "float32")]
 )
 def test_other_sums_are_left_to_xla(shape: tuple[int, ...], dtype: str) -> None:
     x = jnp.ones(shape, dtype)
@@ -123,6 +125,15 @@ def test_a_variance_of_few_rows_rounds_no_further_than_pytorchs() -> None:
     variance = lambda x: jnp.mean((x - jnp.mean(x, 1, keepdims=True)) ** 2, 1)  # noqa: E731
     ours = np.asarray(jax.jit(rewritten(variance, ON_CPUS))(x), np.float64)
     np.testing.assert_allclose(ours, x.astype(np.float64).var(1), rtol=2.5e-7)
+
+
+def test_a_small_feature_map_adds_up_to_no_less_than_it_holds() -> None:
+    """Equal numbers that XLA adds one by one round the same way each time, as at the edge that a convolution leaves."""
+    squares = jnp.full((10, 10, 4), 0.1488**2, jnp.float32)
+    exact = 100 * float(squares[0, 0, 0])
+    one_by_one = jax.jit(lambda x: lax.reduce_sum_p.bind(x, axes=(0, 1), out_sharding=None))(squares)
+    ours = jax.jit(lambda x: total(x, axes=(0, 1)))(squares)
+    assert abs(ours / exact - 1).max() < 1e-7 < 3e-7 < abs(one_by_one / exact - 1).max()
 
 
 def test_layer_norm_of_a_feature_map_passes_the_proof() -> None:
