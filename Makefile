@@ -117,8 +117,9 @@ bench-gpu: $(STAMP) build/zoo/torchvision ## the same on the GPU, in float32, TF
 	$(BIN)/python -m benchmarks tutorial zoo-gpu --rounds 5 --dtype bfloat16
 	$(BIN)/python -m benchmarks.figures
 
-bench-training: $(STAMP) build/zoo/torchvision ## time a training step beside PyTorch's ways (on a GPU with JAX=cuda13)
+bench-training: $(STAMP) build/zoo/torchvision ## time a training step beside PyTorch's ways, and weigh it (on a GPU with JAX=cuda13)
 	$(BIN)/python -m benchmarks training --rounds 5
+	$(BIN)/python -m benchmarks.memory
 	$(BIN)/python -m benchmarks.figures
 
 bench-lowering: $(STAMP) ## how fast every form of a convolution is, layer by layer, and how far steps round

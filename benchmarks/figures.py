@@ -16,7 +16,7 @@ BEGIN, END = "<!-- figures: python -m benchmarks.figures -->", "<!-- end of figu
 def figures() -> str:
     """Every suite that was timed, a table each."""
     files = [path for suite in SUITES for path in sorted(RESULTS.glob(f"{suite}-*.json")) if _suite(path) == suite]
-    return "\n\n".join(_table(path) for path in files)
+    return "\n\n".join([*map(_table, files), *map(_memory, sorted(RESULTS.glob("memory-*.json")))])
 
 
 def _suite(path: Path) -> str:
@@ -33,6 +33,14 @@ def _table(path: Path) -> str:
     picture = path.with_suffix(".png")
     drawn = [f"![time by size](../benchmarks/results/{picture.name})", ""] if picture.exists() else []
     return "\n".join([where, "", *drawn, *(f"| {' | '.join(line)} |" for line in lines)])
+
+
+def _memory(path: Path) -> str:
+    content = json.loads(path.read_text())
+    rows = [tuple(map(str, row.values())) for row in content["rows"]]
+    lines = [tuple(content["rows"][0]), ("---",) * 3 + ("---:",) * (len(rows[0]) - 3), *rows]
+    table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return f"`{path.name}`, a training step: {_machine(content['environment'])}\n\n{table}"
 
 
 def _machine(found: dict[str, Any]) -> str:
