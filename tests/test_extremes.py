@@ -95,6 +95,7 @@ SHAPES = {
     "axes apart": ((3, 7, 11, 5, 3), (1, 2, 4)),
     "many columns": ((300, 80), (0,)),
     "a small feature map": ((2, 10, 10, 4), (1, 2)),
+    "all of a small feature map": ((2, 12, 3, 3), (1, 2, 3)),
 }
 
 

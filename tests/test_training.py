@@ -1,5 +1,6 @@
 """Training: what `train_step` and `fit` do, beside loops over members and beside PyTorch."""
 
+import contextlib
 import dataclasses
 import functools
 import os
@@ -28,6 +29,7 @@ from jaxensemble.state import flatten
 from jaxensemble.training import step as steps
 from jaxensemble.training.data import as_data
 from jaxensemble.training.forms import for_training
+from jaxensemble.training.losses import check_is_mean
 from torch_bridge.demo import SimpleCNN, SimpleMLP
 
 
@@ -560,6 +562,38 @@ def test_gradients_are_not_added_up_of_losses_that_are_no_plain_mean(mlp: Ensemb
     whole, _ = train_step(state, x, labels, loss=cross_entropy)
     parts, _ = train_step(state, x, labels, loss=cross_entropy, plan=Plan(rows=rows))
     close(parts.ensemble.params, whole.ensemble.params)
+    within = jax.jit(lambda state: train_step(state, x, labels, loss=cross_entropy, plan=Plan(rows=rows))[0])(state)
+    close(within.ensemble.params, whole.ensemble.params)
+
+
+CLASSES = jnp.array([1.0, 1.0, 1.0, 5.0])
+entropy = optax.softmax_cross_entropy_with_integer_labels
+NO_MEANS: dict[str, Any] = {
+    "padding of -100": (lambda a, b: (entropy(a, b) * (b != -100)).sum() / jnp.maximum((b != -100).sum(), 1), "int32"),
+    "padding of 3": (lambda a, b: (entropy(a, b) * (b != 3)).sum() / jnp.maximum((b != 3).sum(), 1), "int32"),
+    "a rare class": (lambda a, b: (CLASSES[b] * entropy(a, b)).sum() / CLASSES[b].sum(), "int32"),
+    "a mask": (lambda a, b: (jnp.abs(a[:, 0]) * b).sum() / b.sum(), "float32"),
+    "root mean square": (lambda a, b: jnp.sqrt(jnp.mean((a[:, 0] - b) ** 2)), "float32"),
+    "small": (lambda a, b: 1e-9 * jnp.sum((a[:, 0] - b) ** 2), "float32"),
+    "Dice": (lambda a, b: 1 - 2 * (a[:, 0] * b).sum() / (a[:, 0] + b).sum(), "float32"),
+}
+MEANS: dict[str, Any] = {
+    "cross entropy": (lambda a, b: entropy(a, b).mean(), "int32"),
+    "squares": (lambda a, b: jnp.mean((a[:, 0] - b) ** 2), "float32"),
+    "a mask of rows": (lambda a, b: jnp.mean((a * (b[:, None] > 0)).sum(1) / (1 + (b > 0))), "int32"),
+    "logarithms": (lambda a, b: -jnp.log(a[:, 0]).mean(), "float32"),
+    "logarithms of what is negative": (lambda a, b: -jnp.log(-a[:, 0]).mean(), "float32"),
+}
+
+
+@pytest.mark.parametrize("rows", [1, 3, 64])
+@pytest.mark.parametrize("case", [*NO_MEANS, *MEANS])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_loss_is_known_for_a_plain_mean(case: str, rows: int, dtype: str) -> None:
+    function, kind = (NO_MEANS | MEANS)[case]
+    outputs, targets = jax.ShapeDtypeStruct((rows, 4), dtype), jax.ShapeDtypeStruct((rows,), kind)
+    with contextlib.nullcontext() if case in MEANS else pytest.raises(InputError, match="is not the plain mean"):
+        check_is_mean(function, outputs, targets, (0, 0), rows)
 
 
 def test_rematerialising_takes_less_memory() -> None:
@@ -669,7 +703,7 @@ def test_other_wrong_arguments_are_refused(mlp: Ensemble) -> None:
         TrainState.create(mlp, optax.sgd(0.1), jax.random.split(jax.random.key(0), 2))
     optimizer = optax.inject_hyperparams(optax.sgd)(learning_rate=0.1)
     scheduled = optax.inject_hyperparams(optax.sgd)(learning_rate=optax.constant_schedule(0.1))
-    with pytest.raises(InputError, match=r"'lr', which no part of the optimizer's state has: it has learning_rate"):
+    with pytest.raises(InputError, match=r"'lr', which no part of the optimizer's state has: there are learning_rate"):
         state_of(mlp, optimizer, hyperparams={"lr": [1, 2, 3]})
     with pytest.raises(InputError, match=r"`rows` must be indices of rows.*float64\[2\]"):
         train_step(state_of(mlp), x, y, loss=mean_square, rows=[0.0, 1.0])
@@ -826,31 +860,59 @@ def test_a_loss_that_is_no_number_any_more_is_told_once(mlp: Ensemble) -> None:
     assert len(told) == 1 and np.isfinite(history.loss[:, [0, 2]]).all()
 
 
-def test_another_loss_or_learning_rate_is_another_run(mlp: Ensemble, tmp_path: Path) -> None:
+def weighted_square(*weights: float, slope: float = 1.0) -> Any:
+    """A jitted loss with an array and a gradient of its own."""
+    weight = jnp.array(weights)
+
+    @jax.custom_jvp
+    def same(x: Any) -> Any:
+        return x
+
+    same.defjvp(lambda primals, tangents: (primals[0], slope * tangents[0]))
+    return jax.jit(lambda a, b: jnp.mean(weight * (same(a) - b) ** 2))
+
+
+LOSS, OPTIMIZER = "program of the loss and the network", "program of the optimizer"
+OTHER_RUNS: dict[str, tuple[Any, set[str]]] = {
+    "the same": ({"loss": weighted_square(1, 2)}, set()),
+    "an array of a loss": ({"loss": weighted_square(1, 3)}, {LOSS, "program of loss"}),
+    "a gradient of a loss": ({"loss": weighted_square(1, 2, slope=2.0)}, {LOSS}),
+    "a rate": ({"optimizer": optax.sgd(0.2)}, {OPTIMIZER}),
+    "a metric": ({"metric": lambda a, b: jnp.mean(a > b)}, {"program of accuracy"}),
+    "what is frozen": ({"frozen": ["fc1.bias"]}, {"frozen", LOSS, OPTIMIZER}),
+    "a mode": ({"train": False}, {LOSS}),
+}
+
+
+@pytest.mark.parametrize("case", OTHER_RUNS)
+def test_another_loss_optimizer_or_mode_is_another_run(case: str, tmp_path: Path) -> None:
     x, y = data(30)
+    ensemble = Ensemble.from_modules([MLP(0.1, rngs=nnx.Rngs(seed)) for seed in range(3)]).eval()
 
-    def run(loss: Any, rate: Any, accuracy: Any = lambda a, b: jnp.mean((a > 0) == (b > 0))) -> None:
-        measured: Any = {"validation": (x, y), "metrics": {"accuracy": accuracy}}
-        fit(state_of(mlp, optax.adam(rate)), x, y, loss=loss, epochs=1, batch=8, checkpoints=tmp_path, **measured)
+    def run(loss: Any, optimizer: Any, metric: Any, **options: Any) -> None:
+        measured: Any = {"validation": (x, y > 0), "metrics": {"accuracy": metric}}  # other targets than in training
+        state = state_of(ensemble, optimizer, **options)
+        fit(state, x, y, loss=loss, epochs=1, batch=8, checkpoints=tmp_path, **measured)
 
-    run(mean_square, 0.1)
-    run(lambda a, b: mean_square(a, b), 0.1)  # the same by another name
-    with pytest.raises(InputError, match=r"run of its own\.\n  program of loss: \w+ there, \w+ here$"):
-        run(lambda a, b: jnp.mean(jnp.abs(a - b)), 0.1)
-    with pytest.raises(InputError, match=r"own\.\n  program of the optimizer: \w+ there, \w+ here$"):
-        run(mean_square, 0.2)
-    with pytest.raises(InputError, match=r"\n  program of the optimizer: \w+ there, \w+ here\n"):
-        run(mean_square, optax.cosine_decay_schedule(0.1, 100))
-    with pytest.raises(InputError, match=r"own\.\n  program of accuracy: \w+ there, \w+ here$"):
-        run(mean_square, 0.1, lambda a, b: jnp.mean(a > b))
+    before = {
+        "loss": weighted_square(1, 2), "optimizer": optax.sgd(0.1), "metric": lambda a, b: jnp.mean((a > 0) == b),
+    }  # fmt: skip
+    changes, expected = OTHER_RUNS[case]
+    run(**before)
+    if not expected:
+        return run(**before | changes)
+    with pytest.raises(InputError, match=r"checkpoints of another run.*begins a run of its own\.\n") as error:
+        run(**before | changes)
+    assert {line.strip().partition(":")[0] for line in str(error.value).splitlines()[1:]} == expected
 
 
 KILLED = """
 import sys, pathlib
 sys.path.insert(0, {tests!r})
-import jax.numpy as jnp
+import jax
 import test_training
-test_training.runs(None, 15, pathlib.Path({folder!r}))
+with jax.default_matmul_precision("highest"):
+    test_training.runs(None, 15, pathlib.Path({folder!r}))
 """
 
 
@@ -931,7 +993,9 @@ def test_what_is_no_state_optimizer_or_loss_is_refused(mlp: Ensemble) -> None:
         train_step(state_of(mlp), x, y, loss=lambda outputs, targets: jnp.mean(outputs > targets))
 
 
-@pytest.mark.parametrize("loss", [nn.MSELoss(), torch.nn.functional.mse_loss, "mse"])
+@pytest.mark.parametrize(
+    "loss", [nn.MSELoss(), F.mse_loss, functools.partial(F.mse_loss, reduction="sum"), torch.dist, "mse"]
+)
 def test_losses_and_metrics_are_functions_of_jax(mlp: Ensemble, loss: Any) -> None:
     x, y = data()
     message = r"must be a function of \(outputs, targets\) made of JAX's operations"

@@ -1,21 +1,18 @@
 """What `fit` keeps on disk, so that a run which was killed goes on to the same bits. Written by orbax."""
 
-import hashlib
 import json
-import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 
 from jaxensemble.artifact.dtypes import is_key
 from jaxensemble.errors import InputError
+from jaxensemble.training.fingerprint import named
 
 KEPT = 2
 """Checkpoints that are kept: the one being written never replaces the only whole one."""
-
 
 _SHOWN = 8
 """How many differences from another run its error tells."""
@@ -44,9 +41,9 @@ class Checkpoints:
 
     def save(self, epoch: int, tree: Any, record: Any) -> None:
         """Writes arrays, and a record that JSON can hold, after so many epochs."""
-        content = {"settings": self.settings, "shapes": _shapes(_named(tree)), "record": record}
+        content = {"settings": self.settings, "shapes": _shapes(named(tree)), "record": record}
         arguments = self._ocp.args.Composite(
-            arrays=self._ocp.args.StandardSave(_named(tree)),
+            arrays=self._ocp.args.StandardSave(named(tree)),
             content=self._ocp.args.JsonSave(json.loads(json.dumps(content))),
         )
         self._manager.save(epoch, args=arguments)
@@ -57,7 +54,9 @@ class Checkpoints:
         if epoch is None:
             return None
         content = self._restored(epoch, content=self._ocp.args.JsonRestore()).content
-        found, wanted = content["settings"] | content["shapes"], self.settings | _shapes(_named(tree))
+        if not (isinstance(content, dict) and content.keys() == {"settings", "shapes", "record"}):
+            raise self._unreadable(epoch, "it holds something else")
+        found, wanted = content["settings"] | content["shapes"], self.settings | _shapes(named(tree))
         wrong = [
             f"\n  {name}: {found.get(name, 'nothing')} there, {wanted.get(name, 'nothing')} here"
             for name in dict.fromkeys((*found, *wanted))
@@ -72,54 +71,30 @@ class Checkpoints:
                 + "".join(wrong[:_SHOWN])
                 + more
             )
-        arrays = self._restored(epoch, arrays=self._ocp.args.StandardRestore(_named(tree))).arrays
+        arrays = self._restored(epoch, arrays=self._ocp.args.StandardRestore(named(tree))).arrays
         leaves, treedef = jax.tree.flatten(tree)
-        restored = [_like(leaf, arrays[name]) for leaf, name in zip(leaves, _named(tree), strict=True)]
+        restored = [_like(leaf, arrays[name]) for leaf, name in zip(leaves, named(tree), strict=True)]
         return treedef.unflatten(restored), content["record"]
 
     def _restored(self, epoch: int, **items: Any) -> Any:
         try:
             return self._manager.restore(epoch, args=self._ocp.args.Composite(**items))
         except Exception as error:  # whatever orbax meets in a folder that it did not write, or not wholly
-            raise InputError(
-                f"{self.path / str(epoch)} cannot be read as a checkpoint of `fit` ({type(error).__name__}: "
-                f"{str(error).splitlines()[0][:200]}): name another directory, or take that folder away to go on from "
-                "the one before it"
-            ) from error
+            raise self._unreadable(epoch, f"{type(error).__name__}: {str(error)[:200]}") from error
+
+    def _unreadable(self, epoch: int, reason: str) -> InputError:
+        return InputError(
+            f"{self.path / str(epoch)} cannot be read as a checkpoint of `fit` ({reason}): name another directory, or "
+            "take that folder away to go on from the one before it"
+        )
 
     def close(self) -> None:
         """Waits until all is written."""
         self._manager.close()
 
 
-def digest(tree: Any) -> str:
-    """A hash of all arrays, their places, dtypes and shapes."""
-    found = hashlib.sha256()
-    for place, array in _named(tree).items():
-        found.update(f"{place} {array.dtype}{list(array.shape)}".encode())
-        found.update(np.asarray(array).tobytes())
-    return found.hexdigest()[:16]
-
-
-def program_digest(function: Callable[..., Any], *arguments: Any) -> str:
-    """A hash of what a function computes of arrays with these shapes and dtypes: numbers in its code are told apart."""
-    program = jax.make_jaxpr(function)(*arguments)
-    text = re.sub(r" at 0x[0-9a-f]+", "", str(program.jaxpr))  # where Python keeps a function
-    return hashlib.sha256(f"{text} {digest(program.consts)}".encode()).hexdigest()[:16]
-
-
-def _named(tree: Any) -> dict[str, Any]:
-    """The arrays by their places; random keys as the numbers they are made of."""
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {jax.tree_util.keystr(path): _words(leaf) for path, leaf in leaves}
-
-
 def _shapes(arrays: Mapping[str, Any]) -> dict[str, str]:
     return {name: f"{array.dtype}{list(array.shape)}" for name, array in arrays.items()}
-
-
-def _words(leaf: Any) -> Any:
-    return jax.random.key_data(leaf) if is_key(leaf) else leaf
 
 
 def _like(leaf: Any, array: Any) -> Any:

@@ -19,8 +19,9 @@ from jaxensemble.ensemble import Ensemble
 from jaxensemble.errors import InputError
 from jaxensemble.inputs import batch_axes
 from jaxensemble.plan import Plan, is_size
-from jaxensemble.training.checkpoints import Checkpoints, digest
+from jaxensemble.training.checkpoints import Checkpoints
 from jaxensemble.training.data import along, as_data, rows_of
+from jaxensemble.training.fingerprint import digest, digest_of_function
 from jaxensemble.training.history import History
 from jaxensemble.training.losses import Loss, check_function, number_of
 from jaxensemble.training.state import TrainState, of_members
@@ -64,9 +65,10 @@ def fit(
       Training ends when all have stopped, and every member is what it was after its best epoch, its optimizer's state,
       too; one whose validation loss never was a number is what it was at the beginning.
     - `checkpoints`: a directory, written after every epoch by orbax (`pip install 'jaxensemble[train]'`). A run that
-      finds one there goes on from it, to the same bits as one that was never stopped, and under the same plan. It must
-      begin as that one did: with the same state, data, arguments, loss, optimizer and version of JAX. One that finds
-      more epochs than it is to make gives back what it finds.
+      finds one there goes on from it, to the same bits as one that was never stopped, and under the same plan unless
+      `plan` names another. It must begin as that one did: with the same state, data, arguments, network, loss,
+      optimizer, and the same version and precision of JAX. One that finds more epochs than it is to make gives back
+      what it finds.
     - `progress`: whether a terminal shows a bar.
 
     **Returns:** the state after the last epoch, or the best one with `patience`, and the history.
@@ -97,8 +99,10 @@ def fit(
     ordered = functools.partial(_order, rows=rows, shuffle=shuffle, bootstrap=bootstrap)
     order = np.asarray(ordered(state.keys, state.steps))
     if checkpoints is not None:
-        programs = programs_of(state, data, order[..., :batch], functions)
-        settings |= {"jax": jax.__version__} | {f"program of {name}": found for name, found in programs.items()}
+        programs = programs_of(state, data, order[..., :batch], loss)
+        programs |= _measures_of(state.ensemble, validation, functions, batch) if validation else {}
+        settings |= {"jax": jax.__version__, "frozen": sorted(state.frozen)}
+        settings |= {f"program of {name}": found for name, found in programs.items()}
     with _opened(checkpoints, settings, begun) as files, _bar(progress, epochs) as told:
         run, plans = (run, {}) if files is None else _resumed(run, files)
         steps = _steps(state, data, order, batch, loss, plan, plans)
@@ -113,10 +117,10 @@ def fit(
                 losses.append(found)
             measured = _evaluated(after.ensemble, validation, functions, batch) if validation else {}
             run = run.after(after, np.mean(np.asarray(losses, np.float64), axis=0), measured, patience)
-            _warn_of_lost(run.history)
             if files is not None:
                 record = {"history": run.history.to_json(), "plans": plans}
                 files.save(run.epoch, (run.state, run.best), record)
+            _warn_of_lost(run.history)
         told(run)
     return run.finished(), run.history
 
@@ -163,6 +167,16 @@ def _evaluated(ensemble: Ensemble, data: Any, functions: Mapping[str, Loss], bat
             found = np.asarray(_of_members(outputs, targets, function=function), np.float64)
             sums[name] = sums[name] + found * (last - first) / rows
     return sums
+
+
+def _measures_of(ensemble: Ensemble, data: Any, functions: Mapping[str, Loss], batch: int) -> dict[str, str]:
+    """Hashes of what these functions compute of a first minibatch, as `_evaluated` calls them."""
+    axes = (*batch_axes(ensemble.network, data[0], each=False), *[0] * len(jax.tree.leaves(data[1])))
+    part = lambda leaf, axis: lax.slice_in_dim(leaf, 0, min(batch, leaf.shape[axis]), axis=axis)  # noqa: E731
+    inputs, targets = jax.eval_shape(lambda data: along(data, axes, part), data)
+    outputs = jax.eval_shape(lambda ensemble, inputs: ensemble(*inputs), ensemble.eval(), inputs)
+    outputs = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), outputs)
+    return {name: digest_of_function(function, outputs, targets) for name, function in functions.items()}
 
 
 @functools.partial(jax.jit, static_argnames=("function",))

@@ -1,11 +1,13 @@
 """Losses: functions of one member's outputs and the targets that give a number."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from jaxensemble.errors import InputError
 from jaxensemble.rows import Axes
@@ -20,12 +22,14 @@ def name_of(function: Any) -> str:
 
 def check_function(function: Any, name: str) -> None:
     """Raises `InputError` for what is no function, or one of PyTorch's."""
-    theirs = type(function).__module__.startswith("torch.") or getattr(function, "__module__", "").startswith("torch.")
+    inner = function.func if isinstance(function, functools.partial) else function
+    homes = (str(getattr(place, "__module__", "")) for place in (inner, type(inner)))
+    theirs = any(home.partition(".")[0] == "torch" for home in homes)
     if not callable(function) or theirs:
         raise InputError(
             f"`{name}` must be a function of (outputs, targets) made of JAX's operations, as of "
             "optax.softmax_cross_entropy_with_integer_labels(outputs, targets).mean(); got "
-            f"{getattr(function, '__qualname__', type(function).__name__)}{' of PyTorch' if theirs else ''}"
+            f"{getattr(inner, '__qualname__', type(inner).__name__)}{' of PyTorch' if theirs else ''}"
         )
 
 
@@ -42,30 +46,54 @@ def number_of(function: Loss, outputs: Any, targets: Any) -> jax.Array:
     return number
 
 
+LABELS = (*range(1, 16), -1, -100, 255)
+"""Integers that one row has where the others have zeros: classes, and what is used for padding."""
+
+
 def check_is_mean(loss: Loss, outputs: Any, targets: Any, axes: Axes, rows: int) -> None:
-    """Raises `InputError` for a loss of so many rows twice that is not the mean of those of either half.
+    """Raises `InputError` for a loss of rows that is not the mean of those of either half.
 
-    `outputs` and `targets` are shapes and dtypes, `axes` their batch axes. Made-up numbers take their places; integers
-    are 0 in one half and 1 in the other, so that weights by class, or of what is no padding, are not the same.
+    `outputs` and `targets` are shapes and dtypes, `axes` their batch axes. Made-up numbers take their places, smaller
+    ones in one half, so that a mask, or weights by class, are not the same in both. It cannot be told of a loss that
+    closes over traced values: that one passes.
     """
+    few = min(rows, 2)
     leaves, tree = jax.tree.flatten((outputs, targets))
-    pairs = zip(leaves, axes, strict=True)
-    whole = tree.unflatten([_made_up(leaf, axis, rows, seed) for seed, (leaf, axis) in enumerate(pairs)])
-    halves = [along(whole, axes, lambda leaf, axis: jnp.split(leaf, 2, axis)[k]) for k in range(2)]  # noqa: B023
-    at_once, first, second = (float(number_of(loss, *data)) for data in (whole, *halves))
-    if not np.allclose(at_once, (first + second) / 2, rtol=1e-3, atol=1e-5, equal_nan=True):
-        raise InputError(
-            f"`plan` has rows={rows}, but {name_of(loss)} is not the plain mean over the rows: of {2 * rows} rows it "
-            f"is {at_once:.6g}, of their halves {first:.6g} and {second:.6g}. Of sums, and of means weighted by class, "
-            "the gradient is not the mean of that of parts: leave `rows` out, or give the plain mean."
-        )
+    pairs = list(zip(leaves, axes, strict=True))
+
+    @jax.jit
+    def of_whole_and_halves(label: Any) -> jax.Array:
+        whole = tree.unflatten([_made_up(leaf, axis, few, seed, label) for seed, (leaf, axis) in enumerate(pairs)])
+        halves = (along(whole, axes, lambda leaf, axis: jnp.split(leaf, 2, axis)[k]) for k in range(2))  # noqa: B023
+        return jnp.stack([number_of(loss, *data).astype(jnp.float32) for data in (whole, *halves)])
+
+    with jax.ensure_compile_time_eval(), np.errstate(invalid="ignore"):
+        for label in LABELS if any(not _is_inexact(leaf) for leaf in leaves) else LABELS[:1]:
+            found = of_whole_and_halves(label)
+            if isinstance(found, Tracer):
+                return
+            at_once, *parts = np.asarray(found, np.float64)
+            largest = max(filter(np.isfinite, map(abs, (at_once, *parts))), default=0.0)
+            if not np.allclose(at_once, np.mean(parts), rtol=0, atol=1e-3 * largest, equal_nan=True):
+                raise InputError(
+                    f"`plan` has rows={rows}, but {name_of(loss)} is not the plain mean over the rows: of {2 * few} "
+                    f"rows it is {at_once:.6g}, of their halves {parts[0]:.6g} and {parts[1]:.6g}. Of sums, means "
+                    "weighted by class, and whatever else is not a plain mean, the gradient is not the mean of those "
+                    "of parts: leave `rows` out, or give the plain mean."
+                )
 
 
-def _made_up(leaf: Any, axis: int | None, rows: int, seed: int) -> jax.Array:
-    """Numbers for one array, twice as many rows along its batch axis."""
+def _is_inexact(leaf: Any) -> bool:
+    return jnp.issubdtype(leaf.dtype, jnp.inexact)
+
+
+def _made_up(leaf: Any, axis: int | None, rows: int, seed: int, label: Any) -> jax.Array:
+    """Numbers for one array, of twice as many rows along its batch axis: in float32 at least, so as to round little."""
     shape = tuple(2 * rows if k == axis else size for k, size in enumerate(leaf.shape))
-    if jnp.issubdtype(leaf.dtype, jnp.inexact):
-        return jax.random.uniform(jax.random.key(seed), shape).astype(leaf.dtype)
-    half = np.arange(2 * rows) // rows
-    along_axis = half.reshape([-1 if k == axis else 1 for k in range(len(shape))]) if axis is not None else 0
-    return jnp.broadcast_to(jnp.asarray(along_axis, leaf.dtype), shape)
+    last = (np.arange(2 * rows) >= rows).reshape([-1 if k == axis else 1 for k in range(len(shape))])
+    if axis is None:
+        last = np.ones(())
+    if _is_inexact(leaf):
+        uniform = jax.random.uniform(jax.random.key(seed), shape, minval=0.1)
+        return (uniform * np.where(last, 1, 0.25)).astype(jnp.promote_types(leaf.dtype, jnp.float32))
+    return jnp.broadcast_to(jnp.where(last, label, 0).astype(leaf.dtype), shape)

@@ -181,15 +181,14 @@ def _with_hyperparams(opt_state: Any, hyperparams: Mapping[str, Any], members: i
             raise InputError(f"`hyperparams` names {name!r}, which the optimizer takes from a schedule")
         found = [value for path, value in places if _is_injected(path)]
         if len(found) != 1:
-            injected = [
-                path[-1].key for path, _ in jax.tree_util.tree_leaves_with_path(opt_state) if _is_injected(path)
-            ]
+            paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(opt_state)]
+            names = ", ".join(dict.fromkeys(str(path[-1].key) for path in paths if _is_injected(path)))
             raise InputError(
                 f"`hyperparams` names {name!r}, which {'no' if not found else 'more than one'} part of the optimizer's "
                 "state has: "
                 + (
-                    f"it has {', '.join(dict.fromkeys(injected))}"
-                    if injected
+                    f"there are {names}, one number each"
+                    if names
                     else "make the optimizer with optax.inject_hyperparams, as in "
                     "optax.inject_hyperparams(optax.adamw)(learning_rate=1e-3)"
                 )

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import itertools
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import jax
@@ -12,7 +12,7 @@ import numpy as np
 import optax
 from flax import nnx
 from jax import lax
-from jax.extend.core import Jaxpr, JaxprEqn, Literal
+from jax.extend.core import ClosedJaxpr, JaxprEqn, Literal
 
 from jaxensemble.device import device_of, free_memory
 from jaxensemble.errors import InputError
@@ -23,8 +23,8 @@ from jaxensemble.program import peak_bytes, rewritten
 from jaxensemble.rows import Axes
 from jaxensemble.running import KEPT, ON_CPUS, Call, in_steps, over_members
 from jaxensemble.state import Tree, flatten, merge, split, unflatten
-from jaxensemble.training.checkpoints import program_digest
 from jaxensemble.training.data import along, as_data, rows_of
+from jaxensemble.training.fingerprint import digest_of_function, digest_of_program
 from jaxensemble.training.forms import for_training
 from jaxensemble.training.losses import Loss, check_function, check_is_mean, name_of, number_of
 from jaxensemble.training.state import TrainState, of_members, trained, with_trained
@@ -118,14 +118,14 @@ def step_for(state: TrainState, data: Any, rows: Any, loss: Loss, *, each: bool,
     return dataclasses.replace(step, call=dataclasses.replace(step.call, plan=chosen), idle=idle)
 
 
-def programs_of(state: TrainState, data: Any, rows: Any, functions: Mapping[str, Loss]) -> dict[str, str]:
-    """Hashes of what the optimizer, and losses and metrics by name, compute in such a step."""
-    _, case, targets = _begun(state, data, rows, next(iter(functions.values())), each=False)
-    outputs, _ = jax.eval_shape(functools.partial(case.call.member, vmapped=None), *case.one_member())
+def programs_of(state: TrainState, data: Any, rows: Any, loss: Loss) -> dict[str, str]:
+    """Hashes of what such a step computes: the gradient of the loss of a network's outputs, and the optimizer."""
+    _, case, targets = _begun(state, data, rows, loss, each=False)
+    program, _ = _gradient_program(case, loss, targets, state.frozen)
     held = trained(state.ensemble.params, state.frozen), state.opt_state
     params, opt_state = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), held)
-    found = {name: program_digest(function, outputs, targets) for name, function in functions.items()}
-    return found | {"the optimizer": program_digest(state.optimizer.update, params, opt_state, params)}
+    optimizer = digest_of_function(state.optimizer.update, params, opt_state, params)
+    return {"the loss and the network": digest_of_program(program), "the optimizer": optimizer}
 
 
 def _begun(state: TrainState, data: Any, rows: Any, loss: Loss, *, each: bool) -> tuple[Step, Case, Any]:
@@ -160,7 +160,7 @@ def _chosen(
         )
     if plan is None:
         free = free_memory(case.device)
-        load = dataclasses.replace(case.load, rows=None, peak=peak_bytes(program))
+        load = dataclasses.replace(case.load, rows=None, peak=peak_bytes(program.jaxpr))
         small = case.input_bytes <= SMALL and fits(Plan(), load, free)
         return Plan() if small else guess(load, free), idle
     if plan.rows is None or case.rows is None or plan.rows >= case.rows:
@@ -171,7 +171,9 @@ def _chosen(
     return plan, idle
 
 
-def _gradient_program(case: Case, loss: Loss, targets: Any, frozen: frozenset[str]) -> tuple[Jaxpr, frozenset[str]]:
+def _gradient_program(
+    case: Case, loss: Loss, targets: Any, frozen: frozenset[str]
+) -> tuple[ClosedJaxpr, frozenset[str]]:
     """What one member's gradient computes, and the parameters whose gradient JAX knows to be zero."""
     params, buffers, rngs, constants, key, inputs = case.one_member()
 
@@ -185,11 +187,12 @@ def _gradient_program(case: Case, loss: Loss, targets: Any, frozen: frozenset[st
         return one(with_trained(everything, params), *others)
 
     arguments = (trained(params, frozen), params, buffers, rngs, key, (inputs, targets))
-    program = jax.make_jaxpr(jax.grad(objective, has_aux=True))(*arguments).jaxpr
+    closed = jax.make_jaxpr(jax.grad(objective, has_aux=True))(*arguments)
+    program = closed.jaxpr
     zeros = {step.outvars[0] for step in program.eqns if step.primitive.name == "broadcast_in_dim" and _zero(step)}
     names = jax.tree.leaves(unflatten({name: name for name in flatten(arguments[0])}))
     gradients = zip(names, program.outvars[: len(names)], strict=True)
-    return program, frozenset(name for name, var in gradients if isinstance(var, Literal) or var in zeros)
+    return closed, frozenset(name for name, var in gradients if isinstance(var, Literal) or var in zeros)
 
 
 def _zero(step: JaxprEqn) -> bool:

@@ -46,8 +46,14 @@ def _chunked_of_each(
     return _chunked(x, kernel, target, bias, weight, "none", ignore_index, 0.0)[0]
 
 
+_CHUNKED = {
+    "_linear_cross_entropy_batch_chunked": _chunked,
+    "_linear_cross_entropy_batch_chunked_no_reduction": _chunked_of_each,
+}
+
 DECOMPOSITIONS: dict[Any, Callable[..., Any]] = {
-    linear_cross_entropy._linear_cross_entropy_batch_chunked._opoverload: _chunked,
-    linear_cross_entropy._linear_cross_entropy_batch_chunked_no_reduction._opoverload: _chunked_of_each,
+    getattr(linear_cross_entropy, name)._opoverload: function
+    for name, function in _CHUNKED.items()
+    if hasattr(linear_cross_entropy, name)  # which are PyTorch's own, and may be called otherwise one day
 }
 """What torch's table of decompositions lacks, by the same keys."""

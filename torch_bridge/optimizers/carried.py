@@ -52,6 +52,11 @@ def train_state(
     TrainState(4 x Linear, 8 of 8 parameters trained, 0 steps)
     """
     members, origin = as_members(models), ensemble.origin
+    if schedule is not None and (not callable(schedule) or type(schedule).__module__.startswith("torch")):
+        raise InputError(
+            "`schedule` must be a function of the number of steps, as optax.exponential_decay(1.0, 100, 0.9) makes; "
+            f"got {type(schedule).__name__}"
+        )
     if not isinstance(origin, Origin):
         raise InputError("`ensemble` must be one that was ported from PyTorch")
     if not len(members) == len(optimizers) == len(ensemble):
@@ -79,7 +84,7 @@ def train_state(
     if len(twins) > 1:
         labels = unflatten({path: _label(parts.index(part)) for path, part in part_of.items()})
         twin = optax.partition({_label(k): twin for k, twin in enumerate(twins)}, labels)
-    optimizer = optax.chain(twin, *([optax.scale_by_schedule(schedule)] if schedule else []))
+    optimizer = optax.chain(twin, *([] if schedule is None else [optax.scale_by_schedule(schedule)]))
     state = TrainState.create(ensemble, optimizer, key, frozen=frozen, dropout=dropout, train=train)
     carried = _Carried(theirs, parts, numbers, {entry.path: entry for entry in origin.weights.entries})
     of_twin, *others = state.opt_state

@@ -1,0 +1,89 @@
+"""Hashes of arrays and of programs, by which a run is told from another one."""
+
+import hashlib
+import re
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import numpy as np
+from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, Var
+
+from jaxensemble.artifact.dtypes import is_key
+
+
+def digest(tree: Any) -> str:
+    """A hash of all arrays, their places, dtypes and shapes."""
+    found = hashlib.sha256()
+    for place, array in named(tree).items():
+        found.update(f"{place} {array.dtype}{list(array.shape)}".encode())
+        found.update(np.asarray(array).tobytes())
+    return found.hexdigest()[:16]
+
+
+def named(tree: Any) -> dict[str, Any]:
+    """The arrays by their places; random keys as the numbers they are made of."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(path): _words(leaf) for path, leaf in leaves}
+
+
+def _words(leaf: Any) -> Any:
+    return jax.random.key_data(leaf) if is_key(leaf) else leaf
+
+
+def digest_of_function(function: Callable[..., Any], *arguments: Any) -> str:
+    """A hash of what a function computes of arrays with these shapes and dtypes."""
+    return digest_of_program(jax.make_jaxpr(function)(*arguments))
+
+
+def digest_of_program(program: ClosedJaxpr) -> str:
+    """A hash of a program's steps, with all numbers and arrays in them; what its functions are called is left out.
+
+    The programs of two processes are the same where JAX and the code are.
+
+    >>> square = lambda x: x * x
+    >>> digest_of_function(square, 1.0) == digest_of_function(jax.jit(lambda y: y * y), 1.0)
+    False
+    >>> digest_of_function(jax.jit(square), 1.0) == digest_of_function(jax.jit(lambda y: y * y), 1.0)
+    True
+    """
+    found = hashlib.sha256()
+    for line in _told(program):
+        found.update(f"{line}\n".encode())
+    return found.hexdigest()[:16]
+
+
+def _told(value: Any) -> Iterator[str]:
+    """What there is to tell of a program, or of a parameter of one of its steps, line by line."""
+    if isinstance(value, ClosedJaxpr):
+        yield from (digest(const) for const in value.consts)
+        yield from _told(value.jaxpr)
+    elif isinstance(value, Jaxpr):
+        yield from _steps_told(value)
+    elif isinstance(value, tuple | list):
+        yield f"{len(value)} of"
+        for part in value:
+            yield from _told(part)
+    elif isinstance(value, np.ndarray | jax.Array):
+        yield digest(value)
+    elif not callable(value):
+        yield re.sub(r" at 0x[0-9a-f]+", "", str(value))  # where Python keeps an object
+
+
+def _steps_told(program: Jaxpr) -> Iterator[str]:
+    numbers: dict[Var, int] = {}
+
+    def name(atom: Any) -> str:
+        if isinstance(atom, Literal):
+            return f"{np.asarray(atom.val).tolist()!r}:{atom.aval}"
+        return f"{numbers.setdefault(atom, len(numbers))}:{atom.aval}"
+
+    yield " ".join(map(name, (*program.constvars, *program.invars)))
+    for step in program.eqns:
+        yield f"{step.primitive.name} {' '.join(map(name, step.invars))}"
+        for key, value in sorted(step.params.items()):
+            if key != "name":
+                yield key
+                yield from _told(value)
+        yield " ".join(map(name, step.outvars))
+    yield " ".join(map(name, program.outvars))
