@@ -238,25 +238,27 @@ def _flattened_as_it_was(entry: Entry) -> Rearrangement | None:
     return Rearrangement(entry.shape, (1, 0), entry.rearrangement.shape)
 
 
-def _spatial(entry: Entry) -> int:
-    """How many spatial axes a convolution's kernel has; 0 for anything else."""
-    moved = entry.rearrangement
-    return (
-        len(entry.shape) - 2 if len(entry.shape) in (3, 4) and moved.split == entry.shape and moved.order[0] == 2 else 0
-    )
+def _spatial(entry: Entry) -> Rearrangement | None:
+    """How a convolution's kernel is stored, its spatial axes apart; None for anything else."""
+    moved, rank = entry.rearrangement, len(entry.shape)
+    if rank not in (3, 4) or moved.order[0] != 2 or moved.split[:2] != entry.shape[:2]:
+        return None
+    order = moved.order if len(moved.order) == rank else (*range(2, rank), *moved.order[1:])
+    return dataclasses.replace(moved, split=entry.shape, order=order)
 
 
 def _flipped_kernel(entry: Entry) -> Rearrangement | None:
-    if not _spatial(entry) or entry.shape[2] == 1:
+    moved = _spatial(entry)
+    if moved is None or entry.shape[2] == 1:
         return None
-    return dataclasses.replace(entry.rearrangement, flipped=(2,) if not entry.rearrangement.flipped else ())
+    return dataclasses.replace(moved, flipped=(2,) if not moved.flipped else ())
 
 
 def _turned_kernel(entry: Entry) -> Rearrangement | None:
-    if _spatial(entry) != 2 or entry.shape[2] != entry.shape[3] or entry.shape[2] == 1:
+    moved = _spatial(entry)
+    if moved is None or len(entry.shape) != 4 or entry.shape[2] != entry.shape[3] or entry.shape[2] == 1:
         return None
-    order = entry.rearrangement.order
-    return dataclasses.replace(entry.rearrangement, order=(order[1], order[0], *order[2:]))
+    return dataclasses.replace(moved, order=(moved.order[1], moved.order[0], *moved.order[2:]))
 
 
 def _gate_order(entry: Entry) -> Rearrangement | None:
