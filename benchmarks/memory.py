@@ -78,7 +78,9 @@ def main() -> None:
     for name in NETWORKS:
         rows += [measure(name, members, plan) for members, plan in CASES]
         started.cache_clear()
-    save_json(RESULTS / f"memory-{jax.default_backend()}.json", {"environment": environment(), "rows": rows})
+    platform, here = jax.default_backend(), environment()
+    here |= {"device": platform, "threads": here["cores"]}
+    save_json(RESULTS / f"memory-{platform}.json", {"environment": here, "rows": rows})
     print(table("Memory of a training step", tuple(rows[0]), [tuple(map(str, row.values())) for row in rows]))
 
 

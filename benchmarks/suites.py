@@ -39,7 +39,7 @@ SUITES: dict[str, list[Case]] = {
         for name in ("resnet18", "mobilenet_v2")
     ],
     "training": [
-        *(Case(name, 10, 64, (*_LOOPS, *_MAPS), train=True) for name in ("mlp", "cnn")),
+        *(Case(name, 10, 64, (*_LOOPS, *_MAPS), train=True) for name in ("mlp", "digits", "cnn")),
         Case("resnet18", 4, 16, _LOOPS, train=True),
     ],
     "scaling": [
