@@ -14,11 +14,15 @@ TUTORIAL: dict[str, Callable[[], nn.Module]] = {"mlp": SimpleMLP, "cnn": SimpleC
 def make(name: str, members: int, batch: int) -> tuple[list[nn.Module], tuple[Tensor, ...]]:
     """Members in evaluation mode, and a minibatch: digits of 28 x 28 for the tutorial's, else images of 64 x 64.
 
-    `digits` are those of `examples/deep_ensemble.py`, for digits of 8 x 8.
+    `digits` are those of `examples/deep_ensemble.py`, for digits of 8 x 8, without the dropout, of which no two ways
+    draw the same numbers.
     """
     torch.manual_seed(0)
     if name == "digits":
-        return [DigitCNN().eval() for _ in range(members)], (torch.randn(batch, 1, 8, 8),)
+        digits = [DigitCNN().eval() for _ in range(members)]
+        for model in digits:
+            model.dropout.p = 0.0
+        return digits, (torch.randn(batch, 1, 8, 8),)
     if name in TUTORIAL:
         return [TUTORIAL[name]().eval() for _ in range(members)], (torch.randn(batch, 1, 28, 28),)
     models, _ = networks.make("torchvision", name, members)
