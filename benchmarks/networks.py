@@ -19,9 +19,9 @@ def make(name: str, members: int, batch: int) -> tuple[list[nn.Module], tuple[Te
     """
     torch.manual_seed(0)
     if name == "digits":
-        digits = [DigitCNN().eval() for _ in range(members)]
+        digits: list[nn.Module] = [DigitCNN().eval() for _ in range(members)]
         for model in digits:
-            model.dropout.p = 0.0
+            model.get_submodule("dropout").p = 0.0  # type: ignore[assignment]
         return digits, (torch.randn(batch, 1, 8, 8),)
     if name in TUTORIAL:
         return [TUTORIAL[name]().eval() for _ in range(members)], (torch.randn(batch, 1, 28, 28),)
