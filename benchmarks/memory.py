@@ -12,19 +12,17 @@ from typing import Any
 import jax
 import numpy as np
 import optax
-import torch
 import typer
 
 import torch_bridge
-from benchmarks.networks import TUTORIAL
+from benchmarks.networks import make
 from jaxensemble import Plan, TrainState
 from jaxensemble.training.data import as_data
 from jaxensemble.training.step import step_for, stepped
-from torch_bridge.demo import DigitCNN
 from torch_bridge.report import environment, save_json, table
 from zoo.results import RESULTS
 
-NETWORKS: dict[str, Any] = {"mlp": (TUTORIAL["mlp"], (28, 28)), "digits": (DigitCNN, (8, 8))}
+NETWORKS = ("mlp", "digits")
 ROWS = 64
 CASES = (
     (10, Plan()),
@@ -42,12 +40,10 @@ def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
 @functools.cache
 def started(name: str, members: int) -> tuple[TrainState, Any]:
     """The state before the first step, and a minibatch."""
-    torch.manual_seed(0)
-    make, shape = NETWORKS[name]
-    x = torch.randn(ROWS, 1, *shape)
-    ensemble = torch_bridge.to_ensemble([make().eval() for _ in range(members)], (x,), check=False)
+    models, inputs = make(name, members, ROWS)
+    ensemble = torch_bridge.to_ensemble(models, inputs, check=False)
     state = TrainState.create(ensemble, optax.adam(1e-3), jax.random.key(0))
-    return state, as_data(ensemble, x.numpy(), np.arange(ROWS) % 10)[0]
+    return state, as_data(ensemble, inputs, np.arange(ROWS) % 10)[0]
 
 
 def measure(name: str, members: int, plan: Plan) -> dict[str, Any]:

@@ -121,7 +121,7 @@ def step_for(state: TrainState, data: Any, rows: Any, loss: Loss, *, each: bool,
 def programs_of(state: TrainState, data: Any, rows: Any, loss: Loss) -> dict[str, str]:
     """Hashes of what such a step computes: the gradient of the loss of a network's outputs, and the optimizer."""
     _, case, targets = _begun(state, data, rows, loss, each=False)
-    program, _ = _gradient_program(case, loss, targets, state.frozen)
+    program, _ = _gradient_program(case, loss, targets, state.frozen)  # anew: JAX's precision may be another by now
     held = trained(state.ensemble.params, state.frozen), state.opt_state
     params, opt_state = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), held)
     optimizer = digest_of_function(state.optimizer.update, params, opt_state, params)
