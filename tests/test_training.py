@@ -906,6 +906,13 @@ def test_another_loss_optimizer_or_mode_is_another_run(case: str, tmp_path: Path
     assert {line.strip().partition(":")[0] for line in str(error.value).splitlines()[1:]} == expected
 
 
+def test_a_run_in_another_precision_is_another_run(mlp: Ensemble, tmp_path: Path) -> None:
+    """Whose bits would be others. Nothing that was traced before, in the same process, may be taken for it."""
+    runs(mlp, 1, tmp_path)
+    with jax.default_matmul_precision("bfloat16"), pytest.raises(InputError, match=f"{LOSS}: .* there, .* here$"):
+        runs(mlp, 2, tmp_path)
+
+
 KILLED = """
 import sys, pathlib
 sys.path.insert(0, {tests!r})
