@@ -211,8 +211,9 @@ def _im2col(case: Case, lhs: jax.Array, rhs: jax.Array, options: dict[str, Any])
 def _dot(case: Case, columns: jax.Array, kernel: jax.Array, options: dict[str, Any]) -> jax.Array:
     """`[..., groups * taps * depth]` by `[taps, depth, features]`, group by group."""
     if case.groups == 1:
-        axis = columns.ndim - 1
-        return lax.dot_general(columns, kernel.reshape(-1, case.features), (((axis,), (0,)), ((), ())), **options)
+        flat = columns.reshape(-1, columns.shape[-1])  # of more axes, the gradient's product would be transposed first
+        y = lax.dot_general(flat, kernel.reshape(-1, case.features), (((1,), (0,)), ((), ())), **options)
+        return y.reshape(*columns.shape[:-1], case.features)
     columns = columns.reshape(*columns.shape[:-1], case.groups, -1)
     kernel = kernel.reshape(columns.shape[-1], case.groups, -1)
     return jnp.einsum("...gi,igo->...go", columns, kernel, **options).reshape(*columns.shape[:-2], case.features)

@@ -25,7 +25,7 @@ from jaxensemble.training.fingerprint import digest, digest_of_function
 from jaxensemble.training.history import History
 from jaxensemble.training.losses import Loss, check_function, number_of
 from jaxensemble.training.state import TrainState, of_members
-from jaxensemble.training.step import Step, checked, programs_of, step_for, stepped
+from jaxensemble.training.step import Step, checked, programs_of, step_for, stepped_through
 
 Shuffle = Literal["different", "same", "never"]
 
@@ -109,20 +109,30 @@ def fit(
         plans = {str(size): dataclasses.asdict(step.call.plan) for size, step in steps.items()}
         while run.epoch < epochs and run.goes_on:
             told(run)
-            after, losses = run.state, []
-            order = np.asarray(ordered(after.keys, after.steps))
-            for first in range(0, rows, batch):
-                chosen = order[..., first : first + batch]
-                after, found = stepped(after, data, chosen, run.active, step=steps[chosen.shape[-1]])
-                losses.append(found)
+            order = np.asarray(ordered(run.state.keys, run.state.steps))
+            after, losses = _epoch(run.state, data, order, run.active, steps)
             measured = _evaluated(after.ensemble, validation, functions, batch) if validation else {}
-            run = run.after(after, np.mean(np.asarray(losses, np.float64), axis=0), measured, patience)
+            run = run.after(after, losses.mean(axis=0), measured, patience)
             if files is not None:
                 record = {"history": run.history.to_json(), "plans": plans}
                 files.save(run.epoch, (run.state, run.best), record)
             _warn_of_lost(run.history)
         told(run)
     return run.finished(), run.history
+
+
+def _epoch(
+    state: TrainState, data: Any, order: np.ndarray, active: Any, steps: Mapping[int, Step]
+) -> tuple[TrainState, np.ndarray]:
+    """The state after a step for every minibatch of an epoch, and the losses, `[S, M]`; `steps` go by their sizes."""
+    losses, first = [], 0
+    for size, step in steps.items():
+        count = (order.shape[-1] - first) // size
+        rows = order[..., first : first + count * size].reshape(*order.shape[:-1], count, size)
+        state, found = stepped_through(state, data, np.moveaxis(rows, -2, 0), active, step=step)
+        losses.append(np.asarray(found, np.float64))
+        first += count * size
+    return state, np.concatenate(losses)
 
 
 def _warn_of_lost(history: History) -> None:

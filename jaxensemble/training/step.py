@@ -228,6 +228,25 @@ def stepped(state: TrainState, data: Any, rows: Any, active: Any, *, step: Step)
     return dataclasses.replace(state, ensemble=ensemble, opt_state=opt_state, steps=state.steps + 1), losses
 
 
+@functools.partial(jax.jit, static_argnames=("step",))
+def stepped_through(
+    state: TrainState, data: Any, order: Any, active: Any, *, step: Step
+) -> tuple[TrainState, jax.Array]:
+    """The state after a step for each of the minibatches in `order`, `[S, N]` or `[S, M, N]`; the losses, `[S, M]`.
+
+    One program for all of them: the state stays where it is, in place of a new one in new memory for every step.
+    """
+
+    def one(before: TrainState, rows: Any) -> tuple[TrainState, jax.Array]:
+        after, losses = stepped(before, data, rows, active, step=step)
+        kinds = [[(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(tree.opt_state)] for tree in (before, after)]
+        if kinds[0] != kinds[1]:
+            raise InputError("`fit` needs an optimizer whose state keeps its shapes and dtypes from step to step")
+        return after, losses
+
+    return lax.scan(one, state, order)
+
+
 @dataclasses.dataclass(frozen=True)
 class Members:
     """A step of `size` members, with what all of them share."""
