@@ -59,7 +59,8 @@ def time(
     - `rounds`, `seconds`: how many blocks of calls every variant gets, and how long a block lasts at least.
     - `tf32`: whether both frameworks may round float32 products to TF32, on GPUs that have it.
     - `train`: whether a training step is timed in place of a prediction: the gradient of the outputs' mean square, and
-      Adam. Networks that draw random numbers cannot be: losses would differ.
+      Adam; ours in an epoch of ten, as `fit` runs them. Networks that draw random numbers cannot be: losses would
+      differ.
     - `threads`: PyTorch's threads; those of the cores that this process may use without.
     - `setup`: called in each of PyTorch's processes before modules are read, as to declare operators of their own.
     - `progress`: is told what is being done.

@@ -1,6 +1,8 @@
-"""A training step in the ways that are compared: forward, backward, and Adam's update, of all members.
+"""Training steps in the ways that are compared: forward, backward, and Adam's update, of all members.
 
-The loss is the mean square of the outputs, and the learning rate so small that thousands of steps stay alike.
+A call makes `STEPS` of them, on the same minibatch: ours are one program, as in an epoch of `fit`, which takes every
+step's rows out of its data. PyTorch and plain JAX, which have no such program, get their minibatches ready-made. The
+loss is the mean square of the outputs, and the learning rate so small that thousands of steps stay alike.
 """
 
 import copy
@@ -18,20 +20,32 @@ from torch.func import functional_call, stack_module_state, vmap
 from jaxensemble.ensemble import Ensemble
 from jaxensemble.inputs import as_arrays, batch_axes
 from jaxensemble.state import Tree, merge, split
-from jaxensemble.training import TrainState, train_step
-from jaxensemble.training.data import rows_of
+from jaxensemble.training import TrainState
+from jaxensemble.training.data import as_data, rows_of
+from jaxensemble.training.step import step_for, stepped_through
 from torch_bridge.timing.variants import OURS, Call, channels_last, mode_of
 
 RATE = 1e-6
+STEPS = 10
+"""Steps that one call makes."""
 
 
 def torch_step(name: str, models: Sequence[nn.Module], inputs: tuple[Any, ...]) -> Call:
-    """A step of all members in PyTorch, as `name` says; gives the losses before it, a list or a stack."""
+    """Steps of all members in PyTorch, as `name` says; gives the losses before the last one, a list or a stack."""
     way, mode = mode_of(name)
     models = [copy.deepcopy(model).train().requires_grad_(True) for model in models]
     if way == "loop, channels_last":
         models, inputs = channels_last(models, inputs)
-    return (_mapped_step if way == "torch.func.vmap" else _loop_step)(models, inputs, mode)
+    return _repeated((_mapped_step if way == "torch.func.vmap" else _loop_step)(models, inputs, mode))
+
+
+def _repeated(step: Call) -> Call:
+    def steps() -> Any:
+        for _ in range(STEPS - 1):
+            step()
+        return step()
+
+    return steps
 
 
 def _loop_step(models: Sequence[nn.Module], inputs: tuple[Any, ...], mode: str | None) -> Call:
@@ -88,22 +102,27 @@ def _jax_square(outputs: Any, targets: Any = None) -> jax.Array:
 
 
 def jax_step(name: str, ensemble: Ensemble, inputs: tuple[Any, ...]) -> Call:
-    """A step of all members in JAX: ours, or a plain program of `jax.vmap` and optax."""
+    """Steps of all members in JAX: ours, or those of a plain program of `jax.vmap` and optax."""
     arrays = jax.device_put(as_arrays(inputs, "inputs"))
     optimizer = optax.adam(RATE)
-    return (_our_step if name == OURS else _plain_step)(ensemble, optimizer, arrays)
+    return (
+        _our_steps(ensemble, optimizer, arrays) if name == OURS else _repeated(_plain_step(ensemble, optimizer, arrays))
+    )
 
 
-def _our_step(ensemble: Ensemble, optimizer: optax.GradientTransformation, arrays: Any) -> Call:
+def _our_steps(ensemble: Ensemble, optimizer: optax.GradientTransformation, arrays: Any) -> Call:
     state = TrainState.create(ensemble, optimizer, jax.random.key(0))
-    targets = jnp.zeros(rows_of(arrays, batch_axes(ensemble.network, arrays, each=False)))
+    size = rows_of(arrays, batch_axes(ensemble.network, arrays, each=False))
+    data, rows = as_data(ensemble, arrays, jnp.zeros(size), jnp.arange(size))
+    step = step_for(state, data, rows, _jax_square, each=False, plan=None)
+    order = jnp.tile(jnp.arange(size), (STEPS, 1))
 
-    def step() -> jax.Array:
+    def steps() -> jax.Array:
         nonlocal state
-        state, losses = train_step(state, arrays, targets, loss=_jax_square)
-        return losses
+        state, losses = stepped_through(state, data, order, None, step=step)
+        return losses[-1]
 
-    return step
+    return steps
 
 
 def _plain_step(ensemble: Ensemble, optimizer: optax.GradientTransformation, arrays: Any) -> Call:

@@ -24,7 +24,7 @@ from jaxensemble.inputs import input_structure
 from torch_bridge import reference
 from torch_bridge.parity.metrics import stacked
 from torch_bridge.timing.files import load_arrays, save_arrays
-from torch_bridge.timing.training import jax_step, torch_step
+from torch_bridge.timing.training import STEPS, jax_step, torch_step
 from torch_bridge.timing.variants import OURS, is_loop, jax_call, torch_call
 
 WARM_UPS = 3
@@ -70,12 +70,14 @@ class Worker:
         return {"first": first, "outputs": str(path), "note": self.way.note}
 
     def block(self) -> dict[str, Any]:
-        """The seconds of every call of a block, and whether anything was compiled meanwhile."""
+        """The seconds of every call, or training step, of a block, and whether anything was compiled meanwhile."""
         compiled, samples = self.way.compilations(), []
         while sum(samples) < (self.job.seconds if len(samples) >= LEAST else LONG):
             start = time.perf_counter()
             self.way.wait(self.way.call())
             samples.append(time.perf_counter() - start)
+        if self.job.train:
+            samples = [seconds / STEPS for seconds in samples]
         return {"samples": samples, "compiled": self.way.compilations() != compiled}
 
     def finish(self) -> dict[str, Any]:
