@@ -747,16 +747,28 @@ def test_fit_takes_every_row_once_an_epoch(mlp: Ensemble) -> None:
         np.testing.assert_allclose(np.sort(np.concatenate(epoch)), np.sort(y[:, 0]))
 
 
-def test_fit_is_train_steps_in_order(mlp: Ensemble) -> None:
-    x, y = data(10)
+@pytest.mark.parametrize("longest", [100, 4])  # steps of one program: all of an epoch's, or half of them
+def test_fit_is_train_steps_in_order(mlp: Ensemble, longest: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.modules["jaxensemble.training.fit"], "_LONGEST", longest)
+    x, y = data(26)
     got, history = fit(state_of(mlp), x, y, loss=mean_square, epochs=2, batch=4, shuffle="never")
     state, losses = state_of(mlp), []
     for _ in range(2):
-        for first in (0, 4, 8):
+        for first in range(0, 26, 4):
             state, found = train_step(state, x[first : first + 4], y[first : first + 4], loss=mean_square)
             losses.append(found)
     close(got.ensemble.params, state.ensemble.params)
-    close(history.loss, np.array(losses).reshape(2, 3, 3).mean(1))
+    close(history.loss, np.array(losses).reshape(2, 7, 3).mean(1))
+
+
+def test_fit_refuses_an_optimizer_whose_state_changes_its_kind(mlp: Ensemble) -> None:
+    def narrowed(updates: Any, state: Any, params: Any = None) -> Any:
+        return updates, state.astype("float16")
+
+    optimizer = optax.GradientTransformation(lambda params: jnp.zeros(3, "float32"), narrowed)
+    x, y = data(8)
+    with pytest.raises(InputError, match=r"keeps its shapes and dtypes from step to step"):
+        fit(state_of(mlp, optimizer), x, y, loss=mean_square, epochs=1, batch=4)
 
 
 def test_members_learn_from_samples_of_their_own(mlp: Ensemble) -> None:

@@ -121,6 +121,10 @@ def fit(
     return run.finished(), run.history
 
 
+_LONGEST = 100
+"""Steps of one program at most: while it runs, no interruption is heard."""
+
+
 def _epoch(
     state: TrainState, data: Any, order: np.ndarray, active: Any, steps: Mapping[int, Step]
 ) -> tuple[TrainState, np.ndarray]:
@@ -129,8 +133,9 @@ def _epoch(
     for size, step in steps.items():
         count = (order.shape[-1] - first) // size
         rows = order[..., first : first + count * size].reshape(*order.shape[:-1], count, size)
-        state, found = stepped_through(state, data, np.moveaxis(rows, -2, 0), active, step=step)
-        losses.append(np.asarray(found, np.float64))
+        for part in np.array_split(np.moveaxis(rows, -2, 0), -(-count // _LONGEST)):
+            state, found = stepped_through(state, data, part, active, step=step)
+            losses.append(np.asarray(found, np.float64))
         first += count * size
     return state, np.concatenate(losses)
 

@@ -31,7 +31,7 @@ STEPS = 10
 
 
 def torch_step(name: str, models: Sequence[nn.Module], inputs: tuple[Any, ...]) -> Call:
-    """Steps of all members in PyTorch, as `name` says; gives the losses before the last one, a list or a stack."""
+    """Steps of all members in PyTorch, as `name` says; gives the losses before them, a list or a stack."""
     way, mode = mode_of(name)
     models = [copy.deepcopy(model).train().requires_grad_(True) for model in models]
     if way == "loop, channels_last":
@@ -41,9 +41,10 @@ def torch_step(name: str, models: Sequence[nn.Module], inputs: tuple[Any, ...]) 
 
 def _repeated(step: Call) -> Call:
     def steps() -> Any:
+        losses = step()
         for _ in range(STEPS - 1):
             step()
-        return step()
+        return losses
 
     return steps
 
@@ -120,7 +121,7 @@ def _our_steps(ensemble: Ensemble, optimizer: optax.GradientTransformation, arra
     def steps() -> jax.Array:
         nonlocal state
         state, losses = stepped_through(state, data, order, None, step=step)
-        return losses[-1]
+        return losses[0]
 
     return steps
 
