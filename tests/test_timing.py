@@ -142,6 +142,14 @@ def test_a_process_that_is_gone_is_told_and_leaves_the_others(tmp_path: Path) ->
     assert gone.variant().median == float("inf")
 
 
+def test_a_single_call_is_what_half_of_the_calls_took(tmp_path: Path) -> None:
+    job = Job(str(tmp_path), "loop", "torch", "cpu", tf32=False, x64=False, threads=1, seconds=0.0)
+    with contextlib.ExitStack() as stack:
+        process = Process(job, stack)
+        process.rounds, process.samples, process.ready = [2.5], [2.5], {"first": 3.0, "note": ""}
+        assert process.variant().quartiles == (2.5, 2.5)
+
+
 def test_a_ratio_is_no_surer_than_its_control() -> None:
     control = Ratio("a", "a", 0.97, 0.95, 0.99, 10)
     assert not Ratio("a", "b", 1.03, 1.01, 1.05, 10).beside(control).decided

@@ -101,7 +101,7 @@ class Process:
         name, framework = self.job.variant, self.job.framework
         if self.failure or not self.rounds:
             return Variant(name, framework, failure=self.failure or "was not measured")
-        low, _, high = statistics.quantiles(self.samples, n=4)
+        low, _, high = statistics.quantiles(self.samples, n=4) if len(self.samples) > 1 else self.samples * 3
         return Variant(
             name,
             framework,
