@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import jax
-from jax.experimental.compilation_cache import compilation_cache
 
+from jaxensemble.compat import reset_compilation_cache
 from jaxensemble.errors import InputError
 
 
@@ -49,7 +49,7 @@ def keep_compiled(directory: str | Path | None = None) -> Path:
         )
     jax.config.update("jax_compilation_cache_dir", str(path))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
-    compilation_cache.reset_cache()  # which otherwise stays as it was when the first program was compiled
+    reset_compilation_cache()  # which otherwise stays as it was when the first program was compiled
     return path
 
 

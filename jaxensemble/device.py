@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from jax.core import Tracer
+
+from jaxensemble.compat import Tracer
 
 
 def device_of(tree: Any) -> Any:

@@ -11,9 +11,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax.core import Tracer
 
 from jaxensemble.build import skeleton
+from jaxensemble.compat import Tracer
 from jaxensemble.device import device_of, human_bytes
 from jaxensemble.errors import InputError, MemberError, StateError
 from jaxensemble.inputs import as_arrays, batch_axes, check_inputs, check_member_axis, require_x64, x64_is_on

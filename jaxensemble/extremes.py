@@ -34,7 +34,7 @@ def _of_two(step: Step, beyond: Callable[[Any, Any], Any]) -> Step:
     return lambda x, y: chosen(x, y) if _has_gradient(x) else step(x, y)
 
 
-def _of_many(primitive: Any, index: Step) -> Step:
+def _of_many(reduce: Step, primitive: Any, index: Step) -> Step:
     """`lax.reduce_max` or `lax.reduce_min`; equal values share the gradient, as in JAX and PyTorch's `amax`.
 
     Where the result is NaN, so is the gradient.
@@ -42,7 +42,7 @@ def _of_many(primitive: Any, index: Step) -> Step:
 
     @functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
     def extreme(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
-        return primitive.bind(x, axes=axes, out_sharding=None)
+        return reduce(x, axes)
 
     @extreme.defjvp
     def _(axes: tuple[int, ...], primals: tuple[Any], tangents: tuple[Any]) -> tuple[jax.Array, jax.Array]:
@@ -77,8 +77,8 @@ def _along(x: jax.Array, axes: Sequence[int]) -> tuple[jax.Array, int]:
 EXTREMES = {
     "max": _of_two(lax.max, operator.gt),
     "min": _of_two(lax.min, operator.lt),
-    "reduce_max": _of_many(lax.reduce_max_p, lax.argmax),
-    "reduce_min": _of_many(lax.reduce_min_p, lax.argmin),
+    "reduce_max": _of_many(lax.reduce_max, lax.reduce_max_p, lax.argmax),
+    "reduce_min": _of_many(lax.reduce_min, lax.reduce_min_p, lax.argmin),
 }
 """What stands for XLA's own steps in every network, for `jaxensemble.program.rewritten`.
 

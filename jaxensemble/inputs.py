@@ -10,8 +10,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.core import Tracer
 
+from jaxensemble.compat import Tracer
 from jaxensemble.errors import InputError
 from jaxensemble.network import Network, Ref
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.extend.core import ClosedJaxpr
 
+from jaxensemble.compat import Program
 from jaxensemble.device import free_memory
 from jaxensemble.errors import InputError
 from jaxensemble.inputs import x64_is_on
@@ -62,11 +62,11 @@ class Case:
         return self.members * sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in leaves)
 
     @functools.cached_property
-    def program(self) -> ClosedJaxpr:
+    def program(self) -> Program:
         """What one member computes."""
         return self.program_of(None)
 
-    def program_of(self, rows: int | None, *, vmapped: bool | None = None) -> ClosedJaxpr:
+    def program_of(self, rows: int | None, *, vmapped: bool | None = None) -> Program:
         """The same for another number of rows, or, where `vmapped` is told, with its steps in the forms they run in."""
         function: Any = functools.partial(self.call.member, vmapped=vmapped)
         if vmapped is not None and self.call.platform == "cpu":
@@ -92,7 +92,7 @@ class Case:
         axes = row_axes(self.program, other)
         sizes = [
             (a.aval.shape[axis], b.aval.shape[axis])  # type: ignore[attr-defined]
-            for a, b, axis in zip(self.program.jaxpr.outvars, other.jaxpr.outvars, axes, strict=True)
+            for a, b, axis in zip(self.program.outvars, other.outvars, axes, strict=True)
             if axis is not None
         ]
         if any(pair != (self.rows, rows) for pair in sizes):
@@ -102,16 +102,18 @@ class Case:
     @functools.cached_property
     def load(self) -> Load:
         """What the call asks of its device."""
-        jaxpr, platform = self.program.jaxpr, self.call.platform
-        groups = [step.params["feature_group_count"] for step in equations(jaxpr) if step.primitive.name == CONVOLUTION]
-        long = any(is_long(step) for step in equations(jaxpr) if step.primitive.name == PRODUCT)
+        program, platform = self.program, self.call.platform
+        groups = [
+            step.params["feature_group_count"] for step in equations(program) if step.primitive.name == CONVOLUTION
+        ]
+        long = any(is_long(step) for step in equations(program) if step.primitive.name == PRODUCT)
         in_forms = platform == "cpu" and (bool(groups) or long)  # which may take more memory than what they stand for
         return Load(
             platform=platform,
             members=self.members,
             rows=self.rows,
-            peak=peak_bytes(self.program_of(None, vmapped=True).jaxpr if in_forms else jaxpr),
-            step=largest_step(jaxpr),
+            peak=peak_bytes(self.program_of(None, vmapped=True) if in_forms else program),
+            step=largest_step(program),
             convolutions=bool(groups),
             grouped=any(count > 1 for count in groups),
         )

@@ -8,7 +8,8 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 import jax
-from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, jaxpr_as_fun
+
+from jaxensemble.compat import JaxprEqn, Literal, Program, is_program, jaxpr_as_fun, with_steps
 
 CONVOLUTION, PRODUCT = "conv_general_dilated", "dot_general"
 
@@ -22,7 +23,7 @@ def primitives(function: Callable[..., Any], *args: Any) -> collections.Counter[
     >>> primitives(lambda x: jnp.sin(x).T + 1, jnp.ones((2, 3)))["transpose"]
     1
     """
-    return collections.Counter(step.primitive.name for step in equations(jax.make_jaxpr(function)(*args).jaxpr))
+    return collections.Counter(step.primitive.name for step in equations(jax.make_jaxpr(function)(*args)))
 
 
 def rewritten(function: Callable[..., Any], replacements: Mapping[str, Callable[..., Any]]) -> Callable[..., Any]:
@@ -39,7 +40,7 @@ def rewritten(function: Callable[..., Any], replacements: Mapping[str, Callable[
     def run(*args: Any) -> Any:
         with jax.disable_jit(False):  # or nested programs would be taken apart, and replacements be no single step
             program, shapes = jax.make_jaxpr(function, return_shape=True)(*args)
-            program = ClosedJaxpr(_Rewriting(replacements).of(program.jaxpr), program.consts)
+            program = _Rewriting(replacements).of(program)
         return jax.tree.unflatten(jax.tree.structure(shapes), jaxpr_as_fun(program)(*jax.tree.leaves(args)))
 
     return run
@@ -53,22 +54,15 @@ class _Rewriting:
         self._known: dict[int, tuple[Any, Any]] = {}
         self._steps: dict[Any, JaxprEqn] = {}
 
-    def of(self, program: Any) -> Any:
-        """A program, open or closed, with its steps replaced; the same one where none is."""
+    def of(self, program: Program) -> Program:
+        """A program with its steps replaced; the same one where none is."""
         before, after = self._known.get(id(program), (None, None))
         if before is not program:
-            after = self._closed(program) if isinstance(program, ClosedJaxpr) else self._open(program)
+            steps = list(map(self._step, program.eqns))
+            same = all(map(operator.is_, steps, program.eqns))
+            after = program if same else with_steps(program, steps)
             self._known[id(program)] = program, after
         return after
-
-    def _closed(self, program: ClosedJaxpr) -> ClosedJaxpr:
-        inner = self.of(program.jaxpr)
-        return program if inner is program.jaxpr else ClosedJaxpr(inner, program.consts)
-
-    def _open(self, program: Jaxpr) -> Jaxpr:
-        steps = list(map(self._step, program.eqns))
-        same = all(map(operator.is_, steps, program.eqns))
-        return program if same else program.replace(eqns=steps)
 
     def _step(self, step: JaxprEqn) -> JaxprEqn:
         if step.primitive.name == "shard_map":  # whose steps say which devices' parts differ: replacements do not
@@ -81,7 +75,7 @@ class _Rewriting:
         key = step.primitive.name, tuple(step.params.items()), tuple(var.aval for var in step.invars)
         if key not in self._steps:
             function = jax.jit(functools.partial(replacement, **step.params))
-            (self._steps[key],) = jax.make_jaxpr(function)(*key[2]).jaxpr.eqns
+            (self._steps[key],) = jax.make_jaxpr(function)(*key[2]).eqns
         other = self._steps[key]
         for var, wanted in zip(other.outvars, step.outvars, strict=True):
             got, kept = var.aval, wanted.aval
@@ -89,36 +83,38 @@ class _Rewriting:
         return other.replace(invars=step.invars, outvars=step.outvars, source_info=step.source_info)
 
     def _param(self, param: Any) -> Any:
-        if isinstance(param, ClosedJaxpr | Jaxpr):
+        if is_program(param):
             return self.of(param)
-        if isinstance(param, tuple) and any(isinstance(item, ClosedJaxpr | Jaxpr) for item in param):
+        if isinstance(param, tuple) and any(map(is_program, param)):
             items = map(self._param, param)
             return type(param)(*items) if hasattr(param, "_fields") else tuple(items)
         return param
 
 
-def equations(jaxpr: Jaxpr) -> Iterator[JaxprEqn]:
+def equations(program: Program) -> Iterator[JaxprEqn]:
     """The steps of a program, and those of the programs nested in it."""
-    for equation in jaxpr.eqns:
+    for equation in program.eqns:
         yield equation
         for inner in _nested(equation):
             yield from equations(inner)
 
 
-def peak_bytes(jaxpr: Jaxpr) -> int:
+def peak_bytes(program: Program) -> int:
     """The bytes of intermediate arrays that are alive at once, if every step makes its results and nothing is fused.
 
     The program's inputs are not counted, but its outputs are.
 
     >>> import jax.numpy as jnp
-    >>> peak_bytes(jax.make_jaxpr(lambda x: jnp.sin(jnp.cos(x) + 1))(jnp.ones(100)).jaxpr)
+    >>> peak_bytes(jax.make_jaxpr(lambda x: jnp.sin(jnp.cos(x) + 1))(jnp.ones(100)))
     800
     """
-    last = {var: k for k, equation in enumerate(jaxpr.eqns) for var in equation.invars if not isinstance(var, Literal)}
-    kept = {var for var in jaxpr.outvars if not isinstance(var, Literal)}
+    last = {
+        var: k for k, equation in enumerate(program.eqns) for var in equation.invars if not isinstance(var, Literal)
+    }
+    kept = {var for var in program.outvars if not isinstance(var, Literal)}
     alive: dict[Any, int] = {}
     peak = 0
-    for k, equation in enumerate(jaxpr.eqns):
+    for k, equation in enumerate(program.eqns):
         inside = max((peak_bytes(inner) for inner in _nested(equation)), default=0)
         made = {var: array_bytes(var) for var in equation.outvars}
         peak = max(peak, sum(alive.values()) + max(inside, sum(made.values())))
@@ -128,20 +124,20 @@ def peak_bytes(jaxpr: Jaxpr) -> int:
     return peak
 
 
-def largest_step(jaxpr: Jaxpr, given: Collection[Any] | None = None) -> int:
+def largest_step(program: Program, given: Collection[Any] | None = None) -> int:
     """The bytes of all operands and results of the step that has most, the program's own inputs not counted.
 
     >>> import jax.numpy as jnp
-    >>> largest_step(jax.make_jaxpr(lambda x: jax.jit(jnp.cos)(jnp.sin(x)))(jnp.ones(100)).jaxpr)
+    >>> largest_step(jax.make_jaxpr(lambda x: jax.jit(jnp.cos)(jnp.sin(x)))(jnp.ones(100)))
     800
     """
-    given = {*(jaxpr.invars if given is None else given), *jaxpr.constvars}
+    given = {*(program.invars if given is None else given), *program.constvars}
     sizes = [0]
-    for equation in jaxpr.eqns:
+    for equation in program.eqns:
         outer = [not isinstance(var, Literal) and var in given for var in equation.invars]
         inner = [
-            largest_step(program, [var for var, known in zip(program.invars, outer, strict=False) if known])
-            for program in _nested(equation)
+            largest_step(part, [var for var, known in zip(part.invars, outer, strict=False) if known])
+            for part in _nested(equation)
         ]
         arrays = {var for var in equation.invars if not isinstance(var, Literal) and var not in given}
         sizes += inner or [sum(map(array_bytes, arrays | set(equation.outvars)))]
@@ -153,10 +149,6 @@ def array_bytes(var: Any) -> int:
     return math.prod(var.aval.shape) * getattr(var.aval.dtype, "itemsize", 0)
 
 
-def _nested(equation: JaxprEqn) -> Iterator[Jaxpr]:
+def _nested(equation: JaxprEqn) -> Iterator[Program]:
     for param in equation.params.values():
-        for inner in param if isinstance(param, tuple | list) else (param,):
-            if isinstance(inner, ClosedJaxpr):
-                yield inner.jaxpr
-            elif isinstance(inner, Jaxpr):
-                yield inner
+        yield from filter(is_program, param if isinstance(param, tuple | list) else (param,))

@@ -13,7 +13,8 @@ from typing import Any
 import flax
 import jax
 import numpy as np
-from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal
+
+from jaxensemble.compat import JaxprEqn, Literal, Program, constants, is_program, source_of
 
 Axes = tuple[int | None, ...]
 """The batch axis of every array of a tree, in the order of its leaves; None for one without rows."""
@@ -23,7 +24,7 @@ class MixedRows(Exception):
     """Rows meet, or may meet; the text says in which step."""
 
 
-def row_axes(first: ClosedJaxpr, second: ClosedJaxpr) -> Axes:
+def row_axes(first: Program, second: Program) -> Axes:
     """The batch axis of every output of a program that treats rows apart; all that has rows has one for each.
 
     `first` and `second` are traces of one function for two batch sizes; the promise is about programs of these sizes.
@@ -44,16 +45,12 @@ def row_axes(first: ClosedJaxpr, second: ClosedJaxpr) -> Axes:
     return _programs(first, second)
 
 
-def _programs(a: ClosedJaxpr, b: ClosedJaxpr) -> Axes:
-    if len(a.consts) != len(b.consts):
+def _programs(a: Program, b: Program) -> Axes:
+    if len(constants(a)) != len(constants(b)):
         raise MixedRows("the constants depend on the batch size")
-    for x, y in zip(a.consts, b.consts, strict=True):
+    for x, y in zip(constants(a), constants(b), strict=True):
         if x is not y and not (np.shape(x) == np.shape(y) and np.array_equal(np.asarray(x), np.asarray(y))):
             raise MixedRows("a constant depends on the batch size")
-    return _jaxprs(a.jaxpr, b.jaxpr)
-
-
-def _jaxprs(a: Jaxpr, b: Jaxpr) -> Axes:
     if len(a.eqns) != len(b.eqns) or len(a.outvars) != len(b.outvars):
         raise MixedRows("the steps depend on the batch size")
     for x, y in zip(a.eqns, b.eqns, strict=True):
@@ -99,9 +96,8 @@ def _shape(var: Any) -> tuple[int, ...]:
 
 
 def _parts(value: Any) -> tuple[Any, ...]:
-    """A parameter that may be several, with every program closed."""
-    parts = value if isinstance(value, tuple) else (value,)
-    return tuple(ClosedJaxpr(part, ()) if isinstance(part, Jaxpr) else part for part in parts)
+    """A parameter that may be several."""
+    return value if isinstance(value, tuple) else (value,)
 
 
 def _same(a: Any, b: Any) -> bool:
@@ -131,7 +127,7 @@ class _Step:
         first, second = (equation.params for equation in self.equations)
         for name in first.keys() - set(but):
             for x, y in zip(_parts(first[name]), _parts(second[name]), strict=True):
-                if isinstance(x, ClosedJaxpr):
+                if is_program(x):
                     _programs(x, y)
                 elif not callable(x) and not (_same(x, y) if isinstance(x, np.ndarray) else x == y):
                     raise self.mixed()
@@ -292,14 +288,14 @@ def _fft(step: _Step) -> bool:
 def _call(step: _Step) -> bool:
     """Steps that are programs of their own, of which differentiation may know another form."""
     programs = [[part for part in map(_parts, e.params.values()) for part in part] for e in step.equations]
-    a, b = ([part for part in parts if isinstance(part, ClosedJaxpr)] for parts in programs)
+    a, b = ([*filter(is_program, parts)] for parts in programs)
     _programs(a[0], b[0])
     return len(a) == len(b) == 1
 
 
 def _custom_jvp(step: _Step) -> bool:
     """What a derivative of somebody's own does with rows cannot be seen: only those of packages that are known."""
-    functions = [equation.params["call_jaxpr"].jaxpr.debug_info.func_src_info for equation in step.equations]
+    functions = [source_of(equation.params["call_jaxpr"]) for equation in step.equations]
     return all(text.partition(" at ")[2].startswith(_PACKAGES) for text in functions) and _call(step)
 
 
@@ -316,8 +312,8 @@ def _while(step: _Step) -> bool:
     """How long it goes on must not depend on rows."""
     a, b = step.equations
     _programs(a.params["body_jaxpr"], b.params["body_jaxpr"])
-    condition = [equation.params["cond_jaxpr"].jaxpr for equation in step.equations]
-    _jaxprs(*condition)
+    condition = [equation.params["cond_jaxpr"] for equation in step.equations]
+    _programs(*condition)
     steps = [_Step(x, y) for x, y in zip(*(program.eqns for program in condition), strict=True)]
     return not any(step.rows for step in steps)
 

@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax.core import Tracer
 
+from jaxensemble.compat import Tracer
 from jaxensemble.errors import InputError, MemberError
 from jaxensemble.inputs import require_x64
 from jaxensemble.state import KINDS, State, Tree, flatten, split

@@ -15,9 +15,8 @@ from typing import Any
 import jax
 import numpy as np
 from flax import nnx
-from flax.nnx import graphlib
-from jax.core import Tracer
 
+from jaxensemble.compat import LeafAttr, NodeAttr, NodeDef, NodeRef, Tracer, VariableDef
 from jaxensemble.errors import InputError, UnsupportedError
 
 Path = tuple[str, ...]
@@ -161,15 +160,15 @@ class _Reader:
 
     def read(self, path: Path) -> Node | Leaf | Fixed:
         match next(self.nodes):
-            case graphlib.NodeRef(index=index):
+            case NodeRef(index=index):
                 return self._shared(path, self.seen[index])
-            case graphlib.VariableDef(type=type_, index=index, metadata=metadata, array_refdef=None):
+            case VariableDef(type=type_, index=index, metadata=metadata, array_refdef=None):
                 self.seen[index] = leaf = self._leaf(path, type_)
                 self.entries[path] = (("variable", type_, freeze(metadata)), _Variable(type_, metadata))
                 return leaf
-            case graphlib.NodeDef(type=types.NoneType):
+            case NodeDef(type=types.NoneType):
                 return self._fixed(path, None)
-            case graphlib.NodeDef(type=type_, index=index, num_attributes=count, metadata=metadata):
+            case NodeDef(type=type_, index=index, num_attributes=count, metadata=metadata):
                 node = Node(path, type_, {})
                 self.entries[path] = (("node", type_, freeze(metadata)), type_)
                 if index is not None:
@@ -186,9 +185,9 @@ class _Reader:
             if "." in name:  # torch.nn.ModuleDict refuses them for the same reason
                 raise UnsupportedError(f"{node.type.__name__} has an attribute {name!r}; names cannot contain dots")
             path = (*node.path, name)
-            if isinstance(attribute, graphlib.NodeAttr):
+            if isinstance(attribute, NodeAttr):
                 child = self.read(path)
-            elif isinstance(attribute, graphlib.LeafAttr):
+            elif isinstance(attribute, LeafAttr):
                 child = self._leaf(path, jax.Array)
                 self.entries[path] = (("array",), jax.Array)
             elif name.startswith("_pytree__"):  # Flax's own record of which attributes hold arrays

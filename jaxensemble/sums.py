@@ -29,7 +29,7 @@ def total(x: jax.Array, *, axes: tuple[int, ...], out_sharding: Any = None) -> j
     row = axes == (x.ndim - 1,)
     plain = x.dtype != jnp.float32 or out_sharding is not None
     if plain or count < (_LONG_ROW if row else _LONG):
-        return lax.reduce_sum_p.bind(x, axes=axes, out_sharding=out_sharding)
+        return lax.reduce_sum(x, axes, out_sharding=out_sharding)
     return _by_halves(x, axes)
 
 
@@ -45,13 +45,13 @@ def _by_halves(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
             odd.append(lax.slice_in_dim(x, 2 * half, 2 * half + 1, axis=run[0]))
         x = lax.slice_in_dim(x, 0, half, axis=run[0]) + lax.slice_in_dim(x, half, 2 * half, axis=run[0])
     summed = tuple(sorted([run[0], *others]))
-    first, *rests = (lax.reduce_sum_p.bind(part, axes=summed, out_sharding=None) for part in (x, *odd))
+    first, *rests = (lax.reduce_sum(part, summed) for part in (x, *odd))
     return sum(rests, start=first)
 
 
 @_by_halves.defjvp
 def _(axes: tuple[int, ...], primals: tuple[Any], tangents: tuple[Any]) -> tuple[jax.Array, jax.Array]:
-    return _by_halves(primals[0], axes), lax.reduce_sum_p.bind(tangents[0], axes=axes, out_sharding=None)
+    return _by_halves(primals[0], axes), lax.reduce_sum(tangents[0], axes)
 
 
 def _runs(axes: tuple[int, ...]) -> list[list[int]]:

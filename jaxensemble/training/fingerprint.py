@@ -7,9 +7,9 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, Var
 
 from jaxensemble.artifact.dtypes import is_key
+from jaxensemble.compat import Literal, Program, Var, constants, is_program
 
 
 def digest(tree: Any) -> str:
@@ -36,7 +36,7 @@ def digest_of_function(function: Callable[..., Any], *arguments: Any) -> str:
     return digest_of_program(jax.make_jaxpr(function)(*arguments))
 
 
-def digest_of_program(program: ClosedJaxpr) -> str:
+def digest_of_program(program: Program) -> str:
     """A hash of a program's steps, with all numbers and arrays in them; what its functions are called is left out.
 
     The programs of two processes are the same where JAX and the code are.
@@ -55,10 +55,8 @@ def digest_of_program(program: ClosedJaxpr) -> str:
 
 def _told(value: Any) -> Iterator[str]:
     """What there is to tell of a program, or of a parameter of one of its steps, line by line."""
-    if isinstance(value, ClosedJaxpr):
-        yield from (digest(const) for const in value.consts)
-        yield from _told(value.jaxpr)
-    elif isinstance(value, Jaxpr):
+    if is_program(value):
+        yield from map(digest, constants(value))
         yield from _steps_told(value)
     elif isinstance(value, tuple | list):
         yield f"{len(value)} of"
@@ -70,7 +68,7 @@ def _told(value: Any) -> Iterator[str]:
         yield re.sub(r" at 0x[0-9a-f]+", "", str(value))  # where Python keeps an object
 
 
-def _steps_told(program: Jaxpr) -> Iterator[str]:
+def _steps_told(program: Program) -> Iterator[str]:
     numbers: dict[Var, int] = {}
 
     def name(atom: Any) -> str:

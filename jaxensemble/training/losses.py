@@ -7,8 +7,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.core import Tracer
 
+from jaxensemble.compat import Tracer
 from jaxensemble.errors import InputError
 from jaxensemble.rows import Axes
 from jaxensemble.training.data import along

@@ -12,8 +12,8 @@ import numpy as np
 import optax
 from flax import nnx
 from jax import lax
-from jax.extend.core import ClosedJaxpr, JaxprEqn, Literal
 
+from jaxensemble.compat import JaxprEqn, Literal, Program
 from jaxensemble.device import device_of, free_memory
 from jaxensemble.errors import InputError
 from jaxensemble.inputs import batch_axes
@@ -160,7 +160,7 @@ def _chosen(
         )
     if plan is None:
         free = free_memory(case.device)
-        load = dataclasses.replace(case.load, rows=None, peak=peak_bytes(program.jaxpr))
+        load = dataclasses.replace(case.load, rows=None, peak=peak_bytes(program))
         small = case.input_bytes <= SMALL and fits(Plan(), load, free)
         return Plan() if small else guess(load, free), idle
     if plan.rows is None or case.rows is None or plan.rows >= case.rows:
@@ -171,9 +171,7 @@ def _chosen(
     return plan, idle
 
 
-def _gradient_program(
-    case: Case, loss: Loss, targets: Any, frozen: frozenset[str]
-) -> tuple[ClosedJaxpr, frozenset[str]]:
+def _gradient_program(case: Case, loss: Loss, targets: Any, frozen: frozenset[str]) -> tuple[Program, frozenset[str]]:
     """What one member's gradient computes, and the parameters whose gradient JAX knows to be zero."""
     params, buffers, rngs, constants, key, inputs = case.one_member()
 
@@ -187,12 +185,11 @@ def _gradient_program(
         return one(with_trained(everything, params), *others)
 
     arguments = (trained(params, frozen), params, buffers, rngs, key, (inputs, targets))
-    closed = jax.make_jaxpr(jax.grad(objective, has_aux=True))(*arguments)
-    program = closed.jaxpr
+    program = jax.make_jaxpr(jax.grad(objective, has_aux=True))(*arguments)
     zeros = {step.outvars[0] for step in program.eqns if step.primitive.name == "broadcast_in_dim" and _zero(step)}
     names = jax.tree.leaves(unflatten({name: name for name in flatten(arguments[0])}))
     gradients = zip(names, program.outvars[: len(names)], strict=True)
-    return closed, frozenset(name for name, var in gradients if isinstance(var, Literal) or var in zeros)
+    return program, frozenset(name for name, var in gradients if isinstance(var, Literal) or var in zeros)
 
 
 def _zero(step: JaxprEqn) -> bool:

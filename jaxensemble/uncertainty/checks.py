@@ -5,9 +5,9 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.core import Tracer
 from jax.typing import ArrayLike, DTypeLike
 
+from jaxensemble.compat import Tracer
 from jaxensemble.errors import InputError
 from jaxensemble.inputs import as_array
 

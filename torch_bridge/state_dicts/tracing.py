@@ -6,8 +6,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.extend import core
 
+from jaxensemble.compat import Var
 from jaxensemble.errors import InputError
 from jaxensemble.state import flatten, merge, split, unflatten
 from torch_bridge.state_dicts.axes import Axis, unify
@@ -36,7 +36,7 @@ def leaf_axes(module: nnx.Module, inputs: tuple[Any, ...]) -> dict[str, Axes]:
 
     leaves = [jax.ShapeDtypeStruct(jnp.shape(leaf), leaf.dtype) for leaf in initial.values()]
     try:
-        closed = jax.make_jaxpr(call)(leaves, inputs)
+        program = jax.make_jaxpr(call)(leaves, inputs)
     except Exception as error:  # whatever a user's call raises is told as one kind of error
         raise InputError(
             f"`flax_module` cannot be called with `example_input`: {type(error).__name__}: {error}\nPass an input as "
@@ -47,7 +47,7 @@ def leaf_axes(module: nnx.Module, inputs: tuple[Any, ...]) -> dict[str, Axes]:
         [Axis(size, raw=True, last=k == leaf.ndim - 1) for k, size in enumerate(leaf.shape)]
         for leaf in jax.tree.leaves(inputs)
     ]
-    _run(closed.jaxpr, [*own.values(), *given])
+    _run(program, [*own.values(), *given])
     return own
 
 
@@ -56,7 +56,7 @@ def _run(jaxpr: Any, inputs: Sequence[Axes]) -> list[Axes]:
 
     def axes_of(atom: Any) -> Axes:
         aval: Any = atom.aval
-        return known[atom] if isinstance(atom, core.Var) and atom in known else fresh(aval.shape)
+        return known[atom] if isinstance(atom, Var) and atom in known else fresh(aval.shape)
 
     for equation in jaxpr.eqns:
         operands = [axes_of(atom) for atom in equation.invars]
@@ -73,7 +73,7 @@ def _rule(equation: Any) -> Rule:
 def _inner(params: Mapping[str, Any]) -> Any:
     """The jaxpr of a call, which runs it once on its operands as they are; None for a primitive that is no call."""
     name = next((name for name in ("jaxpr", "call_jaxpr", "fun_jaxpr") if name in params), None)
-    return None if name is None else getattr(params[name], "jaxpr", params[name])
+    return None if name is None else params[name]
 
 
 def _inlined(equation: Any, operands: list[Axes]) -> list[Axes]:
@@ -98,13 +98,13 @@ def _scan(equation: Any, operands: list[Axes]) -> list[Axes]:
 
 def _while(equation: Any, operands: list[Axes]) -> list[Axes]:
     ignored, constants = equation.params["cond_nconsts"], equation.params["body_nconsts"]
-    results = _run(equation.params["body_jaxpr"].jaxpr, operands[ignored:])
+    results = _run(equation.params["body_jaxpr"], operands[ignored:])
     _unify_all(operands[ignored + constants :], results)
     return results
 
 
 def _cond(equation: Any, operands: list[Axes]) -> list[Axes]:
-    first, *others = [_run(branch.jaxpr, operands[1:]) for branch in equation.params["branches"]]
+    first, *others = [_run(branch, operands[1:]) for branch in equation.params["branches"]]
     for results in others:
         _unify_all(first, results)
     return first

@@ -1,0 +1,72 @@
+"""What we use of JAX and Flax that has no public way, or that differs from version to version, in this one place.
+
+Tried with JAX 0.10.2 and Flax 0.12.8 (Python 3.11), JAX 0.11.2 and Flax 0.12.12 (3.12), JAX 0.12.0 and Flax 0.12.12
+(3.12 and 3.13). `pyproject.toml` admits no JAX beyond these minors: add the next one once `make test` passes with it.
+
+Before JAX 0.11, a program is a `Jaxpr`, and a `ClosedJaxpr` where its constants come along. Since then both are one
+class, whose attribute `jaxpr` is the program itself. So nothing asks which of the two a program is: steps, inputs and
+outputs are read off either one (`eqns`, `invars`, `constvars`, `outvars`), and constants by `constants`.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from flax.nnx.graphlib import LeafAttr, NodeAttr, NodeDef, NodeRef, VariableDef
+from jax.core import Tracer
+from jax.experimental.compilation_cache import compilation_cache
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var, jaxpr_as_fun
+
+__all__ = [
+    "Jaxpr",
+    "JaxprEqn",
+    "LeafAttr",
+    "Literal",
+    "NodeAttr",
+    "NodeDef",
+    "NodeRef",
+    "Program",
+    "Tracer",
+    "Var",
+    "VariableDef",
+    "constants",
+    "is_program",
+    "jaxpr_as_fun",
+    "reset_compilation_cache",
+    "source_of",
+    "with_steps",
+]
+
+Program = ClosedJaxpr | Jaxpr
+
+
+def is_program(value: Any) -> bool:
+    """Whether a parameter of a step is a program."""
+    return isinstance(value, ClosedJaxpr | Jaxpr)
+
+
+def constants(program: Any) -> Sequence[Any]:
+    """The values of a program's `constvars`, where they come along with it.
+
+    >>> import numpy as np
+    >>> program = jax.make_jaxpr(lambda x: x + np.arange(3))(1)
+    >>> [value.tolist() for value in constants(program)]
+    [[0, 1, 2]]
+    """
+    return getattr(program, "consts", ())
+
+
+def with_steps(program: Any, steps: Sequence[JaxprEqn]) -> Any:
+    """The program with other steps, and with its constants."""
+    if getattr(program, "jaxpr", program) is program:
+        return program.replace(eqns=steps)
+    return program.replace(jaxpr=program.jaxpr.replace(eqns=steps))
+
+
+def source_of(program: Any) -> str:
+    """The function that a program was traced from, and where it stands: `silu at /.../jax/nn/functions.py:60`."""
+    return program.debug_info.func_src_info
+
+
+def reset_compilation_cache() -> None:
+    """Makes JAX look at its settings of the cache of compiled programs again."""
+    compilation_cache.reset_cache()
