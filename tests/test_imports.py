@@ -17,6 +17,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("jaxensemble", "torch_bridge")
 NEVER_IMPORTED = ("torch", "torch_bridge")
+NOT_ON_WINDOWS = ("fcntl", "resource")
 
 IMPORT_ALL = """
 import importlib, pkgutil, sys
@@ -32,7 +33,7 @@ def import_all(package):
     return sorted(name for name in sys.modules if name.partition(".")[0] == package)
 """
 
-WITHOUT_TORCH = """
+BLOCKING = """
 import importlib.abc, json
 
 class Blocked(importlib.abc.MetaPathFinder):
@@ -42,7 +43,35 @@ class Blocked(importlib.abc.MetaPathFinder):
 
 BLOCKED = json.loads(sys.argv[2])
 sys.meta_path.insert(0, Blocked())
-print(json.dumps(import_all(sys.argv[1])))
+"""
+
+IMPORTED = BLOCKING + "print(json.dumps(import_all(sys.argv[1])))"
+
+SAVED_AND_LOADED = """
+import numpy as np
+from flax import nnx
+from jaxensemble import Ensemble, InputError, durable
+from jaxensemble.network import Call, Layer, Network, Ref
+from jaxensemble.source import load_class
+
+layer = Layer("fc", "nnx.Linear", {"in_features": 3, "out_features": 2})
+call = Call("y", "layer:fc", (Ref("x"),), {})
+network = Network("Net", (Ref("x"),), Ref("y"), (layer,), (), (call,), {"": ("Net", "module")})
+modules = [load_class(network)(rngs=nnx.Rngs(seed)) for seed in range(3)]
+ensemble, x = Ensemble.from_modules(modules, network=network), np.ones((4, 3), "float32")
+ensemble.save("net")
+ensemble.save("net", force=True)
+np.testing.assert_array_equal(Ensemble.load("net")(x), ensemble(x))
+"""
+
+ON_WINDOWS = """
+durable._DIRECTORY, durable._libc = None, lambda: None  # neither descriptors of directories nor an exchange
+ensemble.save("other")
+np.testing.assert_array_equal(Ensemble.load("other")(x), ensemble(x))
+try:
+    ensemble.save("other", force=True)
+except InputError as error:
+    print(error)
 """
 
 CHANGED_SETTINGS = """
@@ -82,11 +111,13 @@ print(json.dumps(sorted(name for name in before.keys() | after.keys() if before.
 """
 
 
-def _probe(script: str, *arguments: str, path: Path = ROOT) -> subprocess.CompletedProcess[str]:
+def _probe(
+    script: str, *arguments: str, path: Path = ROOT, cwd: Path | None = None
+) -> subprocess.CompletedProcess[str]:
     # Importing never needs an accelerator, and several probes at a time would compete for it.
     environment = os.environ | {"PYTHONPATH": str(path), "JAX_PLATFORMS": "cpu"}
     command = [sys.executable, "-c", IMPORT_ALL + script, *arguments]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    return subprocess.run(command, env=environment, cwd=cwd, capture_output=True, text=True, timeout=120, check=False)
 
 
 def _plant(folder: Path, source: str) -> None:
@@ -106,18 +137,46 @@ def _dotted(path: Path) -> str:
 
 
 def test_every_module_imports_without_torch() -> None:
-    done = _probe(WITHOUT_TORCH, "jaxensemble", json.dumps(NEVER_IMPORTED))
+    _assert_all_import("jaxensemble", NEVER_IMPORTED)
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_every_module_imports_without_what_windows_lacks(package: str) -> None:
+    if package == "torch_bridge" and importlib.util.find_spec("torch") is None:
+        pytest.skip("torch is not installed, and torch_bridge is for where it is")
+    _assert_all_import(package, NOT_ON_WINDOWS)
+
+
+def _assert_all_import(package: str, blocked: tuple[str, ...]) -> None:
+    done = _probe(IMPORTED, package, json.dumps(blocked))
     assert done.returncode == 0, done.stderr
-    expected = {_dotted(path) for path in _modules("jaxensemble") if path.stem != "__main__"}
+    expected = {_dotted(path) for path in _modules(package) if path.stem != "__main__"}
     assert set(json.loads(done.stdout)) >= expected
 
 
-@pytest.mark.parametrize("source", ["import torch", "from torch import nn", "import torch_bridge.parity"])
-def test_a_planted_import_of_torch_is_caught(tmp_path: Path, source: str) -> None:
+@pytest.mark.parametrize(
+    ("source", "blocked"),
+    [
+        ("import torch", NEVER_IMPORTED),
+        ("from torch import nn", NEVER_IMPORTED),
+        ("import torch_bridge.parity", NEVER_IMPORTED),
+        ("import fcntl", NOT_ON_WINDOWS),
+        ("from resource import getrusage", NOT_ON_WINDOWS),
+    ],
+)
+def test_a_planted_import_of_what_is_blocked_is_caught(tmp_path: Path, source: str, blocked: tuple[str, ...]) -> None:
     _plant(tmp_path, source)
-    done = _probe(WITHOUT_TORCH, "planted", json.dumps(NEVER_IMPORTED), path=tmp_path)
+    done = _probe(IMPORTED, "planted", json.dumps(blocked), path=tmp_path)
     assert done.returncode != 0
     assert "is blocked" in done.stderr
+
+
+def test_ensembles_are_saved_and_loaded_without_what_windows_lacks(tmp_path: Path) -> None:
+    script = BLOCKING + SAVED_AND_LOADED + ON_WINDOWS
+    done = _probe(script, "jaxensemble", json.dumps(NOT_ON_WINDOWS), cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "exists, and the file system it is on cannot replace a directory in one step" in done.stdout
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["net", "other"]
 
 
 @pytest.mark.parametrize("package", PACKAGES)

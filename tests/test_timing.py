@@ -4,6 +4,7 @@ import contextlib
 import functools
 import json
 import pickle
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,9 @@ from torch import nn
 
 import torch_bridge
 from jaxensemble.errors import InputError, ParityError
+from torch_bridge.timing import worker
 from torch_bridge.timing.files import load_arrays, save_arrays
-from torch_bridge.timing.process import Process, compare
+from torch_bridge.timing.process import Process, _is_heard, compare
 from torch_bridge.timing.result import Ratio, TimingReport, Variant
 from torch_bridge.timing.statistics import ratio_interval
 from torch_bridge.timing.variants import OURS, PLAIN, jax_call, torch_call, torch_variants
@@ -91,14 +93,28 @@ def test_a_worker_measures_blocks(tmp_path: Path) -> None:
     models, _, x = _ported()
     setup = functools.partial(Path.touch, tmp_path / "set up")
     (tmp_path / "models.pkl").write_bytes(pickle.dumps(setup) + pickle.dumps((models, x)))
-    worker = Worker(Job(str(tmp_path), "loop", "torch", "cpu", tf32=False, x64=False, threads=1, seconds=0.0))
+    measuring = Worker(Job(str(tmp_path), "loop", "torch", "cpu", tf32=False, x64=False, threads=1, seconds=0.0))
     assert (tmp_path / "set up").exists()
-    ready = worker.prepare()
+    ready = measuring.prepare()
     (outputs,) = load_arrays(Path(ready["outputs"]))
     assert outputs.shape == (3, 4, 3, 3, 4)
-    block = worker.block()
+    block = measuring.block()
     assert len(block["samples"]) >= 5 and not block["compiled"]
-    assert set(worker.finish()) == {"transfer", "peak"}
+    assert set(measuring.finish()) == {"transfer", "peak"}
+
+
+def test_peak_memory_is_unknown_where_the_system_does_not_say(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert (worker._peak() or 0) > 1e7 and (worker._largest() or 0) > 0
+    monkeypatch.setitem(sys.modules, "resource", None)
+    monkeypatch.setattr(worker, "Path", lambda _: tmp_path / "no proc")
+    assert worker._peak() is None
+    monkeypatch.setattr(Process, "_ask", lambda self, message: {"transfer": 0.1, "peak": None})
+    with contextlib.ExitStack() as stack:
+        process = Process(Job(str(tmp_path), "loop", "torch", "cpu", False, False, 1, 0.0), stack)
+        process.rounds, process.samples, process.ready = [2.5], [2.5], {"first": 3.0, "note": ""}
+        process.finish()
+        report = TimingReport((process.variant(),), None, None, None, rows=1)
+    assert "unknown" in str(report) and report.to_json()["variants"][0]["peak"] is None
 
 
 class _Ended:
@@ -140,6 +156,17 @@ def test_a_process_that_is_gone_is_told_and_leaves_the_others(tmp_path: Path) ->
         gone.block()
         assert "exit status -9" in gone.failure
     assert gone.variant().median == float("inf")
+
+
+def test_a_process_that_does_not_answer_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = Job(str(tmp_path), "loop", "torch", "cpu", tf32=False, x64=False, threads=1, seconds=0.0)
+    monkeypatch.setattr("torch_bridge.timing.process.MINUTES", 0)
+    with contextlib.ExitStack() as stack:
+        process = Process(job, stack)
+        process.start()
+        assert process.failure == "no answer after 0 minutes"
+        monkeypatch.setattr(sys, "platform", "win32")
+        assert process._process and process._process.stdout and _is_heard(process._process.stdout, 0)
 
 
 def test_a_single_call_is_what_half_of_the_calls_took(tmp_path: Path) -> None:

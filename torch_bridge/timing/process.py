@@ -11,7 +11,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
@@ -109,7 +109,7 @@ class Process:
             (low, high),
             self.ready["first"],
             self.end.get("transfer", math.nan),
-            self.end.get("peak", math.nan),
+            math.nan if (peak := self.end.get("peak")) is None else peak,
             note=self.ready["note"],
         )
 
@@ -120,7 +120,7 @@ class Process:
         try:
             process.stdin.write(json.dumps(message) + "\n")
             process.stdin.flush()
-            ready, _, _ = select.select([process.stdout], [], [], 60 * MINUTES)
+            ready = _is_heard(process.stdout, 60 * MINUTES)
             if not ready:
                 process.kill()  # it would go on while the others are measured
             answer = json.loads(process.stdout.readline()) if ready else {"error": f"no answer after {MINUTES} minutes"}
@@ -130,6 +130,11 @@ class Process:
             answer = {"error": f"the process ended with exit status {process.wait()}: {last}"[:500]}
         self.failure = answer.get("error", "")
         return answer
+
+
+def _is_heard(pipe: IO[str], seconds: float) -> bool:
+    """Waits until a pipe has something to read, or time is over. On Windows reading itself waits, without a limit."""
+    return sys.platform == "win32" or bool(select.select([pipe], [], [], seconds)[0])
 
 
 def compare(processes: Sequence[Process], *, half: bool) -> None:
