@@ -7,8 +7,10 @@ import ast
 import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -208,6 +210,55 @@ def test_a_planted_change_of_settings_is_caught(tmp_path: Path) -> None:
         "torch.cudnn.allow_tf32",
         "torch.rng_state",
     } <= set(json.loads(done.stdout))
+
+
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+NAMES = {"orbax": "orbax-checkpoint", "sklearn": "scikit-learn"}
+"""The distribution of a module that has another name."""
+
+
+def _declared(requirements: list[str]) -> set[str]:
+    names = (re.match(r"[\w.-]+", requirement) for requirement in requirements)
+    return {name.group().lower().replace("_", "-") for name in names if name}
+
+
+def _third_party(source: str, *, at_import: bool) -> set[str]:
+    """The distributions that a source imports: all of them, or those that it cannot be imported without."""
+    tree = ast.parse(source)
+    nodes = tree.body if at_import else [node for node in ast.walk(tree) if isinstance(node, ast.stmt | ast.Call)]
+    roots = {name.partition(".")[0] for node in nodes for name in _imported(node)}
+    roots -= {*sys.stdlib_module_names, *PACKAGES}
+    return {NAMES.get(name, name.replace("_", "-")) for name in roots}
+
+
+def _undeclared(source: str, always: set[str], anywhere: set[str]) -> set[str]:
+    return _third_party(source, at_import=True) - always | _third_party(source, at_import=False) - anywhere
+
+
+DECLARED = _declared(PROJECT["dependencies"])
+EXTRAS = {name: _declared(requirements) for name, requirements in PROJECT["optional-dependencies"].items()}
+ALWAYS = {"jaxensemble": DECLARED, "torch_bridge": DECLARED | EXTRAS["torch"]}
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_what_is_imported_is_declared(package: str) -> None:
+    always, anywhere = ALWAYS[package], ALWAYS[package].union(*EXTRAS.values())
+    sources = {_dotted(path): path.read_text("utf-8") for path in _modules(package)}
+    assert {name: bad for name, text in sources.items() if (bad := _undeclared(text, always, anywhere))} == {}
+
+
+@pytest.mark.parametrize(
+    ("source", "found"),
+    [
+        ("import scipy", {"scipy"}),
+        ("from ml_dtypes import bfloat16\nimport os, numpy.linalg\nimport jaxensemble", set()),
+        ("import orbax.checkpoint", {"orbax-checkpoint"}),  # of an extra, so not without being asked for
+        ("def f():\n    import orbax.checkpoint, scipy", {"scipy"}),
+        ("import torch", {"torch"}),
+    ],
+)
+def test_the_scan_for_undeclared_imports_finds_planted_ones(source: str, found: set[str]) -> None:
+    assert _undeclared(source, DECLARED, DECLARED.union(*EXTRAS.values())) == found
 
 
 # What runs code found in a file; a package stands for every name within it. `import pickle` for its errors is fine.
