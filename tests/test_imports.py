@@ -212,6 +212,35 @@ def test_a_planted_change_of_settings_is_caught(tmp_path: Path) -> None:
     } <= set(json.loads(done.stdout))
 
 
+LIGHT = """
+for package in sys.argv[1:]:
+    importlib.import_module(package + ".cli")
+print(*sorted(sys.modules.keys() & {"jax", "flax", "numpy", "optax", "torch"}))
+"""
+
+
+def test_the_command_lines_import_nothing_heavy() -> None:
+    done = _probe(LIGHT, *PACKAGES)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "\n", "")
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_public_names_are_found_when_asked_for(package: str) -> None:
+    if package == "torch_bridge":
+        pytest.importorskip("torch")
+    module, public = (importlib.import_module(name) for name in (package, f"{package}.public"))
+    names = [name for name in vars(public) if not name.startswith("_")]
+    assert names and set(names) < set(dir(module))
+    assert all(getattr(module, name) is getattr(public, name) for name in names)
+    modules = {path.stem for path in (ROOT / package).glob("*.py")}
+    assert not set(names) & modules  # or the module would be found
+    assert getattr(module, "stacking").__name__ == f"{package}.stacking"  # noqa: B009 - as without a type checker
+    with pytest.raises(AttributeError, match=f"module '{package}' has no attribute 'nothing'"):
+        _ = module.nothing
+    with pytest.raises(ImportError, match="cannot import name 'nothing'"):
+        exec(f"from {package} import nothing")
+
+
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
 NAMES = {"orbax": "orbax-checkpoint", "sklearn": "scikit-learn"}
 """The distribution of a module that has another name."""
