@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from jaxensemble import terminal
+from jaxensemble.doctor import diagnose
 from jaxensemble.terminal import DebugOption, JsonOption, X64Option, show, wide
 
 app = terminal.program(
@@ -103,6 +104,15 @@ def source(folder: Folder, as_json: JsonOption = False, debug: DebugOption = Fal
 
         text = print_source(Artifact.open(folder).network)
         show({"source": text} if as_json else text.rstrip("\n"), as_json)
+
+
+@app.command()
+def doctor(as_json: JsonOption = False) -> None:
+    """Say what is installed, whether it works, and what to do. Exits with 1 where something will not work."""
+    from jaxensemble.doctor import CHECKS
+
+    with _told(as_json, debug=False):
+        diagnose(CHECKS, as_json)
 
 
 def main() -> None:

@@ -14,6 +14,7 @@ import typer
 from rich.console import Console
 
 from jaxensemble import terminal
+from jaxensemble.doctor import diagnose
 from jaxensemble.errors import InputError
 from jaxensemble.terminal import DebugOption, JsonOption, X64Option, show, wide
 
@@ -209,6 +210,15 @@ def demo(
         figures = demonstration.run(out, quiet=as_json)
         if as_json:
             show(figures, as_json)
+
+
+@app.command()
+def doctor(as_json: JsonOption = False) -> None:
+    """Say what is installed, whether it works, and what to do. Exits with 1 where something will not work."""
+    from torch_bridge.doctor import CHECKS
+
+    with _told(as_json, debug=False):
+        diagnose(CHECKS, as_json)
 
 
 def main() -> None:
