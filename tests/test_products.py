@@ -183,15 +183,15 @@ def test_what_is_called_twice_is_rewritten_once():
     function = jax.jit(lambda x: x @ jnp.ones((1024, 1024)))
     for _ in range(12):
         function = doubled(function)
-    program = jax.make_jaxpr(with_products(function))(jnp.ones((2, 1024))).jaxpr
+    program = jax.make_jaxpr(with_products(function))(jnp.ones((2, 1024)))
     programs = set()
 
-    def collect(jaxpr):
-        for step in jaxpr.eqns:
+    def collect(program):
+        for step in program.eqns:
             inner = step.params.get("jaxpr")
-            if inner is not None and id(inner.jaxpr) not in programs:
-                programs.add(id(inner.jaxpr))
-                collect(inner.jaxpr)
+            if inner is not None and id(inner) not in programs:
+                programs.add(id(inner))
+                collect(inner)
 
     collect(program)
     assert len(programs) < 20
