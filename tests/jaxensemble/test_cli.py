@@ -112,9 +112,9 @@ def test_several_inputs_and_outputs() -> None:
     for arrays in (dict(zip(names, (a, b), strict=True)), {"arr_0": a, "arr_1": b}):
         np.savez("in.npz", **arrays)  # pyright: ignore[reportArgumentType]
         assert run("predict", "two", "in.npz", "-o", "y.npz").exit_code == 0
-        found = np.load("y.npz")
-        assert set(found) == {"output.sum", "output.half"} and found["output.half"].dtype == np.float32
-        np.testing.assert_array_equal(found["output.sum"], (a + b)[None])
+        with np.load("y.npz") as found:
+            assert set(found) == {"output.sum", "output.half"} and found["output.half"].dtype == np.float32
+            np.testing.assert_array_equal(found["output.sum"], (a + b)[None])
     assert "must end in .npz" in run("predict", "two", "in.npz", "-o", "y.npy").stderr
     result = run("predict", "two", "x.npy")
     assert result.exit_code == 3 and f"expected an array for each input: {', '.join(names)}" in result.stderr
