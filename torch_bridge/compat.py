@@ -32,7 +32,7 @@ __all__ = [
 ]
 
 REMOVED = {"aten.cholesky.default": "2.15"}
-"""Operations that have a rule and are in some of these versions only, with the first version that lacks them."""
+"""Operations that have a rule and that later versions lack, each with one of these. All others must be there."""
 
 _LINEAR_CROSS_ENTROPY = "torch.nn.modules.linear_cross_entropy"
 linear_cross_entropy: Any = (
