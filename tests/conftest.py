@@ -8,6 +8,10 @@ from collections.abc import Iterator
 import hypothesis
 import jax
 import pytest
+from flax import nnx
+
+from jaxensemble import Ensemble
+from tests.helpers.training import MLP
 
 HAS_TORCH = importlib.util.find_spec("torch") is not None
 VERSIONED = ("jax", "jaxlib", "flax", "torch")
@@ -71,3 +75,9 @@ def true_float32() -> Iterator[None]:
     """JAX computes products in TF32 on GPUs that have it; what is compared here is float32."""
     with jax.default_matmul_precision("highest"):
         yield
+
+
+@pytest.fixture
+def mlp() -> Ensemble:
+    """Three members of a small network."""
+    return Ensemble.from_modules([MLP(rngs=nnx.Rngs(seed)) for seed in range(3)])
