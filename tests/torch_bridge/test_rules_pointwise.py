@@ -66,6 +66,7 @@ UNARY = {
         kinks,
     ),
     "rounding to tens": (lambda x: (x * 7).round(decimals=-1) + torch.round(x, decimals=0), kinks),
+    "special rounding": (lambda x: torch.special.round(x * 7, decimals=1) + torch.special.round(x), kinks),
     "exponentials": (lambda x: (x.exp(), x.exp2(), x.expm1(), torch.special.expit(x)), fractions),
     "logarithms": (lambda x: (x.log(), x.log2(), x.log10(), x.log1p(), torch.special.entr(x)), positive),
     "roots": (lambda x: (x.sqrt(), x.rsqrt(), x.square(), x.reciprocal(), 1 / x), positive),
@@ -310,6 +311,7 @@ FUNCTIONAL = {
     "methods": lambda x: x.relu().sigmoid().tanh().softmax(1).log_softmax(0),
     "every other": lambda x: F.elu(F.selu(F.celu(F.gelu(F.silu(F.mish(x)))))) + F.logsigmoid(x) + F.softsign(x),
     "hard ones": lambda x: F.hardswish(x) + F.hardsigmoid(x) + F.relu6(x) + F.hardshrink(x) + F.softshrink(x),
+    "special softmax": lambda x: torch.special.softmax(x, 1) + torch.special.log_softmax(x, 0),
     "softmax with dtype": lambda x: F.softmax(x, 1, dtype=torch.float64),
     "rrelu outside of training": lambda x: F.rrelu(x, 0.1, 0.3, training=False),
 }

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from jaxensemble.errors import UnsupportedError
+from tests.helpers.abilities import can_differentiate, can_export
 from tests.helpers.porting import Fn, assert_ports
 from torch_bridge.assemble import convert
 
@@ -45,7 +46,6 @@ FUNCTIONS: dict[str, tuple[Callable[[Tensor], Any], ...]] = {
         lambda x: x.amin(1, keepdim=True),
         lambda x: x.max(),
         lambda x: x.min(),
-        lambda x: x.aminmax(dim=1),
         lambda x: x.relu().amax(2),
         lambda x: x.relu().min(),
     ),
@@ -130,12 +130,6 @@ FUNCTIONS: dict[str, tuple[Callable[[Tensor], Any], ...]] = {
         lambda x: x.topk(2, 2, largest=False),
         lambda x: x.topk(1, -1)[0].squeeze(-1),
     ),
-    "quantiles": (
-        lambda x: x.quantile(0.3, 1),
-        lambda x: x.quantile(torch.tensor([0.2, 0.9], dtype=x.dtype), 2, keepdim=True),
-        lambda x: x.quantile(0.4, 3, interpolation="higher"),
-        lambda x: x.nanquantile(0.4, 3),
-    ),
     "missing": (
         lambda x: torch.where(x > 0, float("nan"), x).nansum(1),
         lambda x: torch.where(x > 0.5, float("nan"), x).nanmean((1, 2, 3)),
@@ -148,6 +142,28 @@ FUNCTIONS: dict[str, tuple[Callable[[Tensor], Any], ...]] = {
 @pytest.mark.parametrize("case", FUNCTIONS)
 def test_function(case: str) -> None:
     assert_ports(Fn(*FUNCTIONS[case]), torch.randn(SHAPE), batches=(1,))
+
+
+def test_extremes_at_once() -> None:
+    forward, x = lambda x: x.aminmax(dim=1), torch.randn(SHAPE)
+    assert_ports(Fn(forward), x, batches=(1,), gradients=can_differentiate(forward, x))  # not in PyTorch 2.11
+
+
+QUANTILES = (
+    lambda x: x.quantile(0.3, 1),
+    lambda x: x.quantile(torch.tensor([0.2, 0.9], dtype=x.dtype), 2, keepdim=True),
+    lambda x: x.quantile(0.4, 3, interpolation="higher"),
+    lambda x: x.nanquantile(0.4, 3),
+)
+
+
+@pytest.mark.parametrize("open_batch", [True, False])
+def test_quantiles(open_batch: bool) -> None:
+    """With an open batch along one axis; with a fixed one, over all elements."""
+    forwards, x = QUANTILES if open_batch else (lambda x: x.quantile(0.5),), torch.randn(SHAPE)
+    if not can_export(forwards[0], x, open_batch=open_batch):
+        pytest.skip("torch.export of this PyTorch does not follow quantile, as that of 2.11")
+    assert_ports(Fn(*forwards), x, batches=(1,), batch_axis=0 if open_batch else None)
 
 
 class Head(nn.Module):
@@ -179,7 +195,6 @@ def test_feature_maps_are_reduced_where_they_stand() -> None:
 
 def test_what_cannot_be_exported_with_an_open_batch() -> None:
     forwards = (
-        lambda x: x.quantile(0.5),
         lambda x: torch.linalg.matrix_norm(x, "nuc"),
         lambda x: torch.linalg.matrix_norm(x, 1),
         lambda x: torch.linalg.matrix_norm(x, -float("inf"), keepdim=True),
