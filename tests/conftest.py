@@ -2,8 +2,12 @@
 
 import importlib.metadata
 import importlib.util
+import math
 import os
+import time
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import hypothesis
 import jax
@@ -11,9 +15,11 @@ import pytest
 from flax import nnx
 
 from jaxensemble import Ensemble
+from tests.helpers.tested import record
 from tests.helpers.training import MLP
 
 HAS_TORCH = importlib.util.find_spec("torch") is not None
+STARTED = time.monotonic()
 VERSIONED = ("jax", "jaxlib", "flax", "torch")
 
 # No deadline: the first example of a shape is compiled. No database: the examples are the same in every run.
@@ -31,6 +37,23 @@ def _version(name: str) -> str:
 def pytest_report_header() -> str:
     platforms = os.environ.get("JAX_PLATFORMS", "unset")
     return f"{', '.join(map(_version, VERSIONED))}; JAX_PLATFORMS {platforms}"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--budget", type=float, default=math.inf, help="seconds after which no more tests are begun")
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    budget = item.config.getoption("--budget")
+    if time.monotonic() - STARTED > budget:
+        pytest.skip(f"not begun within {budget:g} seconds")
+
+
+def pytest_terminal_summary(terminalreporter: Any, exitstatus: int) -> None:
+    """Records the versions that all tests passed with, where the environment names a file for that."""
+    file = os.environ.get("TESTED_WITH")
+    if file and exitstatus == 0:
+        record(Path(file), len(terminalreporter.stats.get("passed", ())))
 
 
 def pytest_configure() -> None:
