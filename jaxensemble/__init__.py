@@ -1,7 +1,5 @@
 """Ensembles of networks as one JAX program."""
 
-import importlib.metadata
-
 from jaxensemble.artifact import verify as verify
 from jaxensemble.caches import keep_compiled as keep_compiled
 from jaxensemble.ensemble import Ensemble as Ensemble
@@ -30,8 +28,4 @@ from jaxensemble.uncertainty import expected_calibration_error as expected_calib
 from jaxensemble.uncertainty import negative_log_likelihood as negative_log_likelihood
 from jaxensemble.uncertainty import reliability_curve as reliability_curve
 from jaxensemble.vectorize import vmap as vmap
-
-try:
-    __version__ = importlib.metadata.version("jaxensemble")
-except importlib.metadata.PackageNotFoundError:  # a source tree that is not installed
-    __version__ = "unknown"
+from jaxensemble.version import VERSION as __version__  # noqa: F401
