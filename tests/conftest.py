@@ -4,17 +4,32 @@ import importlib.metadata
 import importlib.util
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
-import hypothesis
 import jax
 import pytest
 
 HAS_TORCH = importlib.util.find_spec("torch") is not None
 VERSIONED = ("jax", "jaxlib", "flax", "torch")
 
-# No deadline: the first example of a shape is compiled. No database: the examples are the same in every run.
-hypothesis.settings.register_profile("jaxensemble", deadline=None, derandomize=True, database=None, max_examples=25)
-hypothesis.settings.load_profile("jaxensemble")
+# Where a package is not installed, files that mention what needs it are left out, and the header names them.
+NEEDED_FOR = {"expecttest": "torch.testing._internal", "hypothesis": "hypothesis", "sklearn": "sklearn"}
+MISSING = [name for name in NEEDED_FOR if importlib.util.find_spec(name) is None]
+TEXTS = {path.name: path.read_text("utf-8") for path in sorted(Path(__file__).parent.glob("test_*.py"))}
+collect_ignore = [file for file, text in TEXTS.items() if any(NEEDED_FOR[name] in text for name in MISSING)]
+
+if "hypothesis" not in MISSING:
+    import hypothesis
+
+    # No deadline: the first example of a shape is compiled. No database: the examples are the same in every run.
+    hypothesis.settings.register_profile("jaxensemble", deadline=None, derandomize=True, database=None, max_examples=25)
+    hypothesis.settings.load_profile("jaxensemble")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Take the setting of pytest-timeout where it is not installed: unknown settings are errors."""
+    if importlib.util.find_spec("pytest_timeout") is None:
+        parser.addini("timeout", "seconds that a test may take; not installed: pytest-timeout")
 
 
 def _version(name: str) -> str:
@@ -26,7 +41,8 @@ def _version(name: str) -> str:
 
 def pytest_report_header() -> str:
     platforms = os.environ.get("JAX_PLATFORMS", "unset")
-    return f"{', '.join(map(_version, VERSIONED))}; JAX_PLATFORMS {platforms}"
+    left_out = f"; without {', '.join(MISSING)}: no {', '.join(collect_ignore)}" if MISSING else ""
+    return f"{', '.join(map(_version, VERSIONED))}; JAX_PLATFORMS {platforms}{left_out}"
 
 
 def pytest_configure() -> None:
