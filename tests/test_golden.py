@@ -15,7 +15,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import architectures
 import jax
 import numpy as np
 import pytest
@@ -25,6 +24,7 @@ from porting import randomised
 from torch import nn
 
 import torch_bridge
+from benchmarks import architectures
 from jaxensemble.ensemble import Ensemble
 from jaxensemble.program import primitives
 from jaxensemble.state import State, flatten, merge, split
