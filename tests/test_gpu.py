@@ -61,8 +61,8 @@ def test_a_cuda_graph_gives_what_was_recorded(way: str) -> None:
     models = [SimpleCNN().eval().cuda() for _ in range(3)]
     x = (torch.randn(16, 1, 28, 28).cuda(),)
     with reference.equal_precision():
-        for call, atol in ((torch_call, 1e-5), (torch_step, 1e-4)):
+        for call, rtol in ((torch_call, 0.0), (torch_step, 1e-3)):  # losses after some steps more
             expected, found = call(way, models, x)(), call(f"graph({way})", models, x)
             for _ in range(2):
                 for mine, theirs in zip(found(), expected, strict=True):
-                    torch.testing.assert_close(mine, theirs, atol=atol, rtol=0)
+                    torch.testing.assert_close(mine, theirs, atol=1e-5, rtol=rtol)

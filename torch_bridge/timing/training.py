@@ -25,7 +25,7 @@ from jaxensemble.training.data import as_data, rows_of
 from jaxensemble.training.step import step_for, stepped_through
 from torch_bridge.timing.variants import OURS, Call, as_graph, channels_last, compiler, member_of, mode_of, recorded
 
-RATE = 1e-6
+RATE = 1e-9
 STEPS = 10
 """Steps that one call makes."""
 
@@ -34,7 +34,7 @@ def torch_step(name: str, models: Sequence[nn.Module], inputs: tuple[Any, ...]) 
     """Steps of all members in PyTorch, as `name` says; gives the losses before them, a list or a stack."""
     inner = recorded(name)
     if inner:
-        return as_graph(torch_step(inner, models, inputs))
+        return as_graph(torch_step(inner, models, inputs), warm_ups=1)  # a call makes ten steps
     way, mode = mode_of(name)
     models = [copy.deepcopy(model).train().requires_grad_(True) for model in models]
     if way.endswith(", channels_last"):

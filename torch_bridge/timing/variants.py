@@ -91,7 +91,7 @@ def member_of(models: Sequence[nn.Module]) -> Callable[[Any, Any, Any], Any]:
     return lambda params, buffers, inputs: functional_call(base, (params, buffers), inputs)
 
 
-def as_graph(call: Call) -> Call:
+def as_graph(call: Call, *, warm_ups: int = 3) -> Call:
     """The kernels of a call, replayed from a CUDA graph; outputs lie where they lay before.
 
     As https://docs.pytorch.org/docs/stable/notes/cuda.html#cuda-graphs says: calls on another stream come first.
@@ -99,7 +99,7 @@ def as_graph(call: Call) -> Call:
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
-        for _ in range(3):
+        for _ in range(warm_ups):
             call()
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
