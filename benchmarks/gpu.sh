@@ -38,7 +38,7 @@ timing="-m benchmarks --no-check --together --patience $((75 * factor)) --out $o
 # name, seconds at most, and what Python is given; the most valuable first.
 steps="
 machine            60 -m benchmarks.machine $out
-tests             120 -m pytest tests/test_gpu.py -m gpu -p no:cacheprovider --junitxml=$out/tests-$device.xml
+tests             120 -m pytest tests/torch_bridge/test_gpu.py -m gpu -p no:cacheprovider --junitxml=$out/tests-$device.xml
 tutorial           90 $timing tutorial-short
 tutorial-tf32      80 $timing tutorial-short --tf32
 tutorial-bfloat16  80 $timing tutorial-short --dtype bfloat16

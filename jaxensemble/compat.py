@@ -32,6 +32,7 @@ __all__ = [
     "is_program",
     "jaxpr_as_fun",
     "reset_compilation_cache",
+    "scan_counts",
     "source_of",
     "with_steps",
 ]
@@ -47,7 +48,7 @@ def is_program(value: Any) -> bool:
 def constants(program: Any) -> Sequence[Any]:
     """The values of a program's `constvars`, where they come along with it.
 
-    >>> import numpy as np
+    >>> import jax, numpy as np
     >>> program = jax.make_jaxpr(lambda x: x + np.arange(3))(1)
     >>> [value.tolist() for value in constants(program)]
     [[0, 1, 2]]
@@ -65,6 +66,21 @@ def with_steps(program: Any, steps: Sequence[JaxprEqn]) -> Any:
 def source_of(program: Any) -> str:
     """The function that a program was traced from, and where it stands: `silu at /.../jax/nn/functions.py:60`."""
     return program.debug_info.func_src_info
+
+
+def scan_counts(step: JaxprEqn) -> tuple[int, int]:
+    """How many operands of a `scan` are the same in every step, and how many it carries on; the others it takes apart.
+
+    >>> import jax
+    >>> weighted = lambda x, w: jax.lax.scan(lambda total, row: (total * w + row, None), x[0], x)
+    >>> program = jax.make_jaxpr(weighted)(jax.numpy.ones((2, 3)), 2.0)
+    >>> scan_counts(program.eqns[-1])
+    (1, 1)
+    """
+    if "ft_in" in step.params:  # since JAX 0.11
+        constants, carried, _ = map(len, step.params["ft_in"].unpack())
+        return constants, carried
+    return step.params["num_consts"], step.params["num_carry"]
 
 
 def reset_compilation_cache() -> None:

@@ -14,7 +14,7 @@ import flax
 import jax
 import numpy as np
 
-from jaxensemble.compat import JaxprEqn, Literal, Program, constants, is_program, source_of
+from jaxensemble.compat import JaxprEqn, Literal, Program, constants, is_program, scan_counts, source_of
 
 Axes = tuple[int | None, ...]
 """The batch axis of every array of a tree, in the order of its leaves; None for one without rows."""
@@ -303,9 +303,12 @@ def _scan(step: _Step) -> bool:
     """A program for every step in time: time is the first axis of what it takes apart and puts together."""
     a, b = (equation.params["jaxpr"] for equation in step.equations)
     _programs(a, b)
-    consts, carry = step.param("num_consts"), step.param("num_carry")
     step.param("length")
-    return 0 not in (*step.ins[consts + carry :], *step.outs[carry:])
+    consts, carry = scan_counts(step.equations[0])
+    return (consts, carry) == scan_counts(step.equations[1]) and 0 not in (
+        *step.ins[consts + carry :],
+        *step.outs[carry:],
+    )
 
 
 def _while(step: _Step) -> bool:

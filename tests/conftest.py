@@ -8,6 +8,10 @@ from pathlib import Path
 
 import jax
 import pytest
+from flax import nnx
+
+from jaxensemble import Ensemble
+from tests.helpers.training import MLP
 
 HAS_TORCH = importlib.util.find_spec("torch") is not None
 VERSIONED = ("jax", "jaxlib", "flax", "torch")
@@ -15,8 +19,8 @@ VERSIONED = ("jax", "jaxlib", "flax", "torch")
 # Where a package is not installed, files that mention what needs it are left out, and the header names them.
 NEEDED_FOR = {"expecttest": "torch.testing._internal", "hypothesis": "hypothesis", "sklearn": "sklearn"}
 MISSING = [name for name in NEEDED_FOR if importlib.util.find_spec(name) is None]
-TEXTS = {path.name: path.read_text("utf-8") for path in sorted(Path(__file__).parent.glob("test_*.py"))}
-collect_ignore = [file for file, text in TEXTS.items() if any(NEEDED_FOR[name] in text for name in MISSING)]
+TEXTS = {path: path.read_text("utf-8") for path in sorted(Path(__file__).parent.rglob("test_*.py"))}
+collect_ignore = [path for path, text in TEXTS.items() if any(NEEDED_FOR[name] in text for name in MISSING)]
 
 if "hypothesis" not in MISSING:
     import hypothesis
@@ -41,7 +45,9 @@ def _version(name: str) -> str:
 
 def pytest_report_header() -> str:
     platforms = os.environ.get("JAX_PLATFORMS", "unset")
-    left_out = f"; without {', '.join(MISSING)}: no {', '.join(collect_ignore)}" if MISSING else ""
+    left_out = (
+        f"; without {', '.join(MISSING)}: no {', '.join(path.name for path in collect_ignore)}" if MISSING else ""
+    )
     return f"{', '.join(map(_version, VERSIONED))}; JAX_PLATFORMS {platforms}{left_out}"
 
 
@@ -87,3 +93,9 @@ def true_float32() -> Iterator[None]:
     """JAX computes products in TF32 on GPUs that have it; what is compared here is float32."""
     with jax.default_matmul_precision("highest"):
         yield
+
+
+@pytest.fixture
+def mlp() -> Ensemble:
+    """Three members of a small network."""
+    return Ensemble.from_modules([MLP(rngs=nnx.Rngs(seed)) for seed in range(3)])

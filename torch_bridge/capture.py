@@ -16,14 +16,14 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
-import torch.utils._pytree as pytree
 from torch import Tensor, fx, nn
 from torch.export import Dim, ExportedProgram
-from torch.nn.modules import transformer
 
 from jaxensemble.errors import InputError, UnsupportedError
 from torch_bridge.attributes import changes_of
+from torch_bridge.compat import keeps_cumulative_average, masks_not_looked_into, pytree, writes
 from torch_bridge.export_errors import explained, first_lines
+from torch_bridge.memory import OWN_MEMORY, without_memory_formats
 from torch_bridge.memos import forget_tensors
 from torch_bridge.modes import Modes, add_dropout, aligned, has_tensors
 from torch_bridge.regions import inline_regions
@@ -63,7 +63,7 @@ def capture(model: nn.Module, example_inputs: tuple[Any, ...], batch_axis: Batch
     **Raises:** `UnsupportedError` where `torch.export` cannot follow the forward, with its reason.
     """
     inputs, dynamic = _examples(example_inputs, batch_axis)
-    with fast_paths_off(), _masks_not_looked_into():
+    with fast_paths_off(), masks_not_looked_into():
         with changes_of(model) as changed:
             evaluation = _export(model, inputs, dynamic, training=False)
         if changed:
@@ -118,7 +118,7 @@ def _decomposed(model: nn.Module, program: ExportedProgram) -> ExportedProgram:
 
 
 def _is_functional(graph: fx.Graph) -> bool:
-    return not any(getattr(getattr(node.target, "_schema", None), "is_mutable", False) for node in graph.nodes)
+    return not any(map(writes, graph.nodes))
 
 
 def _computing(graph: fx.Graph) -> Iterator[fx.Node]:
@@ -139,7 +139,10 @@ def _modes(
         training = _export(model, inputs, dynamic, training=True)
     except UnsupportedError as error:
         return str(error)
-    return aligned(evaluation, training)
+    modes = aligned(evaluation, training)
+    if isinstance(modes, str) and without_memory_formats(evaluation, training):
+        modes = aligned(evaluation, training)
+    return modes
 
 
 def _examples(example_inputs: tuple[Any, ...], batch_axis: BatchAxis) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
@@ -266,7 +269,7 @@ def _mode(model: nn.Module, training: bool) -> Iterator[None]:
 @contextlib.contextmanager
 def _cumulative_averages_fixed(model: nn.Module) -> Iterator[None]:
     """BatchNorm with `momentum=None` reads a counter's value in training; the lowering takes it from the module."""
-    modules = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._NormBase) and m.momentum is None]
+    modules = [module for module in model.modules() if keeps_cumulative_average(module)]
     try:
         for module in modules:
             module.momentum = 0.0
@@ -285,20 +288,6 @@ def fast_paths_off() -> Iterator[None]:
         yield
     finally:
         torch.backends.mha.set_fastpath_enabled(before)
-
-
-@contextlib.contextmanager
-def _masks_not_looked_into() -> Iterator[None]:
-    """Transformer layers compare masks with a causal one where they are not told; either way they give the same.
-
-    `torch.export` cannot follow decisions by values.
-    """
-    before = transformer._detect_is_causal_mask
-    transformer._detect_is_causal_mask = lambda mask, is_causal=None, size=None: bool(is_causal)
-    try:
-        yield
-    finally:
-        transformer._detect_is_causal_mask = before
 
 
 @contextlib.contextmanager
@@ -322,14 +311,6 @@ def _torch_warnings_off() -> Iterator[None]:
 
 
 _ATEN = torch.ops.aten
-_OWN_MEMORY = {
-    *(getattr(getattr(_ATEN, f"conv{n}d"), overload) for n in (1, 2, 3) for overload in ("default", "padding")),
-    _ATEN.linear.default,
-    _ATEN.add.Tensor,
-    _ATEN.mul.Tensor,
-    _ATEN.cat.default,
-}
-"""Operations whose result is memory that nothing else refers to."""
 
 _OUT_OF_PLACE = {
     getattr(_ATEN, f"{name}_").default: getattr(_ATEN, name).default
@@ -343,7 +324,7 @@ def _write_out_of_place(module: fx.GraphModule) -> None:
 
     Torch's own functionalisation comes to the same, and would take most of the time of porting over it.
     """
-    own_memory = _OWN_MEMORY | {stand_in("batch_norm")}
+    own_memory = OWN_MEMORY | {stand_in("batch_norm")}
     for node in module.graph.nodes:
         operand = node.args[0] if node.target in _OUT_OF_PLACE else None
         if (

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.utils._pytree as pytree
 from torch import Tensor, nn
 
 from jaxensemble.errors import InputError, JaxEnsembleError, UnsupportedError
+from torch_bridge.compat import pytree
 
 _MODE_NAMES = {True: "training", False: "evaluation"}
 

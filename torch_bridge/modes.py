@@ -9,11 +9,10 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
-import torch.utils._pytree as pytree
 from torch import Tensor, fx
 from torch.export import ExportedProgram
-from torch.fx.node import map_aggregate
 
+from torch_bridge.compat import map_aggregate, pytree
 from torch_bridge.stand_ins import DROPOUTS, MODED, NAMES, Mode, all_args, flag, stand_in, stand_in_args
 
 

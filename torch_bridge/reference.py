@@ -7,11 +7,11 @@ from typing import Any
 
 import jax
 import torch
-import torch.utils._pytree as pytree
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from jaxensemble.errors import InputError
+from torch_bridge.compat import pytree
 from torch_bridge.memos import tensors_forgotten
 
 Inputs = tuple[Any, ...]

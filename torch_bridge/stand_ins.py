@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, fx
-from torch.fx.node import has_side_effect
+
+from torch_bridge.compat import has_side_effect, schema_of
 
 _ATEN = torch.ops.aten
 
@@ -113,7 +114,7 @@ def stand_in(name: str) -> Any:
 
 def all_args(node: fx.Node) -> list[Any]:
     """A node's arguments in the order of its schema, with defaults for those that are left out."""
-    schema = node.target._schema.arguments  # type: ignore[union-attr]
+    schema = schema_of(node.target).arguments
     given = dict(zip((argument.name for argument in schema), node.args, strict=False)) | dict(node.kwargs)
     return [given.get(argument.name, argument.default_value) for argument in schema]
 
@@ -147,5 +148,5 @@ def stand_in_args(name: str, given: list[Any], mode: Mode) -> tuple[Any, ...]:
     """The arguments of a stand-in: those of the operation, the mode in place of the flag."""
     args = [arg for k, arg in enumerate(given) if k != MODED[name][1]]
     extra = [mode.rate] if name == "attention" else []
-    count = len(stand_in(name)._schema.arguments) - 1 - len(extra)
+    count = len(schema_of(stand_in(name)).arguments) - 1 - len(extra)
     return (*args[:count], *extra, mode.when)

@@ -90,12 +90,12 @@ def _with_options(b: Builder, target: str, x: Value, *options: tuple[Any, Any]) 
     return b.elementwise(target, x, *(value for value, _ in options[: max(changed, default=0)]))
 
 
-@register("aten.softmax.int", "aten._softmax.default", "aten.special_softmax.int")
+@register("aten.softmax.int", "aten._softmax.default", "aten.special_softmax.default")
 def softmax(b: Builder, x: Value, dim: int, dtype: Any = None) -> Value:
     return _along(b, "nnx.softmax", x, dim)
 
 
-@register("aten.log_softmax.int", "aten._log_softmax.default", "aten.special_log_softmax.int")
+@register("aten.log_softmax.int", "aten._log_softmax.default", "aten.special_log_softmax.default")
 def log_softmax(b: Builder, x: Value, dim: int, dtype: Any = None) -> Value:
     return _along(b, "nnx.log_softmax", x, dim)
 

@@ -5,8 +5,8 @@ from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor
-from torch.nn.modules import linear_cross_entropy
 
+from torch_bridge.compat import linear_cross_entropy
 from torch_bridge.lowering.table import refuse
 
 refuse(

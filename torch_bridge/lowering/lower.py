@@ -8,14 +8,13 @@ from typing import Any, TypeVar, cast
 
 import jax
 import torch
-import torch.utils._pytree as pytree
 from torch import Tensor, fx, nn
-from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 
 from jaxensemble.errors import NarrowIntegerWarning, UnsupportedError
 from jaxensemble.network import Call, Layer, Network, Ref, Tree, Var, Variable, references
 from jaxensemble.origin import Entry, WeightMap
 from torch_bridge.capture import TorchGraph
+from torch_bridge.compat import free_unbacked_symbols, pytree
 from torch_bridge.layout import Layout, fresh
 from torch_bridge.lowering.builder import Builder
 from torch_bridge.lowering.integers import wide_products

@@ -132,15 +132,18 @@ BINARY = {
     "nextafter.default": "jnp.nextafter",
     **{
         f"{name}.{overload}": symbol
-        for operation, symbol in {
-            "and": "&",
-            "or": "|",
-            "xor": "^",
-            "left_shift": "jnp.left_shift",
-            "right_shift": "jnp.right_shift",
-        }.items()
-        for name in (f"bitwise_{operation}", f"__{operation.replace('left_', 'l').replace('right_', 'r')}__")
-        for overload in ("Tensor", "Scalar", "Scalar_Tensor", "Tensor_Scalar")
+        for operation, dunder, number, symbol in (
+            ("and", "and", "Scalar", "&"),
+            ("or", "or", "Scalar", "|"),
+            ("xor", "xor", "Scalar", "^"),
+            ("left_shift", "lshift", "Tensor_Scalar", "jnp.left_shift"),
+            ("right_shift", "rshift", "Tensor_Scalar", "jnp.right_shift"),
+        )
+        for name, overloads in (
+            (f"bitwise_{operation}", ("Tensor", number, "Scalar_Tensor")),
+            (f"__{dunder}__", ("Tensor", "Scalar")),
+        )
+        for overload in overloads
     },
 }
 """Functions of two arrays, or of an array and a number, computed in the dtype of the result."""
@@ -282,7 +285,6 @@ ROUNDING = {
     "trunc": "jnp.trunc",
     "fix": "jnp.trunc",
     "round": "jnp.round",
-    "special_round": "jnp.round",
 }
 """Functions that leave integers as they are."""
 
@@ -295,7 +297,7 @@ for _name, _target in ROUNDING.items():
     register(f"aten.{_name}.default")(_rounding(_target))
 
 
-@register("aten.round.decimals", "aten.special_round.decimals")
+@register("aten.round.decimals", "aten.special_round.default")
 def round_decimals(b: Builder, x: Value, decimals: int = 0) -> Value:
     if decimals == 0 or not x.dtype.is_floating_point:
         return _rounding("jnp.round")(b, x)

@@ -8,7 +8,6 @@ from typing import Any
 import jax
 import numpy as np
 import torch
-import torch.utils._pytree as pytree
 from torch import Tensor, nn
 
 from jaxensemble.ensemble import Ensemble
@@ -17,6 +16,7 @@ from jaxensemble.inputs import as_arrays
 from jaxensemble.origin import Origin
 from torch_bridge import reference
 from torch_bridge.assemble import tensors_of
+from torch_bridge.compat import pytree
 from torch_bridge.finite import has_fractions
 from torch_bridge.members import as_members
 from torch_bridge.parity import gradients, steps, training

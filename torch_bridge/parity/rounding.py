@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.utils._pytree as pytree
 from torch import Tensor, nn
 
 from torch_bridge import reference
+from torch_bridge.compat import pytree
 
 FACTOR = 32.0
 """An error in float64 may be so many times PyTorch's own in float32, scaled by `SCALE`."""

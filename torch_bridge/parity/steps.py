@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import torch
-import torch.utils._pytree as pytree
 from torch import Tensor, nn
 
 from jaxensemble.ensemble import Ensemble
@@ -18,6 +17,7 @@ from jaxensemble.inputs import batch_axes
 from jaxensemble.training import train_step
 from jaxensemble.training.data import rows_of
 from torch_bridge import reference
+from torch_bridge.compat import pytree
 from torch_bridge.optimizers import train_state
 from torch_bridge.parity.gradients import floats, weights
 from torch_bridge.parity.metrics import normwise

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxensemble.compat import Var
+from jaxensemble.compat import Var, scan_counts
 from jaxensemble.errors import InputError
 from jaxensemble.state import flatten, merge, split, unflatten
 from torch_bridge.state_dicts.axes import Axis, unify
@@ -88,7 +88,7 @@ def _inlined(equation: Any, operands: list[Axes]) -> list[Axes]:
 
 def _scan(equation: Any, operands: list[Axes]) -> list[Axes]:
     """A loop: what is carried comes out as it goes in; what is scanned loses its first axis and gets it back."""
-    constants, carried = equation.params["num_consts"], equation.params["num_carry"]
+    constants, carried = scan_counts(equation)
     scanned = operands[constants + carried :]
     steps = scanned[0][0] if scanned else Axis(equation.params["length"])
     results = _run(_inner(equation.params), [*operands[: constants + carried], *(axes[1:] for axes in scanned)])

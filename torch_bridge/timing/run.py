@@ -12,7 +12,6 @@ from typing import Any
 import jax
 import numpy as np
 import torch
-import torch.utils._pytree as pytree
 from torch import Tensor, nn
 
 from jaxensemble.device import cores
@@ -20,6 +19,7 @@ from jaxensemble.ensemble import Ensemble
 from jaxensemble.errors import InputError
 from jaxensemble.inputs import as_arrays
 from torch_bridge import reference
+from torch_bridge.compat import pytree
 from torch_bridge.members import as_members
 from torch_bridge.report import environment
 from torch_bridge.timing.files import save_arrays

@@ -13,7 +13,6 @@ import jax
 import jax.numpy as jnp
 import optax
 import torch
-import torch.utils._pytree as pytree
 from torch import Tensor, nn
 from torch.func import stack_module_state, vmap
 
@@ -23,6 +22,7 @@ from jaxensemble.state import Tree, merge, split
 from jaxensemble.training import TrainState
 from jaxensemble.training.data import as_data, rows_of
 from jaxensemble.training.step import step_for, stepped_through
+from torch_bridge.compat import pytree
 from torch_bridge.timing.variants import OURS, Call, as_graph, channels_last, compiler, member_of, mode_of, recorded
 
 RATE = 1e-9

@@ -7,13 +7,13 @@ from typing import Any
 
 import jax
 import torch
-import torch.utils._pytree as pytree
 from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state, vmap
 
 from jaxensemble.ensemble import Ensemble
 from jaxensemble.inputs import as_arrays
 from jaxensemble.state import merge
+from torch_bridge.compat import pytree
 
 Call = Callable[[], Any]
 

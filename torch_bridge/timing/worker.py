@@ -17,11 +17,11 @@ from typing import Any
 import jax
 import numpy as np
 import torch
-import torch.utils._pytree as pytree
 
 from jaxensemble import Ensemble
 from jaxensemble.inputs import input_structure
 from torch_bridge import reference
+from torch_bridge.compat import compiled_graphs, pytree
 from torch_bridge.parity.metrics import stacked
 from torch_bridge.timing.files import load_arrays, save_arrays
 from torch_bridge.timing.training import STEPS, jax_step, torch_step
@@ -133,11 +133,7 @@ def _torch(job: Job) -> Way:
         return [array for _, array in sorted(stacked(outputs).items())]
 
     def compilations() -> int:
-        if "compile(" not in job.variant:
-            return 0
-        from torch._dynamo.utils import counters  # which takes seconds to import
-
-        return counters["stats"]["unique_graphs"]
+        return compiled_graphs() if "compile(" in job.variant else 0
 
     def move(outputs: Any) -> None:
         wait(pytree.tree_map(_to(job.device), inputs))

@@ -1,0 +1,30 @@
+"""What the installed PyTorch can export and differentiate by itself, which is less in older versions."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.utils._pytree as pytree
+from torch import Tensor
+
+from tests.helpers.porting import Fn
+
+
+def can_export(forward: Callable[[Tensor], Any], x: Tensor, *, open_batch: bool = True) -> bool:
+    """Whether `torch.export` follows a forward, asked without any code of ours."""
+    dynamic = {0: torch.export.Dim("batch")} if open_batch else {}
+    try:
+        torch.export.export(Fn(forward), (x,), dynamic_shapes=((dynamic,),), strict=False)
+    except Exception:  # which is of many kinds
+        return False
+    return True
+
+
+def can_differentiate(forward: Callable[[Tensor], Any], x: Tensor) -> bool:
+    """Whether PyTorch has a derivative of a forward."""
+    outputs = pytree.tree_leaves(forward(x.detach().requires_grad_()))
+    try:
+        torch.stack([output.sum() for output in outputs]).sum().backward()
+    except RuntimeError:
+        return False
+    return True

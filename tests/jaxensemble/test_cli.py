@@ -1,0 +1,176 @@
+"""`jaxensemble inspect | verify | predict | source`: results, JSON, exit codes, and no PyTorch."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner, Result
+
+from jaxensemble import Ensemble, cli
+from jaxensemble.cli import app
+from tests.helpers.artifacts import SAVED, X, run_without_torch
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("saved")
+    for name in ("net", "two", "wide"):
+        shutil.copytree(SAVED / name, root / name)
+    Ensemble.load(SAVED / "net")[:1].save(root / "unproven")
+    np.save(root / "x.npy", X)
+    np.savez(root / "x.npz", x=X)
+    return root
+
+
+@pytest.fixture(autouse=True)
+def folder(saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    shutil.copytree(saved, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def run(*args: str) -> Result:
+    return CliRunner().invoke(app, list(args))
+
+
+def damage() -> None:
+    weights = Path("net/weights.safetensors")
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+
+
+def test_inspect_tells_what_is_there() -> None:
+    result = run("inspect", "net")
+    assert result.exit_code == 0, result.output
+    for text in (
+        "3 x Net, 73 parameters each",
+        "inputs: x [N, 1, 3, 3]",
+        "verified against PyTorch on",
+        "float32[3, 3]",
+    ):
+        assert text in result.stdout
+    told = json.loads(run("inspect", "net", "--json").stdout)
+    assert told["members"] == 3 and told["verified"] is True and told["arrays"]["bn.mean"]["shape"] == [3, 3]
+    assert "NOT verified" in run("inspect", "unproven").stdout
+
+
+def test_inspect_reads_headers_only() -> None:
+    damage()
+    assert run("inspect", "net").exit_code == 0
+
+
+def test_verify_names_the_damaged_array() -> None:
+    result = run("verify", "net")
+    assert result.exit_code == 0 and "intact" in result.stdout
+    assert json.loads(run("verify", "net", "--json").stdout)["intact"] is True
+    damage()
+    result = run("verify", "net")
+    assert result.exit_code == 3 and "its bytes are not those that were saved" in result.stderr
+    assert json.loads(run("verify", "net", "--json").stdout)["error"] == "InputError"
+
+
+@pytest.mark.parametrize("name", ["x.npy", "x.npz"])
+def test_predict_gives_what_the_ensemble_gives(name: str) -> None:
+    result = run("predict", "net", name, "--out", "y.npy")
+    assert result.exit_code == 0, result.output
+    assert result.stdout == "output: float32[3, 3, 4]\n" and result.stderr == ""
+    np.testing.assert_array_equal(np.load("y.npy"), Ensemble.load("net")(X))
+    values = json.loads(run("predict", "net", name, "--json").stdout)["outputs"]["output"]["values"]
+    np.testing.assert_array_equal(np.float32(values), np.load("y.npy"))
+
+
+def test_what_cannot_be_written_is_said_before_anything_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cli, "_arrays", lambda path: pytest.fail("the inputs were read"))
+    assert "must end in .npy or .npz, for the one array" in run("predict", "net", "x.npy", "-o", "y.txt").stderr
+    result = run("predict", "net", "x.npy", "-o", "no/where/y.npy")
+    assert result.exit_code == 6 and "No such directory: 'no/where'" in result.stderr
+
+
+def test_compiled_programs_are_kept_where_that_is_asked_for(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("JAXENSEMBLE_CACHE", str(folder / "cache"))
+    before = cli.jax.config.jax_compilation_cache_dir  # pyright: ignore[reportAttributeAccessIssue]
+    try:
+        assert run("predict", "net", "x.npy", "--keep-compiled").exit_code == 0
+        assert (folder / "cache" / "programs").stat().st_mode & 0o777 == 0o700
+    finally:
+        cli.jax.config.update("jax_compilation_cache_dir", before)
+
+
+def test_predictions_that_were_never_verified_say_so() -> None:
+    result = run("predict", "unproven", "x.npy")
+    assert result.exit_code == 0 and "NOT verified" in result.stderr
+
+
+def test_several_inputs_and_outputs() -> None:
+    a, b = np.ones((2, 3), "float32"), np.arange(6, dtype="float32").reshape(2, 3)
+    names = list(json.loads(run("inspect", "two", "--json").stdout)["inputs"])
+    for arrays in (dict(zip(names, (a, b), strict=True)), {"arr_0": a, "arr_1": b}):
+        np.savez("in.npz", **arrays)  # pyright: ignore[reportArgumentType]
+        assert run("predict", "two", "in.npz", "-o", "y.npz").exit_code == 0
+        found = np.load("y.npz")
+        assert set(found) == {"output.sum", "output.half"} and found["output.half"].dtype == np.float32
+        np.testing.assert_array_equal(found["output.sum"], (a + b)[None])
+    assert "must end in .npz" in run("predict", "two", "in.npz", "-o", "y.npy").stderr
+    result = run("predict", "two", "x.npy")
+    assert result.exit_code == 3 and f"expected an array for each input: {', '.join(names)}" in result.stderr
+
+
+def test_float64_needs_x64() -> None:
+    np.save("wide.npy", np.ones((1, 3)))
+    result = run("predict", "wide", "wide.npy")
+    assert result.exit_code == 3 and "enable 64-bit types" in result.stderr
+    assert run("predict", "wide", "wide.npy", "--x64").exit_code == 0
+
+
+def test_source_is_what_runs() -> None:
+    assert run("source", "net").stdout == Ensemble.load("net").source()
+    assert json.loads(run("source", "net", "--json").stdout)["source"] == Ensemble.load("net").source()
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "message"),
+    [
+        (("inspect", "nothing"), 3, "there is no such directory"),
+        (("verify", "x.npy"), 3, "it is no directory"),
+        (("predict", "net", "nothing.npy"), 6, "No such file"),
+        (("predict", "net", "net/source.py"), 3, "no NumPy arrays"),
+        (("predict", "net", "objects.npy"), 3, "no NumPy arrays"),
+        (("predict", "net", "small.npy"), 3, "expected [N, 1, 3, 3], got [2, 1, 2, 2]"),
+        (("predict", "net", "x.npy", "-o", "y.txt"), 3, "must end in .npy or .npz"),
+        (("predict", "net", "x.npy", "-o", "no/y.npy"), 6, "No such directory"),
+        (("predict", "net"), 2, "INPUT"),
+    ],
+)
+def test_errors_are_one_message_and_an_exit_code(args: tuple[str, ...], code: int, message: str) -> None:
+    np.save("objects.npy", np.array([print]), allow_pickle=True)
+    np.save("small.npy", np.ones((2, 1, 2, 2), "float32"))
+    result = run(*args)
+    assert result.exit_code == code, result.output
+    assert message in result.output
+    assert "Traceback" not in result.output
+
+
+def test_debug_shows_the_error_itself() -> None:
+    assert isinstance(run("verify", "nothing", "--debug").exception, ValueError)
+
+
+def test_names_in_a_file_do_not_steer_the_terminal() -> None:
+    assert cli.terminal.plain("a\x1b[2J\u202eb\n") == "a\\x1b[2J\\u202eb\n"
+
+
+def test_ctrl_c_exits_with_130(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli.Artifact, "verify", interrupted)
+    result = run("verify", "net")
+    assert result.exit_code == 130 and "interrupted" in result.stderr
+
+
+def test_the_command_needs_no_torch(folder: Path) -> None:
+    done = run_without_torch("from jaxensemble.cli import main\nmain()", "predict", "net", "x.npy", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("output: float32[3, 3, 4]")

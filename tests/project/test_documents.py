@@ -1,0 +1,83 @@
+"""What the documents say works, works: Python blocks run as pasted, the packages' commands exit with 0."""
+
+import re
+import shlex
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+import jaxensemble.cli
+import torch_bridge.cli
+from benchmarks import figures
+from trust import page as trust
+from zoo import coverage
+
+ROOT = Path(__file__).parents[2]
+DOCUMENTS = [
+    *(ROOT / f"{name}.md" for name in ("README", "CONTRIBUTING", "SECURITY")),
+    *sorted((ROOT / "docs").glob("*.md")),
+]
+
+
+def blocks(language: str) -> list[tuple[str, str]]:
+    """Every fenced block of a language, with a name for its test."""
+    found = []
+    for document in DOCUMENTS:
+        for k, code in enumerate(re.findall(rf"```{language}\n(.*?)```", document.read_text(), re.DOTALL)):
+            found.append((f"{document.name}-{k}", code))
+    return found
+
+
+PYTHON = blocks("python")
+APPS = {"torch-bridge": torch_bridge.cli.app, "jaxensemble": jaxensemble.cli.app}
+COMMANDS = [(name, line) for name, code in blocks("sh") for line in code.splitlines() if line.partition(" ")[0] in APPS]
+
+
+@pytest.mark.parametrize("document", list(dict.fromkeys(name.rpartition("-")[0] for name, _ in PYTHON)))
+def test_python_blocks_run(document: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One after the other, as someone would paste them who reads the document from its top."""
+    monkeypatch.chdir(tmp_path)
+    namespace = {"__name__": "__document__"}
+    for name, code in PYTHON:
+        if name.rpartition("-")[0] == document:
+            exec(compile(code, f"<{name}>", "exec"), namespace)
+
+
+@pytest.mark.parametrize("document", list(dict.fromkeys(name.rpartition("-")[0] for name, _ in COMMANDS)))
+def test_commands_succeed(document: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One after the other: what one saves the next ones read."""
+    monkeypatch.chdir(tmp_path)
+    np.save("images.npy", np.zeros((2, 1, 28, 28), np.float32))
+    for name, line in COMMANDS:
+        if name.rpartition("-")[0] == document:
+            program, *arguments = shlex.split(line, comments=True)
+            result = CliRunner().invoke(APPS[program], arguments)
+            assert result.exit_code == 0, (line, result.output)
+
+
+def test_the_readme_has_blocks_to_run() -> None:
+    assert any(name.startswith("README") for name, _ in PYTHON)
+    assert len(COMMANDS) >= 7 and {line.partition(" ")[0] for _, line in COMMANDS} == set(APPS)
+
+
+def test_the_figures_of_speed_are_those_of_the_results() -> None:
+    text = figures.PAGE.read_text()
+    assert figures.page(text) == text, "run python -m benchmarks.figures"
+
+
+def test_the_page_of_what_is_covered_is_up_to_date() -> None:
+    assert coverage.PAGE.read_text() == coverage.page(), "write it anew: python -m zoo.coverage"
+
+
+def test_the_counts_of_trust_are_those_of_the_results() -> None:
+    assert trust.PAGE.read_text() == trust.page(trust.PAGE.read_text()), "write it anew: python -m trust page"
+
+
+def test_make_targets_that_documents_name_exist() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    for document in DOCUMENTS:
+        for target in re.findall(r"^make ([a-z-]+)|`make ([a-z-]+)", document.read_text(), re.MULTILINE):
+            name = "".join(target)
+            assert re.search(rf"^{name}:", makefile, re.MULTILINE), f"{document.name} names `make {name}`"
