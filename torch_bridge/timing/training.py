@@ -25,7 +25,7 @@ from jaxensemble.training.step import step_for, stepped_through
 from torch_bridge.compat import pytree
 from torch_bridge.timing.variants import OURS, Call, as_graph, channels_last, compiler, member_of, mode_of, recorded
 
-RATE = 1e-9
+RATE = 1e-10
 STEPS = 10
 """Steps that one call makes."""
 
