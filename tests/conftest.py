@@ -30,10 +30,10 @@ if "hypothesis" not in MISSING:
     hypothesis.settings.load_profile("jaxensemble")
 
 
-def pytest_addoption(parser: pytest.Parser) -> None:
-    """Take the setting of pytest-timeout where it is not installed: unknown settings are errors."""
-    if importlib.util.find_spec("pytest_timeout") is None:
-        parser.addini("timeout", "seconds that a test may take; not installed: pytest-timeout")
+def pytest_addoption(parser: pytest.Parser, pluginmanager: pytest.PytestPluginManager) -> None:
+    """Take the setting of pytest-timeout where it is not loaded: unknown settings are errors."""
+    if not pluginmanager.hasplugin("timeout"):
+        parser.addini("timeout", "seconds that a test may take; not loaded: pytest-timeout")
 
 
 def _version(name: str) -> str:
