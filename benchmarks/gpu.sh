@@ -17,12 +17,12 @@ export PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
 
 case $platform in
 cuda)
-    device=gpu out=${OUT:-benchmarks/results} total=${SECONDS_TOTAL:-450} factor=1 sizes="--rounds 5"
+    device=gpu out=${OUT:-benchmarks/results} total=${SECONDS_TOTAL:-450} factor=1 sizes="--rounds 5" tutorial=""
     export JAX_PLATFORMS=cuda,cpu XLA_PYTHON_CLIENT_PREALLOCATE=false
     ;;
 cpu)
     device=cpu out=${OUT:-build/rehearsal} total=${SECONDS_TOTAL:-1200} factor=3
-    sizes="--rounds 1 --members 2 --rows 4 --eager --only cnn --only resnet18"
+    sizes="--rounds 1 --members 2 --rows 4 --eager" tutorial="--only cnn"
     export JAX_PLATFORMS=cpu OMP_NUM_THREADS=1
     ;;
 *)
@@ -34,18 +34,21 @@ mkdir -p "$out/logs" || exit
 export JAXENSEMBLE_CACHE="$PWD/build/cache" # measured plans are no one else's
 export TORCHINDUCTOR_COMPILE_THREADS=4      # for each of the ways that are prepared together
 
-timing="-m benchmarks --no-check --together --patience $((75 * factor)) --out $out $sizes"
+timing="-m benchmarks --no-check --together --patience $((120 * factor)) --out $out $sizes"
 # name, seconds at most, and what Python is given; the most valuable first.
 steps="
-machine            60 -m benchmarks.machine $out
-tests             120 -m pytest tests/torch_bridge/test_gpu.py -m gpu -p no:cacheprovider --junitxml=$out/tests-$device.xml
-tutorial           90 $timing tutorial-short
-tutorial-tf32      80 $timing tutorial-short --tf32
-tutorial-bfloat16  80 $timing tutorial-short --dtype bfloat16
-images            150 $timing images
-images-tf32       150 $timing images --tf32
-images-bfloat16   150 $timing images --dtype bfloat16
-training           90 $timing training-short
+machine                60 -m benchmarks.machine $out
+tests                 120 -m pytest tests/torch_bridge/test_gpu.py -m gpu -v --tb=short -p no:cacheprovider --junitxml=$out/tests-$device.xml
+tutorial              120 $timing tutorial-short $tutorial
+tutorial-tf32          90 $timing tutorial-short $tutorial --tf32
+tutorial-bfloat16      90 $timing tutorial-short $tutorial --dtype bfloat16
+resnet18              180 $timing images --only resnet18
+mobilenet_v2          180 $timing images --only mobilenet_v2
+resnet18-tf32         180 $timing images --only resnet18 --tf32
+mobilenet_v2-tf32     180 $timing images --only mobilenet_v2 --tf32
+resnet18-bfloat16     180 $timing images --only resnet18 --dtype bfloat16
+mobilenet_v2-bfloat16 180 $timing images --only mobilenet_v2 --dtype bfloat16
+training              120 $timing training-short $tutorial
 "
 
 summary=""
