@@ -38,7 +38,7 @@ timing="-m benchmarks --no-check --together --patience $((120 * factor)) --out $
 # name, seconds at most, and what Python is given; the most valuable first.
 steps="
 machine                60 -m benchmarks.machine $out
-tests                 120 -m pytest tests/torch_bridge/test_gpu.py -m gpu -v --tb=short -p no:cacheprovider --junitxml=$out/tests-$device.xml
+tests                 120 -m pytest tests/torch_bridge/test_gpu.py -m gpu -v --tb=short -W default -p no:cacheprovider --junitxml=$out/tests-$device.xml
 tutorial              120 $timing tutorial-short $tutorial
 tutorial-tf32          90 $timing tutorial-short $tutorial --tf32
 tutorial-bfloat16      90 $timing tutorial-short $tutorial --dtype bfloat16
