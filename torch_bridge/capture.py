@@ -269,7 +269,7 @@ def _mode(model: nn.Module, training: bool) -> Iterator[None]:
 @contextlib.contextmanager
 def _cumulative_averages_fixed(model: nn.Module) -> Iterator[None]:
     """BatchNorm with `momentum=None` reads a counter's value in training; the lowering takes it from the module."""
-    modules = [module for module in model.modules() if keeps_cumulative_average(module)]
+    modules: list[Any] = [module for module in model.modules() if keeps_cumulative_average(module)]
     try:
         for module in modules:
             module.momentum = 0.0

@@ -3,7 +3,10 @@
 import contextlib
 import functools
 import gc
+import sys
+import weakref
 from collections.abc import Iterator
+from typing import Any
 
 from torch import Tensor
 
@@ -39,12 +42,37 @@ def tensors_forgotten() -> Iterator[None]:
 def forget_tensors() -> bool:
     """Empties every cache whose results hold a tensor, and leaves all others as they are. Whether there was any."""
     forgotten = False
-    for cached in [found for found in gc.get_objects() if type(found) is _LRU_CACHE]:
+    for cached in _caches():
+        misses = cached.cache_info().misses
+        if _without_tensors.get(cached) == misses:  # nothing was added since
+            continue
         own = vars(cached)
         if any(_holds_tensors(held) for held in gc.get_referents(cached) if held is not own):
             cached.cache_clear()
-            forgotten = True
+            forgotten, misses = True, 0
+        _without_tensors[cached] = misses
     return forgotten
+
+
+_without_tensors: "weakref.WeakKeyDictionary[Any, int]" = weakref.WeakKeyDictionary()
+"""The caches that were looked into, with their number of misses at that time."""
+
+_other_references = -1
+"""References to the class of caches that are not those which its instances hold."""
+
+
+def _caches() -> list[Any]:
+    """All caches of the process.
+
+    Looking for them among all objects takes a tenth of a second. Every instance holds a reference to its class, so
+    they are looked for only where the number of references is not the one that the known caches explain.
+    """
+    global _other_references
+    known = list(_without_tensors)
+    if sys.getrefcount(_LRU_CACHE) - len(known) != _other_references:
+        known = [found for found in gc.get_objects() if type(found) is _LRU_CACHE]
+        _other_references = sys.getrefcount(_LRU_CACHE) - len(known)
+    return known
 
 
 def _holds_tensors(held: object) -> bool:

@@ -32,7 +32,8 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], *, 
 
 def environment() -> dict[str, Any]:
     """What a figure depends on: versions, devices, threads, date."""
-    versions = {name: importlib.metadata.version(name) for name in ("torch", "jax", "jaxlib", "flax", "numpy")}
+    others = {name: importlib.metadata.version(name) for name in ("jax", "jaxlib", "flax", "numpy")}
+    versions = {"torch": str(torch.__version__), **others}  # torch's own names the build: 2.15.0+cu132
     return {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "python": platform.python_version(),

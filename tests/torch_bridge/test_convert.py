@@ -783,7 +783,7 @@ def test_what_torch_compile_gives_is_ported_as_what_it_was_made_from() -> None:
 
 def test_what_is_no_module_in_python_or_no_ensemble_is_named() -> None:
     models, x = [nn.Linear(3, 2) for _ in range(2)], torch.randn(4, 3)
-    with pytest.warns(DeprecationWarning, match="script"):
+    with pytest.warns((DeprecationWarning, FutureWarning), match="script"):
         scripted = [models[0], torch.jit.script(nn.Linear(3, 2))]
     with pytest.raises(InputError, match=r"not TorchScript's; got such for member 1\. Pass the modules that were"):
         torch_bridge.to_ensemble(scripted, (x,))
