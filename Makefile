@@ -8,6 +8,8 @@ VENV ?= .venv
 TORCH ?= torch
 # cpu or cuda13; or what pip is asked for in place of the pins: make test JAX="jax==0.12.0.1 flax==0.12.12"
 JAX ?= $(if $(filter test-gpu bench-gpu,$(MAKECMDGOALS)),cuda13,cpu)
+# For test-gpu and bench-gpu: INSTALLED=1 takes what PYTHON has as it is. Nothing is set up, nothing is downloaded.
+INSTALLED ?=
 # pytest processes, and further arguments for pytest: make test ARGS="-k conv"
 WORKERS ?= 2
 ARGS ?=
@@ -36,6 +38,8 @@ UNPINNED := $(if $(findstring torch,$(ASKED)),-e /^torch==/d) $(if $(findstring 
 
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+GPU_SETUP := $(if $(INSTALLED),,$(STAMP))
+GPU_PYTHON := $(if $(INSTALLED),PYTHONPATH=. $(PYTHON),$(BIN)/python)
 CHOICE := $(TORCH) with JAX for $(JAX)
 
 # ASKED reaches the shell through the environment, so that the > of `torch>=2.13` is not a redirection.
@@ -124,8 +128,8 @@ quick: $(STAMP) ## in 90 seconds: format, lint, and the tests of the modules tha
 # Asks for cuda by name, so that a missing GPU is an error. Processes share the GPU, so none may reserve most of it.
 test-gpu: export JAX_PLATFORMS := cuda,cpu
 test-gpu: export XLA_PYTHON_CLIENT_PREALLOCATE := false
-test-gpu: $(STAMP) ## every test that is not slow, on the GPU (JAX=cuda13 unless told otherwise)
-	$(BIN)/pytest --numprocesses $(WORKERS) -m "not slow" $(ARGS)
+test-gpu: $(GPU_SETUP) ## every test that is not slow, on the GPU (JAX=cuda13 unless told otherwise)
+	$(GPU_PYTHON) -m pytest $(if $(INSTALLED),,--numprocesses $(WORKERS)) -m "not slow" $(ARGS)
 
 slow: $(STAMP) ## the slow tests
 	$(BIN)/pytest --numprocesses $(WORKERS) -m slow $(ARGS)
@@ -152,11 +156,11 @@ bench: $(STAMP) build/zoo/torchvision ## time ensembles beside every way that Py
 # Asks for cuda by name, as test-gpu does.
 bench-gpu: export JAX_PLATFORMS := cuda,cpu
 bench-gpu: export XLA_PYTHON_CLIENT_PREALLOCATE := false
-bench-gpu: $(STAMP) build/zoo/torchvision ## the same on the GPU, in float32, TF32 and bfloat16 (JAX=cuda13 unless told otherwise)
-	$(BIN)/python -m benchmarks tutorial zoo-gpu --rounds 5
-	$(BIN)/python -m benchmarks tutorial zoo-gpu --rounds 5 --tf32
-	$(BIN)/python -m benchmarks tutorial zoo-gpu --rounds 5 --dtype bfloat16
-	$(BIN)/python -m benchmarks.figures
+bench-gpu: $(GPU_SETUP) ## the same on the GPU, in float32, TF32 and bfloat16 (JAX=cuda13 unless told otherwise)
+	$(GPU_PYTHON) -m benchmarks tutorial images --rounds 5
+	$(GPU_PYTHON) -m benchmarks tutorial images --rounds 5 --tf32
+	$(GPU_PYTHON) -m benchmarks tutorial images --rounds 5 --dtype bfloat16
+	$(GPU_PYTHON) -m benchmarks.figures
 
 bench-training: $(STAMP) build/zoo/torchvision ## time a training step beside PyTorch's ways, and weigh it (on a GPU with JAX=cuda13)
 	$(BIN)/python -m benchmarks training --rounds 5
