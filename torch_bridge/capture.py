@@ -25,7 +25,7 @@ from torch_bridge.compat import keeps_cumulative_average, masks_not_looked_into,
 from torch_bridge.export_errors import explained, first_lines
 from torch_bridge.memory import OWN_MEMORY, without_memory_formats
 from torch_bridge.memos import forget_tensors
-from torch_bridge.modes import Modes, add_dropout, aligned, has_tensors, reads_of_mode
+from torch_bridge.modes import Modes, add_dropout, aligned, has_tensors, hides_its_mode, reads_of_mode
 from torch_bridge.regions import inline_regions
 from torch_bridge.stand_ins import replace_moded, stand_in
 
@@ -64,18 +64,20 @@ def capture(model: nn.Module, example_inputs: tuple[Any, ...], batch_axis: Batch
     """
     inputs, dynamic = _examples(example_inputs, batch_axis)
     with fast_paths_off(), masks_not_looked_into():
-        with changes_of(model) as changed, reads_of_mode(model) as read:
-            evaluation = _export(model, inputs, dynamic, training=False)
+        with changes_of(model) as changed:
+            evaluation, reads_mode = _export(model, inputs, dynamic, training=False)
         if changed:
             with changed.made():
-                again = _export(model, inputs, dynamic, training=False)
+                again, _ = _export(model, inputs, dynamic, training=False)
             if not _is_same(evaluation, again):
                 raise UnsupportedError(
                     f"{type(model).__name__}.forward changes what its next call computes with: {changed}. A network is "
                     "a function of its inputs and weights: keep such state out of the forward, or give it as an input."
                 )
-        depends = read or any(type(module).train is not nn.Module.train for module in model.modules())
-        modes = _modes(model, evaluation, inputs, dynamic) if depends else aligned(evaluation, evaluation)
+        if reads_mode or any(map(hides_its_mode, model.modules())):
+            modes = _modes(model, evaluation, inputs, dynamic)
+        else:
+            modes = aligned(evaluation, evaluation)  # a second export would give the same graph
     reason = modes if isinstance(modes, str) else None
     if isinstance(modes, Modes):
         add_dropout(modes)
@@ -137,7 +139,7 @@ def _modes(
 ) -> Modes | str:
     """The mode of every operation that has one, or why the module cannot be carried in training mode."""
     try:
-        training = _export(model, inputs, dynamic, training=True)
+        training, _ = _export(model, inputs, dynamic, training=True)
     except UnsupportedError as error:
         return str(error)
     modes = aligned(evaluation, training)
@@ -220,8 +222,13 @@ def _batch_size(inputs: tuple[Any, ...], axes: tuple[int | None, ...], *, explic
     return sizes[0][1] if sizes else None
 
 
-def _export(model: nn.Module, inputs: tuple[Any, ...], dynamic: tuple[Any, ...], *, training: bool) -> ExportedProgram:
-    """The exported program, in a second attempt where cached functions remembered an earlier export's tensors."""
+def _export(
+    model: nn.Module, inputs: tuple[Any, ...], dynamic: tuple[Any, ...], *, training: bool
+) -> tuple[ExportedProgram, bool]:
+    """The exported program, and whether some module's mode was read.
+
+    There is a second attempt where cached functions remembered an earlier export's tensors.
+    """
     try:
         return _exported(model, inputs, dynamic, training=training)
     except UnsupportedError:
@@ -235,15 +242,15 @@ def _export(model: nn.Module, inputs: tuple[Any, ...], dynamic: tuple[Any, ...],
 
 def _exported(
     model: nn.Module, inputs: tuple[Any, ...], dynamic: tuple[Any, ...], *, training: bool
-) -> ExportedProgram:
+) -> tuple[ExportedProgram, bool]:
     with _mode(model, training), _cumulative_averages_fixed(model), _torch_warnings_off():
         try:
-            with _torch_quiet(), torch.enable_grad():
+            with _torch_quiet(), torch.enable_grad(), reads_of_mode() as read:
                 program = torch.export.export(model, inputs, dynamic_shapes=_by_parameter(model, dynamic), strict=False)
         except Exception as error:  # whatever a user's forward or the exporter raises is told as one kind of error
             raise explained(error, model, inputs, training=training) from error
     inline_regions(program.graph_module)
-    return program
+    return program, bool(read)
 
 
 def _by_parameter(model: nn.Module, dynamic: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -258,7 +265,7 @@ def _by_parameter(model: nn.Module, dynamic: tuple[Any, ...]) -> tuple[Any, ...]
 @contextlib.contextmanager
 def _mode(model: nn.Module, training: bool) -> Iterator[None]:
     """All modules in one mode for a while; each gets its own back."""
-    before = [(module, vars(module)["training"]) for module in model.modules()]  # not a read of a forward's
+    before = [(module, module.training) for module in model.modules()]
     try:
         model.train(training)  # a module may have a `train` of its own, which keeps a part of it in evaluation mode
         yield

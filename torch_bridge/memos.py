@@ -5,7 +5,7 @@ import functools
 import gc
 import sys
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from torch import Tensor
@@ -43,36 +43,41 @@ def forget_tensors() -> bool:
     """Empties every cache whose results hold a tensor, and leaves all others as they are. Whether there was any."""
     forgotten = False
     for cached in _caches():
-        misses = cached.cache_info().misses
-        if _without_tensors.get(cached) == misses:  # nothing was added since
-            continue
         own = vars(cached)
         if any(_holds_tensors(held) for held in gc.get_referents(cached) if held is not own):
             cached.cache_clear()
-            forgotten, misses = True, 0
-        _without_tensors[cached] = misses
+            forgotten = True
     return forgotten
 
 
-_without_tensors: "weakref.WeakKeyDictionary[Any, int]" = weakref.WeakKeyDictionary()
-"""The caches that were looked into, with their number of misses at that time."""
+_known: "weakref.WeakSet[Any]" = weakref.WeakSet()
+"""The caches that were found at the last search and may hold tensors."""
 
-_other_references = -1
-"""References to the class of caches that are not those which its instances hold."""
+_counted = -1
+"""References to the class of caches at the last search, those that its living instances hold taken away."""
+
+_instances: "weakref.WeakSet[Any]" = weakref.WeakSet()
+
+_WITHOUT_TENSORS = {"jax", "sympy", "numpy", *sys.stdlib_module_names}
+"""Packages whose cached functions give no tensors of PyTorch's."""
 
 
-def _caches() -> list[Any]:
-    """All caches of the process.
+def _caches() -> Iterable[Any]:
+    """The caches of the process that may hold tensors.
 
-    Looking for them among all objects takes a tenth of a second. Every instance holds a reference to its class, so
-    they are looked for only where the number of references is not the one that the known caches explain.
+    Searching all objects for them takes a tenth of a second. Every cache holds a reference to its class: the objects
+    are searched again if the number of these references has changed by others than the known caches.
     """
-    global _other_references
-    known = list(_without_tensors)
-    if sys.getrefcount(_LRU_CACHE) - len(known) != _other_references:
-        known = [found for found in gc.get_objects() if type(found) is _LRU_CACHE]
-        _other_references = sys.getrefcount(_LRU_CACHE) - len(known)
-    return known
+    global _counted
+    if sys.getrefcount(_LRU_CACHE) - len(_instances) != _counted:
+        _instances.update(found for found in gc.get_objects() if type(found) is _LRU_CACHE)
+        _known.update(found for found in _instances if not _gives_no_tensors(found))
+        _counted = sys.getrefcount(_LRU_CACHE) - len(_instances)
+    return list(_known)
+
+
+def _gives_no_tensors(cached: Any) -> bool:
+    return (getattr(cached, "__module__", None) or "").partition(".")[0] in _WITHOUT_TENSORS
 
 
 def _holds_tensors(held: object) -> bool:

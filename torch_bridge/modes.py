@@ -6,6 +6,7 @@ difference is told.
 """
 
 import contextlib
+import threading
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -35,31 +36,48 @@ class Modes(NamedTuple):
     twins: dict[fx.Node, fx.Node]
 
 
+_WATCH = threading.RLock()
+
+
 @contextlib.contextmanager
-def reads_of_mode(model: nn.Module) -> Iterator[list[nn.Module]]:
-    """The modules of a model that are asked for their mode within, by whoever it is, in order.
+def reads_of_mode() -> Iterator[list[nn.Module]]:
+    """The modules that are asked for their mode within, in order; those that the exporter makes are left out.
 
     >>> model = nn.Sequential(nn.Linear(2, 2), nn.Dropout())
-    >>> with reads_of_mode(model) as read:
+    >>> with reads_of_mode() as read:
     ...     _ = model(torch.ones(1, 2))
     >>> read
     [Dropout(p=0.5, inplace=False)]
     """
-    own, read = set(model.modules()), []
+    read = []
 
     def get(module: nn.Module) -> bool:
-        if module in own:
+        if type(module) is not nn.Module and not isinstance(module, fx.GraphModule):
             read.append(module)
-        return vars(module)["training"]
+        held = vars(module)
+        return held["training"] if "training" in held else module.__getattr__("training")  # as of TorchScript
 
     def put(module: nn.Module, training: bool) -> None:
         vars(module)["training"] = training
 
-    nn.Module.training = property(get, put)  # type: ignore[assignment]
-    try:
-        yield read
-    finally:
-        del nn.Module.training
+    with _WATCH:
+        before = vars(nn.Module).get("training")
+        nn.Module.training = property(get, put)  # type: ignore[assignment]
+        try:
+            yield read
+        finally:
+            if before is None:
+                del nn.Module.training
+            else:
+                nn.Module.training = before
+
+
+def hides_its_mode(module: nn.Module) -> bool:
+    """Whether a module may depend on its mode without a read that can be seen."""
+    kind = type(module)
+    own = "train" in vars(module) or (kind.train, kind.__setattr__) != (nn.Module.train, nn.Module.__setattr__)
+    names = getattr(getattr(kind.forward, "__code__", None), "co_names", ())
+    return own or not {"__dict__", "vars"}.isdisjoint(names)
 
 
 def aligned(evaluation: ExportedProgram, training: ExportedProgram) -> Modes | str:

@@ -1,6 +1,7 @@
 """Porting whole modules: inputs and outputs of every form, state both ways, and what is refused."""
 
 import copy
+import functools
 import inspect
 from typing import Any
 
@@ -18,6 +19,7 @@ from jaxensemble.errors import InputError, MemberError, NarrowIntegerWarning, Pa
 from jaxensemble.state import flatten
 from tests.helpers.porting import assert_close, assert_ports, randomised
 from torch_bridge import stacking
+from torch_bridge.capture import capture
 
 
 class Two(nn.Module):
@@ -346,17 +348,51 @@ def test_one_module_is_no_ensemble() -> None:
         torch_bridge.to_ensemble(nn.Sequential(nn.Linear(3, 3), nn.ReLU()), (torch.ones(2, 3),))  # pyright: ignore
 
 
-class Switching(nn.Linear):
-    """Reads no mode in its forward, and depends on it all the same."""
+class Halved(nn.Linear):
+    """A layer and a factor, which depends on the mode in a class below."""
 
     factor = 1.0
 
-    def train(self, mode: bool = True) -> nn.Module:
-        self.factor = 2.0 if mode else 1.0
-        return super().train(mode)
-
     def forward(self, input: Tensor) -> Tensor:
         return super().forward(input) * self.factor
+
+
+class BySwitch(Halved):
+    def train(self, mode: bool = True) -> nn.Module:
+        self.factor = 0.5 if mode else 1.0
+        return super().train(mode)
+
+
+class BySetting(Halved):
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        if name == "training":
+            super().__setattr__("factor", 0.5 if value else 1.0)
+
+
+class ByDict(nn.Linear):
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input) * (0.5 if self.__dict__["training"] else 1.0)
+
+
+class ByCopy(nn.Linear):
+    def __init__(self, *sizes: int) -> None:
+        super().__init__(*sizes)
+        self.drop = nn.Dropout()
+
+    def forward(self, input: Tensor) -> Tensor:
+        return copy.copy(self.drop)(super().forward(input))
+
+
+def by_instance(*sizes: int) -> nn.Module:
+    model = Halved(*sizes)
+
+    def train(mode: bool = True) -> nn.Module:
+        model.factor = 0.5 if mode else 1.0
+        return nn.Module.train(model, mode)
+
+    model.train = train  # type: ignore[method-assign]
+    return model
 
 
 @pytest.mark.parametrize(
@@ -364,18 +400,20 @@ class Switching(nn.Linear):
     [
         (lambda: nn.Sequential(nn.Linear(3, 4), nn.GELU(), nn.LayerNorm(4)), 1, True),
         (lambda: nn.Sequential(nn.Linear(3, 4), nn.Dropout(), nn.LayerNorm(4)), 2, True),
-        (lambda: Switching(3, 4), 2, False),
+        (lambda: ByCopy(3, 4), 2, True),
+        *((functools.partial(kind, 3, 4), 2, False) for kind in (BySwitch, BySetting, ByDict, by_instance)),
     ],
-    ids=["no mode", "dropout", "a train of its own"],
+    ids=["no mode", "dropout", "copied", "by its class", "by setting", "by its dict", "by its instance"],
 )
 def test_a_forward_is_exported_once_where_no_mode_is_read(
     make: Any, exports: int, training: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     export, calls = torch.export.export, []
     monkeypatch.setattr(torch.export, "export", lambda *args, **options: calls.append(1) or export(*args, **options))
-    ensemble = torch_bridge.to_ensemble([make().eval()], (torch.randn(2, 3),), check=False)
+    graph = capture(make().eval(), (torch.randn(2, 3),))
     assert len(calls) == exports
-    assert ensemble.network is not None and (ensemble.network.evaluation_only is None) == training
+    assert (graph.evaluation_only is None) == training
+    assert "training" not in vars(nn.Module)
 
 
 def test_a_forward_with_a_training_branch_is_ported_for_evaluation_only() -> None:

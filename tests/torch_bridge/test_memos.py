@@ -1,7 +1,8 @@
-"""Tensors that cached functions remember are forgotten, whenever the function was made."""
+"""Tensors that cached functions remember are forgotten, whenever they came there."""
 
 import functools
 import gc
+from typing import Any
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ import torch
 from torch_bridge.memos import forget_tensors
 
 
-def test_caches_made_later_are_found_and_nothing_is_searched_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_caches_made_later_are_found_and_objects_are_not_searched_twice(monkeypatch: pytest.MonkeyPatch) -> None:
     forget_tensors()
     table = functools.lru_cache(torch.ones)
     for _ in range(2):
@@ -19,8 +20,29 @@ def test_caches_made_later_are_found_and_nothing_is_searched_twice(monkeypatch: 
         assert table(3) is not first
     del table
     forget_tensors()
-    monkeypatch.setattr(gc, "get_objects", lambda: pytest.fail("all objects were looked at"))
+    monkeypatch.setattr(gc, "get_objects", lambda: pytest.fail("all objects were searched"))
     assert not forget_tensors()
+
+
+def test_a_remembered_container_may_be_filled_later() -> None:
+    @functools.cache
+    def tables() -> dict[str, Any]:
+        return {}
+
+    tables()
+    assert not forget_tensors()
+    tables()["ones"] = torch.ones(3)
+    assert forget_tensors()
+    assert tables() == {}
+
+
+def test_a_cache_may_be_emptied_by_its_owner() -> None:
+    table = functools.lru_cache(lambda n: torch.ones(n) if n > 2 else None)
+    table(1)
+    assert not forget_tensors()
+    table.cache_clear()
+    table(3)
+    assert forget_tensors()
 
 
 def test_what_others_remember_stays() -> None:
