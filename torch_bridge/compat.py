@@ -6,13 +6,16 @@ What differs is asked of PyTorch itself (`hasattr`), never of its version.
 """
 
 import contextlib
+import functools
 import importlib
 import importlib.util
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
+import torch
 import torch.utils._pytree as pytree
-from torch import fx, nn
+from torch import Tensor, fx, nn
+from torch._decomp import decompositions
 from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 from torch.fx.node import has_side_effect, map_aggregate
 from torch.nn.modules import transformer
@@ -24,6 +27,7 @@ __all__ = [
     "has_side_effect",
     "keeps_cumulative_average",
     "linear_cross_entropy",
+    "lstm_states_mended",
     "map_aggregate",
     "masks_not_looked_into",
     "pytree",
@@ -68,6 +72,31 @@ def masks_not_looked_into() -> Iterator[None]:
         yield
     finally:
         transformer._detect_is_causal_mask = before
+
+
+@contextlib.contextmanager
+def lstm_states_mended() -> Iterator[None]:
+    """In PyTorch 2.11, the exporter gives the states of `nn.LSTM` one axis too many."""
+    before = decompositions.one_layer_lstm
+    if _has_wrong_states(before):
+        decompositions.one_layer_lstm = functools.partial(_one_layer_lstm, before)
+    try:
+        yield
+    finally:
+        decompositions.one_layer_lstm = before
+
+
+def _one_layer_lstm(layer: Callable[..., Any], x: Tensor, hidden: Any, *args: Any, **kwargs: Any) -> Any:
+    """The layer's own result, its states in the shapes of the initial ones."""
+    y, states = layer(x, hidden, *args, **kwargs)
+    return y, tuple(state.reshape(start.shape) for state, start in zip(states, hidden, strict=True))
+
+
+@functools.cache
+def _has_wrong_states(layer: Callable[..., Any]) -> bool:
+    x, state, weight = torch.zeros(1, 2, 1), torch.zeros(2, 1), torch.zeros(4, 1)
+    _, states = layer(x, (state, state), (weight, weight), False)
+    return states[0].ndim != state.ndim
 
 
 def compiled_graphs() -> int:
