@@ -4,29 +4,46 @@
 PYTHON ?= python3
 VENV ?= .venv
 # What pip is asked for. Another version or build: make test TORCH="torch==2.13.0 --index-url <an index of CPU builds>"
+# With TORCH=none, what needs no PyTorch is installed and tested.
 TORCH ?= torch
-# cpu or cuda13
+# cpu or cuda13; or what pip is asked for in place of the pins: make test JAX="jax==0.12.0.1 flax==0.12.12"
 JAX ?= $(if $(filter test-gpu bench-gpu,$(MAKECMDGOALS)),cuda13,cpu)
+# For test-gpu and bench-gpu: INSTALLED=1 takes what PYTHON has as it is. Nothing is set up, nothing is downloaded.
+INSTALLED ?=
 # pytest processes, and further arguments for pytest: make test ARGS="-k conv"
 WORKERS ?= 2
 ARGS ?=
 
-ifeq ($(JAX),cpu)
+# Where `make test` runs once more what needs no PyTorch: the newest Python at hand.
+find_python = $(shell for python in $(foreach version,$(1),python$(version) ~/.pyenv/versions/$(version).*/bin/python); do \
+	"$$python" -c '' 2>/dev/null && echo "$$python" && break; done)
+NEWEST ?= $(call find_python,3.13 3.12)
+
+ifeq ($(TORCH),none)
+EXTRAS := test
+TESTED := tests/jaxensemble jaxensemble
+else
 EXTRAS := torch,dev
-JAX_PLATFORMS ?= cpu
-else ifeq ($(JAX),cuda13)
-EXTRAS := torch,dev,cuda13
+TESTED :=
+endif
+ifeq ($(JAX),cuda13)
+EXTRAS := $(EXTRAS),cuda13
 JAX_PLATFORMS ?= cuda,cpu
 else
-$(error JAX must be cpu or cuda13; got $(JAX))
+JAX_PLATFORMS ?= cpu
 endif
+# What is asked for by name is not pinned.
+ASKED := $(if $(filter-out torch none,$(TORCH)),$(TORCH)) $(if $(filter-out cpu cuda13,$(JAX)),$(JAX))
+UNPINNED := $(if $(findstring torch,$(ASKED)),-e /^torch==/d) $(if $(findstring jax,$(ASKED)),-e /^jax==/d -e /^jaxlib==/d -e /^flax==/d -e /^numpy==/d)
 
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+GPU_SETUP := $(if $(INSTALLED),,$(STAMP))
+GPU_PYTHON := $(if $(INSTALLED),PYTHONPATH=. $(PYTHON),$(BIN)/python)
 CHOICE := $(TORCH) with JAX for $(JAX)
 
-# TORCH reaches the shell through the environment, so that the > of `torch>=2.13` is not a redirection.
-export TORCH CHOICE JAX_PLATFORMS
+# ASKED reaches the shell through the environment, so that the > of `torch>=2.13` is not a redirection.
+export ASKED CHOICE JAX_PLATFORMS
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # Pyright otherwise asks a registry for its newest version at every run.
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
@@ -37,23 +54,21 @@ ifneq ($(shell cat $(STAMP) 2>/dev/null),$(CHOICE))
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-train lint test test-gpu slow zoo fuzz mutants bench bench-gpu bench-training bench-porting bench-lowering golden format clean
+.PHONY: help setup demo demo-train lint test test-newest test-versions tested quick test-gpu slow zoo fuzz mutants bench bench-gpu bench-training bench-porting bench-lowering golden format clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo
 	@echo 'Variables: PYTHON=$(PYTHON) VENV=$(VENV) TORCH="$(TORCH)" JAX=$(JAX)' \
-		'(or cuda13) WORKERS=$(WORKERS) ARGS="$(ARGS)"'
+		'(or cuda13) NEWEST=$(NEWEST) WORKERS=$(WORKERS) ARGS="$(ARGS)"'
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-ifeq ($(TORCH),torch)
-	$(BIN)/pip install --editable ".[$(EXTRAS)]" --constraint constraints.txt
-else
-	$(BIN)/pip install $$TORCH
-	sed '/^torch==/d' constraints.txt > $(VENV)/constraints.txt
-	$(BIN)/pip install --editable ".[$(EXTRAS)]" --constraint $(VENV)/constraints.txt
+	sed -e '' $(UNPINNED) constraints.txt > $(VENV)/constraints.txt
+ifneq ($(strip $(ASKED)),)
+	$(BIN)/pip install $$ASKED
 endif
+	$(BIN)/pip install --editable ".[$(EXTRAS)]" --constraint $(VENV)/constraints.txt
 	@printf '%s\n' "$$CHOICE" > $@
 
 setup: $(STAMP) ## make the virtual environment and install everything into it
@@ -70,23 +85,51 @@ lint: $(STAMP) ## check formatting, lint and types
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
 # One thread per process: the processes of pytest-xdist already share the cores.
-test test-gpu slow fuzz mutants: export OMP_NUM_THREADS := 1
+test tested quick test-gpu slow fuzz mutants: export OMP_NUM_THREADS := 1
 # Most tests compile a program to run it once: what compiles soonest serves them best.
-test test-gpu fuzz mutants: export JAX_DISABLE_MOST_OPTIMIZATIONS := 1
+test tested quick test-gpu fuzz mutants: export JAX_DISABLE_MOST_OPTIMIZATIONS := 1
 # XLA ends the process at a flag it does not know, and jaxlib 0.11 no longer knows the emitters'.
 EMITTERS = $(if $(wildcard $(VENV)/lib/python*/site-packages/jaxlib-0.10.*),--xla_cpu_use_fusion_emitters=false)
-test fuzz mutants: export XLA_FLAGS = --xla_cpu_parallel_codegen_split_count=1 $(EMITTERS)
+test tested quick fuzz mutants: export XLA_FLAGS = --xla_cpu_parallel_codegen_split_count=1 $(EMITTERS)
 # What tests measure is no one's plan.
-test test-gpu slow: export JAXENSEMBLE_CACHE := $(CURDIR)/build/cache
+test tested quick test-gpu slow: export JAXENSEMBLE_CACHE := $(CURDIR)/build/cache
 
-test: lint ## lint, then every test that is not slow
+test: lint ## lint, then every test that is not slow; what needs no PyTorch on the newest Python, too
 	$(BIN)/pytest --numprocesses $(WORKERS) -m "not slow" $(ARGS)
+	@$(MAKE) --no-print-directory test-newest
+
+test-newest: ## every test that needs no PyTorch, on the newest Python at hand (NEWEST= names another one)
+ifneq ($(strip $(ARGS)),)
+	@echo 'Left out with ARGS: the tests that need no PyTorch, on the newest Python'
+else ifeq ($(NEWEST),)
+	@echo 'Left out: the tests that need no PyTorch, on Python 3.13 or 3.12: there is none (NEWEST= names one)'
+else
+	@echo 'The tests that need no PyTorch, on $(NEWEST)'
+	@$(MAKE) --no-print-directory tested PYTHON=$(NEWEST) VENV=$(VENV)-newest TORCH=none JAX=cpu
+endif
+
+tested: $(STAMP) # the tests, as often as there are sets of versions to try
+	$(BIN)/pytest --numprocesses $(WORKERS) -m "not slow" $(TESTED) $(ARGS)
+
+# What ran without a failure is written into the table of README, which `doctor` reads, too.
+test-versions: export TESTED_WITH := jaxensemble/tested_with.json
+test-versions: ## the tests with every set of versions that is supported (an hour; gigabytes of downloads)
+	$(MAKE) tested PYTHON=$(call find_python,3.11) VENV=build/versions/lowest TORCH=torch==2.13.0
+	$(MAKE) tested PYTHON=$(call find_python,3.12) VENV=build/versions/middle TORCH=torch==2.11.0
+	$(MAKE) tested PYTHON=$(call find_python,3.12) VENV=build/versions/newest-jax TORCH=none JAX="jax==0.12.0.1 flax==0.12.12"
+	$(MAKE) tested PYTHON=$(call find_python,3.13) VENV=build/versions/newest TORCH=torch==2.15.0 JAX="jax==0.12.0.1 flax==0.12.12"
+	$(BIN)/python -m tests.helpers.tested
+
+quick: $(STAMP) ## in 90 seconds: format, lint, and the tests of the modules that were changed since the last commit
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/pytest --numprocesses $(WORKERS) -m "not slow" --budget 70 $$($(BIN)/python -m tests.helpers.changed) $(ARGS)
 
 # Asks for cuda by name, so that a missing GPU is an error. Processes share the GPU, so none may reserve most of it.
 test-gpu: export JAX_PLATFORMS := cuda,cpu
 test-gpu: export XLA_PYTHON_CLIENT_PREALLOCATE := false
-test-gpu: $(STAMP) ## every test that is not slow, on the GPU (JAX=cuda13 unless told otherwise)
-	$(BIN)/pytest --numprocesses $(WORKERS) -m "not slow" $(ARGS)
+test-gpu: $(GPU_SETUP) ## every test that is not slow, on the GPU (JAX=cuda13 unless told otherwise)
+	$(GPU_PYTHON) -m pytest $(if $(INSTALLED),,--numprocesses $(WORKERS)) -m "not slow" $(ARGS)
 
 slow: $(STAMP) ## the slow tests
 	$(BIN)/pytest --numprocesses $(WORKERS) -m slow $(ARGS)
@@ -113,11 +156,11 @@ bench: $(STAMP) build/zoo/torchvision ## time ensembles beside every way that Py
 # Asks for cuda by name, as test-gpu does.
 bench-gpu: export JAX_PLATFORMS := cuda,cpu
 bench-gpu: export XLA_PYTHON_CLIENT_PREALLOCATE := false
-bench-gpu: $(STAMP) build/zoo/torchvision ## the same on the GPU, in float32, TF32 and bfloat16 (JAX=cuda13 unless told otherwise)
-	$(BIN)/python -m benchmarks tutorial zoo-gpu --rounds 5
-	$(BIN)/python -m benchmarks tutorial zoo-gpu --rounds 5 --tf32
-	$(BIN)/python -m benchmarks tutorial zoo-gpu --rounds 5 --dtype bfloat16
-	$(BIN)/python -m benchmarks.figures
+bench-gpu: $(GPU_SETUP) ## the same on the GPU, in float32, TF32 and bfloat16 (JAX=cuda13 unless told otherwise)
+	$(GPU_PYTHON) -m benchmarks tutorial images --rounds 5
+	$(GPU_PYTHON) -m benchmarks tutorial images --rounds 5 --tf32
+	$(GPU_PYTHON) -m benchmarks tutorial images --rounds 5 --dtype bfloat16
+	$(GPU_PYTHON) -m benchmarks.figures
 
 bench-training: $(STAMP) build/zoo/torchvision ## time a training step beside PyTorch's ways, and weigh it (on a GPU with JAX=cuda13)
 	$(BIN)/python -m benchmarks training --rounds 5
@@ -139,5 +182,5 @@ format: $(STAMP) ## format and mend what ruff can
 	$(BIN)/ruff format .
 
 clean: ## remove the virtual environment, builds and caches
-	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-newest build dist .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

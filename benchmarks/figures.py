@@ -20,7 +20,7 @@ def figures() -> str:
 
 
 def _suite(path: Path) -> str:
-    """The longest name that a file begins with: `zoo-gpu` is a suite, and so is `zoo`."""
+    """The longest name that a file begins with: `tutorial-short` is a suite, and so is `tutorial`."""
     return max((suite for suite in SUITES if path.stem.startswith(f"{suite}-")), key=len)
 
 

@@ -1,14 +1,18 @@
-"""The networks that suites time: those of PyTorch's model ensembling tutorial, of an example, and torchvision's."""
+"""The networks that suites time: those of PyTorch's model ensembling tutorial, of an example, and well-known ones."""
 
 from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
+from benchmarks.architectures import MobileNetV2, resnet18
 from torch_bridge.demo import DigitCNN, SimpleCNN, SimpleMLP
 from zoo import networks
 
 TUTORIAL: dict[str, Callable[[], nn.Module]] = {"mlp": SimpleMLP, "cnn": SimpleCNN}
+
+OWN: dict[str, Callable[[], nn.Module]] = {"resnet18": resnet18, "mobilenet_v2": MobileNetV2}
+"""torchvision's networks that need no torchvision; all others do."""
 
 
 def make(name: str, members: int, batch: int) -> tuple[list[nn.Module], tuple[Tensor, ...]]:
@@ -25,5 +29,10 @@ def make(name: str, members: int, batch: int) -> tuple[list[nn.Module], tuple[Te
         return digits, (torch.randn(batch, 1, 8, 8),)
     if name in TUTORIAL:
         return [TUTORIAL[name]().eval() for _ in range(members)], (torch.randn(batch, 1, 28, 28),)
-    models, _ = networks.make("torchvision", name, members)
+    models = networks.varied(OWN[name](), members) if name in OWN else networks.make("torchvision", name, members)[0]
     return models, (torch.randn(batch, 3, 64, 64),)
+
+
+def setup(name: str) -> Callable[[], object] | None:
+    """What each of PyTorch's processes has to call before it reads such a network."""
+    return None if name in OWN or name in TUTORIAL or name == "digits" else networks.importable

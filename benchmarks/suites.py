@@ -5,7 +5,7 @@ import dataclasses
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """`members` networks on `batch` rows; `variants` are PyTorch's ways to be timed, None for all.
+    """`members` networks on `batch` rows; `variants` are PyTorch's ways to be timed, None for all that a device has.
 
     With `train`, a training step is timed in place of a prediction.
     """
@@ -26,7 +26,23 @@ class Case:
 _LOOPS = ("loop", "loop, channels_last", "compile(loop, default)", "compile(loop, channels_last, default)")
 _MAPS = ("torch.func.vmap", "compile(torch.func.vmap, default)")
 _SCALED = ("loop, channels_last", "torch.func.vmap")
-_GRAPHS = ("compile(loop, channels_last, reduce-overhead)", "compile(torch.func.vmap, reduce-overhead)")
+# What fits into minutes on a GPU: the plain ways, compiled ones, and CUDA graphs of both.
+_PLAIN = ("loop", "torch.func.vmap")
+_SHORT = (
+    *(*_PLAIN, "compile(loop, default)", "compile(torch.func.vmap, default)"),
+    *("graph(loop)", "graph(loop, channels_last)", "graph(torch.func.vmap)"),
+    *("graph(compile(loop, default))", "graph(compile(torch.func.vmap, default))"),
+    "compile(torch.func.vmap, reduce-overhead)",
+)
+_IMAGES = (
+    *("loop, channels_last", "torch.func.vmap", "graph(loop)", "graph(loop, channels_last)", "graph(torch.func.vmap)"),
+    *("compile(member, channels_last, default)", "graph(compile(member, default))"),
+    *("graph(compile(member, channels_last, default))", "graph(compile(torch.func.vmap, default))"),
+)
+_STEPS = (
+    *(*_PLAIN, "compile(torch.func.vmap, default)", "graph(loop)", "graph(torch.func.vmap)"),
+    *("graph(compile(member, default))", "graph(compile(torch.func.vmap, default))"),
+)
 
 SUITES: dict[str, list[Case]] = {
     "tutorial": [Case("mlp", 10, 64), Case("cnn", 10, 64)],
@@ -34,10 +50,9 @@ SUITES: dict[str, list[Case]] = {
         *(Case(name, 4, 16, _LOOPS) for name in ("resnet18", "mobilenet_v2", "resnext50_32x4d", "efficientnet_b0")),
         Case("vgg11", 4, 16, ("loop, channels_last", "compile(loop, channels_last, default)")),  # a process has 4 GB
     ],
-    "zoo-gpu": [
-        Case(name, 10, 64, ("loop", "loop, channels_last", "torch.func.vmap", *_GRAPHS))
-        for name in ("resnet18", "mobilenet_v2")
-    ],
+    "tutorial-short": [Case(name, 10, 64, _SHORT) for name in ("mlp", "cnn")],
+    "images": [Case(name, 10, 64, _IMAGES) for name in ("resnet18", "mobilenet_v2")],
+    "training-short": [Case(name, 10, 64, _STEPS, train=True) for name in ("mlp", "cnn")],
     "training": [
         *(Case(name, 10, 64, (*_LOOPS, *_MAPS), train=True) for name in ("mlp", "digits", "cnn")),
         Case("resnet18", 4, 16, _LOOPS, train=True),

@@ -42,7 +42,7 @@ def keep_compiled(directory: str | Path | None = None) -> Path:
     """
     path = (cache_directory() / "programs" if directory is None else Path(directory).expanduser()).absolute()
     _make_private(path)
-    if hasattr(os, "getuid") and (open_to_others := [str(place) for place in _open_places(path)]):
+    if open_to_others := [str(place) for place in open_places(path)]:
         raise InputError(
             f"compiled programs are run, and {', '.join(open_to_others)} can be written to by others than this user: "
             f"take another directory, or make this one your own: chmod 700 {path}"
@@ -64,8 +64,13 @@ def _make_private(path: Path) -> None:
         raise InputError(f"{path} is no directory: name another one for compiled programs")
 
 
-def _open_places(path: Path) -> Iterator[Path]:
-    """Where others than this user, and root, could put programs: a directory, what is in it, and what it is in."""
+def open_places(path: Path) -> Iterator[Path]:
+    """Where others than this user, and root, could put programs: a directory, what is in it, and what it is in.
+
+    Nowhere on Windows, which has other permissions.
+    """
+    if not hasattr(os, "getuid"):
+        return
     if _is_open(path, stat.S_IWGRP | stat.S_IWOTH):
         yield path
     if path.stat().st_mode & (stat.S_IXGRP | stat.S_IXOTH):

@@ -4,12 +4,15 @@ A directory is built beside its target under a name of its own, flushed to the d
 older directory changes places with it in the same step: at no moment is there none, or half of one. What may be removed
 is told by the names of its files: a directory that holds anything else is never touched. Every call that changes the
 disk goes through `_system`, which is where tests let it fail.
+
+Windows has no descriptors of directories, no `flock` and no exchange. There a new directory is put in place by one
+rename, too, but it is not flushed, an older one is not replaced (`InputError`), and what a killed process left stays.
 """
 
 import contextlib
 import ctypes
+import dataclasses
 import errno
-import fcntl
 import hashlib
 import os
 import re
@@ -25,6 +28,8 @@ from jaxensemble.errors import InputError
 CHUNK = 16 << 20
 """Bytes given to one `write`."""
 
+_DIRECTORY: int | None = getattr(os, "O_DIRECTORY", None)  # None on Windows, where no directory can be opened
+_BINARY: int = getattr(os, "O_BINARY", 0)  # without it, Windows changes line ends
 _AT_FDCWD = -100  # linux/fcntl.h
 _RENAME_EXCHANGE = 2  # linux/fs.h, and RENAME_SWAP of macOS's sys/stdio.h
 _CANNOT = (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP)
@@ -51,19 +56,19 @@ def new_directory(target: Path, files: Collection[str], *, replace: bool = False
     system cannot exchange two directories.
     """
     _remove_stale(target, files)
-    folder, descriptor = _fresh(target)
     with contextlib.ExitStack() as held:
-        held.callback(os.close, descriptor)
+        folder, opened = _fresh(target, held)
         try:
             yield folder
-            _system(os.fsync, descriptor)
+            _flush(opened.descriptor)
             if replace and target.is_dir():
-                _lock(held.enter_context(_opened(target)))  # or another would take it for a leftover once displaced
+                # or another process would take it for a leftover once displaced
+                _lock(held.enter_context(_opened(target)).descriptor)
             _put_in_place(folder, target, files, replace=replace)
             with _opened(target.parent) as parent:
-                _system(os.fsync, parent)
+                _flush(parent.descriptor)
         except BaseException:
-            _take_back(descriptor, folder, target)
+            _take_back(opened, folder, target)
             _remove(folder, files)
             raise
         _remove(folder, files)  # where the older directory is now, if there was one
@@ -81,7 +86,7 @@ def write(path: Path, chunks: Iterable[Any]) -> tuple[int, str]:
     **Raises:** `OSError`, also if the file exists.
     """
     size, digest = 0, hashlib.sha256()
-    descriptor = _system(os.open, path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+    descriptor = _system(os.open, path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _BINARY, 0o666)
     try:
         for chunk in chunks:
             rest = memoryview(chunk)
@@ -105,14 +110,20 @@ def write_file(target: Path, content: bytes) -> None:
         with contextlib.suppress(OSError):  # the error that counts is on its way
             partial.unlink(missing_ok=True)
         raise
-    with _opened(target.parent) as descriptor:
+    with _opened(target.parent) as parent:
+        _flush(parent.descriptor)
+
+
+def _flush(descriptor: int | None) -> None:
+    """Waits until the names in an open directory are on the disk, on systems that can be asked to."""
+    if descriptor is not None:
         _system(os.fsync, descriptor)
 
 
 def _put_in_place(folder: Path, target: Path, files: Collection[str], *, replace: bool) -> None:
     """Renames, or exchanges. What was at the target is then where `folder` was, and is looked at only there."""
     try:
-        _system(os.rename, folder, target)  # POSIX: an empty directory is replaced, and nothing else
+        _rename(folder, target)
         return
     except OSError as error:
         if error.errno not in _TAKEN:
@@ -125,9 +136,17 @@ def _put_in_place(folder: Path, target: Path, files: Collection[str], *, replace
         raise InputError(f"`{target}` is not replaced: by now it holds {', '.join(found)}")
 
 
-def _take_back(descriptor: int, folder: Path, target: Path) -> None:
+def _rename(folder: Path, target: Path) -> None:
+    """A rename that replaces an empty directory, and nothing else, as POSIX has it."""
+    if _DIRECTORY is None and target.is_dir():
+        with contextlib.suppress(OSError):  # the rename says why
+            _system(os.rmdir, target)
+    _system(os.rename, folder, target)
+
+
+def _take_back(opened: "_Opened", folder: Path, target: Path) -> None:
     """Undoes `_put_in_place`, however far it came: the open directory is at `folder` again."""
-    if not _is_at(descriptor, target):
+    if not _is_at(opened, target):
         return
     if os.path.lexists(folder):
         _system(_exchange, folder, target)
@@ -136,9 +155,9 @@ def _take_back(descriptor: int, folder: Path, target: Path) -> None:
 
 
 def _exchange(a: Path, b: Path) -> None:
-    """Two paths change places in one step: renameat2(2) of Linux, renamex_np(2) of macOS."""
-    libc, one, other = ctypes.CDLL(None, use_errno=True), os.fsencode(a), os.fsencode(b)
-    if sys.platform == "darwin":
+    """Two paths change places in one step: renameat2(2) of Linux, renamex_np(2) of macOS. Windows has no such call."""
+    libc, one, other = _libc(), os.fsencode(a), os.fsencode(b)
+    if hasattr(libc, "renamex_np"):
         failed = libc.renamex_np(one, other, _RENAME_EXCHANGE)
     elif hasattr(libc, "renameat2"):
         failed = libc.renameat2(_AT_FDCWD, one, _AT_FDCWD, other, _RENAME_EXCHANGE)
@@ -155,40 +174,63 @@ def _exchange(a: Path, b: Path) -> None:
     raise OSError(code, os.strerror(code), str(b))
 
 
+def _libc() -> Any:
+    """The C library that this process runs on; None on Windows, whose library has no exchange."""
+    return None if sys.platform == "win32" else ctypes.CDLL(None, use_errno=True)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Opened:
+    """A directory that is held open, where the system can do that, and which directory it is."""
+
+    descriptor: int | None
+    status: os.stat_result
+
+
 @contextlib.contextmanager
-def _opened(folder: Path) -> Iterator[int]:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+def _opened(folder: Path) -> Iterator[_Opened]:
+    if _DIRECTORY is None:
+        yield _Opened(None, folder.lstat())
+        return
+    descriptor = os.open(folder, os.O_RDONLY | _DIRECTORY)
     try:
-        yield descriptor
+        yield _Opened(descriptor, os.fstat(descriptor))
     finally:
         os.close(descriptor)
 
 
-def _fresh(target: Path) -> tuple[Path, int]:
-    """A new directory beside the target, open and locked: its path and descriptor."""
+def _fresh(target: Path, held: contextlib.ExitStack) -> tuple[Path, _Opened]:
+    """A new directory beside the target; it stays open and locked as long as `held` lasts."""
     while True:
         folder = target.with_name(f".{target.name}.tmp-{uuid.uuid4().hex}")
         _system(os.mkdir, folder)
-        with contextlib.suppress(FileNotFoundError):  # until it is locked, others may take it for a leftover
-            descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-            if _lock(descriptor) is not False and _is_at(descriptor, folder):
-                return folder, descriptor
-            os.close(descriptor)
+        with contextlib.suppress(FileNotFoundError), contextlib.ExitStack() as tried:
+            opened = tried.enter_context(_opened(folder))  # until it is locked, others may take it for a leftover
+            if _lock(opened.descriptor) is not False and _is_at(opened, folder):
+                held.push(tried.pop_all())
+                return folder, opened
 
 
-def _is_at(descriptor: int, path: Path) -> bool:
+def _is_at(opened: _Opened, path: Path) -> bool:
     """Whether the open directory is the one at that path."""
     try:
-        return os.path.samestat(os.fstat(descriptor), path.lstat())
+        return os.path.samestat(opened.status, path.lstat())
     except FileNotFoundError:
         return False
 
 
-def _lock(descriptor: int) -> bool | None:
+def _lock(descriptor: int | None) -> bool | None:
     """Marks a directory as in use by a living process; the mark ends with the process.
 
-    False if another one has it; None on a file system without locks, where leftovers then stay.
+    False if another one has it. None on a file system or a system (Windows) without locks: nobody can tell there
+    whether the process that made a directory is alive, so that leftovers stay.
     """
+    try:
+        import fcntl  # not on Windows
+    except ImportError:
+        return None
+    if descriptor is None:
+        return None
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -203,8 +245,8 @@ def _remove_stale(target: Path, files: Collection[str]) -> None:
     pattern = re.compile(re.escape(f".{target.name}.tmp-") + "[0-9a-f]{32}")
     for path in list(target.parent.iterdir()):
         if pattern.fullmatch(path.name) and path.is_dir() and not path.is_symlink():
-            with contextlib.suppress(FileNotFoundError), _opened(path) as descriptor:  # another process may be faster
-                if _lock(descriptor):
+            with contextlib.suppress(FileNotFoundError), _opened(path) as opened:  # another process may be faster
+                if _lock(opened.descriptor):
                     _remove(path, files)
 
 

@@ -1,8 +1,9 @@
 """What the command lines of both packages share: exit codes, errors told in one message, results as text or JSON."""
 
 import contextlib
+import importlib.metadata
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Annotated, Any
 
 import typer
@@ -27,6 +28,47 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JS
 DebugOption = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]
 
 
+def program(name: str, purpose: str, distributions: Sequence[str]) -> typer.Typer:
+    """A command line without commands: completion, and `--version`, which lists these distributions, too."""
+    app = typer.Typer(
+        name=name, help=purpose, no_args_is_help=True, add_completion=True, pretty_exceptions_enable=False
+    )
+
+    def show_versions(wanted: bool) -> None:
+        if wanted:
+            others = ", ".join(f"{other} {version(other) or 'not installed'}" for other in distributions)
+            typer.echo(f"{name} {version('jaxensemble') or 'unknown'} ({others})")
+            raise typer.Exit
+
+    @app.callback()
+    def options(
+        versions: Annotated[
+            bool, typer.Option("--version", callback=show_versions, is_eager=True, help="Print versions and exit.")
+        ] = False,
+    ) -> None: ...
+
+    return app
+
+
+def version(distribution: str) -> str | None:
+    """What is installed, without importing it; None for what is not.
+
+    >>> version("no-such-distribution") is None
+    True
+    """
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def wide(x64: bool) -> contextlib.AbstractContextManager[Any]:
+    """JAX with 64-bit types, or without, for a while."""
+    import jax
+
+    return jax.enable_x64(x64)
+
+
 @contextlib.contextmanager
 def told(program: str, as_json: bool, debug: bool) -> Iterator[None]:
     """Errors as one message and an exit code, without a traceback unless one is asked for."""
@@ -37,6 +79,8 @@ def told(program: str, as_json: bool, debug: bool) -> Iterator[None]:
             raise
         code = next(code for kind, code in EXIT_CODES if isinstance(error, kind))
         message = plain(str(error)) or "interrupted"
+        if isinstance(error, ImportError):
+            message += f"; see {program} doctor"
         if as_json:
             typer.echo(json.dumps({"error": type(error).__name__, "message": message}, indent=2))
         typer.echo(f"{program}: {message}", err=True)

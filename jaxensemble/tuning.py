@@ -22,6 +22,7 @@ from jaxensemble.plan import Plan, candidates
 from jaxensemble.planning import Case, adapted
 from jaxensemble.rows import MixedRows
 from jaxensemble.running import Call
+from jaxensemble.version import VERSION
 
 SECONDS = 0.2
 """How long a plan is run to be measured, once it is compiled; at least three times."""
@@ -139,7 +140,8 @@ def _timed(call: Call, run: Callable[[Call], Any]) -> float:
 
 def _name(case: Case) -> str:
     """The same for the same work on the same device with the same versions, in whatever process."""
-    versions = {package: importlib.metadata.version(package) for package in ("jax", "jaxlib", "flax", "jaxensemble")}
+    versions = {package: importlib.metadata.version(package) for package in ("jax", "jaxlib", "flax")}
+    versions["jaxensemble"] = VERSION
     call = (case.call.each, case.call.different, case.call.update, case.members)
     program = re.sub(r"0x[0-9a-f]+", "", str(case.program))  # addresses
     parts = (program, call, case.rows_in, device_name(case.device), sorted(versions.items()), _precision())

@@ -2,23 +2,44 @@
 
 import importlib.metadata
 import importlib.util
+import math
 import os
+import time
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
-import hypothesis
 import jax
 import pytest
 from flax import nnx
 
 from jaxensemble import Ensemble
+from tests.helpers.tested import record
 from tests.helpers.training import MLP
 
 HAS_TORCH = importlib.util.find_spec("torch") is not None
+STARTED = time.monotonic()
 VERSIONED = ("jax", "jaxlib", "flax", "torch")
 
-# No deadline: the first example of a shape is compiled. No database: the examples are the same in every run.
-hypothesis.settings.register_profile("jaxensemble", deadline=None, derandomize=True, database=None, max_examples=25)
-hypothesis.settings.load_profile("jaxensemble")
+# Where a package is not installed, files that mention what needs it are left out, and the header names them.
+NEEDED_FOR = {"expecttest": "torch.testing._internal", "hypothesis": "hypothesis", "sklearn": "sklearn"}
+MISSING = [name for name in NEEDED_FOR if importlib.util.find_spec(name) is None]
+TEXTS = {path: path.read_text("utf-8") for path in sorted(Path(__file__).parent.rglob("test_*.py"))}
+collect_ignore = [path for path, text in TEXTS.items() if any(NEEDED_FOR[name] in text for name in MISSING)]
+
+if "hypothesis" not in MISSING:
+    import hypothesis
+
+    # No deadline: the first example of a shape is compiled. No database: the examples are the same in every run.
+    hypothesis.settings.register_profile("jaxensemble", deadline=None, derandomize=True, database=None, max_examples=25)
+    hypothesis.settings.load_profile("jaxensemble")
+
+
+def pytest_addoption(parser: pytest.Parser, pluginmanager: pytest.PytestPluginManager) -> None:
+    """Take a budget; and the setting of pytest-timeout where it is not loaded: unknown settings are errors."""
+    parser.addoption("--budget", type=float, default=math.inf, help="seconds after which no more tests are begun")
+    if not pluginmanager.hasplugin("timeout"):
+        parser.addini("timeout", "seconds that a test may take; not loaded: pytest-timeout")
 
 
 def _version(name: str) -> str:
@@ -30,7 +51,23 @@ def _version(name: str) -> str:
 
 def pytest_report_header() -> str:
     platforms = os.environ.get("JAX_PLATFORMS", "unset")
-    return f"{', '.join(map(_version, VERSIONED))}; JAX_PLATFORMS {platforms}"
+    left_out = (
+        f"; without {', '.join(MISSING)}: no {', '.join(path.name for path in collect_ignore)}" if MISSING else ""
+    )
+    return f"{', '.join(map(_version, VERSIONED))}; JAX_PLATFORMS {platforms}{left_out}"
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    budget: Any = item.config.getoption("--budget")
+    if time.monotonic() - STARTED > budget:
+        pytest.skip(f"not begun within {budget:g} seconds")
+
+
+def pytest_terminal_summary(terminalreporter: Any, exitstatus: int) -> None:
+    """Records the versions that all tests passed with, where the environment names a file for that."""
+    file = os.environ.get("TESTED_WITH")
+    if file and exitstatus == 0:
+        record(Path(file), len(terminalreporter.stats.get("passed", ())))
 
 
 def pytest_configure() -> None:

@@ -1,35 +1,30 @@
-"""`torch-bridge`: port, check, time, print the source, and the demo, from the command line."""
+"""`torch-bridge`: port, check, time, print the source, and the demo, from the command line.
+
+Commands import torch and JAX when they run, so that `doctor`, `--version` and the completion of shells do without.
+"""
 
 import contextlib
 import importlib
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import jax
-import torch
 import typer
 from rich.console import Console
-from torch import nn
 
 from jaxensemble import terminal
-from jaxensemble.artifact.saving import check_target
-from jaxensemble.ensemble import Ensemble
+from jaxensemble.doctor import diagnose
 from jaxensemble.errors import InputError
-from jaxensemble.terminal import DebugOption, JsonOption, X64Option, show
-from torch_bridge import demo as demonstration
-from torch_bridge import parity
-from torch_bridge.checkpoints import load_ensemble, load_members
-from torch_bridge.convert import to_ensemble
-from torch_bridge.timing import time
+from jaxensemble.terminal import DebugOption, JsonOption, X64Option, show, wide
 
-app = typer.Typer(
-    name="torch-bridge",
-    help="Port PyTorch ensembles to Flax, and prove that they agree.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
+if TYPE_CHECKING:
+    import torch
+
+    from jaxensemble.ensemble import Ensemble
+
+app = terminal.program(
+    "torch-bridge", "Port PyTorch ensembles to Flax, and prove that they agree.", ("jax", "flax", "torch")
 )
 
 Factory = Annotated[str, typer.Argument(help="What makes one model, as package.module:factory.", show_default=False)]
@@ -77,7 +72,9 @@ def port(
     debug: DebugOption = False,
 ) -> None:
     """Port an ensemble and prove that it gives what PyTorch gives. Only then it is saved."""
-    with _told(as_json, debug), jax.enable_x64(x64):
+    with _told(as_json, debug), wide(x64):
+        from jaxensemble.artifact.saving import check_target
+
         if out is not None:
             check_target(out, force=force)
         ensemble, _ = _ported(
@@ -106,7 +103,9 @@ def check(
     debug: DebugOption = False,
 ) -> None:
     """Compare an ensemble with PyTorch thoroughly, and print the table. Exits with 1 where they differ."""
-    with _told(as_json, debug), jax.enable_x64(x64):
+    with _told(as_json, debug), wide(x64):
+        from torch_bridge import parity
+
         _check_folders(save)
         ensemble, models = _ported(factory, inputs, checkpoints, members, seed, layout, check=False)
         with _status("comparing with PyTorch"):
@@ -141,7 +140,9 @@ def bench(
     debug: DebugOption = False,
 ) -> None:
     """Time an ensemble beside every way that PyTorch has of running it, on this device."""
-    with _told(as_json, debug), jax.enable_x64(x64):
+    with _told(as_json, debug), wide(x64):
+        from torch_bridge.timing import time
+
         _check_folders(save, plot)
         if plot is not None and plot.suffix not in PICTURES:
             raise typer.BadParameter(
@@ -165,7 +166,9 @@ def bench(
             report.plot(plot)
 
 
-def _floating(dtype: str) -> torch.dtype:
+def _floating(dtype: str) -> "torch.dtype":
+    import torch
+
     kind = getattr(torch, dtype, None)
     if not isinstance(kind, torch.dtype) or not kind.is_floating_point:
         raise typer.BadParameter(f"expected a floating-point dtype; got {dtype!r}", param_hint="--dtype")
@@ -189,7 +192,7 @@ def source(
     debug: DebugOption = False,
 ) -> None:
     """Print the Flax source of a network."""
-    with _told(as_json, debug), jax.enable_x64(x64):
+    with _told(as_json, debug), wide(x64):
         ensemble, _ = _ported(factory, inputs, None, 1, 0, layout, check=False)
         show({"source": ensemble.source()} if as_json else ensemble.source().rstrip("\n"), as_json)
 
@@ -202,9 +205,20 @@ def demo(
 ) -> None:
     """Train ensembles on handwritten digits in PyTorch, port them, prove it, and look at their uncertainty."""
     with _told(as_json, debug):
+        from torch_bridge import demo as demonstration
+
         figures = demonstration.run(out, quiet=as_json)
         if as_json:
             show(figures, as_json)
+
+
+@app.command()
+def doctor(as_json: JsonOption = False) -> None:
+    """Say what is installed, whether it works, and what to do. Exits with 1 where something will not work."""
+    from torch_bridge.doctor import CHECKS
+
+    with _told(as_json, debug=False):
+        diagnose(CHECKS, as_json)
 
 
 def main() -> None:
@@ -222,8 +236,13 @@ def _ported(
     *,
     check: bool,
     allow_nonfinite: bool = False,
-) -> tuple[Ensemble, Callable[[], list[nn.Module]]]:
+) -> "tuple[Ensemble, Callable[[], list[torch.nn.Module]]]":
     """The ensemble, and its members as PyTorch modules for those who ask for them."""
+    import torch
+
+    from torch_bridge.checkpoints import load_ensemble, load_members
+    from torch_bridge.convert import to_ensemble
+
     make, examples = _evaluating(factory), _examples(inputs, seed)
     if checkpoints:
         paths = _paths(checkpoints)
@@ -241,18 +260,20 @@ def _ported(
     return ensemble, lambda: models
 
 
-def _evaluating(factory: str) -> Callable[[], nn.Module]:
+def _evaluating(factory: str) -> "Callable[[], torch.nn.Module]":
     """What makes models in evaluation mode. What the factory raises, or gives else, is the user's to mend."""
+    import torch
+
     make = _factory(factory)
 
-    def made() -> nn.Module:
+    def made() -> torch.nn.Module:
         try:
             model = make()
         except Exception as error:
             raise InputError(
                 f"{factory} cannot be called without arguments: {type(error).__name__}: {error}"
             ) from error
-        if not isinstance(model, nn.Module):
+        if not isinstance(model, torch.nn.Module):
             raise InputError(f"{factory} must return a torch.nn.Module; got {type(model).__name__}")
         return model.eval()
 
@@ -280,13 +301,17 @@ def _factory(name: str) -> Callable[[], Any]:
     return make
 
 
-def _examples(specs: list[str], seed: int) -> tuple[torch.Tensor, ...]:
+def _examples(specs: list[str], seed: int) -> "tuple[torch.Tensor, ...]":
+    import torch
+
     generator = torch.Generator().manual_seed(seed)
     return tuple(_example(spec, generator) for spec in specs)
 
 
-def _example(spec: str, generator: torch.Generator) -> torch.Tensor:
+def _example(spec: str, generator: "torch.Generator") -> "torch.Tensor":
     """`64,1,28,28`, `float64:64,3` or `int64:64,16:1000`: noise, or integers below a bound."""
+    import torch
+
     parts = spec.split(":")
     name = parts.pop(0) if not parts[0][:1].isdigit() else "float32"
     dtype = getattr(torch, name, None)

@@ -25,10 +25,14 @@ def names(library: str) -> list[str]:
 def make(library: str, name: str, members: int) -> tuple[list[nn.Module], tuple[Tensor, ...]]:
     """Members of a network in evaluation mode, all of whose weights differ, and a batch of two inputs for them."""
     torch.manual_seed(0)
-    first = _LIBRARIES[library][1](name).eval()
-    perturb(first, seed=0)
-    models = [first, *(_varied(first, seed) for seed in range(1, members))]
-    return models, (torch.randn(2, *_LIBRARIES[library][2](first, name)),)
+    models = varied(_LIBRARIES[library][1](name), members)
+    return models, (torch.randn(2, *_LIBRARIES[library][2](models[0], name)),)
+
+
+def varied(model: nn.Module, members: int) -> list[nn.Module]:
+    """Members in evaluation mode, all of whose weights differ; the first is the model itself."""
+    perturb(model.eval(), seed=0)
+    return [model, *(_varied(model, seed) for seed in range(1, members))]
 
 
 def _varied(model: nn.Module, seed: int) -> nn.Module:

@@ -4,11 +4,13 @@ import json
 import shutil
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from typer.testing import CliRunner, Result
 
-from jaxensemble import Ensemble, cli
+from jaxensemble import Ensemble, files, terminal
+from jaxensemble.artifact import Artifact
 from jaxensemble.cli import app
 from tests.helpers.artifacts import SAVED, X, run_without_torch
 
@@ -83,7 +85,7 @@ def test_predict_gives_what_the_ensemble_gives(name: str) -> None:
 
 
 def test_what_cannot_be_written_is_said_before_anything_runs(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cli, "_arrays", lambda path: pytest.fail("the inputs were read"))
+    monkeypatch.setattr(files, "read_arrays", lambda path: pytest.fail("the inputs were read"))
     assert "must end in .npy or .npz, for the one array" in run("predict", "net", "x.npy", "-o", "y.txt").stderr
     result = run("predict", "net", "x.npy", "-o", "no/where/y.npy")
     assert result.exit_code == 6 and "No such directory: 'no/where'" in result.stderr
@@ -91,12 +93,12 @@ def test_what_cannot_be_written_is_said_before_anything_runs(monkeypatch: pytest
 
 def test_compiled_programs_are_kept_where_that_is_asked_for(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("JAXENSEMBLE_CACHE", str(folder / "cache"))
-    before = cli.jax.config.jax_compilation_cache_dir  # pyright: ignore[reportAttributeAccessIssue]
+    before = jax.config.jax_compilation_cache_dir  # pyright: ignore[reportAttributeAccessIssue]
     try:
         assert run("predict", "net", "x.npy", "--keep-compiled").exit_code == 0
         assert (folder / "cache" / "programs").stat().st_mode & 0o777 == 0o700
     finally:
-        cli.jax.config.update("jax_compilation_cache_dir", before)
+        jax.config.update("jax_compilation_cache_dir", before)
 
 
 def test_predictions_that_were_never_verified_say_so() -> None:
@@ -110,9 +112,9 @@ def test_several_inputs_and_outputs() -> None:
     for arrays in (dict(zip(names, (a, b), strict=True)), {"arr_0": a, "arr_1": b}):
         np.savez("in.npz", **arrays)  # pyright: ignore[reportArgumentType]
         assert run("predict", "two", "in.npz", "-o", "y.npz").exit_code == 0
-        found = np.load("y.npz")
-        assert set(found) == {"output.sum", "output.half"} and found["output.half"].dtype == np.float32
-        np.testing.assert_array_equal(found["output.sum"], (a + b)[None])
+        with np.load("y.npz") as found:
+            assert set(found) == {"output.sum", "output.half"} and found["output.half"].dtype == np.float32
+            np.testing.assert_array_equal(found["output.sum"], (a + b)[None])
     assert "must end in .npz" in run("predict", "two", "in.npz", "-o", "y.npy").stderr
     result = run("predict", "two", "x.npy")
     assert result.exit_code == 3 and f"expected an array for each input: {', '.join(names)}" in result.stderr
@@ -158,14 +160,14 @@ def test_debug_shows_the_error_itself() -> None:
 
 
 def test_names_in_a_file_do_not_steer_the_terminal() -> None:
-    assert cli.terminal.plain("a\x1b[2J\u202eb\n") == "a\\x1b[2J\\u202eb\n"
+    assert terminal.plain("a\x1b[2J\u202eb\n") == "a\\x1b[2J\\u202eb\n"
 
 
 def test_ctrl_c_exits_with_130(monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli.Artifact, "verify", interrupted)
+    monkeypatch.setattr(Artifact, "verify", interrupted)
     result = run("verify", "net")
     assert result.exit_code == 130 and "interrupted" in result.stderr
 

@@ -1,8 +1,10 @@
 """Faults while saving: at every call that changes the disk, an error or the end of the process loses nothing."""
 
+import contextlib
 import errno
 import os
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -181,6 +183,73 @@ def test_a_file_system_without_exchange_is_told(tmp_path: Path, monkeypatch: pyt
         with durable.new_directory(target, {"a"}, replace=True):
             pass
     assert (target / "a").read_text() == "old" and list(tmp_path.iterdir()) == [target]
+
+
+@pytest.fixture
+def windows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No descriptors of directories, no locks, no exchange; and a rename replaces nothing, not even what is empty."""
+    rename = os.rename
+
+    def strict(source: Path, target: Path) -> None:
+        if os.path.lexists(target):
+            raise FileExistsError(errno.EEXIST, "File exists", str(target))
+        rename(source, target)
+
+    monkeypatch.setattr(durable, "_DIRECTORY", None)
+    monkeypatch.setattr(durable, "_libc", lambda: None)
+    monkeypatch.setitem(sys.modules, "fcntl", None)
+    monkeypatch.setattr(durable.os, "rename", strict)
+
+
+@pytest.mark.usefixtures("windows")
+def test_a_system_without_locks_and_exchange_writes_what_is_new(tmp_path: Path) -> None:
+    target = tmp_path / "net"
+    target.mkdir()  # empty, which may be replaced
+    (leftover := tmp_path / (".net.tmp-" + "0" * 32)).mkdir()
+    with durable.new_directory(target, {"a"}) as folder:
+        durable.write(folder / "a", [b"new\n"])
+    durable.write_file(tmp_path / "b", b"file\n")
+    durable.write_file(tmp_path / "b", b"file, replaced\n")
+    assert (target / "a").read_bytes() == b"new\n" and (tmp_path / "b").read_bytes() == b"file, replaced\n"
+    assert leftover.exists()  # nobody can tell whether its process is alive
+
+
+@pytest.mark.usefixtures("windows")
+@pytest.mark.parametrize("replace", [False, True])
+def test_a_system_without_exchange_refuses_to_replace(tmp_path: Path, replace: bool) -> None:
+    target = tmp_path / "net"
+    target.mkdir()
+    (target / "a").write_text("old")
+    reason = "cannot replace a directory in one step" if replace else "exists by now, and is not replaced"
+    with pytest.raises(InputError, match=reason), durable.new_directory(target, {"a"}, replace=replace) as folder:
+        durable.write(folder / "a", [b"new"])
+    assert (target / "a").read_text() == "old" and list(tmp_path.iterdir()) == [target]
+
+
+@pytest.mark.usefixtures("windows")
+@pytest.mark.parametrize(
+    "error", ERRORS[1:], ids=lambda error: getattr(error, "strerror", None) or type(error).__name__
+)
+def test_a_fault_without_descriptors_leaves_nothing(
+    tmp_path: Path, error: BaseException, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for at in range(1, 8):
+        monkeypatch.setattr(durable, "_system", faults := Faults(at, error))
+        with contextlib.suppress(type(error)), durable.new_directory(tmp_path / "net", {"a"}) as folder:
+            durable.write(folder / "a", [b"new"])
+        assert (faults.calls < at) == (tmp_path / "net").exists()
+        assert len(list(tmp_path.iterdir())) == (faults.calls < at)
+        if faults.calls < at:
+            return
+    pytest.fail("the directory was never written")
+
+
+def test_the_system_calls_are_looked_for_where_they_are_used(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(durable.sys, "platform", "win32")
+    assert durable._libc() is None
+    monkeypatch.setitem(sys.modules, "fcntl", None)
+    with durable._opened(tmp_path) as opened:
+        assert durable._lock(opened.descriptor) is None
 
 
 def test_short_writes_are_continued(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,8 +7,10 @@ import ast
 import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +19,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("jaxensemble", "torch_bridge")
 NEVER_IMPORTED = ("torch", "torch_bridge")
+NOT_ON_WINDOWS = ("fcntl", "resource")
 
 IMPORT_ALL = """
 import importlib, pkgutil, sys
@@ -32,7 +35,7 @@ def import_all(package):
     return sorted(name for name in sys.modules if name.partition(".")[0] == package)
 """
 
-WITHOUT_TORCH = """
+BLOCKING = """
 import importlib.abc, json
 
 class Blocked(importlib.abc.MetaPathFinder):
@@ -42,7 +45,35 @@ class Blocked(importlib.abc.MetaPathFinder):
 
 BLOCKED = json.loads(sys.argv[2])
 sys.meta_path.insert(0, Blocked())
-print(json.dumps(import_all(sys.argv[1])))
+"""
+
+IMPORTED = BLOCKING + "print(json.dumps(import_all(sys.argv[1])))"
+
+SAVED_AND_LOADED = """
+import numpy as np
+from flax import nnx
+from jaxensemble import Ensemble, InputError, durable
+from jaxensemble.network import Call, Layer, Network, Ref
+from jaxensemble.source import load_class
+
+layer = Layer("fc", "nnx.Linear", {"in_features": 3, "out_features": 2})
+call = Call("y", "layer:fc", (Ref("x"),), {})
+network = Network("Net", (Ref("x"),), Ref("y"), (layer,), (), (call,), {"": ("Net", "module")})
+modules = [load_class(network)(rngs=nnx.Rngs(seed)) for seed in range(3)]
+ensemble, x = Ensemble.from_modules(modules, network=network), np.ones((4, 3), "float32")
+ensemble.save("net")
+ensemble.save("net", force=True)
+np.testing.assert_array_equal(Ensemble.load("net")(x), ensemble(x))
+"""
+
+ON_WINDOWS = """
+durable._DIRECTORY, durable._libc = None, lambda: None  # neither descriptors of directories nor an exchange
+ensemble.save("other")
+np.testing.assert_array_equal(Ensemble.load("other")(x), ensemble(x))
+try:
+    ensemble.save("other", force=True)
+except InputError as error:
+    print(error)
 """
 
 CHANGED_SETTINGS = """
@@ -82,11 +113,13 @@ print(json.dumps(sorted(name for name in before.keys() | after.keys() if before.
 """
 
 
-def _probe(script: str, *arguments: str, path: Path = ROOT) -> subprocess.CompletedProcess[str]:
+def _probe(
+    script: str, *arguments: str, path: Path = ROOT, cwd: Path | None = None
+) -> subprocess.CompletedProcess[str]:
     # Importing never needs an accelerator, and several probes at a time would compete for it.
     environment = os.environ | {"PYTHONPATH": str(path), "JAX_PLATFORMS": "cpu"}
     command = [sys.executable, "-c", IMPORT_ALL + script, *arguments]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    return subprocess.run(command, env=environment, cwd=cwd, capture_output=True, text=True, timeout=120, check=False)
 
 
 def _plant(folder: Path, source: str) -> None:
@@ -106,18 +139,46 @@ def _dotted(path: Path) -> str:
 
 
 def test_every_module_imports_without_torch() -> None:
-    done = _probe(WITHOUT_TORCH, "jaxensemble", json.dumps(NEVER_IMPORTED))
+    _assert_all_import("jaxensemble", NEVER_IMPORTED)
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_every_module_imports_without_what_windows_lacks(package: str) -> None:
+    if package == "torch_bridge" and importlib.util.find_spec("torch") is None:
+        pytest.skip("torch is not installed, and torch_bridge is for where it is")
+    _assert_all_import(package, NOT_ON_WINDOWS)
+
+
+def _assert_all_import(package: str, blocked: tuple[str, ...]) -> None:
+    done = _probe(IMPORTED, package, json.dumps(blocked))
     assert done.returncode == 0, done.stderr
-    expected = {_dotted(path) for path in _modules("jaxensemble") if path.stem != "__main__"}
+    expected = {_dotted(path) for path in _modules(package) if path.stem != "__main__"}
     assert set(json.loads(done.stdout)) >= expected
 
 
-@pytest.mark.parametrize("source", ["import torch", "from torch import nn", "import torch_bridge.parity"])
-def test_a_planted_import_of_torch_is_caught(tmp_path: Path, source: str) -> None:
+@pytest.mark.parametrize(
+    ("source", "blocked"),
+    [
+        ("import torch", NEVER_IMPORTED),
+        ("from torch import nn", NEVER_IMPORTED),
+        ("import torch_bridge.parity", NEVER_IMPORTED),
+        ("import fcntl", NOT_ON_WINDOWS),
+        ("from resource import getrusage", NOT_ON_WINDOWS),
+    ],
+)
+def test_a_planted_import_of_what_is_blocked_is_caught(tmp_path: Path, source: str, blocked: tuple[str, ...]) -> None:
     _plant(tmp_path, source)
-    done = _probe(WITHOUT_TORCH, "planted", json.dumps(NEVER_IMPORTED), path=tmp_path)
+    done = _probe(IMPORTED, "planted", json.dumps(blocked), path=tmp_path)
     assert done.returncode != 0
     assert "is blocked" in done.stderr
+
+
+def test_ensembles_are_saved_and_loaded_without_what_windows_lacks(tmp_path: Path) -> None:
+    script = BLOCKING + SAVED_AND_LOADED + ON_WINDOWS
+    done = _probe(script, "jaxensemble", json.dumps(NOT_ON_WINDOWS), cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "exists, and the file system it is on cannot replace a directory in one step" in done.stdout
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["net", "other"]
 
 
 @pytest.mark.parametrize("package", PACKAGES)
@@ -149,6 +210,84 @@ def test_a_planted_change_of_settings_is_caught(tmp_path: Path) -> None:
         "torch.cudnn.allow_tf32",
         "torch.rng_state",
     } <= set(json.loads(done.stdout))
+
+
+LIGHT = """
+for package in sys.argv[1:]:
+    importlib.import_module(package + ".cli")
+print(*sorted(sys.modules.keys() & {"jax", "flax", "numpy", "optax", "torch"}))
+"""
+
+
+def test_the_command_lines_import_nothing_heavy() -> None:
+    done = _probe(LIGHT, *PACKAGES)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "\n", "")
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_public_names_are_found_when_asked_for(package: str) -> None:
+    if package == "torch_bridge":
+        pytest.importorskip("torch")
+    module, public = (importlib.import_module(name) for name in (package, f"{package}.public"))
+    names = [name for name in vars(public) if not name.startswith("_")]
+    assert names and set(names) < set(dir(module))
+    assert all(getattr(module, name) is getattr(public, name) for name in names)
+    modules = {path.stem for path in (ROOT / package).glob("*.py")}
+    assert not set(names) & modules  # or the module would be found
+    assert getattr(module, "stacking").__name__ == f"{package}.stacking"  # noqa: B009 - as without a type checker
+    with pytest.raises(AttributeError, match=f"module '{package}' has no attribute 'nothing'"):
+        _ = module.nothing
+    with pytest.raises(ImportError, match="cannot import name 'nothing'"):
+        exec(f"from {package} import nothing")
+
+
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+NAMES = {"orbax": "orbax-checkpoint", "sklearn": "scikit-learn"}
+"""The distribution of a module that has another name."""
+
+
+def _declared(requirements: list[str]) -> set[str]:
+    names = (re.match(r"[\w.-]+", requirement) for requirement in requirements)
+    return {name.group().lower().replace("_", "-") for name in names if name}
+
+
+def _third_party(source: str, *, at_import: bool) -> set[str]:
+    """The distributions that a source imports: all of them, or those that it cannot be imported without."""
+    tree = ast.parse(source)
+    nodes = tree.body if at_import else [node for node in ast.walk(tree) if isinstance(node, ast.stmt | ast.Call)]
+    roots = {name.partition(".")[0] for node in nodes for name in _imported(node)}
+    roots -= {*sys.stdlib_module_names, *PACKAGES}
+    return {NAMES.get(name, name.replace("_", "-")) for name in roots}
+
+
+def _undeclared(source: str, always: set[str], anywhere: set[str]) -> set[str]:
+    return _third_party(source, at_import=True) - always | _third_party(source, at_import=False) - anywhere
+
+
+DECLARED = _declared(PROJECT["dependencies"])
+EXTRAS = {name: _declared(requirements) for name, requirements in PROJECT["optional-dependencies"].items()}
+ALWAYS = {"jaxensemble": DECLARED, "torch_bridge": DECLARED | EXTRAS["torch"]}
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_what_is_imported_is_declared(package: str) -> None:
+    always, anywhere = ALWAYS[package], ALWAYS[package].union(*EXTRAS.values())
+    sources = {_dotted(path): path.read_text("utf-8") for path in _modules(package)}
+    assert {name: bad for name, text in sources.items() if (bad := _undeclared(text, always, anywhere))} == {}
+
+
+@pytest.mark.parametrize(
+    ("source", "found"),
+    [
+        ("import scipy", {"scipy"}),
+        ("from ml_dtypes import bfloat16\nimport os, numpy.linalg\nimport jaxensemble", set()),
+        ("import orbax.checkpoint", {"orbax-checkpoint"}),  # of an extra, so not without being asked for
+        ("def f():\n    import orbax.checkpoint, scipy", {"scipy"}),
+        ("import torch", {"torch"}),
+    ],
+)
+def test_the_scan_for_undeclared_imports_finds_planted_ones(source: str, found: set[str]) -> None:
+    assert _undeclared(source, DECLARED, DECLARED.union(*EXTRAS.values())) == found
 
 
 # What runs code found in a file; a package stands for every name within it. `import pickle` for its errors is fine.

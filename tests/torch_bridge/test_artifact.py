@@ -29,7 +29,7 @@ def test_what_was_saved_once_is_what_porting_gives(name: str) -> None:
 
 
 def test_pytorch_gets_its_state_dicts_after_a_load(tmp_path: Path) -> None:
-    models = [Net().eval() for _ in range(3)]
+    models: list[nn.Module] = [Net().eval() for _ in range(3)]
     ported(CASES["net"], models).save(tmp_path / "net")
     loaded = torch_bridge.to_torch(Ensemble.load(tmp_path / "net"))
     for ours, theirs in zip(loaded, (model.state_dict() for model in models), strict=True):

@@ -23,10 +23,10 @@ from flax import nnx
 from torch import nn
 
 import torch_bridge
+from benchmarks import architectures
 from jaxensemble.ensemble import Ensemble
 from jaxensemble.program import primitives
 from jaxensemble.state import State, flatten, merge, split
-from tests.helpers import architectures
 from tests.helpers.porting import randomised
 from torch_bridge.demo import SimpleCNN, SimpleMLP
 

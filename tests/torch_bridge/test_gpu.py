@@ -10,6 +10,8 @@ import torch
 import torch_bridge
 from torch_bridge import reference
 from torch_bridge.demo import SimpleCNN, SimpleMLP
+from torch_bridge.timing.training import torch_step
+from torch_bridge.timing.variants import torch_call
 
 pytestmark = pytest.mark.gpu
 
@@ -50,3 +52,17 @@ def test_training_on_the_device_is_pytorchs() -> None:
     ensemble = torch_bridge.to_ensemble(models, (x,), check=False)
     report = torch_bridge.check(models, ensemble, (x,), thorough=False, train=True)
     assert report.passed, report
+
+
+@pytest.mark.parametrize("way", ["loop", "loop, channels_last", "torch.func.vmap", "member"])
+def test_a_cuda_graph_gives_what_was_recorded(way: str) -> None:
+    if not torch.cuda.is_available():
+        pytest.skip("JAX sees a GPU, this build of torch does not")
+    models = [SimpleCNN().eval().cuda() for _ in range(3)]
+    x = (torch.randn(16, 1, 28, 28).cuda(),)
+    with reference.equal_precision():
+        for call, rtol in ((torch_call, 0.0), (torch_step, 1e-3)):  # losses after some steps more
+            expected, found = call(way, models, x)(), call(f"graph({way})", models, x)
+            for _ in range(2):
+                for mine, theirs in zip(found(), expected, strict=True):
+                    torch.testing.assert_close(mine, theirs, atol=1e-5, rtol=rtol)

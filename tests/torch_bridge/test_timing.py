@@ -3,7 +3,9 @@
 import contextlib
 import functools
 import json
+import os
 import pickle
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +17,14 @@ from torch import nn
 
 import torch_bridge
 from jaxensemble.errors import InputError, ParityError
+from torch_bridge.timing import worker
 from torch_bridge.timing.files import load_arrays, save_arrays
-from torch_bridge.timing.process import Process, compare
+from torch_bridge.timing.process import Process, _is_heard, compare
 from torch_bridge.timing.result import Ratio, TimingReport, Variant
+from torch_bridge.timing.run import _prepare
 from torch_bridge.timing.statistics import ratio_interval
-from torch_bridge.timing.variants import OURS, PLAIN, jax_call, torch_call, torch_variants
+from torch_bridge.timing.training import _STEPS, jax_step, torch_step
+from torch_bridge.timing.variants import _WAYS, OURS, PLAIN, jax_call, mode_of, recorded, torch_call, torch_variants
 from torch_bridge.timing.worker import Job, Worker
 
 
@@ -79,7 +84,7 @@ def _ported() -> tuple[list[nn.Module], Any, tuple[torch.Tensor]]:
 def test_every_way_gives_the_same() -> None:
     models, ensemble, x = _ported()
     expected = np.stack([model(*x).detach().numpy() for model in models])
-    for name in torch_variants("cpu", images=True)[:3]:
+    for name in (*torch_variants("cpu", images=True)[:3], "member", "member, channels_last"):
         outputs = torch_call(name, models, x)()
         outputs = torch.stack(outputs) if isinstance(outputs, list) else outputs
         np.testing.assert_allclose(outputs.numpy(), expected, atol=1e-6)
@@ -91,19 +96,34 @@ def test_a_worker_measures_blocks(tmp_path: Path) -> None:
     models, _, x = _ported()
     setup = functools.partial(Path.touch, tmp_path / "set up")
     (tmp_path / "models.pkl").write_bytes(pickle.dumps(setup) + pickle.dumps((models, x)))
-    worker = Worker(Job(str(tmp_path), "loop", "torch", "cpu", tf32=False, x64=False, threads=1, seconds=0.0))
+    measuring = Worker(Job(str(tmp_path), "loop", "torch", "cpu", tf32=False, x64=False, threads=1, seconds=0.0))
     assert (tmp_path / "set up").exists()
-    ready = worker.prepare()
+    ready = measuring.prepare()
     (outputs,) = load_arrays(Path(ready["outputs"]))
     assert outputs.shape == (3, 4, 3, 3, 4)
-    block = worker.block()
+    block = measuring.block()
     assert len(block["samples"]) >= 5 and not block["compiled"]
-    assert set(worker.finish()) == {"transfer", "peak"}
+    assert set(measuring.finish()) == {"transfer", "peak"}
+
+
+def test_peak_memory_is_unknown_where_the_system_does_not_say(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert (worker._peak() or 0) > 1e7 and (worker._largest() or 0) > 0
+    monkeypatch.setitem(sys.modules, "resource", None)
+    monkeypatch.setattr(worker, "Path", lambda _: tmp_path / "no proc")
+    assert worker._peak() is None
+    monkeypatch.setattr(Process, "_ask", lambda self, message: {"transfer": 0.1, "peak": None})
+    with contextlib.ExitStack() as stack:
+        process = Process(Job(str(tmp_path), "loop", "torch", "cpu", False, False, 1, 0.0), stack)
+        process.rounds, process.samples, process.ready = [2.5], [2.5], {"first": 3.0, "note": ""}
+        process.finish()
+        report = TimingReport((process.variant(),), None, None, None, rows=1)
+    assert "unknown" in str(report) and report.to_json()["variants"][0]["peak"] is None
 
 
 class _Ended:
-    def __init__(self, name: str, path: Path, *outputs: np.ndarray) -> None:
-        self.job = Job("", name, "torch", "cpu", tf32=False, x64=False, threads=1, seconds=0.0)
+    def __init__(self, name: str, path: Path, *outputs: np.ndarray, framework: str = "jax") -> None:
+        self.job = Job("", name, framework, "cpu", tf32=False, x64=False, threads=1, seconds=0.0)
+        self.failure = ""
         self.ready = {"outputs": str(path / f"{name}.npz")}
         save_arrays(Path(self.ready["outputs"]), outputs)
 
@@ -111,18 +131,22 @@ class _Ended:
 def test_nothing_is_timed_where_outputs_differ(tmp_path: Path) -> None:
     x = np.linspace(-1, 1, 10)
     same, near = _Ended("loop", tmp_path, x), _Ended("vmap", tmp_path, x + 1e-6)
-    compare([same, near], half=False)  # type: ignore[list-item]
+    compare([same, near])  # type: ignore[list-item]
     others = [
         _Ended("wrong", tmp_path, x + 0.01),
         _Ended("shape", tmp_path, x[:5]),
         _Ended("nan", tmp_path, x * np.nan),
     ]
     with pytest.raises(ParityError, match=r"not those of loop: .*wrong: 1\.0e-02; shape: inf; nan: nan"):
-        compare([same, near, *others], half=False)  # type: ignore[list-item]
+        compare([same, near, *others])  # type: ignore[list-item]
+    theirs = _Ended("graph", tmp_path, x + 0.01, framework="torch")
+    compare([same, theirs, near])  # type: ignore[list-item]
+    assert theirs.failure == "its outputs are not those of loop: 1.0e-02 of the largest"
+    compare([same, others[0]], "tf32")  # type: ignore[list-item]
     twice = _Ended("twice", tmp_path, x + 0.01), same  # of two processes of one variant, each is compared
     twice[1].job = twice[0].job
     with pytest.raises(ParityError, match=r"twice: 1\.0e-02"):
-        compare([near, *twice], half=False)  # type: ignore[list-item]
+        compare([near, *twice])  # type: ignore[list-item]
 
 
 def test_a_process_that_is_gone_is_told_and_leaves_the_others(tmp_path: Path) -> None:
@@ -140,6 +164,70 @@ def test_a_process_that_is_gone_is_told_and_leaves_the_others(tmp_path: Path) ->
         gone.block()
         assert "exit status -9" in gone.failure
     assert gone.variant().median == float("inf")
+
+
+def test_a_process_that_takes_too_long_is_ended(tmp_path: Path) -> None:
+    job = Job(str(tmp_path), "loop", "torch", "cpu", tf32=False, x64=False, threads=1, seconds=0.0)
+    with contextlib.ExitStack() as stack:
+        process = Process(job, stack, patience=0.0)
+        process.start()
+        assert process.failure == "no answer in 0 s" and process._process is not None
+        assert process._process.wait() != 0
+
+
+def test_reading_is_waiting_where_nothing_else_can_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    read, write = os.pipe()
+    with os.fdopen(read) as pipe, os.fdopen(write, "w"):
+        assert not _is_heard(pipe, 0)
+        monkeypatch.setattr(sys, "platform", "win32")
+        assert _is_heard(pipe, 0)
+
+
+class _Started:
+    def __init__(self, name: str, framework: str, done: list[str]) -> None:
+        self.job = Job("", name, framework, "cpu", tf32=False, x64=False, threads=1, seconds=0.0)
+        self.done = done
+
+    def launch(self) -> None:
+        self.done.append(f"launch {self.job.variant}")
+
+    def begin(self) -> None:
+        self.done.append(f"begin {self.job.variant}")
+
+    def get_ready(self) -> None:
+        self.done.append(f"ready {self.job.variant}")
+
+
+@pytest.mark.parametrize(
+    ("together", "expected"),
+    [
+        (False, "begin a, ready a, begin b, ready b, begin ours, ready ours, begin ours, ready ours"),
+        (
+            True,
+            "launch a, launch b, launch ours, launch ours, begin a, begin b, ready a, ready b, "
+            "begin ours, ready ours, begin ours, ready ours",
+        ),
+    ],
+)
+def test_ours_are_prepared_alone(together: bool, expected: str) -> None:
+    done: list[str] = []
+    ways = (("a", "torch"), ("b", "torch"), ("ours", "jax"), ("ours", "jax"))
+    runs: Any = [_Started(name, framework, done) for name, framework in ways]
+    _prepare(runs, lambda text: None, together=together)
+    assert ", ".join(done) == expected
+
+
+def test_all_names_of_pytorchs_ways_are_known() -> None:
+    for name in torch_variants("cuda", images=True):
+        way, _ = mode_of(recorded(name) or name)
+        assert way.removesuffix(", channels_last") in {*_WAYS} & {*_STEPS}
+
+
+@pytest.mark.parametrize("name", ["loop, channels_last", "torch.func.vmap", "member"])
+def test_every_way_of_training_starts_with_the_same_losses(name: str) -> None:
+    models, ensemble, x = _ported()
+    expected = jax_step(PLAIN, ensemble, tuple(map(np.asarray, x)))()
+    np.testing.assert_allclose(np.stack([loss.numpy() for loss in torch_step(name, models, x)()]), expected, rtol=1e-5)
 
 
 def test_a_single_call_is_what_half_of_the_calls_took(tmp_path: Path) -> None:

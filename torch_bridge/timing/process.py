@@ -9,9 +9,10 @@ import select
 import statistics
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
@@ -20,15 +21,11 @@ from torch_bridge.timing.files import load_arrays
 from torch_bridge.timing.result import Variant
 from torch_bridge.timing.worker import Job
 
-_AGREE = 1e-3
+_AGREE = {"float32": 1e-3, "tf32": 0.02, "half": 0.1}
 """How far outputs may be apart, relative to the largest: enough to see that the work is the same. `check` proves it."""
 
-_AGREE_HALF = 0.1
-"""The same for networks that compute in half precision."""
-
-
-MINUTES = 30
-"""How long a worker may take to answer: compiling large networks takes minutes."""
+PATIENCE = 1800.0
+"""How many seconds a worker may take to answer: compiling large networks takes minutes."""
 
 _ENVIRONMENT = {
     "cpu": {"JAX_PLATFORMS": "cpu"},
@@ -39,8 +36,9 @@ _ENVIRONMENT = {
 class Process:
     """Starts a worker, and keeps what it says."""
 
-    def __init__(self, job: Job, stack: contextlib.ExitStack):
+    def __init__(self, job: Job, stack: contextlib.ExitStack, patience: float = PATIENCE):
         self.job = job
+        self.patience = patience
         self.rounds: list[float] = []
         self.samples: list[float] = []
         self.ready: dict[str, Any] = {}
@@ -49,6 +47,7 @@ class Process:
         self._stack = stack
         self._process: subprocess.Popen[str] | None = None
         self._log = Path(job.folder) / f"log-{id(self)}.txt"
+        self._deadline = math.inf
 
     @property
     def median(self) -> float:
@@ -57,6 +56,11 @@ class Process:
 
     def start(self) -> None:
         """Starts the worker and waits until its first call is done."""
+        self.begin()
+        self.get_ready()
+
+    def launch(self) -> None:
+        """Starts the worker, which imports what it needs and then waits for its job."""
         command = [sys.executable, "-m", "torch_bridge.timing.worker"]
         paths = os.pathsep.join(path for path in sys.path if path)
         cache = {"TORCHINDUCTOR_CACHE_DIR": f"{self._log}-inductor"}  # no other process has compiled for this one
@@ -66,7 +70,16 @@ class Process:
                 env={**os.environ, "PYTHONPATH": paths, **cache, **_ENVIRONMENT[self.job.device]},
             )  # fmt: skip
         self._stack.callback(self._end, self._process)
-        self.ready = self._ask(dataclasses.asdict(self.job))
+
+    def begin(self) -> None:
+        """Gives the worker its job."""
+        if self._process is None:
+            self.launch()
+        self._tell(dataclasses.asdict(self.job))
+
+    def get_ready(self) -> None:
+        """Waits until the worker's first call is done."""
+        self.ready = self._hear()
 
     def block(self) -> None:
         """Measures one block of calls; one in which something was compiled is measured again, once."""
@@ -109,21 +122,32 @@ class Process:
             (low, high),
             self.ready["first"],
             self.end.get("transfer", math.nan),
-            self.end.get("peak", math.nan),
+            math.nan if (peak := self.end.get("peak")) is None else peak,
             note=self.ready["note"],
         )
 
     def _ask(self, message: dict[str, Any]) -> dict[str, Any]:
+        self._tell(message)
+        return self._hear()
+
+    def _tell(self, message: dict[str, Any]) -> None:
         process = self._process
-        if self.failure or process is None or process.stdin is None or process.stdout is None:
+        self._deadline = time.monotonic() + self.patience
+        if not self.failure and process is not None and process.stdin is not None:
+            with contextlib.suppress(OSError):  # what ended says so where its answer is read
+                process.stdin.write(json.dumps(message) + "\n")
+                process.stdin.flush()
+
+    def _hear(self) -> dict[str, Any]:
+        process = self._process
+        if self.failure or process is None or process.stdout is None:
             return {}
         try:
-            process.stdin.write(json.dumps(message) + "\n")
-            process.stdin.flush()
-            ready, _, _ = select.select([process.stdout], [], [], 60 * MINUTES)
+            ready = _is_heard(process.stdout, max(0.0, self._deadline - time.monotonic()))
             if not ready:
                 process.kill()  # it would go on while the others are measured
-            answer = json.loads(process.stdout.readline()) if ready else {"error": f"no answer after {MINUTES} minutes"}
+            line = process.stdout.readline() if ready else json.dumps({"error": f"no answer in {self.patience:g} s"})
+            answer = json.loads(line)
         except (OSError, ValueError):  # ValueError: half a line, or none
             process.kill()
             last = " ".join(self._log.read_text(errors="replace").splitlines()[-3:])
@@ -132,12 +156,23 @@ class Process:
         return answer
 
 
-def compare(processes: Sequence[Process], *, half: bool) -> None:
-    """Raises `ParityError` for variants whose outputs are not those of the first one."""
+def _is_heard(pipe: IO[str], seconds: float) -> bool:
+    """Waits until a pipe has something to read, or time is over. On Windows reading itself waits, without a limit."""
+    return sys.platform == "win32" or bool(select.select([pipe], [], [], seconds)[0])
+
+
+def compare(processes: Sequence[Process], precision: str = "float32") -> None:
+    """Outputs must be those of the first variant: another of PyTorch's ways fails, for ours `ParityError` is raised."""
     outputs = [load_arrays(Path(process.ready["outputs"])) for process in processes]
-    limit = _AGREE_HALF if half else _AGREE
-    errors = [(p.job.variant, _apart(found, outputs[0])) for p, found in zip(processes, outputs, strict=True)]
-    wrong = [f"{name}: {error:.1e}" for name, error in errors if not error <= limit]
+    wrong = []
+    for process, found in zip(processes, outputs, strict=True):
+        error = _apart(found, outputs[0])
+        if error <= _AGREE[precision]:
+            continue
+        if process.job.framework == "torch" and process is not processes[0]:
+            process.failure = f"its outputs are not those of {processes[0].job.variant}: {error:.1e} of the largest"
+        else:
+            wrong.append(f"{process.job.variant}: {error:.1e}")
     if wrong:
         raise ParityError(
             f"nothing is timed: outputs are not those of {processes[0].job.variant}: relative to the largest, "

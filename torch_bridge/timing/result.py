@@ -19,6 +19,7 @@ class Variant:
     - `first`: the first call, compilation included.
     - `transfer`: moving inputs to the device and outputs from it, which no other figure has in it.
     - `peak`: bytes at the peak, on a CPU beyond what the process had before; ours with those of the plans it measured.
+      NaN where the system does not say (a CPU under Windows), which the table shows as unknown.
     - `failure`: why there is no figure.
     """
 
@@ -109,7 +110,7 @@ class TimingReport:
             f"{self.rows / v.median:,.0f}",
             f"{v.first:.2g} s",
             "" if math.isnan(v.transfer) else f"{1e3 * v.transfer:.2g} ms",
-            "" if math.isnan(v.peak) else human_bytes(v.peak),
+            "unknown" if math.isnan(v.peak) else human_bytes(v.peak),
         )
 
     def to_markdown(self) -> str:

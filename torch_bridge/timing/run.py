@@ -2,13 +2,13 @@
 
 import contextlib
 import dataclasses
+import pickle
 import random
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import cloudpickle
 import jax
 import numpy as np
 import torch
@@ -28,6 +28,11 @@ from torch_bridge.timing.result import Ratio, TimingReport
 from torch_bridge.timing.variants import OURS, PLAIN, torch_variants
 from torch_bridge.timing.worker import Job
 
+try:
+    import cloudpickle
+except ImportError:  # plain pickle carries models whose classes the processes can import
+    cloudpickle = pickle
+
 _FINALISTS = 3
 """How many of PyTorch's ways are measured in all rounds; the others in the first one only."""
 
@@ -44,6 +49,8 @@ def time(
     train: bool = False,
     threads: int | None = None,
     setup: Callable[[], object] | None = None,
+    together: bool = False,
+    patience: float = 1800.0,
     progress: Callable[[str], object] = lambda text: None,
 ) -> TimingReport:
     """Times a ported ensemble beside every way that PyTorch has of running or training the same members.
@@ -54,7 +61,8 @@ def time(
 
     **Arguments:**
 
-    - `models`, `ensemble`, `inputs`: as for `check`. Modules reach the processes by way of `cloudpickle`.
+    - `models`, `ensemble`, `inputs`: as for `check`. Modules reach the processes by way of `cloudpickle`; where it is
+      not installed, by `pickle`, which takes those of importable classes only.
     - `variants`: names of PyTorch's ways to be timed; all of them without: see `timing.variants.torch_variants`.
     - `rounds`, `seconds`: how many blocks of calls every variant gets, and how long a block lasts at least.
     - `tf32`: whether both frameworks may round float32 products to TF32, on GPUs that have it.
@@ -63,6 +71,9 @@ def time(
       differ.
     - `threads`: PyTorch's threads; those of the cores that this process may use without.
     - `setup`: called in each of PyTorch's processes before modules are read, as to declare operators of their own.
+    - `together`: whether PyTorch's ways are prepared at the same time, which saves minutes where there are many cores.
+      Their first calls then say little.
+    - `patience`: how many seconds a variant may take to answer; one that takes longer fails, and the others go on.
     - `progress`: is told what is being done.
 
     **Raises:** `InputError` for what cannot be timed, `ParityError` where outputs differ: then no figure is given.
@@ -99,11 +110,11 @@ def time(
             train=train,
         )
         jobs = [("torch", name) for name in names] + [("jax", OURS), ("jax", OURS), ("jax", PLAIN)]
-        runs = [Process(dataclasses.replace(job, framework=kind, variant=name), stack) for kind, name in jobs]
+        runs = [Process(dataclasses.replace(job, framework=kind, variant=name), stack, patience) for kind, name in jobs]
         half = any(p.dtype in (torch.bfloat16, torch.float16) for p in members[0].parameters())
         settings = {
             "device": device, "tf32": tf32, "train": train, "threads": job.threads, "rounds": rounds,
-            "seconds": seconds,
+            "seconds": seconds, "together": together,
         }  # fmt: skip
         rows = len(members) * (reference.batch_size(inputs, ensemble.origin.batch_axis) or 1)
         return _timed(runs, half, rows, settings, progress)
@@ -112,10 +123,9 @@ def time(
 def _timed(
     runs: list[Process], half: bool, rows: int, settings: dict[str, Any], progress: Callable[[str], object]
 ) -> TimingReport:
-    for run in runs:
-        progress(f"preparing {run.job.variant}")
-        run.start()
-    compare([run for run in runs if not run.failure], half=half)
+    _prepare(runs, progress, together=settings["together"])
+    precision = "half" if half else "tf32" if settings["tf32"] else "float32"
+    compare([run for run in runs if not run.failure], precision)
     ours, again, plain = runs[-3:]
     order, taking_part, rounds = random.Random(0), runs, settings["rounds"]
     for number in range(rounds):
@@ -139,6 +149,20 @@ def _timed(
         rows=rows,
         environment=environment() | settings,
     )
+
+
+def _prepare(runs: list[Process], progress: Callable[[str], object], *, together: bool) -> None:
+    """Gets all variants ready; ours alone even when `together`, since it measures plans."""
+    if together:
+        for run in runs:
+            run.launch()
+    theirs = [run for run in runs if run.job.framework == "torch"]
+    for group in [theirs, *([run] for run in runs if run not in theirs)] if together else [[run] for run in runs]:
+        progress(f"preparing {', '.join(run.job.variant for run in group)}")
+        for run in group:
+            run.begin()
+        for run in group:
+            run.get_ready()
 
 
 def _finalists(runs: list[Process]) -> list[Process]:

@@ -6,7 +6,7 @@ loss is the mean square of the outputs, and the learning rate so small that thou
 """
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import optax
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, stack_module_state, vmap
+from torch.func import stack_module_state, vmap
 
 from jaxensemble.ensemble import Ensemble
 from jaxensemble.inputs import as_arrays, batch_axes
@@ -23,20 +23,23 @@ from jaxensemble.training import TrainState
 from jaxensemble.training.data import as_data, rows_of
 from jaxensemble.training.step import step_for, stepped_through
 from torch_bridge.compat import pytree
-from torch_bridge.timing.variants import OURS, Call, channels_last, mode_of
+from torch_bridge.timing.variants import OURS, Call, as_graph, channels_last, compiler, member_of, mode_of, recorded
 
-RATE = 1e-6
+RATE = 1e-10
 STEPS = 10
 """Steps that one call makes."""
 
 
 def torch_step(name: str, models: Sequence[nn.Module], inputs: tuple[Any, ...]) -> Call:
     """Steps of all members in PyTorch, as `name` says; gives the losses before them, a list or a stack."""
+    inner = recorded(name)
+    if inner:
+        return as_graph(torch_step(inner, models, inputs), warm_ups=1)  # a call makes ten steps
     way, mode = mode_of(name)
     models = [copy.deepcopy(model).train().requires_grad_(True) for model in models]
-    if way == "loop, channels_last":
+    if way.endswith(", channels_last"):
         models, inputs = channels_last(models, inputs)
-    return _repeated((_mapped_step if way == "torch.func.vmap" else _loop_step)(models, inputs, mode))
+    return _repeated(_STEPS[way.removesuffix(", channels_last")](models, inputs, compiler(mode)))
 
 
 def _repeated(step: Call) -> Call:
@@ -49,16 +52,23 @@ def _repeated(step: Call) -> Call:
     return steps
 
 
-def _loop_step(models: Sequence[nn.Module], inputs: tuple[Any, ...], mode: str | None) -> Call:
+def _loop_step(models: Sequence[nn.Module], inputs: tuple[Any, ...], compiled: Callable[..., Any]) -> Call:
+    losses = compiled(lambda *inputs: [_square(model(*inputs)) for model in models])
+    return _step_of(models, lambda: losses(*inputs))
+
+
+def _member_step(models: Sequence[nn.Module], inputs: tuple[Any, ...], compiled: Callable[..., Any]) -> Call:
+    member = member_of(models)
+    loss = compiled(lambda params, buffers, inputs: _square(member(params, buffers, inputs)))
+    states = [(dict(model.named_parameters()), dict(model.named_buffers())) for model in models]
+    return _step_of(models, lambda: [loss(*state, inputs) for state in states])
+
+
+def _step_of(models: Sequence[nn.Module], losses: Callable[[], list[Tensor]]) -> Call:
     optimizer = _adam([param for model in models for param in model.parameters()])
 
-    def losses(*inputs: Any) -> list[Tensor]:
-        return [_square(model(*inputs)) for model in models]
-
-    function = losses if mode is None else torch.compile(losses, mode=mode, dynamic=False)
-
     def step() -> list[Tensor]:
-        found = function(*inputs)
+        found = losses()
         optimizer.zero_grad()
         torch.stack(found).sum().backward()
         optimizer.step()
@@ -67,16 +77,15 @@ def _loop_step(models: Sequence[nn.Module], inputs: tuple[Any, ...], mode: str |
     return step
 
 
-def _mapped_step(models: Sequence[nn.Module], inputs: tuple[Any, ...], mode: str | None) -> Call:
-    base = copy.deepcopy(models[0]).to("meta")
+def _mapped_step(models: Sequence[nn.Module], inputs: tuple[Any, ...], compiled: Callable[..., Any]) -> Call:
+    member = member_of(models)
     params, buffers = stack_module_state(list(models))
     optimizer = _adam(list(params.values()))
 
     def loss(params: Any, buffers: Any, inputs: Any) -> Tensor:
-        return _square(functional_call(base, (params, buffers), inputs))
+        return _square(member(params, buffers, inputs))
 
-    function = vmap(torch.func.grad_and_value(loss), (0, 0, None))
-    function = function if mode is None else torch.compile(function, mode=mode, dynamic=False)
+    function = compiled(vmap(torch.func.grad_and_value(loss), (0, 0, None)))
 
     def step() -> Tensor:
         grads, losses = function({name: param.detach() for name, param in params.items()}, buffers, inputs)
@@ -88,8 +97,11 @@ def _mapped_step(models: Sequence[nn.Module], inputs: tuple[Any, ...], mode: str
     return step
 
 
+_STEPS = {"loop": _loop_step, "torch.func.vmap": _mapped_step, "member": _member_step}
+
+
 def _adam(params: list[Tensor]) -> torch.optim.Optimizer:
-    return torch.optim.Adam(params, RATE, fused=True)
+    return torch.optim.Adam(params, RATE, fused=True, capturable=params[0].is_cuda)  # so that a CUDA graph can hold it
 
 
 def _square(outputs: Any) -> Tensor:

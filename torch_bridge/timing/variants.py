@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -23,13 +24,17 @@ PLAIN = "jax.jit(jax.vmap)"
 def torch_variants(device: str, *, images: bool) -> list[str]:
     """The names of PyTorch's ways on a device; channels-last ones where there are images.
 
-    On CPUs, `reduce-overhead` is the default mode: it is about CUDA graphs.
+    - `member`: its forward is compiled once, and the members run one after another: minutes less for large networks.
+    - `graph`: all kernels of a call are recorded in one CUDA graph. On CPUs there is none, and `reduce-overhead`, which
+      is about CUDA graphs too, is the default mode.
     """
     modes = ["default", "max-autotune"] if device == "cpu" else ["default", "reduce-overhead", "max-autotune"]
-    loops = ["loop", *(["loop, channels_last"] if images else [])]
-    maps = ["torch.func.vmap"]
-    compiled = [f"compile({way}, {mode})" for mode in modes for way in (*loops, *maps)]
-    return [*loops, *maps, *compiled]
+    layouts = ["", ", channels_last"] if images else [""]
+    ways = [*(f"loop{layout}" for layout in layouts), "torch.func.vmap"]
+    members = [f"compile(member{layout}, default)" for layout in layouts]
+    compiled = [f"compile({way}, {mode})" for mode in modes for way in ways]
+    held = [*ways, *members, *(name for name in compiled if name.endswith(", default)"))]
+    return [*ways, *compiled, *members, *(f"graph({name})" for name in held if device != "cpu")]
 
 
 def is_loop(name: str) -> bool:
@@ -49,12 +54,24 @@ def mode_of(name: str) -> tuple[str, str | None]:
     return way, mode
 
 
+def recorded(name: str) -> str | None:
+    """What a CUDA graph is recorded of; None where there is none.
+
+    >>> recorded("graph(compile(loop, default))"), recorded("loop")
+    ('compile(loop, default)', None)
+    """
+    return name.removeprefix("graph(").removesuffix(")") if name.startswith("graph(") else None
+
+
 def torch_call(name: str, models: Sequence[nn.Module], inputs: tuple[Any, ...]) -> Call:
     """One call of all members in PyTorch, as `name` says; outputs of all members, stacked or as a list."""
+    inner = recorded(name)
+    if inner:
+        return as_graph(torch_call(inner, models, inputs))
     way, mode = mode_of(name)
-    function, arguments = _way(way, models, inputs)
-    if mode is not None:
-        function = torch.compile(function, mode=mode, dynamic=False)
+    if way.endswith(", channels_last"):
+        models, inputs = channels_last(models, inputs)
+    function, arguments = _WAYS[way.removesuffix(", channels_last")](models, inputs, compiler(mode))
 
     def call() -> Any:
         with torch.inference_mode():
@@ -63,22 +80,59 @@ def torch_call(name: str, models: Sequence[nn.Module], inputs: tuple[Any, ...]) 
     return call
 
 
-def _way(name: str, models: Sequence[nn.Module], inputs: tuple[Any, ...]) -> tuple[Callable[..., Any], tuple[Any, ...]]:
-    if name == "torch.func.vmap":
-        base = copy.deepcopy(models[0]).to("meta")
-        params, buffers = stack_module_state(list(models))
+def compiler(mode: str | None) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """What compiles a function in a mode; leaves it as it is without one."""
+    return (lambda function: function) if mode is None else partial(torch.compile, mode=mode, dynamic=False)
 
-        def member(params: Any, buffers: Any, inputs: Any) -> Any:
-            return functional_call(base, (params, buffers), inputs)
 
-        return vmap(member, (0, 0, None)), ({k: v.detach() for k, v in params.items()}, buffers, inputs)
-    if name == "loop, channels_last":
-        models, inputs = channels_last(models, inputs)
+def member_of(models: Sequence[nn.Module]) -> Callable[[Any, Any, Any], Any]:
+    """The forward that members share, as a function of parameters, buffers and inputs."""
+    base = copy.deepcopy(models[0]).to("meta")
+    return lambda params, buffers, inputs: functional_call(base, (params, buffers), inputs)
 
-    def loop(*inputs: Any) -> list[Any]:
-        return [model(*inputs) for model in models]
 
-    return loop, inputs
+def as_graph(call: Call, *, warm_ups: int = 3) -> Call:
+    """The kernels of a call, replayed from a CUDA graph; outputs lie where they lay before.
+
+    As https://docs.pytorch.org/docs/stable/notes/cuda.html#cuda-graphs says: calls on another stream come first.
+    """
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(warm_ups):
+            call()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        outputs = call()
+
+    def replay() -> Any:
+        graph.replay()
+        return outputs
+
+    return replay
+
+
+_Way = tuple[Callable[..., Any], tuple[Any, ...]]
+
+
+def _loop(models: Sequence[nn.Module], inputs: tuple[Any, ...], compiled: Callable[..., Any]) -> _Way:
+    return compiled(lambda *inputs: [model(*inputs) for model in models]), inputs
+
+
+def _vmap(models: Sequence[nn.Module], inputs: tuple[Any, ...], compiled: Callable[..., Any]) -> _Way:
+    params, buffers = stack_module_state(list(models))
+    function = compiled(vmap(member_of(models), (0, 0, None)))
+    return function, ({k: v.detach() for k, v in params.items()}, buffers, inputs)
+
+
+def _member(models: Sequence[nn.Module], inputs: tuple[Any, ...], compiled: Callable[..., Any]) -> _Way:
+    member = compiled(member_of(models))
+    states = [({k: v.detach() for k, v in m.named_parameters()}, dict(m.named_buffers())) for m in models]
+    return lambda *inputs: [member(*state, inputs) for state in states], inputs
+
+
+_WAYS = {"loop": _loop, "torch.func.vmap": _vmap, "member": _member}
 
 
 def channels_last(models: Sequence[nn.Module], inputs: Any) -> tuple[list[nn.Module], Any]:

@@ -7,7 +7,6 @@ import dataclasses
 import json
 import os
 import pickle
-import resource
 import sys
 import time
 from collections.abc import Callable
@@ -88,7 +87,12 @@ class Worker:
             self.way.move(outputs)
             moved.append(time.perf_counter() - start)
         peak = self.way.device_peak()
-        return {"transfer": sorted(moved)[len(moved) // 2], "peak": _peak() - self.before if peak is None else peak}
+        return {"transfer": sorted(moved)[len(moved) // 2], "peak": self._growth() if peak is None else peak}
+
+    def _growth(self) -> int | None:
+        """How much larger than before this process was at its peak, in bytes; None where the system does not say."""
+        now = _peak()
+        return None if now is None or self.before is None else now - self.before
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,7 +137,7 @@ def _torch(job: Job) -> Way:
         return [array for _, array in sorted(stacked(outputs).items())]
 
     def compilations() -> int:
-        return compiled_graphs() if job.variant.startswith("compile(") else 0
+        return compiled_graphs() if "compile(" in job.variant else 0
 
     def move(outputs: Any) -> None:
         wait(pytree.tree_map(_to(job.device), inputs))
@@ -183,12 +187,23 @@ def _jax(job: Job) -> Way:
     return Way(call, jax.block_until_ready, arrays, lambda: len(compiled), move, device_peak, note)
 
 
-def _peak() -> int:
-    """Of this process, in bytes. What `getrusage` says begins with the size of the process that started this one."""
+def _peak() -> int | None:
+    """Of this process, in bytes; None on Windows, which has neither `/proc` nor `resource`.
+
+    What `getrusage` says begins with the size of the process that started this one, so that `/proc` is asked first.
+    """
     status = Path("/proc/self/status")
     lines = status.read_text().splitlines() if status.exists() else []
     found = next((1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM:")), None)
-    return found if found is not None else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return _largest() if found is None else found
+
+
+def _largest() -> int | None:
+    try:
+        import resource  # not on Windows
+    except ImportError:
+        return None
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # bytes on macOS; Linux has `/proc`
 
 
 def main() -> None:

@@ -1,6 +1,7 @@
-"""Well-known networks, written for these tests from their papers; parameters are named as most checkpoints name them.
+"""Well-known networks, written for tests and benchmarks from their papers.
 
-Dropout and stochastic depth are left out where the papers use them only to train on ImageNet.
+Parameters are named as most checkpoints name them. Dropout and stochastic depth are left out where the papers use them
+only to train on ImageNet.
 """
 
 from collections import OrderedDict

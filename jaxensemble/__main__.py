@@ -1,0 +1,5 @@
+"""`python -m jaxensemble`: the command line."""
+
+from jaxensemble.cli import main
+
+main()

@@ -1,0 +1,58 @@
+"""What an artifact says about itself, for people and for programs."""
+
+import math
+from typing import Any
+
+from jaxensemble.artifact.loading import Artifact
+from jaxensemble.artifact.manifest import Manifest
+from jaxensemble.inputs import shape_text
+
+
+def describe(artifact: Artifact) -> dict[str, Any]:
+    """The headers of an artifact as plain data."""
+    manifest, network = artifact.manifest, artifact.network
+    return {
+        "network": network.name,
+        "members": manifest.members,
+        "parameters_each": _parameters(manifest),
+        "bytes": sum(record.size for record in manifest.files.values()),
+        "inputs": {name: list(shape) for name, shape in network.input_shapes.items()},
+        "verified": manifest.verified,
+        "proof": describe_proof(manifest),
+        "versions": dict(manifest.versions),
+        "from_pytorch": manifest.origin.name if manifest.origin else None,
+        "arrays": {
+            name: {"kind": leaf.kind, "dtype": leaf.dtype, "shape": list(leaf.shape)}
+            for name, leaf in manifest.leaves.items()
+        },
+    }
+
+
+def describe_in_text(artifact: Artifact) -> str:
+    """The same for people."""
+    manifest, network = artifact.manifest, artifact.network
+    size = sum(record.size for record in manifest.files.values())
+    wide = max((len(name) for name in manifest.leaves), default=0)
+    return "\n".join(
+        [
+            f"{manifest.members} x {network.name}, {_parameters(manifest):,} parameters each, {size:,} bytes",
+            f"inputs: {', '.join(f'{name} {shape_text(shape)}' for name, shape in network.input_shapes.items())}",
+            describe_proof(manifest),
+            f"written by {', '.join(f'{name} {version}' for name, version in manifest.versions.items())}",
+            *(f"  {name:{wide}}  {x.kind:9}  {x.dtype}{list(x.shape)}" for name, x in manifest.leaves.items()),
+        ]
+    )
+
+
+def describe_proof(manifest: Manifest) -> str:
+    """Whether the artifact was compared with PyTorch, and when."""
+    proof = manifest.proof
+    if proof is None:
+        return "NOT verified: this ensemble was never compared with PyTorch, or was changed since"
+    versions = ", ".join(f"{name} {version}" for name, version in proof.versions.items())
+    return f"verified against PyTorch on {proof.date}, {len(proof.comparisons)} comparisons passed ({versions})"
+
+
+def _parameters(manifest: Manifest) -> int:
+    """How many parameters a member has."""
+    return sum(math.prod(leaf.shape[1:]) for leaf in manifest.leaves.values() if leaf.kind == "params")

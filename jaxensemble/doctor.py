@@ -1,0 +1,333 @@
+"""What is installed, whether it works, and what to do where it does not.
+
+A check is a function that yields findings; `CHECKS` lists them in the order in which they are shown. Nothing is
+imported before a check asks for it, and what a check raises is a finding, too: a broken installation is what the
+report is for.
+"""
+
+import dataclasses
+import functools
+import importlib
+import importlib.resources
+import json
+import os
+import platform
+import re
+import sys
+import tempfile
+import textwrap
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import typer
+
+from jaxensemble.terminal import plain, show, version
+
+Level = Literal["ok", "warning", "problem"]
+
+WIDTH = 80
+_INDENT = 27  # of what was found: a level and a subject stand before it
+
+
+@dataclasses.dataclass(frozen=True)
+class Finding:
+    """One thing that was looked at: a problem will not work, a warning may surprise; both come with advice."""
+
+    level: Level
+    subject: str
+    found: str
+    advice: str = ""
+
+    def __str__(self) -> str:
+        wrap = functools.partial(
+            textwrap.fill, width=WIDTH, subsequent_indent=" " * _INDENT, break_long_words=False, break_on_hyphens=False
+        )
+        lines = [wrap(plain(self.found), initial_indent=f"{self.level:8} {self.subject:17} ")]
+        if self.advice:
+            lines.append(wrap(plain(f"-> {self.advice}"), initial_indent=" " * _INDENT))
+        return "\n".join(lines)
+
+
+@dataclasses.dataclass(frozen=True)
+class Check:
+    """A function that yields findings, the modules that it needs, and what an error that it raises means."""
+
+    subject: str
+    look: Callable[[], Iterable[Finding]]
+    needs: tuple[str, ...] = ()
+    advice: str = "mend what the error names; if it names nothing of yours, please report it"
+    level: Level = "problem"
+
+
+@dataclasses.dataclass(frozen=True)
+class Package:
+    """A distribution, the module that shows whether it works, what pip is asked for, and what it is for.
+
+    A package without a purpose is one without which nothing goes.
+    """
+
+    name: str
+    module: str
+    requirement: str = ""
+    purpose: str = ""
+
+    @property
+    def install(self) -> str:
+        """The command that installs it."""
+        return f"pip install {self.requirement or self.name}"
+
+
+def diagnose(checks: Sequence[Check], as_json: bool) -> None:
+    """Prints the findings of all checks, and ends the process with 1 if one is a problem."""
+    findings = []
+    for finding in examine(checks):
+        findings.append(finding)
+        if not as_json:
+            typer.echo(str(finding))
+    works = all(finding.level != "problem" for finding in findings)
+    show({"works": works, "findings": list(map(dataclasses.asdict, findings))} if as_json else _sum(findings), as_json)
+    if not works:
+        raise typer.Exit(1)
+
+
+def examine(checks: Iterable[Check]) -> Iterator[Finding]:
+    """The findings of all checks. Those that need a module which cannot be imported are left out: it has its own."""
+    for check in checks:
+        if not all(sys.modules.get(name) for name in check.needs):
+            continue
+        try:
+            yield from check.look()
+        except Exception as error:
+            yield Finding(check.level, check.subject, _first_line(error), check.advice)
+
+
+def _sum(findings: Sequence[Finding]) -> str:
+    counts = Counter(finding.level for finding in findings)
+    return f"\nproblems: {counts['problem']}, warnings: {counts['warning']}"
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines() or [""]
+    return f"{type(error).__name__}: {lines[0]}"[:300]
+
+
+# Versions
+
+
+@functools.cache
+def read_tested_sets() -> list[dict[str, Any]]:
+    """The sets of versions that all tests were run with."""
+    return json.loads(importlib.resources.files("jaxensemble").joinpath("tested_with.json").read_text("utf-8"))
+
+
+COMPARED = ("python", "jax", "flax", "torch")
+"""What is held, by its minor version, against those that were tried."""
+
+LEAST = {"python": "3.11", "jax": "0.10.2", "torch": "2.11"}
+"""What is known not to work before this version."""
+
+FLAX_FOR_JAX = ("0.11", "0.12.10")
+"""From this version of JAX on, Flax before this version fails to import."""
+
+PACKAGES = (
+    Package("numpy", "numpy"),
+    Package("jaxlib", "jaxlib"),
+    Package("jax", "jax"),
+    Package("flax", "flax.nnx"),
+    Package("optax", "optax"),
+    Package("safetensors", "safetensors"),
+)
+
+EXTRAS = (
+    Package("orbax-checkpoint", "orbax.checkpoint", '"jaxensemble[train]"', "checkpoints of fit"),
+    Package("matplotlib", "matplotlib", '"jaxensemble[plots]"', "pictures"),
+)
+
+
+def python() -> Iterator[Finding]:
+    """This program and the Python that runs it."""
+    yield Finding("ok", "jaxensemble", f"{version('jaxensemble') or 'not installed'}, {Path(__file__).parent}")
+    yield _compared("python", platform.python_version())
+
+
+def installed(packages: Iterable[Package]) -> Iterator[Finding]:
+    """The version of every package, held against those that were tried, and whether it can be imported."""
+    for package in packages:
+        found = version(package.name)
+        try:
+            importlib.import_module(package.module)
+        except Exception as error:
+            missing = found is None and isinstance(error, ModuleNotFoundError)
+            why = f"cannot be imported: {_first_line(error)}"
+            yield Finding(
+                "problem",
+                package.name,
+                "not installed" if missing else f"{found or 'unknown version'} {why}",
+                package.install if missing else f"install it again: pip install --force-reinstall {package.name}",
+            )
+        else:
+            yield _compared(package.name, found or "unknown")
+
+
+def optional(packages: Iterable[Package]) -> Iterator[Finding]:
+    """The versions of packages that are needed for one purpose only."""
+    for package in packages:
+        found = version(package.name)
+        missing = f"not installed; needed for {package.purpose} only: {package.install}"
+        yield Finding("ok", package.name, found or missing)
+
+
+def _compared(name: str, found: str) -> Finding:
+    least = _least(name)
+    if least and _numbers(found) < _numbers(least):
+        reason = f" with jax {version('jax')}" if name == "flax" else ""
+        return Finding("problem", name, f"{found} is known not to work{reason}", f"install {least} or later")
+    tried = (
+        sorted({row[name] for row in read_tested_sets() if row[name]}, key=_numbers) if name in COMPARED else [found]
+    )
+    if _numbers(found)[:2] in {_numbers(other)[:2] for other in tried}:
+        return Finding("ok", name, found)
+    advice = f"it may work: run the tests to see, or take one that was tried: {', '.join(tried)}"
+    return Finding("warning", name, f"not tried: {found}", advice)
+
+
+def _least(name: str) -> str | None:
+    jax, flax = FLAX_FOR_JAX
+    if name == "flax" and _numbers(version("jax") or "") >= _numbers(jax):
+        return flax
+    return LEAST.get(name)
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    """The first three numbers of a version, which is all that is compared.
+
+    >>> _numbers("2.13.0+cpu"), _numbers("0.12.0.1")
+    ((2, 13, 0), (0, 12, 0))
+    """
+    return tuple(map(int, re.findall(r"\d+", text.partition("+")[0])[:3]))
+
+
+# What JAX runs on, and how
+
+
+def devices() -> Iterator[Finding]:
+    """The devices that JAX takes by default."""
+    import jax
+
+    counts = Counter(
+        f"{d.platform}, {d.device_kind}" if d.device_kind != d.platform else d.platform for d in jax.devices()
+    )
+    asked = os.environ.get("JAX_PLATFORMS")
+    names = "; ".join(f"{count} x {name}" for name, count in counts.items())
+    yield Finding("ok", "devices", names + (f" (JAX_PLATFORMS is {asked})" if asked else ""))
+
+
+def types() -> Iterator[Finding]:
+    """Whether JAX has 64-bit types."""
+    from jaxensemble.inputs import x64_is_on
+
+    off = "off: float64 is refused, and integers have 32 bits (jax_enable_x64, --x64)"
+    yield Finding("ok", "64-bit types", "on" if x64_is_on() else off)
+
+
+def precision() -> Iterator[Finding]:
+    """What float32 products are rounded to."""
+    import jax
+
+    said = jax.config.jax_default_matmul_precision  # pyright: ignore[reportAttributeAccessIssue]
+    effect = "float32 products are rounded to TF32" if rounds_to_tf32() else "float32 products stay float32"
+    yield Finding("ok", "matmul precision", f"{said or 'default'}: {effect} on {jax.devices()[0].device_kind}")
+
+
+_FULL = ("highest", "float32", "F32_F32_F32")
+
+
+def rounds_to_tf32() -> bool:
+    """Whether JAX rounds float32 products to TF32, which it does on GPUs that can unless told otherwise."""
+    import jax
+
+    capability = getattr(jax.devices()[0], "compute_capability", "0")  # of an NVIDIA GPU; TF32 came with 8.0
+    said = jax.config.jax_default_matmul_precision  # pyright: ignore[reportAttributeAccessIssue]
+    return _numbers(str(capability)) >= (8,) and said not in _FULL
+
+
+# What is kept
+
+
+def caches() -> Iterator[Finding]:
+    """The directories of compiled programs and of measured plans: whether they can be written to."""
+    from jaxensemble.caches import cache_directory, open_places
+
+    directory = cache_directory().absolute()
+    advice = "set JAXENSEMBLE_CACHE to a directory of your own"
+    for subject, folder, otherwise in (
+        ("compiled programs", directory / "programs", "keep_compiled() fails"),
+        ("measured plans", directory / "plans", "every process measures anew"),
+    ):
+        if obstacle := _obstacle(folder):
+            yield Finding("warning", subject, f"{folder} cannot be written to ({obstacle}): {otherwise}", advice)
+        elif subject == "compiled programs" and folder.is_dir() and (places := list(open_places(folder))):
+            others = f"{', '.join(map(str, places))} can be written to by others: {otherwise}"
+            yield Finding("warning", subject, others, f"{advice}, or chmod 700 {folder}")
+        else:
+            yield Finding("ok", subject, f"{folder}{'' if folder.is_dir() else ', made when needed'}")
+
+
+def _obstacle(folder: Path) -> str:
+    """Why no file can be written to a directory, or to the one that it would be made in; empty where one can."""
+    try:
+        place = next(place for place in (folder, *folder.parents) if place.exists())
+        with tempfile.TemporaryFile(dir=place):
+            return ""
+    except OSError as error:
+        return error.strerror or str(error)
+
+
+# The proof of the pudding
+
+
+def networks() -> Iterator[Finding]:
+    """Three small Flax modules, which must give in one ensemble what each of them gives alone."""
+    import jax
+    import numpy as np
+    from flax import nnx
+
+    from jaxensemble.ensemble import Ensemble
+
+    modules = [
+        nnx.Sequential(nnx.Linear(4, 8, rngs=rngs), nnx.relu, nnx.Linear(8, 3, rngs=rngs))
+        for rngs in map(nnx.Rngs, range(3))
+    ]
+    x = np.linspace(-1, 1, 20, dtype=np.float32).reshape(5, 4)
+    with jax.default_matmul_precision("highest"):
+        together = np.asarray(Ensemble.from_modules(modules)(x))
+        alone = np.stack([np.asarray(module(x)) for module in modules])
+    apart = float(np.abs(together - alone).max())
+    if apart <= CLOSE:
+        yield Finding(
+            "ok", "an ensemble", f"3 small networks give together what each gives alone; largest difference {apart:.1g}"
+        )
+    else:
+        found = f"3 small networks give together something else than each alone: {apart:.1e} apart"
+        yield Finding("problem", "an ensemble", found, "do not use this installation, and please report it")
+
+
+CLOSE = 1e-5
+"""How far float32 outputs of about 1 may be apart."""
+
+INSTALLED = (
+    Check("python", python),
+    Check("packages", functools.partial(installed, PACKAGES)),
+)
+
+RUNNING = (
+    Check("devices", devices, ("jax",), "unset JAX_PLATFORMS, or let it name what is there: cpu, or cuda,cpu"),
+    Check("64-bit types", types, ("jax", "flax.nnx")),
+    Check("matmul precision", precision, ("jax",)),
+    Check("caches", caches, ("jax", "flax.nnx"), "set JAXENSEMBLE_CACHE to a directory of your own", "warning"),
+    Check("an ensemble", networks, ("jax", "flax.nnx", "numpy", "optax", "safetensors")),
+)
+
+CHECKS = (*INSTALLED, Check("extras", functools.partial(optional, EXTRAS)), *RUNNING)

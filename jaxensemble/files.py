@@ -1,0 +1,95 @@
+"""Arrays in files: the inputs of a network, and its outputs."""
+
+import errno
+import io
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from jaxensemble.durable import write_file
+from jaxensemble.errors import InputError
+from jaxensemble.network import Network, Ref, references
+from jaxensemble.state import flatten
+
+
+def read_arrays(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of a file by name; the one of an .npy file is `arr_0`."""
+    try:
+        with path.open("rb") as file:
+            loaded = np.load(file, allow_pickle=False)
+            return dict(loaded) if isinstance(loaded, np.lib.npyio.NpzFile) else {"arr_0": loaded}
+    except (ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise InputError(f"`{path}` holds no NumPy arrays that can be read: {error}") from error
+
+
+def arguments(network: Network, arrays: dict[str, np.ndarray]) -> list[Any]:
+    """The positional arguments of a call, from arrays by the names of the inputs or by position."""
+    names = [ref.name for ref in references(network.inputs) if isinstance(ref, Ref)]
+    by_position = {f"arr_{k}": name for k, name in enumerate(names)}
+    if arrays.keys() == by_position.keys():
+        arrays = {by_position[name]: array for name, array in arrays.items()}
+    if arrays.keys() != set(names):
+        raise InputError(f"expected an array for each input: {', '.join(names)}; got {', '.join(arrays) or 'none'}")
+    return [_filled(tree, arrays) for tree in network.inputs]
+
+
+def _filled(tree: Any, arrays: dict[str, np.ndarray]) -> Any:
+    match tree:
+        case Ref(name):
+            return arrays[name]
+        case dict():
+            return {key: _filled(item, arrays) for key, item in tree.items()}
+        case tuple() | list():
+            return type(tree)(_filled(item, arrays) for item in tree)
+    return tree
+
+
+def named(outputs: Any) -> dict[str, np.ndarray]:
+    """The arrays of the outputs, each by its path among them; a single one has the name `output`."""
+    return {name: _storable(leaf) for name, leaf in flatten(_nested({"output": outputs})).items() if leaf is not None}
+
+
+def _nested(tree: Any) -> Any:
+    match tree:
+        case dict():
+            return {str(key): _nested(item) for key, item in tree.items()}
+        case tuple() | list():
+            return {str(k): _nested(item) for k, item in enumerate(tree)}
+    return tree
+
+
+def _storable(leaf: Any) -> np.ndarray:
+    """An array of a dtype that NumPy's files know: float32 holds the narrower ones exactly."""
+    known = np.dtype(leaf.dtype).isbuiltin == 1
+    return np.asarray(leaf if known else leaf.astype(jnp.float32))
+
+
+def check_target(path: Path, network: Network) -> None:
+    """**Raises:** `InputError`, `FileNotFoundError` for a file that the outputs cannot be written to."""
+    count = sum(isinstance(ref, Ref) for ref in references(network.outputs))
+    suffixes = (".npz",) if count > 1 else (".npy", ".npz")
+    if path.suffix not in suffixes:
+        arrays = f"the {count} arrays" if count > 1 else "the one array"
+        raise InputError(f"`{path}` must end in {' or '.join(suffixes)}, for {arrays} that the network gives")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(errno.ENOENT, "No such directory", str(path.parent))
+
+
+def write_arrays(path: Path, outputs: dict[str, np.ndarray]) -> None:
+    """Writes the outputs: one array as .npy, several as .npz."""
+    content = io.BytesIO()
+    if path.suffix == ".npz":
+        np.savez(content, **outputs)  # pyright: ignore[reportArgumentType]
+    else:
+        np.save(content, next(iter(outputs.values())))
+    write_file(path, content.getvalue())
+
+
+def values(array: np.ndarray) -> Any:
+    """Numbers as JSON has them: what is not finite, or complex, as text."""
+    if array.dtype.kind == "c" or not np.isfinite(array).all():
+        return np.vectorize(str, otypes=[object])(array).tolist()
+    return array.tolist()
