@@ -32,6 +32,7 @@ __all__ = [
     "masks_not_looked_into",
     "pytree",
     "schema_of",
+    "ties_share_gradients",
     "writes",
 ]
 
@@ -72,6 +73,18 @@ def masks_not_looked_into() -> Iterator[None]:
         yield
     finally:
         transformer._detect_is_causal_mask = before
+
+
+@functools.cache
+def ties_share_gradients() -> bool:
+    """Whether `clamp`, `fmax` and `fmin` share the gradient where their arguments are equal, as of PyTorch 2.15.
+
+    Until 2.13, all of it went to the first argument.
+    """
+    with torch.inference_mode(False), torch.enable_grad():
+        pair = [torch.zeros(1, device="cpu", requires_grad=True) for _ in range(2)]
+        first, _ = torch.autograd.grad(torch.fmax(*pair).sum(), pair)
+        return first.item() == 0.5
 
 
 @contextlib.contextmanager
