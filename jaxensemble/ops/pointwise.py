@@ -73,7 +73,8 @@ def clamp_shared(x: ArrayLike, min: ArrayLike | None = None, max: ArrayLike | No
     if min is not None:
         result = _shared(result, min, jnp.where(result < min, min, result))
     if max is not None:
-        result = _shared(result, max, jnp.where(result > max, max, result))
+        above = jnp.where(result > max, max, result)
+        result = jnp.where(x == max, _shared(result, max, above), above)
     if min is not None and max is not None:
         result = jnp.where((x == min) & (x == max), x, result)
     return result
