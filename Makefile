@@ -18,6 +18,7 @@ ARGS ?=
 find_python = $(shell for python in $(foreach version,$(1),python$(version) ~/.pyenv/versions/$(version).*/bin/python); do \
 	"$$python" -c '' 2>/dev/null && echo "$$python" && break; done)
 NEWEST ?= $(call find_python,3.13 3.12)
+minor = $(shell $(1) -c 'import sys; print(*sys.version_info[:2])')
 
 ifeq ($(TORCH),none)
 EXTRAS := test
@@ -103,6 +104,8 @@ ifneq ($(strip $(ARGS)),)
 	@echo 'Left out with ARGS: the tests that need no PyTorch, on the newest Python'
 else ifeq ($(NEWEST),)
 	@echo 'Left out: the tests that need no PyTorch, on Python 3.13 or 3.12: there is none (NEWEST= names one)'
+else ifeq ($(call minor,$(NEWEST)),$(call minor,$(PYTHON)))
+	@echo 'These tests ran on the newest Python at hand'
 else
 	@echo 'The tests that need no PyTorch, on $(NEWEST)'
 	@$(MAKE) --no-print-directory tested PYTHON=$(NEWEST) VENV=$(VENV)-newest TORCH=none JAX=cpu

@@ -25,7 +25,7 @@ from torch_bridge.compat import keeps_cumulative_average, lstm_states_mended, ma
 from torch_bridge.export_errors import explained, first_lines
 from torch_bridge.memory import OWN_MEMORY, without_memory_formats
 from torch_bridge.memos import forget_tensors
-from torch_bridge.modes import Modes, add_dropout, aligned, has_tensors
+from torch_bridge.modes import Modes, add_dropout, aligned, has_tensors, reads_of_mode
 from torch_bridge.regions import inline_regions
 from torch_bridge.stand_ins import replace_moded, stand_in
 
@@ -64,7 +64,7 @@ def capture(model: nn.Module, example_inputs: tuple[Any, ...], batch_axis: Batch
     """
     inputs, dynamic = _examples(example_inputs, batch_axis)
     with fast_paths_off(), masks_not_looked_into(), lstm_states_mended():
-        with changes_of(model) as changed:
+        with changes_of(model) as changed, reads_of_mode(model) as read:
             evaluation = _export(model, inputs, dynamic, training=False)
         if changed:
             with changed.made():
@@ -74,7 +74,8 @@ def capture(model: nn.Module, example_inputs: tuple[Any, ...], batch_axis: Batch
                     f"{type(model).__name__}.forward changes what its next call computes with: {changed}. A network is "
                     "a function of its inputs and weights: keep such state out of the forward, or give it as an input."
                 )
-        modes = _modes(model, evaluation, inputs, dynamic)
+        depends = read or any(type(module).train is not nn.Module.train for module in model.modules())
+        modes = _modes(model, evaluation, inputs, dynamic) if depends else aligned(evaluation, evaluation)
     reason = modes if isinstance(modes, str) else None
     if isinstance(modes, Modes):
         add_dropout(modes)
@@ -257,7 +258,7 @@ def _by_parameter(model: nn.Module, dynamic: tuple[Any, ...]) -> tuple[Any, ...]
 @contextlib.contextmanager
 def _mode(model: nn.Module, training: bool) -> Iterator[None]:
     """All modules in one mode for a while; each gets its own back."""
-    before = [(module, module.training) for module in model.modules()]
+    before = [(module, vars(module)["training"]) for module in model.modules()]  # not a read of a forward's
     try:
         model.train(training)  # a module may have a `train` of its own, which keeps a part of it in evaluation mode
         yield

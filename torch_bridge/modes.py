@@ -5,11 +5,12 @@ training graph alone (`if self.training: x = F.dropout(x)`), each flag gets a mo
 difference is told.
 """
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 
 from torch_bridge.compat import map_aggregate, pytree
@@ -32,6 +33,33 @@ class Modes(NamedTuple):
     of: dict[str, Mode]
     added: tuple[Added, ...]
     twins: dict[fx.Node, fx.Node]
+
+
+@contextlib.contextmanager
+def reads_of_mode(model: nn.Module) -> Iterator[list[nn.Module]]:
+    """The modules of a model that are asked for their mode within, by whoever it is, in order.
+
+    >>> model = nn.Sequential(nn.Linear(2, 2), nn.Dropout())
+    >>> with reads_of_mode(model) as read:
+    ...     _ = model(torch.ones(1, 2))
+    >>> read
+    [Dropout(p=0.5, inplace=False)]
+    """
+    own, read = set(model.modules()), []
+
+    def get(module: nn.Module) -> bool:
+        if module in own:
+            read.append(module)
+        return vars(module)["training"]
+
+    def put(module: nn.Module, training: bool) -> None:
+        vars(module)["training"] = training
+
+    nn.Module.training = property(get, put)  # type: ignore[assignment]
+    try:
+        yield read
+    finally:
+        del nn.Module.training
 
 
 def aligned(evaluation: ExportedProgram, training: ExportedProgram) -> Modes | str:

@@ -11,8 +11,8 @@ import typer
 from typer.testing import CliRunner, Result
 
 from jaxensemble.doctor import Check, Finding, examine
+from tests.helpers.artifacts import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 PROGRAMS = {"jaxensemble": "jaxensemble", "torch-bridge": "torch_bridge"}
 GPU = SimpleNamespace(platform="gpu", device_kind="NVIDIA H200", compute_capability="9.0")
 

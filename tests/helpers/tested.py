@@ -15,7 +15,7 @@ PAGE = ROOT / "README.md"
 COLUMNS = {"python": "Python", "jax": "JAX", "flax": "Flax", "torch": "PyTorch", "passed": "tests", "date": "on"}
 KEY = ("python", "jax", "torch")
 
-_TABLE = re.compile(r"(<!-- tested with -->\n).*?(\n<!-- end -->)", re.DOTALL)
+_TABLE = re.compile(r"(<!-- tested with -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
 def installed(name: str) -> str | None:
@@ -41,7 +41,7 @@ def page(text: str) -> str:
     lines = [" | ".join(COLUMNS.values()), " | ".join("---" for _ in COLUMNS)]
     lines += [" | ".join(str(row[name]) for name in COLUMNS) for row in rows]
     table = "\n".join(f"| {line} |" for line in lines)
-    return _TABLE.sub(lambda found: f"{found[1]}{table}{found[2]}", text)
+    return _TABLE.sub(lambda found: f"{found[1]}{table}\n{found[2]}", text)
 
 
 def _minors(row: dict[str, Any]) -> list[list[int]]:

@@ -1,5 +1,6 @@
 """What the documents say works, works: Python blocks run as pasted, the packages' commands exit with 0."""
 
+import json
 import re
 import shlex
 from pathlib import Path
@@ -11,6 +12,7 @@ from typer.testing import CliRunner
 import jaxensemble.cli
 import torch_bridge.cli
 from benchmarks import figures
+from tests.helpers import tested
 from trust import page as trust
 from zoo import coverage
 
@@ -73,6 +75,26 @@ def test_the_page_of_what_is_covered_is_up_to_date() -> None:
 
 def test_the_counts_of_trust_are_those_of_the_results() -> None:
     assert trust.PAGE.read_text() == trust.page(trust.PAGE.read_text()), "write it anew: python -m trust page"
+
+
+def test_the_table_of_versions_is_that_of_what_ran() -> None:
+    assert tested.PAGE.read_text() == tested.page(tested.PAGE.read_text()), "python -m tests.helpers.tested"
+
+
+def test_a_row_of_versions_takes_the_place_of_the_one_with_the_same_minors(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    versions = {"jax": "0.12.3", "flax": "0.12.12", "numpy": "2.5.5", "torch": None}
+    monkeypatch.setattr(tested, "installed", versions.get)
+    monkeypatch.setattr(tested.platform, "python_version", lambda: "3.13.9")
+    old = {"python": "3.13.0", "jax": "0.12.0.1", "flax": "0.12.12", "numpy": "2.5.5", "torch": None, "passed": 1}
+    kept = [old | {"torch": "2.15.0", "date": "2026-01-01"}, old | {"python": "3.9.1", "date": "2026-01-01"}]
+    (tmp_path / "rows.json").write_text(json.dumps([old | {"date": "2026-01-01"}, *kept]))
+    tested.record(tmp_path / "rows.json", 7)
+    rows = json.loads((tmp_path / "rows.json").read_text())
+    assert [(row["python"], row["torch"], row["passed"]) for row in rows] == [
+        ("3.9.1", None, 1), ("3.13.0", "2.15.0", 1), ("3.13.9", None, 7),
+    ]  # fmt: skip
 
 
 def test_make_targets_that_documents_name_exist() -> None:

@@ -346,6 +346,38 @@ def test_one_module_is_no_ensemble() -> None:
         torch_bridge.to_ensemble(nn.Sequential(nn.Linear(3, 3), nn.ReLU()), (torch.ones(2, 3),))  # pyright: ignore
 
 
+class Switching(nn.Linear):
+    """Reads no mode in its forward, and depends on it all the same."""
+
+    factor = 1.0
+
+    def train(self, mode: bool = True) -> nn.Module:
+        self.factor = 2.0 if mode else 1.0
+        return super().train(mode)
+
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input) * self.factor
+
+
+@pytest.mark.parametrize(
+    ("make", "exports", "training"),
+    [
+        (lambda: nn.Sequential(nn.Linear(3, 4), nn.GELU(), nn.LayerNorm(4)), 1, True),
+        (lambda: nn.Sequential(nn.Linear(3, 4), nn.Dropout(), nn.LayerNorm(4)), 2, True),
+        (lambda: Switching(3, 4), 2, False),
+    ],
+    ids=["no mode", "dropout", "a train of its own"],
+)
+def test_a_forward_is_exported_once_where_no_mode_is_read(
+    make: Any, exports: int, training: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    export, calls = torch.export.export, []
+    monkeypatch.setattr(torch.export, "export", lambda *args, **options: calls.append(1) or export(*args, **options))
+    ensemble = torch_bridge.to_ensemble([make().eval()], (torch.randn(2, 3),), check=False)
+    assert len(calls) == exports
+    assert ensemble.network is not None and (ensemble.network.evaluation_only is None) == training
+
+
 def test_a_forward_with_a_training_branch_is_ported_for_evaluation_only() -> None:
     class Noisy(nn.Module):
         def __init__(self) -> None:
