@@ -2,7 +2,7 @@
 
 Tried with PyTorch 2.11.0 (Python 3.12), 2.13.0 (3.11) and 2.15.0 (3.13).
 
-What differs is asked of PyTorch itself (`hasattr`), never of its version.
+What differs is asked of PyTorch itself, by what it has or computes, never of its version.
 """
 
 import contextlib
