@@ -14,12 +14,8 @@ INSTALLED ?=
 WORKERS ?= 2
 ARGS ?=
 
-# Where `make test` runs once more what needs no PyTorch: the newest Python at hand.
-find_python = $(shell for python in $(foreach version,$(1),python$(version) ~/.pyenv/versions/$(version).*/bin/python); do \
-	"$$python" -c '' 2>/dev/null && echo "$$python" && break; done)
-NEWEST ?= $(call find_python,3.13 3.12)
-minor = $(shell $(1) -c 'import sys; print(*sys.version_info[:2])')
-
+# Where `make test` runs once more what needs no PyTorch; without, the newest Python at hand.
+NEWEST ?=
 ifeq ($(TORCH),none)
 EXTRAS := test
 TESTED := tests/jaxensemble jaxensemble
@@ -35,7 +31,7 @@ JAX_PLATFORMS ?= cpu
 endif
 # What is asked for by name is not pinned.
 ASKED := $(if $(filter-out torch none,$(TORCH)),$(TORCH)) $(if $(filter-out cpu cuda13,$(JAX)),$(JAX))
-UNPINNED := $(if $(findstring torch,$(ASKED)),-e /^torch==/d) $(if $(findstring jax,$(ASKED)),-e /^jax==/d -e /^jaxlib==/d -e /^flax==/d -e /^numpy==/d)
+UNPINNED := $(foreach name,torch jax flax numpy,$(if $(findstring $(name)=,$(ASKED))$(findstring $(name)>,$(ASKED)),-e '/^$(name)\(lib\)\?==/d'))
 
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
@@ -61,7 +57,7 @@ help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo
 	@echo 'Variables: PYTHON=$(PYTHON) VENV=$(VENV) TORCH="$(TORCH)" JAX=$(JAX)' \
-		'(or cuda13) NEWEST=$(NEWEST) WORKERS=$(WORKERS) ARGS="$(ARGS)"'
+		'(or cuda13) NEWEST="$(NEWEST)" WORKERS=$(WORKERS) ARGS="$(ARGS)"'
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -95,38 +91,43 @@ test tested quick fuzz mutants: export XLA_FLAGS = --xla_cpu_parallel_codegen_sp
 # What tests measure is no one's plan.
 test tested quick test-gpu slow: export JAXENSEMBLE_CACHE := $(CURDIR)/build/cache
 
-test: lint ## lint, then every test that is not slow; what needs no PyTorch on the newest Python, too
-	$(BIN)/pytest --numprocesses $(WORKERS) -m "not slow" $(ARGS)
+test: $(if $(filter none,$(TORCH)),,lint) tested ## lint, then every test that is not slow; what needs no PyTorch on the newest Python, too
 	@$(MAKE) --no-print-directory test-newest
 
-test-newest: ## every test that needs no PyTorch, on the newest Python at hand (NEWEST= names another one)
-ifneq ($(strip $(ARGS)),)
-	@echo 'Left out with ARGS: the tests that need no PyTorch, on the newest Python'
-else ifeq ($(NEWEST),)
-	@echo 'Left out: the tests that need no PyTorch, on Python 3.13 or 3.12: there is none (NEWEST= names one)'
-else ifeq ($(call minor,$(NEWEST)),$(call minor,$(PYTHON)))
-	@echo 'These tests ran on the newest Python at hand'
-else
-	@echo 'The tests that need no PyTorch, on $(NEWEST)'
-	@$(MAKE) --no-print-directory tested PYTHON=$(NEWEST) VENV=$(VENV)-newest TORCH=none JAX=cpu
-endif
-
-tested: $(STAMP) # the tests, as often as there are sets of versions to try
+tested: $(STAMP)
 	$(BIN)/pytest --numprocesses $(WORKERS) -m "not slow" $(TESTED) $(ARGS)
 
+PYTHONS = $(foreach version,$(1),python$(version) ~/.pyenv/versions/$(version).*/bin/python)
+FIND = find() { for python in "$$@"; do "$$python" -c '' 2>/dev/null && echo "$$python" && return; done; }
+
+test-newest: ## every test that needs no PyTorch, on the newest Python at hand (NEWEST= names another one)
+	@$(FIND); newest=$$(find $(or $(NEWEST),$(call PYTHONS,3.13 3.12))); \
+	minor() { "$$1" -c 'import sys; print(sys.version_info[:2])'; }; \
+	if [ -n '$(strip $(ARGS))' ]; then echo 'Left out with ARGS: the tests that need no PyTorch, on the newest Python'; \
+	elif [ -z "$$newest" ]; then echo 'Left out: the tests that need no PyTorch, on Python 3.13 or 3.12: none is at hand'; \
+	elif [ "$$(minor "$$newest")" = "$$(minor $(PYTHON))" ]; then echo 'These tests ran on the newest Python at hand'; \
+	else echo "The tests that need no PyTorch, on $$newest"; \
+	$(MAKE) --no-print-directory tested PYTHON="$$newest" VENV=$(VENV)-newest TORCH=none JAX=cpu JAX_PLATFORMS=cpu; fi
+
 # What ran without a failure is written into the table of README, which `doctor` reads, too.
-test-versions: export TESTED_WITH := jaxensemble/tested_with.json
-test-versions: ## the tests with every set of versions that is supported (an hour; gigabytes of downloads)
-	$(MAKE) tested PYTHON=$(call find_python,3.11) VENV=build/versions/lowest TORCH=torch==2.13.0
-	$(MAKE) tested PYTHON=$(call find_python,3.12) VENV=build/versions/middle TORCH=torch==2.11.0
-	$(MAKE) tested PYTHON=$(call find_python,3.12) VENV=build/versions/newest-jax TORCH=none JAX="jax==0.12.0.1 flax==0.12.12"
-	$(MAKE) tested PYTHON=$(call find_python,3.13) VENV=build/versions/newest TORCH=torch==2.15.0 JAX="jax==0.12.0.1 flax==0.12.12"
+RAN := $(CURDIR)/build/versions/tested_with.json
+test-versions: $(STAMP) ## the tests with every set of versions that is supported (an hour; gigabytes of downloads)
+	mkdir -p build/versions
+	cp jaxensemble/tested_with.json $(RAN)
+	set -e; export TESTED_WITH=$(RAN); $(FIND); \
+	try() { $(MAKE) tested ARGS= VENV="build/versions/$$1" PYTHON="$$(find $$2)" TORCH="$$3" JAX="$$4"; }; \
+	try lowest "$(call PYTHONS,3.11)" torch==2.13.0 cpu; \
+	try middle "$(call PYTHONS,3.12)" torch==2.11.0 cpu; \
+	try newest-jax "$(call PYTHONS,3.12)" none "jax==0.12.0.1 flax==0.12.12"; \
+	try newest "$(call PYTHONS,3.13)" torch==2.15.0 "jax==0.12.0.1 flax==0.12.12"
+	cp $(RAN) jaxensemble/tested_with.json
 	$(BIN)/python -m tests.helpers.tested
 
 quick: $(STAMP) ## in 90 seconds: format, lint, and the tests of the modules that were changed since the last commit
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/pytest --numprocesses $(WORKERS) -m "not slow" --budget 70 $$($(BIN)/python -m tests.helpers.changed) $(ARGS)
+	tests=$$($(BIN)/python -m tests.helpers.changed) && \
+	$(BIN)/pytest --numprocesses $(WORKERS) -m "not slow" --budget 70 $$tests $(ARGS)
 
 # Asks for cuda by name, so that a missing GPU is an error. Processes share the GPU, so none may reserve most of it.
 test-gpu: export JAX_PLATFORMS := cuda,cpu

@@ -1,4 +1,4 @@
-"""What we use of JAX and Flax that has no public way, or that differs from version to version, in this one place.
+"""Uses of JAX and Flax that have no public way, or that differ from version to version.
 
 Tried with JAX 0.10.2 and Flax 0.12.8 (Python 3.11), JAX 0.11.2 and Flax 0.12.12 (3.12), JAX 0.12.0 and Flax 0.12.12
 (3.12 and 3.13). `pyproject.toml` admits no JAX beyond these minors: add the next one once `make test` passes with it.

@@ -1,4 +1,4 @@
-"""What is installed, whether it works, and what to do where it does not.
+"""Checks of an installation: what is installed, whether it works, and what to do where it does not.
 
 A check is a function that yields findings; `CHECKS` lists them in the order in which they are shown. Nothing is
 imported before a check asks for it, and what a check raises is a finding, too: a broken installation is what the
@@ -16,6 +16,7 @@ import re
 import sys
 import tempfile
 import textwrap
+import traceback
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -52,7 +53,10 @@ class Finding:
 
 @dataclasses.dataclass(frozen=True)
 class Check:
-    """A function that yields findings, the modules that it needs, and what an error that it raises means."""
+    """A function that yields findings, what it needs, and what an error that it raises means.
+
+    `needs` names modules, and the subjects of checks that must not have ended in a problem.
+    """
 
     subject: str
     look: Callable[[], Iterable[Finding]]
@@ -93,12 +97,14 @@ def diagnose(checks: Sequence[Check], as_json: bool) -> None:
 
 
 def examine(checks: Iterable[Check]) -> Iterator[Finding]:
-    """The findings of all checks. Those that need a module which cannot be imported are left out: it has its own."""
+    """The findings of all checks. Those that need what is broken are left out: it has a finding of its own."""
+    working = set()
     for check in checks:
-        if not all(sys.modules.get(name) for name in check.needs):
+        if not all(name in working or sys.modules.get(name) for name in check.needs):
             continue
         try:
             yield from check.look()
+            working.add(check.subject)
         except Exception as error:
             yield Finding(check.level, check.subject, _first_line(error), check.advice)
 
@@ -109,7 +115,7 @@ def _sum(findings: Sequence[Finding]) -> str:
 
 
 def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines() or [""]
+    lines = str(error).strip().splitlines() or [traceback.extract_tb(error.__traceback__)[-1].line or ""]
     return f"{type(error).__name__}: {lines[0]}"[:300]
 
 
@@ -285,7 +291,7 @@ def _obstacle(folder: Path) -> str:
         return error.strerror or str(error)
 
 
-# The proof of the pudding
+# A small ensemble
 
 
 def networks() -> Iterator[Finding]:
@@ -325,9 +331,9 @@ INSTALLED = (
 RUNNING = (
     Check("devices", devices, ("jax",), "unset JAX_PLATFORMS, or let it name what is there: cpu, or cuda,cpu"),
     Check("64-bit types", types, ("jax", "flax.nnx")),
-    Check("matmul precision", precision, ("jax",)),
+    Check("matmul precision", precision, ("jax", "devices")),
     Check("caches", caches, ("jax", "flax.nnx"), "set JAXENSEMBLE_CACHE to a directory of your own", "warning"),
-    Check("an ensemble", networks, ("jax", "flax.nnx", "numpy", "optax", "safetensors")),
+    Check("an ensemble", networks, ("devices", "flax.nnx", "numpy", "optax", "safetensors")),
 )
 
 CHECKS = (*INSTALLED, Check("extras", functools.partial(optional, EXTRAS)), *RUNNING)

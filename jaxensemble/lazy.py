@@ -19,6 +19,8 @@ def lazily(package: str) -> tuple[Callable[[str], Any], Callable[[], list[str]]]
     """
 
     def get(name: str) -> Any:
+        if name == "__all__":
+            return sorted(_public(package))
         if not name.startswith("_"):
             if importlib.util.find_spec(f"{package}.{name}"):
                 return importlib.import_module(f"{package}.{name}")

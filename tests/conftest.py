@@ -1,6 +1,6 @@
 """What every test runs under. Which devices JAX uses is left to `JAX_PLATFORMS`; the Makefile sets it."""
 
-import importlib.metadata
+import gc
 import importlib.util
 import math
 import os
@@ -14,6 +14,7 @@ import pytest
 from flax import nnx
 
 from jaxensemble import Ensemble
+from jaxensemble.terminal import version
 from tests.helpers.tested import record
 from tests.helpers.training import MLP
 
@@ -42,19 +43,14 @@ def pytest_addoption(parser: pytest.Parser, pluginmanager: pytest.PytestPluginMa
         parser.addini("timeout", "seconds that a test may take; not loaded: pytest-timeout")
 
 
-def _version(name: str) -> str:
-    try:
-        return f"{name} {importlib.metadata.version(name)}"
-    except importlib.metadata.PackageNotFoundError:
-        return f"{name} absent"
-
-
 def pytest_report_header() -> str:
     platforms = os.environ.get("JAX_PLATFORMS", "unset")
     left_out = (
         f"; without {', '.join(MISSING)}: no {', '.join(path.name for path in collect_ignore)}" if MISSING else ""
     )
-    return f"{', '.join(map(_version, VERSIONED))}; JAX_PLATFORMS {platforms}{left_out}"
+    return (
+        f"{', '.join(f'{name} {version(name) or "absent"}' for name in VERSIONED)}; JAX_PLATFORMS {platforms}{left_out}"
+    )
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
@@ -112,6 +108,14 @@ def true_float32() -> Iterator[None]:
     """JAX computes products in TF32 on GPUs that have it; what is compared here is float32."""
     with jax.default_matmul_precision("highest"):
         yield
+
+
+@pytest.fixture(autouse=True, scope="module")
+def compiled_programs_forgotten() -> Iterator[None]:
+    """Forget them after each file: in a process that holds thousands, everything takes twice as long."""
+    yield
+    jax.clear_caches()
+    gc.collect()
 
 
 @pytest.fixture

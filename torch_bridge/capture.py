@@ -21,7 +21,7 @@ from torch.export import Dim, ExportedProgram
 
 from jaxensemble.errors import InputError, UnsupportedError
 from torch_bridge.attributes import changes_of
-from torch_bridge.compat import keeps_cumulative_average, masks_not_looked_into, pytree, writes
+from torch_bridge.compat import keeps_cumulative_average, lstm_states_mended, masks_not_looked_into, pytree, writes
 from torch_bridge.export_errors import explained, first_lines
 from torch_bridge.memory import OWN_MEMORY, without_memory_formats
 from torch_bridge.memos import forget_tensors
@@ -63,7 +63,7 @@ def capture(model: nn.Module, example_inputs: tuple[Any, ...], batch_axis: Batch
     **Raises:** `UnsupportedError` where `torch.export` cannot follow the forward, with its reason.
     """
     inputs, dynamic = _examples(example_inputs, batch_axis)
-    with fast_paths_off(), masks_not_looked_into():
+    with fast_paths_off(), masks_not_looked_into(), lstm_states_mended():
         with changes_of(model) as changed:
             evaluation, reads_mode = _export(model, inputs, dynamic, training=False)
         if changed:

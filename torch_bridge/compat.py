@@ -1,18 +1,21 @@
-"""What we use of PyTorch that has no public way, or that differs from version to version, in this one place.
+"""Uses of PyTorch that have no public way, or that differ from version to version.
 
 Tried with PyTorch 2.11.0 (Python 3.12), 2.13.0 (3.11) and 2.15.0 (3.13).
 
-What differs is asked of PyTorch itself (`hasattr`), never of its version.
+What differs is asked of PyTorch itself, by what it has or computes, never of its version.
 """
 
 import contextlib
+import functools
 import importlib
 import importlib.util
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
+import torch
 import torch.utils._pytree as pytree
-from torch import fx, nn
+from torch import Tensor, fx, nn
+from torch._decomp import decompositions
 from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 from torch.fx.node import has_side_effect, map_aggregate
 from torch.nn.modules import transformer
@@ -24,10 +27,12 @@ __all__ = [
     "has_side_effect",
     "keeps_cumulative_average",
     "linear_cross_entropy",
+    "lstm_states_mended",
     "map_aggregate",
     "masks_not_looked_into",
     "pytree",
     "schema_of",
+    "ties_share_gradients",
     "writes",
 ]
 
@@ -68,6 +73,43 @@ def masks_not_looked_into() -> Iterator[None]:
         yield
     finally:
         transformer._detect_is_causal_mask = before
+
+
+@functools.cache
+def ties_share_gradients() -> bool:
+    """Whether `clamp`, `fmax` and `fmin` share the gradient where their arguments are equal, as of PyTorch 2.15.
+
+    Until 2.13, all of it went to the first argument.
+    """
+    with torch.inference_mode(False), torch.enable_grad():
+        pair = [torch.zeros(1, device="cpu", requires_grad=True) for _ in range(2)]
+        first, _ = torch.autograd.grad(torch.fmax(*pair).sum(), pair)
+        return first.item() == 0.5
+
+
+@contextlib.contextmanager
+def lstm_states_mended() -> Iterator[None]:
+    """In PyTorch 2.11, the exporter gives the states of `nn.LSTM` one axis too many."""
+    before = decompositions.one_layer_lstm
+    if _has_wrong_states(before):
+        decompositions.one_layer_lstm = functools.partial(_one_layer_lstm, before)
+    try:
+        yield
+    finally:
+        decompositions.one_layer_lstm = before
+
+
+def _one_layer_lstm(layer: Callable[..., Any], x: Tensor, hidden: Any, *args: Any, **kwargs: Any) -> Any:
+    """The layer's own result, its states in the shapes of the initial ones."""
+    y, states = layer(x, hidden, *args, **kwargs)
+    return y, tuple(state.reshape(start.shape) for state, start in zip(states, hidden, strict=True))
+
+
+@functools.cache
+def _has_wrong_states(layer: Callable[..., Any]) -> bool:
+    x, state, weight = torch.zeros(1, 2, 1), torch.zeros(2, 1), torch.zeros(4, 1)
+    _, states = layer(x, (state, state), (weight, weight), False)
+    return states[0].ndim != state.ndim
 
 
 def compiled_graphs() -> int:

@@ -1,4 +1,4 @@
-"""What is installed for porting, whether it works, and what to do where it does not."""
+"""Checks of an installation for porting: what is installed, whether it works, and what to do where it does not."""
 
 import functools
 import os
@@ -102,7 +102,7 @@ CHECKS = (
     Check("torch", functools.partial(doctor.installed, PACKAGES)),
     Check("extras", functools.partial(doctor.optional, (*doctor.EXTRAS, *EXTRAS))),
     *doctor.RUNNING,
-    Check("same device", same_device, ("jax", "torch")),
-    Check("TF32", tf32, ("jax", "torch")),
-    Check("porting", port, ("jax", "flax.nnx", "numpy", "optax", "safetensors", "torch")),
+    Check("same device", same_device, ("devices", "torch")),
+    Check("TF32", tf32, ("devices", "torch")),
+    Check("porting", port, ("devices", "flax.nnx", "numpy", "optax", "safetensors", "torch")),
 )

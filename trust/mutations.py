@@ -187,7 +187,7 @@ def _other_way_round(call: Call) -> Call | None:
 
 
 def _other_bound(call: Call) -> Call | None:
-    if call.target not in ("ops.clamp", "jnp.clip", "ops.hard_tanh") or len(call.args) < 3:
+    if call.target not in ("ops.clamp", "ops.clamp_open", "jnp.clip", "ops.hard_tanh") or len(call.args) < 3:
         return None
     return dataclasses.replace(call, args=(*call.args[:2], 0.5, *call.args[3:]))
 

@@ -41,6 +41,68 @@ def clamp(x: ArrayLike, min: ArrayLike | None = None, max: ArrayLike | None = No
     return result
 
 
+def clamp_open(x: ArrayLike, min: float | None = None, max: float | None = None) -> jax.Array:
+    """`x` kept within bounds that are numbers; at a bound the gradient is 0, as of PyTorch 2.15.
+
+    >>> clamp_open(jnp.array([-2.0, 0.5, 3.0]), -1.0, 1.0).tolist()
+    [-1.0, 0.5, 1.0]
+    >>> jax.vmap(jax.grad(lambda x: clamp_open(x, -1.0, 1.0)))(jnp.array([-1.0, 0.5, 1.0])).tolist()
+    [0.0, 1.0, 0.0]
+    """
+    result = jnp.asarray(x)
+    if min is not None:
+        result = jnp.where(result <= min, min, result)
+    if max is not None:
+        result = jnp.where(result >= max, max, result)
+    return result
+
+
+def clamp_shared(x: ArrayLike, min: ArrayLike | None = None, max: ArrayLike | None = None) -> jax.Array:
+    """`x` kept within bounds that are arrays; `x` and a bound equal to it get half the gradient each.
+
+    Between two equal bounds `x` gets all of it. PyTorch 2.15 shares the gradient in this way.
+
+    >>> clamp_shared(jnp.array([-2.0, 0.5, 3.0]), -1.0, 1.0).tolist()
+    [-1.0, 0.5, 1.0]
+    >>> [grad.tolist() for grad in jax.grad(clamp_shared, (0, 1, 2))(1.0, 0.0, 1.0)]
+    [0.5, 0.0, 0.5]
+    >>> [grad.tolist() for grad in jax.grad(clamp_shared, (0, 1, 2))(1.0, 1.0, 1.0)]
+    [1.0, 0.0, 0.0]
+    """
+    x = result = jnp.asarray(x)
+    if min is not None:
+        result = _shared(result, min, jnp.where(result < min, min, result))
+    if max is not None:
+        above = jnp.where(result > max, max, result)
+        result = jnp.where(x == max, _shared(result, max, above), above)
+    if min is not None and max is not None:
+        result = jnp.where((x == min) & (x == max), x, result)
+    return result
+
+
+def fmax_shared(x: ArrayLike, y: ArrayLike) -> jax.Array:
+    """The larger of two numbers, or the one that is not NaN; equal ones get half the gradient, as of PyTorch 2.15.
+
+    >>> fmax_shared(jnp.array([1.0, jnp.nan]), jnp.array([0.0, 2.0])).tolist()
+    [1.0, 2.0]
+    """
+    return _shared(x, y, fmax(x, y))
+
+
+def fmin_shared(x: ArrayLike, y: ArrayLike) -> jax.Array:
+    """The smaller of two numbers, or the one that is not NaN; equal ones get half the gradient, as of PyTorch 2.15.
+
+    >>> fmin_shared(jnp.array([1.0, jnp.nan]), jnp.array([0.0, 2.0])).tolist()
+    [0.0, 2.0]
+    """
+    return _shared(x, y, fmin(x, y))
+
+
+def _shared(x: ArrayLike, y: ArrayLike, chosen: jax.Array) -> jax.Array:
+    """One of two numbers; where they are equal, half of each."""
+    return jnp.where(jnp.asarray(x) == y, 0.5 * jnp.asarray(x) + 0.5 * jnp.asarray(y), chosen)
+
+
 def fmax(x: ArrayLike, y: ArrayLike) -> jax.Array:
     """The larger of two numbers, or the one that is not NaN; of equal ones `x`, which gets the gradient.
 

@@ -10,23 +10,30 @@ from tests.helpers.artifacts import ROOT
 PACKAGES = ("jaxensemble", "torch_bridge")
 
 
+ALWAYS = ROOT / "tests" / "jaxensemble" / "test_imports.py"
+
+
 def changed_files() -> list[Path]:
     """The Python files that differ from the last commit; if none does, those that it changed."""
-    since = (["diff", "--name-only", "HEAD"], ["ls-files", "--others", "--exclude-standard"])
-    last = (["diff", "--name-only", "HEAD~1", "HEAD"],)
-    for commands in (since, last):
-        names = {name for command in commands for name in _git(*command)}
-        files = [ROOT / name for name in sorted(names) if name.endswith(".py") and (ROOT / name).exists()]
-        if files:
-            return files
-    return []
+    since = [*_git("diff", "--name-only", "HEAD"), *_git("ls-files", "--others", "--exclude-standard")]
+    return _python(since) or _python(_git("show", "--name-only", "--format=", "HEAD"))
+
+
+def _python(names: list[str]) -> list[Path]:
+    return [ROOT / name for name in sorted(names) if name.endswith(".py") and (ROOT / name).exists()]
 
 
 def tests_of(files: list[Path]) -> list[Path]:
-    """The test files that import one of these modules, the modules themselves for their examples, and changed tests."""
+    """The modules themselves, for their examples; changed tests, and those that import one of the modules.
+
+    All tests, where what all of them run under was changed.
+    """
+    every = sorted((ROOT / "tests").rglob("test_*.py"))
+    if ROOT / "tests" / "conftest.py" in files:
+        return every
     modules = {module_of(path) for path in files}
-    tests = [path for path in sorted((ROOT / "tests").rglob("test_*.py")) if path in files or imported(path) & modules]
-    return [path for path in files if path.relative_to(ROOT).parts[0] in PACKAGES] + tests
+    tests = {ALWAYS, *(path for path in every if path in files or imported(path) & modules)}
+    return [path for path in files if path.relative_to(ROOT).parts[0] in PACKAGES] + sorted(tests)
 
 
 def module_of(path: Path) -> str:
@@ -52,5 +59,4 @@ def _git(*arguments: str) -> list[str]:
 
 
 if __name__ == "__main__":
-    found = tests_of(changed_files()) or [ROOT / "tests" / "project" / "test_imports.py"]
-    sys.stdout.write(" ".join(str(path.relative_to(ROOT)) for path in found) + "\n")
+    sys.stdout.write(" ".join(str(path.relative_to(ROOT)) for path in tests_of(changed_files())) + "\n")

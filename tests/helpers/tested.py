@@ -1,13 +1,13 @@
-"""The table of what was tested with which versions, in README. `python -m tests.helpers.tested` writes it anew."""
+"""The table in README of versions and the tests that passed with them. `python -m tests.helpers.tested` writes it anew."""
 
 import datetime
-import importlib.metadata
 import json
 import platform
 import re
 from pathlib import Path
 from typing import Any
 
+from jaxensemble.terminal import version
 from tests.helpers.artifacts import ROOT
 
 ROWS = ROOT / "jaxensemble" / "tested_with.json"
@@ -18,17 +18,9 @@ KEY = ("python", "jax", "torch")
 _TABLE = re.compile(r"(<!-- tested with -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
-def installed(name: str) -> str | None:
-    """The version of a distribution, without a local part; None where it is not installed."""
-    try:
-        return importlib.metadata.version(name).partition("+")[0]
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
 def record(path: Path, passed: int) -> None:
     """Adds this process's versions to the rows of a file, in place of the row with the same minor versions."""
-    versions = {name: installed(name) for name in ("jax", "flax", "numpy", "torch")}
+    versions = {name: (version(name) or "").partition("+")[0] or None for name in ("jax", "flax", "numpy", "torch")}
     row = {"python": platform.python_version(), **versions, "passed": passed, "date": str(datetime.date.today())}
     others = [other for other in json.loads(path.read_text()) if _minors(other) != _minors(row)]
     rows = sorted([*others, row], key=lambda row: [_numbers(row[name]) for name in KEY])

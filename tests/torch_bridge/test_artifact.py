@@ -11,7 +11,7 @@ import torch_bridge
 from jaxensemble import Ensemble
 from jaxensemble.proof import Comparison
 from tests.helpers.artifacts import SAVED, same_bits
-from tests.helpers.ported import CASES, Net, ported
+from tests.helpers.ported import CASES, Net, models_of, ported
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -24,8 +24,19 @@ def test_what_was_saved_once_is_what_porting_gives(name: str) -> None:
         for model, state in zip(models, torch_bridge.to_torch(saved), strict=True):
             model.load_state_dict(state)
         anew = ported(case, models)
-        assert (anew.network, anew.origin) == (saved.network, saved.origin)
+        assert (anew.network, anew.origin, anew.graphdef) == (saved.network, saved.origin, saved.graphdef)
         assert same_bits((anew.params, anew.buffers, anew.constants), (saved.params, saved.buffers, saved.constants))
+
+
+def test_all_that_was_ported_and_proved_comes_back(tmp_path: Path) -> None:
+    ensemble = ported(CASES["net"], models_of(CASES["net"]))
+    ensemble.save(tmp_path / "net")
+    loaded = Ensemble.load(tmp_path / "net")
+    assert same_bits(loaded, ensemble)
+    assert ensemble.proof is not None and len(ensemble.proof.comparisons) > 1
+    for name in ("graphdef", "network", "origin", "proof"):
+        assert getattr(loaded, name) == getattr(ensemble, name), name
+    assert loaded.source() == ensemble.source()
 
 
 def test_pytorch_gets_its_state_dicts_after_a_load(tmp_path: Path) -> None:

@@ -308,6 +308,9 @@ CONTENTS: dict[str, tuple[Any, str]] = {
 }
 
 
+# PyTorch's own, of sparse tensors in files: 2.11 and 2.15
+@pytest.mark.filterwarnings("ignore:Sparse invariant checks are implicitly disabled:UserWarning")
+@pytest.mark.filterwarnings("ignore:Validating sparse tensor invariants:UserWarning")
 @pytest.mark.parametrize("name", CONTENTS)
 @pytest.mark.parametrize("legacy", [False, True])
 def test_what_is_no_state_dict_is_named(name: str, legacy: bool, tmp_path: Path) -> None:

@@ -111,5 +111,5 @@ def test_all_samples(name: str) -> None:
 
 
 def test_database_is_there() -> None:
-    """All of it, and no refusal of what it does not hold."""
-    assert len(ENTRIES) >= 114 and set(REFUSED) <= set(ENTRIES)
+    """All of it, and no refusal of what it does not hold. `nn.LinearCrossEntropyLoss` came after PyTorch 2.11."""
+    assert len(ENTRIES) >= 113 + hasattr(nn, "LinearCrossEntropyLoss") and set(REFUSED) <= set(ENTRIES)

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from torch_bridge.compat import ties_share_gradients
 from torch_bridge.lowering.builder import Builder, is_array, number
 from torch_bridge.lowering.promotion import apply, ask, cast, common_dtype, promoted
 from torch_bridge.lowering.table import register
@@ -108,8 +109,6 @@ BINARY = {
     "max.other": "jnp.maximum",
     "minimum.default": "jnp.minimum",
     "min.other": "jnp.minimum",
-    "fmax.default": "ops.fmax",
-    "fmin.default": "ops.fmin",
     "atan2.default": "ops.arctan2",
     "arctan2.default": "ops.arctan2",
     "hypot.default": "jnp.hypot",
@@ -321,7 +320,25 @@ def frac(b: Builder, x: Value) -> Value:
     "aten.clip.Tensor",
 )
 def clamp(b: Builder, x: Value, min: Any = None, max: Any = None) -> Value:
-    return apply(b, "ops.clamp", x, *([min] if max is None else [min, max]))
+    target = "ops.clamp"
+    if b.dtype.is_floating_point and ties_share_gradients():
+        target = "ops.clamp_shared" if is_array(min) or is_array(max) else "ops.clamp_open"
+    return apply(b, target, x, *([min] if max is None else [min, max]))
+
+
+@register("aten.fmax.default")
+def fmax(b: Builder, x: Value, y: Value) -> Value:
+    return apply(b, _of_equals(b, "ops.fmax"), x, y)
+
+
+@register("aten.fmin.default")
+def fmin(b: Builder, x: Value, y: Value) -> Value:
+    return apply(b, _of_equals(b, "ops.fmin"), x, y)
+
+
+def _of_equals(b: Builder, target: str) -> str:
+    """The function that treats equal numbers as this PyTorch does."""
+    return f"{target}_shared" if b.dtype.is_floating_point and ties_share_gradients() else target
 
 
 @register("aten.clamp_min.default", "aten.clamp_min.Tensor")
