@@ -103,10 +103,12 @@ def examine(checks: Iterable[Check]) -> Iterator[Finding]:
         if not all(name in working or sys.modules.get(name) for name in check.needs):
             continue
         try:
-            yield from check.look()
-            working.add(check.subject)
+            findings = list(check.look())
         except Exception as error:
-            yield Finding(check.level, check.subject, _first_line(error), check.advice)
+            findings = [Finding(check.level, check.subject, _first_line(error), check.advice)]
+        yield from findings
+        if all(finding.level != "problem" for finding in findings):
+            working.add(check.subject)
 
 
 def _sum(findings: Sequence[Finding]) -> str:

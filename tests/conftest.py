@@ -48,9 +48,8 @@ def pytest_report_header() -> str:
     left_out = (
         f"; without {', '.join(MISSING)}: no {', '.join(path.name for path in collect_ignore)}" if MISSING else ""
     )
-    return (
-        f"{', '.join(f'{name} {version(name) or "absent"}' for name in VERSIONED)}; JAX_PLATFORMS {platforms}{left_out}"
-    )
+    versions = ", ".join(f"{name} {version(name) or 'absent'}" for name in VERSIONED)
+    return f"{versions}; JAX_PLATFORMS {platforms}{left_out}"
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

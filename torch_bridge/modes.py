@@ -54,8 +54,10 @@ def reads_of_mode() -> Iterator[list[nn.Module]]:
     def get(module: nn.Module) -> bool:
         if type(module) is not nn.Module and not isinstance(module, fx.GraphModule):
             read.append(module)
-        held = vars(module)
-        return held["training"] if "training" in held else module.__getattr__("training")  # as of TorchScript
+        held: dict[str, Any] = vars(module)
+        if "training" in held:
+            return held["training"]
+        return bool(module.__getattr__("training"))  # as of TorchScript
 
     def put(module: nn.Module, training: bool) -> None:
         vars(module)["training"] = training

@@ -30,7 +30,8 @@ def found(checks: tuple[Check, ...]) -> dict[str, Finding]:
 
 
 def only(subject: str, checks: tuple[Check, ...]) -> dict[str, Finding]:
-    return found(tuple(check for check in checks if check.subject == subject))
+    needs = {name for check in checks if check.subject == subject for name in check.needs}
+    return found(tuple(check for check in checks if check.subject in {subject, *needs}))
 
 
 def python_m(package: str, *arguments: str, path: Path = ROOT) -> subprocess.CompletedProcess[str]:

@@ -1,4 +1,7 @@
-"""The table in README of versions and the tests that passed with them. `python -m tests.helpers.tested` writes it anew."""
+"""The table in README of versions and the tests that passed with them.
+
+`python -m tests.helpers.tested` writes it anew.
+"""
 
 import datetime
 import json

@@ -206,3 +206,13 @@ def test_checks_of_what_cannot_be_imported_are_left_out(monkeypatch: pytest.Monk
     monkeypatch.setitem(sys.modules, "flax.nnx", None)
     findings = found(CHECKS)
     assert findings["flax"].level == "problem" and "an ensemble" not in findings and "devices" in findings
+
+
+def test_what_needs_devices_is_left_out_where_there_are_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    def none() -> None:
+        raise AssertionError
+
+    monkeypatch.setattr(jax, "devices", none)
+    findings = only("an ensemble", CHECKS)
+    assert list(findings) == ["devices"]
+    assert findings["devices"].found == "AssertionError: raise AssertionError"

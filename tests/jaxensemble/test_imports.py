@@ -230,6 +230,9 @@ def test_public_names_are_found_when_asked_for(package: str) -> None:
         pytest.importorskip("torch")
     module, public = (importlib.import_module(name) for name in (package, f"{package}.public"))
     names = [name for name in vars(public) if not name.startswith("_")]
+    everything: dict[str, object] = {}
+    exec(f"from {package} import *", everything)
+    assert set(names) <= set(everything)
     assert names and set(names) < set(dir(module))
     assert all(getattr(module, name) is getattr(public, name) for name in names)
     modules = {path.stem for path in (ROOT / package).glob("*.py")}

@@ -359,7 +359,7 @@ class Halved(nn.Linear):
 
 class BySwitch(Halved):
     def train(self, mode: bool = True) -> nn.Module:
-        self.factor = 0.5 if mode else 1.0
+        self.factor: float = 0.5 if mode else 1.0
         return super().train(mode)
 
 
@@ -367,7 +367,7 @@ class BySetting(Halved):
     def __setattr__(self, name: str, value: Any) -> None:
         super().__setattr__(name, value)
         if name == "training":
-            super().__setattr__("factor", 0.5 if value else 1.0)
+            super().__setattr__("factor", 0.5 if value else 1.0)  # type: ignore[arg-type]
 
 
 class ByDict(nn.Linear):
@@ -376,22 +376,22 @@ class ByDict(nn.Linear):
 
 
 class ByCopy(nn.Linear):
-    def __init__(self, *sizes: int) -> None:
-        super().__init__(*sizes)
+    def __init__(self, before: int, after: int) -> None:
+        super().__init__(before, after)
         self.drop = nn.Dropout()
 
     def forward(self, input: Tensor) -> Tensor:
         return copy.copy(self.drop)(super().forward(input))
 
 
-def by_instance(*sizes: int) -> nn.Module:
-    model = Halved(*sizes)
+def by_instance(before: int, after: int) -> nn.Module:
+    model: Any = Halved(before, after)
 
     def train(mode: bool = True) -> nn.Module:
         model.factor = 0.5 if mode else 1.0
         return nn.Module.train(model, mode)
 
-    model.train = train  # type: ignore[method-assign]
+    model.train = train
     return model
 
 
