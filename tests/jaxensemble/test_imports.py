@@ -244,6 +244,19 @@ def test_public_names_are_found_when_asked_for(package: str) -> None:
         exec(f"from {package} import nothing")
 
 
+NOT_PUBLIC = (
+    "jax.core", "jax.extend", "jax.experimental", "jax.interpreters", "jax._src", "flax.nnx.graphlib",
+    "torch.utils._pytree", "torch.fx.experimental", "torch._dynamo", "torch._inductor", "torch._subclasses",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_what_is_not_public_is_imported_in_one_module(package: str) -> None:
+    sources = {_dotted(path): path.read_text("utf-8") for path in _modules(package)}
+    assert _forbidden_imports(sources.pop(f"{package}.compat"), NOT_PUBLIC)
+    assert {name: bad for name, text in sources.items() if (bad := _forbidden_imports(text, NOT_PUBLIC))} == {}
+
+
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
 NAMES = {"orbax": "orbax-checkpoint", "sklearn": "scikit-learn"}
 """The distribution of a module that has another name."""
@@ -322,9 +335,9 @@ def _imported(node: ast.AST) -> Iterator[str]:
             yield name
 
 
-def _forbidden_imports(source: str) -> list[str]:
+def _forbidden_imports(source: str, roots: tuple[str, ...] = NEVER_IMPORTED) -> list[str]:
     nodes = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.stmt | ast.Call)]
-    return [f"{node.lineno}: {name}" for node in nodes for name in _imported(node) if _is_within(name, NEVER_IMPORTED)]
+    return [f"{node.lineno}: {name}" for node in nodes for name in _imported(node) if _is_within(name, roots)]
 
 
 def _unsafe(node: ast.AST) -> Iterator[str]:
