@@ -25,7 +25,7 @@ from jaxensemble.randomness import as_key
 from jaxensemble.running import Call, run_members
 from jaxensemble.source import print_source
 from jaxensemble.stacking import check_same_architecture, count_members, stack_states
-from jaxensemble.state import State, Tree, merge, split
+from jaxensemble.state import State, Tree, flatten, merge, split
 from jaxensemble.structure import Structure
 from jaxensemble.tuning import Tuned, explained, known, tuned
 from jaxensemble.uncertainty import Prediction
@@ -44,8 +44,8 @@ STACKED = ("params", "buffers", "rngs")  # what has a member axis
 class Ensemble:
     """M members: one network and a stack of weights.
 
-    A pytree of its arrays, for `jax.jit`, `jax.grad` (with `allow_int=True` where there are integer buffers or random
-    keys), `jax.tree.map`, `jax.device_put` and optimizers. Nothing changes an ensemble; methods return new ones.
+    A pytree of its arrays, for `jax.jit`, `jax.tree.map` and `jax.device_put`. What optimizers take is `params` alone:
+    see [`with_params`][]. Nothing changes an ensemble; methods return new ones.
 
     - `graphdef`: what the network is; any `nnx.GraphDef` is taken and kept as a `Structure`.
     - `params`, `buffers`, `rngs`: nested dicts of `[M, ...]` arrays, as [`jaxensemble.state.split`][] names them.
@@ -105,6 +105,37 @@ class Ensemble:
         trees = [ensemble._stacked() for ensemble in ensembles]
         plan = first.plan if all(other.plan == first.plan for other in others) else None
         return dataclasses.replace(first, plan=plan, **jax.tree.map(lambda *parts: jnp.concatenate(parts), *trees))
+
+    def with_params(self, params: Tree) -> "Ensemble":
+        """The ensemble with other parameters, as an optimizer of optax gives them.
+
+        Gradients and optimizers are for `params`. In an ensemble as a whole there are buffers and constants, too: they
+        have no gradient, but weight decay, for one, would move them.
+
+        **Raises:** `StateError` for parameters of other names or shapes, all of which it names.
+
+        >>> import optax
+        >>> ensemble = Ensemble.from_modules([nnx.Linear(3, 2, rngs=nnx.Rngs(seed)) for seed in range(5)])
+        >>> def loss(params):
+        ...     return jnp.mean(ensemble.with_params(params)(jnp.ones((64, 3))) ** 2)
+        >>> optimizer = optax.adamw(1e-3)
+        >>> updates, _ = optimizer.update(
+        ...     jax.grad(loss)(ensemble.params), optimizer.init(ensemble.params), ensemble.params
+        ... )
+        >>> after = ensemble.with_params(optax.apply_updates(ensemble.params, updates))
+        >>> bool(loss(after.params) < loss(ensemble.params))
+        True
+        """
+        ours, theirs = (
+            {name: jnp.shape(leaf) for name, leaf in flatten(tree).items()} for tree in (self.params, params)
+        )
+        wrong = sorted(name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name))
+        if wrong:
+            differences = (
+                f"{name}: expected {ours.get(name, 'none')}, got {theirs.get(name, 'none')}" for name in wrong
+            )
+            raise StateError(f"`params` must be those of this ensemble, with other values; {'; '.join(differences)}")
+        return dataclasses.replace(self, params=params)
 
     def __call__(
         self,

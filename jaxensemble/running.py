@@ -83,7 +83,11 @@ _NAMED = {CONVOLUTION: _named(lax.conv_general_dilated), PRODUCT: _named(lax.dot
 def run_members(
     params: Tree, buffers: Tree, constants: Tree, rngs: Tree, key: Any, inputs: tuple[Any, ...], *, call: Call
 ) -> Any:
-    """The outputs of all members, `[M, ...]`; every array of `params`, `buffers` and `rngs` is `[M, ...]`."""
+    """The outputs of all members, `[M, ...]`; every array of `params`, `buffers` and `rngs` is `[M, ...]`.
+
+    As in PyTorch, buffers and constants have no gradient.
+    """
+    buffers, constants = lax.stop_gradient((buffers, constants))
     members = jax.tree.leaves((params, buffers))[0].shape[0]
     if key is not None and call.different:
         key = member_keys(key, members)

@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from flax import nnx
 
@@ -464,3 +465,47 @@ def test_a_network_that_holds_nothing_has_no_members() -> None:
 
     with pytest.raises(InputError, match="member"):
         Ensemble.from_modules([Nothing(), Nothing()])(jnp.ones((2, 3)))
+
+
+class Shifted(nnx.Module):
+    """A parameter, a buffer and an array that is neither."""
+
+    def __init__(self, seed: int) -> None:
+        self.linear = nnx.Linear(3, 3, rngs=nnx.Rngs(seed))
+        self.norm = nnx.BatchNorm(3, rngs=nnx.Rngs(seed))
+        self.table = nnx.Variable(jnp.arange(3.0))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self.norm(self.linear(x + self.table))
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("each", [False, True])
+def test_what_is_no_parameter_has_no_gradient(training: bool, each: bool) -> None:
+    ensemble = Ensemble.from_modules([Shifted(seed) for seed in range(3)])
+    ensemble = ensemble.train() if training else ensemble.eval()
+    x = np.stack([X, X + 1, X - 1]) if each else X
+    gradient = jax.grad(lambda ensemble: ((ensemble.each if each else ensemble)(x) ** 2).sum())(ensemble)
+    assert all((leaf == 0).all() for leaf in jax.tree.leaves(gradient.buffers))
+    assert all((leaf != 0).any() for leaf in jax.tree.leaves(gradient.params["linear"]))
+
+
+def test_weight_decay_moves_parameters_and_nothing_else() -> None:
+    ensemble = Ensemble.from_modules([Shifted(seed) for seed in range(3)])
+    optimizer = optax.adamw(0.1, weight_decay=0.1)
+    after, state = ensemble, optimizer.init(ensemble.params)
+    for _ in range(10):
+        gradients = jax.grad(lambda params, after=after: (after.with_params(params)(X) ** 2).sum())(after.params)
+        updates, state = optimizer.update(gradients, state, after.params)
+        after = after.with_params(optax.apply_updates(after.params, updates))
+    _assert_trees_equal(after.buffers, ensemble.buffers)
+    assert not np.array_equal(after.params["linear"]["kernel"], ensemble.params["linear"]["kernel"])
+
+
+def test_other_parameters_have_the_same_names_and_shapes() -> None:
+    params = {"fc": {"kernel": jnp.ones((3, 2)), "scale": jnp.ones(3)}}
+    ensemble = Ensemble.from_modules([nnx.Linear(3, 2, rngs=nnx.Rngs(seed)) for seed in range(3)])
+    with pytest.raises(StateError) as caught:
+        ensemble.with_params(params)
+    for text in ("bias: expected (3, 2), got none", "fc.scale: expected none, got (3,)", "kernel: expected (3, 3, 2)"):
+        assert text in str(caught.value)
