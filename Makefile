@@ -29,9 +29,11 @@ JAX_PLATFORMS ?= cuda,cpu
 else
 JAX_PLATFORMS ?= cpu
 endif
-# What is asked for by name is not pinned.
-ASKED := $(if $(filter-out torch none,$(TORCH)),$(TORCH)) $(if $(filter-out cpu cuda13,$(JAX)),$(JAX))
-UNPINNED := $(foreach name,torch jax flax numpy,$(if $(findstring $(name)=,$(ASKED))$(findstring $(name)>,$(ASKED)),-e '/^$(name)\(lib\)\?==/d'))
+# What is asked for by name is not pinned, nor what else PyTorch or JAX has a say in.
+ASKED_TORCH := $(filter-out torch none,$(TORCH))
+ASKED_JAX := $(filter-out cpu cuda13,$(JAX))
+ASKED := $(ASKED_TORCH) $(ASKED_JAX)
+UNPINNED := $(if $(ASKED_TORCH),torch setuptools) $(if $(ASKED_JAX),jax jaxlib flax)
 
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
@@ -61,16 +63,17 @@ help: ## show this list
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	sed -e '' $(UNPINNED) constraints.txt > $(VENV)/constraints.txt
+	sed -e '' $(UNPINNED:%=-e '/^%==/d') constraints.txt > $(VENV)/constraints.txt
 ifneq ($(strip $(ASKED)),)
 	$(BIN)/pip install $$ASKED
+	$(BIN)/pip freeze | grep $(UNPINNED:%=-e '^%==') >> $(VENV)/constraints.txt
 endif
 	$(BIN)/pip install --editable ".[$(EXTRAS)]" --constraint $(VENV)/constraints.txt
 	@printf '%s\n' "$$CHOICE" > $@
 
 setup: $(STAMP) ## make the virtual environment and install everything into it
 
-demo: $(STAMP) ## train two ensembles in PyTorch, port them, prove that they agree, time them
+demo: $(STAMP) ## train two ensembles in PyTorch, port them, prove that they agree, look at their uncertainty
 	$(BIN)/torch-bridge demo
 
 demo-train: $(STAMP) ## train ten CNNs on handwritten digits in one program, beside PyTorch's loop

@@ -117,7 +117,7 @@ def doctor(as_json: JsonOption = False) -> None:
 
 def main() -> None:
     """The entry point of the `jaxensemble` command."""
-    app()
+    app(prog_name="jaxensemble")  # by `python -m`, too, or the shell would complete `python` itself
 
 
 def _told(as_json: bool, debug: bool) -> contextlib.AbstractContextManager[None]:

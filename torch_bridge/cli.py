@@ -223,7 +223,7 @@ def doctor(as_json: JsonOption = False) -> None:
 
 def main() -> None:
     """The entry point of the `torch-bridge` command."""
-    app()
+    app(prog_name="torch-bridge")  # by `python -m`, too, or the shell would complete `python` itself
 
 
 def _ported(
