@@ -227,15 +227,16 @@ def _export(
 ) -> tuple[ExportedProgram, bool]:
     """The exported program, and whether some module's mode was read.
 
-    There is a second attempt where cached functions remembered an earlier export's tensors.
+    There is a second attempt where cached functions remembered an earlier call's tensors. In any case they forget those
+    of the exporter, which have no values.
     """
     try:
-        return _exported(model, inputs, dynamic, training=training)
-    except UnsupportedError:
-        if not forget_tensors():
-            raise
-    try:
-        return _exported(model, inputs, dynamic, training=training)
+        try:
+            return _exported(model, inputs, dynamic, training=training)
+        except UnsupportedError:
+            if not forget_tensors():
+                raise
+            return _exported(model, inputs, dynamic, training=training)
     finally:
         forget_tensors()
 
