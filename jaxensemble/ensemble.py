@@ -106,7 +106,7 @@ class Ensemble:
         plan = first.plan if all(other.plan == first.plan for other in others) else None
         return dataclasses.replace(first, plan=plan, **jax.tree.map(lambda *parts: jnp.concatenate(parts), *trees))
 
-    def with_params(self, params: Tree) -> "Ensemble":
+    def with_params(self, params: Any) -> "Ensemble":
         """The ensemble with other parameters, as an optimizer of optax gives them.
 
         Gradients and optimizers are for `params`. In an ensemble as a whole there are buffers and constants, too: they
