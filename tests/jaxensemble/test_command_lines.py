@@ -42,7 +42,9 @@ def test_shells_complete_commands_and_options(program: str) -> None:
 @pytest.mark.parametrize(("program", "package"), PROGRAMS.items())
 def test_the_module_is_the_command_line(program: str, package: str) -> None:
     done = python_m(package)
-    assert f"python -m {package} [OPTIONS] COMMAND" in done.stdout and "doctor" in done.stdout
+    assert f"Usage: {program} [OPTIONS] COMMAND" in done.stdout and "doctor" in done.stdout
+    completion = python_m(package, "--show-completion", "bash").stdout
+    assert completion.splitlines()[-1].endswith(f" {program}")  # and not `python`
     done = python_m(package, "no-such-command")
     assert done.returncode == 2 and "No such command 'no-such-command'" in done.stderr
 
