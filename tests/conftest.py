@@ -27,6 +27,7 @@ NEEDED_FOR = {"expecttest": "torch.testing._internal", "hypothesis": "hypothesis
 MISSING = [name for name in NEEDED_FOR if importlib.util.find_spec(name) is None]
 TEXTS = {path: path.read_text("utf-8") for path in sorted(Path(__file__).parent.rglob("test_*.py"))}
 collect_ignore = [path for path, text in TEXTS.items() if any(NEEDED_FOR[name] in text for name in MISSING)]
+collect_ignore_glob = ["saved/*"]  # sources of networks, which are no modules of ours
 
 if "hypothesis" not in MISSING:
     import hypothesis
