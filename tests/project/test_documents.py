@@ -79,6 +79,7 @@ def test_the_counts_of_trust_are_those_of_the_results() -> None:
 
 def test_the_table_of_versions_is_that_of_what_ran() -> None:
     assert tested.PAGE.read_text() == tested.page(tested.PAGE.read_text()), "python -m tests.helpers.tested"
+    assert all(row["passed"] for row in json.loads(tested.ROWS.read_text()))
 
 
 def test_a_row_of_versions_takes_the_place_of_the_one_with_the_same_minors(
