@@ -1,11 +1,11 @@
-"""What the installed PyTorch can export and differentiate by itself, which is less in older versions."""
+"""What the installed PyTorch can export, differentiate and map by itself, which is less in older versions."""
 
 from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.utils._pytree as pytree
-from torch import Tensor
+from torch import Tensor, nn
 
 from tests.helpers.porting import Fn
 
@@ -25,6 +25,17 @@ def can_differentiate(forward: Callable[[Tensor], Any], x: Tensor) -> bool:
     outputs = pytree.tree_leaves(forward(x.detach().requires_grad_()))
     try:
         torch.stack([output.sum() for output in outputs]).sum().backward()
+    except RuntimeError:
+        return False
+    return True
+
+
+def can_map(model: nn.Module, x: Tensor) -> bool:
+    """Whether `torch.func.vmap` runs a model over stacked weights."""
+    params, buffers = torch.func.stack_module_state([model])
+    call: Callable[..., Any] = lambda *state: torch.func.functional_call(model, state, (x,))  # noqa: E731
+    try:
+        torch.func.vmap(call)(params, buffers)
     except RuntimeError:
         return False
     return True

@@ -8,6 +8,7 @@ from torch.utils.checkpoint import checkpoint
 
 import torch_bridge
 from jaxensemble.errors import UnsupportedError
+from tests.helpers.abilities import can_map
 
 
 class Net(nn.Module):
@@ -69,7 +70,8 @@ def test_regions_give_outputs_gradients_and_buffers_of_pytorch(model: type[Net])
     x = torch.randn(4, 3)
     ensemble = torch_bridge.to_ensemble(models, (x,), check=False)
     report = torch_bridge.check(models, ensemble, (x,))
-    assert report.passed and not report.notes, str(report)
+    assert report.passed, str(report)
+    assert bool(report.notes) != can_map(models[0], x), report.notes  # PyTorch 2.11 cannot map checkpoints
     assert {"gradients, float64", "float64, training mode"} <= {row.stage for row in report.rows}
 
 
