@@ -94,11 +94,14 @@ test tested quick fuzz mutants: export XLA_FLAGS = --xla_cpu_parallel_codegen_sp
 # What tests measure is no one's plan.
 test tested quick test-gpu slow: export JAXENSEMBLE_CACHE := $(CURDIR)/build/cache
 
-test: $(if $(filter none,$(TORCH)),,lint) tested ## lint, then every test that is not slow; what needs no PyTorch on the newest Python, too
+test: $(if $(filter none,$(TORCH)),,lint) tested ## lint, then the tests, one in four of long tables; what needs no PyTorch on the newest Python, too
 	@$(MAKE) --no-print-directory test-newest
 
+# Of what there are many cases of, one in four: the others take longer than a change should wait.
+SOON := not slow and not further
+
 tested: $(STAMP)
-	$(BIN)/pytest --numprocesses $(WORKERS) -m "not slow" $(TESTED) $(ARGS)
+	$(BIN)/pytest --numprocesses $(WORKERS) -m "$(SOON)" $(TESTED) $(ARGS)
 
 PYTHONS = $(foreach version,$(1),python$(version) ~/.pyenv/versions/$(version).*/bin/python)
 FIND = find() { for python in "$$@"; do "$$python" -c '' 2>/dev/null && echo "$$python" && return; done; }
@@ -135,11 +138,11 @@ quick: $(STAMP) ## in 90 seconds: format, lint, and the tests of the modules tha
 # Asks for cuda by name, so that a missing GPU is an error. Processes share the GPU, so none may reserve most of it.
 test-gpu: export JAX_PLATFORMS := cuda,cpu
 test-gpu: export XLA_PYTHON_CLIENT_PREALLOCATE := false
-test-gpu: $(GPU_SETUP) ## every test that is not slow, on the GPU (JAX=cuda13 unless told otherwise)
-	$(GPU_PYTHON) -m pytest $(if $(INSTALLED),,--numprocesses $(WORKERS)) -m "not slow" $(ARGS)
+test-gpu: $(GPU_SETUP) ## the tests of `make test`, on the GPU (JAX=cuda13 unless told otherwise)
+	$(GPU_PYTHON) -m pytest $(if $(INSTALLED),,--numprocesses $(WORKERS)) -m "$(SOON)" $(ARGS)
 
-slow: $(STAMP) ## the slow tests
-	$(BIN)/pytest --numprocesses $(WORKERS) -m slow $(ARGS)
+slow: $(STAMP) ## the slow tests, and all cases that `make test` leaves out
+	$(BIN)/pytest --numprocesses $(WORKERS) -m "slow or further" $(ARGS)
 
 # torchvision's wheels need the very torch they were built with; its model definitions do not, and come without the rest.
 build/zoo/torchvision:

@@ -78,8 +78,23 @@ def _has_gpu() -> bool:
     return any(device.platform == "gpu" for device in jax.devices())
 
 
+FEW = 4
+"""Of cases that are `thinned`, the first of so many is for `make test`."""
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest itself leaves out by marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip what is marked `gpu` where JAX sees none. Devices are looked for only if a test asks for one."""
+    """Mark the further cases of what is thinned, and skip what is marked `gpu` where JAX sees none.
+
+    Devices are looked for only if a test asks for one.
+    """
+    seen: dict[str, int] = {}
+    for item in items:
+        if item.get_closest_marker("thinned"):
+            name = item.nodeid.partition("[")[0]
+            seen[name] = seen.get(name, -1) + 1
+            if seen[name] % FEW:
+                item.add_marker("further")
     marked = [item for item in items if item.get_closest_marker("gpu")]
     if marked and not _has_gpu():
         skip = pytest.mark.skip(reason=f"needs a GPU; JAX sees {jax.devices()}")

@@ -26,6 +26,7 @@ CASES: dict[str, Callable[[Any], Any]] = {
 }
 
 
+@pytest.mark.thinned
 @pytest.mark.parametrize("case", CASES)
 def test_values_and_gradients_are_those_of_jax(case: str) -> None:
     """Rounded to one digit, so that there are equal values."""
@@ -45,6 +46,7 @@ def test_integers_have_no_gradients_and_stay() -> None:
     assert rewritten(lambda x: jnp.max(jnp.maximum(x, 1), 1), EXTREMES)(x).tolist() == [5, 2]
 
 
+@pytest.mark.thinned
 @pytest.mark.parametrize("name", ["max", "min"])
 @pytest.mark.parametrize("axis", [1, (0, 2)])
 def test_gradients_are_found_however_often_a_compiler_computes_the_operand(name: str, axis: Any) -> None:
@@ -78,6 +80,7 @@ SHAPES = {
 }
 
 
+@pytest.mark.thinned
 @pytest.mark.parametrize("case", SHAPES)
 def test_long_sums_are_right(case: str) -> None:
     shape, axes = SHAPES[case]

@@ -173,6 +173,7 @@ OTHER_RUNS: dict[str, tuple[Any, set[str]]] = {
 }
 
 
+@pytest.mark.thinned
 @pytest.mark.parametrize("case", OTHER_RUNS)
 def test_another_loss_optimizer_or_mode_is_another_run(case: str, tmp_path: Path) -> None:
     x, y = data(30)

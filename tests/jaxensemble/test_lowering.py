@@ -38,6 +38,7 @@ def _numbers(ndim):
     return f"N{spatial}C", f"{spatial}IO", f"N{spatial}C"
 
 
+@pytest.mark.thinned
 @pytest.mark.parametrize("name", CASES)
 def test_forms_agree_with_xla_in_float64(name, x64):
     shape, kernel_shape, strides, padding, dilation, groups = CASES[name]

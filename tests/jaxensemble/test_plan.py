@@ -72,6 +72,7 @@ def _close(actual: Any, expected: Any, tolerance: float) -> None:
         np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance * float(np.abs(b).max()))
 
 
+@pytest.mark.thinned
 @pytest.mark.parametrize("name", PLANS)
 def test_outputs_and_gradients_are_the_same_in_float64(name: str) -> None:
     plan = PLANS[name]
@@ -89,6 +90,7 @@ def test_outputs_and_gradients_are_the_same_in_float64(name: str) -> None:
         _close((found.params, dx), (expected.params, expected_dx), 1e-11)
 
 
+@pytest.mark.thinned
 @pytest.mark.parametrize("plan", [Plan(members=1), Plan(members=2), Plan(members=3, unroll=True)], ids=repr)
 @pytest.mark.parametrize("randomness", ["same", "different"])
 def test_random_numbers_do_not_depend_on_the_plan(plan: Plan, randomness: Any) -> None:
@@ -223,6 +225,7 @@ def test_tuning_is_remembered_by_other_processes(empty_cache: Path) -> None:
     assert plans[0] == plans[1] and plans[0].startswith("Plan(")
 
 
+@pytest.mark.thinned
 @pytest.mark.parametrize(
     "content",
     [

@@ -20,6 +20,7 @@ def _normal(*shape):
     return jnp.asarray(np.random.default_rng(sum(shape)).normal(size=shape))
 
 
+@pytest.mark.thinned
 @pytest.mark.parametrize(
     ("subscripts", "x", "y"),
     [

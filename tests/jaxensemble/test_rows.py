@@ -124,6 +124,7 @@ def _traces(function: Callable[[Any], Any]) -> list[Any]:
     return [jax.make_jaxpr(function)(jax.ShapeDtypeStruct((size, 6, 4), jnp.float32)) for size in (6, 2)]
 
 
+@pytest.mark.thinned
 @pytest.mark.parametrize("name", APART)
 def test_rows_that_stay_apart(name: str) -> None:
     function, axes = APART[name]

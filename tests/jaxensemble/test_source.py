@@ -578,6 +578,7 @@ CASES: dict[str, tuple[Callable[[], Network], list[tuple[int, ...]]]] = {
 }
 
 
+@pytest.mark.thinned
 @pytest.mark.parametrize("case", CASES)
 def test_source_computes_what_the_calls_say(case: str) -> None:
     build, shapes = CASES[case]
@@ -585,6 +586,7 @@ def test_source_computes_what_the_calls_say(case: str) -> None:
     assert_same(actual, expected)
 
 
+@pytest.mark.thinned
 @pytest.mark.parametrize("case", CASES)
 def test_source_is_formatted(case: str) -> None:
     text = print_source(CASES[case][0]())

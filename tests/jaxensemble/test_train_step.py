@@ -59,6 +59,7 @@ def test_members_train_as_they_would_alone(mlp: Ensemble) -> None:
         close(jax.tree.map(lambda leaf, k=k: leaf[k], state.ensemble.params), expected)
 
 
+@pytest.mark.thinned
 @pytest.mark.parametrize(
     "plan",
     [
@@ -219,6 +220,7 @@ MEANS: dict[str, Any] = {
 }
 
 
+@pytest.mark.thinned
 @pytest.mark.parametrize("rows", [1, 3, 64])
 @pytest.mark.parametrize("case", [*NO_MEANS, *MEANS])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -315,6 +317,7 @@ WRONG: list[tuple[Any, str]] = [
 ]
 
 
+@pytest.mark.thinned
 @pytest.mark.parametrize(("options", "message"), WRONG)
 def test_states_that_cannot_be_are_refused(mlp: Ensemble, options: Any, message: str) -> None:
     with pytest.raises(InputError, match=message):

@@ -126,6 +126,7 @@ def test_outputs_are(scale: Any) -> None:
         _assert_close(figures[name], expected, EXACT, name)
 
 
+@pytest.mark.thinned
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32", "float64"])
 def test_computed_in_at_least_float32(dtype: str) -> None:
     wide = "float64" if dtype == "float64" else "float32"
@@ -513,6 +514,7 @@ REFUSED = {
 }
 
 
+@pytest.mark.thinned
 @pytest.mark.parametrize(("call", "message"), REFUSED.values(), ids=REFUSED)
 def test_refused(call: Any, message: str) -> None:
     with pytest.raises(InputError, match=message):

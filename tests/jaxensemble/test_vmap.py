@@ -89,6 +89,7 @@ VALUES: dict[str, tuple[Callable[[], Any], Any]] = {
 }
 
 
+@pytest.mark.thinned
 @pytest.mark.parametrize(("run", "expected"), VALUES.values(), ids=VALUES.keys())
 def test_values(run: Callable[[], Any], expected: Any) -> None:
     _equal(run(), expected)

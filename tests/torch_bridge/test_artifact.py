@@ -14,6 +14,7 @@ from tests.helpers.artifacts import SAVED, same_bits
 from tests.helpers.ported import CASES, Net, models_of, ported
 
 
+@pytest.mark.thinned
 @pytest.mark.parametrize("name", CASES)
 def test_what_was_saved_once_is_what_porting_gives(name: str) -> None:
     """Its state dicts go back into PyTorch, and give the same network, arrays and keys again."""

@@ -102,6 +102,7 @@ FORMATS: dict[str, Callable[[Path, list[dict[str, Tensor]]], list[Path]]] = {
 }
 
 
+@pytest.mark.thinned
 @pytest.mark.parametrize("name", FORMATS)
 def test_every_format_gives_the_same_ensemble(name: str, tmp_path: Path) -> None:
     members = randomised_states()

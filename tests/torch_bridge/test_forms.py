@@ -11,6 +11,7 @@ def _of_images(layer):
     return nn.Sequential(nn.Unflatten(1, (-1, 1, 1)), layer, nn.Flatten())
 
 
+@pytest.mark.thinned
 @pytest.mark.parametrize(
     "layer",
     [

@@ -98,6 +98,7 @@ def check_all(name: str, limit: int | None) -> None:
                 check(sample)
 
 
+@pytest.mark.thinned
 @pytest.mark.parametrize("name", ENTRIES)
 def test_two_samples(name: str) -> None:
     check_all(name, 2)

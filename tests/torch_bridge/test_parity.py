@@ -140,6 +140,7 @@ WEIGHT_ERRORS = {
 }
 
 
+@pytest.mark.thinned
 @pytest.mark.parametrize("name", WEIGHT_ERRORS)
 def test_wrong_weights_are_caught_and_the_first_module_named(ported: Any, name: str) -> None:
     models, ensemble, x = ported
@@ -159,6 +160,7 @@ NETWORK_ERRORS: dict[str, Callable[[Any], None]] = {
 }
 
 
+@pytest.mark.thinned
 @pytest.mark.parametrize("name", NETWORK_ERRORS)
 def test_another_network_with_the_same_weights_is_caught(ported: Any, name: str) -> None:
     models, _, x = ported
@@ -537,6 +539,7 @@ class Cancelling(nn.Module):
         return self.norm(self.linear(x)).mean(1) * 10
 
 
+@pytest.mark.further
 def test_outputs_that_are_nothing_but_rounding_pass_and_are_told() -> None:
     models, x = [Cancelling() for _ in range(2)], torch.randn(3, 8)
     report = torch_bridge.check(models, torch_bridge.to_ensemble(models, (x,), check=False), (x,))
@@ -613,6 +616,7 @@ def test_gradients_that_are_all_rounding_are_zero(seed: int) -> None:
     assert report.passed, report
 
 
+@pytest.mark.further
 def test_gradients_are_compared_where_a_mask_fills_outputs() -> None:
     """What it fills in is no measure of the gradients."""
 
@@ -652,6 +656,7 @@ def test_what_is_rounding_for_one_row_is_compared_for_more(monkeypatch: pytest.M
     assert any(row.stage.startswith("float32") for row in report.rows)
 
 
+@pytest.mark.further
 def test_legacy_weight_norm_is_compared_in_every_stage() -> None:
     """It leaves a weight behind at every call, which cannot be copied."""
     with warnings.catch_warnings():

@@ -64,6 +64,7 @@ class Checkpointed(Net):
         return self.b(checkpoint(lambda x: torch.tanh(self.a(x)), x, use_reentrant=False))
 
 
+@pytest.mark.thinned
 @pytest.mark.parametrize("model", [NoGrad, EnableGrad, Nested, Whole, NoAutocast, Checkpointed])
 def test_regions_give_outputs_gradients_and_buffers_of_pytorch(model: type[Net]) -> None:
     models: list[nn.Module] = [model().eval(), model().eval()]

@@ -51,6 +51,7 @@ OPTIONS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 }
 
 
+@pytest.mark.thinned
 @pytest.mark.parametrize("case", OPTIONS)
 def test_multihead_attention(case: str) -> None:
     call, options = OPTIONS[case]
@@ -131,6 +132,7 @@ PARTS: dict[str, Callable[[], nn.Module]] = {
 }
 
 
+@pytest.mark.thinned
 @pytest.mark.parametrize("case", PARTS)
 def test_encoder(case: str) -> None:
     assert_ports(PARTS[case](), torch.randn(N, L, E))
@@ -160,6 +162,7 @@ DECODERS: dict[str, Callable[[], nn.Module]] = {
 }
 
 
+@pytest.mark.thinned
 @pytest.mark.parametrize("case", DECODERS)
 def test_decoder(case: str) -> None:
     """Of decoders, the first input is the target; of a Transformer, the second."""

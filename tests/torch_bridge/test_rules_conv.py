@@ -49,6 +49,7 @@ CASES: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
 }
 
 
+@pytest.mark.thinned
 @pytest.mark.parametrize("case", CASES)
 def test_layers(case: str) -> None:
     factory, shape = CASES[case]

@@ -37,6 +37,7 @@ KINDS = {
 }
 
 
+@pytest.mark.thinned
 @pytest.mark.parametrize("name", KINDS)
 def test_evaluation_passes_through(name: str) -> None:
     model, shape = KINDS[name]
@@ -63,6 +64,7 @@ CHANNELS = {
 }
 
 
+@pytest.mark.thinned
 @pytest.mark.parametrize("name", CHANNELS)
 @pytest.mark.parametrize("within", [False, True], ids=["as it comes", "channels-last"])
 def test_channels_are_dropped_whole(name: str, within: bool) -> None:

@@ -36,6 +36,7 @@ LAYERS = {
 }
 
 
+@pytest.mark.thinned
 @pytest.mark.parametrize("name", LAYERS)
 def test_layers(name: str, x64: None) -> None:
     """Outputs for several batch sizes, and the gradient of the table."""

@@ -129,6 +129,7 @@ FUNCTIONS: dict[str, tuple[Callable[[Tensor], Any], ...]] = {
 }
 
 
+@pytest.mark.thinned
 @pytest.mark.parametrize("case", FUNCTIONS)
 def test_function(case: str) -> None:
     assert_ports(Fn(*FUNCTIONS[case]), torch.randn(SHAPE), batches=(1,))

@@ -34,6 +34,7 @@ LAYERS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
 }
 
 
+@pytest.mark.thinned
 @pytest.mark.parametrize("case", LAYERS)
 def test_layer(case: str) -> None:
     make, shape = LAYERS[case]
@@ -135,6 +136,7 @@ FUNCTIONS: dict[str, tuple[Callable[[Tensor], Any], ...]] = {
 }
 
 
+@pytest.mark.thinned
 @pytest.mark.parametrize("case", FUNCTIONS)
 def test_function(case: str) -> None:
     assert_ports(Fn(*FUNCTIONS[case]), torch.randn(SHAPE), batches=(1,))

@@ -61,6 +61,7 @@ CASES = {
 }
 
 
+@pytest.mark.thinned
 @pytest.mark.parametrize("name", CASES)
 def test_evaluation(name: str) -> None:
     """Small inputs, so that a wrong epsilon shows."""
@@ -91,6 +92,7 @@ WITHIN = {
 }
 
 
+@pytest.mark.thinned
 @pytest.mark.parametrize("name", WITHIN)
 def test_nothing_is_transposed_within_a_network(name: str) -> None:
     """Feature maps stay channels-last, through a flatten too: it is the weights that are stored in another order."""
@@ -148,6 +150,7 @@ TRAINED = {
 }
 
 
+@pytest.mark.thinned
 @pytest.mark.parametrize("name", TRAINED)
 def test_training(name: str, x64: None) -> None:
     """Three steps in training mode: outputs and all buffers are PyTorch's."""

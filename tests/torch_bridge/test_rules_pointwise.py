@@ -114,6 +114,7 @@ UNARY = {
 }
 
 
+@pytest.mark.thinned
 @pytest.mark.parametrize("name", UNARY)
 def test_functions_of_one_array(name: str) -> None:
     function, example = UNARY[name]
@@ -150,6 +151,7 @@ BINARY = {
 }
 
 
+@pytest.mark.thinned
 @pytest.mark.parametrize("name", BINARY)
 def test_functions_of_two_arrays(name: str) -> None:
     x = kinks()
@@ -194,6 +196,7 @@ INTEGERS = {
 }
 
 
+@pytest.mark.thinned
 @pytest.mark.parametrize("name", INTEGERS)
 def test_integers(name: str) -> None:
     """PyTorch's dtypes and values, in float32 where PyTorch computes in float32."""
@@ -289,6 +292,7 @@ ACTIVATIONS = {
 }
 
 
+@pytest.mark.thinned
 @pytest.mark.parametrize("name", ACTIVATIONS)
 def test_activations(name: str) -> None:
     assert_ports(Branches(*ACTIVATIONS[name]), kinks(), batches=(1,))
@@ -325,6 +329,7 @@ FUNCTIONAL = {
 }
 
 
+@pytest.mark.thinned
 @pytest.mark.parametrize("name", FUNCTIONAL)
 def test_functional_activations(name: str) -> None:
     assert_ports(Call(FUNCTIONAL[name]), kinks(), batches=())

@@ -172,6 +172,7 @@ CASES: dict[str, tuple[dict[str, Op], tuple[int, ...]]] = {
 }
 
 
+@pytest.mark.thinned
 @pytest.mark.parametrize("case", CASES)
 def test_pooling(case: str) -> None:
     operations, shape = CASES[case]

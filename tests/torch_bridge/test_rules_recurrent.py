@@ -60,6 +60,7 @@ LAYERS: dict[str, Callable[[], nn.Module]] = {
 }
 
 
+@pytest.mark.thinned
 @pytest.mark.parametrize("case", LAYERS)
 def test_layer(case: str) -> None:
     """Outputs and final states, as a layer within a module."""
@@ -68,6 +69,7 @@ def test_layer(case: str) -> None:
     assert layer_of(module) == type(rnn).__name__
 
 
+@pytest.mark.thinned
 @pytest.mark.parametrize("case", ["rnn-relu", "gru-both-ways", "lstm-dropout", "lstm-projected-both-ways"])
 def test_batch_first(case: str) -> None:
     rnn: Any = LAYERS[case]()
@@ -79,6 +81,7 @@ def test_batch_first(case: str) -> None:
 BARE = ["rnn-relu", "rnn-no-bias", "gru-no-bias", "lstm-both-ways", "lstm-projected", "lstm-projected-both-ways"]
 
 
+@pytest.mark.thinned
 @pytest.mark.parametrize("case", BARE)
 def test_without_a_layer(case: str) -> None:
     """At the root there is no module to hold the layer: functions of bare weights give the same."""
@@ -157,6 +160,7 @@ class Steps(nn.Module):
         return state
 
 
+@pytest.mark.thinned
 @pytest.mark.parametrize("case", CELLS)
 def test_cell(case: str) -> None:
     cell = CELLS[case]()
@@ -427,6 +431,7 @@ def shapes_of(network: Any) -> Sequence[str]:
     return [call.target for call in network.calls]
 
 
+@pytest.mark.further
 def test_length_is_one_loop() -> None:
     """However long the sequence, the network is one call: nothing is unrolled over time."""
     model = Held(nn.GRU(I, I, batch_first=True))
@@ -434,6 +439,7 @@ def test_length_is_one_loop() -> None:
     assert short == long and short[0] == "layer:rnn"
 
 
+@pytest.mark.further
 def test_dropout_after_a_layer() -> None:
     """`nn.Dropout` on the last layer's output, which PyTorch's own option leaves alone."""
 

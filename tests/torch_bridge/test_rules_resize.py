@@ -123,6 +123,7 @@ INTERPOLATION: dict[str, tuple[dict[str, Op], tuple[int, ...]]] = {
 }
 
 
+@pytest.mark.thinned
 @pytest.mark.parametrize("case", INTERPOLATION)
 def test_interpolation(case: str) -> None:
     operations, shape = INTERPOLATION[case]
@@ -153,6 +154,7 @@ def test_nearest_takes_the_entries_that_pytorch_takes(mode: str, rank: int, dtyp
             np.testing.assert_array_equal(indices, expected, f"{before} to {after} by {factor}")
 
 
+@pytest.mark.thinned
 @pytest.mark.parametrize("antialias", [False, True])
 @pytest.mark.parametrize("mode", ["bilinear", "bicubic"])
 def test_interpolation_of_many_sizes(mode: str, antialias: bool) -> None:
@@ -183,6 +185,7 @@ def test_whole_numbers_are_picked_and_never_mixed() -> None:
         convert(Each(size=to((7, 3), "bilinear")), (x,))
 
 
+@pytest.mark.thinned
 @pytest.mark.parametrize("align_corners", [False, True])
 @pytest.mark.parametrize("padding_mode", ["zeros", "border", "reflection"])
 @pytest.mark.parametrize("mode", ["bilinear", "nearest", "bicubic"])
@@ -287,6 +290,7 @@ PADDING: dict[str, tuple[dict[str, Op], tuple[int, ...]]] = {
 }
 
 
+@pytest.mark.thinned
 @pytest.mark.parametrize("case", PADDING)
 def test_padding(case: str) -> None:
     operations, shape = PADDING[case]
@@ -328,6 +332,7 @@ SHUFFLES: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
 }
 
 
+@pytest.mark.thinned
 @pytest.mark.parametrize("case", SHUFFLES)
 def test_shuffles(case: str) -> None:
     factory, shape = SHUFFLES[case]
@@ -351,6 +356,7 @@ WINDOWS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
 }
 
 
+@pytest.mark.thinned
 @pytest.mark.parametrize("case", WINDOWS)
 def test_windows(case: str) -> None:
     factory, shape = WINDOWS[case]

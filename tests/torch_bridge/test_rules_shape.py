@@ -137,6 +137,7 @@ FUNCTIONS: dict[str, tuple[Callable[[Tensor], Any], ...]] = {
 }
 
 
+@pytest.mark.thinned
 @pytest.mark.parametrize("case", FUNCTIONS)
 def test_function(case: str) -> None:
     assert_ports(Fn(*FUNCTIONS[case]), torch.randn(SHAPE), batches=(1,))
@@ -300,6 +301,7 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], int]] = {
 }
 
 
+@pytest.mark.thinned
 @pytest.mark.parametrize("case", MODELS)
 def test_network(case: str) -> None:
     make, shape, count = MODELS[case]

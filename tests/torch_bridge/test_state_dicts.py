@@ -332,6 +332,7 @@ def expected(models: list[nn.Module], x: Tensor) -> Tensor:
     return result.movedim(2, -1) if result.ndim == 5 else result
 
 
+@pytest.mark.thinned
 @pytest.mark.parametrize("name", CASES)
 def test_gives_what_pytorch_gives(name: str) -> None:
     factory, twin, x, options = CASES[name]
@@ -460,6 +461,7 @@ UNCLEAR: dict[str, tuple[Callable[[jax.Array], jax.Array], str]] = {
 }
 
 
+@pytest.mark.thinned
 @pytest.mark.parametrize("name", UNCLEAR)
 def test_what_cannot_be_followed_has_to_be_stated(name: str) -> None:
     between, text = UNCLEAR[name]

@@ -85,6 +85,7 @@ def _flax_twin(module: Any, twin: Callable[..., nnx.Module]) -> Any:
 NETWORKS = [(TorchMlp, FlaxMlp, (6, 6)), (TorchCnn, FlaxCnn, (6, 6))]
 
 
+@pytest.mark.thinned
 @pytest.mark.parametrize(("theirs", "ours", "size"), NETWORKS, ids=["mlp", "cnn"])
 @pytest.mark.parametrize("each", [False, True], ids=["the same minibatch", "a minibatch each"])
 def test_the_tutorial_with_changed_imports(theirs: Any, ours: Any, size: tuple[int, int], each: bool) -> None:
@@ -262,6 +263,7 @@ def _first_line(text: str) -> str:
     return re.sub(r"has structure .*", "has structure ...", text, flags=re.DOTALL)
 
 
+@pytest.mark.thinned
 @pytest.mark.parametrize("mistake", MISTAKES.values(), ids=MISTAKES.keys())
 def test_mistakes_meet_the_same_error(mistake: Callable[[Any], Any]) -> None:
     theirs, ours = _error(mistake, Torch), _error(mistake, Jax)

@@ -69,6 +69,7 @@ TRAINED = [
 ]
 
 
+@pytest.mark.thinned
 @pytest.mark.parametrize(("make", "shape"), [case[1:] for case in TRAINED], ids=[case[0] for case in TRAINED])
 def test_ten_steps_are_those_of_torch_optim(make: Any, shape: Any) -> None:
     models, x = members_of(make), torch.randn(shape)
@@ -256,6 +257,7 @@ DECAYING: dict[str, Any] = {
 }
 
 
+@pytest.mark.thinned
 @pytest.mark.parametrize("name", DECAYING)
 @pytest.mark.parametrize("aside", [False, True])
 @pytest.mark.parametrize("unfrozen", ["", "head"])
@@ -396,6 +398,7 @@ def test_what_is_no_state_optimizer_or_loss_is_refused(mlp: Ensemble) -> None:
         train_step(state_of(mlp), x, y, loss=lambda outputs, targets: jnp.mean(outputs > targets))
 
 
+@pytest.mark.thinned
 @pytest.mark.parametrize(
     "loss", [nn.MSELoss(), F.mse_loss, functools.partial(F.mse_loss, reduction="sum"), torch.dist, "mse"]
 )
