@@ -14,7 +14,8 @@ from jaxensemble.errors import InputError, UnsupportedError
 from jaxensemble.origin import Origin
 from jaxensemble.state import flatten, unflatten
 from torch_bridge.arrays import checked_cast, jax_dtype, odd_kind, to_numpy
-from torch_bridge.capture import BatchAxis, capture
+from torch_bridge.capture import capture
+from torch_bridge.examples import BatchAxis
 from torch_bridge.lowering import Lowered, lower
 from torch_bridge.stacking import Stack
 

@@ -7,7 +7,6 @@ evaluation only, and says why.
 
 import contextlib
 import dataclasses
-import inspect
 import io
 import logging
 import operator
@@ -17,19 +16,18 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.export import Dim, ExportedProgram
+from torch.export import ExportedProgram
 
-from jaxensemble.errors import InputError, UnsupportedError
+from jaxensemble.errors import UnsupportedError
 from torch_bridge.attributes import changes_of
 from torch_bridge.compat import keeps_cumulative_average, lstm_states_mended, masks_not_looked_into, pytree, writes
+from torch_bridge.examples import BatchAxis, by_parameter, prepared
 from torch_bridge.export_errors import explained, first_lines
 from torch_bridge.memory import OWN_MEMORY, without_memory_formats
 from torch_bridge.memos import forget_tensors
 from torch_bridge.modes import Modes, add_dropout, aligned, has_tensors, hides_its_mode, reads_of_mode
 from torch_bridge.regions import inline_regions
 from torch_bridge.stand_ins import replace_moded, stand_in
-
-BatchAxis = int | None | tuple[int | None, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +60,7 @@ def capture(model: nn.Module, example_inputs: tuple[Any, ...], batch_axis: Batch
 
     **Raises:** `UnsupportedError` where `torch.export` cannot follow the forward, with its reason.
     """
-    inputs, dynamic = _examples(example_inputs, batch_axis)
+    inputs, dynamic = prepared(example_inputs, batch_axis)
     with fast_paths_off(), masks_not_looked_into(), lstm_states_mended():
         with changes_of(model) as changed:
             evaluation, reads_mode = _export(model, inputs, dynamic, training=False)
@@ -148,80 +146,6 @@ def _modes(
     return modes
 
 
-def _examples(example_inputs: tuple[Any, ...], batch_axis: BatchAxis) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
-    """The inputs to export with, and which of their dimensions are dynamic.
-
-    A batch of one is doubled: `torch.export` takes sizes 0 and 1 for constants.
-    """
-    if not isinstance(example_inputs, tuple) or not example_inputs:
-        raise InputError(
-            f"`example_inputs` must be a tuple with the positional arguments of one call; got "
-            f"{type(example_inputs).__name__}. For a single tensor x, pass (x,)."
-        )
-    others = [
-        f"{type(leaf).__name__} in input {k}"
-        for k, value in enumerate(example_inputs)
-        for leaf in pytree.tree_leaves(value)
-        if not isinstance(leaf, Tensor)
-    ]
-    if others:
-        raise InputError(
-            f"`example_inputs` must hold tensors only, since anything else would be fixed in the ported network; got "
-            f"{', '.join(others)}. Leave it out where it has a default, or fix it in a module around this one."
-        )
-    axes = batch_axis if isinstance(batch_axis, tuple) else (batch_axis,) * len(example_inputs)
-    if len(axes) != len(example_inputs):
-        raise InputError(
-            f"`batch_axis` must hold one axis for each of the {len(example_inputs)} example inputs; got {len(axes)}."
-        )
-    if not all(axis is None or (isinstance(axis, int) and axis >= 0) for axis in axes):
-        raise InputError(
-            f"`batch_axis` must be None or an axis counted from 0, or one for each input; got {batch_axis!r}."
-        )
-    size = _batch_size(example_inputs, axes, explicit=isinstance(batch_axis, tuple))
-    if size is None and any(axes):
-        raise InputError(f"`batch_axis` is {batch_axis!r}, but no example input has as many axes.")
-    batch = Dim("batch")
-    pairs = [
-        pytree.tree_map(lambda leaf, axis=axis: _example(leaf, axis, size, batch), value)
-        for value, axis in zip(example_inputs, axes, strict=True)
-    ]
-    is_pair = lambda node: isinstance(node, _Example)  # noqa: E731
-    return (
-        tuple(pytree.tree_map(lambda pair: pair.value, pair, is_leaf=is_pair) for pair in pairs),
-        tuple(pytree.tree_map(lambda pair: pair.dynamic, pair, is_leaf=is_pair) for pair in pairs),
-    )
-
-
-@dataclasses.dataclass(frozen=True)
-class _Example:
-    value: Any
-    dynamic: Any
-
-
-def _example(leaf: Tensor, axis: int | None, size: int | None, batch: Any) -> _Example:
-    leaf = leaf.detach()
-    if axis is None or leaf.ndim <= axis or leaf.shape[axis] != size:
-        return _Example(leaf, {})
-    if size == 1:
-        leaf = torch.cat([leaf, leaf], axis)
-    return _Example(leaf, {axis: batch})
-
-
-def _batch_size(inputs: tuple[Any, ...], axes: tuple[int | None, ...], *, explicit: bool) -> int | None:
-    """The one batch size of the inputs: the first tensor's; other inputs of another size have no batch."""
-    sizes = [
-        (index, leaf.shape[axis])
-        for index, (value, axis) in enumerate(zip(inputs, axes, strict=True))
-        for leaf in pytree.tree_leaves(value)
-        if isinstance(leaf, Tensor) and axis is not None and leaf.ndim > axis
-    ]
-    if explicit and len({size for _, size in sizes}) > 1:
-        listing = ", ".join(f"input {index}: {size}" for index, size in sizes)
-        raise InputError(f"the batch sizes along `batch_axis` must be equal; got {listing}.")
-    return sizes[0][1] if sizes else None
-
-
 def _export(
     model: nn.Module, inputs: tuple[Any, ...], dynamic: tuple[Any, ...], *, training: bool
 ) -> tuple[ExportedProgram, bool]:
@@ -247,20 +171,11 @@ def _exported(
     with _mode(model, training), _cumulative_averages_fixed(model), _torch_warnings_off():
         try:
             with _torch_quiet(), torch.enable_grad(), reads_of_mode() as read:
-                program = torch.export.export(model, inputs, dynamic_shapes=_by_parameter(model, dynamic), strict=False)
+                program = torch.export.export(model, inputs, dynamic_shapes=by_parameter(model, dynamic), strict=False)
         except Exception as error:  # whatever a user's forward or the exporter raises is told as one kind of error
             raise explained(error, model, inputs, training=training) from error
     inline_regions(program.graph_module)
     return program, bool(read)
-
-
-def _by_parameter(model: nn.Module, dynamic: tuple[Any, ...]) -> tuple[Any, ...]:
-    """One entry for each parameter of the forward: those that `*args` takes are one tuple, if there are any."""
-    parameters = list(inspect.signature(model.forward).parameters.values())
-    starred = next((k for k, p in enumerate(parameters) if p.kind is p.VAR_POSITIONAL), None)
-    if starred is None or starred >= len(dynamic):
-        return dynamic
-    return (*dynamic[:starred], tuple(dynamic[starred:]))
 
 
 @contextlib.contextmanager

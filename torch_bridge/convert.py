@@ -13,7 +13,7 @@ from jaxensemble.errors import ParityError
 from jaxensemble.state import merge
 from torch_bridge import parity
 from torch_bridge.assemble import assembled, check_tensors, constants_of, convert, tensors_of
-from torch_bridge.capture import BatchAxis
+from torch_bridge.examples import BatchAxis
 from torch_bridge.finite import check_finite
 from torch_bridge.members import as_members, check_members
 from torch_bridge.proof import proof_of

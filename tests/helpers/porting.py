@@ -11,8 +11,8 @@ import torch
 import torch.utils._pytree as pytree
 from torch import Tensor, nn
 
-from torch_bridge.capture import BatchAxis
 from torch_bridge.convert import to_flax
+from torch_bridge.examples import BatchAxis
 
 TOLERANCE = 1e-12
 """Largest difference, relative to the largest value of the output: float64 rounding, and nothing else."""

@@ -17,8 +17,8 @@ from jaxensemble.errors import InputError, MemberError, ParityError
 from jaxensemble.proof import Proof
 from torch_bridge import parity
 from torch_bridge.assemble import assembled, convert, tensors_of
-from torch_bridge.capture import BatchAxis
 from torch_bridge.checkpoints.files import checkpoint_path, checksum, read_state_dict
+from torch_bridge.examples import BatchAxis
 from torch_bridge.finite import check_rows, has_fractions, nonfinite_values
 from torch_bridge.proof import proof_of
 from torch_bridge.stacking import Stack
