@@ -20,11 +20,13 @@ from torch.export import ExportedProgram
 
 from jaxensemble.errors import UnsupportedError
 from torch_bridge.attributes import changes_of
+from torch_bridge.caches import check_calls_repeat, fresh
 from torch_bridge.compat import keeps_cumulative_average, lstm_states_mended, masks_not_looked_into, pytree, writes
 from torch_bridge.examples import BatchAxis, by_parameter, prepared
 from torch_bridge.export_errors import explained, first_lines
+from torch_bridge.kept import restored
 from torch_bridge.memory import OWN_MEMORY, without_memory_formats
-from torch_bridge.memos import forget_tensors
+from torch_bridge.memos import tensors_forgotten
 from torch_bridge.modes import Modes, add_dropout, aligned, has_tensors, hides_its_mode, reads_of_mode
 from torch_bridge.regions import inline_regions
 from torch_bridge.stand_ins import replace_moded, stand_in
@@ -61,9 +63,10 @@ def capture(model: nn.Module, example_inputs: tuple[Any, ...], batch_axis: Batch
     **Raises:** `UnsupportedError` where `torch.export` cannot follow the forward, with its reason.
     """
     inputs, dynamic = prepared(example_inputs, batch_axis)
-    with fast_paths_off(), masks_not_looked_into(), lstm_states_mended():
+    with fresh([model], inputs), fast_paths_off(), masks_not_looked_into(), lstm_states_mended():
         with changes_of(model) as changed:
             evaluation, reads_mode = _export(model, inputs, dynamic, training=False)
+        check_calls_repeat(model, inputs, training=False)
         if changed:
             with changed.made():
                 again, _ = _export(model, inputs, dynamic, training=False)
@@ -138,6 +141,7 @@ def _modes(
     """The mode of every operation that has one, or why the module cannot be carried in training mode."""
     try:
         training, _ = _export(model, inputs, dynamic, training=True)
+        check_calls_repeat(model, inputs, training=True)
     except UnsupportedError as error:
         return str(error)
     modes = aligned(evaluation, training)
@@ -151,24 +155,16 @@ def _export(
 ) -> tuple[ExportedProgram, bool]:
     """The exported program, and whether some module's mode was read.
 
-    There is a second attempt where cached functions remembered an earlier call's tensors. In any case they forget those
-    of the exporter, which have no values.
+    Cached functions compute their tensors anew for it, and forget those of the exporter, which have no values.
     """
-    try:
-        try:
-            return _exported(model, inputs, dynamic, training=training)
-        except UnsupportedError:
-            if not forget_tensors():
-                raise
-            return _exported(model, inputs, dynamic, training=training)
-    finally:
-        forget_tensors()
+    with tensors_forgotten():
+        return _exported(model, inputs, dynamic, training=training)
 
 
 def _exported(
     model: nn.Module, inputs: tuple[Any, ...], dynamic: tuple[Any, ...], *, training: bool
 ) -> tuple[ExportedProgram, bool]:
-    with _mode(model, training), _cumulative_averages_fixed(model), _torch_warnings_off():
+    with _mode(model, training), _cumulative_averages_fixed(model), _torch_warnings_off(), restored(model):
         try:
             with _torch_quiet(), torch.enable_grad(), reads_of_mode() as read:
                 program = torch.export.export(model, inputs, dynamic_shapes=by_parameter(model, dynamic), strict=False)

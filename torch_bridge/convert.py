@@ -13,6 +13,7 @@ from jaxensemble.errors import ParityError
 from jaxensemble.state import merge
 from torch_bridge import parity
 from torch_bridge.assemble import assembled, check_tensors, constants_of, convert, tensors_of
+from torch_bridge.caches import fresh
 from torch_bridge.examples import BatchAxis
 from torch_bridge.finite import check_finite
 from torch_bridge.members import as_members, check_members
@@ -85,6 +86,18 @@ def to_ensemble(
     members = as_members(models)
     for member in members:
         check_tensors(member)
+    with fresh(members, example_inputs):
+        return _ported(members, example_inputs, batch_axis, input_layout, check, allow_nonfinite)
+
+
+def _ported(
+    members: list[nn.Module],
+    example_inputs: tuple[Any, ...],
+    batch_axis: BatchAxis,
+    input_layout: str,
+    check: bool,
+    allow_nonfinite: bool,
+) -> Ensemble:
     check_members(members)
     if not allow_nonfinite:
         check_finite(members)

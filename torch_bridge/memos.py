@@ -41,13 +41,25 @@ def tensors_forgotten() -> Iterator[None]:
 
 def forget_tensors() -> bool:
     """Empties every cache whose results hold a tensor, and leaves all others as they are. Whether there was any."""
-    forgotten = False
-    for cached in _caches():
-        own = vars(cached)
-        if any(_holds_tensors(held) for held in gc.get_referents(cached) if held is not own):
-            cached.cache_clear()
-            forgotten = True
-    return forgotten
+    remembering = [cached for cached in _caches() if _remembers(cached)]
+    for cached in remembering:
+        cached.cache_clear()
+    return bool(remembering)
+
+
+def remembers_tensors() -> bool:
+    """Whether any cached function remembers a tensor."""
+    return any(map(_remembers, _caches()))
+
+
+def is_cached(function: object) -> bool:
+    """Whether a function is one under `functools.lru_cache` or `functools.cache`."""
+    return type(function) is _LRU_CACHE
+
+
+def _remembers(cached: Any) -> bool:
+    own = vars(cached)
+    return any(_holds_tensors(held) for held in gc.get_referents(cached) if held is not own)
 
 
 _known: "weakref.WeakSet[Any]" = weakref.WeakSet()

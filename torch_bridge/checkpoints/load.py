@@ -17,6 +17,7 @@ from jaxensemble.errors import InputError, MemberError, ParityError
 from jaxensemble.proof import Proof
 from torch_bridge import parity
 from torch_bridge.assemble import assembled, convert, tensors_of
+from torch_bridge.caches import fresh
 from torch_bridge.checkpoints.files import checkpoint_path, checksum, read_state_dict
 from torch_bridge.examples import BatchAxis
 from torch_bridge.finite import check_rows, has_fractions, nonfinite_values
@@ -78,8 +79,9 @@ def load_ensemble(
     expected = Expected.of(model)
     _check_files(files, expected)
     with_weights(model, expected.read(files[0]))
-    name, lowered = type(model).__name__, convert(model, example_inputs, batch_axis, input_layout)
-    unsaved = {key: tensor.clone() for key, tensor in tensors_of(model).items() if key not in expected.tensors}
+    with fresh([model], example_inputs):
+        name, lowered = type(model).__name__, convert(model, example_inputs, batch_axis, input_layout)
+        unsaved = {key: tensor.clone() for key, tensor in tensors_of(model).items() if key not in expected.tensors}
     del model
     gc.collect()  # an exported graph, which holds the model, is made of cycles
     stack = Stack(lowered.weights, len(files))
@@ -284,5 +286,6 @@ def _with_unsaved(model: nn.Module, unsaved: Mapping[str, Tensor]) -> nn.Module:
     """The model, with the buffers that are not saved as the ensemble has them: a factory may draw them anew."""
     buffers = dict(model.named_buffers(remove_duplicate=False))
     for key, tensor in unsaved.items():
-        buffers[key].copy_(tensor)
+        if buffers[key].shape == tensor.shape:  # one of another size grows with the first call
+            buffers[key].copy_(tensor)
     return model

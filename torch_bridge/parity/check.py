@@ -16,6 +16,7 @@ from jaxensemble.inputs import as_arrays
 from jaxensemble.origin import Origin
 from torch_bridge import reference
 from torch_bridge.assemble import tensors_of
+from torch_bridge.caches import fresh
 from torch_bridge.compat import pytree
 from torch_bridge.finite import has_fractions
 from torch_bridge.members import as_members
@@ -92,7 +93,8 @@ def check(
         raise InputError(f"`inputs` must be a tuple with the arguments of one call; got {type(inputs).__name__}")
     if len(members) != len(ensemble):
         raise InputError(f"`models` and `ensemble` must have equal members; got {len(members)} and {len(ensemble)}")
-    return _Check(members, ensemble.eval(), inputs, thorough, train).report()
+    with fresh(members, inputs):
+        return _Check(members, ensemble.eval(), inputs, thorough, train).report()
 
 
 class _Check:

@@ -19,6 +19,7 @@ from jaxensemble.ensemble import Ensemble
 from jaxensemble.errors import InputError
 from jaxensemble.inputs import as_arrays
 from torch_bridge import reference
+from torch_bridge.caches import cleared
 from torch_bridge.compat import pytree
 from torch_bridge.members import as_members
 from torch_bridge.report import environment
@@ -186,6 +187,7 @@ def _write(
     if any(module.training for member in members for module in member.modules()):
         raise InputError("`models` must be in evaluation mode: call .eval() on each")
     ensemble.eval().save(folder / "ensemble")
-    (folder / "models.pkl").write_bytes(cloudpickle.dumps(setup) + cloudpickle.dumps((members, inputs)))
+    with cleared(members, inputs):
+        (folder / "models.pkl").write_bytes(cloudpickle.dumps(setup) + cloudpickle.dumps((members, inputs)))
     arrays = as_arrays(reference.laid_out(inputs, ensemble.origin.input_layout), "inputs")
     save_arrays(folder / "inputs.npz", [np.asarray(leaf) for leaf in jax.tree.leaves(arrays)])

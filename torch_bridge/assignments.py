@@ -1,0 +1,92 @@
+"""What the methods of a class assign to the attributes of its objects, as its source says."""
+
+import ast
+import contextlib
+import dataclasses
+import functools
+import inspect
+import textwrap
+import weakref
+from collections import defaultdict
+from collections.abc import Iterator
+from typing import Any
+
+from torch import nn
+
+_NAMING = {"register_buffer", "setattr"}
+
+
+@dataclasses.dataclass
+class Assigned:
+    """The assignments to one attribute: constants anywhere, and whether anything else is assigned, and where."""
+
+    constants: list[Any] = dataclasses.field(default_factory=list)
+    made_at_first: bool = False
+    made_later: bool = False
+
+
+_known: "weakref.WeakKeyDictionary[type, dict[str, Assigned]]" = weakref.WeakKeyDictionary()
+
+
+def assignments(kind: type) -> dict[str, Assigned]:
+    """The attributes that a class and its bases assign to `self`. Empty where there is no source.
+
+    >>> assignments(nn.LazyLinear)["weight"]
+    Assigned(constants=[], made_at_first=True, made_later=False)
+    """
+    if kind not in _known:
+        _known[kind] = _read(kind)
+    return _known[kind]
+
+
+def _read(kind: type) -> dict[str, Assigned]:
+    found: dict[str, Assigned] = defaultdict(Assigned)
+    for base in kind.__mro__:
+        if base in (nn.Module, object):
+            continue
+        with contextlib.suppress(OSError, TypeError, SyntaxError):  # as of classes made by exec
+            for function in ast.walk(ast.parse(textwrap.dedent(inspect.getsource(base)))):
+                if isinstance(function, ast.FunctionDef) and function.args.args:
+                    for name, value in _assigned(function, function.args.args[0].arg):
+                        _note(found[name], value, function.name == "__init__")
+    return dict(found)
+
+
+def is_computed_once(kind: type, name: str) -> bool:
+    """Whether an attribute is a `functools.cached_property`."""
+    return isinstance(inspect.getattr_static(kind, name, None), functools.cached_property)
+
+
+def _note(assigned: Assigned, value: ast.expr | None, at_first: bool) -> None:
+    try:
+        constant = ast.literal_eval(value) if value is not None else ...
+    except ValueError:
+        constant = ...
+    if constant is ...:
+        assigned.made_at_first |= at_first
+        assigned.made_later |= not at_first
+    elif constant not in assigned.constants:
+        assigned.constants.append(constant)
+
+
+def _assigned(function: ast.FunctionDef, me: str) -> Iterator[tuple[str, ast.expr | None]]:
+    for node in ast.walk(function):
+        if isinstance(node, ast.Assign | ast.AnnAssign):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            for target in targets:
+                if isinstance(target, ast.Tuple):
+                    yield from ((name, None) for part in target.elts if (name := _name(part, me)))
+                elif name := _name(target, me):
+                    yield name, node.value
+        elif isinstance(node, ast.AugAssign) and (name := _name(node.target, me)):
+            yield name, None
+        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name | ast.Attribute):
+            called = node.func.id if isinstance(node.func, ast.Name) else node.func.attr
+            own = [arg for arg in node.args if not (isinstance(arg, ast.Name) and arg.id == me)]
+            if called in _NAMING and len(own) >= 2 and isinstance(own[0], ast.Constant):
+                yield str(own[0].value), own[1]
+
+
+def _name(target: ast.expr, me: str) -> str | None:
+    own = isinstance(target, ast.Attribute) and isinstance(target.value, ast.Name) and target.value.id == me
+    return target.attr if own else None  # type: ignore[union-attr]

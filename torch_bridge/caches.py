@@ -1,0 +1,304 @@
+"""Tensors that forwards keep for their next call, computed from parameters and buffers: tables by device, length, size.
+
+The first call fills such a cache, later ones take what it holds. It is no part of the network: ported is what fills it.
+"""
+
+import contextlib
+import copy
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from jaxensemble.errors import InputError, UnsupportedError
+from torch_bridge.assignments import Assigned, assignments, is_computed_once
+from torch_bridge.compat import pytree
+from torch_bridge.export_errors import first_lines
+from torch_bridge.kept import (
+    GONE,
+    PLAIN,
+    Kept,
+    Place,
+    attributes,
+    empty_buffers_as_attributes,
+    forgetting,
+    forgotten_by,
+    has_cached_methods,
+    holds_tensors,
+    is_buffer,
+    is_forgetting,
+    leaves,
+    owners,
+    put,
+    remembering,
+)
+from torch_bridge.members import same
+from torch_bridge.memos import forget_tensors, remembers_tensors
+
+_EMPTIED, _NOTHING_IN_IT = "emptied", "nothing in it"
+"""The two ways of clearing a container: with no items, or with the same and None for each of their tensors."""
+
+Attribute = tuple[type, str]
+"""A class, and an attribute of its objects: all of them are cleared alike."""
+
+Ways = dict[Attribute, Any]
+"""How attributes are cleared: a way of clearing a container, or the value that is put."""
+
+
+@contextlib.contextmanager
+def fresh(models: Sequence[nn.Module], inputs: Any) -> Iterator[None]:
+    """As `cleared`; within it, the models keep nothing from call to call, nor do copies that are made of them."""
+    if any(map(is_forgetting, models)):
+        yield
+    else:
+        with cleared(models, inputs), empty_buffers_as_attributes(models), forgetting(models):
+            yield
+
+
+@contextlib.contextmanager
+def cleared(models: Sequence[nn.Module], inputs: Any) -> Iterator[None]:
+    """Within it, the models hold nothing that their forwards compute anew. Afterwards they keep what they kept before.
+
+    **Raises:** `UnsupportedError` for caches that hold something else than what the forward puts there when they are
+    empty, `InputError` where PyTorch cannot run models with caches on `inputs`, the positional arguments of a call.
+    """
+    kept = [Kept(model) for model in dict.fromkeys(models)]
+    try:
+        _clear_all(models, inputs)
+        yield
+    finally:
+        for model in kept:
+            model.restore()
+
+
+def check_calls_repeat(model: nn.Module, inputs: tuple[Any, ...], *, training: bool) -> None:
+    """**Raises:** `UnsupportedError` if a call within `fresh` kept tensors that change what the next one gives."""
+    if not (places := forgotten_by(model)):
+        return
+    with remembering(model):
+        first, second = (_outputs(model, inputs, training) for _ in range(2))
+    if not _are_equal(first, second):
+        raise UnsupportedError(
+            f"{type(model).__name__}.forward changes what its next call computes with: {_listed(places)}. A network is "
+            "a function of its inputs and weights: keep such state out of the forward, or give it as an input."
+        )
+    places.clear()
+
+
+def _clear_all(models: Sequence[nn.Module], inputs: Any) -> None:
+    remembered = any(map(has_cached_methods, models)) and remembers_tensors()
+    candidates = [_candidates(model) for model in models]
+    if not isinstance(inputs, tuple) or not (remembered or any(candidates)):
+        forget_tensors()
+        return
+    before = [_calls(model, inputs) for model in models]
+    ways = _ways_that_work(models, candidates, inputs)
+    problems = []
+    for k, (model, calls) in enumerate(zip(models, before, strict=True)):
+        if ways or remembered:
+            which = f"member {k}, " if len(models) > 1 else ""
+            problems += [which + problem for problem in _stale(model, ways, inputs, calls)]
+    if problems:
+        raise UnsupportedError(_message(problems))
+    for model in models:
+        _clear(model, ways)
+        _fill_buffers(model, ways, inputs)
+
+
+def _fill_buffers(model: nn.Module, ways: Ways, inputs: tuple[Any, ...]) -> None:
+    """Makes the buffers that were cleared, and are never None, anew, in the size that a call on `inputs` needs."""
+    made = {
+        (path, name)
+        for path, owner in owners(model)
+        for kind, name in ways
+        if kind is type(owner) and is_buffer(owner, name) and None not in assignments(kind)[name].constants
+    }
+    if made:
+        kept = Kept(model)
+        _outputs(model, inputs, False)
+        paths = {path for path, _ in made}
+        tensors = {(path, n) for path, owner in owners(model) for n, v in attributes(owner).items() if holds_tensors(v)}
+        kept.restore({place for place in kept.changed() if place[0] not in paths or place in tensors - made})
+
+
+def _message(problems: list[str]) -> str:
+    return (
+        "what modules keep from earlier calls must be what their forwards compute anew from the weights; not so\n"
+        + "\n".join(f"  {problem}" for problem in problems)
+        + "\nThe weights were changed after it was kept (load_state_dict, an optimizer's step), or it was set by hand. "
+        "Empty it (.clear(), or None), so that the next call computes it. What is no function of the weights has to be "
+        "a buffer."
+    )
+
+
+def _listed(places: set[Place]) -> str:
+    return ", ".join(f"`{'.'.join(filter(None, place))}`" for place in sorted(places))
+
+
+def _kind(owner: Any) -> type:
+    return owner if isinstance(owner, type) else type(owner)
+
+
+def _candidates(model: nn.Module) -> dict[Attribute, list[Any]]:
+    """The attributes that may be caches and hold tensors, each with the ways in which it may be cleared."""
+    found: dict[Attribute, list[Any]] = {}
+    for _, owner in owners(model):
+        for name, value in attributes(owner).items():
+            kind = _kind(owner)
+            if (kind, name) in found or not holds_tensors(value):
+                continue
+            if isinstance(value, dict | list):
+                found[kind, name] = [_EMPTIED, _NOTHING_IN_IT]
+                continue
+            assigned = assignments(kind).get(name, Assigned())
+            elsewhere = not is_buffer(owner, name) and (assigned.constants or not assigned.made_at_first)
+            if assigned.made_later or elsewhere:
+                found[kind, name] = _values(kind, name, assigned)
+    return found
+
+
+def _values(kind: type, name: str, assigned: Assigned) -> list[Any]:
+    """What an attribute may have been before a call filled it."""
+    if is_computed_once(kind, name):
+        return [GONE]
+    inherited = [GONE] if hasattr(kind, name) else []
+    return inherited + (sorted(assigned.constants, key=lambda value: value is not None) or [None, GONE])
+
+
+def _ways_that_work(
+    models: Sequence[nn.Module], candidates: Sequence[dict[Attribute, list[Any]]], inputs: tuple[Any, ...]
+) -> Ways:
+    """The attributes that a forward fills again once they are cleared, and how to clear them: the caches."""
+    chosen: Ways = {}
+    for model, found in zip(models, candidates, strict=True):
+        new = {attribute: ways for attribute, ways in found.items() if attribute not in chosen}
+        at_once = {attribute: ways[0] for attribute, ways in new.items()}
+        if not new:
+            continue
+        if len(_filled(model, chosen | at_once, inputs)) == len(chosen | at_once):
+            chosen |= at_once
+            continue
+        for attribute, ways in new.items():
+            for way in ways:
+                if attribute in _filled(model, {attribute: way}, inputs):
+                    chosen[attribute] = way
+                    break
+    return chosen
+
+
+def _filled(model: nn.Module, ways: Ways, inputs: tuple[Any, ...]) -> set[Attribute]:
+    """Those of the attributes that hold tensors after a call, of a model in which they were cleared before it."""
+    found: set[Attribute] = set()
+    for training in (False, True):
+        with remembering(model), contextlib.suppress(Exception):  # whatever a forward raises that misses something
+            _clear(model, ways)
+            _outputs(model, inputs, training)
+            for _, owner in owners(model):
+                kept = attributes(owner).items()
+                found |= {(_kind(owner), name) for name, value in kept if holds_tensors(value)} & ways.keys()
+        if not training and not found:
+            return found
+        if len(found) == len(ways):
+            break
+    return found
+
+
+def _clear(model: nn.Module, ways: Ways) -> None:
+    """Clears the caches, and whatever else the same objects compute when they fill them: lengths, dtypes, devices."""
+    forget_tensors()
+    for _, owner in owners(model):
+        kind, kept = _kind(owner), attributes(owner)
+        chosen = {name: ways[kind, name] for name in kept if (kind, name) in ways}
+        if not chosen:
+            continue
+        for name, way in chosen.items():
+            _clear_one(owner, name, kept[name], way)
+        for name, value in kept.items():
+            assigned = assignments(kind).get(name, Assigned())
+            if name not in chosen and isinstance(value, PLAIN) and assigned.made_later:
+                number = isinstance(value, int | float) and not isinstance(value, bool)
+                put(owner, name, assigned.constants[0] if assigned.constants else 0 if number else None)
+
+
+def _clear_one(owner: Any, name: str, value: Any, way: Any) -> None:
+    if way is _EMPTIED and isinstance(value, dict | list):
+        value.clear()
+    elif way is _NOTHING_IN_IT and isinstance(value, dict | list):
+        for key in value if isinstance(value, dict) else range(len(value)):
+            value[key] = None if holds_tensors(value[key]) else value[key]
+    elif holds_tensors(value):
+        put(owner, name, way if way is GONE else copy.deepcopy(way))
+
+
+_Call = tuple[list[Any], dict[str, Tensor]]
+"""What a call gives, and the tensors that the model keeps after it."""
+
+
+def _calls(model: nn.Module, inputs: tuple[Any, ...]) -> list[_Call]:
+    """A call in evaluation mode, and one in training mode where there can be one: BatchNorm refuses single values."""
+    found: list[_Call] = []
+    for training in (False, True):
+        try:
+            with remembering(model):
+                found.append((_outputs(model, inputs, training), _tensors(model)))
+        except Exception as error:
+            if not training:
+                raise InputError(
+                    f"PyTorch itself cannot run {type(model).__name__} on the example inputs: {first_lines(error, 3)}"
+                ) from error
+    return found
+
+
+def _stale(model: nn.Module, ways: Ways, inputs: tuple[Any, ...], before: Sequence[_Call]) -> list[str]:
+    """The places with other tensors, in either mode, than a call puts there once they are cleared."""
+    found: set[str] = set()
+    for training, (outputs, kept) in zip((False, True), before, strict=False):
+        with remembering(model):
+            _clear(model, ways)
+            anew, made = _outputs(model, inputs, training), _tensors(model)
+        places = {place for place in kept if place in made and not _is_made_anew(kept[place], made[place])}
+        if not places and not _are_equal(outputs, anew):
+            places = {f"its outputs in {'training' if training else 'evaluation'} mode"}
+        found |= places
+    return sorted(found)
+
+
+def _tensors(model: nn.Module) -> dict[str, Tensor]:
+    return {
+        f"`{path}.{name}{index}`".replace("`.", "`"): leaf
+        for path, owner in owners(model)
+        for name, value in attributes(owner).items()
+        if not is_buffer(owner, name)
+        for index, leaf in leaves(value)
+        if isinstance(leaf, Tensor)
+    }
+
+
+def _is_made_anew(kept: Tensor, made: Tensor) -> bool:
+    """Whether two tensors are the same. A table of another size was kept by another call: outputs tell of its part."""
+    return kept.shape != made.shape or _are_equal([kept], [made])
+
+
+def _are_equal(a: Sequence[Any], b: Sequence[Any]) -> bool:
+    return same(list(a), list(b), {})
+
+
+def _outputs(model: nn.Module, inputs: tuple[Any, ...], training: bool) -> list[Any]:
+    """What a call gives in one mode. Random numbers start alike, and buffers, modes and generators stay as they are."""
+    modes = [(module, module.training) for module in model.modules()]
+    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+    try:
+        with torch.random.fork_rng(devices), torch.no_grad():
+            torch.manual_seed(0)
+            if any(flag != training for _, flag in modes):
+                model.train(training)
+            copies = pytree.tree_map(lambda x: x.clone() if isinstance(x, Tensor) else x, inputs)
+            return pytree.tree_leaves(model(*copies))
+    finally:
+        for module, flag in modes:
+            module.training = flag
+        with torch.no_grad():
+            for buffer, before in buffers:
+                buffer.copy_(before)

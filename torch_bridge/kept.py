@@ -1,0 +1,269 @@
+"""What modules keep beside parameters and buffers: looked at, put back, and forgotten after every call."""
+
+import contextlib
+import types
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from torch_bridge.memos import forget_tensors, is_cached
+
+PLAIN = (bool, int, float, str, type(None), tuple, torch.Size, torch.dtype, torch.device)
+"""Types of what tensors are kept for: a length, a dtype, a device."""
+
+_OWN = vars(nn.Module()).keys()
+_CONTAINERS = (dict, list, set)
+_OPAQUE = (Tensor, nn.Module, type, types.ModuleType, types.FunctionType, types.MethodType)
+
+GONE: Any = type("_Gone", (), {"__repr__": lambda self: "nothing"})()
+"""The value of an attribute that is not there."""
+
+Place = tuple[str, str]
+"""Where something is kept: the path of a module, or of an object that a module has, and an attribute's name."""
+
+
+def owners(model: nn.Module) -> Iterator[tuple[str, Any]]:
+    """All that may keep tensors: modules, the plain objects among their attributes, and classes, which share theirs."""
+    kinds: dict[type, None] = {}
+    objects: set[int] = set()
+    for path, module in model.named_modules():
+        yield path, module
+        kinds.update(dict.fromkeys(type(module).__mro__))
+        for name, value in vars(module).items():
+            if name not in _OWN and hasattr(value, "__dict__") and not isinstance(value, _OPAQUE):
+                if id(value) not in objects:
+                    objects.add(id(value))
+                    yield f"{path}.{name}".lstrip("."), value
+    for kind in kinds:
+        if not kind.__module__.startswith("torch.") and any(isinstance(x, _CONTAINERS) for x in vars(kind).values()):
+            yield kind.__qualname__, kind
+
+
+def attributes(owner: Any) -> dict[str, Any]:
+    """The attributes that may keep tensors, and the buffers that PyTorch does not save. Of a class, its containers."""
+    if isinstance(owner, type):
+        return {name: value for name, value in vars(owner).items() if isinstance(value, _CONTAINERS)}
+    if not isinstance(owner, nn.Module):
+        return dict(vars(owner))
+    computed = {getattr(hook, "name", None) for hook in owner._forward_pre_hooks.values()}  # as legacy weight norm does
+    if isinstance(owner, nn.RNNBase):
+        computed |= {"_flat_weights", "_flat_weight_refs"}
+    own = {name: value for name, value in vars(owner).items() if name not in _OWN | computed}
+    return own | {name: owner._buffers[name] for name in owner._non_persistent_buffers_set if name in owner._buffers}
+
+
+def is_buffer(owner: Any, name: str) -> bool:
+    """Whether an attribute is a buffer, or is to become one again, that PyTorch does not save."""
+    return name in getattr(owner, "_non_persistent_buffers_set", ()) and name not in vars(owner)
+
+
+def put(owner: Any, name: str, value: Any) -> None:
+    """Sets an attribute, or a buffer that is not saved, past the ways that a module has for it."""
+    held = owner._buffers if is_buffer(owner, name) else vars(owner)
+    if value is GONE:
+        held.pop(name, None)
+    else:
+        held[name] = value
+
+
+def leaves(value: Any, where: str = "") -> Iterator[tuple[str, Any]]:
+    """The values in dicts, lists and tuples, with the indices that lead to them."""
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from leaves(item, f"{where}[{key!r}]")
+    elif isinstance(value, list | tuple):
+        for k, item in enumerate(value):
+            yield from leaves(item, f"{where}[{k}]")
+    else:
+        yield where, value
+
+
+def holds_tensors(value: Any) -> bool:
+    """Whether a value is a tensor, or a dict, list or tuple with one in it."""
+    return any(isinstance(leaf, Tensor) for _, leaf in leaves(value))
+
+
+class Kept:
+    """What a model keeps outside of its parameters and buffers, as it is now."""
+
+    def __init__(self, model: nn.Module):
+        self._owners = list(owners(model))
+        self._before = [attributes(owner) for _, owner in self._owners]
+        self._contents: dict[int, tuple[Any, Any]] = {}  # every container by identity, and a copy of it
+        for held in self._before:
+            _copy(tuple(held.values()), self._contents)
+
+    def changed(self) -> set[Place]:
+        """The attributes with other tensors than then, and whatever else of the same objects has changed."""
+        found: set[Place] = set()
+        for (path, owner), before in zip(self._owners, self._before, strict=True):
+            now = attributes(owner)
+            pairs = {name: (before.get(name, GONE), now.get(name, GONE)) for name in {**before, **now}}
+            names = [name for name, pair in pairs.items() if self._differ(*pair, is_buffer(owner, name))]
+            if any(holds_tensors(value) for name in names for value in pairs[name]):
+                found |= {(path, name) for name in names}
+        return found
+
+    def _differ(self, before: Any, now: Any, is_buffer: bool) -> bool:
+        if is_buffer and isinstance(before, Tensor) and isinstance(now, Tensor):
+            return before.shape != now.shape  # another value is what training mode is for
+        if before is not now:
+            return holds_tensors(before) or holds_tensors(now) or not isinstance(now, PLAIN) or before != now
+        held = _copy(now, {})
+        return any(not _is_same(kept, self._contents.get(key, (None, ()))[1]) for key, (_, kept) in held.items())
+
+    def restore(self, places: set[Place] | None = None) -> None:
+        """Gives the model back what it kept then, everywhere or in some places, in the very same containers."""
+        for (path, owner), before in zip(self._owners, self._before, strict=True):
+            now = attributes(owner)
+            for name in {**before, **now}:
+                if places is None or (path, name) in places:
+                    for key, (container, held) in _copy(before.get(name), {}).items():
+                        _refill(container, held, self._contents.get(key, (None, held))[1])
+                    if before.get(name, GONE) is not now.get(name, GONE):
+                        put(owner, name, before.get(name, GONE))
+
+
+def _copy(value: Any, found: dict[int, tuple[Any, Any]]) -> dict[int, tuple[Any, Any]]:
+    """Every dict, list and set in a value, by identity: itself, and a copy of what it holds."""
+    if isinstance(value, (*_CONTAINERS, tuple)) and id(value) not in found:
+        found[id(value)] = value, value if isinstance(value, tuple) else value.copy()
+        for item in value.values() if isinstance(value, dict) else value:
+            _copy(item, found)
+    return found
+
+
+def _is_same(a: Any, b: Any) -> bool:
+    """Whether two containers hold the very same objects."""
+    if len(a) != len(b):
+        return False
+    if isinstance(a, set):
+        return {*map(id, a)} == {*map(id, b)}
+    if isinstance(a, dict):
+        return all(key in b and value is b[key] for key, value in a.items())
+    return all(x is y for x, y in zip(a, b, strict=True))
+
+
+def _refill(container: Any, held: Any, before: Any) -> None:
+    if not isinstance(container, tuple) and not _is_same(held, before):
+        container.clear()
+        (container.extend if isinstance(container, list) else container.update)(before)
+
+
+def has_cached_methods(model: nn.Module) -> bool:
+    """Whether a class of the model's modules has methods under `functools.lru_cache`, which remember by `self`."""
+    kinds = {base for module in model.modules() for base in type(module).__mro__}
+    return any(is_cached(member) for kind in kinds for member in vars(kind).values())
+
+
+class _Forgetting:
+    """What is done before and after every call of a model that forgets."""
+
+    def __init__(self, methods: bool) -> None:
+        self.forgotten: set[Place] = set()
+        self.paused = False
+        self.methods = methods
+        self._kept: list[Kept] = []
+
+    def before(self, model: nn.Module, args: Any) -> None:
+        self._kept.append(Kept(model))
+
+    def after(self, model: nn.Module, args: Any, outputs: Any) -> None:
+        kept = self._kept.pop()
+        if not self.paused:
+            places = kept.changed()
+            kept.restore(places)
+            self.forgotten |= places
+            if self.methods:
+                forget_tensors()
+
+
+@contextlib.contextmanager
+def forgetting(models: Sequence[nn.Module]) -> Iterator[None]:
+    """Within it, models, and copies that are made of them, end each call without the tensors that it has kept.
+
+    >>> class Remembering(nn.Linear):
+    ...     last = None
+    ...
+    ...     def forward(self, x):
+    ...         self.last = super().forward(x)
+    ...         return self.last
+    >>> model = Remembering(2, 2)
+    >>> with forgetting([model]):
+    ...     _ = model(torch.ones(1, 2))
+    >>> model.last is None
+    True
+    """
+    handles = []
+    for model in dict.fromkeys(models):
+        hooks = _Forgetting(has_cached_methods(model))
+        handles.append(model.register_forward_pre_hook(hooks.before, prepend=True))
+        handles.append(model.register_forward_hook(hooks.after, prepend=True, always_call=True))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextlib.contextmanager
+def empty_buffers_as_attributes(models: Sequence[nn.Module]) -> Iterator[None]:
+    """Within it, a model's own buffers that are None and not saved are plain attributes.
+
+    The exporter fails where a forward assigns one. Those of modules within the model it lets pass.
+    """
+    moved = [
+        (model, name)
+        for model in dict.fromkeys(models)
+        for name in model._non_persistent_buffers_set
+        if name in model._buffers and model._buffers[name] is None
+    ]
+    for module, name in moved:
+        vars(module)[name] = module._buffers.pop(name)
+    try:
+        yield
+    finally:
+        for module, name in moved:
+            vars(module).pop(name, None)
+            module._buffers[name] = None
+
+
+def forgotten_by(model: nn.Module) -> set[Place]:
+    """Where calls of a model within `forgetting` kept tensors, to be emptied by who has looked at it."""
+    hooks = _hooks(model)
+    return hooks.forgotten if hooks else set()
+
+
+@contextlib.contextmanager
+def restored(model: nn.Module) -> Iterator[None]:
+    """Afterwards the model keeps what it kept before, in the same containers: the exporter leaves copies."""
+    kept = Kept(model)
+    try:
+        yield
+    finally:
+        kept.restore()
+
+
+@contextlib.contextmanager
+def remembering(model: nn.Module) -> Iterator[None]:
+    """Within it, a model within `forgetting` keeps what its calls keep; afterwards it has what it had before."""
+    hooks = _hooks(model)
+    with restored(model):
+        if hooks:
+            hooks.paused = True
+        try:
+            yield
+        finally:
+            if hooks:
+                hooks.paused = False
+
+
+def is_forgetting(model: nn.Module) -> bool:
+    return _hooks(model) is not None
+
+
+def _hooks(model: nn.Module) -> _Forgetting | None:
+    hooks = (getattr(hook, "__self__", None) for hook in model._forward_hooks.values())
+    return next((owner for owner in hooks if isinstance(owner, _Forgetting)), None)
