@@ -30,8 +30,12 @@ def convert(
         raise InputError(f"`model` must be a torch.nn.Module; got {type(model).__name__}")
     if input_layout not in LAYOUTS:
         raise InputError(f"`input_layout` must be one of {', '.join(map(repr, LAYOUTS))}; got {input_layout!r}")
+    from torch_bridge.signs import check_signs  # which needs what is defined here
+
     check_tensors(model)
-    lowered = lower(capture(model, example_inputs, batch_axis), input_layout)
+    captured = capture(model, example_inputs, batch_axis)
+    check_signs(model, captured.graph, example_inputs)
+    lowered = lower(captured, input_layout)
     if lowered.network.evaluation_only and any(module.training for module in model.modules()):
         raise UnsupportedError(
             f"{type(model).__name__} is in training mode, and can be ported for evaluation only, because "

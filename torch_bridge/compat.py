@@ -19,9 +19,11 @@ from torch._decomp import decompositions
 from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 from torch.fx.node import has_side_effect, map_aggregate
 from torch.nn.modules import transformer
+from torch.utils._python_dispatch import TorchDispatchMode
 
 __all__ = [
     "REMOVED",
+    "TorchDispatchMode",
     "compiled_graphs",
     "free_unbacked_symbols",
     "has_side_effect",

@@ -27,12 +27,14 @@ def explained(error: Exception, model: nn.Module, inputs: tuple[Any, ...], *, tr
         )
     text = str(error)
     where = _place(error)
-    if "Could not guard on data-dependent" in text or "data-dependent" in type(error).__name__.lower():
+    if "Could not guard on data-dependent" in text or "DataDependent" in type(error).__name__:
         return UnsupportedError(
             f"torch.export cannot follow {name}.forward, which decides by values{where}: XLA needs the same operations "
             "for all values. Write it with torch.where or a multiplication by a mask, or port the parts on either side "
             "of the decision."
         )
+    if refused := _refused(error):
+        return UnsupportedError(f"torch.export cannot follow {name}.forward{where}: {refused}.")
     if "Constraints violated" in text or "specialized it to be a constant" in text:
         return UnsupportedError(
             f"torch.export cannot follow {name}.forward with an open batch size{where}: somewhere it takes the size of "
@@ -49,6 +51,15 @@ def explained(error: Exception, model: nn.Module, inputs: tuple[Any, ...], *, tr
     return UnsupportedError(
         f"torch.export cannot follow {name}.forward in {_MODE_NAMES[training]} mode{where}: {first_lines(error)}"
     )
+
+
+def _refused(error: Exception) -> str | None:
+    """An operation that the exporter stops at, and why it is refused."""
+    from torch_bridge.lowering.table import REFUSALS  # which is filled by what needs this module
+
+    stopped = re.search(r"Dynamic\w+Exception: (\S+)", first_lines(error))
+    reason = REFUSALS.get(stopped[1]) if stopped else None
+    return f"{stopped[1]}: {reason}" if stopped and reason else None
 
 
 def first_lines(error: Exception, lines: int = 12) -> str:

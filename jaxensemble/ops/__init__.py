@@ -4,9 +4,24 @@ from jaxensemble.ops.activations import celu, hard_sigmoid, hard_tanh, leaky_rel
 from jaxensemble.ops.attention import attended, attention, attention_weights
 from jaxensemble.ops.convolution import conv
 from jaxensemble.ops.embedding import bags, embed
+from jaxensemble.ops.factors import (
+    cholesky,
+    cholesky_inverse,
+    cholesky_solve,
+    eigh,
+    eigvalsh,
+    householder_product,
+    lu,
+    lu_factor,
+    lu_solve,
+    lu_unpack,
+    pinv,
+    svd,
+)
 from jaxensemble.ops.indexing import (
     diag_embed,
     diagonal_scatter,
+    histogram_counts,
     index_add,
     index_copy,
     index_put,
@@ -21,7 +36,7 @@ from jaxensemble.ops.indexing import (
     unfold,
 )
 from jaxensemble.ops.interpolation import resize
-from jaxensemble.ops.linear import bilinear, solve_triangular
+from jaxensemble.ops.linear import bilinear, solve_triangular, vander
 from jaxensemble.ops.normalization import batch_norm, cosine_similarity, weight_norm
 from jaxensemble.ops.pointwise import (
     abs,
@@ -31,6 +46,7 @@ from jaxensemble.ops.pointwise import (
     clamp,
     clamp_open,
     clamp_shared,
+    complex_of,
     copysign,
     entr,
     fmax,
@@ -97,14 +113,20 @@ __all__ = [
     "bessel_i1",
     "bilinear",
     "celu",
+    "cholesky",
+    "cholesky_inverse",
+    "cholesky_solve",
     "clamp",
     "clamp_open",
     "clamp_shared",
+    "complex_of",
     "conv",
     "copysign",
     "cosine_similarity",
     "diag_embed",
     "diagonal_scatter",
+    "eigh",
+    "eigvalsh",
     "embed",
     "entr",
     "fmax",
@@ -116,6 +138,8 @@ __all__ = [
     "gru_cell",
     "hard_sigmoid",
     "hard_tanh",
+    "histogram_counts",
+    "householder_product",
     "index_add",
     "index_copy",
     "index_put",
@@ -123,6 +147,10 @@ __all__ = [
     "lerp",
     "lstm",
     "lstm_cell",
+    "lu",
+    "lu_factor",
+    "lu_solve",
+    "lu_unpack",
     "masked_scatter",
     "max_pool",
     "max_pool_with_indices",
@@ -134,6 +162,7 @@ __all__ = [
     "overlap_add",
     "pairwise_distances",
     "patches",
+    "pinv",
     "power",
     "put",
     "renormalised",
@@ -149,8 +178,10 @@ __all__ = [
     "softplus",
     "solve_triangular",
     "std",
+    "svd",
     "truncated_divide",
     "unfold",
+    "vander",
     "vector_norm",
     "weight_norm",
     "xlog1py",

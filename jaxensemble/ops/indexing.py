@@ -218,3 +218,20 @@ def searchsorted(boundaries: Array, x: Array, *, side: Literal["left", "right"] 
     for _ in range(boundaries.ndim - 1):
         find = jax.vmap(find)
     return find(boundaries, x)
+
+
+def histogram_counts(x: Array, bins: int, low: float = 0, high: float = 0) -> Array:
+    """How many elements of `x` are in each of `bins` equal parts of `[low, high]`, in the dtype of `x`: `torch.histc`.
+
+    What is outside is not counted. Where both bounds are equal, they are the least and the largest element.
+
+    >>> histogram_counts(jnp.array([0.0, 1.0, 1.5, 9.0]), 2, 0, 2).tolist()
+    [1.0, 2.0]
+    """
+    x = x.ravel()
+    start, end = (jnp.min(x), jnp.max(x)) if low == high else (jnp.asarray(low, x.dtype), jnp.asarray(high, x.dtype))
+    alike = start == end
+    start, end = jnp.where(alike, start - 1, start), jnp.where(alike, end + 1, end)
+    place = jnp.minimum(((x - start) * bins / (end - start)).astype(int), bins - 1)
+    counted = (x >= start) & (x <= end)
+    return jnp.zeros(bins, x.dtype).at[jnp.where(counted, place, bins)].add(1, mode="drop")

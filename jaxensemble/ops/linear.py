@@ -5,9 +5,17 @@ from jax import Array, lax
 
 
 def solve_triangular(
-    a: Array, b: Array, *, lower: bool = False, left: bool = True, unit_diagonal: bool = False
+    a: Array,
+    b: Array,
+    *,
+    lower: bool = False,
+    left: bool = True,
+    unit_diagonal: bool = False,
+    transposed: bool = False,
 ) -> Array:
     """Solves `a @ x = b`, or `x @ a = b` if not `left`, for triangular matrices `[..., n, n]`; leading axes broadcast.
+
+    With `transposed`, `a.T` stands for `a`.
 
     >>> solve_triangular(jnp.array([[2.0, 1.0], [0.0, 4.0]]), jnp.array([[4.0], [8.0]])).tolist()
     [[1.0], [2.0]]
@@ -15,7 +23,19 @@ def solve_triangular(
     batch = jnp.broadcast_shapes(a.shape[:-2], b.shape[:-2])
     a = jnp.broadcast_to(a, (*batch, *a.shape[-2:]))
     b = jnp.broadcast_to(b, (*batch, *b.shape[-2:]))
-    return lax.linalg.triangular_solve(a, b, left_side=left, lower=lower, unit_diagonal=unit_diagonal)
+    return lax.linalg.triangular_solve(
+        a, b, left_side=left, lower=lower, unit_diagonal=unit_diagonal, transpose_a=transposed
+    )
+
+
+def vander(x: Array, n: int) -> Array:
+    """The powers of each element, from 0 to `n - 1`, along a new last axis.
+
+    >>> vander(jnp.array([2.0, 3.0]), 3).tolist()
+    [[1.0, 2.0, 4.0], [1.0, 3.0, 9.0]]
+    """
+    factors = jnp.broadcast_to(x[..., None], (*x.shape, n)).at[..., :1].set(1)
+    return jnp.cumprod(factors, -1)
 
 
 def bilinear(x: Array, y: Array, kernel: Array) -> Array:

@@ -121,6 +121,15 @@ def fmin(x: ArrayLike, y: ArrayLike) -> jax.Array:
     return jnp.where((jnp.asarray(x) <= y) | jnp.isnan(y), x, y)
 
 
+def complex_of(real: ArrayLike, imaginary: ArrayLike) -> jax.Array:
+    """Complex numbers with these parts, which broadcast.
+
+    >>> complex_of(jnp.array([1.0, 2.0]), jnp.array(3.0)).tolist()
+    [(1+3j), (2+3j)]
+    """
+    return lax.complex(*jnp.broadcast_arrays(jnp.asarray(real), jnp.asarray(imaginary)))
+
+
 def truncated_divide(x: ArrayLike, y: ArrayLike) -> jax.Array:
     """`x / y` rounded towards zero.
 

@@ -133,6 +133,7 @@ FUNCTIONS: dict[str, tuple[Callable[[Tensor], Any], ...]] = {
         lambda x: torch.fft.rfft(x, dim=2).abs(),
         lambda x: torch.fft.ifft2(torch.fft.fft2(x, norm="ortho")).real,
         lambda x: torch.fft.fftshift(torch.complex(x, x * 2), dim=(1,)).abs(),
+        lambda x: torch.view_as_real(torch.complex(x, x[0, 0, 0])),
     ),
 }
 

@@ -28,8 +28,8 @@ def scaled_dot_product_attention(
             f"dropout of attention weights in evaluation mode, dropout_p={dropout_p}; pass "
             "`dropout_p=self.p if self.training else 0.0`, as PyTorch's documentation asks for"
         )
-    arrays, mask, options = _prepared(b, (query, key, value), attn_mask, is_causal, scale)
-    return _attended(b, b.emit("ops.attention", *arrays, *mask, **options))
+    arrays, mask, options = _prepared(b, (query, key, value), attn_mask, is_causal, scale, enable_gqa)
+    return _attended(b, b.emit("ops.attention", *arrays, *mask, **options), enable_gqa)
 
 
 @register("torch_bridge.attention.default")
@@ -46,10 +46,10 @@ def attention_with_dropout(
     mode: str,
 ) -> Value:
     """Attention whose weights are dropped in training, as elements of `[..., H, L, S]`."""
-    arrays, mask, options = _prepared(b, (query, key, value), attn_mask, is_causal, scale)
+    arrays, mask, options = _prepared(b, (query, key, value), attn_mask, is_causal, scale, enable_gqa)
     weights = b.emit("ops.attention_weights", *arrays[:2], *mask, **options)
     path = b.stateless("nnx.Dropout", {"rate": dropout_p}, "attention_dropout")
-    return _attended(b, b.emit("ops.attended", b.emit(f"layer:{path}", weights), arrays[2]))
+    return _attended(b, b.emit("ops.attended", b.emit(f"layer:{path}", weights), arrays[2]), enable_gqa)
 
 
 Prepared = tuple[list[Ref | Var], list[Ref | Var], dict[str, Arg]]
@@ -57,18 +57,23 @@ Prepared = tuple[list[Ref | Var], list[Ref | Var], dict[str, Arg]]
 
 
 def _prepared(
-    b: Builder, operands: Sequence[Operand], attn_mask: Operand | None, is_causal: bool, scale: float | None
+    b: Builder,
+    operands: Sequence[Operand],
+    attn_mask: Operand | None,
+    is_causal: bool,
+    scale: float | None,
+    shared: bool,
 ) -> Prepared:
-    arrays = [_heads_before_features(b, operand) for operand in operands]
-    mask = [] if attn_mask is None else [_with_heads(b, attn_mask, arrays[0].ndim > 3)]
+    arrays = [_heads_before_features(b, operand, shared) for operand in operands]
+    mask = [] if attn_mask is None else [_with_heads(b, attn_mask, arrays[0].ndim > 3 or shared)]
     options: dict[str, Arg] = {"is_causal": True} if is_causal else {}
     options |= {} if scale is None else {"scale": scale}
     return [array.expr for array in arrays], mask, options
 
 
-def _attended(b: Builder, expr: Ref) -> Value:
+def _attended(b: Builder, expr: Ref, shared: bool) -> Value:
     dims = tuple(span(size) for size in b.result_shape)
-    return b.laid(expr, Layout(dims, _axes(dims)))
+    return b.laid(expr, Layout(dims, _axes(dims, shared)))
 
 
 def _with_heads(b: Builder, mask: Operand, heads: bool) -> Ref | Var:
@@ -77,13 +82,14 @@ def _with_heads(b: Builder, mask: Operand, heads: bool) -> Ref | Var:
     return b.plain(value if heads or len(dims) < 3 else relabelled(value, (*dims[:-2], (), *dims[-2:]))).expr
 
 
-def _heads_before_features(b: Builder, operand: Operand) -> Value:
+def _heads_before_features(b: Builder, operand: Operand, shared: bool) -> Value:
     """`[..., H, L, E]` stored `[..., L, H, E]`; where there are no heads, as one head."""
     value = viewed(b, operand)
-    return b.arranged(value, _axes(value.layout.dims))
+    return b.arranged(value, _axes(value.layout.dims, shared))
 
 
-def _axes(dims: Sequence[Group]) -> tuple[Group, ...]:
+def _axes(dims: Sequence[Group], shared: bool) -> tuple[Group, ...]:
+    """What stands before `[L, E]` last are heads; alone, it is a batch, unless heads share keys."""
     *batch, length, features = dims
-    heads = batch.pop() if len(batch) > 1 else ()
+    heads = batch.pop() if len(batch) > 1 or (batch and shared) else ()
     return (*batch, length, heads, features)

@@ -12,6 +12,7 @@ from torch import Tensor, fx
 from jaxensemble.errors import UnsupportedError
 from jaxensemble.network import Arg, Call, Dtype, Layer, Ref, Var, Variable
 from torch_bridge.capture import TorchGraph
+from torch_bridge.compat import free_unbacked_symbols
 from torch_bridge.layout import Group, Layout, Size, fresh, group_size, steps, tidy_axes
 from torch_bridge.lowering import alignment
 from torch_bridge.lowering.state import ModuleState
@@ -67,6 +68,12 @@ class Builder:
         where = source_line(self.node)
         path = self.module_path or "the root module"
         return UnsupportedError(f"{self.node.target} in {path}: {reason}" + (f" ({where})" if where else ""))
+
+    def open(self, what: str, *sizes: Any) -> UnsupportedError:
+        """The error for what depends on sizes that are no numbers: on the batch size, or on values."""
+        if any(free_unbacked_symbols(entry) for entry in sizes if not isinstance(entry, int)):
+            return self.unsupported(f"{what} on values, and XLA needs fixed sizes; give it as a number")
+        return self.unsupported(f"{what} on the batch size; pass batch_axis=None to fix all shapes")
 
     # Values
 
@@ -243,7 +250,7 @@ class Builder:
         ratio = sympy.cancel(wanted / symbols[0]) if len(symbols) == 1 else None
         if ratio is not None and ratio.is_Integer:
             return self.emit("*", self.size(symbols[0], known), int(ratio))
-        raise self.unsupported(f"the size {wanted} depends on the batch size; pass batch_axis=None to fix all shapes")
+        raise self.open(f"the size {wanted} depends", wanted)
 
     # Elementwise operations
 

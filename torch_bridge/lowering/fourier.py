@@ -71,7 +71,13 @@ register("aten.fft_ifftshift.default")(_shift("ifftshift"))
 @register("aten.complex.default")
 def complex_(b: Builder, real: Operand, imag: Operand) -> Value:
     part = torch.float64 if b.dtype == torch.complex128 else torch.float32
-    return b.elementwise("lax.complex", cast(b, real, part), cast(b, imag, part))
+    return b.elementwise("ops.complex_of", cast(b, real, part), cast(b, imag, part))
+
+
+@register("aten.polar.default")
+def polar(b: Builder, size: Operand, angle: Operand) -> Value:
+    parts = [b.elementwise("*", size, b.elementwise(f"jnp.{part}", angle)) for part in ("cos", "sin")]
+    return b.elementwise("ops.complex_of", *parts)
 
 
 @register("aten.view_as_real.default")

@@ -147,12 +147,12 @@ def _count(value: Value) -> Any:
 # Searching
 
 
-@register("aten.bucketize.Tensor")
-def bucketize(b: Builder, x: Value, boundaries: Operand, *, out_int32: bool = False, right: bool = False) -> Value:
+@register("aten.bucketize.Tensor", "aten.bucketize.Scalar")
+def bucketize(b: Builder, x: Operand, boundaries: Operand, *, out_int32: bool = False, right: bool = False) -> Value:
     return searchsorted(b, boundaries, x, right=right)
 
 
-@register("aten.searchsorted.Tensor")
+@register("aten.searchsorted.Tensor", "aten.searchsorted.Scalar")
 def searchsorted(
     b: Builder,
     sorted_sequence: Operand,
@@ -163,10 +163,10 @@ def searchsorted(
     side: str | None = None,
     sorter: Operand | None = None,
 ) -> Value:
-    if sorter is not None:
-        raise b.unsupported("`sorter` is not carried over; sort the boundaries first")
     options: dict[str, Arg] = {"side": "right"} if right or side == "right" else {}
     bounds = b.plain(sorted_sequence)
+    if sorter is not None:
+        bounds = b.new(b.emit("jnp.take_along_axis", bounds.expr, b.plain(sorter).expr, axis=-1), bounds.shape)
     value = b.value(x) if bounds.ndim == 1 else b.plain(x)
     value = b.plain(value) if value.open else value
     target = "jnp.searchsorted" if bounds.ndim == 1 else "ops.searchsorted"
@@ -180,17 +180,29 @@ def isin(b: Builder, x: Value, test: Operand, *, assume_unique: bool = False, in
     return b.laid(b.emit("jnp.isin", value.expr, b.plain(test).expr, **options), value.layout)
 
 
+@register("aten.histc.default")
+def histc(b: Builder, x: Value, bins: int = 100, min: float = 0, max: float = 0) -> Value:
+    bounds: list[Arg] = [] if min == max == 0 else [min, max]
+    return b.new(b.emit("ops.histogram_counts", b.plain(x).expr, bins, *bounds))
+
+
 # What has no fixed size
 
 
+_SIZE = "the size of its result depends on values, and XLA needs fixed sizes"
+
+refuse("aten.masked_select.default", f"{_SIZE}; use torch.where(mask, x, other) or multiply by the mask")
 refuse(
-    """
-    aten.masked_select.default aten.nonzero.default aten.nonzero_numpy.default aten.argwhere.default aten.where.default
-    aten._unique2.default aten.unique_consecutive.default aten.unique_dim.default aten.bincount.default
-    """,
-    "the size of its result depends on values, and XLA needs fixed sizes; use torch.where(mask, x, other) or multiply "
-    "by the mask",
+    "aten.nonzero.default aten.nonzero_numpy.default aten.argwhere.default aten.where.default",
+    f"{_SIZE}; use the mask itself, as in torch.where(mask, x, other), or its first k places, mask.int().topk(k). Of "
+    "experts, compute each for all rows, and multiply by its gate, which is zero for the rows of others",
 )
+refuse(
+    "aten._unique2.default aten.unique_consecutive.default aten.unique_dim.default",
+    f"{_SIZE}; sort the values, s = x.sort().values, and mark where another one begins, s[1:] != s[:-1]",
+)
+COUNTS = "count with F.one_hot(x, n).sum(0), or add up weights with torch.zeros(n).index_add(0, x, weights)"
+refuse("aten.bincount.default", f"{_SIZE}, with `minlength` too; {COUNTS}")
 
 
 @register("aten.repeat_interleave.self_Tensor")

@@ -1,4 +1,7 @@
-"""Linear algebra on matrices that are stored as PyTorch has them. What is not unique but for signs is left out."""
+"""Linear algebra on matrices that are stored as PyTorch has them: equations, inverses, determinants, powers, distances.
+
+PyTorch raises an error for a singular matrix, which a compiled program cannot: it gives infinities and NaNs.
+"""
 
 import math
 from collections.abc import Callable, Sequence
@@ -9,9 +12,10 @@ import torch
 from jaxensemble.network import Arg
 from torch_bridge.lowering.builder import Builder
 from torch_bridge.lowering.dims import axis_of, relabelled, stored_order
+from torch_bridge.lowering.factors import check_unused, parts
 from torch_bridge.lowering.reduce import vector_norm
 from torch_bridge.lowering.shape import expand_to
-from torch_bridge.lowering.table import register
+from torch_bridge.lowering.table import refuse, register
 from torch_bridge.lowering.values import Operand, Value, sizes
 
 
@@ -25,15 +29,26 @@ register("aten.matrix_exp.default", "aten.linalg_matrix_exp.default")(_of_matric
 register("aten.trace.default")(_of_matrices("jnp.trace"))
 
 
+@register("aten.linalg_inv_ex.default")
+def inv_ex(b: Builder, x: Value, *, check_errors: bool = False) -> tuple[Value, None]:
+    check_unused(b, "info", advice=_INFO)
+    return b.new(b.emit("jnp.linalg.inv", b.plain(x).expr)), None
+
+
+_INFO = "XLA gives infinities and NaNs where a matrix is singular: use torch.isfinite of the result"
+
+
 @register("aten.linalg_slogdet.default", "aten.slogdet.default")
-def slogdet(b: Builder, x: Value) -> tuple[Value, Value]:
-    both = b.emit("jnp.linalg.slogdet", b.plain(x).expr)
-    return b.new(b.emit("[]", both, 0)), b.new(b.emit("[]", both, 1))
+def slogdet(b: Builder, x: Value) -> tuple[Value, ...]:
+    return parts(b, b.emit("jnp.linalg.slogdet", b.plain(x).expr))
 
 
 @register("aten.logdet.default")
 def logdet(b: Builder, x: Value) -> Value:
-    sign, size = slogdet(b, x)
+    both = b.emit("jnp.linalg.slogdet", b.plain(x).expr)
+    sign, size = b.new(b.emit("[]", both, 0)), b.new(b.emit("[]", both, 1))
+    if b.dtype.is_complex:
+        return b.elementwise("+", b.elementwise("jnp.log", sign), size)
     return b.elementwise("jnp.where", b.elementwise("<", sign, 0, dtype=torch.bool), math.nan, size)
 
 
@@ -42,45 +57,35 @@ def matrix_power(b: Builder, x: Value, n: int) -> Value:
     return b.new(b.emit("jnp.linalg.matrix_power", b.plain(x).expr, n))
 
 
-@register("aten.linalg_cholesky.default", "aten.cholesky.default")
-def cholesky(b: Builder, x: Value, upper: bool = False) -> Value:
-    options: dict[str, Arg] = {"upper": True} if upper else {}
-    return b.new(b.emit("jnp.linalg.cholesky", b.plain(x).expr, **options))
-
-
-@register("aten.linalg_qr.default")
-def qr(b: Builder, x: Value, mode: str = "reduced") -> tuple[Value, Value]:
-    if mode == "r":
-        raise b.unsupported('mode "r" is not carried over; use mode "reduced" and leave Q alone')
-    both = b.emit("jnp.linalg.qr", b.plain(x).expr, **({} if mode == "reduced" else {"mode": mode}))
-    shapes = [sizes(part.shape) for part in b.node.meta["val"]]
-    return b.new(b.emit("[]", both, 0), shapes[0]), b.new(b.emit("[]", both, 1), shapes[1])
-
-
 @register("aten.linalg_vander.default")
 def vander(b: Builder, x: Value, *, N: int | None = None) -> Value:
-    return b.new(b.emit("jnp.vander", b.plain(x).expr, *([] if N is None else [N]), increasing=True))
+    return b.new(b.emit("ops.vander", b.plain(x).expr, b.size(b.result_shape[-1])))
 
 
-@register("aten.linalg_svdvals.default")
-def svdvals(b: Builder, x: Value, *, driver: str | None = None) -> Value:
-    return b.new(b.emit("jnp.linalg.svdvals", b.plain(x).expr))
-
-
-@register("aten.linalg_eigvalsh.default")
-def eigvalsh(b: Builder, x: Value, UPLO: str = "L") -> Value:
-    options: dict[str, Arg] = {} if UPLO == "L" else {"UPLO": UPLO}
-    return b.new(b.emit("jnp.linalg.eigvalsh", b.plain(x).expr, **options))
+# Equations
 
 
 @register("aten.linalg_solve.default")
 def solve(b: Builder, x: Operand, y: Operand, *, left: bool = True) -> Value:
     matrices, sides = b.value(x), b.value(y)
-    vectors = sides.ndim == 1 or (sides.ndim == matrices.ndim - 1 and sides.shape == matrices.shape[:-1])
-    if vectors:
-        sides = relabelled(b.plain(sides), (*b.plain(sides).layout.dims, ()))
-    result = b.new(_solved(b, matrices, sides, left), (*b.result_shape, 1) if vectors else None)
-    return relabelled(result, result.layout.dims[:-1]) if vectors else result
+    if not _is_vectors(matrices, sides):
+        return b.new(_solved(b, matrices, sides, left))
+    sides = relabelled(b.plain(sides), (*b.plain(sides).layout.dims, ()))
+    result = b.new(_solved(b, matrices, sides, left), (*b.result_shape, 1))
+    return relabelled(result, result.layout.dims[:-1])
+
+
+@register("aten.linalg_solve_ex.default")
+def solve_ex(
+    b: Builder, x: Operand, y: Operand, *, left: bool = True, check_errors: bool = False
+) -> tuple[Value, None]:
+    check_unused(b, "info", advice=_INFO)
+    return solve(b, x, y, left=left), None
+
+
+def _is_vectors(matrices: Value, sides: Value) -> bool:
+    """Whether right-hand sides are vectors, `[..., n]`, rather than matrices, as PyTorch decides it."""
+    return sides.ndim == 1 or (sides.ndim == matrices.ndim - 1 and sides.shape == matrices.shape[:-1])
 
 
 def _solved(b: Builder, matrices: Value, sides: Value, left: bool) -> Any:
@@ -90,6 +95,23 @@ def _solved(b: Builder, matrices: Value, sides: Value, left: bool) -> Any:
         b.plain(relabelled(b.plain(v), (*v.layout.dims[:-2], *v.layout.dims[:-3:-1]))) for v in (matrices, sides)
     ]
     return b.emit("jnp.matrix_transpose", b.emit("jnp.linalg.solve", *[value.expr for value in swapped]))
+
+
+@register("aten.linalg_tensorinv.default")
+def tensorinv(b: Builder, x: Value, ind: int = 2) -> Value:
+    return b.new(b.emit("jnp.linalg.tensorinv", b.plain(x).expr, *([] if ind == 2 else [ind])))
+
+
+@register("aten.linalg_tensorsolve.default")
+def tensorsolve(b: Builder, x: Operand, y: Operand, dims: Sequence[int] | None = None) -> Value:
+    options: dict[str, Arg] = {} if dims is None else {"axes": tuple(dims)}
+    return b.new(b.emit("jnp.linalg.tensorsolve", b.plain(x).expr, b.plain(y).expr, **options))
+
+
+refuse(
+    "aten.linalg_lstsq.default",
+    "the size of its residuals depends on the rank; use torch.linalg.pinv(a) @ b, the solution of least norm",
+)
 
 
 @register("aten.linalg_solve_triangular.default")
@@ -102,14 +124,20 @@ def solve_triangular(
     return b.new(b.emit("ops.solve_triangular", b.plain(x).expr, b.plain(y).expr, **options))
 
 
-@register("aten.linalg_pinv.default", "aten.linalg_pinv.atol_rtol_tensor", "aten.linalg_pinv.atol_rtol_float")
-def pinv(b: Builder, x: Value, *, atol: Any = None, rtol: Any = None, hermitian: bool = False) -> Value:
-    if atol is not None or isinstance(rtol, Value) or hermitian:
-        raise b.unsupported("`atol` and `hermitian` are not carried over; use `rtol` alone, as a number")
-    cutoff = rtol.item() if isinstance(rtol, torch.Tensor) else rtol
-    if cutoff is None:
-        cutoff = max(int(size) for size in b.result_shape[-2:]) * torch.finfo(b.dtype).eps
-    return b.new(b.emit("jnp.linalg.pinv", b.plain(x).expr, rtol=cutoff))
+@register("aten.triangular_solve.default")
+def triangular_solve(
+    b: Builder,
+    y: Operand,
+    x: Operand,
+    upper: bool = True,
+    transpose: bool = False,
+    unitriangular: bool = False,
+) -> tuple[Value, ...]:
+    options: dict[str, Arg] = {} if upper else {"lower": True}
+    options |= {"transposed": True} if transpose else {}
+    options |= {"unit_diagonal": True} if unitriangular else {}
+    solution = b.emit("ops.solve_triangular", b.plain(x).expr, b.plain(y).expr, **options)
+    return b.new(solution), b.plain(expand_to(b, x, sizes(b.node.meta["val"][1].shape)))
 
 
 @register("aten.linalg_multi_dot.default", "aten.chain_matmul.default")

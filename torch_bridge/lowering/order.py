@@ -178,7 +178,7 @@ def msort(b: Builder, x: Value) -> Value:
 @register("aten.topk.default")
 def topk(b: Builder, x: Value, k: int, dim: int = -1, largest: bool = True, sorted: bool = True) -> tuple[Value, Value]:
     if not isinstance(k, int):
-        raise b.unsupported("the number of elements depends on the batch size; pass batch_axis=None to fix all shapes")
+        raise b.open("the number of elements depends", k)
     if not b.value(x).ndim:
         return _picked(b, "jnp.argsort", x, 0)
     value = b.tidy(x)

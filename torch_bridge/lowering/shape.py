@@ -180,7 +180,7 @@ def select(b: Builder, x: Value, dim: int, index: Any) -> Value:
 def unbind(b: Builder, x: Value, dim: int = 0) -> tuple[Value, ...]:
     count = viewed(b, x).shape[dim]
     if not isinstance(count, int):
-        raise b.unsupported("the number of parts depends on the batch size; pass batch_axis=None to fix all shapes")
+        raise b.open("the number of parts depends", count)
     return tuple(select(b, x, dim, k) for k in range(count))
 
 
@@ -188,7 +188,7 @@ def unbind(b: Builder, x: Value, dim: int = 0) -> tuple[Value, ...]:
 def split(b: Builder, x: Value, split_size: Size, dim: int = 0) -> tuple[Value, ...]:
     size = viewed(b, x).shape[dim]
     if not (isinstance(size, int) and isinstance(split_size, int)):
-        raise b.unsupported("parts whose sizes depend on the batch size; pass batch_axis=None to fix all shapes")
+        raise b.open("the size of parts depends", size, split_size)
     parts = [min(split_size, size - start) for start in range(0, size, split_size)] if size else [0]
     return split_with_sizes(b, x, parts, dim)
 
@@ -209,7 +209,7 @@ def split_with_sizes(b: Builder, x: Value, split_sizes: Sequence[Size], dim: int
     if len(split_sizes) == 1:
         return (value,)
     if not all(isinstance(size, int) for size in split_sizes):
-        raise b.unsupported("parts whose sizes depend on the batch size; pass batch_axis=None to fix all shapes")
+        raise b.open("the size of parts depends", *split_sizes)
     value = b.tidy(value)
     ends = tuple(sum(split_sizes[: k + 1]) for k in range(len(split_sizes) - 1))
     how = len(split_sizes) if len(set(split_sizes)) == 1 else ends
