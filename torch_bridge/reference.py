@@ -13,6 +13,7 @@ from torch.overrides import TorchFunctionMode
 from jaxensemble.errors import InputError
 from torch_bridge.compat import pytree
 from torch_bridge.memos import tensors_forgotten
+from torch_bridge.open_sizes import DirectDistances
 
 Inputs = tuple[Any, ...]
 
@@ -43,12 +44,13 @@ def equal_precision(*, tf32: bool = False) -> Iterator[None]:
 def widened() -> Iterator[None]:
     """PyTorch in float64 for a while, whatever a forward says: `x.float()`, `torch.arange(3.0)`, `dtype=torch.float32`.
 
-    Without it, the float64 copy of such a model computes in float32, or fails where both meet.
+    Without it, the float64 copy of such a model computes in float32, or fails where both meet. Distances are
+    computed as they are defined.
     """
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.float64)
     try:
-        with tensors_forgotten(), _Widened():
+        with tensors_forgotten(), _Widened(), DirectDistances():
             yield
     finally:
         torch.set_default_dtype(before)

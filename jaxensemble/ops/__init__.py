@@ -3,6 +3,7 @@
 from jaxensemble.ops.activations import celu, hard_sigmoid, hard_tanh, leaky_relu, softplus
 from jaxensemble.ops.attention import attended, attention, attention_weights
 from jaxensemble.ops.convolution import conv
+from jaxensemble.ops.creation import linspace
 from jaxensemble.ops.embedding import bags, embed
 from jaxensemble.ops.factors import (
     cholesky,
@@ -145,6 +146,7 @@ __all__ = [
     "index_put",
     "leaky_relu",
     "lerp",
+    "linspace",
     "lstm",
     "lstm_cell",
     "lu",
