@@ -237,20 +237,30 @@ class Ensemble:
         return self._in_mode("eval")
 
     def astype(self, dtype: Any) -> "Ensemble":
-        """The ensemble with its floating-point arrays, and only those, cast. Raises `InputError` for other dtypes."""
+        """The ensemble with its floating-point and complex arrays, and only those, cast.
+
+        Complex numbers become complex128 with float64 and complex64 with all others: JAX has none of half precision.
+
+        Raises `InputError` for dtypes that are not floating-point.
+
+        >>> ensemble = Ensemble.from_modules([nnx.Linear(3, 2, param_dtype=jnp.complex64, rngs=nnx.Rngs(0))])
+        >>> ensemble.astype("bfloat16").params["kernel"].dtype
+        dtype('complex64')
+        """
         if not jnp.issubdtype(dtype, jnp.floating):
             raise InputError(f"`dtype` must be a floating-point one; got {dtype!r}")
         require_x64(np.dtype(dtype), "`dtype`")
-        cast = jax.tree.map(lambda leaf: leaf.astype(dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf, self)
+        inexact = lambda leaf: jnp.issubdtype(leaf.dtype, jnp.inexact)  # noqa: E731
+        cast = jax.tree.map(lambda leaf: leaf.astype(_cast_to(dtype, leaf)) if inexact(leaf) else leaf, self)
         module = merge(*cast.state)
-        paths = set()
+        network = self.network
         for path, layer in nnx.iter_modules(module):
             if isinstance(layer, nnx.Embed) and layer.dtype == layer.param_dtype:  # it casts to what it was made with
-                layer.dtype, layer.param_dtype = np.dtype(dtype), getattr(jnp, np.dtype(dtype).name)
-                paths.add(".".join(map(str, path)))
-        network = self.network
-        if isinstance(network, Network) and paths:
-            network = with_param_dtype(network, paths, np.dtype(dtype).name)
+                wanted = _cast_to(dtype, layer.embedding)
+                layer.dtype, layer.param_dtype = wanted, getattr(jnp, wanted.name)
+                if isinstance(network, Network):
+                    network = with_param_dtype(network, {".".join(map(str, path))}, wanted.name)
+        if isinstance(network, Network) and network is not self.network:
             _retype(module, network)
         return dataclasses.replace(cast, graphdef=split(module).graphdef, network=network)
 
@@ -438,6 +448,13 @@ class Ensemble:
     @functools.cached_property
     def _calls(self) -> dict[Any, Call]:
         return {}
+
+
+def _cast_to(dtype: Any, array: Any) -> np.dtype:
+    """The dtype that an array gets with a floating-point dtype: that one, or the complex one that goes with it."""
+    if not jnp.iscomplexobj(array):
+        return np.dtype(dtype)
+    return np.dtype("complex128" if np.dtype(dtype) == np.float64 else "complex64")
 
 
 def _is_traced(tree: Any) -> bool:

@@ -324,8 +324,9 @@ def _example(spec: str, generator: "torch.Generator") -> "torch.Tensor":
         raise typer.BadParameter(
             f"expected a shape such as 64,1,28,28, float64:64,3 or int64:64,16:1000; got {spec!r}", param_hint="--input"
         )
-    if dtype.is_floating_point:
-        return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
+    if dtype.is_floating_point or dtype.is_complex:
+        wide = torch.complex128 if dtype.is_complex else torch.float64
+        return torch.randn(shape, generator=generator, dtype=wide).to(dtype)
     return torch.randint(bound, shape, generator=generator).to(dtype)
 
 

@@ -9,17 +9,14 @@ import contextlib
 import functools
 import importlib
 import importlib.util
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 import torch.utils._pytree as pytree
-from torch import Tensor, fx, nn
+from torch import Tensor, _prims_common, fx, nn
 from torch._decomp import decompositions
-from torch._dynamo.source import ConstantSource
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.fx.experimental.proxy_tensor import get_proxy_mode, make_fx
-from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext, free_unbacked_symbols
+from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 from torch.fx.node import has_side_effect, map_aggregate
 from torch.nn.modules import transformer
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -28,11 +25,8 @@ __all__ = [
     "REMOVED",
     "TorchDispatchMode",
     "compiled_graphs",
-    "fakes",
+    "complex_means_mended",
     "free_unbacked_symbols",
-    "graph_being_traced",
-    "graph_traced",
-    "guards_told",
     "has_side_effect",
     "keeps_cumulative_average",
     "linear_cross_entropy",
@@ -84,6 +78,26 @@ def masks_not_looked_into() -> Iterator[None]:
         transformer._detect_is_causal_mask = before
 
 
+@contextlib.contextmanager
+def complex_means_mended() -> Iterator[None]:
+    """Where complex numbers are divided by the batch size, the exporter takes that for a fixed number.
+
+    It asks for the shape and dtype of a mean alone, which any number in the place of the size has.
+    """
+    before = _prims_common.dtype_to_type_ctor
+
+    def constructor(dtype: torch.dtype) -> Callable[[Any], Any]:
+        make = before(dtype)
+        symbols = (torch.SymInt, torch.SymFloat)
+        return (lambda x: 1j if isinstance(x, symbols) else make(x)) if dtype.is_complex else make
+
+    _prims_common.dtype_to_type_ctor = constructor
+    try:
+        yield
+    finally:
+        _prims_common.dtype_to_type_ctor = before
+
+
 @functools.cache
 def ties_share_gradients() -> bool:
     """Whether `clamp`, `fmax` and `fmin` share the gradient where their arguments are equal, as of PyTorch 2.15.
@@ -119,49 +133,6 @@ def _has_wrong_states(layer: Callable[..., Any]) -> bool:
     x, state, weight = torch.zeros(1, 2, 1), torch.zeros(2, 1), torch.zeros(4, 1)
     _, states = layer(x, (state, state), (weight, weight), False)
     return states[0].ndim != state.ndim
-
-
-def graph_traced(function: Callable[..., Any], *args: Any) -> fx.GraphModule:
-    """What a function of fake tensors does, below autograd and all transforms of `torch.func`."""
-    return make_fx(function, tracing_mode="fake", _allow_non_fake_inputs=True)(*args)
-
-
-def graph_being_traced() -> fx.Graph:
-    mode = get_proxy_mode()
-    assert mode is not None
-    return mode.tracer.graph
-
-
-def fakes(leaves: Sequence[Any], axes: Sequence[int | None]) -> list[Any]:
-    """Tensors without values, whose sizes along the axes given are open, and one."""
-    mode = FakeTensorMode(shape_env=ShapeEnv(), allow_non_fake_inputs=True)
-
-    def fake(k: int, leaf: Any, axis: int | None) -> Any:
-        sizes = [DimDynamic.DUCK if dim == axis else DimDynamic.STATIC for dim in range(leaf.ndim)]
-        source = ConstantSource(f"tensor_{k}")
-        return mode.from_tensor(leaf, source=source, symbolic_context=StatelessSymbolicContext(dynamic_sizes=sizes))
-
-    return [fake(k, leaf, axis) for k, (leaf, axis) in enumerate(zip(leaves, axes, strict=True))]
-
-
-@contextlib.contextmanager
-def guards_told(tell: Callable[[Any], None], is_needless: Callable[[Any], bool]) -> Iterator[None]:
-    """Calls `tell` with every condition on open sizes that the exporter makes, and has it forget those without need."""
-    log_guard, produce_guards = ShapeEnv._log_guard, ShapeEnv.produce_guards
-
-    def told(self: ShapeEnv, prefix: str, guard: Any, *args: Any, **kwargs: Any) -> None:
-        tell(guard)
-        log_guard(self, prefix, guard, *args, **kwargs)
-
-    def produced(self: ShapeEnv, *args: Any, **kwargs: Any) -> list[str]:
-        self.guards = [guard for guard in self.guards if not is_needless(guard.expr)]
-        return produce_guards(self, *args, **kwargs)
-
-    ShapeEnv._log_guard, ShapeEnv.produce_guards = told, produced  # type: ignore[method-assign]
-    try:
-        yield
-    finally:
-        ShapeEnv._log_guard, ShapeEnv.produce_guards = log_guard, produce_guards
 
 
 def compiled_graphs() -> int:

@@ -2,7 +2,7 @@
 
 import contextlib
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -12,8 +12,8 @@ from torch.overrides import TorchFunctionMode
 
 from jaxensemble.errors import InputError
 from torch_bridge.compat import pytree
+from torch_bridge.finite import has_fractions
 from torch_bridge.memos import tensors_forgotten
-from torch_bridge.open_sizes import DirectDistances
 
 Inputs = tuple[Any, ...]
 
@@ -44,13 +44,14 @@ def equal_precision(*, tf32: bool = False) -> Iterator[None]:
 def widened() -> Iterator[None]:
     """PyTorch in float64 for a while, whatever a forward says: `x.float()`, `torch.arange(3.0)`, `dtype=torch.float32`.
 
-    Without it, the float64 copy of such a model computes in float32, or fails where both meet. Distances are
-    computed as they are defined.
+    Complex numbers are complex128.
+
+    Without it, the float64 copy of such a model computes in float32, or fails where both meet.
     """
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.float64)
     try:
-        with tensors_forgotten(), _Widened(), DirectDistances():
+        with tensors_forgotten(), _Widened():
             yield
     finally:
         torch.set_default_dtype(before)
@@ -70,8 +71,11 @@ def single() -> Iterator[None]:
         _Widened.paused = paused
 
 
-_NARROW = {torch.float16, torch.bfloat16, torch.float32}
-_CASTS = {Tensor.float, Tensor.half, Tensor.bfloat16}
+_WIDE = dict.fromkeys((torch.float16, torch.bfloat16, torch.float32), torch.float64)
+_WIDE |= dict.fromkeys((torch.complex32, torch.complex64), torch.complex128)
+_SINGLE = {wide: torch.complex64 if wide.is_complex else torch.float32 for wide in (*_WIDE, *_WIDE.values())}
+_CASTS = dict.fromkeys((Tensor.float, Tensor.half, Tensor.bfloat16), Tensor.double)
+_CASTS |= {getattr(Tensor, name): getattr(Tensor, "cdouble") for name in ("cfloat", "chalf")}  # noqa: B009
 
 
 class _Widened(TorchFunctionMode):
@@ -82,20 +86,35 @@ class _Widened(TorchFunctionMode):
             return func(*args, **(kwargs or {}))
 
         def wide(value: Any) -> Any:
-            return torch.float64 if isinstance(value, torch.dtype) and value in _NARROW else value
+            return _WIDE.get(value, value) if isinstance(value, torch.dtype) else value
 
         kwargs = kwargs or {}
         if func is not torch.empty_strided:  # by which the exporter makes its stand-in for a tensor, of its dtype
             args = [wide(value) for value in args]
             kwargs = {name: wide(value) for name, value in kwargs.items()}
-        return (Tensor.double if func in _CASTS else func)(*args, **kwargs)
+        return (_CASTS[func] if func in _CASTS else func)(*args, **kwargs)
 
 
 def in_double(models: Sequence[nn.Module], *, training: bool = False) -> list[nn.Module]:
-    """Copies of the models in float64, all in one mode."""
+    """Copies of the models in float64 and complex128, all in one mode."""
     for model in models:
         detach_computed(model)
-    return [copy.deepcopy(model).double().train(training) for model in models]
+    return [_cast(copy.deepcopy(model), _WIDE).train(training) for model in models]
+
+
+def in_single(models: Sequence[nn.Module], inputs: Any) -> tuple[list[nn.Module], Any]:
+    """Copies of models and inputs in float32 and complex64, to be run within `single`."""
+    with single():
+        return [_cast(copy.deepcopy(model), _SINGLE) for model in models], _cast_leaves(inputs, _SINGLE)
+
+
+def _cast(model: nn.Module, dtypes: Mapping[torch.dtype, torch.dtype]) -> nn.Module:
+    """The model, with its parameters and buffers cast. `nn.Module.double` leaves complex numbers as they are."""
+    return model._apply(lambda tensor: tensor.to(dtypes.get(tensor.dtype, tensor.dtype)))
+
+
+def _cast_leaves(tree: Any, dtypes: Mapping[torch.dtype, torch.dtype]) -> Any:
+    return pytree.tree_map(lambda x: x.to(dtypes.get(x.dtype, x.dtype)) if isinstance(x, Tensor) else x, tree)
 
 
 def detach_computed(model: nn.Module) -> None:
@@ -108,8 +127,8 @@ def detach_computed(model: nn.Module) -> None:
 
 
 def doubled(inputs: Inputs) -> Inputs:
-    """The inputs with floating-point tensors in float64."""
-    return pytree.tree_map(lambda x: x.double() if isinstance(x, Tensor) and x.is_floating_point() else x, inputs)
+    """The inputs with floating-point tensors in float64, and complex ones in complex128."""
+    return _cast_leaves(inputs, _WIDE)
 
 
 def laid_out(inputs: Inputs, layout: str) -> Inputs:
@@ -169,7 +188,7 @@ def resized(inputs: Inputs, size: int, batch_axis: Any, seed: int = 0) -> Inputs
         if not isinstance(x, Tensor) or axis is None or x.ndim <= axis or x.shape[axis] != given:
             return x
         rows = x.index_select(axis, torch.arange(size, device=x.device) % x.shape[axis])
-        if not x.is_floating_point():
+        if not has_fractions(x):
             return rows
         shape = [size if k == axis else 1 for k in range(x.ndim)]
         scale = torch.rand(shape, generator=generator, dtype=torch.float64).to(x)
@@ -199,4 +218,4 @@ def per_member(inputs: Inputs, members: int, batch_axis: Any) -> list[Inputs]:
 
 
 def _scaled(x: Any, factor: float) -> Any:
-    return x * factor if isinstance(x, Tensor) and x.is_floating_point() else x
+    return x * factor if isinstance(x, Tensor) and has_fractions(x) else x

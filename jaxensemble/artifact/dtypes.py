@@ -31,6 +31,10 @@ CODES = {
 """NumPy's names of dtypes, those of `ml_dtypes` included, and safetensors' codes."""
 
 
+PAIRS = {"complex128": "float64"}
+"""Complex dtypes that safetensors lacks, and that of their two parts, which stand in a further axis of the array."""
+
+
 class KeyType(NamedTuple):
     """Random keys of one kind: JAX's name of the generator, and the number of 32-bit words in a key."""
 

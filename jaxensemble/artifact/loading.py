@@ -129,7 +129,7 @@ class Artifact:
                 yield f"{name}: its SHA-256 is not that of the file that was saved"
 
     def _require_x64(self) -> None:
-        wide = [name for name, leaf in self.manifest.leaves.items() if leaf.dtype == "float64"]
+        wide = [name for name, leaf in self.manifest.leaves.items() if leaf.dtype in ("float64", "complex128")]
         if wide:
             require_x64("float64", f"what `{self.folder}` holds of {', '.join(wide)}")
 

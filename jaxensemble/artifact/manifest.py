@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from jaxensemble.artifact.dtypes import CODES, KEYS
+from jaxensemble.artifact.dtypes import CODES, KEYS, PAIRS
 from jaxensemble.errors import InputError
 from jaxensemble.origin import Origin, check_origin
 from jaxensemble.plain import from_plain, parse, to_plain
@@ -38,7 +38,7 @@ class LeafRecord:
     """One array: what it is to the network (`params`, `buffers`, `constants`, `rngs`), and the hash of its bytes.
 
     `shape` begins with the members, but for a constant. Random keys have a dtype of their own, such as `key<fry>`;
-    their words stand in a further axis of the stored array.
+    their words stand in a further axis of the stored array, and so do the parts of complex128.
     """
 
     kind: str
@@ -51,6 +51,8 @@ class LeafRecord:
         """Dtype and shape of the array in `weights.safetensors`."""
         if self.dtype in KEYS:
             return "uint32", (*self.shape, KEYS[self.dtype].words)
+        if self.dtype in PAIRS:
+            return PAIRS[self.dtype], (*self.shape, 2)
         return self.dtype, self.shape
 
 
@@ -133,7 +135,7 @@ def _problems(manifest: Manifest) -> Iterator[str]:
 def _leaf_problems(leaf: LeafRecord, members: int) -> Iterator[str]:
     if leaf.kind not in KINDS:
         yield f"expected one of {', '.join(KINDS)}, got {leaf.kind!r}"
-    if leaf.dtype not in KEYS and leaf.dtype not in CODES:
+    if leaf.dtype not in KEYS | CODES | PAIRS:
         yield f"{leaf.dtype!r} is no dtype of an artifact"
     if (leaf.dtype in KEYS) > (leaf.kind == "rngs"):
         yield f"{leaf.kind} cannot be random keys"

@@ -125,7 +125,7 @@ def _training(network: Network, structure: Structure) -> tuple[str, ...]:
 
 
 def _wide(leaves: Iterable[tuple[str, Any]]) -> bool:
-    return any(str(leaf.dtype) in ("float64", "int64", "uint64") for _, leaf in leaves)
+    return any(str(leaf.dtype) in ("float64", "complex128", "int64", "uint64") for _, leaf in leaves)
 
 
 def _origin(ensemble: "Ensemble") -> Origin | None:

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 import safetensors
 
-from jaxensemble.artifact.dtypes import CODES, KEYS, is_key, numpy_dtype
+from jaxensemble.artifact.dtypes import CODES, KEYS, PAIRS, is_key, numpy_dtype
 from jaxensemble.artifact.manifest import WEIGHTS, LeafRecord
 from jaxensemble.errors import InputError, StateError
 from jaxensemble.inputs import as_array
@@ -36,7 +36,9 @@ def leaves_of(state: State) -> dict[str, tuple[str, Any]]:
     **Raises:** `StateError` naming all that have a dtype which safetensors lacks.
     """
     leaves = {name: (kind, leaf) for kind in KINDS for name, leaf in flatten(getattr(state, kind)).items()}
-    odd = [f"{name} ({leaf.dtype})" for name, (_, leaf) in leaves.items() if str(leaf.dtype) not in (*CODES, *KEYS)]
+    odd = [
+        f"{name} ({leaf.dtype})" for name, (_, leaf) in leaves.items() if str(leaf.dtype) not in CODES | KEYS | PAIRS
+    ]
     if odd:
         raise StateError(
             f"safetensors has no dtype for these arrays: {', '.join(odd)}. Cast them first: ensemble.astype(dtype)."
@@ -119,6 +121,8 @@ def as_leaf(array: np.ndarray, record: LeafRecord, name: str) -> jax.Array:
 
     **Raises:** `InputError` for values that would not fit, and for float64 while JAX has it switched off.
     """
+    if record.dtype in PAIRS:
+        array = array.view(record.dtype).reshape(record.shape)
     if record.dtype in KEYS:
         return jax.random.wrap_key_data(jnp.asarray(array), impl=KEYS[record.dtype].generator)
     return as_array(array, name)

@@ -2,8 +2,8 @@
 
 from jaxensemble.ops.activations import celu, hard_sigmoid, hard_tanh, leaky_relu, softplus
 from jaxensemble.ops.attention import attended, attention, attention_weights
+from jaxensemble.ops.complex_numbers import angle, arccos, arccosh, arcsin, polar, sgn, sqrt
 from jaxensemble.ops.convolution import conv
-from jaxensemble.ops.creation import linspace
 from jaxensemble.ops.embedding import bags, embed
 from jaxensemble.ops.factors import (
     cholesky,
@@ -88,6 +88,7 @@ from jaxensemble.ops.reductions import (
     vector_norm,
 )
 from jaxensemble.ops.sampling import affine_grid, grid_sample
+from jaxensemble.ops.spectrograms import istft, stft
 from jaxensemble.ops.windows import overlap_add, patches
 
 __all__ = [
@@ -96,6 +97,10 @@ __all__ = [
     "adaptive_max_pool",
     "adaptive_max_pool_with_indices",
     "affine_grid",
+    "angle",
+    "arccos",
+    "arccosh",
+    "arcsin",
     "arctan2",
     "argcummax",
     "argcummin",
@@ -144,9 +149,9 @@ __all__ = [
     "index_add",
     "index_copy",
     "index_put",
+    "istft",
     "leaky_relu",
     "lerp",
-    "linspace",
     "lstm",
     "lstm_cell",
     "lu",
@@ -165,6 +170,7 @@ __all__ = [
     "pairwise_distances",
     "patches",
     "pinv",
+    "polar",
     "power",
     "put",
     "renormalised",
@@ -176,10 +182,13 @@ __all__ = [
     "scatter_reduce",
     "searchsorted",
     "select_scatter",
+    "sgn",
     "slice_scatter",
     "softplus",
     "solve_triangular",
+    "sqrt",
     "std",
+    "stft",
     "svd",
     "truncated_divide",
     "unfold",

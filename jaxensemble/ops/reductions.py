@@ -50,9 +50,9 @@ def vector_norm(x: Array, ord: float = 2, axis: Axes = None, *, keepdims: bool =
     """
     axis = axis if axis is None or isinstance(axis, int) else tuple(axis)
     if ord == 0:
-        return jnp.sum(jnp.where(x != 0, 1, 0).astype(x.dtype), axis, keepdims=keepdims)
-    if ord == 2 and not jnp.iscomplexobj(x):
-        return root(jnp.sum(x * x, axis, keepdims=keepdims))
+        return jnp.sum(jnp.where(x != 0, 1, 0).astype(x.real.dtype), axis, keepdims=keepdims)
+    if ord == 2:
+        return root(jnp.sum(x * x if jnp.isrealobj(x) else x.real**2 + x.imag**2, axis, keepdims=keepdims))
     size = jnp.abs(x)
     if math.isinf(ord):
         return (jnp.max if ord > 0 else jnp.min)(size, axis, keepdims=keepdims)

@@ -95,5 +95,6 @@ def _made_up(leaf: Any, axis: int | None, rows: int, seed: int, label: Any) -> j
         last = np.ones(())
     if _is_inexact(leaf):
         uniform = jax.random.uniform(jax.random.key(seed), shape, minval=0.1)
-        return (uniform * np.where(last, 1, 0.25)).astype(jnp.promote_types(leaf.dtype, jnp.float32))
+        parts = 1 + 0.5j if jnp.iscomplexobj(leaf) else 1
+        return (parts * uniform * np.where(last, 1, 0.25)).astype(jnp.promote_types(leaf.dtype, jnp.float32))
     return jnp.broadcast_to(jnp.where(last, label, 0).astype(leaf.dtype), shape)

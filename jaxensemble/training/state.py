@@ -66,7 +66,9 @@ class TrainState:
         **Arguments:**
 
         - `optimizer`: one of optax's whose updates need gradients and parameters only, unlike `optax.lbfgs` and
-          `optax.contrib.reduce_on_plateau`, which need the loss. It is run for each member on its own.
+          `optax.contrib.reduce_on_plateau`, which need the loss. It is run for each member on its own. Of complex
+          parameters it gets the conjugates of `jax.grad`, as optax and PyTorch want them; those that take a complex
+          number for two real ones, as PyTorch's do, are made by `optax.contrib.split_real_and_imaginary`.
         - `key`: one random key, or one for each member, `[M]`. With `randomness="same"` all members draw the same.
         - `hyperparams`: arrays `[M]` in place of an optimizer's own numbers, by name; for those of
           `optax.inject_hyperparams`.
@@ -102,9 +104,9 @@ class TrainState:
             )
         names = _frozen(ensemble, frozen)
         params = trained(ensemble.params, names)
-        odd = [name for name, leaf in flatten(params).items() if not jnp.issubdtype(leaf.dtype, jnp.floating)]
+        odd = [name for name, leaf in flatten(params).items() if not jnp.issubdtype(leaf.dtype, jnp.inexact)]
         if odd:
-            raise InputError(f"only real numbers can be trained; freeze {', '.join(odd)}")
+            raise InputError(f"only real and complex numbers can be trained; freeze {', '.join(odd)}")
         if not params:
             raise InputError(
                 "there is nothing to train: there are no parameters, or all are frozen. Those that PyTorch did not "

@@ -270,7 +270,8 @@ class Members:
             return losses.sum(), (losses, after)
 
         grads, (losses, buffers) = self._gradients(jax.grad(objective, has_aux=True), params, keys, data)
-        updates, held = jax.vmap(self.optimizer.update)(grads, opt_state, params)
+        ascent = jax.tree.map(jnp.conj, grads)  # of complex numbers, `jax.grad` gives the conjugate of what ascends
+        updates, held = jax.vmap(self.optimizer.update)(ascent, opt_state, params)
         after = optax.apply_updates(params, updates)
         idle = self.step.idle
         return (_all_but(idle, after, params), buffers, _all_but(idle, held, opt_state)), losses
@@ -319,7 +320,8 @@ def _all_but(names: Collection[str], after: Any, before: Any) -> Any:
     """The arrays of a tree as they are after a step; those of some parameters, wherever they stand, as before."""
 
     def chosen(path: Sequence[Any], new: Any, old: Any) -> Any:
-        keys = itertools.takewhile(lambda key: isinstance(key, jax.tree_util.DictKey), reversed(path))
+        named = lambda key: isinstance(key, jax.tree_util.DictKey)  # noqa: E731
+        keys = itertools.takewhile(named, itertools.dropwhile(lambda key: not named(key), reversed(path)))
         return old if ".".join(str(key.key) for key in reversed([*keys])) in names else new
 
     return jax.tree_util.tree_map_with_path(chosen, after, before) if names else after

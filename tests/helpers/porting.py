@@ -1,6 +1,5 @@
 """What every test of a rule asks: the ported module gives what PyTorch gives, in float64, for several batch sizes."""
 
-import copy
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -11,8 +10,11 @@ import torch
 import torch.utils._pytree as pytree
 from torch import Tensor, nn
 
+from torch_bridge import reference
 from torch_bridge.convert import to_flax
 from torch_bridge.examples import BatchAxis
+from torch_bridge.finite import has_fractions
+from torch_bridge.parity.gradients import floats
 
 TOLERANCE = 1e-12
 """Largest difference, relative to the largest value of the output: float64 rounding, and nothing else."""
@@ -33,12 +35,12 @@ class Fn(nn.Module):
 def randomised(model: nn.Module, seed: int = 0) -> nn.Module:
     """A float64 copy with every parameter and floating buffer drawn anew: defaults (zeros, ones) hide errors."""
     generator = torch.Generator().manual_seed(seed)
-    model = copy.deepcopy(model).double()
+    (model,) = reference.in_double([model])
     with torch.no_grad():
         for tensor in model.parameters():
             tensor.copy_(torch.randn(tensor.shape, generator=generator, dtype=tensor.dtype) * 0.5)
         for name, tensor in model.named_buffers():
-            if tensor.is_floating_point():
+            if has_fractions(tensor):
                 noise = torch.rand(tensor.shape, generator=generator, dtype=tensor.dtype)
                 tensor.copy_(noise + 0.5 if name.endswith("var") else noise - 0.5)  # means around 0: no ReLU may die
     return model
@@ -57,8 +59,8 @@ def assert_ports(
     The batch sizes tried beyond the example's are `batches`, cut from or repeated along `batch_axis`. Returns the
     ported module.
     """
-    model = randomised(model).eval() if randomise else copy.deepcopy(model).double().eval()
-    examples = tuple(x.double() if x.is_floating_point() else x for x in inputs)
+    model = randomised(model).eval() if randomise else reference.in_double([model])[0]
+    examples = reference.doubled(inputs)
     with jax.enable_x64(True):
         module = to_flax(model, examples, batch_axis=batch_axis)
         for size in (None, *(batches if isinstance(batch_axis, int) else ())):
@@ -66,7 +68,7 @@ def assert_ports(
             with torch.no_grad():
                 expected = model(*now)
             assert_close(compiled(module)(*[x.numpy() for x in now]), expected)
-        if gradients and all(x.is_floating_point() for x in examples):
+        if gradients and all(map(has_fractions, examples)):
             assert_gradients(module, model, examples)
     return module
 
@@ -95,8 +97,8 @@ def _resized(x: Tensor, size: int, first: Tensor, axis: Any) -> Tensor:
         return x
     index = torch.arange(size) % x.shape[axis]
     return x.index_select(axis, index) * (
-        torch.arange(1, size + 1, dtype=x.dtype).reshape([-1] + [1] * (x.ndim - 1))
-        if x.is_floating_point() and axis == 0
+        torch.arange(1, size + 1, dtype=x.dtype.to_real()).reshape([-1] + [1] * (x.ndim - 1))
+        if has_fractions(x) and axis == 0
         else 1
     )
 
@@ -104,7 +106,7 @@ def _resized(x: Tensor, size: int, first: Tensor, axis: Any) -> Tensor:
 def assert_close(actual: Any, expected: Any, tolerance: float = TOLERANCE) -> None:
     """Compares trees of outputs leaf by leaf: structure, shape, dtype kind, positions of NaN and infinity, values."""
     if isinstance(expected, Tensor):
-        want, got = expected.detach().numpy(), np.asarray(actual)
+        want, got = expected.detach().resolve_conj().resolve_neg().numpy(), np.asarray(actual)
         assert got.shape == want.shape, f"expected shape {want.shape}, got {got.shape}"
         assert got.dtype.kind == want.dtype.kind, f"expected {want.dtype}, got {got.dtype}"
         if got.dtype.kind in "biu":
@@ -129,9 +131,12 @@ def assert_close(actual: Any, expected: Any, tolerance: float = TOLERANCE) -> No
 
 
 def assert_gradients(module: Any, model: nn.Module, examples: tuple[Tensor, ...]) -> None:
-    """Compares the gradient of the sum of all floating outputs, weighted unevenly, with respect to every input."""
+    """Compares the gradient of the sum of all outputs, both parts of complex ones, weighted unevenly, by every input.
+
+    `jax.grad` gives the conjugates of PyTorch's.
+    """
     tracked = tuple(x.clone().requires_grad_() for x in examples)
-    leaves = [leaf for leaf in pytree.tree_leaves(model(*tracked)) if leaf.is_floating_point()]
+    leaves = floats(model(*tracked))
     if not any(leaf.requires_grad for leaf in leaves):
         return
     torch.stack(
@@ -139,13 +144,13 @@ def assert_gradients(module: Any, model: nn.Module, examples: tuple[Tensor, ...]
     ).sum().backward()
 
     def objective(*xs: jax.Array) -> jax.Array:
-        outputs = [leaf for leaf in jax.tree.leaves(module(*xs)) if leaf.dtype.kind == "f"]
+        outputs = floats(module(*xs))
         return sum((_weighted(leaf, np.linspace(0.5, 1.5, leaf.size)) for leaf in outputs), start=jnp.zeros(()))
 
     grad = jax.jit(jax.grad(objective, argnums=tuple(range(len(examples)))))
     grads = grad(*[x.detach().numpy() for x in examples])
     for got, x in zip(grads, tracked, strict=True):
-        assert_close(got, torch.zeros_like(x) if x.grad is None else x.grad)
+        assert_close(np.conj(got), torch.zeros_like(x) if x.grad is None else x.grad)
 
 
 def _weighted(leaf: Any, weights: Any) -> Any:

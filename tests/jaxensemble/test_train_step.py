@@ -21,13 +21,52 @@ from tests.helpers.training import MLP, close, cross_entropy, data, mean_square,
 # Beside PyTorch.
 
 
-def test_complex_parameters_are_refused() -> None:
-    class Complex(nnx.Module):
-        def __init__(self) -> None:
-            self.weight = nnx.Param(jnp.ones(3, jnp.complex64))
+class Weight(nnx.Module):
+    """Parameters of any dtype, beside the inputs."""
 
-    with pytest.raises(InputError, match="only real numbers can be trained; freeze weight"):
-        state_of(Ensemble.from_modules([Complex()]))
+    def __init__(self, dtype: Any):
+        self.weight = nnx.Param(jnp.ones(3, dtype))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return x * self.weight[...]
+
+
+def test_integers_are_not_trained() -> None:
+    with pytest.raises(InputError, match="only real and complex numbers can be trained; freeze weight"):
+        state_of(Ensemble.from_modules([Weight(jnp.int32)]))
+
+
+@pytest.mark.parametrize("optimizer", [optax.sgd(0.2), optax.contrib.split_real_and_imaginary(optax.adam(0.2))])
+@pytest.mark.parametrize("plan", [None, Plan(rows=2)], ids=str)
+def test_complex_parameters_descend(optimizer: Any, plan: Plan | None) -> None:
+    state, x = state_of(Ensemble.from_modules([Weight(jnp.complex64)]), optimizer), np.ones((4, 3), "float32")
+
+    def distance(outputs: jax.Array, targets: jax.Array) -> jax.Array:
+        return jnp.mean(jnp.sum(jnp.abs(outputs - targets) ** 2, 1))
+
+    for _ in range(40):
+        state, _ = train_step(state, x, (2 - 3j) * x, loss=distance, plan=plan)
+    np.testing.assert_allclose(state.ensemble.params["weight"][0], np.full(3, 2 - 3j), atol=0.5)
+
+
+def test_the_optimizer_of_complex_parameters_leaves_idle_ones_alone() -> None:
+    class Idle(Weight):
+        def __call__(self, x: jax.Array) -> jax.Array:
+            return x * jax.lax.stop_gradient(self.weight[...])
+
+    class Both(nnx.Module):
+        def __init__(self) -> None:
+            self.used, self.idle = Weight(jnp.complex64), Idle(jnp.complex64)
+
+        def __call__(self, x: jax.Array) -> jax.Array:
+            return jnp.abs(self.idle(self.used(x)))
+
+    optimizer = optax.contrib.split_real_and_imaginary(optax.adamw(0.1, weight_decay=0.1))
+    state, x = state_of(Ensemble.from_modules([Both()]), optimizer), np.ones((4, 3), "float32")
+    state, _ = train_step(state, x, x, loss=lambda outputs, targets: jnp.mean(outputs))
+    np.testing.assert_array_equal(state.ensemble.params["idle"]["weight"], np.ones((1, 3)))
+    (moments, *_), *_ = state.opt_state
+    assert moments.nu["used"]["weight"].real.any() and not moments.nu["idle"]["weight"].real.any()
 
 
 # Beside a loop over members.

@@ -4,6 +4,7 @@ from torch_bridge.lowering import (
     activation,
     arrange,
     attention,
+    complex_numbers,
     conv,
     create,
     dropout,
@@ -24,6 +25,7 @@ from torch_bridge.lowering import (
     resize,
     scatter,
     shape,
+    spectrograms,
 )
 from torch_bridge.lowering.lower import Lowered, lower
 from torch_bridge.lowering.table import REFUSALS, RULES, register
@@ -35,6 +37,7 @@ __all__ = [
     "activation",
     "arrange",
     "attention",
+    "complex_numbers",
     "conv",
     "create",
     "dropout",
@@ -57,4 +60,5 @@ __all__ = [
     "resize",
     "scatter",
     "shape",
+    "spectrograms",
 ]

@@ -1,16 +1,13 @@
-"""Fourier transforms and complex numbers: JAX's functions are PyTorch's."""
+"""Fourier transforms: JAX's functions are PyTorch's."""
 
 from collections.abc import Callable, Sequence
-
-import torch
 
 from jaxensemble.network import Arg
 from torch_bridge.layout import Size
 from torch_bridge.lowering.builder import Builder
 from torch_bridge.lowering.dims import chosen
-from torch_bridge.lowering.promotion import cast
 from torch_bridge.lowering.table import register
-from torch_bridge.lowering.values import Operand, Value
+from torch_bridge.lowering.values import Value
 
 LINES = ("fft", "ifft", "rfft", "irfft", "hfft", "ihfft")
 """Transforms along one dimension."""
@@ -21,7 +18,7 @@ PLANES = ("fft2", "ifft2", "rfft2", "irfft2", "fftn", "ifftn", "rfftn", "irfftn"
 
 def _line(name: str) -> Callable[..., Value]:
     def rule(b: Builder, x: Value, n: int | None = None, dim: int = -1, norm: str | None = None) -> Value:
-        options: dict[str, Arg] = {} if n is None else {"n": n}
+        options: dict[str, Arg] = {} if n is None else {"n": b.size(n)}
         options |= {} if dim in (-1, b.value(x).ndim - 1) else {"axis": dim}
         options |= {} if norm in (None, "backward") else {"norm": norm}
         return b.new(b.emit(f"jnp.fft.{name}", b.plain(x).expr, **options))
@@ -41,18 +38,53 @@ def _plane(name: str) -> Callable[..., Value]:
         dims = tuple(dim) if dim is not None else (-2, -1) if name.endswith("2") else chosen(None, value.ndim)
         if s is not None and dim is None:
             dims = tuple(range(value.ndim - len(s), value.ndim))
-        options: dict[str, Arg] = {} if s is None else {"s": tuple(b.size(size) for size in s)}
-        options |= {"axes": dims} if dims != (-2, -1) or not name.endswith("2") else {}
-        options |= {} if norm in (None, "backward") else {"norm": norm}
-        return b.new(b.emit(f"jnp.fft.{name}", value.expr, **options))
+        if s is not None:
+            s = tuple(value.shape[d] if size == -1 else size for size, d in zip(s, dims, strict=True))
+        return _transformed(b, name, value, s, dims, norm)
 
     return rule
+
+
+def _transformed(
+    b: Builder, name: str, value: Value, s: Sequence[Size] | None, dims: Sequence[int], norm: str | None
+) -> Value:
+    options: dict[str, Arg] = {} if s is None else {"s": tuple(b.size(size) for size in s)}
+    options |= {"axes": tuple(dims)} if tuple(dims) != (-2, -1) or not name.endswith("2") else {}
+    options |= {} if norm in (None, "backward") else {"norm": norm}
+    return b.new(b.emit(f"jnp.fft.{name}", value.expr, **options))
 
 
 for _name in LINES:
     register(f"aten.fft_{_name}.default")(_line(_name))
 for _name in PLANES:
     register(f"aten.fft_{_name}.default")(_plane(_name))
+
+
+# What PyTorch makes the others of
+
+
+FORWARD = ("backward", "ortho", "forward")
+"""What is divided by nothing, by the root of the number of elements, by that number: of a transform there, and back."""
+
+BACK = FORWARD[::-1]
+
+
+@register("aten._fft_c2c.default")
+def complex_to_complex(b: Builder, x: Value, dim: Sequence[int], normalization: int, forward: bool) -> Value:
+    name, norms = ("fftn", FORWARD) if forward else ("ifftn", BACK)
+    return _transformed(b, name, b.plain(x), None, dim, norms[normalization])
+
+
+@register("aten._fft_r2c.default")
+def real_to_complex(b: Builder, x: Value, dim: Sequence[int], normalization: int, onesided: bool) -> Value:
+    return _transformed(b, "rfftn" if onesided else "fftn", b.plain(x), None, dim, FORWARD[normalization])
+
+
+@register("aten._fft_c2r.default")
+def complex_to_real(b: Builder, x: Value, dim: Sequence[int], normalization: int, last_dim_size: Size) -> Value:
+    value = b.plain(x)
+    s = (*(value.shape[d] for d in dim[:-1]), last_dim_size)
+    return _transformed(b, "irfftn", value, s, dim, BACK[normalization])
 
 
 def _shift(name: str) -> Callable[..., Value]:
@@ -66,29 +98,3 @@ def _shift(name: str) -> Callable[..., Value]:
 
 register("aten.fft_fftshift.default")(_shift("fftshift"))
 register("aten.fft_ifftshift.default")(_shift("ifftshift"))
-
-
-@register("aten.complex.default")
-def complex_(b: Builder, real: Operand, imag: Operand) -> Value:
-    part = torch.float64 if b.dtype == torch.complex128 else torch.float32
-    return b.elementwise("ops.complex_of", cast(b, real, part), cast(b, imag, part))
-
-
-@register("aten.polar.default")
-def polar(b: Builder, size: Operand, angle: Operand) -> Value:
-    parts = [b.elementwise("*", size, b.elementwise(f"jnp.{part}", angle)) for part in ("cos", "sin")]
-    return b.elementwise("ops.complex_of", *parts)
-
-
-@register("aten.view_as_real.default")
-def view_as_real(b: Builder, x: Value) -> Value:
-    value = b.plain(x)
-    parts = [b.emit("jnp.real", value.expr), b.emit("jnp.imag", value.expr)]
-    return b.new(b.emit("jnp.stack", parts, axis=-1))
-
-
-@register("aten.view_as_complex.default")
-def view_as_complex(b: Builder, x: Value) -> Value:
-    value = b.plain(x)
-    parts = [b.emit("[]", value.expr, (..., k)) for k in range(2)]
-    return b.new(b.emit("lax.complex", *parts))

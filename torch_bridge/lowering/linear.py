@@ -9,6 +9,7 @@ from jaxensemble.network import Arg, Dtype
 from torch_bridge.layout import Layout, refinement, replaced
 from torch_bridge.lowering import alignment
 from torch_bridge.lowering.builder import Builder
+from torch_bridge.lowering.complex_numbers import conj
 from torch_bridge.lowering.contract import contract, parsed
 from torch_bridge.lowering.dims import in_one_order, redimensioned, span, viewed
 from torch_bridge.lowering.reduce import reduced
@@ -88,7 +89,6 @@ def _merged(b: Builder, x: Value) -> Value:
     "aten.bmm.default",
     "aten.mv.default",
     "aten.dot.default",
-    "aten.vdot.default",
 )
 def matmul(b: Builder, x: Operand, y: Operand) -> Value:
     left, right = b.value(x), b.value(y)
@@ -106,6 +106,11 @@ def _lettered(names: Sequence[Sequence[str]], out: Sequence[str]) -> tuple[list[
         zip(dict.fromkeys(name for term in (*names, out) for name in term), string.ascii_letters, strict=False)
     )
     return [[letters[name] for name in term] for term in names], [letters[name] for name in out]
+
+
+@register("aten.vdot.default")
+def vdot(b: Builder, x: Operand, y: Operand) -> Value:
+    return matmul(b, conj(b, b.value(x)), y)
 
 
 @register("aten.outer.default", "aten.ger.default")
@@ -135,7 +140,7 @@ def tensordot(b: Builder, x: Operand, y: Operand, dims_self: Sequence[int], dims
 
 @register("aten.linalg_vecdot.default")
 def vecdot(b: Builder, x: Operand, y: Operand, *, dim: int = -1) -> Value:
-    return reduced(b, "jnp.sum", b.elementwise("*", x, y), dim, False)
+    return reduced(b, "jnp.sum", b.elementwise("*", conj(b, b.value(x)), y), dim, False)
 
 
 @register("aten.einsum.default")

@@ -15,6 +15,7 @@ from torch_bridge.lowering.builder import Builder
 from torch_bridge.lowering.features import Features, featured
 from torch_bridge.lowering.linear import param_dtype
 from torch_bridge.lowering.promotion import apply, promoted
+from torch_bridge.lowering.reduce import reduced
 from torch_bridge.lowering.state import COUNTER
 from torch_bridge.lowering.table import register
 from torch_bridge.lowering.values import Value
@@ -130,6 +131,10 @@ def rms_norm(
 ) -> Value:
     x = b.value(x)
     eps = torch.finfo(x.dtype).eps if eps is None else eps
+    if x.dtype.is_complex:  # squares, where Flax takes those of sizes
+        mean = reduced(b, "jnp.mean", apply(b, "jnp.square", x), range(-len(normalized_shape), 0), True)
+        y = apply(b, "*", x, apply(b, "lax.rsqrt", apply(b, "+", mean, eps)))
+        return y if weight is None else apply(b, "*", y, weight)
     options = _eps(eps, 1e-6) | ({} if weight is not None else {"use_scale": False})
     return _over_features(b, "nnx.RMSNorm", x, normalized_shape, (weight, None), options)
 
@@ -231,7 +236,8 @@ def cosine_similarity(b: Builder, x1: Value, x2: Value, dim: int = 1, eps: float
 def pairwise_distance(
     b: Builder, x1: Value, x2: Value, p: float = 2, eps: float = 1e-6, keepdim: bool = False
 ) -> Value:
-    difference = b.plain(apply(b, "+", apply(b, "-", x1, x2), eps))
+    dtype = torch.promote_types(x1.dtype, x2.dtype)
+    difference = b.plain(apply(b, "+", apply(b, "-", x1, x2, compute=dtype), eps, compute=dtype))
     order = () if p == 2 else (p,)
     options: Options = {"axis": -1, "keepdims": True} if keepdim else {"axis": -1}
     return b.new(b.emit("ops.vector_norm", difference.expr, *order, **options))

@@ -16,7 +16,6 @@ UNARY = {
     "neg": "neg",
     "negative": "neg",
     "sign": "jnp.sign",
-    "sgn": "jnp.sign",
     "exp": "jnp.exp",
     "exp2": "jnp.exp2",
     "expm1": "jnp.expm1",
@@ -75,6 +74,9 @@ UNARY = {
     "bitwise_not": "~",
 }
 """Functions of one array, computed in the dtype of the result. (`abs` and rounding are below: they know integers.)"""
+
+CUT = {f"jnp.{name}": f"ops.{name}" for name in ("sqrt", "arcsin", "arccos", "arccosh")}
+"""Functions that `jax.numpy` gives wrongly on one side of where they are cut, for complex numbers."""
 
 QUESTIONS = {
     "isnan": "jnp.isnan",
@@ -164,7 +166,7 @@ COMPARISONS = {
 
 
 def _unary(target: str) -> Callable[[Builder, Value], Value]:
-    return lambda b, x: apply(b, target, x)
+    return lambda b, x: apply(b, CUT.get(target, target) if b.dtype.is_complex else target, x)
 
 
 def _question(target: str) -> Callable[[Builder, Value], Value]:

@@ -37,10 +37,14 @@ def dtype_argument(b: Builder, dtype: torch.dtype) -> Dtype:
 
 def cast(b: Builder, operand: Any, dtype: torch.dtype) -> Any:
     """The operand in another dtype; numbers stay numbers."""
+    drops = isinstance(operand, Tensor | Value) and operand.dtype.is_complex and not dtype.is_complex
     if isinstance(operand, Tensor):
-        return operand.to(dtype)
+        return operand.real.to(dtype) if drops and dtype != torch.bool else operand.to(dtype)
     if not isinstance(operand, Value) or operand.dtype == dtype:
         return operand
+    if drops and dtype != torch.bool:
+        operand = b.elementwise("jnp.real", operand, dtype=operand.dtype.to_real())
+        return cast(b, operand, dtype)
     return b.elementwise(".astype", operand, dtype_argument(b, dtype), dtype=dtype)
 
 

@@ -147,7 +147,7 @@ def _enough(b: Builder, x: Value, dim: Dims, correction: float) -> Value:
 def _and_mean(spread: Callable[..., Value]) -> Callable[..., tuple[Value, Value]]:
     def both(b: Builder, x: Value, dim: Dims, keepdim: bool, correction: float) -> tuple[Value, Value]:
         value = viewed(b, x)
-        return spread(b, value, dim, keepdim, correction), reduced(b, "jnp.mean", value, dim, keepdim)
+        return spread(b, value, dim, keepdim, correction), reduced(b, "jnp.mean", value, dim, keepdim, dtype=x.dtype)
 
     return both
 
@@ -181,7 +181,8 @@ _spread_rules("std_mean", _and_mean(deviation))
 def vector_norm(
     b: Builder, x: Value, ord: float = 2, dim: Dims = None, keepdim: bool = False, *, dtype: Any = None
 ) -> Value:
-    return reduced(b, "ops.vector_norm", summable(b, x), dim, keepdim, *([] if ord == 2 else [ord]))
+    value = x if x.dtype.is_complex else summable(b, x)  # the result is real
+    return reduced(b, "ops.vector_norm", value, dim, keepdim, *([] if ord == 2 else [ord]))
 
 
 @register("aten.norm.Scalar", "aten.norm.ScalarOpt_dim", "aten.frobenius_norm.dim")
@@ -204,7 +205,7 @@ def linalg_norm(
 def matrix_norm(
     b: Builder, x: Value, ord: Any = "fro", dim: Sequence[int] = (-2, -1), keepdim: bool = False, *, dtype: Any = None
 ) -> Value:
-    value = summable(b, x)
+    value = b.value(x) if x.dtype.is_complex else summable(b, x)
     rows, columns = (d % value.ndim for d in dim)
     if ord == "fro":
         return vector_norm(b, value, 2, (rows, columns), keepdim)

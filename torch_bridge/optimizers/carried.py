@@ -203,13 +203,14 @@ class _Carried:
         at = next(k for k, name in enumerate(names) if name in _FIELDS)
         if names[at] == "count":
             return jnp.asarray(self._parts[part].steps, leaf.dtype)
-        return jnp.stack(
-            [self._array(k, ".".join(names[at + 1 :]), names[at], leaf) for k in range(len(self._members))]
-        )
+        place = ".".join(str(key.key) for key in path[at + 1 :] if isinstance(key, jax.tree_util.DictKey))
+        arrays = [self._array(k, place, names[at], leaf) for k in range(len(self._members))]
+        part = np.imag if path[-1] == jax.tree_util.GetAttrKey("imaginary") else np.real  # of complex numbers
+        return jnp.array(part(np.stack(arrays)), leaf.dtype)
 
-    def _array(self, member: int, path: str, field: str, leaf: jax.Array) -> jax.Array:
+    def _array(self, member: int, path: str, field: str, leaf: jax.Array) -> np.ndarray:
         state = self._members[member].states[path]
         tensor = next((state[name] for name in _FIELDS[field] if isinstance(state.get(name), Tensor)), None)
         if tensor is None:  # before the first step
-            return jnp.zeros(leaf.shape[1:], leaf.dtype)
-        return jnp.array(stored_array(self._entries[path], tensor, f"member {member}, `{path}`"), leaf.dtype)
+            return np.zeros(leaf.shape[1:], leaf.dtype)
+        return stored_array(self._entries[path], tensor, f"member {member}, `{path}`")

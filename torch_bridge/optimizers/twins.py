@@ -25,6 +25,7 @@ def optimizer(torch_optimizer: torch.optim.Optimizer) -> optax.GradientTransform
 
     It begins as a new one; [`train_state`][torch_bridge.train_state] carries the state over, too. A schedule is no part
     of PyTorch's optimizer: the learning rate is the one it has now, and `optax.scale_by_schedule` may come after it.
+    A complex number is two real ones to it; its gradient is the conjugate of what `jax.grad` gives.
 
     **Raises:** `UnsupportedError` for other optimizers and for options that optax has no twin for, `InputError` for
     several parameter groups, which only `train_state` can tell apart.
@@ -60,7 +61,8 @@ def twin_of(
 
     def make(learning_rate: Any, weight_decay: Any) -> optax.GradientTransformation:
         ascent = [optax.scale(-1.0)] if group["maximize"] else []
-        return optax.chain(*ascent, *rule(group, _decay(weight_decay)), optax.scale_by_learning_rate(learning_rate))
+        steps = [*ascent, *rule(group, _decay(weight_decay)), optax.scale_by_learning_rate(learning_rate)]
+        return optax.contrib.split_real_and_imaginary(optax.chain(*steps))
 
     numbers = {ours: float(group[theirs]) for theirs, ours in SWEPT.items()}
     if not swept:

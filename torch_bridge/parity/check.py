@@ -35,7 +35,7 @@ from torch_bridge.parity.metrics import (
 )
 from torch_bridge.parity.perturbed import perturbed
 from torch_bridge.parity.result import WEIGHTS, ParityReport, Row
-from torch_bridge.parity.rounding import allowed, coarse_error, in_single, moved
+from torch_bridge.parity.rounding import allowed, coarse_error, moved
 from torch_bridge.report import environment
 from torch_bridge.stacking import checked_ensemble, tensors_of_members
 
@@ -185,17 +185,17 @@ class _Check:
         ]
 
     def _compare(self, case: str, exact: Ensemble, doubles: list[nn.Module], inputs: Any, *, vmap: bool) -> None:
-        theirs = stacked(reference.loop(doubles, inputs))  # first, since it says whether PyTorch takes such a batch
         if isinstance(inputs, list):
             arguments = pytree.tree_map(lambda *xs: torch.stack(xs), *[self.arrays(member) for member in inputs])
             actual = exact.each(*arguments)
         else:
             actual = exact(*self.arrays(inputs))
         ours = by_member(actual, len(doubles))
+        theirs = stacked(reference.loop(doubles, inputs))
 
         @functools.cache
         def narrow() -> dict[str, np.ndarray]:
-            models, given = in_single(doubles, inputs)
+            models, given = reference.in_single(doubles, inputs)
             with reference.single():
                 return stacked(reference.loop(models, given))
 
@@ -325,7 +325,13 @@ class _Check:
         return bool(fractions) and fractions <= {torch.float64, torch.complex128}
 
 
-_TORCH = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32, "float64": torch.float64}
+_TORCH = {
+    "float16": torch.float16,
+    "bfloat16": torch.bfloat16,
+    "float32": torch.float32,
+    "float64": torch.float64,
+    "complex128": torch.complex128,
+}
 
 
 def _same_dtype(ours: np.dtype, theirs: np.dtype) -> bool:
@@ -340,5 +346,5 @@ def _case(what: str, place: str, places: dict[str, Any]) -> str:
 def _same_bits(a: Tensor, b: Tensor) -> bool:
     if a.dtype != b.dtype or a.shape != b.shape:
         return False
-    a, b = a.detach().cpu().contiguous(), b.contiguous()
+    a, b = a.detach().cpu().resolve_conj().resolve_neg().contiguous(), b.contiguous()
     return bool(torch.equal(a.reshape(-1).view(torch.uint8), b.reshape(-1).view(torch.uint8))) if a.numel() else True

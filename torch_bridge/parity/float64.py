@@ -15,10 +15,10 @@ from torch_bridge.assemble import constants_of, convert
 
 
 def in_float64(ensemble: Ensemble, double: nn.Module, inputs: tuple[Any, ...]) -> Ensemble:
-    """The ensemble with its weights in float64, exactly. To be used with x64 on.
+    """The ensemble with its weights in float64 and complex128, exactly. To be used with x64 on.
 
-    Where the network itself holds floating-point constants or names a floating-point dtype, it is captured anew from
-    `double`, a float64 copy of a member: constants that PyTorch computes in float64 then are not float32's.
+    Where the network itself holds such constants or names such a dtype, it is captured anew from `double`, a float64
+    copy of a member: constants that PyTorch computes in float64 then are not float32's.
     """
     network, origin = ensemble.network, ensemble.origin
     if isinstance(origin, Origin) and network is not None and depends_on_dtype(network):
@@ -51,15 +51,20 @@ _LIMITS = {
 
 def depends_on_dtype(network: Network) -> bool:
     """Whether the network computes with constants or casts that a float64 network would have otherwise."""
-    if any(variable.kind == "constant" and "float" in variable.dtype for variable in network.variables):
+    if any(variable.kind == "constant" and _is_inexact(variable.dtype) for variable in network.variables):
         return True
     return any(_names_float((call.args, call.kwargs)) for call in network.calls)
+
+
+def _is_inexact(name: str) -> bool:
+    """Whether a dtype of this name has another one in a float64 network."""
+    return "float" in name or "complex" in name
 
 
 def _names_float(arg: Any) -> bool:
     match arg:
         case Dtype(name):
-            return "float" in name
+            return _is_inexact(name)
         case float():
             return arg in _LIMITS
         case tuple() | list():

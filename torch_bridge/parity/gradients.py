@@ -18,7 +18,7 @@ from jaxensemble.state import flatten
 from torch_bridge import reference
 from torch_bridge.parity.metrics import same_where_not_finite
 from torch_bridge.parity.result import Row
-from torch_bridge.parity.rounding import allowed, in_single, moved
+from torch_bridge.parity.rounding import allowed, moved
 
 LIMIT = 1e-11
 """Largest float64 error of a parameter's gradient, relative to that gradient's largest entry."""
@@ -47,7 +47,7 @@ def compare(ensemble: Ensemble, doubles: Sequence[nn.Module], inputs: tuple[Any,
     `arrays` are `inputs` as the ensemble takes them.
     """
     assert isinstance(ensemble.origin, Origin)
-    ours = {name: np.asarray(grad) for name, grad in flatten(_gradients(ensemble, arrays)).items()}
+    ours = {name: np.conj(grad) for name, grad in flatten(_gradients(ensemble, arrays)).items()}  # as PyTorch has them
     rows = []
     for k, model in enumerate(doubles):
         try:
@@ -76,7 +76,7 @@ def _in_single(model: nn.Module, inputs: tuple[Any, ...]) -> list[Grads]:
     """The gradients in float32, of the model and of a few that are all but the same: one may be right by chance."""
     found = []
     for models, given in itertools.chain([([model], inputs)], moved([model], inputs, torch.float32)):
-        (narrow,), given = in_single(models, given)
+        (narrow,), given = reference.in_single(models, given)
         with reference.single():
             found.append(_autograd(narrow, given)[0])
     return found

@@ -12,6 +12,7 @@ from jaxensemble.ensemble import Ensemble
 from jaxensemble.origin import Origin, WeightMap
 from jaxensemble.state import Tree, flatten, unflatten
 from torch_bridge.assemble import tensors_of
+from torch_bridge.finite import has_fractions
 from torch_bridge.stacking import Stack
 
 
@@ -26,12 +27,12 @@ def perturb(model: nn.Module, seed: int) -> bool:
     with torch.no_grad():
         for tensor in constant.values():
             noise = torch.rand(tensor.shape, generator=generator, dtype=tensor.dtype)
-            tensor.copy_(noise + 0.5 if tensor.flatten()[0] else 0.2 * noise - 0.1)
+            tensor.copy_(noise + 0.5 if tensor.flatten()[0] else 0.2 * noise - 0.1)  # complex noise has both parts
     return bool(constant)
 
 
 def _constant(model: nn.Module) -> dict[str, Tensor]:
-    """The floating-point tensors of one value throughout, by name; of those with one element, zeros and ones."""
+    """The tensors of one fraction throughout, by name; of those with one element, zeros and ones."""
     return {name: tensor for name, tensor in _tensors(model) if _is_constant(tensor)}
 
 
@@ -45,10 +46,10 @@ def _copied(model: nn.Module, names: set[str]) -> nn.Module:
 
 
 def _is_constant(tensor: Tensor) -> bool:
-    if not tensor.is_floating_point() or tensor.numel() == 0:
+    if not has_fractions(tensor) or tensor.numel() == 0:
         return False
     first = tensor.detach().flatten()[0]
-    return bool((tensor == first).all()) and (tensor.numel() > 1 or float(first) in (0, 1))
+    return bool((tensor == first).all()) and (tensor.numel() > 1 or first.item() in (0, 1))
 
 
 def perturbed(ensemble: Ensemble, models: Sequence[nn.Module]) -> tuple[Ensemble, list[nn.Module]] | None:

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from torch_bridge import reference
 from torch_bridge.compat import pytree
+from torch_bridge.finite import has_fractions
 
 FACTOR = 32.0
 """An error in float64 may be so many times PyTorch's own in float32, scaled by `SCALE`."""
@@ -59,13 +59,6 @@ def coarse_error(narrow: np.ndarray, exact: np.ndarray) -> float:
     return max(errors)
 
 
-def in_single(models: Sequence[nn.Module], inputs: Any) -> tuple[list[nn.Module], Any]:
-    """Copies of models and inputs with float32 in place of float64, to be run within `reference.single`."""
-    narrow = lambda x: x.to(torch.float32) if isinstance(x, Tensor) and x.is_floating_point() else x  # noqa: E731
-    with reference.single():
-        return [copy.deepcopy(model).float() for model in models], pytree.tree_map(narrow, inputs)
-
-
 def moved(
     models: Sequence[nn.Module], inputs: Any, dtype: torch.dtype | None = None
 ) -> Iterator[tuple[list[nn.Module], Any]]:
@@ -78,7 +71,7 @@ def moved(
         generator = torch.Generator().manual_seed(seed)
 
         def move(x: Any, generator: torch.Generator = generator) -> Any:
-            if not isinstance(x, Tensor) or not (x.is_floating_point() or x.is_complex()):
+            if not isinstance(x, Tensor) or not has_fractions(x):
                 return x
             signs = 2 * torch.randint(2, x.shape, generator=generator).to(x) - 1
             return x * (1 + torch.finfo(dtype or x.dtype).eps * signs)

@@ -16,7 +16,7 @@ from torch_bridge import reference
 from torch_bridge.assemble import tensors_of
 from torch_bridge.parity.metrics import by_member, normwise, stacked
 from torch_bridge.parity.result import Row
-from torch_bridge.parity.rounding import allowed, coarse_error, in_single
+from torch_bridge.parity.rounding import allowed, coarse_error
 
 STAGE = "float64, training mode"
 
@@ -46,7 +46,7 @@ def compare(
 
     @functools.cache
     def coarse() -> tuple[list[nn.Module], dict[str, np.ndarray]]:
-        models, given = in_single(doubles, inputs)
+        models, given = reference.in_single(doubles, inputs)
         with reference.single():
             return _trained(models, given)
 

@@ -22,7 +22,7 @@ from jaxensemble.state import Tree, merge, split
 from jaxensemble.training import TrainState
 from jaxensemble.training.data import as_data, rows_of
 from jaxensemble.training.step import step_for, stepped_through
-from torch_bridge.compat import pytree
+from torch_bridge.parity.gradients import floats
 from torch_bridge.timing.variants import OURS, Call, as_graph, channels_last, compiler, member_of, mode_of, recorded
 
 RATE = 1e-10
@@ -105,12 +105,11 @@ def _adam(params: list[Tensor]) -> torch.optim.Optimizer:
 
 
 def _square(outputs: Any) -> Tensor:
-    parts = [leaf.square().mean() for leaf in pytree.tree_leaves(outputs) if leaf.is_floating_point()]
-    return torch.stack(parts).sum()
+    return torch.stack([leaf.square().mean() for leaf in floats(outputs)]).sum()
 
 
 def _jax_square(outputs: Any, targets: Any = None) -> jax.Array:
-    leaves = [leaf for leaf in jax.tree.leaves(outputs) if jnp.issubdtype(leaf.dtype, jnp.floating)]
+    leaves = floats(outputs)
     return sum((jnp.mean(jnp.square(leaf)) for leaf in leaves), start=jnp.zeros((), leaves[0].dtype))
 
 
