@@ -20,6 +20,7 @@ from torch.export import ExportedProgram
 
 from jaxensemble.errors import UnsupportedError
 from torch_bridge.attributes import changes_of
+from torch_bridge.batch_sizes import decisions, in_multiples, is_same, open_size, with_rows
 from torch_bridge.caches import check_calls_repeat, fresh
 from torch_bridge.compat import (
     complex_means_mended,
@@ -35,6 +36,7 @@ from torch_bridge.kept import restored
 from torch_bridge.memory import OWN_MEMORY, without_memory_formats
 from torch_bridge.memos import tensors_forgotten
 from torch_bridge.modes import Modes, add_dropout, aligned, has_tensors, hides_its_mode, reads_of_mode
+from torch_bridge.open_sizes import DirectDistances, OpenSizes, open_roots
 from torch_bridge.regions import inline_regions
 from torch_bridge.stand_ins import replace_moded, stand_in
 
@@ -169,16 +171,47 @@ def _export(
 
 
 def _exported(
-    model: nn.Module, inputs: tuple[Any, ...], dynamic: tuple[Any, ...], *, training: bool
+    model: nn.Module, inputs: tuple[Any, ...], dynamic: tuple[Any, ...], *, training: bool, factor: int = 1
 ) -> tuple[ExportedProgram, bool]:
-    with _mode(model, training), _cumulative_averages_fixed(model), _torch_warnings_off(), restored(model):
+    with (
+        _mode(model, training),
+        _cumulative_averages_fixed(model),
+        _torch_warnings_off(),
+        restored(model),
+        decisions() as decided,
+    ):
         try:
-            with _torch_quiet(), torch.enable_grad(), complex_means_mended(), reads_of_mode() as read:
+            with _tracing(), reads_of_mode() as read:
                 program = torch.export.export(model, inputs, dynamic_shapes=by_parameter(model, dynamic), strict=False)
         except Exception as error:  # whatever a user's forward or the exporter raises is told as one kind of error
-            raise explained(error, model, inputs, training=training) from error
+            found = decided.factor(open_size(inputs, dynamic)) if factor == 1 else None
+            if found is not None:
+                multiples = in_multiples(dynamic, found)
+                return _exported(model, inputs, multiples, training=training, factor=found)
+            raise explained(error, model, inputs, training=training, place=decided.last) from error
+        if decided.of_one and not _is_right_for_one(model, program, with_rows(inputs, dynamic, factor)):
+            raise UnsupportedError(
+                f"{type(model).__name__}.forward takes another way for a batch of one ({decided.of_one[0]}), and a "
+                "ported network takes the same way for all batch sizes. Write it without this decision, or pass "
+                "batch_axis=None to port it for the size of the example."
+            )
     inline_regions(program.graph_module)
     return program, bool(read)
+
+
+@contextlib.contextmanager
+def _tracing() -> Iterator[None]:
+    with _torch_quiet(), torch.enable_grad(), complex_means_mended(), DirectDistances(), OpenSizes(), open_roots():
+        yield
+
+
+def _is_right_for_one(model: nn.Module, program: ExportedProgram, of_one: tuple[Any, ...]) -> bool:
+    """Whether a batch of one is treated as larger ones are, or refused by the forward itself."""
+    try:
+        with _tracing():
+            return is_same(program, torch.export.export(model, of_one, strict=False))
+    except Exception:  # which is the forward's own, as of `assert x.shape[0] > 1`
+        return True
 
 
 @contextlib.contextmanager

@@ -9,14 +9,17 @@ import contextlib
 import functools
 import importlib
 import importlib.util
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 import torch.utils._pytree as pytree
 from torch import Tensor, _prims_common, fx, nn
 from torch._decomp import decompositions
-from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
+from torch._dynamo.source import ConstantSource
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.proxy_tensor import get_proxy_mode, make_fx
+from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext, free_unbacked_symbols
 from torch.fx.node import has_side_effect, map_aggregate
 from torch.nn.modules import transformer
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -26,7 +29,11 @@ __all__ = [
     "TorchDispatchMode",
     "compiled_graphs",
     "complex_means_mended",
+    "fakes",
     "free_unbacked_symbols",
+    "graph_being_traced",
+    "graph_traced",
+    "guards_told",
     "has_side_effect",
     "keeps_cumulative_average",
     "linear_cross_entropy",
@@ -133,6 +140,49 @@ def _has_wrong_states(layer: Callable[..., Any]) -> bool:
     x, state, weight = torch.zeros(1, 2, 1), torch.zeros(2, 1), torch.zeros(4, 1)
     _, states = layer(x, (state, state), (weight, weight), False)
     return states[0].ndim != state.ndim
+
+
+def graph_traced(function: Callable[..., Any], *args: Any) -> fx.GraphModule:
+    """What a function of fake tensors does, below autograd and all transforms of `torch.func`."""
+    return make_fx(function, tracing_mode="fake", _allow_non_fake_inputs=True)(*args)
+
+
+def graph_being_traced() -> fx.Graph:
+    mode = get_proxy_mode()
+    assert mode is not None
+    return mode.tracer.graph
+
+
+def fakes(leaves: Sequence[Any], axes: Sequence[int | None]) -> list[Any]:
+    """Tensors without values, whose sizes along the axes given are open, and one."""
+    mode = FakeTensorMode(shape_env=ShapeEnv(), allow_non_fake_inputs=True)
+
+    def fake(k: int, leaf: Any, axis: int | None) -> Any:
+        sizes = [DimDynamic.DUCK if dim == axis else DimDynamic.STATIC for dim in range(leaf.ndim)]
+        source = ConstantSource(f"tensor_{k}")
+        return mode.from_tensor(leaf, source=source, symbolic_context=StatelessSymbolicContext(dynamic_sizes=sizes))
+
+    return [fake(k, leaf, axis) for k, (leaf, axis) in enumerate(zip(leaves, axes, strict=True))]
+
+
+@contextlib.contextmanager
+def guards_told(tell: Callable[[Any], None], is_needless: Callable[[Any], bool]) -> Iterator[None]:
+    """Calls `tell` with every condition on open sizes that the exporter makes, and has it forget those without need."""
+    log_guard, produce_guards = ShapeEnv._log_guard, ShapeEnv.produce_guards
+
+    def told(self: ShapeEnv, prefix: str, guard: Any, *args: Any, **kwargs: Any) -> None:
+        tell(guard)
+        log_guard(self, prefix, guard, *args, **kwargs)
+
+    def produced(self: ShapeEnv, *args: Any, **kwargs: Any) -> list[str]:
+        self.guards = [guard for guard in self.guards if not is_needless(guard.expr)]
+        return produce_guards(self, *args, **kwargs)
+
+    ShapeEnv._log_guard, ShapeEnv.produce_guards = told, produced  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        ShapeEnv._log_guard, ShapeEnv.produce_guards = log_guard, produce_guards
 
 
 def compiled_graphs() -> int:

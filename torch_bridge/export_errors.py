@@ -1,5 +1,6 @@
 """What `torch.export` says when it cannot follow a forward, in the words of who wrote the forward."""
 
+import functools
 import os
 import re
 import traceback
@@ -7,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import sympy
 import torch
 from torch import Tensor, nn
 
@@ -16,8 +18,13 @@ from torch_bridge.compat import pytree
 _MODE_NAMES = {True: "training", False: "evaluation"}
 
 
-def explained(error: Exception, model: nn.Module, inputs: tuple[Any, ...], *, training: bool) -> JaxEnsembleError:
-    """The error to raise for one of the exporter's: `InputError` where PyTorch itself fails on these inputs."""
+def explained(
+    error: Exception, model: nn.Module, inputs: tuple[Any, ...], *, training: bool, place: str = ""
+) -> JaxEnsembleError:
+    """The error to raise for one of the exporter's: `InputError` where PyTorch itself fails on these inputs.
+
+    `place` is the line that fixed the size of the batch, if one did.
+    """
     name = type(model).__name__
     own = None if training else _own_error(model, inputs)
     if own is not None:
@@ -36,10 +43,11 @@ def explained(error: Exception, model: nn.Module, inputs: tuple[Any, ...], *, tr
     if refused := _refused(error):
         return UnsupportedError(f"torch.export cannot follow {name}.forward{where}: {refused}.")
     if "Constraints violated" in text or "specialized it to be a constant" in text:
+        where = f" ({place})" if place else where
         return UnsupportedError(
-            f"torch.export cannot follow {name}.forward with an open batch size{where}: somewhere it takes the size of "
-            "the batch axis for a fixed number. Write x.shape[0] or -1 instead; or, if the inputs have no batch axis "
-            "or are always of one size, pass batch_axis=None to fix all shapes."
+            f"torch.export cannot follow {name}.forward with an open batch size{where}: it takes the size of the batch "
+            "axis for a fixed number, or decides by it. Write x.shape[0] or -1 instead; or, if the inputs have no "
+            "batch axis or are always of one size, pass batch_axis=None to fix all shapes."
         )
     unknown = re.search(r"Found <class '([^']+)'> in output, which is not a known type", text)
     if unknown:
@@ -88,16 +96,18 @@ def _place(error: BaseException | None) -> str:
     found = re.findall(r'File "([^"]+)", line (\d+), in \w+\n\s*(.+)', str(error))
     while error is not None and not found:
         frames = traceback.extract_tb(error.__traceback__)
-        found = [(f.filename, f.lineno, f.line) for f in frames if f.line and _is_the_users(f.filename)]
+        found = [(f.filename, f.lineno, f.line) for f in frames if f.line and is_the_users(f.filename)]
         error = error.__cause__ or error.__context__
-    own = [entry for entry in found if _is_the_users(entry[0])]
+    own = [entry for entry in found if is_the_users(entry[0])]
     if not own:
         return ""
     file, line, code = own[-1]
     return f" ({Path(file).name}:{line}: {code.strip()})"
 
 
-def _is_the_users(file: str) -> bool:
-    """Whether a file is none of PyTorch, this package and Python itself."""
-    torch_, bridge, python = (f"{Path(module).parent}{os.sep}" for module in (torch.__file__, __file__, os.__file__))
-    return not file.startswith((torch_, bridge)) and (not file.startswith(python) or "site-packages" in file)
+@functools.cache
+def is_the_users(file: str) -> bool:
+    """Whether a file is none of PyTorch, what it computes sizes with, this package and Python itself."""
+    modules = (torch.__file__, sympy.__file__, __file__, os.__file__)
+    *others, python = (f"{Path(module).parent}{os.sep}" for module in modules)
+    return not file.startswith(tuple(others)) and (not file.startswith(python) or "site-packages" in file)

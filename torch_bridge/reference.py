@@ -14,6 +14,7 @@ from jaxensemble.errors import InputError
 from torch_bridge.compat import pytree
 from torch_bridge.finite import has_fractions
 from torch_bridge.memos import tensors_forgotten
+from torch_bridge.open_sizes import DirectDistances
 
 Inputs = tuple[Any, ...]
 
@@ -44,14 +45,13 @@ def equal_precision(*, tf32: bool = False) -> Iterator[None]:
 def widened() -> Iterator[None]:
     """PyTorch in float64 for a while, whatever a forward says: `x.float()`, `torch.arange(3.0)`, `dtype=torch.float32`.
 
-    Complex numbers are complex128.
-
-    Without it, the float64 copy of such a model computes in float32, or fails where both meet.
+    Without it, the float64 copy of such a model computes in float32, or fails where both meet. Distances are
+    computed as they are defined. Complex numbers are complex128.
     """
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.float64)
     try:
-        with tensors_forgotten(), _Widened():
+        with tensors_forgotten(), _Widened(), DirectDistances():
             yield
     finally:
         torch.set_default_dtype(before)

@@ -57,6 +57,7 @@ _SCHEMAS = {
         ("gru", "rnn_tanh", "rnn_relu"),
         f"(Tensor x, Tensor hx, Tensor[] params, {_OPTIONS}, str mode) -> (Tensor, Tensor)",
     ),
+    "linspace": "(Scalar start, Scalar end, SymInt steps, *, ScalarType dtype, Device? device=None) -> Tensor",
     "attention": "(Tensor query, Tensor key, Tensor value, Tensor? attn_mask, bool is_causal, float? scale, "
     "bool enable_gqa, float dropout_p, str mode) -> Tensor",
 }
@@ -89,6 +90,7 @@ _RESULTS: dict[str, Callable[..., Any]] = {
     "lstm": _lstm,
     **dict.fromkeys(("gru", "rnn_tanh", "rnn_relu"), _recurrent),
     "attention": _attention,
+    "linspace": lambda start, end, steps, *, dtype, device=None: torch.empty(steps, dtype=dtype, device=device),
 }
 """Results of the right shape, where it is not that of the first argument."""
 

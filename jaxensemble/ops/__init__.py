@@ -4,6 +4,7 @@ from jaxensemble.ops.activations import celu, hard_sigmoid, hard_tanh, leaky_rel
 from jaxensemble.ops.attention import attended, attention, attention_weights
 from jaxensemble.ops.complex_numbers import angle, arccos, arccosh, arcsin, polar, sgn, sqrt
 from jaxensemble.ops.convolution import conv
+from jaxensemble.ops.creation import linspace
 from jaxensemble.ops.embedding import bags, embed
 from jaxensemble.ops.factors import (
     cholesky,
@@ -152,6 +153,7 @@ __all__ = [
     "istft",
     "leaky_relu",
     "lerp",
+    "linspace",
     "lstm",
     "lstm_cell",
     "lu",

@@ -635,15 +635,6 @@ def test_a_train_method_of_the_models_own_is_followed() -> None:
     assert_close(ensemble.train()(x)[0], model(x), 1e-6)
 
 
-def test_sizes_as_floats_are_refused_or_right() -> None:
-    class Scaled(nn.Module):
-        def forward(self, x: Tensor) -> Tensor:
-            return x * torch.full((2,), 1.0 / x.shape[0])
-
-    with pytest.raises(UnsupportedError, match="depends on the batch size"):
-        torch_bridge.to_flax(Scaled(), (torch.randn(4, 2),))
-
-
 def test_squeezing_an_open_batch_is_refused() -> None:
     class Squeezed(nn.Module):
         def forward(self, x: Tensor) -> Tensor:

@@ -12,9 +12,10 @@ from torch import Tensor, fx
 from jaxensemble.errors import UnsupportedError
 from jaxensemble.network import Arg, Call, Dtype, Layer, Ref, Var, Variable
 from torch_bridge.capture import TorchGraph
-from torch_bridge.compat import free_unbacked_symbols
+from torch_bridge.compat import free_unbacked_symbols, pytree
 from torch_bridge.layout import Group, Layout, Size, fresh, group_size, steps, tidy_axes
 from torch_bridge.lowering import alignment
+from torch_bridge.lowering.sizes import computed
 from torch_bridge.lowering.state import ModuleState
 from torch_bridge.lowering.values import DTYPES, Storage, Value, module_scope, size, sizes
 from torch_bridge.modes import source_line
@@ -49,7 +50,10 @@ class Builder:
     # Calls
 
     def emit(self, target: str, *args: Any, **kwargs: Any) -> Ref:
-        """Appends a call and returns its result."""
+        """Appends a call and returns its result. Numbers that depend on the batch size are calls before it."""
+        args, kwargs = pytree.tree_map(
+            lambda arg: self.size(arg) if isinstance(arg, sympy.Expr) else arg, (args, kwargs)
+        )
         out = Ref(f"v{len(self.calls)}")
         self.calls.append(Call(out.name, target, args, kwargs, self.scope))
         return out
@@ -241,17 +245,10 @@ class Builder:
         if isinstance(wanted, int):
             return wanted
         known = [*near, *((value.expr, value.layout.stored_shape) for value in self.sources)]
-        for expr, shape in known:
-            if wanted in shape:
-                return self.emit(".shape", expr, list(shape).index(wanted))
-        return self._computed_size(wanted, known)
-
-    def _computed_size(self, wanted: sympy.Expr, known: Sequence[tuple[Ref | Var, Sequence[Size]]]) -> Arg:
-        symbols = list(wanted.free_symbols)
-        ratio = sympy.cancel(wanted / symbols[0]) if len(symbols) == 1 else None
-        if ratio is not None and ratio.is_Integer:
-            return self.emit("*", self.size(symbols[0], known), int(ratio))
-        raise self.open(f"the size {wanted} depends", wanted)
+        found = computed(self.emit, wanted, known)
+        if found is None:
+            raise self.open(f"the size {wanted} depends", wanted)
+        return found
 
     # Elementwise operations
 
@@ -264,7 +261,7 @@ class Builder:
         return self.laid(self.emit(target, *args, **kwargs), layout, dtype)
 
     def number(self, operand: Any) -> Arg:
-        """An operand without dimensions as an argument: a number, or a size that depends on the batch size."""
+        """An operand without dimensions as an argument: a number, or one that depends on the batch size."""
         return self.size(operand) if isinstance(operand, sympy.Expr | torch.SymInt) else number(operand)
 
     def aligned(self, *operands: Any) -> tuple[list[Value], Layout]:

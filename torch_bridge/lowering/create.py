@@ -70,6 +70,13 @@ def arange_from(b: Builder, start: Any, end: Any, step: Any = 1, **_: Any) -> Va
     return b.new(b.emit("jnp.arange", *bounds, **options))
 
 
+@register("torch_bridge.linspace.default")
+def linspace(b: Builder, start: Any, end: Any, steps: Any, **_: Any) -> Value:
+    """Evenly spaced numbers, as many as depend on the batch size."""
+    bounds = [b.number(entry) for entry in (start, end)]
+    return b.new(b.emit("ops.linspace", *bounds, b.size(steps), dtype=dtype_argument(b, b.dtype)))
+
+
 @register("aten.eye.default")
 def eye(b: Builder, n: Size, **_: Any) -> Value:
     return b.new(b.emit("jnp.eye", b.size(n), dtype=dtype_argument(b, b.dtype)))

@@ -186,17 +186,8 @@ def unbind(b: Builder, x: Value, dim: int = 0) -> tuple[Value, ...]:
     return tuple(select(b, x, dim, k) for k in range(count))
 
 
-@register("aten.split.Tensor", "aten.unsafe_split.Tensor")
+@register("aten.split.Tensor", "aten.unsafe_split.Tensor", "aten.chunk.default")
 def split(b: Builder, x: Value, split_size: Size, dim: int = 0) -> tuple[Value, ...]:
-    size = viewed(b, x).shape[dim]
-    if not (isinstance(size, int) and isinstance(split_size, int)):
-        raise b.open("the size of parts depends", size, split_size)
-    parts = [min(split_size, size - start) for start in range(0, size, split_size)] if size else [0]
-    return split_with_sizes(b, x, parts, dim)
-
-
-@register("aten.chunk.default")
-def chunk(b: Builder, x: Value, chunks: int, dim: int = 0) -> tuple[Value, ...]:
     return split_with_sizes(b, x, [sizes(part.shape)[dim] for part in b.node.meta["val"]], dim)
 
 
@@ -210,10 +201,8 @@ def split_with_sizes(b: Builder, x: Value, split_sizes: Sequence[Size], dim: int
     dim %= value.ndim
     if len(split_sizes) == 1:
         return (value,)
-    if not all(isinstance(size, int) for size in split_sizes):
-        raise b.open("the size of parts depends", *split_sizes)
     value = b.tidy(value)
-    ends = tuple(sum(split_sizes[: k + 1]) for k in range(len(split_sizes) - 1))
+    ends = tuple(b.size(sum(split_sizes[: k + 1])) for k in range(len(split_sizes) - 1))
     how = len(split_sizes) if len(set(split_sizes)) == 1 else ends
     parts = b.emit("jnp.split", value.expr, how, axis=axis_of(value, dim))
     return tuple(

@@ -11,6 +11,7 @@ from torch import fx
 from jaxensemble.network import Ref, Var
 from jaxensemble.origin import Rearrangement
 from torch_bridge.arrays import DTYPES as DTYPES
+from torch_bridge.compat import free_unbacked_symbols
 from torch_bridge.layout import Layout, Size, atoms_of
 
 
@@ -89,11 +90,14 @@ def _product(piece: list) -> int:
     return size
 
 
-def size(entry: Any) -> Size:
-    """A torch size as a number or an expression in the batch size."""
-    if isinstance(entry, torch.SymInt):
+def size(entry: Any) -> Any:
+    """A torch size, or a number computed from sizes, as a number or an expression in the batch size.
+
+    A float that values decide stays as it is.
+    """
+    if isinstance(entry, torch.SymInt) or (isinstance(entry, torch.SymFloat) and not free_unbacked_symbols(entry)):
         expr = entry.node.expr
-        return int(expr) if expr.is_Integer else expr
+        return int(expr) if expr.is_Integer else float(expr) if expr.is_Number else expr
     return entry
 
 

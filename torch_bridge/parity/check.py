@@ -185,13 +185,13 @@ class _Check:
         ]
 
     def _compare(self, case: str, exact: Ensemble, doubles: list[nn.Module], inputs: Any, *, vmap: bool) -> None:
+        theirs = stacked(reference.loop(doubles, inputs))  # first, since it says whether PyTorch takes such a batch
         if isinstance(inputs, list):
             arguments = pytree.tree_map(lambda *xs: torch.stack(xs), *[self.arrays(member) for member in inputs])
             actual = exact.each(*arguments)
         else:
             actual = exact(*self.arrays(inputs))
         ours = by_member(actual, len(doubles))
-        theirs = stacked(reference.loop(doubles, inputs))
 
         @functools.cache
         def narrow() -> dict[str, np.ndarray]:

@@ -1,0 +1,93 @@
+"""Sizes and numbers that a forward computes from the size of its batch, as calls of the network."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias
+
+import sympy
+
+from jaxensemble.network import Arg, Ref, Var
+from torch_bridge.layout import Size
+
+Known: TypeAlias = Sequence[tuple[Ref | Var, Sequence[Size]]]
+"""Arrays that sizes can be read off, and their stored shapes."""
+
+Emit: TypeAlias = Callable[..., Ref]
+
+_OPERATORS = {
+    "FloorDiv": "//",
+    "CleanDiv": "//",
+    "Mod": "%",
+    "PythonMod": "%",
+    "IntTrueDiv": "/",
+    "FloatTrueDiv": "/",
+    "PowByNatural": "**",
+    "FloatPow": "**",
+}
+"""PyTorch's own functions of two sizes."""
+
+
+def computed(emit: Emit, wanted: Any, known: Known) -> Arg | None:
+    """A number as a call on sizes of known arrays, or None where it is another function of the batch size.
+
+    `emit` appends a call to the network.
+    """
+    if wanted.is_Integer:
+        return int(wanted)
+    if wanted.is_Number:
+        return float(wanted)
+    for expr, shape in known:
+        if wanted in shape:
+            return emit(".shape", expr, list(shape).index(wanted))
+    if isinstance(wanted, sympy.Symbol):
+        return _solved(emit, wanted, known)
+    name, parts = type(wanted).__name__, wanted.args
+    if name == "ToFloat":
+        return computed(emit, parts[0], known)
+    if name == "OpaqueUnaryFn_sqrt":
+        return _joined(emit, "**", [parts[0], sympy.Float(0.5)], known)
+    if name in _OPERATORS:
+        return _joined(emit, _OPERATORS[name], parts, known)
+    if isinstance(wanted, sympy.Add):
+        ahead = sorted(parts, key=lambda part: (part.could_extract_minus_sign(), not part.free_symbols))
+        return _sum(emit, ahead, known)
+    if isinstance(wanted, sympy.Mul):
+        return _joined(emit, "*", sorted(parts, key=lambda part: not part.free_symbols), known)
+    if isinstance(wanted, sympy.Pow):
+        return _joined(emit, "**", parts, known)
+    return None
+
+
+def _joined(emit: Emit, operator: str, parts: Sequence[Any], known: Known) -> Arg | None:
+    total = computed(emit, parts[0], known)
+    for part in parts[1:]:
+        other = computed(emit, part, known)
+        if total is None or other is None:
+            return None
+        total = emit(operator, total, other)
+    return total
+
+
+def _sum(emit: Emit, parts: Sequence[Any], known: Known) -> Arg | None:
+    """A sum of which those that are taken away come last."""
+    total = computed(emit, parts[0], known)
+    for part in parts[1:]:
+        less = part.could_extract_minus_sign()
+        other = computed(emit, -part if less else part, known)
+        if total is None or other is None:
+            return None
+        total = emit("-" if less else "+", total, other)
+    return total
+
+
+def _solved(emit: Emit, symbol: sympy.Symbol, known: Known) -> Arg | None:
+    """A size of which only a multiple is known, or a sum with a number."""
+    for expr, shape in known:
+        for axis, size in enumerate(shape):
+            if isinstance(size, int) or size.free_symbols != {symbol}:
+                continue
+            factor, rest = sympy.diff(size, symbol), size.subs(symbol, 0)
+            if isinstance(factor, sympy.Integer) and isinstance(rest, sympy.Integer):
+                found = emit(".shape", expr, axis)
+                found = found if rest == 0 else emit("-", found, int(rest))
+                return found if factor == 1 else emit("//", found, int(factor))
+    return None

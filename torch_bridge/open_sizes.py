@@ -1,0 +1,83 @@
+"""Functions of PyTorch's that take a size for a fixed number, and another way to the same that leaves it open."""
+
+import contextlib
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from torch_bridge.stand_ins import stand_in
+
+
+class DirectDistances(TorchFunctionMode):
+    """Within it, `torch.cdist` computes every distance by itself.
+
+    Elsewhere it goes by way of a product of matrices where there are more than 25 rows: that is a decision by the size
+    of a batch, and leaves some 1e-8 in float64 between equal rows, whose distance is zero.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is torch.cdist:
+            args, kwargs = args[:3], {**kwargs, "compute_mode": "donot_use_mm_for_euclid_dist"}
+        return func(*args, **kwargs)
+
+
+class OpenSizes(TorchFunctionMode):
+    """Within it, functions called with open sizes leave them open."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        other = _OTHER_WAYS.get(func)
+        result = other(*args, **kwargs) if other is not None else NotImplemented
+        return func(*args, **kwargs) if result is NotImplemented else result
+
+
+def _linspace(start: Any, end: Any, steps: Any, *, dtype: torch.dtype | None = None, **_: Any) -> Any:
+    if not isinstance(steps, torch.SymInt) or isinstance(start, Tensor) or isinstance(end, Tensor):
+        return NotImplemented
+    return stand_in("linspace")(start, end, steps, dtype=dtype or torch.get_default_dtype())
+
+
+def _fill_diagonal(x: Tensor, fill_value: Any, wrap: bool = False) -> Any:
+    if wrap or x.ndim != 2 or not _is_open(x):
+        return NotImplemented
+    x.diagonal().fill_(fill_value)
+    return x
+
+
+def _take_along_dim(x: Tensor, indices: Tensor, dim: int | None = None) -> Any:
+    if dim is None or x.ndim != indices.ndim or not (_is_open(x) or _is_open(indices)):
+        return NotImplemented
+    pairs = zip(x.shape, indices.shape, strict=True)
+    same = all(_size(own) == _size(other) for k, (own, other) in enumerate(pairs) if k != dim % x.ndim)
+    return x.gather(dim, indices) if same else NotImplemented
+
+
+def _size(entry: Any) -> Any:
+    return entry.node.expr if isinstance(entry, torch.SymInt) else entry
+
+
+def _is_open(x: Tensor) -> bool:
+    return any(isinstance(entry, torch.SymInt) for entry in x.shape)
+
+
+_OTHER_WAYS: dict[Any, Callable[..., Any]] = {
+    torch.linspace: _linspace,
+    **dict.fromkeys((torch.take_along_dim, Tensor.take_along_dim), _take_along_dim),
+    Tensor.fill_diagonal_: _fill_diagonal,
+}
+
+
+@contextlib.contextmanager
+def open_roots() -> Iterator[None]:
+    """`math.sqrt` of an open size, within it, is a number that stays open."""
+    before = math.sqrt
+    math.sqrt = lambda x: torch.sym_sqrt(x) if isinstance(x, torch.SymInt | torch.SymFloat) else before(x)
+    try:
+        yield
+    finally:
+        math.sqrt = before
