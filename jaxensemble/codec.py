@@ -7,11 +7,14 @@ from collections.abc import Callable
 from typing import Any
 
 from jaxensemble.errors import InputError
-from jaxensemble.network import Call, Dtype, Func, Layer, Network, Ref, Slice, Var, Variable
+from jaxensemble.network import Call, Dtype, Fixed, Func, Layer, Network, Record, Ref, Slice, Var, Variable
 from jaxensemble.validation import validate
 
-FORMAT = 1
-"""The number of the layout written here; others are refused."""
+FORMAT = 2
+"""The number of the layout written here."""
+
+READ = (1, FORMAT)
+"""The layouts that are read; others are refused. The first one has no `arguments`, nothing fixed, and no records."""
 
 _NAMED: dict[str, Callable[[str], Any]] = {"ref": Ref, "var": Var, "dtype": Dtype, "func": Func}
 
@@ -56,8 +59,8 @@ def _refuse_constant(text: str) -> Any:
 
 
 def _network(fields: dict[str, Any]) -> Network:
-    if fields.pop("format") != FORMAT:
-        raise ValueError(f"expected format {FORMAT}")
+    if fields.pop("format") not in READ:
+        raise ValueError(f"expected a format in {READ}")
     fields |= {
         "inputs": tuple(map(_decoded, fields["inputs"])),
         "outputs": _decoded(fields["outputs"]),
@@ -68,6 +71,7 @@ def _network(fields: dict[str, Any]) -> Network:
         "training": tuple(fields["training"]),
         "input_shapes": {name: tuple(shape) for name, shape in fields["input_shapes"].items()},
         "input_dtypes": dict(fields["input_dtypes"]),
+        "arguments": tuple(fields.get("arguments", ())),
     }
     return Network(**fields)
 
@@ -108,6 +112,10 @@ def _encoded(value: Any) -> Any:
             return [_encoded(item) for item in value]
         case dict():
             return {"dict": _encoded_values(value)}
+        case Fixed(inner):
+            return {"fixed": _encoded(inner)}
+        case Record(name, kind, fields):
+            return {"record": {"name": name, "kind": kind, "fields": _encoded_values(fields)}}
         case complex():
             return {"complex": [_encoded(value.real), _encoded(value.imag)]}
         case float() if not math.isfinite(value):
@@ -131,6 +139,10 @@ def _decoded(value: Any) -> Any:
             return tuple(map(_decoded, inner))
         case "dict":
             return _decoded_values(inner)
+        case "fixed":
+            return Fixed(_decoded(inner))
+        case "record":
+            return Record(**inner | {"fields": _decoded_values(inner["fields"])})
         case "complex":
             real, imaginary = map(_decoded, inner)
             return complex(real, imaginary)

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from jaxensemble.arguments import as_returned, bound
 from jaxensemble.build import skeleton
 from jaxensemble.compat import Tracer
 from jaxensemble.device import device_of, human_bytes
@@ -143,22 +144,26 @@ class Ensemble:
         key: Any = None,
         randomness: Randomness = "different",
         plan: Plan | Literal["auto"] | None = None,
+        **named: Any,
     ) -> Any:
         """The outputs of all members for the same inputs: every output array is `[M, ...]`.
 
-        `inputs` are those of the network: arrays, or trees of arrays, of JAX, numpy, PyTorch or any library with
-        `__array__` or `__dlpack__`; never aliased. In training mode, statistics are those of the batch; a network that
-        draws random numbers needs a `key`, of which each member gets its own part, or the same if `randomness="same"`.
+        `inputs` are those of the network, by position or, as in PyTorch, by name: arrays, or trees of arrays, of JAX,
+        numpy, PyTorch or any library with `__array__` or `__dlpack__`; never aliased. What was no array when it was
+        ported (a flag, a number, None) is fixed, and may be left out. In training mode, statistics are those of the
+        batch; a network that draws random numbers needs a `key`, of which each member gets its own part, or the same if
+        `randomness="same"`.
 
         `plan` says how the members run, and changes the outputs by no more than rounding: a [`Plan`][jaxensemble.Plan];
         `"auto"` for the fastest one, measured once for a network, shapes and device and then remembered (within
         `jax.jit` and other transformations, where nothing can be measured, only if that was done before); None for the
         ensemble's own `plan`, or one guessed from sizes.
 
-        Raises `InputError` for inputs that are no arrays or would be rounded (64-bit numbers while JAX has them off)
-        and for a plan that takes rows apart which the network mixes, and `StateError` if a key is needed and missing.
+        Raises `InputError` for inputs that are no arrays or would be rounded (64-bit numbers while JAX has them off),
+        for another value of what is fixed, and for a plan that takes rows apart which the network mixes; `StateError`
+        if a key is needed and missing.
         """
-        return self._run(inputs, key, randomness, plan)
+        return self._run((inputs, named), key, randomness, plan)
 
     def each(
         self,
@@ -166,14 +171,15 @@ class Ensemble:
         key: Any = None,
         randomness: Randomness = "different",
         plan: Plan | Literal["auto"] | None = None,
+        **named: Any,
     ) -> Any:
         """The outputs of every member for inputs of its own: input arrays are `[M, N, ...]`, outputs `[M, ...]`.
 
         Otherwise like calling the ensemble; raises `InputError` also for inputs that do not begin with M.
         """
-        return self._run(inputs, key, randomness, plan, each=True)
+        return self._run((inputs, named), key, randomness, plan, each=True)
 
-    def tune(self, *inputs: Any, key: Any = None, each: bool = False) -> "Ensemble":
+    def tune(self, *inputs: Any, key: Any = None, each: bool = False, **named: Any) -> "Ensemble":
         """The ensemble with the plan that is fastest for these inputs: measured, or remembered from an earlier time.
 
         Takes some calls and compilations for every plan worth a try. What was measured for a network, shapes, dtypes,
@@ -187,16 +193,16 @@ class Ensemble:
         >>> ensemble.tune(jnp.ones((64, 3))).plan is not None
         True
         """
-        inputs = as_arrays(inputs, "inputs")
+        inputs = as_arrays(bound(self.network, inputs, named), "inputs")
         key = None if key is None else as_key(key)
         if _is_traced((self, key, inputs)):
             raise InputError("nothing can be measured within jax.jit and other transformations: call tune outside")
         plan = self._tuned(self._case(inputs, key, "different", each=each), inputs, key).plan
         return dataclasses.replace(self, plan=plan).proven(self.proof)
 
-    def explain(self, *inputs: Any, key: Any = None, each: bool = False) -> str:
+    def explain(self, *inputs: Any, key: Any = None, each: bool = False, **named: Any) -> str:
         """Which plan a call with these inputs gets, and why: what was measured, or what the guess went by."""
-        inputs = as_arrays(inputs, "inputs")
+        inputs = as_arrays(bound(self.network, inputs, named), "inputs")
         case = self._case(inputs, None if key is None else as_key(key), "different", each=each)
         return explained(case, self.plan)
 
@@ -207,12 +213,13 @@ class Ensemble:
         randomness: Randomness = "different",
         each: bool = False,
         plan: Plan | Literal["auto"] | None = None,
+        **named: Any,
     ) -> tuple[Any, "Ensemble"]:
         """The outputs, and the ensemble with its buffers as the call left them: BatchNorm's running statistics.
 
         With `each=True` every member gets inputs of its own, as with the method of that name.
         """
-        outputs, buffers = self._run(inputs, key, randomness, plan, each=each, update=True)
+        outputs, buffers = self._run((inputs, named), key, randomness, plan, each=each, update=True)
         return outputs, dataclasses.replace(self, buffers=buffers)
 
     def predict(
@@ -224,9 +231,14 @@ class Ensemble:
     ) -> Any:
         """What the members predict together: mean, votes, variance, entropies or quantiles, as attributes.
 
-        `task` and `options` are those of [`Prediction.from_outputs`][jaxensemble.Prediction].
+        `task` and `options` are those of [`Prediction.from_outputs`][jaxensemble.Prediction]; options that are inputs
+        of the network are given to it. Of outputs with a field `logits`, as a classifier of Hugging Face has it, these
+        are taken.
         """
-        return Prediction.from_outputs(self(*inputs, plan=plan), task, **options)
+        names = self.network.arguments if isinstance(self.network, Network) else ()
+        named = {name: options.pop(name) for name in names if name in options}
+        outputs = self(*inputs, plan=plan, **named)
+        return Prediction.from_outputs(getattr(outputs, "logits", outputs), task, **options)
 
     def train(self) -> "Ensemble":
         """The ensemble in training mode, as `nnx.Module.train` sets it: batch statistics and dropout."""
@@ -356,7 +368,9 @@ class Ensemble:
         dtypes = ", ".join(sorted({str(leaf.dtype) for leaf in leaves}))
         count = sum(leaf.size for leaf in params) // members
         size = human_bytes(sum(leaf.size * leaf.dtype.itemsize for leaf in leaves))
-        return f"Ensemble({members} x {name}, {count:,} parameters each, {dtypes}, {size})"
+        fixed = self.network.fixed if isinstance(self.network, Network) else {}
+        told = f"; fixed: {', '.join(f'{place}={value!r}' for place, value in fixed.items())}" if fixed else ""
+        return f"Ensemble({members} x {name}, {count:,} parameters each, {dtypes}, {size}{told})"
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Ensemble":
         return jax.tree.map(lambda leaf: leaf.copy(), self)
@@ -391,7 +405,7 @@ class Ensemble:
 
     def _run(
         self,
-        inputs: tuple[Any, ...],
+        arguments: tuple[tuple[Any, ...], dict[str, Any]],
         key: Any,
         randomness: Randomness,
         plan: Plan | Literal["auto"] | None,
@@ -399,7 +413,7 @@ class Ensemble:
         each: bool = False,
         update: bool = False,
     ) -> Any:
-        inputs = as_arrays(inputs, "inputs")
+        inputs = as_arrays(bound(self.network, *arguments), "inputs")
         key = None if key is None else as_key(key)
         if plan is not None and plan != "auto" and not isinstance(plan, Plan):
             raise InputError(f"`plan` must be a jaxensemble.Plan, 'auto' or None; got {plan!r}")
@@ -411,7 +425,13 @@ class Ensemble:
             call = self._planned(case, inputs, key, plan)
             if plan != "auto" or not _is_traced((self, key, inputs)):  # a guess is no measurement
                 self._calls[kind] = call
-        return self._call(call, key, inputs)
+        returned = self._call(call, key, inputs)
+        if self.network is None:
+            return returned
+        if not update:
+            return as_returned(self.network.outputs, returned)
+        outputs, buffers = returned
+        return as_returned(self.network.outputs, outputs), buffers
 
     def _call(self, call: Call, key: Any, inputs: tuple[Any, ...]) -> Any:
         return run_members(self.params, self.buffers, self.constants, self.rngs, key, inputs, call=call)
@@ -430,7 +450,8 @@ class Ensemble:
         if self.network is not None:
             check_inputs(self.network, inputs, each=each)
         device = device_of(self.params)
-        call = Call(self.graphdef, device.platform, each=each, different=randomness == "different", update=update)
+        different, ported = randomness == "different", self.network is not None
+        call = Call(self.graphdef, device.platform, each=each, different=different, update=update, ported=ported)
         arrays = (self.params, self.buffers, self.rngs, self.constants, key, inputs)
         return Case.of(call, device, arrays, batch_axes(self.network, inputs, each=each))
 

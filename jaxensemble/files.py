@@ -1,14 +1,17 @@
 """Arrays in files: the inputs of a network, and its outputs."""
 
+import dataclasses
 import errno
 import io
 import zipfile
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxensemble.arguments import with_fixed
 from jaxensemble.durable import write_file
 from jaxensemble.errors import InputError
 from jaxensemble.network import Network, Ref, references
@@ -33,7 +36,7 @@ def arguments(network: Network, arrays: dict[str, np.ndarray]) -> list[Any]:
         arrays = {by_position[name]: array for name, array in arrays.items()}
     if arrays.keys() != set(names):
         raise InputError(f"expected an array for each input: {', '.join(names)}; got {', '.join(arrays) or 'none'}")
-    return [_filled(tree, arrays) for tree in network.inputs]
+    return with_fixed(network, [_filled(tree, arrays) for tree in network.open_inputs.values()])
 
 
 def _filled(tree: Any, arrays: dict[str, np.ndarray]) -> Any:
@@ -49,7 +52,8 @@ def _filled(tree: Any, arrays: dict[str, np.ndarray]) -> Any:
 
 def named(outputs: Any) -> dict[str, np.ndarray]:
     """The arrays of the outputs, each by its path among them; a single one has the name `output`."""
-    return {name: _storable(leaf) for name, leaf in flatten(_nested({"output": outputs})).items() if leaf is not None}
+    leaves = flatten(_nested({"output": outputs})).items()
+    return {name: _storable(leaf) for name, leaf in leaves if isinstance(leaf, jax.Array)}
 
 
 def _nested(tree: Any) -> Any:
@@ -57,8 +61,9 @@ def _nested(tree: Any) -> Any:
         case dict():
             return {str(key): _nested(item) for key, item in tree.items()}
         case tuple() | list():
-            return {str(k): _nested(item) for k, item in enumerate(tree)}
-    return tree
+            names = getattr(tree, "_fields", range(len(tree)))
+            return {str(name): _nested(item) for name, item in zip(names, tree, strict=True)}
+    return _nested(vars(tree)) if dataclasses.is_dataclass(tree) else tree
 
 
 def _storable(leaf: Any) -> np.ndarray:

@@ -64,10 +64,11 @@ def check_inputs(network: Network, inputs: tuple[Any, ...], *, each: bool) -> No
     """Raises `InputError` with every input whose place, shape or kind is not the network's; with `each`, members come
     first.
 
-    The batch size is open, but one number for all inputs.
+    The batch size is open, but one number for all inputs. They are those that hold arrays: see
+    [`bound`][jaxensemble.arguments.bound].
     """
     problems: list[str] = []
-    found = dict(_named(network.inputs, inputs, "inputs", problems))
+    found = dict(_named(tuple(network.open_inputs.values()), inputs, "inputs", problems))
     batches = {}
     for name, value in found.items():
         if name not in network.input_shapes:
@@ -100,7 +101,7 @@ def batch_axes(network: Network | None, inputs: tuple[Any, ...], *, each: bool) 
         shapes = [np.shape(leaf)[1:] if each else np.shape(leaf) for leaf in leaves]
         alike = len({shape[:1] for shape in shapes}) == 1 and bool(shapes[0])
         return (0 if alike else None,) * len(leaves)
-    names = jax.tree.leaves(_names(network.inputs))
+    names = jax.tree.leaves(_names(tuple(network.open_inputs.values())))
     shapes = [network.input_shapes.get(name, ()) for name in names]
     return tuple(shape.index(None) if None in shape else None for shape in shapes)
 
@@ -117,7 +118,7 @@ def check_member_axis(inputs: tuple[Any, ...], members: int) -> None:
 
 def input_structure(network: Network) -> Any:
     """How the arrays of one call's inputs nest, as JAX says it."""
-    return jax.tree.structure(tuple(_names(network.inputs)))
+    return jax.tree.structure(tuple(map(_names, network.open_inputs.values())))
 
 
 def _names(tree: Any) -> Any:

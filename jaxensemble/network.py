@@ -5,9 +5,10 @@ It knows nothing of PyTorch and holds no arrays: weights live in an `Ensemble`, 
 """
 
 import dataclasses
+import functools
 from collections.abc import Collection, Iterator, Mapping
 from types import EllipsisType
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 DTYPES = frozenset(
     "float64 float32 float16 bfloat16 int64 int32 int16 int8 uint8 bool_ complex64 complex128".split()
@@ -58,8 +59,31 @@ Arg: TypeAlias = (
 )  # fmt: skip
 """An argument of a call or of a layer's constructor. Tuples and lists nest."""
 
-Tree: TypeAlias = Ref | tuple["Tree", ...] | list["Tree"] | dict[str, "Tree"] | None
-"""How inputs and outputs nest."""
+
+@dataclasses.dataclass(frozen=True)
+class Fixed:
+    """A number, boolean or string among the inputs or outputs: it was so when the network was ported, and stays so."""
+
+    value: bool | int | float | complex | str
+
+
+RecordKind: TypeAlias = Literal["dataclass", "namedtuple", "mapping"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Record:
+    """Outputs with named fields, as `jaxensemble.records` makes them: the name of the class, and the fields in order.
+
+    `kind` says what the class is like: a `dataclass`, a `namedtuple`, or a `mapping` with attributes.
+    """
+
+    name: str
+    kind: RecordKind
+    fields: Mapping[str, "Tree"]
+
+
+Tree: TypeAlias = Ref | Fixed | Record | tuple["Tree", ...] | list["Tree"] | dict[str, "Tree"] | None
+"""How inputs and outputs nest. Inputs hold no records."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,7 +140,8 @@ class Network:
     **Fields**
 
     - `name`: the class name of the root module.
-    - `inputs`: one entry per positional argument; an argument that is itself a tuple or dict is a tree of references.
+    - `inputs`: one entry per argument; an argument that is itself a tuple or dict is a tree of references. What is no
+      array, as a flag or None, is fixed.
     - `outputs`: the tree that is returned.
     - `layers`, `variables`: everything that holds state or is called by path, in the order of definition.
     - `calls`: in the order of execution; a name is bound once.
@@ -129,6 +154,8 @@ class Network:
       Sizes may be part of what the network computes, so that no others are taken.
     - `input_dtypes`: the dtype of every input by its name; others of the same kind (floating, integer ...) are taken.
     - `training`: the paths of the layers that are in training mode; all others are in evaluation mode.
+    - `arguments`: the name of every input, by which a call may give it; `""` for one that is given by position only.
+      Empty where all are.
     """
 
     name: str
@@ -142,6 +169,22 @@ class Network:
     training: tuple[str, ...] = ()
     input_shapes: Mapping[str, tuple[int | None, ...]] = dataclasses.field(default_factory=dict)
     input_dtypes: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    arguments: tuple[str, ...] = ()
+
+    @functools.cached_property
+    def open_inputs(self) -> dict[int, Tree]:
+        """The inputs that hold arrays, by their position among all: what the network's module is called with.
+
+        What is fixed within one of them is None.
+        """
+        return {k: _without_fixed(tree) for k, tree in enumerate(self.inputs) if next(references(tree), None)}
+
+    @functools.cached_property
+    def fixed(self) -> dict[str, Any]:
+        """What was no array among the inputs when the network was ported, by its place: `scale`, `pair[1]`."""
+        names = self.arguments or ("",) * len(self.inputs)
+        trees = {name or f"inputs[{k}]": tree for k, (name, tree) in enumerate(zip(names, self.inputs, strict=True))}
+        return {place: value for name, tree in trees.items() for place, value in _fixed(tree, name)}
 
     def source(self) -> str:
         """The network as Flax source: see `jaxensemble.source.print_source`."""
@@ -180,3 +223,28 @@ def references(arg: object) -> Iterator[Ref | Var]:
                 yield from references(item)
         case Mapping():
             yield from references(list(arg.values()))
+        case Record():
+            yield from references(arg.fields)
+
+
+def _without_fixed(tree: Tree) -> Tree:
+    match tree:
+        case dict():
+            return {key: _without_fixed(item) for key, item in tree.items()}
+        case tuple() | list():
+            return [_without_fixed(item) for item in tree]
+    return tree if isinstance(tree, Ref) else None
+
+
+def _fixed(tree: Tree, place: str) -> Iterator[tuple[str, Any]]:
+    match tree:
+        case None:
+            yield place, None
+        case Fixed(value):
+            yield place, value
+        case dict():
+            for key, item in tree.items():
+                yield from _fixed(item, f"{place}[{key!r}]")
+        case tuple() | list():
+            for k, item in enumerate(tree):
+                yield from _fixed(item, f"{place}[{k}]")

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 
+from jaxensemble.arguments import arrays_alone
 from jaxensemble.elementary import tanh
 from jaxensemble.errors import StateError
 from jaxensemble.extremes import EXTREMES
@@ -44,6 +45,7 @@ class Call:
     - `each`: whether every member has inputs of its own, which then begin with the member axis.
     - `different`: whether members draw different random numbers.
     - `update`: whether buffers are returned beside the outputs.
+    - `ported`: whether numbers and strings among the outputs are left out: those of a ported network are fixed.
     - `rows_in`, `rows_out`: the batch axis of every input and output of one member, for plans with `rows`.
     """
 
@@ -53,6 +55,7 @@ class Call:
     each: bool = False
     different: bool = True
     update: bool = False
+    ported: bool = False
     rows_in: Axes = ()
     rows_out: Axes = ()
 
@@ -67,7 +70,7 @@ class Call:
     def _member(self, params: Tree, buffers: Tree, rngs: Tree, constants: Tree, key: Any, inputs: Any) -> Any:
         rngs = forbid(self.graphdef, rngs, NEEDS_KEY) if key is None else from_key(self.graphdef, rngs, key)
         module = merge(self.graphdef, params, buffers, constants, rngs)
-        outputs = module(*inputs)
+        outputs = arrays_alone(module(*inputs)) if self.ported else module(*inputs)
         return (outputs, _buffers_after(module, buffers)) if self.update else outputs
 
 

@@ -1,15 +1,31 @@
 """Whether a network holds together: every name defined before it is used, every path where its module says."""
 
+import keyword
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import Any
 
 from jaxensemble.errors import InputError
-from jaxensemble.network import DTYPES, Call, Dtype, Func, Layer, Network, Ref, Slice, Var, Variable, references
+from jaxensemble.network import (
+    DTYPES,
+    Call,
+    Dtype,
+    Fixed,
+    Func,
+    Layer,
+    Network,
+    Record,
+    Ref,
+    Slice,
+    Var,
+    Variable,
+    references,
+)
 
 KINDS = ("module", "sequence", "mapping", "function")
 VARIABLE_KINDS = ("param", "buffer", "constant")
+RECORD_KINDS = ("dataclass", "namedtuple", "mapping")
 
 ARITY = {
     **dict.fromkeys(("+", "-", "*", "/", "//", "%", "**", "@", "&", "|", "^"), 2),
@@ -62,11 +78,13 @@ def _mistyped(network: Network) -> Iterator[str]:
         texts += [("the scope of a call", entry) for entry in call.scope]
     texts += [("modules", text) for path, entry in network.modules.items() for text in (path, *entry)]
     texts += [("evaluation_only", network.evaluation_only or "")]
+    texts += [("arguments", argument) for argument in network.arguments]
     yield from (f"`{what}` must be a string; got {text!r}" for what, text in texts if not isinstance(text, str))
     for what, tree in [*(("inputs", tree) for tree in network.inputs), ("outputs", network.outputs)]:
         yield from (
             f"`{what}` must be a tree of references; got {leaf!r}" for leaf in _leaves(tree) if not _is_leaf(leaf)
         )
+    yield from _argument_problems(network)
     for layer in network.layers:
         yield from (f"layer {layer.path}: {value!r} is no option" for value in _strange(list(layer.options.values())))
     for call in network.calls:
@@ -82,8 +100,43 @@ def _mistyped(network: Network) -> Iterator[str]:
             yield f"variable {variable.path}: a shape is a tuple of sizes; got {variable.shape!r}"
 
 
+def _argument_problems(network: Network) -> Iterator[str]:
+    """Names of arguments that are none, and records among the inputs or with names that are none."""
+    names = [name for name in network.arguments if name != ""]
+    if network.arguments and len(network.arguments) != len(network.inputs):
+        yield f"`arguments` must name each of {len(network.inputs)} inputs; got {network.arguments!r}"
+    yield from (f"`arguments` must be names; got {name!r}" for name in names if not _is_name(name))
+    yield from (f"`arguments` has {name!r} twice" for name in _twice(map(str, names)))
+    if any(_records(network.inputs)):
+        yield "`inputs` must not hold records"
+    for record in _records(network.outputs):
+        if record.kind not in RECORD_KINDS:
+            yield f"record {record.name!r}: expected a kind in {RECORD_KINDS}; got {record.kind!r}"
+        wrong = [name for name in (record.name, *record.fields) if not _is_name(name) or name.startswith("__")]
+        wrong += [name for name in record.fields if record.kind == "namedtuple" and str(name).startswith("_")]
+        yield from (f"record {record.name!r}: {name!r} cannot be a name in it" for name in wrong)
+
+
+def _is_name(name: Any) -> bool:
+    return isinstance(name, str) and name.isascii() and name.isidentifier() and not keyword.iskeyword(name)
+
+
+def _records(tree: Any) -> Iterator[Record]:
+    match tree:
+        case Record():
+            yield tree
+            yield from _records(list(tree.fields.values()))
+        case dict():
+            yield from _records(list(tree.values()))
+        case tuple() | list():
+            for item in tree:
+                yield from _records(item)
+
+
 def _leaves(tree: Any) -> Iterator[Any]:
     match tree:
+        case Record():
+            yield from _leaves(dict(tree.fields))
         case dict():
             for key, item in tree.items():
                 yield from _leaves(item) if isinstance(key, str) else [key]
@@ -95,6 +148,8 @@ def _leaves(tree: Any) -> Iterator[Any]:
 
 
 def _is_leaf(leaf: Any) -> bool:
+    if isinstance(leaf, Fixed):
+        return type(leaf.value) in (bool, int, float, complex, str)
     return leaf is None or (isinstance(leaf, Ref) and isinstance(leaf.name, str))
 
 

@@ -15,7 +15,7 @@ from jaxensemble.origin import Origin
 from jaxensemble.state import flatten, unflatten
 from torch_bridge.arrays import checked_cast, jax_dtype, odd_kind, to_numpy
 from torch_bridge.capture import capture
-from torch_bridge.examples import BatchAxis
+from torch_bridge.examples import Arguments, BatchAxis
 from torch_bridge.lowering import Lowered, lower
 from torch_bridge.stacking import Stack
 
@@ -23,7 +23,10 @@ LAYOUTS = ("torch", "NHWC")
 
 
 def convert(
-    model: nn.Module, example_inputs: tuple[Any, ...], batch_axis: BatchAxis = 0, input_layout: str = "torch"
+    model: nn.Module,
+    example_inputs: Arguments | tuple[Any, ...],
+    batch_axis: BatchAxis = 0,
+    input_layout: str = "torch",
 ) -> Lowered:
     """A module's network and the map of its weights; the weights themselves are left where they are."""
     if not isinstance(model, nn.Module):

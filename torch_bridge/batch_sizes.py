@@ -14,6 +14,7 @@ from torch import fx
 from torch.export import Dim, ExportedProgram
 
 from torch_bridge.compat import guards_told, pytree
+from torch_bridge.examples import Arguments
 from torch_bridge.export_errors import is_the_users
 from torch_bridge.modes import has_tensors
 
@@ -114,22 +115,22 @@ def _described(frame: FrameType) -> str:
 def in_multiples(dynamic: Any, factor: int) -> Any:
     """The open dimensions of batches that are a multiple of a number, as those of `x.view(batch // 2, 2)`."""
     size = factor * Dim("_batch")
-    return pytree.tree_map(lambda _: size, dynamic)
+    return pytree.tree_map(lambda leaf: None if leaf is None else size, dynamic)
 
 
-def with_rows(inputs: tuple[Any, ...], dynamic: tuple[Any, ...], count: int) -> tuple[Any, ...]:
+def with_rows(inputs: Arguments, dynamic: Arguments, count: int) -> Arguments:
     """The inputs with the first of their rows only."""
     leaves, spec = pytree.tree_flatten(inputs)
     pairs = zip(leaves, axes_of(inputs, dynamic), strict=True)
-    return tuple(pytree.tree_unflatten([x if axis is None else x.narrow(axis, 0, count) for x, axis in pairs], spec))
+    return pytree.tree_unflatten([x if axis is None else x.narrow(axis, 0, count) for x, axis in pairs], spec)
 
 
-def axes_of(inputs: tuple[Any, ...], dynamic: tuple[Any, ...]) -> list[int | None]:
+def axes_of(inputs: Arguments, dynamic: Arguments) -> list[int | None]:
     """The open axis of every input, in the order of the leaves; None for one that has none."""
-    return [next(iter(axis), None) for axis in pytree.tree_structure(inputs).flatten_up_to(dynamic)]
+    return [next(iter(axis or ()), None) for axis in pytree.tree_structure(inputs).flatten_up_to(dynamic)]
 
 
-def open_size(inputs: tuple[Any, ...], dynamic: tuple[Any, ...]) -> int:
+def open_size(inputs: Arguments, dynamic: Arguments) -> int:
     """The size of the example's batch; 1 if no input has any."""
     pairs = zip(pytree.tree_leaves(inputs), axes_of(inputs, dynamic), strict=True)
     return next((leaf.shape[axis] for leaf, axis in pairs if axis is not None), 1)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from jaxensemble.errors import InputError, UnsupportedError
 from torch_bridge.assignments import Assigned, assignments, is_computed_once
-from torch_bridge.compat import pytree
+from torch_bridge.examples import Arguments, tensors_mapped
 from torch_bridge.export_errors import first_lines
 from torch_bridge.kept import (
     GONE,
@@ -35,6 +35,7 @@ from torch_bridge.kept import (
 )
 from torch_bridge.members import same
 from torch_bridge.memos import forget_tensors, remembers_tensors
+from torch_bridge.outputs import leaves_of
 
 _EMPTIED, _NOTHING_IN_IT = "emptied", "nothing in it"
 """The two ways of clearing a container: with no items, or with the same and None for each of their tensors."""
@@ -61,7 +62,7 @@ def cleared(models: Sequence[nn.Module], inputs: Any) -> Iterator[None]:
     """Within it, the models hold nothing that their forwards compute anew. Afterwards they keep what they kept before.
 
     **Raises:** `UnsupportedError` for caches that hold something else than what the forward puts there when they are
-    empty, `InputError` where PyTorch cannot run models with caches on `inputs`, the positional arguments of a call.
+    empty, `InputError` where PyTorch cannot run models with caches on `inputs`, the arguments of a call.
     """
     kept = [Kept(model) for model in dict.fromkeys(models)]
     try:
@@ -294,8 +295,8 @@ def _outputs(model: nn.Module, inputs: tuple[Any, ...], training: bool) -> list[
             torch.manual_seed(0)
             if any(flag != training for _, flag in modes):
                 model.train(training)
-            copies = pytree.tree_map(lambda x: x.clone() if isinstance(x, Tensor) else x, inputs)
-            return pytree.tree_leaves(model(*copies))
+            copies = Arguments.of(tensors_mapped(Tensor.clone, inputs))
+            return [leaf for _, leaf in leaves_of(copies.call(model))]
     finally:
         for module, flag in modes:
             module.training = flag

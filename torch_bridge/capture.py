@@ -17,8 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
+from torch.export.graph_signature import ConstantArgument
 
 from jaxensemble.errors import UnsupportedError
+from jaxensemble.network import Fixed, Ref, Tree
 from torch_bridge.attributes import changes_of
 from torch_bridge.batch_sizes import decisions, in_multiples, is_same, open_size, with_rows
 from torch_bridge.caches import check_calls_repeat, fresh
@@ -30,13 +32,15 @@ from torch_bridge.compat import (
     pytree,
     writes,
 )
-from torch_bridge.examples import BatchAxis, by_parameter, prepared
+from torch_bridge.distributions import validation_off
+from torch_bridge.examples import Arguments, BatchAxis, all_parameters_named, prepared
 from torch_bridge.export_errors import explained, first_lines
 from torch_bridge.kept import restored
 from torch_bridge.memory import OWN_MEMORY, without_memory_formats
 from torch_bridge.memos import tensors_forgotten
 from torch_bridge.modes import Modes, add_dropout, aligned, has_tensors, hides_its_mode, reads_of_mode
 from torch_bridge.open_sizes import DirectDistances, OpenSizes, open_roots
+from torch_bridge.outputs import filled, taken_apart
 from torch_bridge.regions import inline_regions
 from torch_bridge.stand_ins import replace_moded, stand_in
 
@@ -47,32 +51,41 @@ class TorchGraph:
 
     - `weights`: placeholder name to state key, parameters and buffers alike.
     - `constants`: placeholder name to tensor, for tensors that are no part of the module's state.
-    - `inputs`: placeholder names, one tree for each positional argument; `outputs`: a tree of nodes and constants.
+    - `inputs`: one tree for each argument, of references to placeholders by name and of what is fixed; `arguments`:
+      their names, empty for those that are given by position alone. `outputs`: a tree of nodes and what is fixed.
     - `modules`: path to module, for every submodule.
     - `evaluation_only`: why there is no training mode, or None.
     """
 
     model: nn.Module
     graph: fx.Graph
-    inputs: tuple[Any, ...]
+    inputs: tuple[Tree, ...]
+    arguments: tuple[str, ...]
     outputs: Any
     weights: Mapping[str, str]
     constants: Mapping[str, Tensor]
     evaluation_only: str | None
 
 
-def capture(model: nn.Module, example_inputs: tuple[Any, ...], batch_axis: BatchAxis = 0) -> TorchGraph:
+def capture(model: nn.Module, example_inputs: Arguments | tuple[Any, ...], batch_axis: BatchAxis = 0) -> TorchGraph:
     """Exports the module's forward, with the batch dimension left open.
 
     **Arguments:**
 
-    - `example_inputs`: the positional arguments of one call: tensors, or nested tuples, lists and dicts of them.
+    - `example_inputs`: the arguments of one call, or a tuple of its positional ones.
     - `batch_axis`: the axis along which inputs are batched; a tuple gives one for each argument; None fixes shapes.
 
     **Raises:** `UnsupportedError` where `torch.export` cannot follow the forward, with its reason.
     """
-    inputs, dynamic = prepared(example_inputs, batch_axis)
-    with fresh([model], inputs), fast_paths_off(), masks_not_looked_into(), lstm_states_mended():
+    arguments = Arguments.of(example_inputs)
+    inputs, dynamic = prepared(arguments, batch_axis)
+    with (
+        fresh([model], inputs),
+        validation_off(),
+        fast_paths_off(),
+        masks_not_looked_into(),
+        lstm_states_mended(),
+    ):
         with changes_of(model) as changed:
             evaluation, reads_mode = _export(model, inputs, dynamic, training=False)
         check_calls_repeat(model, inputs, training=False)
@@ -93,13 +106,15 @@ def capture(model: nn.Module, example_inputs: tuple[Any, ...], batch_axis: Batch
         add_dropout(modes)
     replace_moded(evaluation.graph, modes.of if isinstance(modes, Modes) else None)
     _write_out_of_place(evaluation.graph_module)
-    return _to_graph(model, _decomposed(model, evaluation), reason)
+    names, returned = arguments.names(model), evaluation.graph_module.meta[RETURNED]
+    return _to_graph(model, _decomposed(model, evaluation), names, returned, reason)
 
 
 def _is_same(a: ExportedProgram, b: ExportedProgram) -> bool:
     """Whether two exports of one forward compute the same."""
     constants = zip(a.constants.values(), b.constants.values(), strict=False)
     same = all(isinstance(x, Tensor) and isinstance(y, Tensor) and torch.equal(x, y) for x, y in constants)
+    same = same and a.graph_module.meta[RETURNED] == b.graph_module.meta[RETURNED]
     return a.graph_module.code == b.graph_module.code and len(a.constants) == len(b.constants) and same
 
 
@@ -144,9 +159,7 @@ def _computing(graph: fx.Graph) -> Iterator[fx.Node]:
                 yield node
 
 
-def _modes(
-    model: nn.Module, evaluation: ExportedProgram, inputs: tuple[Any, ...], dynamic: tuple[Any, ...]
-) -> Modes | str:
+def _modes(model: nn.Module, evaluation: ExportedProgram, inputs: Arguments, dynamic: Arguments) -> Modes | str:
     """The mode of every operation that has one, or why the module cannot be carried in training mode."""
     try:
         training, _ = _export(model, inputs, dynamic, training=True)
@@ -156,12 +169,12 @@ def _modes(
     modes = aligned(evaluation, training)
     if isinstance(modes, str) and without_memory_formats(evaluation, training):
         modes = aligned(evaluation, training)
+    if evaluation.graph_module.meta[RETURNED] != training.graph_module.meta[RETURNED] and isinstance(modes, Modes):
+        return "its forward returns something else in training mode than in evaluation mode"
     return modes
 
 
-def _export(
-    model: nn.Module, inputs: tuple[Any, ...], dynamic: tuple[Any, ...], *, training: bool
-) -> tuple[ExportedProgram, bool]:
+def _export(model: nn.Module, inputs: Arguments, dynamic: Arguments, *, training: bool) -> tuple[ExportedProgram, bool]:
     """The exported program, and whether some module's mode was read.
 
     Cached functions compute their tensors anew for it, and forget those of the exporter, which have no values.
@@ -170,8 +183,12 @@ def _export(
         return _exported(model, inputs, dynamic, training=training)
 
 
+RETURNED = "torch_bridge: the tree that the outputs stand in"
+"""Where an exported graph keeps it, in its `meta`."""
+
+
 def _exported(
-    model: nn.Module, inputs: tuple[Any, ...], dynamic: tuple[Any, ...], *, training: bool, factor: int = 1
+    model: nn.Module, inputs: Arguments, dynamic: Arguments, *, training: bool, factor: int = 1
 ) -> tuple[ExportedProgram, bool]:
     with (
         _mode(model, training),
@@ -181,8 +198,11 @@ def _exported(
         decisions() as decided,
     ):
         try:
-            with _tracing(), reads_of_mode() as read:
-                program = torch.export.export(model, inputs, dynamic_shapes=by_parameter(model, dynamic), strict=False)
+            with _tracing(model, inputs) as returned, reads_of_mode() as read:
+                shapes = dynamic.by_parameter(model)
+                program = torch.export.export(model, *inputs, dynamic_shapes=shapes, strict=False)
+        except UnsupportedError:
+            raise
         except Exception as error:  # whatever a user's forward or the exporter raises is told as one kind of error
             found = decided.factor(open_size(inputs, dynamic)) if factor == 1 else None
             if found is not None:
@@ -195,21 +215,32 @@ def _exported(
                 "ported network takes the same way for all batch sizes. Write it without this decision, or pass "
                 "batch_axis=None to port it for the size of the example."
             )
+    program.graph_module.meta[RETURNED] = returned[-1]
     inline_regions(program.graph_module)
     return program, bool(read)
 
 
 @contextlib.contextmanager
-def _tracing() -> Iterator[None]:
-    with _torch_quiet(), torch.enable_grad(), complex_means_mended(), DirectDistances(), OpenSizes(), open_roots():
-        yield
+def _tracing(model: nn.Module, inputs: Arguments) -> Iterator[list[Tree]]:
+    """What the exporter needs around it. Gives the trees that the outputs of the model's calls stand in."""
+    with (
+        _torch_quiet(),
+        torch.enable_grad(),
+        complex_means_mended(),
+        DirectDistances(),
+        OpenSizes(),
+        open_roots(),
+        all_parameters_named(model, inputs.named),
+        taken_apart(model) as returned,
+    ):
+        yield returned
 
 
-def _is_right_for_one(model: nn.Module, program: ExportedProgram, of_one: tuple[Any, ...]) -> bool:
+def _is_right_for_one(model: nn.Module, program: ExportedProgram, of_one: Arguments) -> bool:
     """Whether a batch of one is treated as larger ones are, or refused by the forward itself."""
     try:
-        with _tracing():
-            return is_same(program, torch.export.export(model, of_one, strict=False))
+        with _tracing(model, of_one):
+            return is_same(program, torch.export.export(model, *of_one, strict=False))
     except Exception:  # which is the forward's own, as of `assert x.shape[0] > 1`
         return True
 
@@ -305,7 +336,9 @@ def _alike(node: fx.Node, other: fx.Node) -> bool:
     return a.dtype == b.dtype and [str(size) for size in a.shape] == [str(size) for size in b.shape]
 
 
-def _to_graph(model: nn.Module, program: ExportedProgram, reason: str | None) -> TorchGraph:
+def _to_graph(
+    model: nn.Module, program: ExportedProgram, names: tuple[str, ...], returned: Tree, reason: str | None
+) -> TorchGraph:
     signature = program.graph_signature
     mutated = {**signature.buffers_to_mutate, **signature.user_inputs_to_mutate, **signature.parameters_to_mutate}
     if mutated:
@@ -317,14 +350,10 @@ def _to_graph(model: nn.Module, program: ExportedProgram, reason: str | None) ->
         name: program.constants[key] for name, key in signature.inputs_to_lifted_tensor_constants.items()
     }
     nodes = {node.name: node for node in program.graph.nodes}
-    in_spec, out_spec = program.call_spec.in_spec, program.call_spec.out_spec
-    assert in_spec is not None and out_spec is not None  # torch.export always sets them
-    names = [
-        spec.arg.name if hasattr(spec.arg, "name") else None
-        for spec in signature.input_specs
-        if spec.kind.name == "USER_INPUT"
-    ]
-    args, _ = pytree.tree_unflatten(names, in_spec)
+    in_spec = program.call_spec.in_spec
+    assert in_spec is not None  # torch.export always sets it
+    given = [_input(spec.arg) for spec in signature.input_specs if spec.kind.name == "USER_INPUT"]
+    inputs = Arguments(*pytree.tree_unflatten(given, in_spec))
     (results,) = nodes["output"].args
     user = [
         result for result, spec in zip(results, signature.output_specs, strict=True) if spec.kind.name == "USER_OUTPUT"
@@ -332,9 +361,17 @@ def _to_graph(model: nn.Module, program: ExportedProgram, reason: str | None) ->
     return TorchGraph(
         model=model,
         graph=program.graph,
-        inputs=tuple(args),
-        outputs=pytree.tree_unflatten(user, out_spec),
+        inputs=inputs.entries,
+        arguments=names if any(names) else (),
+        outputs=filled(returned, user),
         weights={**signature.inputs_to_parameters, **signature.inputs_to_buffers},
         constants=constants,
         evaluation_only=reason,
     )
+
+
+def _input(argument: Any) -> Tree:
+    """A placeholder, or what is fixed in its place."""
+    if not isinstance(argument, ConstantArgument):
+        return Ref(argument.name)
+    return None if argument.value is None else Fixed(argument.value)

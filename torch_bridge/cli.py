@@ -3,8 +3,10 @@
 Commands import torch and JAX when they run, so that `doctor`, `--version` and the completion of shells do without.
 """
 
+import ast
 import contextlib
 import importlib
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     import torch
 
     from jaxensemble.ensemble import Ensemble
+    from torch_bridge.examples import Arguments
 
 app = terminal.program(
     "torch-bridge", "Port PyTorch ensembles to Flax, and prove that they agree.", ("jax", "flax", "torch")
@@ -31,7 +34,10 @@ Factory = Annotated[str, typer.Argument(help="What makes one model, as package.m
 InputsOption = Annotated[
     list[str],
     typer.Option(
-        "--input", "-i", help="Shape of one input: 64,1,28,28, or int64:64,16:1000 for integers below 1000. Repeatable."
+        "--input",
+        "-i",
+        help="Shape of one input: 64,1,28,28, or int64:64,16:1000 for integers below 1000; or what is no tensor: "
+        "value:0.5, value:True, value:None. By name: mask=bool:64,16. Repeatable.",
     ),
 ]
 CheckpointsOption = Annotated[
@@ -109,7 +115,7 @@ def check(
         _check_folders(save)
         ensemble, models = _ported(factory, inputs, checkpoints, members, seed, layout, check=False)
         with _status("comparing with PyTorch"):
-            report = parity.check(models(), ensemble, _examples(inputs, seed), train=train)
+            report = parity.check(models(), ensemble, *_examples(inputs, seed), train=train)
         show(report.to_json() if as_json else str(report), as_json)
         if save is not None:
             report.save(save)
@@ -141,6 +147,7 @@ def bench(
 ) -> None:
     """Time an ensemble beside every way that PyTorch has of running it, on this device."""
     with _told(as_json, debug), wide(x64):
+        from torch_bridge.examples import tensors_mapped
         from torch_bridge.timing import time
 
         _check_folders(save, plot)
@@ -153,10 +160,10 @@ def bench(
         made, examples = models(), _examples(inputs, seed)
         if kind is not None:
             ensemble, made = ensemble.astype(dtype), [model.to(kind) for model in made]
-            examples = tuple(x.to(kind) if x.is_floating_point() else x for x in examples)
+            examples = tensors_mapped(lambda x: x.to(kind) if x.is_floating_point() else x, examples)
         with Console(stderr=True).status("timing") as status:
             report = time(
-                made, ensemble, examples,
+                made, ensemble, examples.positional, examples.named,
                 variants=variants, rounds=rounds, tf32=tf32, train=train, progress=status.update,
             )  # fmt: skip
         show(report.to_json() if as_json else report.to_markdown() if markdown else str(report), as_json)
@@ -248,7 +255,7 @@ def _ported(
         paths = _paths(checkpoints)
         with _status(f"porting {len(paths)} checkpoints"):
             ensemble = load_ensemble(
-                make, paths, examples, input_layout=layout, check=check, allow_nonfinite=allow_nonfinite
+                make, paths, *examples, input_layout=layout, check=check, allow_nonfinite=allow_nonfinite
             )
         return ensemble, lambda: load_members(make, paths)
     models = []
@@ -256,7 +263,7 @@ def _ported(
         torch.manual_seed(seed + k)
         models.append(make())
     with _status(f"porting {members} members"):
-        ensemble = to_ensemble(models, examples, input_layout=layout, check=check, allow_nonfinite=allow_nonfinite)
+        ensemble = to_ensemble(models, *examples, input_layout=layout, check=check, allow_nonfinite=allow_nonfinite)
     return ensemble, lambda: models
 
 
@@ -301,17 +308,24 @@ def _factory(name: str) -> Callable[[], Any]:
     return make
 
 
-def _examples(specs: list[str], seed: int) -> "tuple[torch.Tensor, ...]":
+def _examples(specs: list[str], seed: int) -> "Arguments":
+    """The arguments of one call, of which some may be given by name: `mask=bool:64,16`."""
     import torch
+
+    from torch_bridge.examples import Arguments
 
     generator = torch.Generator().manual_seed(seed)
-    return tuple(_example(spec, generator) for spec in specs)
+    pairs = [re.fullmatch(r"(?:([A-Za-z_]\w*)=)?(.*)", spec, re.DOTALL) for spec in specs]
+    made = [(pair[1], _example(pair[2], generator)) for pair in pairs if pair]
+    return Arguments.of(tuple(x for name, x in made if not name), {name: x for name, x in made if name}, "--input")
 
 
-def _example(spec: str, generator: "torch.Generator") -> "torch.Tensor":
-    """`64,1,28,28`, `float64:64,3` or `int64:64,16:1000`: noise, or integers below a bound."""
+def _example(spec: str, generator: "torch.Generator") -> Any:
+    """`64,1,28,28`, `float64:64,3` or `int64:64,16:1000`: noise, or integers below a bound. `value:0.5`: a constant."""
     import torch
 
+    if spec.startswith("value:"):
+        return _value(spec.removeprefix("value:"))
     parts = spec.split(":")
     name = parts.pop(0) if not parts[0][:1].isdigit() else "float32"
     dtype = getattr(torch, name, None)
@@ -322,12 +336,21 @@ def _example(spec: str, generator: "torch.Generator") -> "torch.Tensor":
         shape, bound = [], 0
     if not isinstance(dtype, torch.dtype) or not shape or min(shape) < 1 or bound < 1:
         raise typer.BadParameter(
-            f"expected a shape such as 64,1,28,28, float64:64,3 or int64:64,16:1000; got {spec!r}", param_hint="--input"
+            f"expected a shape such as 64,1,28,28, float64:64,3 or int64:64,16:1000, or value:0.5; got {spec!r}",
+            param_hint="--input",
         )
     if dtype.is_floating_point or dtype.is_complex:
         wide = torch.complex128 if dtype.is_complex else torch.float64
         return torch.randn(shape, generator=generator, dtype=wide).to(dtype)
     return torch.randint(bound, shape, generator=generator).to(dtype)
+
+
+def _value(text: str) -> Any:
+    """A number, boolean, string or None as Python writes it; any other text as it is: `value:gelu`."""
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
 
 
 def _paths(patterns: list[str]) -> list[Path]:

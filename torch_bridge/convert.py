@@ -1,6 +1,6 @@
 """PyTorch modules to Flax modules and ensembles."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -14,7 +14,7 @@ from jaxensemble.state import merge
 from torch_bridge import parity
 from torch_bridge.assemble import assembled, check_tensors, constants_of, convert, tensors_of
 from torch_bridge.caches import fresh
-from torch_bridge.examples import BatchAxis
+from torch_bridge.examples import Arguments, BatchAxis
 from torch_bridge.finite import check_finite
 from torch_bridge.members import as_members, check_members
 from torch_bridge.proof import proof_of
@@ -22,19 +22,27 @@ from torch_bridge.stacking import Stack, stored_array
 
 
 def to_flax(
-    model: nn.Module, example_inputs: tuple[Any, ...], *, batch_axis: BatchAxis = 0, input_layout: str = "torch"
+    model: nn.Module,
+    example_inputs: tuple[Any, ...],
+    example_kwargs: Mapping[str, Any] | None = None,
+    *,
+    batch_axis: BatchAxis = 0,
+    input_layout: str = "torch",
 ) -> nnx.Module:
     """Ports one PyTorch module to a Flax module with its weights.
 
     **Arguments:**
 
     - `model`: any module whose forward `torch.export` can follow.
-    - `example_inputs`: the positional arguments of one call, as a tuple of tensors.
+    - `example_inputs`: the positional arguments of one call, as a tuple: tensors, and tuples, lists and dicts of them.
+      What is no tensor (a flag, a number, a string, None) is fixed: `network.fixed` and the source say so.
+    - `example_kwargs`: the arguments that are given by name.
     - `batch_axis`: the axis of the inputs whose size stays open; a tuple names one for each input; None fixes shapes.
     - `input_layout`: `"torch"` for inputs laid out as PyTorch's (`[N, C, H, W]`), `"NHWC"` for channels-last ones.
       Outputs have PyTorch's layout.
 
-    **Returns:** an `nnx.Module` in the mode `model` is in, its submodules named as PyTorch's.
+    **Returns:** an `nnx.Module` in the mode `model` is in, its submodules named as PyTorch's. It takes the arguments
+    that hold tensors, and leaves out those that are fixed.
 
     **Raises:** `UnsupportedError` naming what cannot be carried exactly.
 
@@ -45,7 +53,7 @@ def to_flax(
     >>> bool(abs(module(np.ones((5, 3), "float32")) - linear(torch.ones(5, 3)).detach().numpy()).max() < 1e-6)
     True
     """
-    lowered = convert(model, example_inputs, batch_axis, input_layout)
+    lowered = convert(model, Arguments.of(example_inputs, example_kwargs), batch_axis, input_layout)
     tensors = tensors_of(model)
     arrays = {
         entry.path: jnp.array(stored_array(entry, tensors[entry.keys[0]], f"`{entry.keys[0]}`"))
@@ -57,6 +65,7 @@ def to_flax(
 def to_ensemble(
     models: Sequence[nn.Module],
     example_inputs: tuple[Any, ...],
+    example_kwargs: Mapping[str, Any] | None = None,
     *,
     batch_axis: BatchAxis = 0,
     input_layout: str = "torch",
@@ -68,7 +77,7 @@ def to_ensemble(
     **Arguments:**
 
     - `models`: modules that differ in the values of their tensors only.
-    - `example_inputs`, `batch_axis`, `input_layout`: as in `to_flax`.
+    - `example_inputs`, `example_kwargs`, `batch_axis`, `input_layout`: as in `to_flax`.
     - `check`: whether to prove at once that the ensemble gives what the models give: weights bit for bit, and outputs
       for the example inputs in float64 and in the models' own precision; the ensemble's `proof` says what was found.
       `torch_bridge.check` proves more.
@@ -83,16 +92,16 @@ def to_ensemble(
     >>> ensemble(torch.randn(64, 3)).shape
     (5, 64, 3)
     """
-    members = as_members(models)
+    members, arguments = as_members(models), Arguments.of(example_inputs, example_kwargs)
     for member in members:
         check_tensors(member)
-    with fresh(members, example_inputs):
-        return _ported(members, example_inputs, batch_axis, input_layout, check, allow_nonfinite)
+    with fresh(members, arguments):
+        return _ported(members, arguments, batch_axis, input_layout, check, allow_nonfinite)
 
 
 def _ported(
     members: list[nn.Module],
-    example_inputs: tuple[Any, ...],
+    arguments: Arguments,
     batch_axis: BatchAxis,
     input_layout: str,
     check: bool,
@@ -101,13 +110,13 @@ def _ported(
     check_members(members)
     if not allow_nonfinite:
         check_finite(members)
-    lowered = convert(members[0], example_inputs, batch_axis, input_layout)
+    lowered = convert(members[0], arguments, batch_axis, input_layout)
     stack = Stack(lowered.weights, len(members))
     for k, member in enumerate(members):
         stack.put(k, tensors_of(member))
     ensemble = assembled(lowered, stack, type(members[0]).__name__, batch_axis, input_layout)
     if check:
-        report = parity.check(members, ensemble, example_inputs, thorough=False)
+        report = parity.check(members, ensemble, arguments, thorough=False)
         if not report.passed:
             raise ParityError(f"the ported ensemble does not give what PyTorch gives:\n{report}")
         ensemble = ensemble.proven(proof_of([report]))

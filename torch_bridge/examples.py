@@ -1,62 +1,163 @@
 """The arguments of one call that a network is captured with, and which of their dimensions stay open."""
 
+import contextlib
 import dataclasses
 import inspect
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.export import Dim
 
+from jaxensemble.arguments import OF_ENSEMBLES
 from jaxensemble.errors import InputError
 from torch_bridge.compat import pytree
 
 BatchAxis = int | None | tuple[int | None, ...]
 
+FIXED = (bool, int, float, complex, str, type(None))
+"""What may stand among the arguments besides tensors: it is fixed in the ported network."""
 
-def prepared(example_inputs: tuple[Any, ...], batch_axis: BatchAxis) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
-    """The inputs to export with, and which of their dimensions are dynamic.
+
+class Arguments(NamedTuple):
+    """The arguments of one call, by position and by name: tensors, what is `FIXED`, and trees of these.
+
+    >>> Arguments((1, 2), {"base": 5}).call(lambda x, y, base: x + y * base)
+    11
+    """
+
+    positional: tuple[Any, ...]
+    named: dict[str, Any]
+
+    @classmethod
+    def of(cls, inputs: Any, named: Mapping[str, Any] | None = None, what: str = "example_inputs") -> "Arguments":
+        """The arguments that a user gives; arguments themselves are taken as they are.
+
+        **Raises:** `InputError` naming everything that cannot be an argument of a ported network.
+        """
+        if isinstance(inputs, cls):
+            return inputs
+        if not isinstance(inputs, tuple) or not (inputs or named):
+            raise InputError(
+                f"`{what}` must be a tuple with the positional arguments of one call; got {type(inputs).__name__}. For "
+                "a single tensor x, pass (x,)."
+            )
+        arguments = cls(inputs, dict(named or {}))
+        own = sorted(OF_ENSEMBLES & arguments.named.keys())
+        if own:
+            raise InputError(
+                f"{', '.join(own)}: an ensemble has arguments of its own by such names; give the example by position"
+            )
+        others = [
+            f"{type(leaf).__name__} in {place}"
+            for place, value in zip(arguments.places, arguments.entries, strict=True)
+            for leaf in pytree.tree_leaves(value)
+            if not (isinstance(leaf, Tensor) or type(leaf) in FIXED)
+        ]
+        if others:
+            raise InputError(
+                f"`{what}` must hold tensors, and numbers, strings and None, which are fixed in the ported network; "
+                f"got {', '.join(others)}. Leave it out where it has a default, or fix it in a module around this one."
+            )
+        if not any(isinstance(leaf, Tensor) for leaf in pytree.tree_leaves(arguments)):
+            raise InputError(f"`{what}` must hold a tensor: a network of none has nothing to compute with")
+        return arguments
+
+    @property
+    def entries(self) -> tuple[Any, ...]:
+        """Every argument, those by position first: the order of the ported network's inputs."""
+        return (*self.positional, *self.named.values())
+
+    @property
+    def places(self) -> list[str]:
+        """What errors call the arguments."""
+        return [*(f"input {k}" for k in range(len(self.positional))), *(f"`{name}`" for name in self.named)]
+
+    def replaced(self, entries: Sequence[Any]) -> "Arguments":
+        """The same arguments with other values."""
+        count = len(self.positional)
+        return Arguments(tuple(entries[:count]), dict(zip(self.named, entries[count:], strict=True)))
+
+    def call(self, function: Callable[..., Any]) -> Any:
+        """What a function gives for the arguments."""
+        return function(*self.positional, **self.named)
+
+    def names(self, model: nn.Module) -> tuple[str, ...]:
+        """The name of each argument by the forward's own parameters; empty for those that `*args` takes."""
+        kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD,)
+        parameters = inspect.signature(model.forward).parameters.values()
+        names = [parameter.name if parameter.kind in kinds else "" for parameter in parameters]
+        by_position = [*names, *[""] * len(self.positional)][: len(self.positional)]
+        return (*("" if name in OF_ENSEMBLES else name for name in by_position), *self.named)
+
+    def by_parameter(self, model: nn.Module) -> dict[str, Any]:
+        """The arguments by the forward's parameters: those of `*args` are one tuple."""
+        return self.call(inspect.signature(model.forward).bind).arguments
+
+
+@contextlib.contextmanager
+def all_parameters_named(model: nn.Module, names: Iterable[str]) -> Iterator[None]:
+    """A forward that takes `**kwargs` says that it takes these, for a while: else the exporter counts them twice."""
+    forward, signature = model.forward, inspect.signature(model.forward)
+    known = signature.parameters
+    own = [p for p in known.values() if p.kind is not p.VAR_KEYWORD]
+    more = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY) for name in names if name not in signature.parameters
+    ]
+    if len(own) == len(known) or not more:
+        yield
+        return
+
+    def named(*args: Any, **kwargs: Any) -> Any:
+        return forward(*args, **kwargs)
+
+    before = vars(model).get("forward")
+    named.__signature__ = signature.replace(parameters=[*own, *more])  # type: ignore[attr-defined]
+    vars(model)["forward"] = named
+    try:
+        yield
+    finally:
+        vars(model).pop("forward")
+        vars(model).update({} if before is None else {"forward": before})
+
+
+def tensors_mapped(function: Callable[[Tensor], Any], inputs: Any) -> Any:
+    """Inputs with every tensor changed."""
+    return pytree.tree_map(lambda leaf: function(leaf) if isinstance(leaf, Tensor) else leaf, inputs)
+
+
+def axes_of(arguments: Arguments, batch_axis: BatchAxis) -> tuple[int | None, ...]:
+    """The batch axis of each argument."""
+    return batch_axis if isinstance(batch_axis, tuple) else (batch_axis,) * len(arguments.entries)
+
+
+def prepared(arguments: Arguments, batch_axis: BatchAxis) -> tuple[Arguments, Arguments]:
+    """The arguments to export with, and which of their dimensions are dynamic.
 
     A batch of one is doubled: `torch.export` takes sizes 0 and 1 for constants.
     """
-    if not isinstance(example_inputs, tuple) or not example_inputs:
+    entries, axes = arguments.entries, axes_of(arguments, batch_axis)
+    if len(axes) != len(entries):
         raise InputError(
-            f"`example_inputs` must be a tuple with the positional arguments of one call; got "
-            f"{type(example_inputs).__name__}. For a single tensor x, pass (x,)."
-        )
-    others = [
-        f"{type(leaf).__name__} in input {k}"
-        for k, value in enumerate(example_inputs)
-        for leaf in pytree.tree_leaves(value)
-        if not isinstance(leaf, Tensor)
-    ]
-    if others:
-        raise InputError(
-            f"`example_inputs` must hold tensors only, since anything else would be fixed in the ported network; got "
-            f"{', '.join(others)}. Leave it out where it has a default, or fix it in a module around this one."
-        )
-    axes = batch_axis if isinstance(batch_axis, tuple) else (batch_axis,) * len(example_inputs)
-    if len(axes) != len(example_inputs):
-        raise InputError(
-            f"`batch_axis` must hold one axis for each of the {len(example_inputs)} example inputs; got {len(axes)}."
+            f"`batch_axis` must hold one axis for each of the {len(entries)} example inputs; got {len(axes)}."
         )
     if not all(axis is None or (isinstance(axis, int) and axis >= 0) for axis in axes):
         raise InputError(
             f"`batch_axis` must be None or an axis counted from 0, or one for each input; got {batch_axis!r}."
         )
-    size = _batch_size(example_inputs, axes, explicit=isinstance(batch_axis, tuple))
+    size = _batch_size(entries, axes, explicit=isinstance(batch_axis, tuple))
     if size is None and any(axes):
         raise InputError(f"`batch_axis` is {batch_axis!r}, but no example input has as many axes.")
     batch = Dim("batch")
     pairs = [
         pytree.tree_map(lambda leaf, axis=axis: _with_batch(leaf, axis, size, batch), value)
-        for value, axis in zip(example_inputs, axes, strict=True)
+        for value, axis in zip(entries, axes, strict=True)
     ]
     is_pair = lambda node: isinstance(node, _Example)  # noqa: E731
-    return (
-        tuple(pytree.tree_map(lambda pair: pair.value, pair, is_leaf=is_pair) for pair in pairs),
-        tuple(pytree.tree_map(lambda pair: pair.dynamic, pair, is_leaf=is_pair) for pair in pairs),
-    )
+    values = [pytree.tree_map(lambda pair: pair.value, pair, is_leaf=is_pair) for pair in pairs]
+    dynamic = [pytree.tree_map(lambda pair: pair.dynamic, pair, is_leaf=is_pair) for pair in pairs]
+    return arguments.replaced(values), arguments.replaced(dynamic)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,7 +166,9 @@ class _Example:
     dynamic: Any
 
 
-def _with_batch(leaf: Tensor, axis: int | None, size: int | None, batch: Any) -> _Example:
+def _with_batch(leaf: Any, axis: int | None, size: int | None, batch: Any) -> _Example:
+    if not isinstance(leaf, Tensor):
+        return _Example(leaf, None)
     leaf = leaf.detach()
     if axis is None or leaf.ndim <= axis or leaf.shape[axis] != size:
         return _Example(leaf, {})
@@ -86,12 +189,3 @@ def _batch_size(inputs: tuple[Any, ...], axes: tuple[int | None, ...], *, explic
         listing = ", ".join(f"input {index}: {size}" for index, size in sizes)
         raise InputError(f"the batch sizes along `batch_axis` must be equal; got {listing}.")
     return sizes[0][1] if sizes else None
-
-
-def by_parameter(model: nn.Module, dynamic: tuple[Any, ...]) -> tuple[Any, ...]:
-    """One entry for each parameter of the forward: those that `*args` takes are one tuple, if there are any."""
-    parameters = list(inspect.signature(model.forward).parameters.values())
-    starred = next((k for k, p in enumerate(parameters) if p.kind is p.VAR_POSITIONAL), None)
-    if starred is None or starred >= len(dynamic):
-        return dynamic
-    return (*dynamic[:starred], tuple(dynamic[starred:]))

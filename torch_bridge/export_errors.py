@@ -6,7 +6,6 @@ import re
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import sympy
 import torch
@@ -14,12 +13,13 @@ from torch import Tensor, nn
 
 from jaxensemble.errors import InputError, JaxEnsembleError, UnsupportedError
 from torch_bridge.compat import pytree
+from torch_bridge.examples import Arguments, tensors_mapped
 
 _MODE_NAMES = {True: "training", False: "evaluation"}
 
 
 def explained(
-    error: Exception, model: nn.Module, inputs: tuple[Any, ...], *, training: bool, place: str = ""
+    error: Exception, model: nn.Module, inputs: Arguments, *, training: bool, place: str = ""
 ) -> JaxEnsembleError:
     """The error to raise for one of the exporter's: `InputError` where PyTorch itself fails on these inputs.
 
@@ -49,13 +49,6 @@ def explained(
             "axis for a fixed number, or decides by it. Write x.shape[0] or -1 instead; or, if the inputs have no "
             "batch axis or are always of one size, pass batch_axis=None to fix all shapes."
         )
-    unknown = re.search(r"Found <class '([^']+)'> in output, which is not a known type", text)
-    if unknown:
-        return UnsupportedError(
-            f"{name}.forward returns an object of {unknown[1]}; a ported network returns arrays, and tuples, lists and "
-            "dicts of them. Leave it out, in a module around this one or, for a cache of keys and values, with "
-            "`use_cache=False` in the model's configuration."
-        )
     return UnsupportedError(
         f"torch.export cannot follow {name}.forward in {_MODE_NAMES[training]} mode{where}: {first_lines(error)}"
     )
@@ -75,20 +68,21 @@ def first_lines(error: Exception, lines: int = 12) -> str:
     return "\n".join(text[:lines])
 
 
-def _own_error(model: nn.Module, inputs: tuple[Any, ...]) -> Exception | None:
+def _own_error(model: nn.Module, inputs: Arguments) -> Exception | None:
     """What the forward raises without any exporter."""
-    copies = pytree.tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, inputs)
+    copies = tensors_mapped(Tensor.clone, inputs)
     try:
         with torch.no_grad():
-            model(*copies)
+            copies.call(model)
     except Exception as error:  # which is what is asked for
         return error
     return None
 
 
-def _described(inputs: tuple[Any, ...]) -> Iterator[str]:
+def _described(inputs: Arguments) -> Iterator[str]:
     for leaf in pytree.tree_leaves(inputs):
-        yield f"{str(leaf.dtype).removeprefix('torch.')} {list(leaf.shape)}"
+        is_tensor = isinstance(leaf, Tensor)
+        yield f"{str(leaf.dtype).removeprefix('torch.')} {list(leaf.shape)}" if is_tensor else repr(leaf)
 
 
 def _place(error: BaseException | None) -> str:

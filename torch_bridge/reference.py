@@ -8,15 +8,19 @@ from typing import Any
 import jax
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.overrides import TorchFunctionMode
 
 from jaxensemble.errors import InputError
 from torch_bridge.compat import pytree
+from torch_bridge.examples import Arguments, axes_of, tensors_mapped
 from torch_bridge.finite import has_fractions
 from torch_bridge.memos import tensors_forgotten
 from torch_bridge.open_sizes import DirectDistances
+from torch_bridge.outputs import arrays_of
 
-Inputs = tuple[Any, ...]
+Inputs = Arguments | tuple[Any, ...]
+"""The arguments of one call, or a tuple of its positional ones."""
 
 
 class CannotRun(InputError):
@@ -126,16 +130,17 @@ def detach_computed(model: nn.Module) -> None:
                 vars(module)[name] = vars(module)[name].detach()
 
 
-def doubled(inputs: Inputs) -> Inputs:
+def doubled(inputs: Any) -> Any:
     """The inputs with floating-point tensors in float64, and complex ones in complex128."""
     return _cast_leaves(inputs, _WIDE)
 
 
-def laid_out(inputs: Inputs, layout: str) -> Inputs:
-    """PyTorch's inputs as an ensemble takes them that was ported with this `input_layout`."""
+def laid_out(inputs: Inputs, layout: str) -> tuple[Any, ...]:
+    """PyTorch's inputs as an ensemble takes them by position that was ported with this `input_layout`."""
+    entries = Arguments.of(inputs).entries
     if layout == "torch":
-        return inputs
-    return pytree.tree_map(lambda x: x.movedim(1, -1) if isinstance(x, Tensor) and x.ndim >= 3 else x, inputs)
+        return entries
+    return tensors_mapped(lambda x: x.movedim(1, -1) if x.ndim >= 3 else x, entries)
 
 
 def loop(models: Sequence[nn.Module], inputs: Inputs | Sequence[Inputs]) -> list[Any]:
@@ -146,41 +151,56 @@ def loop(models: Sequence[nn.Module], inputs: Inputs | Sequence[Inputs]) -> list
     per_member: list[Any] = inputs if isinstance(inputs, list) else [inputs] * len(models)
     try:
         with torch.no_grad():
-            return [model(*copied(arguments)) for model, arguments in zip(models, per_member, strict=True)]
+            return [called(model, arguments) for model, arguments in zip(models, per_member, strict=True)]
     except Exception as error:  # as of inputs for other models
         raise CannotRun(
             f"PyTorch itself cannot run {type(models[0]).__name__} on these inputs: {type(error).__name__}: {error}"
         ) from error
 
 
-def copied(inputs: Inputs) -> Inputs:
-    """Inputs that a forward may write into."""
-    return pytree.tree_map(lambda x: x.clone() if isinstance(x, Tensor) else x, inputs)
+def called(model: nn.Module, inputs: Inputs) -> Any:
+    """What a model gives for inputs that it may write into."""
+    return Arguments.of(tensors_mapped(Tensor.clone, inputs)).call(model)
 
 
-def vmapped(models: Sequence[nn.Module], inputs: Inputs | Sequence[Inputs]) -> list[Any]:
-    """The same through `torch.func.vmap`, as PyTorch's tutorial has it."""
-    outputs = mapped(models, inputs)()
-    return [pytree.tree_map(lambda x, k=k: x[k], outputs) for k in range(len(models))]
+def mapped(models: Sequence[nn.Module], inputs: Inputs | list[Inputs]) -> Callable[[], dict[str, Tensor]]:
+    """A call of all members by `torch.func`: `stack_module_state` beforehand, then `functional_call` under `vmap`.
 
-
-def mapped(models: Sequence[nn.Module], inputs: Inputs | Sequence[Inputs]) -> Callable[[], Any]:
-    """A call of all members by `torch.func`: `stack_module_state` beforehand, then `functional_call` under `vmap`."""
+    It gives the tensors among the outputs by place, `[M, ...]`.
+    """
     params, buffers = torch.func.stack_module_state(list(models))
-
-    def call(params: Any, buffers: Any, *arguments: Any) -> Any:
-        return torch.func.functional_call(models[0], (params, buffers), arguments)
-
     each = isinstance(inputs, list)
-    arguments = pytree.tree_map(lambda *xs: torch.stack(xs), *inputs) if each else inputs
-    in_dims = (0, 0, *([0 if each else None] * len(arguments)))
-    vectorised = torch.func.vmap(call, in_dims=in_dims, randomness="different")
-    return torch.no_grad()(lambda: vectorised(params, buffers, *arguments))
+    tensors, calling = with_tensors(stacked_inputs(inputs) if isinstance(inputs, list) else inputs)
+
+    def call(params: Any, buffers: Any, tensors: list[Tensor]) -> dict[str, Tensor]:
+        arguments = calling(tensors)
+        return arrays_of(functional_call(models[0], (params, buffers), *arguments))
+
+    vectorised = torch.func.vmap(call, in_dims=(0, 0, 0 if each else None), randomness="different")
+    return torch.no_grad()(lambda: vectorised(params, buffers, tensors))
 
 
-def resized(inputs: Inputs, size: int, batch_axis: Any, seed: int = 0) -> Inputs:
+def with_tensors(inputs: Inputs) -> tuple[list[Tensor], Callable[[Sequence[Tensor]], Arguments]]:
+    """The tensors of inputs, which `torch.func` can map, and what makes the arguments of a call of such."""
+    leaves, spec = pytree.tree_flatten(Arguments.of(inputs))
+    tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+
+    def arguments(tensors: Sequence[Tensor]) -> Arguments:
+        found = iter(tensors)
+        return pytree.tree_unflatten([next(found) if isinstance(leaf, Tensor) else leaf for leaf in leaves], spec)
+
+    return tensors, arguments
+
+
+def stacked_inputs(per_member: Sequence[Inputs]) -> Any:
+    """Inputs `[M, ...]` of those of every member; what is no tensor is the same for all."""
+    return pytree.tree_map(lambda *xs: torch.stack(xs) if isinstance(xs[0], Tensor) else xs[0], *per_member)
+
+
+def resized(inputs: Inputs, size: int, batch_axis: Any, seed: int = 0) -> Arguments:
     """Inputs with another batch size: rows taken in turn, floating ones scaled and shifted so that no two are equal."""
-    axes = batch_axis if isinstance(batch_axis, tuple) else (batch_axis,) * len(inputs)
+    inputs = Arguments.of(inputs)
+    axes = axes_of(inputs, batch_axis)
     given = batch_size(inputs, batch_axis)
     generator = torch.Generator().manual_seed(seed)
 
@@ -194,15 +214,14 @@ def resized(inputs: Inputs, size: int, batch_axis: Any, seed: int = 0) -> Inputs
         scale = torch.rand(shape, generator=generator, dtype=torch.float64).to(x)
         return rows * (0.75 + 0.5 * scale)
 
-    return tuple(
-        pytree.tree_map(lambda x, axis=axis: resize(x, axis), value) for value, axis in zip(inputs, axes, strict=True)
-    )
+    pairs = zip(inputs.entries, axes, strict=True)
+    return inputs.replaced([pytree.tree_map(lambda x, axis=axis: resize(x, axis), value) for value, axis in pairs])
 
 
 def batch_size(inputs: Inputs, batch_axis: Any) -> int | None:
     """The size of the inputs along the batch axis, that of the first tensor that has one."""
-    axes = batch_axis if isinstance(batch_axis, tuple) else (batch_axis,) * len(inputs)
-    for value, axis in zip(inputs, axes, strict=True):
+    arguments = Arguments.of(inputs)
+    for value, axis in zip(arguments.entries, axes_of(arguments, batch_axis), strict=True):
         for leaf in pytree.tree_leaves(value):
             if isinstance(leaf, Tensor) and axis is not None and leaf.ndim > axis:
                 return leaf.shape[axis]

@@ -7,6 +7,8 @@ from jaxensemble.artifact.loading import Artifact
 from jaxensemble.artifact.manifest import Manifest
 from jaxensemble.inputs import shape_text
 
+_PLAIN = (bool, int, str, type(None))
+
 
 def describe(artifact: Artifact) -> dict[str, Any]:
     """The headers of an artifact as plain data."""
@@ -17,6 +19,7 @@ def describe(artifact: Artifact) -> dict[str, Any]:
         "parameters_each": _parameters(manifest),
         "bytes": sum(record.size for record in manifest.files.values()),
         "inputs": {name: list(shape) for name, shape in network.input_shapes.items()},
+        "fixed": {place: value if isinstance(value, _PLAIN) else repr(value) for place, value in network.fixed.items()},
         "verified": manifest.verified,
         "proof": describe_proof(manifest),
         "versions": dict(manifest.versions),
@@ -32,11 +35,13 @@ def describe_in_text(artifact: Artifact) -> str:
     """The same for people."""
     manifest, network = artifact.manifest, artifact.network
     size = sum(record.size for record in manifest.files.values())
+    fixed = ", ".join(f"{place}={value!r}" for place, value in network.fixed.items())
     wide = max((len(name) for name in manifest.leaves), default=0)
     return "\n".join(
         [
             f"{manifest.members} x {network.name}, {_parameters(manifest):,} parameters each, {size:,} bytes",
             f"inputs: {', '.join(f'{name} {shape_text(shape)}' for name, shape in network.input_shapes.items())}",
+            *([f"fixed: {fixed}"] if fixed else []),
             describe_proof(manifest),
             f"written by {', '.join(f'{name} {version}' for name, version in manifest.versions.items())}",
             *(f"  {name:{wide}}  {x.kind:9}  {x.dtype}{list(x.shape)}" for name, x in manifest.leaves.items()),

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from types import EllipsisType
 from typing import Any, TypeAlias
 
-from jaxensemble.network import Arg, Call, Dtype, Func, Ref, Slice, Var
+from jaxensemble.network import Arg, Call, Dtype, Func, Record, Ref, Slice, Var
 from jaxensemble.source.frames import Frame, Shape
 from jaxensemble.source.rewriting import Unpacking
 from jaxensemble.source.tree import Path, split
@@ -244,6 +244,8 @@ def matched_slots(bodies: list[Body]) -> tuple[list[int], list[list[str]]]:
 
 def returned(returns: Any) -> list[Local | Slot]:
     """Every use within what is returned, in order."""
+    if isinstance(returns, Record):
+        return returned(returns.fields)
     if isinstance(returns, dict):
         return [use for value in returns.values() for use in returned(value)]
     if isinstance(returns, tuple | list):

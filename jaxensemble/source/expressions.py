@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import jax.numpy as jnp
 
 from jaxensemble.errors import InputError
-from jaxensemble.network import Dtype, Func
+from jaxensemble.network import Dtype, Func, Record
 from jaxensemble.source.bodies import (
     Cut,
     Hole,
@@ -158,6 +158,14 @@ def _dtype(dtype: str) -> ast.expr:
     return dotted(f"jnp.{dtype}")
 
 
+RecordKey = tuple[str, ...]
+"""The kind, the name and the fields of a record, which say what its class is."""
+
+
+def record_key(record: Record) -> RecordKey:
+    return (record.kind, record.name, *record.fields)
+
+
 class Expressions:
     """Writes the steps of one definition: knows its children, and what stands for its holes.
 
@@ -177,6 +185,7 @@ class Expressions:
         self.functions = functions
         self.items: dict[tuple[str, ...], ast.expr] = {}
         self.looped: set[tuple[str, ...]] = set()
+        self.records: Mapping[RecordKey, str] = {}
 
     def make_at(self, path: Sequence[str]) -> Make | None:
         """How what stands at a path is made; None for the leaf of a layer."""

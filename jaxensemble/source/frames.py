@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from jaxensemble.network import Call, Ref, Slice, Tree, Var
+from jaxensemble.network import Call, Record, Ref, Slice, Tree, Var
 from jaxensemble.source.tree import Module, Path, is_inside_layer, scope_path, split
 
 
@@ -30,6 +30,8 @@ def operands(arg: object) -> Iterator[Ref | Var]:
                 yield from operands(item)
         case Mapping():
             yield from operands(list(arg.values()))
+        case Record():
+            yield from operands(arg.fields)
 
 
 def without_shapes(calls: Sequence[Call], outputs: Tree) -> tuple[list[Call], Tree]:
@@ -61,6 +63,8 @@ def _put(arg: Any, shapes: Mapping[str, Shape]) -> Any:
             return [_put(item, shapes) for item in arg]
         case dict():
             return {key: _put(value, shapes) for key, value in arg.items()}
+        case Record():
+            return dataclasses.replace(arg, fields=_put(dict(arg.fields), shapes))
     return arg
 
 

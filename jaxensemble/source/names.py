@@ -20,8 +20,12 @@ IMPORTS = {
     "lax": "from jax import lax",
     "layers": "from jaxensemble import layers",
     "ops": "from jaxensemble import ops",
+    "records": "from jaxensemble import records",
 }
 """The modules whose functions and layers a network may name, and how the source imports each."""
+
+OWN = ("layers", "ops", "records")
+"""Those of this package."""
 
 TAKEN = frozenset({*IMPORTS, *keyword.kwlist, "_", "self", "rngs"}) | {
     "complex", "getattr", "range", "setattr", "super", "ValueError"
@@ -109,7 +113,7 @@ def resolve(dotted: str) -> object:
 
 def _module(root: str) -> object:
     full = {"jnp": "jax.numpy", "nnx": "flax.nnx", "lax": "jax.lax"}
-    return importlib.import_module(full.get(root, f"jaxensemble.{root}" if root in ("layers", "ops") else root))
+    return importlib.import_module(full.get(root, f"jaxensemble.{root}" if root in OWN else root))
 
 
 _FUNCTIONS = re.compile(

@@ -9,7 +9,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from jaxensemble.network import Network, Ref
+from jaxensemble.network import Fixed, Network, Record, Ref
 from jaxensemble.source.bodies import (
     Body,
     Called,
@@ -352,4 +352,8 @@ def _read_tree(reader: Reader, tree: Any) -> Any:
             return {key: _read_tree(reader, value) for key, value in tree.items()}
         case tuple() | list():
             return type(tree)(_read_tree(reader, item) for item in tree)
+        case Record():
+            return dataclasses.replace(tree, fields=_read_tree(reader, dict(tree.fields)))
+        case Fixed():
+            return tree
     return reader.operand(tree)

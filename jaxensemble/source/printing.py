@@ -1,17 +1,18 @@
 """A plan as text: imports, functions, classes."""
 
 import ast
+import textwrap
 from collections.abc import Hashable, Sequence
 from typing import Any
 
-from jaxensemble.network import Ref, Tree
+from jaxensemble.network import Record, Ref, Tree
 from jaxensemble.source.bodies import Local, Slot, Step, ToFunction, ToName
 from jaxensemble.source.constructors import Constructors
-from jaxensemble.source.expressions import Expressions, call, index, name
+from jaxensemble.source.expressions import Expressions, RecordKey, call, dotted, index, name, record_key
 from jaxensemble.source.folding import Folding
-from jaxensemble.source.names import IMPORTS, TAKEN, plain, snake, unused
+from jaxensemble.source.names import IMPORTS, OWN, TAKEN, plain, snake, unused
 from jaxensemble.source.plan import Plan
-from jaxensemble.source.pretty import INDENT, header, statement
+from jaxensemble.source.pretty import INDENT, WIDTH, header, statement
 from jaxensemble.source.statements import statements
 from jaxensemble.source.units import IDENTITY, Definition, Make
 
@@ -28,6 +29,7 @@ class Printer:
         self.names: dict[int, str] = {}
         self.globals: set[str] = set(TAKEN)
         self._name_all()
+        self.records = {key: self._claim(plain(key[1], "Output")) for key in _record_keys(plan.outputs)}
         self.constructors = Constructors(self.definitions, self.names, self.chain, self.identity)
 
     # Names
@@ -76,9 +78,20 @@ class Printer:
             helpers.append([f"def {self.identity}(x):", f"{INDENT}return x"])
         if any(make.kind == "chain" for number in self.used for make in _inner(self.definitions[number].make)):
             helpers.append(self._chain_class())
-        title = f'"""{self.names[root]} as a Flax module."""'
+        title = "\n".join(self._title(self.names[root]))
         body = "\n\n\n".join("\n".join(block) for block in [*helpers, *blocks])
-        return f"{title}\n\n{import_lines(body)}\n\n\n{body}\n"
+        made = [line for key, own in self.records.items() for line in statement(f"{own} = ", _record_class(key), 0)]
+        records = "\n".join(["", *made, ""]) if made else ""
+        return f"{title}\n\n{import_lines(records + body)}\n{records}\n\n{body}\n"
+
+    def _title(self, root: str) -> list[str]:
+        fixed = self.plan.network.fixed
+        if not fixed:
+            return [f'"""{root} as a Flax module."""']
+        told = f"Fixed when it was ported: {', '.join(f'{place}={_short(value)}' for place, value in fixed.items())}."
+        escaped = told.replace("\\", "\\\\").replace('"', '\\"')
+        wrapped = textwrap.wrap(escaped, WIDTH, break_long_words=False, break_on_hyphens=False)
+        return [f'"""{root} as a Flax module.', "", *wrapped, '"""']
 
     def _chain_class(self) -> list[str]:
         doc = f'{INDENT}"""Layers that are called one after the other."""'
@@ -119,15 +132,18 @@ class Printer:
         return [*opening, *statements(folding, names, self.globals, 2)]
 
     def _root_method(self, definition: Definition, expressions: Expressions) -> list[str]:
-        inputs = self.plan.network.inputs
-        arguments, names = self._input_names(inputs)
+        network = self.plan.network
+        inputs = list(network.open_inputs.values())
+        wishes = [network.arguments[k] if network.arguments else "" for k in network.open_inputs]
+        arguments, names = self._input_names(inputs, wishes)
+        expressions.records = self.records
         opening = header(f"{INDENT}def __call__", [name("self"), *map(name, arguments)], 1)
         body = self.plan.root_body
         folding = Folding(expressions, body.steps, self.plan.root_returns, body.slots)
         lines = self._unpacked(inputs, arguments, names, set(body.slots))
         return [*opening, *lines, *statements(folding, names, self.globals, 2)]
 
-    def _input_names(self, inputs: Sequence[Tree]) -> tuple[list[str], dict[Hashable, str]]:
+    def _input_names(self, inputs: Sequence[Tree], wishes: Sequence[str]) -> tuple[list[str], dict[Hashable, str]]:
         """The names of the root's arguments, and of every value within them."""
         taken = set(self.globals)
         arguments, names = [], {}
@@ -137,12 +153,10 @@ class Printer:
             taken.add(chosen)
             return chosen
 
-        for tree in inputs:
+        for tree, wish in zip(inputs, wishes, strict=True):
+            arguments.append(claim(plain(wish or (tree.name if isinstance(tree, Ref) else "inputs"), "x")))
             if isinstance(tree, Ref):
-                names[tree.name] = claim(plain(tree.name, "x"))
-                arguments.append(names[tree.name])
-            else:
-                arguments.append(claim("inputs"))
+                names[tree.name] = arguments[-1]
         for tree in inputs:
             if not isinstance(tree, Ref):
                 names |= {ref: claim(plain(ref, "x")) for ref, _ in tree_leaves(tree, name(""))}
@@ -199,9 +213,31 @@ def import_lines(body: str) -> str:
     """The imports that a text needs."""
     nodes = [node.value for node in ast.walk(ast.parse(body)) if isinstance(node, ast.Attribute)]
     roots = {node.id for node in nodes if isinstance(node, ast.Name)}
-    lines = [line for root, line in IMPORTS.items() if root in roots and root not in ("layers", "ops")]
-    own = [root for root in ("layers", "ops") if root in roots]
+    lines = [line for root, line in IMPORTS.items() if root in roots and root not in OWN]
+    own = [root for root in OWN if root in roots]
     return "\n".join([*lines, *([f"from jaxensemble import {', '.join(own)}"] if own else [])])
+
+
+def _record_keys(tree: Any) -> list[RecordKey]:
+    """What classes of records a network returns, outer ones first."""
+    match tree:
+        case Record():
+            return list(dict.fromkeys([record_key(tree), *_record_keys(list(tree.fields.values()))]))
+        case dict():
+            return _record_keys(list(tree.values()))
+        case tuple() | list():
+            return list(dict.fromkeys(key for item in tree for key in _record_keys(item)))
+    return []
+
+
+def _record_class(key: RecordKey) -> ast.Call:
+    kind, *texts = key
+    return call(dotted(f"records.{kind}"), [ast.Constant(text) for text in texts])
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def _inner(make: Make) -> list[Make]:

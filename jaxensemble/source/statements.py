@@ -5,8 +5,9 @@ import re
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import Any
 
+from jaxensemble.network import Fixed, Record
 from jaxensemble.source.bodies import Hole, Length, Local, Slot, Step, ToLayer, ToName, leaves, returned
-from jaxensemble.source.expressions import called, child, name, numbers
+from jaxensemble.source.expressions import call, called, child, literal, name, numbers, record_key
 from jaxensemble.source.folding import Entry, Folding, is_operator
 from jaxensemble.source.loops import CARRIED, Loop
 from jaxensemble.source.names import TAKEN, plain, unused
@@ -201,6 +202,11 @@ class _Writer:
                 return ast.Tuple([self._tree(item) for item in returns], ast.Load())
             case list():
                 return ast.List([self._tree(item) for item in returns], ast.Load())
+            case Record():
+                made = name(self.folding.expressions.records[record_key(returns)])
+                return call(made, (), {field: self._tree(item) for field, item in returns.fields.items()})
+            case Fixed(value):
+                return literal(value)
         return self.folding.expressions.operand(returns, self._named)
 
 

@@ -7,9 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxensemble.arguments import bound
 from jaxensemble.ensemble import Ensemble
 from jaxensemble.errors import InputError
 from jaxensemble.inputs import as_array, as_arrays, batch_axes, check_inputs, check_member_axis, require_x64
+from jaxensemble.network import Network
 from jaxensemble.rows import Axes
 
 
@@ -33,7 +35,9 @@ def as_data(
     ensemble: Ensemble, inputs: Any, targets: Any, rows: Any = None, *, each: bool = False
 ) -> tuple[tuple[Any, Any], jax.Array | None]:
     """Data and rows as arrays of JAX, once they are known to be such as the network takes."""
-    inputs = as_arrays(inputs if isinstance(inputs, tuple) else (inputs,), "inputs")
+    positional, named = ((), inputs) if _is_by_name(ensemble.network, inputs) else (inputs, {})
+    positional = positional if isinstance(positional, tuple) else (positional,)
+    inputs = as_arrays(bound(ensemble.network, positional, named), "inputs")
     targets, members = as_arrays(targets, "targets"), len(ensemble)
     for leaf in jax.tree.leaves(ensemble.params):
         require_x64(leaf.dtype, "the ensemble")
@@ -56,6 +60,12 @@ def as_data(
             f"{', '.join(wrong)}"
         )
     return (inputs, targets), None if rows is None else _rows(rows, members, size)
+
+
+def _is_by_name(network: Any, inputs: Any) -> bool:
+    """Whether inputs are a dict of arguments by name, and not one argument that is a dict."""
+    names = set(network.arguments) if isinstance(network, Network) else set()
+    return isinstance(inputs, dict) and bool(inputs) and inputs.keys() <= names
 
 
 def _rows(rows: Any, members: int, size: int) -> jax.Array:

@@ -44,7 +44,7 @@ def train_step(
 
     **Arguments:**
 
-    - `inputs`: one array, or a tuple with the arguments of one call, as the ensemble takes them.
+    - `inputs`: one array; or the arguments of one call, as the ensemble takes them, as a tuple or, by name, as a dict.
     - `targets`: an array or a tree of arrays, whose first axis is the rows.
     - `loss`: of one member's outputs and the targets, a number: the mean over the rows. It is part of what is compiled:
       pass the same function at every step, not a new lambda.
@@ -133,7 +133,8 @@ def _begun(state: TrainState, data: Any, rows: Any, loss: Loss, *, each: bool) -
     inputs, targets = data
     own_rows = rows is not None and rows.ndim == 2
     device = device_of(state.ensemble.params)
-    call = Call(state.training, device.platform, each=each or own_rows, update=True)
+    ported = state.ensemble.network is not None
+    call = Call(state.training, device.platform, each=each or own_rows, update=True, ported=ported)
     axes = batch_axes(state.ensemble.network, inputs, each=each)
     step = Step(call, loss, axes + (0,) * len(jax.tree.leaves(targets)), each, own_rows)
     inputs, targets = data if rows is None else jax.eval_shape(step.minibatch, data, rows)

@@ -9,6 +9,7 @@ import torch
 from typer.testing import CliRunner, Result
 
 import jaxensemble
+import jaxensemble.cli
 from jaxensemble.origin import Rearrangement
 from torch_bridge.cli import app
 
@@ -29,6 +30,14 @@ class Ids(nn.Module):
         self.embed = nn.Embedding(5, 3)
     def forward(self, ids):
         return self.embed(ids)
+
+class Masked(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(4, 3)
+    def forward(self, x, scale=1.0, mask=None, activation="relu"):
+        x = getattr(torch, activation)(self.fc(x)) * scale
+        return x if mask is None else x.masked_fill(mask, 0)
 
 number = 3
 
@@ -107,6 +116,24 @@ def test_integer_and_float64_inputs() -> None:
     assert run("port", "factories:Ids", "-i", "int64:6:5").exit_code == 0
 
 
+def test_inputs_by_name_and_of_every_kind() -> None:
+    inputs = ("-i", "6,4", "-i", "value:0.5", "-i", "mask=bool:6,3", "-i", "activation=value:tanh")
+    result = run("source", "factories:Masked", *inputs)
+    assert result.exit_code == 0, result.output
+    assert "def __call__(self, x, mask):" in result.stdout
+    assert "Fixed when it was ported: scale=0.5, activation='tanh'." in result.stdout
+    result = run("port", "factories:Masked", *inputs, "--out", "masked")
+    assert result.exit_code == 0, result.output
+    np.savez("inputs.npz", x=np.ones((2, 4), np.float32), mask=np.ones((2, 3), bool))
+    for command in (("inspect", "masked"), ("predict", "masked", "inputs.npz", "--out", "outputs.npy")):
+        result = CliRunner().invoke(jaxensemble.cli.app, list(command))
+        assert result.exit_code == 0, result.output
+    assert not np.load("outputs.npy").any()
+    assert (
+        run("check", "factories:Masked", "-i", "x=6,4", "-i", "mask=value:None", "-i", "scale=value:2").exit_code == 0
+    )
+
+
 @pytest.mark.parametrize(
     ("args", "code", "message"),
     [
@@ -120,6 +147,9 @@ def test_integer_and_float64_inputs() -> None:
         (("port", "factories:mlp", "-i", "8,5"), 3, "PyTorch itself cannot run Sequential"),
         (("port", "factories:mlp", "-i", "8,4", "-c", "none*.pt"), 6, "no file matches 'none*.pt'"),
         (("port", "factories:mlp"), 2, "--input"),
+        (("port", "factories:Masked", "-i", "x=4,y"), 2, "expected a shape"),
+        (("port", "factories:Masked", "-i", "8,4", "-i", "scale=value:{1}"), 3, "set in `scale`"),
+        (("port", "factories:Masked", "-i", "8,4", "-i", "other=value:1"), 3, "PyTorch itself cannot run Masked"),
     ],
 )
 def test_errors_are_one_message_and_an_exit_code(args: tuple[str, ...], code: int, message: str) -> None:

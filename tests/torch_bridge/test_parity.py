@@ -256,10 +256,10 @@ def precision_settings() -> tuple[Any, ...]:
 
 def test_resized_batches_have_rows_of_their_own() -> None:
     x = torch.randn(3, 4)
-    (resized,) = reference.resized((x,), 7, 0)
+    (resized,) = reference.resized((x,), 7, 0).positional
     assert resized.shape == (7, 4)
     assert len({tuple(row.tolist()) for row in resized}) == 7
-    (ids,) = reference.resized((torch.tensor([1, 2, 3]),), 5, 0)
+    (ids,) = reference.resized((torch.tensor([1, 2, 3]),), 5, 0).positional
     assert ids.tolist() == [1, 2, 3, 1, 2]
 
 

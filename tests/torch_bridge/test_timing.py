@@ -1,6 +1,7 @@
 """Timing: intervals, reports, and what a worker does."""
 
 import contextlib
+import dataclasses
 import functools
 import json
 import os
@@ -17,11 +18,12 @@ from torch import nn
 
 import torch_bridge
 from jaxensemble.errors import InputError, ParityError
+from torch_bridge.examples import Arguments
 from torch_bridge.timing import worker
 from torch_bridge.timing.files import load_arrays, save_arrays
 from torch_bridge.timing.process import Process, _is_heard, compare
 from torch_bridge.timing.result import Ratio, TimingReport, Variant
-from torch_bridge.timing.run import _prepare
+from torch_bridge.timing.run import _prepare, _write
 from torch_bridge.timing.statistics import ratio_interval
 from torch_bridge.timing.training import _STEPS, jax_step, torch_step
 from torch_bridge.timing.variants import _WAYS, OURS, PLAIN, jax_call, mode_of, recorded, torch_call, torch_variants
@@ -81,12 +83,49 @@ def _ported() -> tuple[list[nn.Module], Any, tuple[torch.Tensor]]:
     return models, torch_bridge.to_ensemble(models, x, check=False), x
 
 
+@dataclasses.dataclass
+class Scaled:
+    """What `Scaling` returns."""
+
+    y: torch.Tensor
+    by: float
+
+
+class Scaling(nn.Linear):
+    """Takes arguments by name and of every kind, and returns an object."""
+
+    def forward(self, input: torch.Tensor, by: float = 1.0, mask: torch.Tensor | None = None) -> Any:
+        y = super().forward(input) * by
+        return Scaled(y if mask is None else y * mask, by)
+
+
+@pytest.mark.parametrize("train", [False, True])
+def test_every_worker_takes_and_returns_what_a_forward_does(tmp_path: Path, train: bool) -> None:
+    models: list[nn.Module] = [Scaling(3, 2).eval() for _ in range(3)]
+    arguments = Arguments((torch.randn(4, 3), 2.0), {"mask": torch.ones(4, 2)})
+    _write(tmp_path, models, torch_bridge.to_ensemble(models, *arguments, check=False), arguments, None)
+    found = []
+    for framework, name in [
+        ("torch", "loop"),
+        ("torch", "torch.func.vmap"),
+        ("torch", "member"),
+        ("jax", OURS),
+        ("jax", PLAIN),
+    ]:
+        way = Worker(Job(str(tmp_path), name, framework, "cpu", False, False, 1, 0.0, train=train)).way
+        found.append(way.arrays(way.wait(way.call())))
+        way.move(way.call())
+    for arrays in found:
+        assert len(arrays) == 1
+        np.testing.assert_allclose(arrays[0], found[0][0], rtol=1e-5, atol=1e-6)
+
+
 def test_every_way_gives_the_same() -> None:
     models, ensemble, x = _ported()
     expected = np.stack([model(*x).detach().numpy() for model in models])
     for name in (*torch_variants("cpu", images=True)[:3], "member", "member, channels_last"):
         outputs = torch_call(name, models, x)()
-        outputs = torch.stack(outputs) if isinstance(outputs, list) else outputs
+        outputs = torch.stack(outputs) if isinstance(outputs, list) else outputs["output"]
         np.testing.assert_allclose(outputs.numpy(), expected, atol=1e-6)
     for name in (OURS, PLAIN):
         np.testing.assert_allclose(jax_call(name, ensemble, tuple(map(np.asarray, x)))(), expected, atol=1e-6)

@@ -19,7 +19,7 @@ from torch_bridge import parity
 from torch_bridge.assemble import assembled, convert, tensors_of
 from torch_bridge.caches import fresh
 from torch_bridge.checkpoints.files import checkpoint_path, checksum, read_state_dict
-from torch_bridge.examples import BatchAxis
+from torch_bridge.examples import Arguments, BatchAxis
 from torch_bridge.finite import check_rows, has_fractions, nonfinite_values
 from torch_bridge.proof import proof_of
 from torch_bridge.stacking import Stack
@@ -39,6 +39,7 @@ def load_ensemble(
     factory: Factory,
     paths: Sequence[str | Path],
     example_inputs: tuple[Any, ...],
+    example_kwargs: Mapping[str, Any] | None = None,
     *,
     batch_axis: BatchAxis = 0,
     input_layout: str = "torch",
@@ -56,7 +57,7 @@ def load_ensemble(
       training or evaluation, that it leaves the network in.
     - `paths`: a file for each member: `.safetensors`, or `.pt`, `.pth`, `.bin`, `.ckpt` of `torch.save`, which are read
       without running what they may hold. See [`read_state_dict`][torch_bridge.checkpoints.read_state_dict].
-    - `example_inputs`, `batch_axis`, `input_layout`: as in `to_ensemble`.
+    - `example_inputs`, `example_kwargs`, `batch_axis`, `input_layout`: as in `to_ensemble`.
     - `check`: whether to prove that each member gives what the factory's network gives with that file's weights.
     - `allow_nonfinite`: take weights that are NaN or infinite.
 
@@ -74,13 +75,13 @@ def load_ensemble(
     >>> ensemble(torch.ones(64, 3)).shape
     (5, 64, 2)
     """
-    files = _files(paths)
+    files, arguments = _files(paths), Arguments.of(example_inputs, example_kwargs)
     model = _made(factory)
     expected = Expected.of(model)
     _check_files(files, expected)
     with_weights(model, expected.read(files[0]))
-    with fresh([model], example_inputs):
-        name, lowered = type(model).__name__, convert(model, example_inputs, batch_axis, input_layout)
+    with fresh([model], arguments):
+        name, lowered = type(model).__name__, convert(model, arguments, batch_axis, input_layout)
         unsaved = {key: tensor.clone() for key, tensor in tensors_of(model).items() if key not in expected.tensors}
     del model
     gc.collect()  # an exported graph, which holds the model, is made of cycles
@@ -88,7 +89,7 @@ def load_ensemble(
     _fill(stack, files, expected, unsaved, allow_nonfinite)
     ensemble = assembled(lowered, stack, name, batch_axis, input_layout)
     if check:
-        ensemble = ensemble.proven(_prove(ensemble, factory, files, expected, unsaved, example_inputs))
+        ensemble = ensemble.proven(_prove(ensemble, factory, files, expected, unsaved, arguments))
     return ensemble
 
 
@@ -264,7 +265,7 @@ def _prove(
     files: Sequence[Path],
     expected: Expected,
     unsaved: Mapping[str, Tensor],
-    example_inputs: tuple[Any, ...],
+    arguments: Arguments,
 ) -> Proof | None:
     size = sum(tensor.nbytes for tensor in tensors_of(factory()).values())
     together = max(1, _PROVEN_TOGETHER // max(1, size))
@@ -272,7 +273,7 @@ def _prove(
     for start in range(0, len(files), together):
         chosen = files[start : start + together]
         models = [_with_unsaved(with_weights(factory(), expected.read(file)), unsaved) for file in chosen]
-        report = parity.check(models, ensemble[start : start + len(chosen)], example_inputs, thorough=False)
+        report = parity.check(models, ensemble[start : start + len(chosen)], arguments, thorough=False)
         reports.append(report)
         if not report.passed:
             names = ", ".join(f"{start + k} ({file.name})" for k, file in enumerate(chosen))

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from jaxensemble.errors import NarrowIntegerWarning, UnsupportedError
-from jaxensemble.network import Call, Layer, Network, Ref, Tree, Var, Variable, references
+from jaxensemble.network import Call, Fixed, Layer, Network, Record, Ref, Tree, Var, Variable, references
 from jaxensemble.origin import Entry, WeightMap
 from torch_bridge.capture import TorchGraph
 from torch_bridge.compat import free_unbacked_symbols, pytree
@@ -117,6 +117,8 @@ def _placeholder(builder: Builder, node: fx.Node, input_layout: str) -> Any:
     if node.name in captured.constants:
         return captured.constants[node.name]
     val = node.meta["val"]
+    if not isinstance(val, Tensor):
+        return None  # what is fixed: the graph has its value wherever it is used
     value = builder.new(Ref(node.name), sizes(val.shape), val.dtype)
     if input_layout == "NHWC" and value.ndim >= 3:
         dims = value.layout.dims
@@ -184,8 +186,12 @@ def _made_alike(node: fx.Node, args: Any, kwargs: Any) -> Tensor:
 
 def _outputs(builder: Builder, tree: Any, env: dict[fx.Node, Any]) -> Tree:
     match tree:
-        case None:
-            return None
+        case None | Fixed():
+            return tree
+        case bool() | int() | float():
+            return Fixed(tree)  # a size that turned out to be no other
+        case Record():
+            return dataclasses.replace(tree, fields=_outputs(builder, dict(tree.fields), env))
         case fx.Node():
             value = env[tree]
             builder.node = tree
@@ -218,7 +224,8 @@ def _assemble(builder: Builder, outputs: Tree) -> Lowered:
     entries = tuple(_entry(builder, names) for names in dict.fromkeys(state.names.values()))
     network = Network(
         name=_class_name("", captured.model),
-        inputs=pytree.tree_map(Ref, captured.inputs),
+        inputs=captured.inputs,
+        arguments=captured.arguments,
         outputs=outputs,
         layers=_in_order(builder.layers, state),
         variables=_in_order(builder.variables, state),

@@ -2,7 +2,7 @@
 
 import functools
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -15,11 +15,14 @@ from jaxensemble.errors import InputError, RandomnessError
 from jaxensemble.inputs import as_arrays
 from jaxensemble.origin import Origin
 from torch_bridge import reference
+from torch_bridge.arrays import to_numpy
 from torch_bridge.assemble import tensors_of
 from torch_bridge.caches import fresh
 from torch_bridge.compat import pytree
+from torch_bridge.examples import Arguments, tensors_mapped
 from torch_bridge.finite import has_fractions
 from torch_bridge.members import as_members
+from torch_bridge.outputs import constants_of
 from torch_bridge.parity import gradients, steps, training
 from torch_bridge.parity.divergence import first_divergence
 from torch_bridge.parity.float64 import in_float64
@@ -28,7 +31,7 @@ from torch_bridge.parity.metrics import (
     EXACT_DEEP,
     WORKING,
     WORKING_FEW,
-    by_member,
+    by_place,
     normwise,
     stacked,
     working_errors,
@@ -49,7 +52,8 @@ Coarse = Callable[[str], float]
 def check(
     models: Sequence[nn.Module],
     ensemble: Ensemble,
-    inputs: tuple[Any, ...],
+    inputs: Arguments | tuple[Any, ...],
+    kwargs: Mapping[str, Any] | None = None,
     *,
     thorough: bool = True,
     train: bool = False,
@@ -71,8 +75,9 @@ def check(
     Weights that initialisation leaves constant, which hide errors, are drawn anew on both sides for one more comparison
     of float64 outputs.
 
-    **Arguments:** `inputs` is the tuple of one call's positional arguments, as for `to_ensemble`. With
-    `thorough=False` only the weights, float64 outputs for one minibatch per member, and working precision are compared.
+    **Arguments:** `inputs` is the tuple of one call's positional arguments, `kwargs` holds those by name, as for
+    `to_ensemble`. With `thorough=False` only the weights, float64 outputs for one minibatch per member, and working
+    precision are compared.
 
     **Returns:** a `ParityReport`; a failure is a row of it, not an exception.
 
@@ -89,20 +94,17 @@ def check(
     """
     members = as_members(models)
     ensemble = checked_ensemble(ensemble)
-    if not isinstance(inputs, tuple):
-        raise InputError(f"`inputs` must be a tuple with the arguments of one call; got {type(inputs).__name__}")
+    arguments = Arguments.of(inputs, kwargs, "inputs")
     if len(members) != len(ensemble):
         raise InputError(f"`models` and `ensemble` must have equal members; got {len(members)} and {len(ensemble)}")
-    with fresh(members, inputs):
-        return _Check(members, ensemble.eval(), inputs, thorough, train).report()
+    with fresh(members, arguments):
+        return _Check(members, ensemble.eval(), arguments, thorough, train).report()
 
 
 class _Check:
     """One check: what is compared, and what was found so far."""
 
-    def __init__(
-        self, members: list[nn.Module], ensemble: Ensemble, inputs: tuple[Any, ...], thorough: bool, train: bool
-    ):
+    def __init__(self, members: list[nn.Module], ensemble: Ensemble, inputs: Arguments, thorough: bool, train: bool):
         self.members, self.ensemble, self.inputs = members, ensemble, inputs
         self.thorough, self.train = thorough, train
         self.origin = ensemble.origin if isinstance(ensemble.origin, Origin) else None
@@ -142,8 +144,8 @@ class _Check:
         with jax.enable_x64(True), reference.widened():
             return first_divergence(exact, doubles, inputs, self.arrays(inputs), self.exact)
 
-    def arrays(self, inputs: Any) -> Any:
-        """Inputs as the ensemble takes them."""
+    def arrays(self, inputs: Any) -> tuple[Any, ...]:
+        """Inputs as the ensemble takes them, by position."""
         return reference.laid_out(inputs, self.origin.input_layout if self.origin else "torch")
 
     def _weights(self) -> None:
@@ -158,7 +160,7 @@ class _Check:
                     wrong, example = wrong + 1, example or f"member {k}, {key}"
         self.rows.append(Row(WEIGHTS, "bit for bit", wrong, 0, example))
 
-    def _float64(self, exact: Ensemble, doubles: list[nn.Module], inputs: tuple[Any, ...]) -> None:
+    def _float64(self, exact: Ensemble, doubles: list[nn.Module], inputs: Arguments) -> None:
         each = reference.per_member(inputs, len(doubles), self.batch_axis)
         self._compare("float64, each its own", exact, doubles, each, vmap=self.thorough)
         if not self.thorough:
@@ -173,7 +175,7 @@ class _Check:
                 except reference.CannotRun as error:  # as of GroupNorm of a single value
                     self.notes.append(f"not compared for a batch of {size}: {error}")
 
-    def _perturbed(self, exact: Ensemble, doubles: list[nn.Module], inputs: tuple[Any, ...]) -> None:
+    def _perturbed(self, exact: Ensemble, doubles: list[nn.Module], inputs: Arguments) -> None:
         changed = perturbed(exact, doubles) if self.origin is not None else None
         if changed is not None:
             self.silent.clear()
@@ -185,13 +187,15 @@ class _Check:
         ]
 
     def _compare(self, case: str, exact: Ensemble, doubles: list[nn.Module], inputs: Any, *, vmap: bool) -> None:
-        theirs = stacked(reference.loop(doubles, inputs))  # first, since it says whether PyTorch takes such a batch
+        outputs = reference.loop(doubles, inputs)  # first, since it says whether PyTorch takes such a batch
         if isinstance(inputs, list):
-            arguments = pytree.tree_map(lambda *xs: torch.stack(xs), *[self.arrays(member) for member in inputs])
-            actual = exact.each(*arguments)
+            actual = exact.each(*reference.stacked_inputs([self.arrays(member) for member in inputs]))
         else:
             actual = exact(*self.arrays(inputs))
-        ours = by_member(actual, len(doubles))
+        ours, theirs = by_place(actual), stacked(outputs)
+        mine, others = constants_of(actual), [constants_of(output) for output in outputs]
+        if any(other != mine for other in others):
+            self.rows.append(Row(case, "numbers and strings", np.inf, 0.0, f"{mine} for {others}"))
 
         @functools.cache
         def narrow() -> dict[str, np.ndarray]:
@@ -210,7 +214,7 @@ class _Check:
         try:
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", "There is a performance drop")  # torch.func's, of itself
-                theirs = stacked(reference.vmapped(doubles, inputs))
+                theirs = {place: to_numpy(x) for place, x in reference.mapped(doubles, inputs)().items()}
         except Exception as error:  # whatever torch.func cannot map; the loop is compared all the same
             reason = (str(error) or type(error).__name__).splitlines()[0]
             note = f"not compared with torch.func.vmap, which cannot run this network: {reason}"
@@ -236,7 +240,7 @@ class _Check:
                     self.rounding.add(place)
             self.rows.append(Row(case, _case(what, place, theirs), error, limit, f"member {member}{remark}"))
 
-    def _gradients(self, exact: Ensemble, doubles: list[nn.Module], inputs: tuple[Any, ...]) -> None:
+    def _gradients(self, exact: Ensemble, doubles: list[nn.Module], inputs: Arguments) -> None:
         if self.origin is None:
             self.notes.append("gradients not compared: the ensemble was not ported from PyTorch")
             return
@@ -246,7 +250,7 @@ class _Check:
         else:
             self.rows += found
 
-    def _training(self, exact: Ensemble, doubles: list[nn.Module], inputs: tuple[Any, ...]) -> None:
+    def _training(self, exact: Ensemble, doubles: list[nn.Module], inputs: Arguments) -> None:
         if self.origin is None:
             return
         found = training.compare(exact, doubles, inputs, self.arrays(inputs), self.exact)
@@ -255,7 +259,7 @@ class _Check:
         else:
             self.rows += found
 
-    def _steps(self, exact: Ensemble, doubles: list[nn.Module], inputs: tuple[Any, ...]) -> None:
+    def _steps(self, exact: Ensemble, doubles: list[nn.Module], inputs: Arguments) -> None:
         if self.origin is None:
             self.notes.append("training not compared: the ensemble was not ported from PyTorch")
             return
@@ -263,16 +267,17 @@ class _Check:
             self.notes.append("training not compared: without a batch axis there is no mean over rows")
             return
         each = reference.per_member(inputs, len(doubles), self.batch_axis)
-        arrays = pytree.tree_map(lambda *xs: torch.stack(xs), *[self.arrays(member) for member in each])
-        rows, notes = steps.compare(exact, doubles, each, as_arrays(arrays, "inputs"))
+        tensors = reference.stacked_inputs([self.arrays(member) for member in each])
+        arrays = tensors_mapped(lambda tensor: as_arrays(tensor, "inputs"), tensors)
+        rows, notes = steps.compare(exact, doubles, each, arrays)
         self.rows += rows
         self.notes += notes
 
-    def _working_precision(self, doubles: list[nn.Module], inputs: tuple[Any, ...]) -> None:
+    def _working_precision(self, doubles: list[nn.Module], inputs: Arguments) -> None:
         """Both errors against float64, from the very same weights and inputs."""
         theirs = self._in_evaluation(self.members, self.inputs)
         actual = self.ensemble(*self.arrays(self.inputs))
-        ours = by_member(actual, len(doubles))
+        ours = by_place(actual)
         with reference.widened():
             truth = stacked(reference.loop(doubles, inputs))
         for place, exact in truth.items():
@@ -307,7 +312,7 @@ class _Check:
                 found[place] = max(found.get(place, 0.0), working_errors(theirs[place], theirs[place], exact)[1])
         return found
 
-    def _in_evaluation(self, members: list[nn.Module], inputs: tuple[Any, ...]) -> dict[str, np.ndarray]:
+    def _in_evaluation(self, members: list[nn.Module], inputs: Arguments) -> dict[str, np.ndarray]:
         """PyTorch's outputs in evaluation mode; every module gets its own mode back."""
         modes = [[module.training for module in member.modules()] for member in members]
         try:

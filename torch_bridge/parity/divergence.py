@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from jaxensemble.arguments import bound
 from jaxensemble.build import skeleton
 from jaxensemble.ensemble import Ensemble
 from jaxensemble.origin import Origin
@@ -32,7 +33,7 @@ def first_divergence(
         return None
     lowered = lower(capture(doubles[0], inputs, origin.batch_axis), origin.input_layout, observed=True)
     state = skeleton(lowered.network)
-    arrays = jax.tree.map(np.asarray, arrays)
+    arrays = jax.tree.map(np.asarray, bound(ensemble.network, arrays))
 
     @jax.jit
     def observed(params: Any, buffers: Any) -> dict[str, Any]:
@@ -71,7 +72,7 @@ def _module_outputs(model: nn.Module, inputs: tuple[Any, ...]) -> list[tuple[str
             handles.append(module.register_forward_hook(keep(path)))
     try:
         with torch.no_grad():
-            model(*reference.copied(inputs))
+            reference.called(model, inputs)
     finally:
         for handle in handles:
             handle.remove()

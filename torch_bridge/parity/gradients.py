@@ -16,6 +16,7 @@ from jaxensemble.ensemble import Ensemble
 from jaxensemble.origin import Origin
 from jaxensemble.state import flatten
 from torch_bridge import reference
+from torch_bridge.outputs import arrays_of
 from torch_bridge.parity.metrics import same_where_not_finite
 from torch_bridge.parity.result import Row
 from torch_bridge.parity.rounding import allowed, moved
@@ -107,21 +108,10 @@ def _gradients(ensemble: Ensemble, arrays: Any) -> Any:
 def floats(outputs: Any) -> list[Any]:
     """The arrays or tensors of real numbers, complex ones as their two parts."""
     found: list[Any] = []
-    for leaf in _leaves(outputs):
+    for leaf in arrays_of(outputs).values():
         name = str(leaf.dtype)
         found += [leaf.real, leaf.imag] if "complex" in name else [leaf] if "float" in name else []
     return found
-
-
-def _leaves(tree: Any) -> list[Any]:
-    """In an order that both frameworks' outputs have."""
-    if tree is None:
-        return []
-    if isinstance(tree, dict):
-        return [leaf for key in sorted(tree) for leaf in _leaves(tree[key])]
-    if isinstance(tree, tuple | list):
-        return [leaf for item in tree for leaf in _leaves(item)]
-    return [tree]
 
 
 def weights(size: int, shape: Sequence[int]) -> np.ndarray:
@@ -137,7 +127,7 @@ def _autograd(model: nn.Module, inputs: tuple[Any, ...]) -> tuple[Grads, float]:
         for param in params:
             param.requires_grad_(True)
         total = torch.zeros((), dtype=torch.float64)
-        leaves = floats(model(*reference.copied(inputs)))
+        leaves = floats(reference.called(model, inputs))
         for leaf in leaves:
             total = total + (leaf * torch.from_numpy(weights(leaf.numel(), leaf.shape)).to(leaf)).sum()
         differs = total.requires_grad and params

@@ -1,13 +1,13 @@
 """How far apart two sets of outputs are."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-import jax
 import numpy as np
 from torch import Tensor
 
 from torch_bridge.arrays import to_numpy
+from torch_bridge.outputs import arrays_of
 
 EXACT = 1e-12
 """Largest float64 error of a network, relative to the largest output. Another formula (GELU by tanh: 5e-4; eps 1e-6
@@ -30,30 +30,16 @@ Beside -1e30, all else would be equal.
 """
 
 
-def leaves(tree: Any, path: str = "") -> Iterator[tuple[str, np.ndarray]]:
-    """The arrays of nested outputs with their places, in an order that both frameworks' outputs have."""
-    if tree is None:
-        return
-    if isinstance(tree, dict):
-        for key in sorted(tree):
-            yield from leaves(tree[key], f"{path}[{key!r}]")
-    elif isinstance(tree, tuple | list):
-        for k, item in enumerate(tree):
-            yield from leaves(item, f"{path}[{k}]")
-    else:
-        yield path or "output", to_numpy(tree) if isinstance(tree, Tensor) else np.asarray(tree)
+def by_place(outputs: Any) -> dict[str, np.ndarray]:
+    """The arrays of either framework's outputs; of an ensemble's, `[M, ...]`. Numbers and strings are left out."""
+    arrays = arrays_of(outputs).items()
+    return {place: to_numpy(leaf) if isinstance(leaf, Tensor) else np.asarray(leaf) for place, leaf in arrays}
 
 
 def stacked(outputs: Sequence[Any]) -> dict[str, np.ndarray]:
     """The outputs of each member as arrays `[M, ...]` by place."""
-    members = [dict(leaves(output)) for output in outputs]
+    members = [by_place(output) for output in outputs]
     return {place: np.stack([member[place] for member in members]) for place in members[0]}
-
-
-def by_member(outputs: Any, members: int) -> dict[str, np.ndarray]:
-    """An ensemble's outputs as `stacked` gives those of PyTorch's models."""
-    arrays = jax.tree.map(np.asarray, outputs)
-    return stacked([jax.tree.map(lambda leaf, k=k: leaf[k], arrays) for k in range(members)])
 
 
 def normwise(actual: np.ndarray, expected: np.ndarray) -> tuple[float, int]:

@@ -11,13 +11,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from jaxensemble.arguments import bound
 from jaxensemble.ensemble import Ensemble
 from jaxensemble.errors import InputError, RandomnessError
 from jaxensemble.inputs import batch_axes
 from jaxensemble.training import train_step
 from jaxensemble.training.data import rows_of
 from torch_bridge import reference
-from torch_bridge.compat import pytree
 from torch_bridge.optimizers import train_state
 from torch_bridge.parity.gradients import floats, weights
 from torch_bridge.parity.metrics import normwise
@@ -115,14 +115,15 @@ def _against_vmap(ensemble: Ensemble, doubles: Any, inputs: Sequence[Any], array
     state, _ = train_step(state, arrays, _no_targets(ensemble, arrays), loss=_loss, each=True)
     params, buffers = torch.func.stack_module_state(members)
 
-    def loss(params: Any, buffers: Any, inputs: Any) -> Tensor:
-        return _torch_loss(torch.func.functional_call(members[0], (params, buffers), inputs))
+    tensors, calling = reference.with_tensors(reference.stacked_inputs(inputs))
 
-    stacked = pytree.tree_map(lambda *xs: torch.stack(xs), *inputs)
+    def loss(params: Any, buffers: Any, tensors: Any) -> Tensor:
+        return _torch_loss(torch.func.functional_call(members[0], (params, buffers), *calling(tensors)))
+
     try:
         with torch.enable_grad(), warnings.catch_warnings():
             warnings.filterwarnings("ignore", "There is a performance drop")  # torch.func's, of itself
-            grads = torch.func.vmap(torch.func.grad(loss))(params, buffers, stacked)
+            grads = torch.func.vmap(torch.func.grad(loss))(params, buffers, tensors)
     except Exception as error:  # whatever torch.func cannot map; the loop is compared all the same
         raise _NotPossible.because_of(error) from error
     after = {name: (param - rate * grads[name]).detach().numpy() for name, param in params.items()}
@@ -131,8 +132,9 @@ def _against_vmap(ensemble: Ensemble, doubles: Any, inputs: Sequence[Any], array
 
 
 def _no_targets(ensemble: Ensemble, arrays: Any) -> jax.Array:
-    axes = batch_axes(ensemble.network, arrays, each=True)
-    return jnp.zeros((len(ensemble), rows_of(arrays, axes, ahead=1)))
+    held = bound(ensemble.network, arrays)
+    axes = batch_axes(ensemble.network, held, each=True)
+    return jnp.zeros((len(ensemble), rows_of(held, axes, ahead=1)))
 
 
 def _tensors(stage: str, ensemble: Ensemble, states: Sequence[Mapping[str, np.ndarray]]) -> list[Row]:
@@ -157,7 +159,7 @@ def _torch_loss(outputs: Any) -> Tensor:
 def _step(model: nn.Module, optimizer: torch.optim.Optimizer, inputs: Any) -> float:
     with torch.enable_grad():
         optimizer.zero_grad()
-        loss = _torch_loss(model(*reference.copied(inputs)))
+        loss = _torch_loss(reference.called(model, inputs))
         loss.backward()
         optimizer.step()
     return float(loss.detach())

@@ -14,7 +14,7 @@ from jaxensemble.origin import Origin
 from jaxensemble.state import Tree, flatten
 from torch_bridge import reference
 from torch_bridge.assemble import tensors_of
-from torch_bridge.parity.metrics import by_member, normwise, stacked
+from torch_bridge.parity.metrics import by_place, normwise, stacked
 from torch_bridge.parity.result import Row
 from torch_bridge.parity.rounding import allowed, coarse_error
 
@@ -41,7 +41,7 @@ def compare(
         trained, theirs = _trained(doubles, inputs)
     except InputError as error:  # BatchNorm refuses batches of one value
         return f"training mode not compared: {error}"
-    ours = by_member(actual, len(trained))
+    ours = by_place(actual)
     errors = {name: normwise(ours[name], theirs[name]) for name in theirs}
 
     @functools.cache

@@ -5,7 +5,7 @@ import dataclasses
 import pickle
 import random
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from jaxensemble.arguments import bound
 from jaxensemble.device import cores
 from jaxensemble.ensemble import Ensemble
 from jaxensemble.errors import InputError
@@ -21,6 +22,7 @@ from jaxensemble.inputs import as_arrays
 from torch_bridge import reference
 from torch_bridge.caches import cleared
 from torch_bridge.compat import pytree
+from torch_bridge.examples import Arguments
 from torch_bridge.members import as_members
 from torch_bridge.report import environment
 from torch_bridge.timing.files import save_arrays
@@ -42,6 +44,7 @@ def time(
     models: Sequence[nn.Module],
     ensemble: Ensemble,
     inputs: tuple[Any, ...],
+    kwargs: Mapping[str, Any] | None = None,
     *,
     variants: Sequence[str] | None = None,
     rounds: int = 10,
@@ -62,8 +65,8 @@ def time(
 
     **Arguments:**
 
-    - `models`, `ensemble`, `inputs`: as for `check`. Modules reach the processes by way of `cloudpickle`; where it is
-      not installed, by `pickle`, which takes those of importable classes only.
+    - `models`, `ensemble`, `inputs`, `kwargs`: as for `check`. Modules reach the processes by way of `cloudpickle`;
+      where it is not installed, by `pickle`, which takes those of importable classes only.
     - `variants`: names of PyTorch's ways to be timed; all of them without: see `timing.variants.torch_variants`.
     - `rounds`, `seconds`: how many blocks of calls every variant gets, and how long a block lasts at least.
     - `tf32`: whether both frameworks may round float32 products to TF32, on GPUs that have it.
@@ -87,10 +90,10 @@ def time(
     >>> report.best.theirs
     'loop'
     """
-    members = as_members(models)
+    members, arguments = as_members(models), Arguments.of(inputs, kwargs, "inputs")
     if ensemble.network is None:
         raise InputError("`ensemble` must be one that was ported from PyTorch: it is sent to another process")
-    images = any(isinstance(x, Tensor) and x.ndim == 4 for x in pytree.tree_leaves(inputs))
+    images = any(isinstance(x, Tensor) and x.ndim == 4 for x in pytree.tree_leaves(arguments))
     device = "cuda" if torch.cuda.is_available() and jax.default_backend() == "gpu" else "cpu"
     known = torch_variants(device, images=images)
     names = list(known if variants is None else variants)
@@ -98,7 +101,7 @@ def time(
     if unknown or not names or rounds < 1:
         raise InputError(f"`variants` must be some of {known}, and `rounds` at least 1; got {names} and {rounds}")
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
-        _write(Path(folder), members, ensemble, inputs, setup)
+        _write(Path(folder), members, ensemble, arguments, setup)
         job = Job(
             folder,
             variant="",
@@ -117,7 +120,7 @@ def time(
             "device": device, "tf32": tf32, "train": train, "threads": job.threads, "rounds": rounds,
             "seconds": seconds, "together": together,
         }  # fmt: skip
-        rows = len(members) * (reference.batch_size(inputs, ensemble.origin.batch_axis) or 1)
+        rows = len(members) * (reference.batch_size(arguments, ensemble.origin.batch_axis) or 1)
         return _timed(runs, half, rows, settings, progress)
 
 
@@ -181,13 +184,14 @@ def _write(
     folder: Path,
     members: list[nn.Module],
     ensemble: Ensemble,
-    inputs: tuple[Any, ...],
+    arguments: Arguments,
     setup: Callable[[], object] | None,
 ) -> None:
     if any(module.training for member in members for module in member.modules()):
         raise InputError("`models` must be in evaluation mode: call .eval() on each")
     ensemble.eval().save(folder / "ensemble")
-    with cleared(members, inputs):
-        (folder / "models.pkl").write_bytes(cloudpickle.dumps(setup) + cloudpickle.dumps((members, inputs)))
-    arrays = as_arrays(reference.laid_out(inputs, ensemble.origin.input_layout), "inputs")
+    with cleared(members, arguments):
+        (folder / "models.pkl").write_bytes(cloudpickle.dumps(setup) + cloudpickle.dumps((members, arguments)))
+    inputs = reference.laid_out(arguments, ensemble.origin.input_layout)
+    arrays = as_arrays(bound(ensemble.network, inputs), "inputs")
     save_arrays(folder / "inputs.npz", [np.asarray(leaf) for leaf in jax.tree.leaves(arrays)])

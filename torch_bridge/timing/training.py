@@ -16,12 +16,15 @@ import torch
 from torch import Tensor, nn
 from torch.func import stack_module_state, vmap
 
+from jaxensemble.arguments import arrays_alone, with_fixed
 from jaxensemble.ensemble import Ensemble
 from jaxensemble.inputs import as_arrays, batch_axes
 from jaxensemble.state import Tree, merge, split
 from jaxensemble.training import TrainState
 from jaxensemble.training.data import as_data, rows_of
 from jaxensemble.training.step import step_for, stepped_through
+from torch_bridge import reference
+from torch_bridge.examples import Arguments
 from torch_bridge.parity.gradients import floats
 from torch_bridge.timing.variants import OURS, Call, as_graph, channels_last, compiler, member_of, mode_of, recorded
 
@@ -30,16 +33,17 @@ STEPS = 10
 """Steps that one call makes."""
 
 
-def torch_step(name: str, models: Sequence[nn.Module], inputs: tuple[Any, ...]) -> Call:
+def torch_step(name: str, models: Sequence[nn.Module], inputs: Arguments | tuple[Any, ...]) -> Call:
     """Steps of all members in PyTorch, as `name` says; gives the losses before them, a list or a stack."""
     inner = recorded(name)
     if inner:
         return as_graph(torch_step(inner, models, inputs), warm_ups=1)  # a call makes ten steps
     way, mode = mode_of(name)
+    arguments = Arguments.of(inputs)
     models = [copy.deepcopy(model).train().requires_grad_(True) for model in models]
     if way.endswith(", channels_last"):
-        models, inputs = channels_last(models, inputs)
-    return _repeated(_STEPS[way.removesuffix(", channels_last")](models, inputs, compiler(mode)))
+        models, arguments = channels_last(models, arguments)
+    return _repeated(_STEPS[way.removesuffix(", channels_last")](models, arguments, compiler(mode)))
 
 
 def _repeated(step: Call) -> Call:
@@ -52,16 +56,16 @@ def _repeated(step: Call) -> Call:
     return steps
 
 
-def _loop_step(models: Sequence[nn.Module], inputs: tuple[Any, ...], compiled: Callable[..., Any]) -> Call:
-    losses = compiled(lambda *inputs: [_square(model(*inputs)) for model in models])
+def _loop_step(models: Sequence[nn.Module], inputs: Arguments, compiled: Callable[..., Any]) -> Call:
+    losses = compiled(lambda positional, named: [_square(model(*positional, **named)) for model in models])
     return _step_of(models, lambda: losses(*inputs))
 
 
-def _member_step(models: Sequence[nn.Module], inputs: tuple[Any, ...], compiled: Callable[..., Any]) -> Call:
+def _member_step(models: Sequence[nn.Module], inputs: Arguments, compiled: Callable[..., Any]) -> Call:
     member = member_of(models)
     loss = compiled(lambda params, buffers, inputs: _square(member(params, buffers, inputs)))
     states = [(dict(model.named_parameters()), dict(model.named_buffers())) for model in models]
-    return _step_of(models, lambda: [loss(*state, inputs) for state in states])
+    return _step_of(models, lambda: [loss(*state, tuple(inputs)) for state in states])
 
 
 def _step_of(models: Sequence[nn.Module], losses: Callable[[], list[Tensor]]) -> Call:
@@ -77,18 +81,19 @@ def _step_of(models: Sequence[nn.Module], losses: Callable[[], list[Tensor]]) ->
     return step
 
 
-def _mapped_step(models: Sequence[nn.Module], inputs: tuple[Any, ...], compiled: Callable[..., Any]) -> Call:
+def _mapped_step(models: Sequence[nn.Module], inputs: Arguments, compiled: Callable[..., Any]) -> Call:
     member = member_of(models)
     params, buffers = stack_module_state(list(models))
     optimizer = _adam(list(params.values()))
+    tensors, calling = reference.with_tensors(inputs)
 
-    def loss(params: Any, buffers: Any, inputs: Any) -> Tensor:
-        return _square(member(params, buffers, inputs))
+    def loss(params: Any, buffers: Any, tensors: Any) -> Tensor:
+        return _square(member(params, buffers, calling(tensors)))
 
     function = compiled(vmap(torch.func.grad_and_value(loss), (0, 0, None)))
 
     def step() -> Tensor:
-        grads, losses = function({name: param.detach() for name, param in params.items()}, buffers, inputs)
+        grads, losses = function({name: param.detach() for name, param in params.items()}, buffers, tensors)
         for name, param in params.items():
             param.grad = grads[name]
         optimizer.step()
@@ -125,7 +130,8 @@ def jax_step(name: str, ensemble: Ensemble, inputs: tuple[Any, ...]) -> Call:
 def _our_steps(ensemble: Ensemble, optimizer: optax.GradientTransformation, arrays: Any) -> Call:
     state = TrainState.create(ensemble, optimizer, jax.random.key(0))
     size = rows_of(arrays, batch_axes(ensemble.network, arrays, each=False))
-    data, rows = as_data(ensemble, arrays, jnp.zeros(size), jnp.arange(size))
+    everything = tuple(with_fixed(ensemble.network, arrays))
+    data, rows = as_data(ensemble, everything, jnp.zeros(size), jnp.arange(size))
     step = step_for(state, data, rows, _jax_square, each=False, plan=None)
     order = jnp.tile(jnp.arange(size), (STEPS, 1))
 
@@ -146,7 +152,7 @@ def _plain_step(ensemble: Ensemble, optimizer: optax.GradientTransformation, arr
     def run(params: Tree, buffers: Tree, opt_state: Any, arrays: Any) -> Any:
         def loss(params: Tree, buffers: Tree) -> Any:
             module = merge(training.graphdef, params, buffers, ensemble.constants, one_rngs)
-            return _jax_square(module(*arrays)), split(module).buffers
+            return _jax_square(arrays_alone(module(*arrays))), split(module).buffers
 
         (losses, buffers), grads = jax.vmap(jax.value_and_grad(loss, has_aux=True))(params, buffers)
         updates, opt_state = jax.vmap(optimizer.update)(grads, opt_state, params)

@@ -10,10 +10,14 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state, vmap
 
+from jaxensemble.arguments import arrays_alone, with_fixed
 from jaxensemble.ensemble import Ensemble
 from jaxensemble.inputs import as_arrays
 from jaxensemble.state import merge
+from torch_bridge import reference
 from torch_bridge.compat import pytree
+from torch_bridge.examples import Arguments
+from torch_bridge.outputs import arrays_of
 
 Call = Callable[[], Any]
 
@@ -63,19 +67,20 @@ def recorded(name: str) -> str | None:
     return name.removeprefix("graph(").removesuffix(")") if name.startswith("graph(") else None
 
 
-def torch_call(name: str, models: Sequence[nn.Module], inputs: tuple[Any, ...]) -> Call:
+def torch_call(name: str, models: Sequence[nn.Module], inputs: Arguments | tuple[Any, ...]) -> Call:
     """One call of all members in PyTorch, as `name` says; outputs of all members, stacked or as a list."""
     inner = recorded(name)
     if inner:
         return as_graph(torch_call(inner, models, inputs))
+    arguments = Arguments.of(inputs)
     way, mode = mode_of(name)
     if way.endswith(", channels_last"):
-        models, inputs = channels_last(models, inputs)
-    function, arguments = _WAYS[way.removesuffix(", channels_last")](models, inputs, compiler(mode))
+        models, arguments = channels_last(models, arguments)
+    function, given = _WAYS[way.removesuffix(", channels_last")](models, arguments, compiler(mode))
 
     def call() -> Any:
         with torch.inference_mode():
-            return function(*arguments)
+            return function(*given)
 
     return call
 
@@ -88,7 +93,7 @@ def compiler(mode: str | None) -> Callable[[Callable[..., Any]], Callable[..., A
 def member_of(models: Sequence[nn.Module]) -> Callable[[Any, Any, Any], Any]:
     """The forward that members share, as a function of parameters, buffers and inputs."""
     base = copy.deepcopy(models[0]).to("meta")
-    return lambda params, buffers, inputs: functional_call(base, (params, buffers), inputs)
+    return lambda params, buffers, inputs: functional_call(base, (params, buffers), *inputs)
 
 
 def as_graph(call: Call, *, warm_ups: int = 3) -> Call:
@@ -116,20 +121,22 @@ def as_graph(call: Call, *, warm_ups: int = 3) -> Call:
 _Way = tuple[Callable[..., Any], tuple[Any, ...]]
 
 
-def _loop(models: Sequence[nn.Module], inputs: tuple[Any, ...], compiled: Callable[..., Any]) -> _Way:
-    return compiled(lambda *inputs: [model(*inputs) for model in models]), inputs
+def _loop(models: Sequence[nn.Module], inputs: Arguments, compiled: Callable[..., Any]) -> _Way:
+    return compiled(lambda positional, named: [model(*positional, **named) for model in models]), tuple(inputs)
 
 
-def _vmap(models: Sequence[nn.Module], inputs: tuple[Any, ...], compiled: Callable[..., Any]) -> _Way:
+def _vmap(models: Sequence[nn.Module], inputs: Arguments, compiled: Callable[..., Any]) -> _Way:
     params, buffers = stack_module_state(list(models))
-    function = compiled(vmap(member_of(models), (0, 0, None)))
-    return function, ({k: v.detach() for k, v in params.items()}, buffers, inputs)
+    tensors, calling = reference.with_tensors(inputs)
+    member = member_of(models)
+    function = compiled(vmap(lambda params, buffers, x: arrays_of(member(params, buffers, calling(x))), (0, 0, None)))
+    return function, ({k: v.detach() for k, v in params.items()}, buffers, tensors)
 
 
-def _member(models: Sequence[nn.Module], inputs: tuple[Any, ...], compiled: Callable[..., Any]) -> _Way:
+def _member(models: Sequence[nn.Module], inputs: Arguments, compiled: Callable[..., Any]) -> _Way:
     member = compiled(member_of(models))
     states = [({k: v.detach() for k, v in m.named_parameters()}, dict(m.named_buffers())) for m in models]
-    return lambda *inputs: [member(*state, inputs) for state in states], inputs
+    return lambda *inputs: [member(*state, inputs) for state in states], tuple(inputs)
 
 
 _WAYS = {"loop": _loop, "torch.func.vmap": _vmap, "member": _member}
@@ -146,16 +153,17 @@ def _channels_last(x: Any) -> Any:
 
 
 def jax_call(name: str, ensemble: Ensemble, inputs: tuple[Any, ...]) -> Call:
-    """One call of all members in JAX. Ours is tuned first."""
+    """One call of all members in JAX; `inputs` are those that hold arrays. Ours is tuned first."""
     arrays = jax.device_put(as_arrays(inputs, "inputs"))
     if name == OURS:
-        tuned = ensemble.tune(*arrays)
-        return lambda: tuned(*arrays)
+        everything = with_fixed(ensemble.network, arrays)
+        tuned = ensemble.tune(*everything)
+        return lambda: tuned(*everything)
 
     @jax.jit
     def run(params: Any, buffers: Any, arrays: Any) -> Any:
         def member(params: Any, buffers: Any) -> Any:
-            return merge(ensemble.graphdef, params, buffers, ensemble.constants, one_rngs)(*arrays)
+            return arrays_alone(merge(ensemble.graphdef, params, buffers, ensemble.constants, one_rngs)(*arrays))
 
         return jax.vmap(member)(params, buffers)
 

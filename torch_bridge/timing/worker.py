@@ -18,9 +18,12 @@ import numpy as np
 import torch
 
 from jaxensemble import Ensemble
+from jaxensemble.arguments import with_fixed
 from jaxensemble.inputs import input_structure
 from torch_bridge import reference
+from torch_bridge.arrays import to_numpy
 from torch_bridge.compat import compiled_graphs, pytree
+from torch_bridge.outputs import arrays_of
 from torch_bridge.parity.metrics import stacked
 from torch_bridge.timing.files import load_arrays, save_arrays
 from torch_bridge.timing.training import STEPS, jax_step, torch_step
@@ -131,17 +134,18 @@ def _torch(job: Job) -> Way:
         return outputs
 
     def arrays(outputs: Any) -> list[Any]:
-        outputs = pytree.tree_map(_numbers, outputs)
-        if not is_loop(job.variant):
-            outputs = [pytree.tree_map(lambda x, k=k: x[k], outputs) for k in range(len(models))]
-        return [array for _, array in sorted(stacked(outputs).items())]
+        if is_loop(job.variant):
+            outputs = [pytree.tree_map(_numbers, arrays_of(output)) for output in outputs]
+            return [array for _, array in sorted(stacked(outputs).items())]
+        by_place = outputs if isinstance(outputs, dict) else arrays_of(outputs)  # losses are no dict
+        return [to_numpy(_numbers(by_place[place])) for place in sorted(by_place)]
 
     def compilations() -> int:
         return compiled_graphs() if "compile(" in job.variant else 0
 
     def move(outputs: Any) -> None:
         wait(pytree.tree_map(_to(job.device), inputs))
-        pytree.tree_map(_to("cpu"), outputs)
+        pytree.tree_map(_to("cpu"), arrays_of(outputs))
 
     peak = (lambda: torch.cuda.max_memory_allocated()) if cuda else (lambda: None)
     return Way(call, wait, arrays, compilations, move, peak)
@@ -168,18 +172,18 @@ def _jax(job: Job) -> Way:
     ensemble = Ensemble.load(Path(job.folder) / "ensemble")
     inputs = jax.tree.unflatten(input_structure(ensemble.network), load_arrays(Path(job.folder) / "inputs.npz"))
     call = (jax_step if job.train else jax_call)(job.variant, ensemble, inputs)
-    note = ensemble.explain(*inputs).splitlines()[1] if job.variant == OURS and not job.train else ""
+    plan = ensemble.explain(*with_fixed(ensemble.network, inputs)) if job.variant == OURS and not job.train else ""
+    note = plan.splitlines()[1] if plan else ""
     jax.clear_caches()  # what measuring plans has compiled: the first call compiles, as everyone's does
 
     def arrays(outputs: Any) -> list[Any]:
         narrow = (jax.numpy.bfloat16, jax.numpy.float16)
-        outputs = jax.tree.map(lambda x: np.asarray(x.astype("float32") if x.dtype in narrow else x), outputs)
-        members = [jax.tree.map(lambda x, k=k: x[k], outputs) for k in range(len(ensemble))]
-        return [array for _, array in sorted(stacked(members).items())]
+        found = sorted(arrays_of(outputs).items())
+        return [np.asarray(x.astype("float32") if x.dtype in narrow else x) for _, x in found]
 
     def move(outputs: Any) -> None:
         jax.block_until_ready(jax.device_put(inputs))
-        jax.tree.map(lambda x: np.array(x.copy()), outputs)  # an array keeps what was once fetched
+        jax.tree.map(lambda x: np.array(x.copy()), arrays_of(outputs))  # an array keeps what was once fetched
 
     def device_peak() -> int | None:
         return (jax.local_devices()[0].memory_stats() or {}).get("peak_bytes_in_use")

@@ -1,0 +1,172 @@
+"""The arguments of a call, as a network's module takes them; and its outputs, as the forward gives them.
+
+What was no array among the arguments when a network was ported is fixed: a call may leave it out, or give it again.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxensemble.errors import InputError
+from jaxensemble.network import Fixed, Network, Record, Ref, Tree
+from jaxensemble.records import KINDS, items_of
+
+OF_ENSEMBLES = frozenset({"key", "randomness", "plan", "each", "task"})
+"""What ensembles mean by these names when they are called."""
+
+
+def bound(
+    network: Network | None, positional: Sequence[Any], named: Mapping[str, Any] | None = None
+) -> tuple[Any, ...]:
+    """The arguments that hold arrays, in the order of the network; of those that are fixed nothing is left.
+
+    **Raises:** `InputError` with every argument that is missing, unknown or given twice, and with every one that is
+    fixed to another value.
+
+    >>> names = {"arguments": ("x", "by")}
+    >>> network = Network("Net", (Ref("x"), Fixed(2.0)), Ref("x"), (), (), (), {"": ("Net", "module")}, **names)
+    >>> bound(network, (1,)), bound(network, (), {"by": 2.0, "x": 1})
+    ((1,), (1,))
+    >>> bound(network, (1, 3.0))
+    Traceback (most recent call last):
+    ...
+    jaxensemble.errors.InputError: the arguments are not those of the network Net:
+      `by` was fixed to 2.0 when the network was ported; got 3.0: port it again for that
+    """
+    named = named or {}
+    if network is None:
+        if named:
+            raise InputError(
+                f"a network that was not ported takes its inputs by position; got {', '.join(named)} by name"
+            )
+        return tuple(positional)
+    if (
+        not named
+        and len(network.open_inputs) == len(network.inputs)
+        and all(isinstance(t, Ref) for t in network.inputs)
+    ):
+        return tuple(positional)  # the most frequent case; `check_inputs` counts them
+    problems: list[str] = []
+    given = _given(network, positional, named, problems)
+    names = network.arguments or ("",) * len(network.inputs)
+    kept = {}
+    for k, tree in enumerate(network.inputs):
+        place = names[k] or f"inputs[{k}]"
+        if k in given:
+            kept[k] = _without_fixed(tree, given[k], place, problems)
+        elif k in network.open_inputs:
+            problems.append(f"`{place}` is missing")
+    if problems:
+        raise InputError(f"the arguments are not those of the network {network.name}:\n  " + "\n  ".join(problems))
+    return tuple(kept[k] for k in network.open_inputs)
+
+
+def _given(
+    network: Network, positional: Sequence[Any], named: Mapping[str, Any], problems: list[str]
+) -> dict[int, Any]:
+    """The arguments by their position among the network's inputs."""
+    if len(positional) > len(network.inputs):
+        problems.append(f"expected at most {len(network.inputs)} arguments, got {len(positional)} by position")
+    given = dict(enumerate(positional[: len(network.inputs)]))
+    positions = {name: k for k, name in enumerate(network.arguments) if name}
+    for name, value in named.items():
+        if name not in positions:
+            known = ", ".join(positions) or "none by name"
+            problems.append(
+                f"`{name}` is none of its arguments, which are {known}. What the example inputs left out has the "
+                "default of the forward: port the network again with it to change that"
+            )
+        elif positions[name] in given:
+            problems.append(f"`{name}` is given by position and by name")
+        else:
+            given[positions[name]] = value
+    return given
+
+
+def _without_fixed(tree: Tree, value: Any, place: str, problems: list[str]) -> Any:
+    """A value with None for what is fixed in it; where it does not nest as it should, as it is."""
+    match tree:
+        case None if value is not None:
+            problems.append(_changed(place, None, value))
+        case Fixed(fixed) if not _is_same(value, fixed):
+            problems.append(_changed(place, fixed, value))
+        case Ref():
+            return value
+        case dict() if isinstance(value, dict) and value.keys() == tree.keys():
+            return {key: _without_fixed(item, value[key], f"{place}[{key!r}]", problems) for key, item in tree.items()}
+        case tuple() | list() if isinstance(value, tuple | list) and len(value) == len(tree):
+            pairs = enumerate(zip(tree, value, strict=True))
+            return [_without_fixed(item, part, f"{place}[{k}]", problems) for k, (item, part) in pairs]
+        case dict() | tuple() | list():
+            return value  # which `check_inputs` refuses
+    return None
+
+
+def _changed(place: str, fixed: Any, value: Any) -> str:
+    got = (
+        repr(value) if value is None or isinstance(value, bool | int | float | complex | str) else type(value).__name__
+    )
+    return f"`{place}` was fixed to {fixed!r} when the network was ported; got {got}: port it again for that"
+
+
+def _is_same(value: Any, fixed: Any) -> bool:
+    """Equal and of one type: PyTorch computes with 2 and 2.0, and with 1 and True, in different dtypes."""
+    value = value.item() if isinstance(value, np.generic) else value
+    return type(value) is type(fixed) and (value == fixed or (value != value and fixed != fixed))
+
+
+def with_fixed(network: Network, inputs: Sequence[Any]) -> list[Any]:
+    """All arguments by position: the inverse of `bound`.
+
+    >>> network = Network("Net", (Fixed(2.0), Ref("x")), Ref("x"), (), (), (), {"": ("Net", "module")})
+    >>> with_fixed(network, (1,))
+    [2.0, 1]
+    """
+    held = dict(zip(network.open_inputs, inputs, strict=True))
+    return [_with_fixed(tree, held.get(k)) for k, tree in enumerate(network.inputs)]
+
+
+def _with_fixed(tree: Tree, value: Any) -> Any:
+    match tree:
+        case Fixed(fixed):
+            return fixed
+        case dict():
+            return {key: _with_fixed(item, None if value is None else value[key]) for key, item in tree.items()}
+        case tuple() | list():
+            return [_with_fixed(item, None if value is None else value[k]) for k, item in enumerate(tree)]
+    return value
+
+
+def as_returned(tree: Tree, outputs: Any) -> Any:
+    """Outputs that have come out of a JAX program as the forward gives them.
+
+    JAX sorts the keys of dicts, and its programs give arrays alone: numbers and strings are those of the network.
+
+    >>> as_returned({"b": Ref("x"), "a": Fixed("text")}, {"a": None, "b": 1})
+    {'b': 1, 'a': 'text'}
+    """
+    match tree:
+        case Fixed(value):
+            return value
+        case Record(name, kind, fields):
+            held = dict(items_of(outputs, tuple(fields)))
+            made = KINDS[kind](name, *fields)
+            return made(**{field: as_returned(item, held[field]) for field, item in fields.items()})
+        case dict():
+            return {key: as_returned(item, outputs[key]) for key, item in tree.items()}
+        case tuple():
+            return tuple(as_returned(item, outputs[k]) for k, item in enumerate(tree))
+        case list():
+            return [as_returned(item, outputs[k]) for k, item in enumerate(tree)]
+    return outputs
+
+
+def arrays_alone(outputs: Any) -> Any:
+    """Outputs with None for numbers and strings, which are the same in every call, and which `as_returned` puts back.
+
+    >>> arrays_alone({"name": "text", "x": np.ones(2)})
+    {'name': None, 'x': array([1., 1.])}
+    """
+    return jax.tree.map(lambda leaf: leaf if hasattr(leaf, "dtype") else None, outputs)
