@@ -12,11 +12,12 @@ from jaxensemble.build import filled, skeleton
 from jaxensemble.ensemble import Ensemble
 from jaxensemble.errors import InputError, UnsupportedError
 from jaxensemble.origin import Origin
-from jaxensemble.state import flatten, unflatten
+from jaxensemble.state import Tree, flatten, unflatten
 from torch_bridge.arrays import checked_cast, jax_dtype, odd_kind, to_numpy
 from torch_bridge.capture import capture
 from torch_bridge.examples import Arguments, BatchAxis
 from torch_bridge.lowering import Lowered, lower
+from torch_bridge.lowering.builder import Drawn
 from torch_bridge.stacking import Stack
 
 LAYOUTS = ("torch", "NHWC")
@@ -27,8 +28,13 @@ def convert(
     example_inputs: Arguments | tuple[Any, ...],
     batch_axis: BatchAxis = 0,
     input_layout: str = "torch",
+    *,
+    drawn: Drawn | None = None,
 ) -> Lowered:
-    """A module's network and the map of its weights; the weights themselves are left where they are."""
+    """A module's network and the map of its weights; the weights themselves are left where they are.
+
+    With `drawn`, the network gives the random numbers of this mode beside its outputs: see `lower`.
+    """
     if not isinstance(model, nn.Module):
         raise InputError(f"`model` must be a torch.nn.Module; got {type(model).__name__}")
     if input_layout not in LAYOUTS:
@@ -38,7 +44,7 @@ def convert(
     check_tensors(model)
     captured = capture(model, example_inputs, batch_axis)
     check_signs(model, captured.graph, example_inputs)
-    lowered = lower(captured, input_layout)
+    lowered = lower(captured, input_layout, drawn=drawn)
     if lowered.network.evaluation_only and any(module.training for module in model.modules()):
         raise UnsupportedError(
             f"{type(model).__name__} is in training mode, and can be ported for evaluation only, because "
@@ -82,11 +88,16 @@ def _extent(tensor: Tensor) -> int:
 def assembled(lowered: Lowered, stack: Stack, name: str, batch_axis: BatchAxis, input_layout: str) -> Ensemble:
     """A network and a filled stack as an ensemble."""
     state = filled(skeleton(lowered.network), stack.take() | constants_of(lowered), stack.members)
-    rngs = {key: _per_member(leaf, stack.members) for key, leaf in flatten(state.rngs).items()}
+    rngs = keys_per_member(state.rngs, stack.members)
     origin = Origin(name, lowered.weights, batch_axis, input_layout)
     return Ensemble(
-        state.graphdef, state.params, state.buffers, state.constants, unflatten(rngs), lowered.network, origin
+        state.graphdef, state.params, state.buffers, state.constants, rngs, lowered.network, origin
     )
+
+
+def keys_per_member(rngs: Tree, members: int) -> Tree:
+    """The random state of one module as that of several, which draw different numbers."""
+    return unflatten({key: _per_member(leaf, members) for key, leaf in flatten(rngs).items()})
 
 
 def _per_member(leaf: jax.Array, members: int) -> jax.Array:

@@ -3,7 +3,9 @@
 from jaxensemble.layers.activation import PReLU, RReLU
 from jaxensemble.layers.dropout import AlphaDropout
 from jaxensemble.layers.embedding import Embed
+from jaxensemble.layers.keys import Keys
 from jaxensemble.layers.linear import Bilinear
+from jaxensemble.layers.mode import Training
 from jaxensemble.layers.normalization import BatchNorm, InstanceNorm
 from jaxensemble.layers.recurrent import GRU, LSTM, RNN, GRUCell, LSTMCell, RNNCell
 from jaxensemble.layers.variables import Buffer
@@ -21,8 +23,10 @@ __all__ = [
     "Embed",
     "GRUCell",
     "InstanceNorm",
+    "Keys",
     "LSTMCell",
     "PReLU",
     "RNNCell",
     "RReLU",
+    "Training",
 ]

@@ -5,6 +5,7 @@ from jaxensemble.ops.attention import attended, attention, attention_weights
 from jaxensemble.ops.complex_numbers import angle, arccos, arccosh, arcsin, polar, sgn, sqrt
 from jaxensemble.ops.convolution import conv
 from jaxensemble.ops.creation import linspace
+from jaxensemble.ops.draws import exponential, multinomial
 from jaxensemble.ops.embedding import bags, embed
 from jaxensemble.ops.factors import (
     cholesky,
@@ -136,6 +137,7 @@ __all__ = [
     "eigvalsh",
     "embed",
     "entr",
+    "exponential",
     "fmax",
     "fmax_shared",
     "fmin",
@@ -165,6 +167,7 @@ __all__ = [
     "max_pool_with_indices",
     "max_unpool",
     "median",
+    "multinomial",
     "nanmedian",
     "normal_cdf",
     "normal_quantile",

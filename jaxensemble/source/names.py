@@ -117,7 +117,7 @@ def _module(root: str) -> object:
 
 
 _FUNCTIONS = re.compile(
-    r"(jnp|ops|jnp\.(linalg|fft)|jax\.(nn|image|scipy\.special|scipy\.linalg))\.[a-z]\w*"
+    r"(jnp|ops|jnp\.(linalg|fft)|jax\.(nn|image|random|scipy\.special|scipy\.linalg))\.[a-z]\w*"
     r"|nnx\.(\w+_pool|dot_product_attention)"
 )
 _FORBIDDEN = re.compile(

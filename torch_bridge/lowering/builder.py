@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import sympy
@@ -23,15 +23,21 @@ from torch_bridge.modes import source_line
 Wanted = tuple[Value | None, Layout | None]
 """A leaf of a layer: the weight that fills it, and the layout it is stored in (None: as PyTorch has it)."""
 
+Drawn = Literal["training", "evaluation"]
+"""The mode whose random draws are wanted beside the outputs, to let PyTorch have the same."""
+
 
 class Builder:
     """Collects the layers, variables and calls of a network, one ATen node after the other.
 
-    `node` is the node being lowered, `state` what is known of the module's tensors.
+    `node` is the node being lowered, `state` what is known of the module's tensors. `draws` are the random numbers that
+    the forward draws in the mode `drawn`, in order.
     """
 
-    def __init__(self, captured: TorchGraph):
+    def __init__(self, captured: TorchGraph, drawn: Drawn | None = None):
         self.captured = captured
+        self.drawn: Drawn | None = drawn
+        self.draws: list[Value] = []
         self.state = ModuleState(captured.model)
         self.node: fx.Node
         self.layers: dict[str, Layer] = {}
@@ -145,6 +151,20 @@ class Builder:
         while path in self.variables or path in self.layers or self.state.has(path):
             path, k = f"{base}_{k}", k + 1
         return path
+
+    def random_key(self) -> Ref:
+        """The next random key of the module around the node."""
+        path = ".".join(part for part in (self.module_path, "keys") if part)
+        layer = self.layers.get(path)
+        if layer is None or layer.type != "layers.Keys":
+            path = self.free_path("keys")
+            self.layers[path] = Layer(path, "layers.Keys")
+        return self.emit(f"layer:{path}")
+
+    def draw(self, value: Value) -> None:
+        """Notes a value as what PyTorch draws here, in the mode whose draws are wanted."""
+        if self.drawn is not None and self.node.meta.get("mode", self.drawn) == self.drawn:
+            self.draws.append(value)
 
     # Arrangement
 

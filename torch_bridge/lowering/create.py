@@ -10,7 +10,7 @@ from torch_bridge.layout import Size
 from torch_bridge.lowering.builder import Builder
 from torch_bridge.lowering.dims import sizes_of, viewed
 from torch_bridge.lowering.promotion import dtype_argument
-from torch_bridge.lowering.table import refuse, register
+from torch_bridge.lowering.table import register
 from torch_bridge.lowering.values import Value, size
 
 
@@ -92,17 +92,3 @@ def scalar_tensor(b: Builder, value: Any, **_: Any) -> Value:
     """A number that depends on the batch size."""
     return b.new(b.emit("jnp.asarray", b.size(size(value)), dtype=dtype_argument(b, b.dtype)), ())
 
-
-refuse(
-    """
-    aten.randint_like.low_dtype aten.normal.Tensor_float aten.normal.float_Tensor aten.normal.Tensor_Tensor
-    aten.normal.float_float aten.binomial.default aten.cauchy.default aten.geometric.default aten.log_normal.default
-    aten.random.default aten.random.from aten.random.to
-    aten.bernoulli.default aten.bernoulli.p aten.bernoulli.Tensor aten.exponential.default aten.multinomial.default
-    aten.normal_functional.default aten.poisson.default aten.rand.default aten.rand_like.default aten.randint.default
-    aten.randint.low aten.randint_like.default aten.randn.default aten.randn_like.default aten.randperm.default
-    aten.uniform.default
-    """,
-    "it draws random numbers outside of any dropout layer, which PyTorch and JAX draw differently; make the draw an "
-    "input of the forward",
-)

@@ -1,7 +1,13 @@
 """Dropout of every kind, as layers that draw from a random stream of their own."""
 
+import math
+
+import torch
+
+from jaxensemble.layers.dropout import SATURATION
 from jaxensemble.network import Arg
 from torch_bridge.lowering.builder import Builder
+from torch_bridge.lowering.dims import sizes_of
 from torch_bridge.lowering.table import register
 from torch_bridge.lowering.values import Value
 
@@ -28,8 +34,10 @@ def feature_alpha_dropout(b: Builder, x: Value, p: float, mode: str) -> Value:
 
 def _dropped(b: Builder, type_: str, x: Value, p: float, mode: str, name: str, channels: bool = False) -> Value:
     """`F.dropout(x)` drops in evaluation too: its layer is told so at each call. A rate of 0 never does anything."""
-    if mode == "never" or p == 0:
+    if mode == "never" or p == 0 or (b.drawn == "evaluation" and mode == "by_mode"):
         return x
+    if b.drawn is not None and p < 1:
+        return _written_out(b, b.plain(x), p, alpha=type_ == "layers.AlphaDropout", channels=channels)
     x = b.value(x)
     x = b.tidy(x) if channels else b.plain(x) if x.open else x
     options: dict[str, Arg] = {"rate": p}
@@ -38,3 +46,15 @@ def _dropped(b: Builder, type_: str, x: Value, p: float, mode: str, name: str, c
     always: dict[str, Arg] = {"deterministic": False} if mode == "always" else {}
     path = b.stateless(type_, options, name)
     return b.laid(b.emit(f"layer:{path}", x.expr, **always), x.layout)
+
+
+def _written_out(b: Builder, x: Value, p: float, *, alpha: bool, channels: bool) -> Value:
+    """Dropout as arithmetic, so that PyTorch can be given what was drawn: whether each element, or channel, is kept."""
+    shape = (*x.shape[:2], *(1 for _ in x.shape[2:])) if channels else x.shape
+    kept = b.new(b.emit("jax.random.bernoulli", b.random_key(), 1 - p, sizes_of(b, shape)), shape, torch.bool)
+    b.draw(kept)
+    if not alpha:
+        return b.elementwise("jnp.where", kept, b.elementwise("/", x, 1 - p), 0.0)
+    scale = 1 / math.sqrt((SATURATION**2 * p + 1) * (1 - p))
+    dropped = b.elementwise("jnp.where", kept, b.elementwise("*", x, scale), -SATURATION * scale)
+    return b.elementwise("+", dropped, SATURATION * scale * p)

@@ -16,7 +16,8 @@ from jaxensemble.origin import Entry, WeightMap
 from torch_bridge.capture import TorchGraph
 from torch_bridge.compat import free_unbacked_symbols, pytree
 from torch_bridge.layout import Layout, fresh
-from torch_bridge.lowering.builder import Builder
+from torch_bridge.lowering.builder import Builder, Drawn
+from torch_bridge.lowering.draws import draws
 from torch_bridge.lowering.integers import wide_products
 from torch_bridge.lowering.state import ModuleState
 from torch_bridge.lowering.table import REFUSALS, RULES
@@ -35,14 +36,18 @@ class Lowered:
     constants: dict[str, Tensor]
 
 
-def lower(captured: TorchGraph, input_layout: str = "torch", *, observed: bool = False) -> Lowered:
+def lower(
+    captured: TorchGraph, input_layout: str = "torch", *, observed: bool = False, drawn: Drawn | None = None
+) -> Lowered:
     """Lowers a captured graph. With `observed`, what it returns is the output of every module call by name instead.
+
+    With `drawn`, it returns a pair: the outputs, and all random numbers that the forward draws in this mode, in order.
 
     **Raises:** `UnsupportedError` naming every node for which there is no rule.
     """
     _refuse_unknown(captured)
     _warn_of_narrow_integers(captured)
-    builder = Builder(captured)
+    builder = Builder(captured, drawn)
     env: dict[fx.Node, Any] = {}
     for node in captured.graph.nodes:
         builder.node = node
@@ -51,7 +56,10 @@ def lower(captured: TorchGraph, input_layout: str = "torch", *, observed: bool =
         elif node.op == "call_function":
             env[node] = _call(builder, node, env)
     wanted = _module_outputs(captured.graph, env) if observed else captured.outputs
-    return _assemble(builder, _outputs(builder, wanted, env))
+    outputs = _outputs(builder, wanted, env)
+    if drawn is not None:
+        outputs = (outputs, [_returned(builder, value) for value in builder.draws])
+    return _assemble(builder, outputs)
 
 
 def _refuse_unknown(captured: TorchGraph) -> None:
@@ -105,7 +113,7 @@ def _is_open(node: fx.Node) -> bool:
 
 
 def _is_random(node: fx.Node) -> bool:
-    return RANDOM in getattr(node.target, "tags", ())
+    return draws(node.target) or RANDOM in getattr(node.target, "tags", ())
 
 
 def _placeholder(builder: Builder, node: fx.Node, input_layout: str) -> Any:
@@ -145,7 +153,10 @@ def _call(builder: Builder, node: fx.Node, env: dict[fx.Node, Any]) -> Any:
     rule = RULES.get(str(node.target))
     if rule is None:
         raise builder.unsupported("there is no rule for this operation; register one with torch_bridge.register")
-    return rule(builder, *args, **kwargs)
+    result = rule(builder, *args, **kwargs)
+    if draws(node.target):
+        builder.draw(result)
+    return result
 
 
 def _argument(builder: Builder, leaf: Any, env: dict[fx.Node, Any]) -> Any:
@@ -197,8 +208,7 @@ def _outputs(builder: Builder, tree: Any, env: dict[fx.Node, Any]) -> Tree:
             builder.node = tree
             if not isinstance(value, Value | Tensor):
                 raise UnsupportedError(f"outputs must be tensors; got {value!r} ({source_line(tree) or tree.name})")
-            plain = builder.plain(value)
-            return plain.expr if isinstance(plain.expr, Ref) else builder.emit("jnp.asarray", plain.expr)
+            return _returned(builder, value)
         case dict():
             if not all(isinstance(key, str) for key in tree):
                 raise UnsupportedError(f"dicts of outputs must have strings for keys; got {list(tree)}")
@@ -208,6 +218,11 @@ def _outputs(builder: Builder, tree: Any, env: dict[fx.Node, Any]) -> Tree:
         case tuple():
             return tuple(_outputs(builder, item, env) for item in tree)
     raise UnsupportedError(f"outputs must be tensors, tuples, lists or dicts of them, or None; got {tree!r}")
+
+
+def _returned(builder: Builder, value: Value | Tensor) -> Ref:
+    plain = builder.plain(value)
+    return plain.expr if isinstance(plain.expr, Ref) else builder.emit("jnp.asarray", plain.expr)
 
 
 def _module_outputs(graph: fx.Graph, env: dict[fx.Node, Any]) -> dict[str, fx.Node]:

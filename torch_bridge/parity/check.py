@@ -1,5 +1,6 @@
 """`check`: whether a ported ensemble gives what PyTorch gives, stage by stage."""
 
+import copy
 import functools
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from jaxensemble.ensemble import Ensemble
-from jaxensemble.errors import InputError, RandomnessError
+from jaxensemble.errors import InputError
 from jaxensemble.inputs import as_arrays
 from jaxensemble.origin import Origin
 from torch_bridge import reference
@@ -25,7 +26,8 @@ from torch_bridge.members import as_members
 from torch_bridge.outputs import constants_of
 from torch_bridge.parity import gradients, steps, training
 from torch_bridge.parity.divergence import first_divergence
-from torch_bridge.parity.float64 import in_float64
+from torch_bridge.parity.draws import Draws, draws_numbers
+from torch_bridge.parity.float64 import captured_anew, in_float64
 from torch_bridge.parity.metrics import (
     EXACT,
     EXACT_DEEP,
@@ -120,17 +122,19 @@ class _Check:
         diverged = None
         with reference.equal_precision():
             self._weights()
-            try:
-                diverged = self._outputs()
-            except RandomnessError as error:
-                self.notes.append(f"outputs not compared, since the two frameworks draw different numbers: {error}")
+            diverged = self._outputs()
         return ParityReport(tuple(self.rows), diverged, tuple(self.notes), environment())
 
     def _outputs(self) -> str | None:
         """Every stage that runs the networks, and the first module that differs."""
         doubles, inputs = reference.in_double(self.members), reference.doubled(self.inputs)
         with jax.enable_x64(True), reference.widened():
-            exact = in_float64(self.ensemble, doubles[0], inputs)
+            drawn = "evaluation" if self._draws_numbers() else None
+            if drawn and self.origin is None:
+                self.notes.append("outputs not compared: they are random, and the ensemble was not ported from PyTorch")
+                return None
+            exact = in_float64(self.ensemble, doubles[0], inputs, drawn)
+            self.draws = Draws(doubles if drawn else ())
             self._float64(exact, doubles, inputs)
             self._perturbed(exact, doubles, inputs)
             if self.thorough:
@@ -139,10 +143,13 @@ class _Check:
             if self.train:
                 self._steps(exact, doubles, inputs)
         self._working_precision(doubles, inputs)
-        if all(row.passed for row in self.rows):
+        if all(row.passed for row in self.rows) or self.draws:
             return None
         with jax.enable_x64(True), reference.widened():
             return first_divergence(exact, doubles, inputs, self.arrays(inputs), self.exact)
+
+    def _draws_numbers(self) -> bool:
+        return draws_numbers(self.ensemble, as_arrays(self.arrays(self.inputs), "inputs"))
 
     def arrays(self, inputs: Any) -> tuple[Any, ...]:
         """Inputs as the ensemble takes them, by position."""
@@ -187,11 +194,14 @@ class _Check:
         ]
 
     def _compare(self, case: str, exact: Ensemble, doubles: list[nn.Module], inputs: Any, *, vmap: bool) -> None:
-        outputs = reference.loop(doubles, inputs)  # first, since it says whether PyTorch takes such a batch
+        outputs = [] if self.draws else reference.loop(doubles, inputs)  # first: does PyTorch take such a batch?
         if isinstance(inputs, list):
-            actual = exact.each(*reference.stacked_inputs([self.arrays(member) for member in inputs]))
+            arguments = reference.stacked_inputs([self.arrays(member) for member in inputs])
+            actual = self.draws.outputs(exact.each(*arguments, **self.draws.options))
         else:
-            actual = exact(*self.arrays(inputs))
+            actual = self.draws.outputs(exact(*self.arrays(inputs), **self.draws.options))
+        if self.draws:
+            outputs = reference.loop(doubles, inputs)
         ours, theirs = by_place(actual), stacked(outputs)
         mine, others = constants_of(actual), [constants_of(output) for output in outputs]
         if any(other != mine for other in others):
@@ -205,7 +215,7 @@ class _Check:
 
         coarse = lambda place: coarse_error(narrow()[place], theirs[place])  # noqa: E731
         self._against(case, "loop", ours, theirs, coarse)
-        if vmap:
+        if vmap and not self.draws:
             self._against_vmap(case, ours, doubles, inputs, coarse)
 
     def _against_vmap(
@@ -244,7 +254,7 @@ class _Check:
         if self.origin is None:
             self.notes.append("gradients not compared: the ensemble was not ported from PyTorch")
             return
-        found = gradients.compare(exact, doubles, inputs, self.arrays(inputs))
+        found = gradients.compare(exact, doubles, inputs, self.arrays(inputs), self.draws)
         if isinstance(found, str):
             self.notes.append(found)
         else:
@@ -275,9 +285,14 @@ class _Check:
 
     def _working_precision(self, doubles: list[nn.Module], inputs: Arguments) -> None:
         """Both errors against float64, from the very same weights and inputs."""
-        theirs = self._in_evaluation(self.members, self.inputs)
-        actual = self.ensemble(*self.arrays(self.inputs))
-        ours = by_place(actual)
+        members, ensemble = self.members, self.ensemble
+        if self.draws:
+            members = [copy.deepcopy(member).eval() for member in members]
+            ensemble = captured_anew(ensemble, members[0], self.inputs, "evaluation")
+            self.draws.alike(members)
+        actual = ensemble(*self.arrays(self.inputs), **self.draws.options)
+        ours = by_place(self.draws.outputs(actual))
+        theirs = self._in_evaluation(members, self.inputs)
         with reference.widened():
             truth = stacked(reference.loop(doubles, inputs))
         for place, exact in truth.items():

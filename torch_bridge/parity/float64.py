@@ -11,27 +11,40 @@ from jaxensemble.build import skeleton
 from jaxensemble.ensemble import Ensemble
 from jaxensemble.network import Dtype, Network
 from jaxensemble.origin import Origin
-from torch_bridge.assemble import constants_of, convert
+from torch_bridge.assemble import constants_of, convert, keys_per_member
+from torch_bridge.lowering.builder import Drawn
 
 
-def in_float64(ensemble: Ensemble, double: nn.Module, inputs: tuple[Any, ...]) -> Ensemble:
+def in_float64(
+    ensemble: Ensemble, double: nn.Module, inputs: tuple[Any, ...], drawn: Drawn | None = None
+) -> Ensemble:
     """The ensemble with its weights in float64 and complex128, exactly. To be used with x64 on.
 
     Where the network itself holds such constants or names such a dtype, it is captured anew from `double`, a float64
-    copy of a member: constants that PyTorch computes in float64 then are not float32's.
+    copy of a member: constants that PyTorch computes in float64 then are not float32's. With `drawn`, it gives the
+    random numbers of this mode beside its outputs.
     """
-    network, origin = ensemble.network, ensemble.origin
-    if isinstance(origin, Origin) and network is not None and depends_on_dtype(network):
-        lowered = convert(double, inputs, origin.batch_axis, origin.input_layout)
-        constants = constants_of(lowered)
-        state = skeleton(lowered.network)
-        ensemble = dataclasses.replace(
-            ensemble,
-            graphdef=state.graphdef,
-            network=lowered.network,
-            constants=_filled(state.constants, constants),
-        )
+    if drawn is not None or (ensemble.network is not None and depends_on_dtype(ensemble.network)):
+        ensemble = captured_anew(ensemble, double, inputs, drawn)
     return ensemble.astype("float64")
+
+
+def captured_anew(
+    ensemble: Ensemble, model: nn.Module, inputs: tuple[Any, ...], drawn: Drawn | None = None
+) -> Ensemble:
+    """The ensemble with the network that `model` gives, and its own weights; as it is if it was not ported."""
+    origin = ensemble.origin
+    if not isinstance(origin, Origin):
+        return ensemble
+    lowered = convert(model, inputs, origin.batch_axis, origin.input_layout, drawn=drawn)
+    state = skeleton(lowered.network)
+    return dataclasses.replace(
+        ensemble,
+        graphdef=state.graphdef,
+        network=lowered.network,
+        constants=_filled(state.constants, constants_of(lowered)),
+        rngs=keys_per_member(state.rngs, len(ensemble)),
+    )
 
 
 def _filled(tree: Any, arrays: Mapping[str, Any], prefix: str = "") -> Any:

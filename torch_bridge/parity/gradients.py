@@ -17,6 +17,7 @@ from jaxensemble.origin import Origin
 from jaxensemble.state import flatten
 from torch_bridge import reference
 from torch_bridge.outputs import arrays_of
+from torch_bridge.parity.draws import Draws
 from torch_bridge.parity.metrics import same_where_not_finite
 from torch_bridge.parity.result import Row
 from torch_bridge.parity.rounding import allowed, moved
@@ -42,13 +43,16 @@ most, so that what a mask fills in does not hide errors.
 """
 
 
-def compare(ensemble: Ensemble, doubles: Sequence[nn.Module], inputs: tuple[Any, ...], arrays: Any) -> list[Row] | str:
+def compare(
+    ensemble: Ensemble, doubles: Sequence[nn.Module], inputs: tuple[Any, ...], arrays: Any, draws: Draws
+) -> list[Row] | str:
     """One row: the worst parameter of the worst member; or why there is none.
 
     `arrays` are `inputs` as the ensemble takes them.
     """
     assert isinstance(ensemble.origin, Origin)
-    ours = {name: np.conj(grad) for name, grad in flatten(_gradients(ensemble, arrays)).items()}  # as PyTorch has them
+    found = flatten(_gradients(ensemble, arrays, draws))
+    ours = {name: np.conj(grad) for name, grad in found.items()}  # as PyTorch has them
     rows = []
     for k, model in enumerate(doubles):
         try:
@@ -95,14 +99,18 @@ def _relative(actual: np.ndarray, expected: np.ndarray, largest: float, rounding
     return float(difference / scale) if scale else float(difference)
 
 
-def _gradients(ensemble: Ensemble, arrays: Any) -> Any:
-    def objective(params: Any) -> jax.Array:
-        outputs = dataclasses.replace(ensemble, params=params)(*arrays)
-        return sum(
+def _gradients(ensemble: Ensemble, arrays: Any, draws: Draws) -> Any:
+    def objective(params: Any) -> tuple[jax.Array, Any]:
+        result = dataclasses.replace(ensemble, params=params)(*arrays, **draws.options)
+        outputs = result[0] if draws else result
+        total = sum(
             (jnp.sum(weights(leaf[0].size, leaf.shape[1:]) * leaf) for leaf in floats(outputs)), start=jnp.zeros(())
         )
+        return total, result
 
-    return jax.jit(jax.grad(objective))(ensemble.params)
+    grads, result = jax.jit(jax.grad(objective, has_aux=True))(ensemble.params)
+    draws.outputs(result)
+    return grads
 
 
 def floats(outputs: Any) -> list[Any]:

@@ -1,0 +1,23 @@
+"""Random numbers that a forward draws itself."""
+
+import jax
+from flax import nnx
+
+from jaxensemble.layers.dropout import drawn_from
+
+
+class Keys(nnx.Module):
+    """Another random key at each call, for a forward that draws numbers: `jax.random.normal(self.keys(), x.shape)`.
+
+    The keys come from a stream of their own, as those of `nnx.Dropout` do.
+
+    >>> keys = Keys(rngs=nnx.Rngs(0))
+    >>> bool((jax.random.normal(keys(), (3,)) == jax.random.normal(keys(), (3,))).any())
+    False
+    """
+
+    def __init__(self, *, rng_collection: str = "keys", rngs: nnx.Rngs | None = None):
+        self.rngs = nnx.data(None) if rngs is None else rngs[rng_collection].fork()
+
+    def __call__(self) -> jax.Array:
+        return drawn_from(self.rngs)

@@ -1,0 +1,35 @@
+"""Draws from distributions that `jax.random` has otherwise, or not at all."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+
+def exponential(key: jax.Array, shape: Sequence[int], dtype: Any) -> jax.Array:
+    """Draws from the exponential distribution of rate 1, none of which is 0: PyTorch's have a logarithm, too.
+
+    `jax.random.exponential` gives 0 once in some millions of draws.
+
+    >>> bool((exponential(jax.random.key(0), (1000,), jnp.float32) > 0).all())
+    True
+    """
+    return -jnp.log(jax.random.uniform(key, shape, dtype, minval=jnp.finfo(dtype).tiny))
+
+
+def multinomial(key: jax.Array, weights: jax.Array, count: int, *, replacement: bool = False) -> jax.Array:
+    """`torch.multinomial`: `count` places of each row of `weights` `[..., K]`, drawn in proportion to them.
+
+    Without `replacement` no place is drawn twice: those of the largest weights, each multiplied by a random number
+    (https://arxiv.org/abs/1903.06059). Returns integers, `[..., count]`.
+
+    >>> multinomial(jax.random.key(0), jnp.array([[0.0, 1.0, 0.0], [1.0, 0.0, 0.0]]), 1).tolist()
+    [[1], [0]]
+    """
+    logits = jnp.log(weights)
+    if replacement:
+        drawn = jax.random.categorical(key, logits[..., None, :], shape=(*weights.shape[:-1], count))
+    else:
+        _, drawn = jax.lax.top_k(logits + jax.random.gumbel(key, weights.shape, logits.dtype), count)
+    return drawn.astype(int)

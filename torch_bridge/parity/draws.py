@@ -1,0 +1,108 @@
+"""Random numbers in a comparison: PyTorch's models get those that the ensemble drew.
+
+The network is lowered once more with all that it draws among its outputs. PyTorch's operations that draw then give
+these numbers, one after the other, while a model's forward runs.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from jaxensemble.ensemble import Ensemble
+from jaxensemble.errors import RandomnessError
+from torch_bridge.lowering.draws import draws
+from torch_bridge.reference import CannotRun
+
+KEY = 0
+"""The seed of the key that members' keys are made from."""
+
+
+def draws_numbers(ensemble: Ensemble, arrays: Any) -> bool:
+    """Whether a call with these inputs draws random numbers."""
+    if not ensemble.rngs:
+        return False
+    try:
+        jax.eval_shape(lambda: ensemble(*arrays))
+    except RandomnessError:
+        return True
+    return False
+
+
+class Draws:
+    """What the members of an ensemble drew in its last call, for the models to draw.
+
+    `models` are copies that nobody else runs: each gets hooks that take its numbers from here, and copies of them do
+    the same. Without models, nothing is drawn, and results are what they are.
+    """
+
+    def __init__(self, models: Sequence[nn.Module] = ()):
+        self.replays = [_Replay() for _ in models]
+        for model, replay in zip(models, self.replays, strict=True):
+            model.register_forward_pre_hook(replay.begin)
+            model.register_forward_hook(replay.end, always_call=True)
+
+    def __bool__(self) -> bool:
+        return bool(self.replays)
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The arguments of a call of the ensemble."""
+        return {"key": jax.random.key(KEY)} if self else {}
+
+    def outputs(self, result: Any) -> Any:
+        """The outputs of a call, whose draws are kept."""
+        if not self:
+            return result
+        outputs, drawn = result
+        for k, replay in enumerate(self.replays):
+            replay.numbers = [np.asarray(array[k]) for array in drawn]
+        return outputs
+
+    def alike(self, models: Sequence[nn.Module]) -> None:
+        """Lets further copies of the models, which have no hooks, draw the same."""
+        for model, replay in zip(models, self.replays, strict=True):
+            model.register_forward_pre_hook(replay.begin)
+            model.register_forward_hook(replay.end, always_call=True)
+
+
+class _Replay(TorchDispatchMode):
+    """While a model's forward runs, what it draws is taken from `numbers`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.numbers: list[np.ndarray] = []
+        self._waiting: list[np.ndarray] = []
+
+    def __deepcopy__(self, memo: Any) -> "_Replay":
+        return self
+
+    def begin(self, model: nn.Module, args: Any) -> None:
+        self._waiting = list(self.numbers)
+        self.__enter__()
+
+    def end(self, model: nn.Module, args: Any, output: Any) -> None:
+        self.__exit__(None, None, None)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten.native_dropout.default:  # as dropout is on GPUs
+            x, p, _ = args
+            kept = self._next(x.shape, func).to(x.device).bool()
+            return x * kept / (1 - p), kept
+        if not draws(func):
+            return func(*args, **(kwargs or {}))
+        if func._schema.is_mutable:
+            target = args[0]
+            return target.copy_(self._next(target.shape, func))
+        drawn = func(*args, **(kwargs or {}))
+        return self._next(drawn.shape, func).to(drawn)
+
+    def _next(self, shape: Any, func: Any) -> Tensor:
+        if not self._waiting or self._waiting[0].shape != tuple(shape):
+            expected = f"{list(self._waiting[0].shape)}" if self._waiting else "no more numbers"
+            raise CannotRun(f"{func} draws {list(shape)} where the ported network draws {expected}")
+        return torch.from_numpy(np.array(self._waiting.pop(0)))
