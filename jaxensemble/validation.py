@@ -29,7 +29,7 @@ RECORD_KINDS = ("dataclass", "namedtuple", "mapping")
 
 ARITY = {
     **dict.fromkeys(("+", "-", "*", "/", "//", "%", "**", "@", "&", "|", "^"), 2),
-    **dict.fromkeys(("<", "<=", ">", ">=", "==", "!=", "[]", ".shape"), 2),
+    **dict.fromkeys(("<", "<=", ">", ">=", "==", "!=", "[]", ".shape", "="), 2),
     **dict.fromkeys(("neg", "~"), 1),
 }
 """The operators of `Call.target`, and how many operands they take."""
@@ -255,6 +255,8 @@ def _call_problems(call: Call, network: Network) -> Iterator[str]:
         yield f"{where}: expected a value and the number of an axis; got {call.args!r}"
     elif call.target.startswith(".") and not (call.args and isinstance(call.args[0], Ref | Var)):
         yield f"{where}: expected a value as the first argument of a method"
+    if call.target == "=" and not (isinstance(call.args[0], Var) and isinstance(call.args[1], Ref)):
+        yield f"{where}: expected a variable and a value; got {call.args!r}"
     for ref in references((call.args, call.kwargs)):
         if isinstance(ref, Var) and ref.path not in variables and layers.isdisjoint(_parents(ref.path)):
             yield f"{where}: there is no variable {ref.path!r}"

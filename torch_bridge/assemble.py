@@ -90,9 +90,7 @@ def assembled(lowered: Lowered, stack: Stack, name: str, batch_axis: BatchAxis, 
     state = filled(skeleton(lowered.network), stack.take() | constants_of(lowered), stack.members)
     rngs = keys_per_member(state.rngs, stack.members)
     origin = Origin(name, lowered.weights, batch_axis, input_layout)
-    return Ensemble(
-        state.graphdef, state.params, state.buffers, state.constants, rngs, lowered.network, origin
-    )
+    return Ensemble(state.graphdef, state.params, state.buffers, state.constants, rngs, lowered.network, origin)
 
 
 def keys_per_member(rngs: Tree, members: int) -> Tree:

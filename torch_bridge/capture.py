@@ -11,7 +11,7 @@ import io
 import logging
 import operator
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -38,6 +38,7 @@ from torch_bridge.export_errors import explained, first_lines
 from torch_bridge.kept import restored
 from torch_bridge.memory import OWN_MEMORY, without_memory_formats
 from torch_bridge.memos import tensors_forgotten
+from torch_bridge.merged import Merged, merged
 from torch_bridge.modes import Modes, add_dropout, aligned, has_tensors, hides_its_mode, reads_of_mode
 from torch_bridge.open_sizes import DirectDistances, OpenSizes, open_roots
 from torch_bridge.outputs import filled, taken_apart
@@ -55,6 +56,7 @@ class TorchGraph:
       their names, empty for those that are given by position alone. `outputs`: a tree of nodes and what is fixed.
     - `modules`: path to module, for every submodule.
     - `evaluation_only`: why there is no training mode, or None.
+    - `updates`: the keys of buffers that the forward itself writes in training, and the values it leaves in them.
     """
 
     model: nn.Module
@@ -64,7 +66,8 @@ class TorchGraph:
     outputs: Any
     weights: Mapping[str, str]
     constants: Mapping[str, Tensor]
-    evaluation_only: str | None
+    evaluation_only: str | None = None
+    updates: Mapping[str, fx.Node] = dataclasses.field(default_factory=dict)
 
 
 def capture(model: nn.Module, example_inputs: Arguments | tuple[Any, ...], batch_axis: BatchAxis = 0) -> TorchGraph:
@@ -87,7 +90,7 @@ def capture(model: nn.Module, example_inputs: Arguments | tuple[Any, ...], batch
         lstm_states_mended(),
     ):
         with changes_of(model) as changed:
-            evaluation, reads_mode = _export(model, inputs, dynamic, training=False)
+            evaluation, reads = _export(model, inputs, dynamic, training=False)
         check_calls_repeat(model, inputs, training=False)
         if changed:
             with changed.made():
@@ -97,17 +100,62 @@ def capture(model: nn.Module, example_inputs: Arguments | tuple[Any, ...], batch
                     f"{type(model).__name__}.forward changes what its next call computes with: {changed}. A network is "
                     "a function of its inputs and weights: keep such state out of the forward, or give it as an input."
                 )
-        if reads_mode or any(map(hides_its_mode, model.modules())):
-            modes = _modes(model, evaluation, inputs, dynamic)
-        else:
-            modes = aligned(evaluation, evaluation)  # a second export would give the same graph
-    reason = modes if isinstance(modes, str) else None
-    if isinstance(modes, Modes):
-        add_dropout(modes)
-    replace_moded(evaluation.graph, modes.of if isinstance(modes, Modes) else None)
-    _write_out_of_place(evaluation.graph_module)
-    names, returned = arguments.names(model), evaluation.graph_module.meta[RETURNED]
-    return _to_graph(model, _decomposed(model, evaluation), names, returned, reason)
+        asked = reads or any(map(hides_its_mode, model.modules()))
+        training = (
+            _training(model, evaluation, inputs, dynamic) if asked else evaluation
+        )  # which would be the same once more
+        names, returned = arguments.names(model), evaluation.graph_module.meta[RETURNED]
+        modes = training if isinstance(training, str) else aligned(evaluation, training)
+        if isinstance(modes, str) and not isinstance(training, str) and without_memory_formats(evaluation, training):
+            modes = aligned(evaluation, training)
+        if isinstance(modes, Modes):
+            add_dropout(modes)
+            return _to_graph(model, _functional(model, evaluation, modes), names, returned)
+        evaluation = _functional(model, evaluation)
+        found = training if isinstance(training, str) else _merged(model, evaluation, training, reads)
+    graph = _to_graph(model, evaluation, names, returned)
+    if isinstance(found, str):
+        return dataclasses.replace(graph, evaluation_only=found)
+    outputs = filled(returned, found.outputs)
+    return dataclasses.replace(
+        graph, graph=found.graph, outputs=outputs, constants=found.constants, updates=found.updates
+    )
+
+
+def _training(
+    model: nn.Module, evaluation: ExportedProgram, inputs: Arguments, dynamic: Arguments
+) -> ExportedProgram | str:
+    """The program of training mode, or why there is none."""
+    try:
+        with _mode(model, training=True), changes_of(model) as changed:
+            program, _ = _export(model, inputs, dynamic, training=True)
+        check_calls_repeat(model, inputs, training=True)
+        if changed:
+            with changed.made():
+                again, _ = _export(model, inputs, dynamic, training=True)
+            if not _is_same(program, again):
+                return f"its forward changes what its next call computes with in training mode: {changed}"
+    except UnsupportedError as error:
+        return str(error)
+    if evaluation.graph_module.meta[RETURNED] != program.graph_module.meta[RETURNED]:
+        return "its forward returns something else in training mode than in evaluation mode"
+    return program
+
+
+def _merged(
+    model: nn.Module, evaluation: ExportedProgram, training: ExportedProgram, reads: Sequence[nn.Module]
+) -> Merged | str:
+    try:
+        return merged(model, evaluation, _functional(model, training), reads)
+    except UnsupportedError as error:
+        return str(error)
+
+
+def _functional(model: nn.Module, program: ExportedProgram, modes: Modes | None = None) -> ExportedProgram:
+    """The program with stand-ins for what has a mode, and without side effects."""
+    replace_moded(program.graph, None if modes is None else modes.of)
+    _write_out_of_place(program.graph_module)
+    return _decomposed(model, program)
 
 
 def _is_same(a: ExportedProgram, b: ExportedProgram) -> bool:
@@ -159,23 +207,10 @@ def _computing(graph: fx.Graph) -> Iterator[fx.Node]:
                 yield node
 
 
-def _modes(model: nn.Module, evaluation: ExportedProgram, inputs: Arguments, dynamic: Arguments) -> Modes | str:
-    """The mode of every operation that has one, or why the module cannot be carried in training mode."""
-    try:
-        training, _ = _export(model, inputs, dynamic, training=True)
-        check_calls_repeat(model, inputs, training=True)
-    except UnsupportedError as error:
-        return str(error)
-    modes = aligned(evaluation, training)
-    if isinstance(modes, str) and without_memory_formats(evaluation, training):
-        modes = aligned(evaluation, training)
-    if evaluation.graph_module.meta[RETURNED] != training.graph_module.meta[RETURNED] and isinstance(modes, Modes):
-        return "its forward returns something else in training mode than in evaluation mode"
-    return modes
-
-
-def _export(model: nn.Module, inputs: Arguments, dynamic: Arguments, *, training: bool) -> tuple[ExportedProgram, bool]:
-    """The exported program, and whether some module's mode was read.
+def _export(
+    model: nn.Module, inputs: Arguments, dynamic: Arguments, *, training: bool
+) -> tuple[ExportedProgram, list[nn.Module]]:
+    """The exported program, and the modules whose mode was read.
 
     Cached functions compute their tensors anew for it, and forget those of the exporter, which have no values.
     """
@@ -189,7 +224,7 @@ RETURNED = "torch_bridge: the tree that the outputs stand in"
 
 def _exported(
     model: nn.Module, inputs: Arguments, dynamic: Arguments, *, training: bool, factor: int = 1
-) -> tuple[ExportedProgram, bool]:
+) -> tuple[ExportedProgram, list[nn.Module]]:
     with (
         _mode(model, training),
         _cumulative_averages_fixed(model),
@@ -217,7 +252,7 @@ def _exported(
             )
     program.graph_module.meta[RETURNED] = returned[-1]
     inline_regions(program.graph_module)
-    return program, bool(read)
+    return program, read
 
 
 @contextlib.contextmanager
@@ -336,9 +371,7 @@ def _alike(node: fx.Node, other: fx.Node) -> bool:
     return a.dtype == b.dtype and [str(size) for size in a.shape] == [str(size) for size in b.shape]
 
 
-def _to_graph(
-    model: nn.Module, program: ExportedProgram, names: tuple[str, ...], returned: Tree, reason: str | None
-) -> TorchGraph:
+def _to_graph(model: nn.Module, program: ExportedProgram, names: tuple[str, ...], returned: Tree) -> TorchGraph:
     signature = program.graph_signature
     mutated = {**signature.buffers_to_mutate, **signature.user_inputs_to_mutate, **signature.parameters_to_mutate}
     if mutated:
@@ -366,7 +399,6 @@ def _to_graph(
         outputs=filled(returned, user),
         weights={**signature.inputs_to_parameters, **signature.inputs_to_buffers},
         constants=constants,
-        evaluation_only=reason,
     )
 
 

@@ -172,10 +172,10 @@ def _same_source(node: fx.Node, evaluation: ExportedProgram, twin: fx.Node, trai
     if ours.kind.name != "CONSTANT_TENSOR":
         return ours.target == theirs.target
     first, second = a[str(ours.target)], b[str(theirs.target)]
-    return isinstance(first, Tensor) and isinstance(second, Tensor) and _equal(first, second)
+    return isinstance(first, Tensor) and isinstance(second, Tensor) and same_tensor(first, second)
 
 
-def _equal(a: Tensor, b: Tensor) -> bool:
+def same_tensor(a: Tensor, b: Tensor) -> bool:
     return a.dtype == b.dtype and a.shape == b.shape and bool(torch.equal(a, b))
 
 
@@ -189,10 +189,10 @@ def _difference(node: fx.Node, twin: fx.Node) -> str:
 
 def _matters(node: fx.Node) -> bool:
     """Whether a node makes arrays; sizes are compared where they are used."""
-    return not (_is_size(node) or _counts_batches(node))
+    return not (is_size(node) or _counts_batches(node))
 
 
-def _is_size(node: fx.Node) -> bool:
+def is_size(node: fx.Node) -> bool:
     return isinstance(node.meta.get("val"), torch.SymInt)
 
 
@@ -215,7 +215,7 @@ def _arguments(node: fx.Node, twins: Mapping[fx.Node, fx.Node]) -> Any:
 
 def _comparable(leaf: Any, twins: Mapping[fx.Node, fx.Node]) -> Any:
     if isinstance(leaf, fx.Node):
-        return str(leaf.meta["val"]) if _is_size(leaf) else twins.get(leaf, leaf)
+        return str(leaf.meta["val"]) if is_size(leaf) else twins.get(leaf, leaf)
     return repr(leaf) if isinstance(leaf, float) else leaf  # so that NaN equals itself
 
 

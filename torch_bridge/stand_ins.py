@@ -58,6 +58,7 @@ _SCHEMAS = {
         f"(Tensor x, Tensor hx, Tensor[] params, {_OPTIONS}, str mode) -> (Tensor, Tensor)",
     ),
     "linspace": "(Scalar start, Scalar end, SymInt steps, *, ScalarType dtype, Device? device=None) -> Tensor",
+    "by_mode": "(Tensor training, Tensor evaluation) -> Tensor",
     "attention": "(Tensor query, Tensor key, Tensor value, Tensor? attn_mask, bool is_causal, float? scale, "
     "bool enable_gqa, float dropout_p, str mode) -> Tensor",
 }

@@ -8,7 +8,7 @@ import ast
 import dataclasses
 from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 from jaxensemble.source.bodies import (
     Cut,
@@ -16,6 +16,7 @@ from jaxensemble.source.bodies import (
     Local,
     Many,
     Operand,
+    Read,
     Slot,
     Step,
     ToFunction,
@@ -30,6 +31,7 @@ from jaxensemble.source.frames import freeze
 from jaxensemble.source.loops import CARRIED, Loop, Rounds, Stated, find_rounds
 from jaxensemble.source.names import is_identifier
 from jaxensemble.source.pretty import INDENT, flat
+from jaxensemble.source.tree import Path
 from jaxensemble.source.units import RESIDUAL
 
 READABLE = 88
@@ -43,6 +45,9 @@ LIGHT = ("Dropout", "Norm")
 
 Use = Local | Slot
 
+Arm: TypeAlias = tuple[Path, bool]
+"""The flag of a mode, by its path, and whether something is taken in training or in evaluation."""
+
 
 @dataclasses.dataclass
 class Entry:
@@ -51,7 +56,8 @@ class Entry:
     It stands for `loop`, where that is set: the step is then the last of the first round, with what goes from round to
     round as `CARRIED`. `is_optional` marks the call of a child that may be absent,
     `is_residual` the last step where it may be left out. `segment` tells the steps that it is taken or left out with,
-    the last of which is marked by `ends_segment`.
+    the last of which is marked by `ends_segment`. `chooses` marks a choice between two values by the mode, `arm` what
+    is needed for one of the two alone.
     """
 
     step: Step
@@ -61,11 +67,18 @@ class Entry:
     is_residual: bool = False
     segment: tuple[int, int] | None = None
     ends_segment: bool = False
+    chooses: bool = False
+    arm: Arm | None = None
 
     @property
     def stands_alone(self) -> bool:
         """Whether it is a statement of several lines: nested into nothing, with nothing nested into it."""
-        return self.is_optional or self.is_residual or self.loop is not None
+        return self.is_optional or self.is_residual or self.chooses or self.loop is not None
+
+    @property
+    def place(self) -> Any:
+        """What tells whether it is taken at all."""
+        return self.segment, self.arm
 
 
 class Folding:
@@ -84,6 +97,7 @@ class Folding:
             own = called(entry.step)[:1] in {(child,) for child in expressions.definition.optional}
             entry.is_optional = own and entry.segment is None
             entry.is_residual = entry is self.entries[-1] and RESIDUAL in expressions.definition.optional
+        self.entries = self._with_arms()
         self._counts = Counter(self.value(use) for use in [*self._all_uses(), *returned(returns)])
         self.inside: dict[Local, Entry] = {}
         self.entries = self._with_loops()
@@ -110,6 +124,52 @@ class Folding:
         own = [entry for entry in self.by_local.values() if entry.segment == segment]
         made = {out for entry in own for out in entry.outs}
         return next(v for entry in own for use in leaves(entry.step) if (v := self.value(use)) not in made)
+
+    # What depends on the mode
+
+    def _with_arms(self) -> list[Entry]:
+        """The entries, each that is needed in one mode alone right before the choice that needs it."""
+        for entry in self.entries:
+            make = self.expressions.make_at(entry.step.target.path) if isinstance(entry.step.target, ToLayer) else None
+            entry.chooses = make is not None and make.name == "layers.Training"
+        if not any(entry.chooses for entry in self.entries):
+            return self.entries
+        makers = {out: entry for entry in self.entries for out in entry.outs}
+        self._mark_arms(makers)
+        order: list[Entry] = []
+        for entry in self.entries:
+            if entry.chooses:
+                for arg, training in zip(entry.step.args, (True, False), strict=True):
+                    for use in leaves(arg):
+                        order += _needed(use, (called(entry.step), training), makers, order)
+            if entry.arm is None:
+                order.append(entry)
+        return order
+
+    def _mark_arms(self, makers: dict[Local, Entry]) -> None:
+        given: dict[Local, set[Arm | None]] = {use: {None} for use in returned(self.returns) if isinstance(use, Local)}
+        last: dict[Local, int] = {}
+        position = {id(entry): k for k, entry in enumerate(self.entries)}
+        for entry in reversed(self.entries):
+            arms = set().union(*(given.get(out, set()) for out in entry.outs))
+            own = arms.pop() if len(arms) == 1 else None
+            plain = not (entry.chooses or entry.stands_alone or entry.ends_segment)
+            end = max((last[out] for out in entry.outs if out in last), default=0)
+            if own is not None and plain and not self._is_overwritten(entry, position[id(entry)], end):
+                entry.arm = own
+            at = end if entry.arm is not None else position[id(entry)]
+            for arm, operand in _by_arm(entry):
+                for use in leaves(operand):
+                    if isinstance(use, Local):
+                        given.setdefault(use, set()).add(arm if makers[use].segment == entry.segment else None)
+                        last[use] = max(last.get(use, 0), at)
+
+    def _is_overwritten(self, entry: Entry, start: int, end: int) -> bool:
+        """Whether an entry reads a variable that is written between two positions."""
+        written = [e.step.args[0] for e in self.entries[start:end] if e.step.target == ToName("=")]
+        paths = [variable.path for variable in written if isinstance(variable, Read)]
+        reads = [*_read(entry.step), *([called(entry.step)] if called(entry.step) else [])]
+        return any(path[: len(read)] == read for path in paths for read in reads)
 
     # Loops
 
@@ -138,7 +198,7 @@ class Folding:
         return find_rounds(stated, self.value, self._constant, self._counts, self._list_length, self._run_length)
 
     def _may_repeat(self, entry: Entry) -> bool:
-        return len(entry.outs) == 1 and not entry.stands_alone and entry.segment is None
+        return len(entry.outs) == 1 and not entry.stands_alone and entry.place == (None, None)
 
     def _whole_list(self, start: int, end: int) -> Rounds:
         """The loop over the list that the class itself is."""
@@ -174,7 +234,7 @@ class Folding:
         pending: list[Entry] = []
         order: list[Entry] = []
         for entry in self.entries:
-            if pending and pending[-1].segment != entry.segment:
+            if pending and pending[-1].place != entry.place:
                 order += pending
                 pending.clear()
             for inner in self._nestable(entry, pending):
@@ -278,6 +338,42 @@ def _direct(step: Step) -> list[Use]:
         return leaves(operand)
 
     return within((*step.args, *(value for _, value in step.kwargs)))
+
+
+def _by_arm(entry: Entry) -> list[tuple[Arm | None, Any]]:
+    """The operands of an entry, and the mode in which each is needed."""
+    if not entry.chooses:
+        return [(entry.arm, entry.step)]
+    return [((called(entry.step), training), arg) for arg, training in zip(entry.step.args, (True, False), strict=True)]
+
+
+def _needed(use: Use, arm: Arm, makers: dict[Local, Entry], there: Sequence[Entry]) -> list[Entry]:
+    """The entries of an arm that a value takes, in order, without those that are there."""
+    entry = makers[use] if isinstance(use, Local) else None
+    if entry is None or entry.arm != arm or any(entry is one for one in there):
+        return []
+    found: list[Entry] = []
+    for inner in leaves(entry.step):
+        found += _needed(inner, arm, makers, [*there, *found])
+    return [*found, entry]
+
+
+def _read(operand: object) -> list[Path]:
+    """The variables that a step reads."""
+    match operand:
+        case Read(path):
+            return [path]
+        case Length(of):
+            return _read(of)
+        case Many(_, items):
+            return _read(items)
+        case Cut(start, stop, step):
+            return _read((start, stop, step))
+        case Step(_, args, kwargs):
+            return _read((args, tuple(value for _, value in kwargs)))
+        case tuple():
+            return [path for item in operand for path in _read(item)]
+    return []
 
 
 def is_operator(step: Step) -> bool:

@@ -69,11 +69,11 @@ def _put(arg: Any, shapes: Mapping[str, Shape]) -> Any:
 
 
 def without_unused(calls: Sequence[Call], outputs: Tree) -> list[Call]:
-    """The calls whose results are used. A layer is called all the same: it may keep statistics."""
+    """The calls whose results are used. A layer is called all the same: it may keep statistics, as may what writes."""
     used = {ref.name for ref in operands(outputs) if isinstance(ref, Ref)}
     kept = []
     for call in reversed(calls):
-        if call.out in used or call.target.startswith("layer:"):
+        if call.out in used or call.target == "=" or call.target.startswith("layer:"):
             used |= {ref.name for ref in operands((call.args, dict(call.kwargs))) if isinstance(ref, Ref)}
             kept.append(call)
     return kept[::-1]

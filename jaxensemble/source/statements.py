@@ -45,14 +45,21 @@ class _Writer:
     def write(self, order: list[Entry]) -> list[str]:
         lines: list[str] = []
         outer, segment = self.indent, None
-        for entry, after in zip(order, self._live_after(order), strict=True):
+        waiting = list(zip(order, self._live_after(order), strict=True))
+        while waiting:
+            entry, after = waiting.pop(0)
             if entry.segment not in (segment, None):
                 lines.append(f"{INDENT * outer}if {flat(self._condition(entry.segment))}:")
             segment = entry.segment
             self.indent = outer if segment is None else outer + 1
             if entry.is_residual:
                 return lines + self._residual(entry)
-            if entry.is_optional:
+            if _depends(entry):
+                block = [(entry, after)]
+                while waiting and _depends(waiting[0][0]) and _flag(waiting[0][0]) == _flag(entry):
+                    block.append(waiting.pop(0))
+                lines += self._by_mode(block)
+            elif entry.is_optional:
                 lines += self._optional(entry, after)
             elif entry.loop is not None:
                 lines += self._loop(entry, entry.loop, after)
@@ -82,14 +89,58 @@ class _Writer:
 
     def _assign(self, entry: Entry, after: set[Hashable]) -> list[str]:
         node = self.folding.node(entry, self.folding.folded, self._named)
+        if entry.step.target == ToName("="):
+            assert isinstance(node, ast.Compare)
+            return statement(f"{flat(node.left)} = ", node.comparators[0], self.indent)
         prefix = _joined(entry.step, self._targets(entry, after)) + " = " if after & set(entry.outs) else ""
         self._check_width(prefix + flat(node), entry)
         return statement(prefix, node, self.indent)
 
+    def _by_mode(self, block: Sequence[tuple[Entry, set[Hashable]]]) -> list[str]:
+        """Choices by one flag, and the steps that each of the two modes takes for them alone."""
+        arms: dict[bool, list[str]] = {True: [], False: []}
+        self.indent += 1
+        for k, (entry, after) in enumerate(block):
+            if entry.arm is not None:
+                self._name_after_choice(entry, block[k + 1 :])
+                arms[entry.arm[1]] += self._assign(entry, after)
+                continue
+            target = self._name_choice(entry, after)
+            for arg, training in zip(entry.step.args, (True, False), strict=True):
+                node = self.folding.expressions.operand(arg, self._named)
+                if not (isinstance(node, ast.Name) and node.id == target):
+                    arms[training] += statement(f"{target} = ", node, self.indent)
+        self.indent -= 1
+        flag = self.folding.expressions.child(_flag(block[0][0]))
+        if not arms[True]:
+            return [f"{INDENT * self.indent}if not {flat(flag)}:", *arms[False]]
+        lines = [f"{INDENT * self.indent}if {flat(flag)}:", *arms[True]]
+        return [*lines, f"{INDENT * self.indent}else:", *arms[False]] if arms[False] else lines
+
+    def _name_after_choice(self, entry: Entry, rest: Sequence[tuple[Entry, set[Hashable]]]) -> None:
+        """Gives what an arm ends with the name of the choice that takes it."""
+        choice = next((pair for pair in rest if pair[0].chooses), None)
+        is_last = not any(one.arm == entry.arm for one, _ in rest[: rest.index(choice)]) if choice else False
+        if choice and is_last and len(entry.outs) == 1 and entry.outs[0] in choice[0].step.args:
+            if entry.outs[0] not in choice[1]:
+                self.names[entry.outs[0]] = self._name_choice(*choice)
+
+    def _name_choice(self, entry: Entry, after: set[Hashable]) -> str:
+        """What is chosen is called what it would be in one of the modes, if that dies here."""
+        out = entry.outs[0]
+        if out not in self.names:
+            given = [self.folding.value(arg) for arg in entry.step.args[::-1] if isinstance(arg, Local | Slot)]
+            dying = [self.names[value] for value in given if value in self.names and value not in after]
+            held = {self.names[value] for value in after if value in self.names} | self.reserved
+            free = [wish for wish in (*dying, "y", "z", "w") if wish not in held and not wish.startswith("_")]
+            self.names[out] = free[0] if free else unused("x", held)
+        return self.names[out]
+
     def _targets(self, entry: Entry, after: set[Hashable]) -> list[str]:
         targets: list[str] = []
         for out in entry.outs:
-            targets.append(self._choose(entry, out, after, targets) if out in after else "_")
+            chosen = self.names[out] if out in self.names else self._choose(entry, out, after, targets)
+            targets.append(chosen if out in after else "_")
         for out, target in zip(entry.outs, targets, strict=True):
             self.names[out] = target
         return targets
@@ -208,6 +259,15 @@ class _Writer:
             case Fixed(value):
                 return literal(value)
         return self.folding.expressions.operand(returns, self._named)
+
+
+def _depends(entry: Entry) -> bool:
+    return entry.chooses or entry.arm is not None
+
+
+def _flag(entry: Entry) -> tuple[str, ...]:
+    """The flag of the mode that a choice, or what is taken for one, depends on."""
+    return called(entry.step) if entry.arm is None else entry.arm[0]
 
 
 def _wishes(entry: Entry) -> list[str]:

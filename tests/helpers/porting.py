@@ -10,11 +10,16 @@ import torch
 import torch.utils._pytree as pytree
 from torch import Tensor, nn
 
+import torch_bridge
+from jaxensemble.ensemble import Ensemble
 from torch_bridge import reference
 from torch_bridge.convert import to_flax
 from torch_bridge.examples import BatchAxis
 from torch_bridge.finite import has_fractions
+from torch_bridge.parity import training
+from torch_bridge.parity.float64 import in_float64
 from torch_bridge.parity.gradients import floats
+from torch_bridge.parity.metrics import EXACT
 
 TOLERANCE = 1e-12
 """Largest difference, relative to the largest value of the output: float64 rounding, and nothing else."""
@@ -155,3 +160,23 @@ def assert_gradients(module: Any, model: nn.Module, examples: tuple[Tensor, ...]
 
 def _weighted(leaf: Any, weights: Any) -> Any:
     return (leaf.reshape(-1) * weights).sum()
+
+
+def assert_trains(make: Callable[[], nn.Module], *inputs: Tensor, members: int = 2) -> Ensemble:
+    """Ports an ensemble and compares a call in training mode: outputs, and what it leaves in buffers.
+
+    Random numbers are the same on both sides. Returns the ensemble, which `to_ensemble` has compared in evaluation.
+    """
+    models = [make().eval() for _ in range(members)]
+    ensemble = torch_bridge.to_ensemble(models, inputs)
+    assert ensemble.proof is not None
+    assert ensemble.network.evaluation_only is None, ensemble.network.evaluation_only
+    doubles, wide = reference.in_double(models), reference.doubled(inputs)
+    with jax.enable_x64(True), reference.widened():
+        exact = in_float64(ensemble, doubles[0], wide)
+        rows = training.compare(exact, doubles, wide, wide, EXACT)
+    assert isinstance(rows, list), rows
+    assert rows
+    for row in rows:
+        assert row.passed, row
+    return ensemble

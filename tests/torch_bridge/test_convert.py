@@ -17,7 +17,7 @@ from torch import Tensor, nn
 import torch_bridge
 from jaxensemble.errors import InputError, MemberError, NarrowIntegerWarning, ParityError, UnsupportedError
 from jaxensemble.state import flatten
-from tests.helpers.porting import assert_close, assert_ports, randomised
+from tests.helpers.porting import assert_close, assert_ports, assert_trains, randomised
 from torch_bridge import stacking
 from torch_bridge.capture import capture
 
@@ -401,7 +401,7 @@ def by_instance(before: int, after: int) -> nn.Module:
         (lambda: nn.Sequential(nn.Linear(3, 4), nn.GELU(), nn.LayerNorm(4)), 1, True),
         (lambda: nn.Sequential(nn.Linear(3, 4), nn.Dropout(), nn.LayerNorm(4)), 2, True),
         (lambda: ByCopy(3, 4), 2, True),
-        *((functools.partial(kind, 3, 4), 2, False) for kind in (BySwitch, BySetting, ByDict, by_instance)),
+        *((functools.partial(kind, 3, 4), 2, True) for kind in (BySwitch, BySetting, ByDict, by_instance)),
     ],
     ids=["no mode", "dropout", "copied", "by its class", "by setting", "by its dict", "by its instance"],
 )
@@ -416,17 +416,17 @@ def test_a_forward_is_exported_once_where_no_mode_is_read(
     assert "training" not in vars(nn.Module)
 
 
-def test_a_forward_with_a_training_branch_is_ported_for_evaluation_only() -> None:
-    class Noisy(nn.Module):
+def test_a_forward_that_returns_more_in_training_is_ported_for_evaluation_only() -> None:
+    class Deep(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.fc = nn.Linear(3, 3)
 
-        def forward(self, x: Tensor) -> Tensor:
-            x = self.fc(x)
-            return x + torch.randn_like(x) if self.training else x
+        def forward(self, x: Tensor) -> Any:
+            y = self.fc(x)
+            return (y, x) if self.training else y
 
-    model = Noisy().eval()
+    model = Deep().eval()
     module = torch_bridge.to_flax(model, (torch.randn(2, 3),))
     assert_close(module(np.ones((2, 3), "float32")), model(torch.ones(2, 3)), 1e-6)
     with pytest.raises(Exception, match="training mode"):
@@ -597,10 +597,14 @@ class Switched(nn.Module):
         return {"train": y} if self.training else {"eval": y}
 
 
-@pytest.mark.parametrize("what", ["literal", "attribute", "names"])
-def test_tensors_and_names_that_depend_on_the_mode_are_seen(what: str) -> None:
-    ensemble = torch_bridge.to_ensemble([Switched(what).eval()], (torch.randn(2, 3),))
-    assert ensemble.network.evaluation_only is not None
+@pytest.mark.parametrize("what", ["literal", "attribute"])
+def test_tensors_that_depend_on_the_mode_are_seen(what: str) -> None:
+    assert_trains(lambda: Switched(what), torch.randn(2, 3))
+
+
+def test_outputs_of_other_names_in_training_are_for_evaluation_only() -> None:
+    ensemble = torch_bridge.to_ensemble([Switched("names").eval()], (torch.randn(2, 3),))
+    assert "returns something else in training mode" in ensemble.network.evaluation_only
     with pytest.raises(Exception, match="training mode"):
         ensemble.train()
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from jaxensemble import layers
 from jaxensemble.errors import InputError
-from tests.helpers.porting import assert_ports
+from tests.helpers.porting import assert_ports, assert_trains
 from torch_bridge.capture import capture
 from torch_bridge.convert import to_flax
 from torch_bridge.lowering import lower
@@ -230,13 +230,13 @@ def test_dropout_in_training_alone() -> None:
 
 
 def test_dropout_in_evaluation_alone() -> None:
-    """The reverse of what layers do: for evaluation only, and there it drops."""
+    """The reverse of what layers do: in evaluation it drops, in training it does not."""
 
     class Reverse(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
             return F.dropout(x, 0.5, not self.training)
 
     model = Reverse().eval()
-    assert lower(capture(model, (torch.ones(2, 4),))).network.evaluation_only is not None
     y = np.asarray(to_flax(model, (torch.ones(2, 40),))(np.ones((50, 40), "float32")))
     assert 0.4 < (y == 0).mean() < 0.6
+    assert_trains(lambda: nn.Sequential(nn.Linear(4, 4), Reverse()), torch.ones(2, 4))

@@ -154,6 +154,7 @@ def prelu(b: Builder, x: Value, weight: Value) -> Value:
 def rrelu(b: Builder, x: Value, lower: float, upper: float, mode: str) -> Value:
     if mode == "never":
         return leaky_relu(b, x, (lower + upper) / 2)
+    b.hides_draws(mode)
     x = b.plain(x) if x.open else x
     options: dict[str, Arg] = {}
     options |= {"lower": lower} if lower != 1 / 8 else {}

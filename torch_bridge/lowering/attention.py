@@ -6,6 +6,7 @@ from jaxensemble.network import Arg, Ref, Var
 from torch_bridge.layout import Group, Layout
 from torch_bridge.lowering.builder import Builder
 from torch_bridge.lowering.dims import relabelled, span, viewed
+from torch_bridge.lowering.dropout import written_out
 from torch_bridge.lowering.table import register
 from torch_bridge.lowering.values import Operand, Value
 
@@ -48,8 +49,13 @@ def attention_with_dropout(
     """Attention whose weights are dropped in training, as elements of `[..., H, L, S]`."""
     arrays, mask, options = _prepared(b, (query, key, value), attn_mask, is_causal, scale, enable_gqa)
     weights = b.emit("ops.attention_weights", *arrays[:2], *mask, **options)
-    path = b.stateless("nnx.Dropout", {"rate": dropout_p}, "attention_dropout")
-    return _attended(b, b.emit("ops.attended", b.emit(f"layer:{path}", weights), arrays[2]), enable_gqa)
+    if b.drawn is None:
+        path = b.stateless("nnx.Dropout", {"rate": dropout_p}, "attention_dropout")
+        weights = b.emit(f"layer:{path}", weights)
+    elif b.drawn == "training":
+        shape = (*b.result_shape[:-1], b.value(key).shape[-2])
+        weights = b.plain(written_out(b, b.new(weights, shape), dropout_p)).expr
+    return _attended(b, b.emit("ops.attended", weights, arrays[2]), enable_gqa)
 
 
 Prepared = tuple[list[Ref | Var], list[Ref | Var], dict[str, Arg]]

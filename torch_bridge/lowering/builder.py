@@ -31,7 +31,7 @@ class Builder:
     """Collects the layers, variables and calls of a network, one ATen node after the other.
 
     `node` is the node being lowered, `state` what is known of the module's tensors. `draws` are the random numbers that
-    the forward draws in the mode `drawn`, in order.
+    the forward draws in the mode `drawn`, in order; `sized` the arrays whose sizes the node was given.
     """
 
     def __init__(self, captured: TorchGraph, drawn: Drawn | None = None):
@@ -46,6 +46,7 @@ class Builder:
         self.calls: list[Call] = []
         self.storage: dict[str, Storage] = {}
         self.sources: list[Value] = []
+        self.sized: list[Value] = []
         self.evaluation_only = captured.evaluation_only
         self._filled: dict[str, dict[str, str | None]] = {}
         self.expanded: dict[Value, Value] = {}
@@ -154,17 +155,28 @@ class Builder:
 
     def random_key(self) -> Ref:
         """The next random key of the module around the node."""
-        path = ".".join(part for part in (self.module_path, "keys") if part)
-        layer = self.layers.get(path)
-        if layer is None or layer.type != "layers.Keys":
-            path = self.free_path("keys")
-            self.layers[path] = Layer(path, "layers.Keys")
-        return self.emit(f"layer:{path}")
+        return self.emit(f"layer:{self.inside('keys', 'layers.Keys')}")
+
+    def inside(self, name: str, type_: str) -> str:
+        """The path of the one layer of this type within the module around the node, which may hold nothing else."""
+        module = self.module_path
+        while module in self.layers:
+            module = module.rpartition(".")[0]
+        path = ".".join(part for part in (module, name) if part)
+        while path in self.layers and self.layers[path].type != type_:
+            path += "_"
+        self.layers[path] = Layer(path, type_)
+        return path
 
     def draw(self, value: Value) -> None:
         """Notes a value as what PyTorch draws here, in the mode whose draws are wanted."""
         if self.drawn is not None and self.node.meta.get("mode", self.drawn) == self.drawn:
             self.draws.append(value)
+
+    def hides_draws(self, mode: str) -> None:
+        """Refuses a layer that draws numbers of its own where those are wanted."""
+        if self.drawn is not None and (mode == "always" or (mode == "by_mode" and self.drawn == "training")):
+            raise self.unsupported("the random numbers that it draws stay within a layer")
 
     # Arrangement
 
@@ -389,6 +401,7 @@ class Builder:
         module = self.module_path
         layer = Layer(module, type_, dict(options))
         free = module and self.state.is_empty(module) and self.layers.get(module, layer) == layer
+        free = free and not any(path.startswith(f"{module}.") for path in self.layers)
         path = module if free else self.free_path(name)
         self.layers[path] = dataclasses.replace(layer, path=path)
         return path

@@ -91,4 +91,3 @@ def eye_of(b: Builder, n: Size, m: Size, **_: Any) -> Value:
 def scalar_tensor(b: Builder, value: Any, **_: Any) -> Value:
     """A number that depends on the batch size."""
     return b.new(b.emit("jnp.asarray", b.size(size(value)), dtype=dtype_argument(b, b.dtype)), ())
-

@@ -12,7 +12,6 @@ import torch
 from jaxensemble.network import Arg, Ref
 from torch_bridge.layout import Size
 from torch_bridge.lowering.builder import Builder
-from torch_bridge.lowering.dims import sizes_of
 from torch_bridge.lowering.promotion import dtype_argument
 from torch_bridge.lowering.table import refuse, register
 from torch_bridge.lowering.values import Value
@@ -37,7 +36,8 @@ Operand = Any
 
 def _shape(b: Builder) -> tuple[Arg, ...]:
     """The shape of what is drawn, with the batch size read off where it is open."""
-    return sizes_of(b, b.result_shape)
+    near = [(value.expr, value.layout.stored_shape) for value in b.sized]
+    return tuple(b.size(entry, near) for entry in b.result_shape)
 
 
 def _drawn(b: Builder, name: str, *args: Arg, dtype: bool = True) -> Ref:

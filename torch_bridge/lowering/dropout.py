@@ -37,7 +37,7 @@ def _dropped(b: Builder, type_: str, x: Value, p: float, mode: str, name: str, c
     if mode == "never" or p == 0 or (b.drawn == "evaluation" and mode == "by_mode"):
         return x
     if b.drawn is not None and p < 1:
-        return _written_out(b, b.plain(x), p, alpha=type_ == "layers.AlphaDropout", channels=channels)
+        return written_out(b, b.plain(x), p, alpha=type_ == "layers.AlphaDropout", channels=channels)
     x = b.value(x)
     x = b.tidy(x) if channels else b.plain(x) if x.open else x
     options: dict[str, Arg] = {"rate": p}
@@ -48,7 +48,7 @@ def _dropped(b: Builder, type_: str, x: Value, p: float, mode: str, name: str, c
     return b.laid(b.emit(f"layer:{path}", x.expr, **always), x.layout)
 
 
-def _written_out(b: Builder, x: Value, p: float, *, alpha: bool, channels: bool) -> Value:
+def written_out(b: Builder, x: Value, p: float, *, alpha: bool = False, channels: bool = False) -> Value:
     """Dropout as arithmetic, so that PyTorch can be given what was drawn: whether each element, or channel, is kept."""
     shape = (*x.shape[:2], *(1 for _ in x.shape[2:])) if channels else x.shape
     kept = b.new(b.emit("jax.random.bernoulli", b.random_key(), 1 - p, sizes_of(b, shape)), shape, torch.bool)

@@ -3,7 +3,7 @@
 import dataclasses
 import operator
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar, cast
 
 import jax
@@ -19,10 +19,11 @@ from torch_bridge.layout import Layout, fresh
 from torch_bridge.lowering.builder import Builder, Drawn
 from torch_bridge.lowering.draws import draws
 from torch_bridge.lowering.integers import wide_products
+from torch_bridge.lowering.mode import update
 from torch_bridge.lowering.state import ModuleState
 from torch_bridge.lowering.table import REFUSALS, RULES
 from torch_bridge.lowering.values import DTYPES, Value, module_scope, settle, size, sizes
-from torch_bridge.modes import has_tensors, source_line
+from torch_bridge.modes import has_tensors, is_size, source_line
 
 RANDOM = torch.Tag.nondeterministic_seeded
 
@@ -49,12 +50,17 @@ def lower(
     _warn_of_narrow_integers(captured)
     builder = Builder(captured, drawn)
     env: dict[fx.Node, Any] = {}
+    nodes = {node.name: node for node in captured.graph.nodes}
     for node in captured.graph.nodes:
         builder.node = node
         if node.op == "placeholder":
             env[node] = _placeholder(builder, node, input_layout)
         elif node.op == "call_function":
             env[node] = _call(builder, node, env)
+    for name, key in captured.weights.items():
+        if key in captured.updates:
+            value = env[captured.updates[key]]
+            update(builder, key, env[nodes[name]], builder.value(value))
     wanted = _module_outputs(captured.graph, env) if observed else captured.outputs
     outputs = _outputs(builder, wanted, env)
     if drawn is not None:
@@ -153,10 +159,20 @@ def _call(builder: Builder, node: fx.Node, env: dict[fx.Node, Any]) -> Any:
     rule = RULES.get(str(node.target))
     if rule is None:
         raise builder.unsupported("there is no rule for this operation; register one with torch_bridge.register")
+    builder.sized = [value for value in map(env.get, _sized(node)) if isinstance(value, Value) and not value.open]
     result = rule(builder, *args, **kwargs)
     if draws(node.target):
         builder.draw(result)
     return result
+
+
+def _sized(node: fx.Node) -> Iterator[fx.Node]:
+    """The arrays that the sizes were read off which a node was given, itself or through an array made for it."""
+    if draws(node.target):
+        for given in (node, *node.all_input_nodes):
+            for one in given.all_input_nodes:
+                if given is not node or is_size(one):
+                    yield from one.all_input_nodes if is_size(one) else [one]
 
 
 def _argument(builder: Builder, leaf: Any, env: dict[fx.Node, Any]) -> Any:
@@ -282,7 +298,7 @@ def _live(builder: Builder, outputs: Tree) -> tuple[Call, ...]:
     kept = []
     for call in reversed(builder.calls):
         layer = builder.layers.get(call.target.removeprefix("layer:"))
-        if call.out in needed or (layer is not None and _keeps_statistics(layer)):
+        if call.out in needed or call.target == "=" or (layer is not None and _keeps_statistics(layer)):
             kept.append(call)
             needed |= {ref.name for ref in references((call.args, call.kwargs)) if isinstance(ref, Ref)}
     return tuple(reversed(kept))
@@ -316,8 +332,9 @@ def _modules(builder: Builder) -> dict[str, tuple[str, str]]:
     inner = {path.rpartition(".")[0] for path in (*builder.layers, *builder.variables)}
     inner |= {entry.partition("@")[0] for call in builder.calls for entry in call.scope}
     paths = {""} | {".".join(path.split(".")[:k]) for path in inner for k in range(1, path.count(".") + 2)}
+    holding = inner | {path for path in state.modules if not state.is_empty(path)}
     return {
-        path: (_class_name(path, module), "function" if path and state.is_empty(path) else _kind(module))
+        path: (_class_name(path, module), "function" if path and path not in holding else _kind(module))
         for path, module in state.modules.items()
         if path in paths and path not in builder.layers
     }

@@ -98,6 +98,8 @@ def _layers(
 ) -> tuple[Value, ...]:
     """Layers over a sequence: as one layer where a module holds the weights, else direction by direction."""
     told = _Settings(*settings)
+    if told.rate:
+        b.hides_draws(told.mode)
     weights = [b.value(weight) for weight in params]
     size = len(weights) // len(told.names)
     cells = [weights[k : k + size] for k in range(0, len(weights), size)]

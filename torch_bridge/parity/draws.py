@@ -63,6 +63,11 @@ class Draws:
             replay.numbers = [np.asarray(array[k]) for array in drawn]
         return outputs
 
+    def forget(self) -> None:
+        """Lets the models draw numbers of their own again."""
+        for replay in self.replays:
+            replay.numbers = None
+
     def alike(self, models: Sequence[nn.Module]) -> None:
         """Lets further copies of the models, which have no hooks, draw the same."""
         for model, replay in zip(models, self.replays, strict=True):
@@ -75,18 +80,23 @@ class _Replay(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.numbers: list[np.ndarray] = []
+        self.numbers: list[np.ndarray] | None = None
         self._waiting: list[np.ndarray] = []
+        self._runs = 0
 
     def __deepcopy__(self, memo: Any) -> "_Replay":
         return self
 
     def begin(self, model: nn.Module, args: Any) -> None:
-        self._waiting = list(self.numbers)
-        self.__enter__()
+        if self.numbers is not None:
+            self._waiting = list(self.numbers)
+            self._runs += 1
+            self.__enter__()
 
     def end(self, model: nn.Module, args: Any, output: Any) -> None:
-        self.__exit__(None, None, None)
+        if self._runs:
+            self._runs -= 1
+            self.__exit__(None, None, None)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.ops.aten.native_dropout.default:  # as dropout is on GPUs

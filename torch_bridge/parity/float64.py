@@ -15,9 +15,7 @@ from torch_bridge.assemble import constants_of, convert, keys_per_member
 from torch_bridge.lowering.builder import Drawn
 
 
-def in_float64(
-    ensemble: Ensemble, double: nn.Module, inputs: tuple[Any, ...], drawn: Drawn | None = None
-) -> Ensemble:
+def in_float64(ensemble: Ensemble, double: nn.Module, inputs: tuple[Any, ...], drawn: Drawn | None = None) -> Ensemble:
     """The ensemble with its weights in float64 and complex128, exactly. To be used with x64 on.
 
     Where the network itself holds such constants or names such a dtype, it is captured anew from `double`, a float64

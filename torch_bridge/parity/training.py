@@ -9,11 +9,13 @@ import numpy as np
 from torch import nn
 
 from jaxensemble.ensemble import Ensemble
-from jaxensemble.errors import InputError, RandomnessError
+from jaxensemble.errors import InputError, UnsupportedError
 from jaxensemble.origin import Origin
 from jaxensemble.state import Tree, flatten
 from torch_bridge import reference
 from torch_bridge.assemble import tensors_of
+from torch_bridge.parity.draws import Draws, draws_numbers
+from torch_bridge.parity.float64 import captured_anew
 from torch_bridge.parity.metrics import by_place, normwise, stacked
 from torch_bridge.parity.result import Row
 from torch_bridge.parity.rounding import allowed, coarse_error
@@ -28,15 +30,17 @@ def compare(
 ) -> list[Row] | str:
     """The worst output and the worst buffer after one call, or why they cannot be compared.
 
-    `arrays` are `inputs` as the ensemble takes them.
+    `arrays` are `inputs` as the ensemble takes them. Where random numbers are drawn, both sides have the ensemble's.
     """
     assert isinstance(ensemble.origin, Origin)
     if ensemble.network is not None and ensemble.network.evaluation_only:
         return f"training mode not compared: {ensemble.network.evaluation_only}"
     try:
-        actual, after = ensemble.train().update(*arrays)
-    except RandomnessError as error:  # dropout: the two frameworks draw different numbers
+        ensemble, doubles, draws = drawing_alike(ensemble, doubles, inputs, arrays)
+    except UnsupportedError as error:  # as of draws within a recurrent layer
         return f"training mode not compared: {error}"
+    actual, after = ensemble.update(*arrays, **draws.options)
+    actual = draws.outputs(actual)
     try:
         trained, theirs = _trained(doubles, inputs)
     except InputError as error:  # BatchNorm refuses batches of one value
@@ -58,6 +62,20 @@ def compare(
     rows = [worst(STAGE, "outputs", errors, limit, lambda name: coarse_error(coarse()[1][name], theirs[name]))]
     buffers = errors_of(after.buffers, after.origin, arrays_of(trained))
     return [*rows, worst(STAGE, "buffers after a call", buffers, limit, of_buffers)] if buffers else rows
+
+
+def drawing_alike(
+    ensemble: Ensemble, doubles: Sequence[nn.Module], inputs: tuple[Any, ...], arrays: Any
+) -> tuple[Ensemble, list[nn.Module], Draws]:
+    """The ensemble in training mode, copies of the models, and what lets them draw the same numbers.
+
+    **Raises:** `UnsupportedError` for a network whose draws cannot be had.
+    """
+    ensemble, models = ensemble.train(), [copy.deepcopy(model) for model in doubles]
+    if not draws_numbers(ensemble, arrays):
+        return ensemble, models, Draws()
+    ensemble = captured_anew(ensemble, models[0], inputs, "training").train()
+    return ensemble, models, Draws(models)
 
 
 def _trained(doubles: Sequence[nn.Module], inputs: tuple[Any, ...]) -> tuple[list[nn.Module], dict[str, np.ndarray]]:

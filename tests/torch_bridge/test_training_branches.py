@@ -1,0 +1,219 @@
+"""Forwards that do one thing in training and another one in evaluation: one ported network does both."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import torch_bridge
+from tests.helpers.porting import assert_trains
+
+
+class DropPath(nn.Module):
+    """Stochastic depth, https://arxiv.org/abs/1603.09382: whole samples are dropped."""
+
+    def __init__(self, rate: float):
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or self.rate == 0:
+            return x
+        keep = 1 - self.rate
+        return x * x.new_empty((x.shape[0],) + (1,) * (x.ndim - 1)).bernoulli_(keep).div_(keep)
+
+
+class Block(nn.Module):
+    def __init__(self, width: int, rate: float):
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.attention = nn.MultiheadAttention(width, 2, dropout=0.1, batch_first=True)
+        self.mlp = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.Dropout(0.2))
+        self.drop1, self.drop2 = DropPath(rate), DropPath(rate)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm(x)
+        x = x + self.drop1(self.attention(y, y, y, need_weights=False)[0])
+        return x + self.drop2(self.mlp(x))
+
+
+class Deep(nn.Sequential):
+    def __init__(self) -> None:
+        super().__init__(*(Block(4, 0.2 + 0.1 * k) for k in range(3)))
+
+
+class ConvNet(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm, self.path = nn.Conv2d(3, 3, 3, padding=1), nn.BatchNorm2d(3), DropPath(0.3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x + self.path(F.relu(self.norm(self.conv(x))))).mean((2, 3))
+
+
+class TwicePath(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.path = nn.Linear(5, 5), nn.Linear(5, 5), DropPath(0.4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.path(self.b(x + self.path(self.a(x))))
+
+
+class Noisy(nn.Module):
+    """A layer of a noisy network, https://arxiv.org/abs/1706.10295, with noise that is drawn anew in training."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mu, self.sigma = nn.Parameter(torch.randn(4, 5)), nn.Parameter(torch.rand(4, 5))
+        self.register_buffer("noise", torch.randn(4, 5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training:
+            return F.linear(x, self.mu)
+        noise: Any = self.noise
+        noise.normal_()
+        return F.linear(x, self.mu + self.sigma * noise)
+
+
+class Normaliser(nn.Module):
+    """Running statistics of one's own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(5, 2)
+        self.register_buffer("mean", torch.zeros(5))
+        self.register_buffer("square", torch.ones(5))
+        self.register_buffer("count", torch.zeros((), dtype=torch.int64))
+
+    def forward(self, x: Tensor) -> Tensor:
+        mean: Any = self.mean
+        square: Any = self.square
+        if self.training:
+            self.count += 1
+            with torch.no_grad():
+                mean.mul_(0.9).add_(0.1 * x.mean(0))
+                square.lerp_(x.square().mean(0), 0.1)
+        return self.linear((x - mean) / (square - mean**2).clamp(min=1e-3).sqrt())
+
+
+class Quantiser(nn.Module):
+    """A codebook that follows a moving average in training, https://arxiv.org/abs/1711.00937."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        codes = torch.randn(6, 3)
+        self.encoder = nn.Linear(5, 3)
+        self.register_buffer("codes", codes)
+        self.register_buffer("sizes", torch.ones(6))
+        self.register_buffer("sums", codes.clone())
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        z, codes = self.encoder(x), self.codes
+        distance = z.square().sum(1, keepdim=True) - 2 * z @ codes.T + codes.square().sum(1)
+        place = distance.argmin(1)
+        if self.training:
+            with torch.no_grad():
+                assigned = F.one_hot(place, 6).to(z.dtype)
+                self.sizes.mul_(0.9).add_(assigned.sum(0), alpha=0.1)
+                self.sums.mul_(0.9).add_(assigned.T @ z, alpha=0.1)
+                self.codes.copy_(self.sums / self.sizes.unsqueeze(1))
+        quantised = F.embedding(place, codes)
+        return z + (quantised - z).detach(), place
+
+
+class Auxiliary(nn.Module):
+    """A part that only training has."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.extra = nn.Linear(5, 4), nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Tanh())
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.body(x)
+        if self.training:
+            y = y + self.extra(y)
+        return y.softmax(-1)
+
+
+class Gumbel(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(5, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits = self.linear(x)
+        if self.training:
+            return F.gumbel_softmax(logits, tau=0.7)
+        return F.one_hot(logits.argmax(-1), 4).to(logits.dtype)
+
+
+class Mixed(nn.Module):
+    """Manifold mixup: what is mixed, and with what, is drawn."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(5, 4), nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.relu(self.first(x))
+        if self.training:
+            part = torch.rand(x.shape[0], 1).to(y)
+            y = part * y + (1 - part) * y.flip(0)
+        return self.second(y)
+
+
+class Jittered(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear, self.drop = nn.Linear(5, 3), nn.AlphaDropout(0.3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            x = x + 0.1 * torch.randn_like(x)
+        return self.drop(F.selu(self.linear(x)))
+
+
+def spectral() -> nn.Module:
+    return nn.Sequential(nn.utils.parametrizations.spectral_norm(nn.Linear(5, 4)), nn.ReLU(), nn.Linear(4, 2))
+
+
+ROWS = torch.randn(6, 5, generator=torch.Generator().manual_seed(1))
+
+CASES: dict[str, tuple[Callable[[], nn.Module], Tensor]] = {
+    "stochastic-depth": (Deep, torch.randn(3, 4, 4, generator=torch.Generator().manual_seed(2))),
+    "auxiliary": (Auxiliary, ROWS),
+    "mixed": (Mixed, ROWS),
+    "normaliser": (Normaliser, ROWS),
+    "noisy": (Noisy, ROWS),
+    "convolutions": (ConvNet, torch.randn(4, 3, 5, 4, generator=torch.Generator().manual_seed(3))),
+    "twice": (TwicePath, ROWS),
+    "gumbel": (Gumbel, ROWS),
+    "quantiser": (Quantiser, ROWS),
+    "spectral-norm": (spectral, ROWS),
+    "jittered": (Jittered, ROWS),
+}
+
+
+@pytest.mark.thinned
+@pytest.mark.parametrize("case", CASES)
+def test_both_modes_are_those_of_pytorch(case: str) -> None:
+    make, x = CASES[case]
+    ensemble = assert_trains(make, x)
+    assert "training:" in ensemble.source()
+
+
+def test_evaluation_needs_no_key_and_training_draws_of_one() -> None:
+    ensemble = torch_bridge.to_ensemble([TwicePath().eval() for _ in range(2)], (ROWS,))
+    plain = ensemble(ROWS)
+    np.testing.assert_array_equal(plain, ensemble(ROWS, key=jax.random.key(0)))
+    first, second = (ensemble.train()(ROWS, key=jax.random.key(seed)) for seed in (0, 1))
+    assert not np.array_equal(first, second)
+    dropped = (np.asarray(first) == 0).all(-1)
+    assert dropped.any() and not dropped.all()
+    assert not np.array_equal(dropped[0], dropped[1])  # every member draws of its own
