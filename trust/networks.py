@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from torch_bridge.capture import fast_paths_off
+from torch_bridge.finite import has_fractions
 
 T = TypeVar("T")
 
@@ -158,8 +159,8 @@ def _varied(network: nn.Module, seed: int) -> nn.Module:
     network = copy.deepcopy(network)
     with torch.no_grad():
         for tensor in (*network.parameters(), *network.buffers()):
-            if tensor.is_floating_point():
-                scale, shift = (torch.empty_like(tensor).uniform_(0, 1, generator=generator) for _ in range(2))
+            if has_fractions(tensor):
+                scale, shift = (torch.rand(tensor.shape, generator=generator, dtype=tensor.dtype) for _ in range(2))
                 tensor.mul_(0.6 + 0.8 * scale).add_(0.1 * shift)
     return network
 
@@ -226,6 +227,11 @@ def _function(choices: Choices, x: Tensor) -> nn.Module:
         "lerp": lambda x: x.lerp(x.tanh(), 0.3),
         "einsum_square": lambda x: torch.einsum("n...d,n...e->n...e", x, x.softmax(-1)),
         "glu": lambda x: F.glu(x, dim),
+        "spectrum": lambda x: torch.view_as_real(torch.fft.rfft(x, dim=dim, norm="ortho")).sum(-1),
+        "sizes_of_spectrum": lambda x: (torch.fft.fft(x, dim=dim) / size).abs(),
+        "delay": lambda x: torch.fft.irfft(torch.fft.rfft(x, dim=dim) * 1j, n=size, dim=dim),
+        "conjugate": lambda x: torch.fft.ifft(torch.fft.fft(x, dim=dim).conj(), dim=dim).real,
+        "turned": lambda x: (torch.polar(torch.ones_like(x), x) * torch.complex(x, x.flip(dim))).imag,
     }  # fmt: skip
     name = choices.pick(sorted(named))
     return Function(name, named[name])
@@ -318,8 +324,20 @@ def _of_last(choices: Choices, x: Tensor) -> nn.Module:
             nn.Linear(features, features),
             nn.LayerNorm(features, choices.pick((1e-5, 1e-3)), elementwise_affine=choices.pick(_OFTEN)),
             nn.RMSNorm(features, eps=1e-5),
+            Filter(features),
         )
     )
+
+
+class Filter(nn.Module):
+    """A product with complex weights in the place of frequencies, along the last dimension."""
+
+    def __init__(self, features: int):
+        super().__init__()
+        self.weight, self.name = nn.Parameter(torch.randn(features // 2 + 1, dtype=torch.cfloat)), "filter"
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.fft.irfft(torch.fft.rfft(x) * self.weight, n=x.shape[-1])
 
 
 class First(nn.Module):
