@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import torch_bridge
-from jaxensemble import Ensemble, InputError, UnsupportedError, train_step
+from jaxensemble import Ensemble, InputError, Plan, UnsupportedError, train_step
 from tests.helpers import spectral
 from tests.helpers.porting import Fn, assert_ports
 from tests.helpers.training import same_bits
@@ -352,3 +352,8 @@ def test_gradients_at_zero() -> None:
     assert_ports(
         Fn(torch.abs, torch.sgn, torch.angle, torch.norm), torch.zeros(2, 3, dtype=torch.cfloat), batch_axis=None
     )
+
+
+def test_rows_of_fourier_operators_are_kept_apart() -> None:
+    _, ensemble, x = ported("Fourier operator of a line")
+    np.testing.assert_allclose(ensemble(x, plan=Plan(rows=1)), ensemble(x), rtol=0, atol=1e-6)

@@ -36,7 +36,7 @@ def _plane(name: str) -> Callable[..., Value]:
     ) -> Value:
         value = b.plain(x)
         dims = tuple(dim) if dim is not None else (-2, -1) if name.endswith("2") else chosen(None, value.ndim)
-        if s is not None and dim is None:
+        if s is not None and dim is None and not name.endswith("2"):
             dims = tuple(range(value.ndim - len(s), value.ndim))
         if s is not None:
             s = tuple(value.shape[d] if size == -1 else size for size, d in zip(s, dims, strict=True))
