@@ -146,12 +146,16 @@ def _alike(x: ArrayLike, y: ArrayLike) -> tuple[jax.Array, jax.Array]:
 
 
 def power(x: ArrayLike, y: ArrayLike) -> jax.Array:
-    """`x ** y` for arrays; at `0 ** 0` both gradients are 0.
+    """`x ** y` for arrays; at `0 ** 0` both gradients are 0. Complex powers of 0 are 0 where the exponent is positive.
 
-    >>> power(jnp.array([2.0, 0.0]), jnp.array([3.0, 0.0])).tolist()
-    [8.0, 1.0]
+    >>> power(jnp.array([2.0, 0.0]), jnp.array([3.0, 0.0])).tolist(), power(jnp.array([0j]), 1 + 1j).tolist()
+    ([8.0, 1.0], [0j])
     """
-    return jnp.power(jnp.where((jnp.asarray(x) == 0) & (jnp.asarray(y) == 0), 1, x), y)
+    x, y = jnp.asarray(x), jnp.asarray(y)
+    if not jnp.iscomplexobj(x) and not jnp.iscomplexobj(y):
+        return jnp.power(jnp.where((x == 0) & (y == 0), 1, x), y)
+    vanishing = (x == 0) & (jnp.real(y) > 0)
+    return jnp.where(vanishing, 0, jnp.power(jnp.where(vanishing, 1, x), y))
 
 
 def lerp(start: ArrayLike, end: ArrayLike, weight: ArrayLike) -> jax.Array:

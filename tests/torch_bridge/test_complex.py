@@ -348,6 +348,23 @@ def test_functions_are_cut_where_pytorch_cuts_them() -> None:
     assert_ports(Fn(torch.asin, torch.acos, torch.acosh), z, batch_axis=None, gradients=False)
 
 
+def test_what_is_not_finite() -> None:
+    z = torch.tensor([[complex(torch.nan, 1), complex(torch.inf, -torch.inf), complex(2, torch.nan), 3 + 1j]])
+    functions = (
+        torch.isnan,
+        torch.isinf,
+        torch.isfinite,
+        torch.nan_to_num,
+        lambda z: torch.nan_to_num(z, 2.0, 3.0, 4.0),
+    )
+    assert_ports(Fn(*functions), z, batch_axis=None, gradients=False)
+
+
+def test_powers_of_zero() -> None:
+    z, w = torch.zeros(2, 3, dtype=torch.cfloat), torch.tensor([[2 + 0j, 1 + 1j, 0.5 - 1j]])
+    assert_ports(Fn(lambda z, w: (z**w, z ** (1 + 1j), z**2, z**0.5, z**0)), z, w, batch_axis=None, gradients=False)
+
+
 def test_gradients_at_zero() -> None:
     assert_ports(
         Fn(torch.abs, torch.sgn, torch.angle, torch.norm), torch.zeros(2, 3, dtype=torch.cfloat), batch_axis=None

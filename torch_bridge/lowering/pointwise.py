@@ -235,6 +235,8 @@ def power(b: Builder, x: Any, exponent: Any) -> Value:
         exponent = _whole(number(exponent))
         if exponent == 1:
             return cast(b, x, b.dtype)
+        if isinstance(exponent, complex):
+            return apply(b, "ops.power", x, exponent)
     elif isinstance(exponent, Value) and is_array(x):
         return apply(b, "ops.power", x, exponent)
     return apply(b, "**", x, exponent)
@@ -372,7 +374,7 @@ def masked_fill(b: Builder, x: Any, mask: Any, value: Any) -> Value:
 
 @register("aten.nan_to_num.default")
 def nan_to_num(b: Builder, x: Value, nan: Any = None, posinf: Any = None, neginf: Any = None) -> Value:
-    if not x.dtype.is_floating_point:
+    if not (x.dtype.is_floating_point or x.dtype.is_complex):
         return x
     given = {"nan": nan or None, "posinf": posinf, "neginf": neginf}
     return b.elementwise("jnp.nan_to_num", x, **{name: value for name, value in given.items() if value is not None})
