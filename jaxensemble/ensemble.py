@@ -111,7 +111,8 @@ class Ensemble:
         """The ensemble with other parameters, as an optimizer of optax gives them.
 
         Gradients and optimizers are for `params`. In an ensemble as a whole there are buffers and constants, too: they
-        have no gradient, but weight decay, for one, would move them.
+        have no gradient, but weight decay, for one, would move them. Of complex parameters, optimizers take `jnp.conj`
+        of what `jax.grad` gives.
 
         **Raises:** `StateError` for parameters of other names or shapes, all of which it names.
 
