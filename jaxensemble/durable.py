@@ -259,3 +259,16 @@ def _remove(folder: Path, files: Collection[str]) -> None:
             if os.path.lexists(path):
                 _system(os.unlink, path)
         _system(os.rmdir, folder)
+
+
+def as_path(path: Any, name: str) -> Path:
+    """**Raises:** `InputError` for anything else than a path of this machine's files.
+
+    >>> as_path(3, "path")
+    Traceback (most recent call last):
+    ...
+    jaxensemble.errors.InputError: `path` must be a str or a Path; got 3
+    """
+    if not isinstance(path, str | Path) or "\0" in str(path):
+        raise InputError(f"`{name}` must be a str or a Path; got {path!r:.100}")
+    return Path(path)

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import operator
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,7 +16,7 @@ from jaxensemble.arguments import as_returned, bound
 from jaxensemble.build import skeleton
 from jaxensemble.compat import Tracer
 from jaxensemble.device import device_of, human_bytes
-from jaxensemble.errors import InputError, MemberError, StateError
+from jaxensemble.errors import InputError, MemberError, MemberIndexError, StateError
 from jaxensemble.inputs import as_arrays, batch_axes, check_inputs, check_member_axis, require_x64, x64_is_on
 from jaxensemble.network import Network, with_param_dtype
 from jaxensemble.plan import Plan
@@ -96,6 +96,8 @@ class Ensemble:
         >>> len(Ensemble.concatenate([first, second]))
         2
         """
+        if not isinstance(ensembles, Sequence) or not all(isinstance(ensemble, Ensemble) for ensemble in ensembles):
+            raise InputError(f"`ensembles` must be a sequence of ensembles; got {ensembles!r:.100}")
         if len(ensembles) == 0:
             raise MemberError("Ensemble.concatenate: Expected at least one ensemble, got 0.")
         first, *others = ensembles
@@ -128,15 +130,17 @@ class Ensemble:
         >>> bool(loss(after.params) < loss(ensemble.params))
         True
         """
+        if not isinstance(params, Mapping):
+            raise InputError(
+                f"`params` must be nested dicts of arrays, as `ensemble.params`; got {type(params).__name__}"
+            )
         ours, theirs = (
             {name: jnp.shape(leaf) for name, leaf in flatten(tree).items()} for tree in (self.params, params)
         )
         wrong = sorted(name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name))
         if wrong:
-            differences = (
-                f"{name}: expected {ours.get(name, 'none')}, got {theirs.get(name, 'none')}" for name in wrong
-            )
-            raise StateError(f"`params` must be those of this ensemble, with other values; {'; '.join(differences)}")
+            rows = (f"\n  {name}: expected {ours.get(name, 'none')}, got {theirs.get(name, 'none')}" for name in wrong)
+            raise StateError(f"`params` must be those of this ensemble, with other values:{''.join(rows)}")
         return dataclasses.replace(self, params=params)
 
     def __call__(
@@ -260,7 +264,11 @@ class Ensemble:
         >>> ensemble.astype("bfloat16").params["kernel"].dtype
         dtype('complex64')
         """
-        if not jnp.issubdtype(dtype, jnp.floating):
+        try:
+            known = jnp.issubdtype(dtype, jnp.floating) and jnp.dtype(dtype).itemsize <= 8
+        except TypeError:
+            known = False
+        if not known:
             raise InputError(f"`dtype` must be a floating-point one; got {dtype!r}")
         require_x64(np.dtype(dtype), "`dtype`")
         inexact = lambda leaf: jnp.issubdtype(leaf.dtype, jnp.inexact)  # noqa: E731
@@ -351,13 +359,19 @@ class Ensemble:
     def __getitem__(self, index: Any) -> Any:
         """One member as a Flax module, for an integer; an ensemble, for a slice or for integers or booleans in 1-D.
 
-        Raises `IndexError` for members that there are not, and `MemberError` if none is left.
+        Raises `MemberIndexError` for members that there are not, `InputError` for what is no index, and `MemberError`
+        if none is left.
         """
-        if isinstance(index, slice) or np.ndim(index) == 1:
-            return dataclasses.replace(self, **_taken(self._stacked(), self._positions(index)))
-        member = operator.index(index)
+        try:
+            several = isinstance(index, slice) or np.ndim(index) == 1
+            selected: Any = self._positions(index) if several else operator.index(index)  # type: ignore[arg-type]
+        except TypeError as error:
+            raise InputError(f"members are selected by integers, booleans or a slice; got {index!r}") from error
+        if several:
+            return dataclasses.replace(self, **_taken(self._stacked(), selected))
+        member = selected
         if not -self.members <= member < self.members:
-            raise IndexError(f"there is no member {member}: the ensemble has {self.members}")
+            raise MemberIndexError(f"there is no member {member}: the ensemble has {self.members}")
         return merge(self.graphdef, constants=self.constants, **_taken(self._stacked(), member % self.members))
 
     def __repr__(self) -> str:
@@ -383,7 +397,9 @@ class Ensemble:
         positions = np.arange(self.members)[index] if isinstance(index, slice) else np.asarray(index)
         if positions.dtype == bool:
             if len(positions) != self.members:
-                raise IndexError(f"one boolean for each of {self.members} members is needed; got {len(positions)}")
+                raise MemberIndexError(
+                    f"one boolean for each of {self.members} members is needed; got {len(positions)}"
+                )
             positions = np.flatnonzero(positions)
         if positions.size == 0:
             raise MemberError(f"an ensemble needs at least one member; {index!r} selects none of {self.members}")
@@ -391,7 +407,7 @@ class Ensemble:
             raise InputError(f"members are selected by integers, booleans or a slice; got {index!r}")
         outside = positions[(positions < -self.members) | (positions >= self.members)]
         if outside.size:
-            raise IndexError(f"there are no members {outside.tolist()}: the ensemble has {self.members}")
+            raise MemberIndexError(f"there are no members {outside.tolist()}: the ensemble has {self.members}")
         return positions % self.members
 
     def _in_mode(self, mode: Literal["train", "eval"]) -> "Ensemble":

@@ -4,9 +4,123 @@ Where `torch.func` raises a built-in error for the same mistake, ours is also of
 PyTorch's goes on working.
 """
 
+import re
+
+FIRST = 200
+"""Characters that the first line of a message has at most; what another library says may be longer elsewhere."""
+
+LINES = 12
+"""Lines that a message has at most; all of them are in `details`."""
+
+ROWS = 5
+"""Rows that a message has of a list that is too long for it."""
+
+_LONGEST = 400
+POINTER = "All of it: error.details"
+"""The last line of a message that is not all there is."""
+
 
 class JaxEnsembleError(Exception):
-    """The base of every error that `jaxensemble` and `torch_bridge` raise themselves."""
+    """The base of every error that `jaxensemble` and `torch_bridge` raise themselves.
+
+    The message says what is wrong, where, why, and what to do. It is short: of a long list it has the first few rows.
+
+    - `details`: the whole list, and what PyTorch or JAX themselves said, where an error of theirs is behind it.
+
+    >>> error = InputError("these do not fit:\\n" + "\\n".join(f"  layer {k}" for k in range(50)) + "\\nTake others.")
+    >>> print(error)
+    these do not fit:
+      layer 0
+      layer 1
+      layer 2
+      layer 3
+      ... and 46 more
+    Take others.
+    All of it: error.details
+    >>> len(error.details.splitlines())
+    52
+    """
+
+    def __init__(self, message: str = "", *, details: str = ""):
+        self.details = "\n\n".join(filter(None, (message, details)))
+        super().__init__(_shortened(message, more=bool(details)))
+
+
+def first_line(error: BaseException) -> str:
+    """One line of what an error says, of any library; its class where it says nothing.
+
+    >>> first_line(KeyError("a")), first_line(TypeError())
+    ("'a'", 'TypeError')
+    """
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return _cut(lines[0] if lines else type(error).__name__)
+
+
+def described(error: BaseException) -> str:
+    """The class of another library's error, and one line of what it says.
+
+    >>> described(ValueError("too few\\nvalues"))
+    'ValueError: too few'
+    """
+    return f"{type(error).__name__}: {first_line(error)}" if str(error).strip() else type(error).__name__
+
+
+def _shortened(message: str, *, more: bool) -> str:
+    lines = [line for line in message.splitlines() if line.strip()]
+    if lines and lines[-1] == POINTER:
+        return message  # of an error that was pickled
+    rows = [line[:1].isspace() for line in lines]
+    kept = _few([line for line, row in zip(lines, rows, strict=True) if not row])
+    groups = sum(row and not (k and rows[k - 1]) for k, row in enumerate(rows))
+    few = len(lines) <= LINES - 2  # the first may become two, and the last points to the rest
+    each = len(lines) if few else min(ROWS, max(1, (LINES - 2 - len(kept)) // max(1, groups)))
+    short: list[str] = []
+    k = 0
+    while k < len(lines):
+        end = k
+        while end < len(lines) and rows[end]:
+            end += 1
+        if end > k:
+            short += _first_rows(lines[k:end], each)
+            k = end
+        else:
+            short += [lines[k]] if lines[k] in kept else []
+            k += 1
+    whole = [*_broken(short[0]), *short[1:]] if short else []
+    told = [_cut(line) for line in whole]
+    fits = short == lines and told == whole
+    if len(told) >= LINES:
+        told, fits = [*told[: LINES - 2], told[-1]], False
+    return "\n".join(told if fits and not more else [*told, POINTER])
+
+
+def _few(lines: list[str]) -> list[str]:
+    """Lines without the middle of a long text."""
+    most = LINES - 4
+    return lines if len(lines) <= most else lines[: most - 2] + lines[-2:]
+
+
+def _first_rows(rows: list[str], most: int) -> list[str]:
+    if len(rows) <= most:
+        return rows
+    if most == 1:
+        return [f"{rows[0]} ... and {len(rows) - 1} more"]
+    indent = rows[0][: len(rows[0]) - len(rows[0].lstrip())]
+    return [*rows[: most - 1], f"{indent}... and {len(rows) - most + 1} more"]
+
+
+def _cut(line: str) -> str:
+    return line if len(line) <= _LONGEST else f"{line[: _LONGEST - 4]} ..."
+
+
+def _broken(line: str) -> list[str]:
+    """The first line in two, after a sentence or a part of one, where it is too long."""
+    if len(line) <= FIRST:
+        return [line]
+    for end in (r"[.:;] ", r", ", r" "):
+        if ends := [found.end() for found in re.finditer(end, line[: FIRST + 1])]:
+            return [line[: ends[-1]].rstrip(), line[ends[-1] :]]
+    return [line[:FIRST], line[FIRST:]]
 
 
 class InputError(JaxEnsembleError, ValueError):
@@ -15,6 +129,10 @@ class InputError(JaxEnsembleError, ValueError):
 
 class MemberError(JaxEnsembleError, ValueError, RuntimeError):
     """Members of an ensemble differ in more than the values of their weights (`RuntimeError` in `torch.func`)."""
+
+
+class MemberIndexError(InputError, IndexError):
+    """An index of members that an ensemble has not."""
 
 
 class UnsupportedError(JaxEnsembleError):

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxensemble.compat import Tracer
-from jaxensemble.errors import InputError
+from jaxensemble.errors import InputError, first_line
 from jaxensemble.network import Network, Ref
 
 _SCALARS = (bool, int, float, complex)
@@ -158,8 +158,8 @@ def _named(tree: Any, value: Any, place: str, problems: list[str]) -> Iterator[t
 
 
 def _kind(dtype: Any) -> str:
-    """Floating, integer, boolean or complex."""
-    return next(kind.__name__ for kind in _KINDS if jnp.issubdtype(dtype, kind))
+    """Floating, integer, boolean or complex; the dtype itself for any other, as that of random keys."""
+    return next((kind.__name__ for kind in _KINDS if jnp.issubdtype(dtype, kind)), str(dtype))
 
 
 def shape_text(shape: tuple[int | None, ...]) -> str:
@@ -209,15 +209,15 @@ def _imported(value: Any, name: str) -> np.ndarray | jax.Array:
         return np.asarray(value)
     except (TypeError, RuntimeError) as error:  # PyTorch: a dtype that numpy lacks, or memory that is not the host's
         if not hasattr(value, "__dlpack__"):
-            raise InputError(f"`{name}` cannot be read: {error}") from error
+            raise InputError(f"`{name}` cannot be read: {first_line(error)}") from error
         return _from_dlpack(value, name)
 
 
 def _from_dlpack(value: Any, name: str) -> jax.Array:
-    value = getattr(value, "contiguous", lambda: value)()  # JAX imports no other strides
     try:
+        value = getattr(value, "contiguous", lambda: value)()  # JAX imports no other strides
         with jax.enable_x64(True):  # without it JAX imports 64-bit numbers as 32-bit ones
             array = jnp.array(jax.dlpack.from_dlpack(value), copy=True)
     except (TypeError, ValueError, RuntimeError, BufferError) as error:
-        raise InputError(f"`{name}` cannot be read through DLPack: {error}") from error
+        raise InputError(f"`{name}` cannot be read through DLPack: {first_line(error)}") from error
     return as_array(array, name)

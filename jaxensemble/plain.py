@@ -10,7 +10,7 @@ import typing
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
-from jaxensemble.errors import InputError
+from jaxensemble.errors import InputError, first_line
 
 T = TypeVar("T")
 
@@ -70,7 +70,7 @@ def parse(text: str | bytes, where: str) -> Any:
     try:
         return json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=_once)
     except (ValueError, RecursionError) as error:  # UnicodeDecodeError is a ValueError
-        raise InputError(f"{where} is no JSON: {error}") from error
+        raise InputError(f"{where} is no JSON: {first_line(error)}") from error
 
 
 def _refuse_constant(text: str) -> Any:

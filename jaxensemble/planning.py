@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from jaxensemble.compat import Program
 from jaxensemble.device import free_memory
-from jaxensemble.errors import InputError
+from jaxensemble.errors import InputError, described
 from jaxensemble.inputs import x64_is_on
 from jaxensemble.plan import Load, Plan, fits, fitted, guess
 from jaxensemble.products import is_long
@@ -88,7 +88,7 @@ class Case:
         try:
             other = self.program_of(rows)
         except Exception as error:  # whatever a network says to a batch size that it cannot take
-            raise MixedRows(f"it cannot be run with {rows} rows: {type(error).__name__}: {error}") from error
+            raise MixedRows(f"it cannot be run with {rows} rows: {described(error)}") from error
         axes = row_axes(self.program, other)
         sizes = [
             (a.aval.shape[axis], b.aval.shape[axis])  # type: ignore[attr-defined]

@@ -7,12 +7,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from flax import nnx
 from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 
 from jaxensemble.arguments import arrays_alone
 from jaxensemble.elementary import tanh
-from jaxensemble.errors import StateError
+from jaxensemble.errors import InputError, JaxEnsembleError, StateError, described
 from jaxensemble.extremes import EXTREMES
 from jaxensemble.lowering import with_forms
 from jaxensemble.plan import Plan
@@ -70,8 +71,21 @@ class Call:
     def _member(self, params: Tree, buffers: Tree, rngs: Tree, constants: Tree, key: Any, inputs: Any) -> Any:
         rngs = forbid(self.graphdef, rngs, NEEDS_KEY) if key is None else from_key(self.graphdef, rngs, key)
         module = merge(self.graphdef, params, buffers, constants, rngs)
-        outputs = arrays_alone(module(*inputs)) if self.ported else module(*inputs)
+        outputs = _outputs(module, inputs)
+        outputs = arrays_alone(outputs) if self.ported else outputs
         return (outputs, _buffers_after(module, buffers)) if self.update else outputs
+
+
+def _outputs(module: nnx.Module, inputs: Any) -> Any:
+    try:
+        return module(*inputs)  # type: ignore[operator]
+    except JaxEnsembleError:
+        raise
+    except Exception as error:  # whatever the network says to inputs that are not for it
+        given = ", ".join(str(jax.tree.map(jax.typeof, tree)) for tree in inputs)
+        raise InputError(
+            f"{type(module).__name__} cannot be called with ({given}): {described(error)}", details=str(error)
+        ) from error
 
 
 def _named(step: Callable[..., jax.Array]) -> Callable[..., jax.Array]:

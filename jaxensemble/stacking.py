@@ -22,6 +22,8 @@ def stack_states(modules: Sequence[nnx.Module], caller: str) -> State:
     that order, and in PyTorch's words), and otherwise one that lists every difference but those between values.
     Raises `InputError` for 64-bit arrays while JAX has 64-bit types switched off.
     """
+    if not isinstance(modules, Sequence):
+        raise InputError(f"{caller}: Expected a sequence of modules, got {type(modules).__name__}.")
     if len(modules) == 0:
         raise MemberError(f"{caller}: Expected at least one model, got 0.")
     states = [split(module) for module in modules]

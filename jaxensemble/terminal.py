@@ -8,7 +8,15 @@ from typing import Annotated, Any
 
 import typer
 
-from jaxensemble.errors import InputError, JaxEnsembleError, MemberError, ParityError, StateError, UnsupportedError
+from jaxensemble.errors import (
+    POINTER,
+    InputError,
+    JaxEnsembleError,
+    MemberError,
+    ParityError,
+    StateError,
+    UnsupportedError,
+)
 
 EXIT_CODES: list[tuple[type[BaseException], int]] = [
     (ParityError, 1),
@@ -25,7 +33,7 @@ EXIT_CODES: list[tuple[type[BaseException], int]] = [
 
 X64Option = Annotated[bool, typer.Option("--x64", help="Run JAX with 64-bit types, for float64 models.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
-DebugOption = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]
+DebugOption = Annotated[bool, typer.Option("--debug", help="Show tracebacks, and all that errors hold.")]
 
 
 def program(name: str, purpose: str, distributions: Sequence[str]) -> typer.Typer:
@@ -75,14 +83,17 @@ def told(program: str, as_json: bool, debug: bool) -> Iterator[None]:
     try:
         yield
     except (JaxEnsembleError, ImportError, OSError, KeyboardInterrupt) as error:
+        details = plain(error.details) if isinstance(error, JaxEnsembleError) else ""
         if debug:
+            typer.echo(details, err=True)
             raise
         code = next(code for kind, code in EXIT_CODES if isinstance(error, kind))
-        message = plain(str(error)) or "interrupted"
+        message = plain(str(error)).replace(POINTER, "All of it: --debug") or "interrupted"
         if isinstance(error, ImportError):
             message += f"; see {program} doctor"
         if as_json:
-            typer.echo(json.dumps({"error": type(error).__name__, "message": message}, indent=2))
+            content = {"error": type(error).__name__, "message": message, "details": details or message}
+            typer.echo(json.dumps(content, indent=2))
         typer.echo(f"{program}: {message}", err=True)
         raise typer.Exit(code) from error
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import torch
 from torch import Tensor, nn
 
 from jaxensemble.build import filled, skeleton
@@ -14,6 +15,7 @@ from jaxensemble.errors import InputError, UnsupportedError
 from jaxensemble.origin import Origin
 from jaxensemble.state import Tree, flatten, unflatten
 from torch_bridge.arrays import checked_cast, jax_dtype, odd_kind, to_numpy
+from torch_bridge.caches import fresh
 from torch_bridge.capture import capture
 from torch_bridge.examples import Arguments, BatchAxis
 from torch_bridge.lowering import Lowered, lower
@@ -37,13 +39,16 @@ def convert(
     """
     if not isinstance(model, nn.Module):
         raise InputError(f"`model` must be a torch.nn.Module; got {type(model).__name__}")
+    if isinstance(model, torch.jit.ScriptModule):
+        raise InputError("`model` must be a module in Python, not TorchScript's: pass the module that was scripted")
     if input_layout not in LAYOUTS:
         raise InputError(f"`input_layout` must be one of {', '.join(map(repr, LAYOUTS))}; got {input_layout!r}")
     from torch_bridge.signs import check_signs  # which needs what is defined here
 
     check_tensors(model)
-    captured = capture(model, example_inputs, batch_axis)
-    check_signs(model, captured.graph, example_inputs)
+    with fresh([model], example_inputs):
+        captured = capture(model, example_inputs, batch_axis)
+        check_signs(model, captured.graph, example_inputs)
     lowered = lower(captured, input_layout, drawn=drawn)
     if lowered.network.evaluation_only and any(module.training for module in model.modules()):
         raise UnsupportedError(

@@ -11,10 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from jaxensemble.errors import InputError, UnsupportedError
+from jaxensemble.errors import InputError, UnsupportedError, described
 from torch_bridge.assignments import Assigned, assignments, is_computed_once
 from torch_bridge.examples import Arguments, tensors_mapped
-from torch_bridge.export_errors import first_lines
 from torch_bridge.kept import (
     GONE,
     PLAIN,
@@ -246,7 +245,8 @@ def _calls(model: nn.Module, inputs: tuple[Any, ...]) -> list[_Call]:
         except Exception as error:
             if not training:
                 raise InputError(
-                    f"PyTorch itself cannot run {type(model).__name__} on the example inputs: {first_lines(error, 3)}"
+                    f"PyTorch itself cannot run {type(model).__name__} on the example inputs: {described(error)}",
+                    details=str(error),
                 ) from error
     return found
 

@@ -19,7 +19,7 @@ from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 from torch.export.graph_signature import ConstantArgument
 
-from jaxensemble.errors import UnsupportedError
+from jaxensemble.errors import UnsupportedError, described, first_line
 from jaxensemble.network import Fixed, Ref, Tree
 from torch_bridge.attributes import changes_of
 from torch_bridge.batch_sizes import decisions, in_multiples, is_same, open_size, with_rows
@@ -34,7 +34,7 @@ from torch_bridge.compat import (
 )
 from torch_bridge.distributions import validation_off
 from torch_bridge.examples import Arguments, BatchAxis, all_parameters_named, prepared
-from torch_bridge.export_errors import explained, first_lines
+from torch_bridge.export_errors import explained
 from torch_bridge.kept import restored
 from torch_bridge.memory import OWN_MEMORY, without_memory_formats
 from torch_bridge.memos import tensors_forgotten
@@ -136,7 +136,7 @@ def _training(
             if not _is_same(program, again):
                 return f"its forward changes what its next call computes with in training mode: {changed}"
     except UnsupportedError as error:
-        return str(error)
+        return first_line(error)
     if evaluation.graph_module.meta[RETURNED] != program.graph_module.meta[RETURNED]:
         return "its forward returns something else in training mode than in evaluation mode"
     return program
@@ -148,7 +148,7 @@ def _merged(
     try:
         return merged(model, evaluation, _functional(model, training), reads)
     except UnsupportedError as error:
-        return str(error)
+        return first_line(error)
 
 
 def _functional(model: nn.Module, program: ExportedProgram, modes: Modes | None = None) -> ExportedProgram:
@@ -184,7 +184,8 @@ def _decomposed(model: nn.Module, program: ExportedProgram) -> ExportedProgram:
             except Exception as error:  # as of a forward that sets a tensor's storage
                 raise UnsupportedError(
                     f"torch.export cannot write {type(model).__name__}.forward without side effects: "
-                    f"{first_lines(error)}"
+                    f"{described(error)}",
+                    details=str(error),
                 ) from error
         unruled = {node.target for node in _computing(program.graph) if str(node.target) not in ruled}
         more = {target: known[target] for target in unruled - set(table) if target in known}

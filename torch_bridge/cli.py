@@ -17,7 +17,7 @@ from rich.console import Console
 
 from jaxensemble import terminal
 from jaxensemble.doctor import diagnose
-from jaxensemble.errors import InputError
+from jaxensemble.errors import InputError, described
 from jaxensemble.terminal import DebugOption, JsonOption, X64Option, show, wide
 
 if TYPE_CHECKING:
@@ -278,7 +278,7 @@ def _evaluating(factory: str) -> "Callable[[], torch.nn.Module]":
             model = make()
         except Exception as error:
             raise InputError(
-                f"{factory} cannot be called without arguments: {type(error).__name__}: {error}"
+                f"{factory} cannot be called without arguments: {described(error)}", details=str(error)
             ) from error
         if not isinstance(model, torch.nn.Module):
             raise InputError(f"{factory} must return a torch.nn.Module; got {type(model).__name__}")
@@ -301,7 +301,7 @@ def _factory(name: str) -> Callable[[], Any]:
             raise InputError(f"module {module!r} cannot be imported: it needs {error.name!r}") from error
         raise InputError(f"there is no module {module!r} here or installed; expected package.module:factory") from error
     except Exception as error:
-        raise InputError(f"module {module!r} cannot be imported: {type(error).__name__}: {error}") from error
+        raise InputError(f"module {module!r} cannot be imported: {described(error)}", details=str(error)) from error
     make = getattr(found, attribute, None)
     if not callable(make):
         raise InputError(f"module {module!r} has no function or class {attribute!r}")

@@ -118,6 +118,8 @@ def _ported(
     if check:
         report = parity.check(members, ensemble, arguments, thorough=False)
         if not report.passed:
-            raise ParityError(f"the ported ensemble does not give what PyTorch gives:\n{report}")
+            raise ParityError(
+                f"the ported ensemble does not give what PyTorch gives:\n{report.failures}", details=str(report)
+            )
         ensemble = ensemble.proven(proof_of([report]))
     return ensemble

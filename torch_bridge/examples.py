@@ -12,6 +12,7 @@ from torch.export import Dim
 
 from jaxensemble.arguments import OF_ENSEMBLES
 from jaxensemble.errors import InputError
+from torch_bridge.arrays import odd_kind
 from torch_bridge.compat import pytree
 
 BatchAxis = int | None | tuple[int | None, ...]
@@ -54,6 +55,9 @@ class Arguments(NamedTuple):
             for place, value in zip(arguments.places, arguments.entries, strict=True)
             for leaf in pytree.tree_leaves(value)
             if not (isinstance(leaf, Tensor) or type(leaf) in FIXED)
+        ]
+        others += [
+            kind for leaf in pytree.tree_leaves(arguments) if isinstance(leaf, Tensor) and (kind := odd_kind(leaf))
         ]
         if others:
             raise InputError(

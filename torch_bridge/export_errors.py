@@ -11,7 +11,7 @@ import sympy
 import torch
 from torch import Tensor, nn
 
-from jaxensemble.errors import InputError, JaxEnsembleError, UnsupportedError
+from jaxensemble.errors import InputError, JaxEnsembleError, UnsupportedError, described
 from torch_bridge.compat import pytree
 from torch_bridge.examples import Arguments, tensors_mapped
 
@@ -29,28 +29,32 @@ def explained(
     own = None if training else _own_error(model, inputs)
     if own is not None:
         return InputError(
-            f"PyTorch itself cannot run {name} on the example inputs ({', '.join(_described(inputs))}): "
-            f"{first_lines(own, 3)}"
+            f"PyTorch itself cannot run {name} on the example inputs ({', '.join(_shapes(inputs))}): {described(own)}",
+            details=str(own),
         )
     text = str(error)
+    said = f"{type(error).__name__}: {text}"
     where = _place(error)
     if "Could not guard on data-dependent" in text or "DataDependent" in type(error).__name__:
         return UnsupportedError(
             f"torch.export cannot follow {name}.forward, which decides by values{where}: XLA needs the same operations "
             "for all values. Write it with torch.where or a multiplication by a mask, or port the parts on either side "
-            "of the decision."
+            "of the decision.",
+            details=said,
         )
     if refused := _refused(error):
-        return UnsupportedError(f"torch.export cannot follow {name}.forward{where}: {refused}.")
+        return UnsupportedError(f"torch.export cannot follow {name}.forward{where}: {refused}.", details=said)
     if "Constraints violated" in text or "specialized it to be a constant" in text:
         where = f" ({place})" if place else where
         return UnsupportedError(
             f"torch.export cannot follow {name}.forward with an open batch size{where}: it takes the size of the batch "
             "axis for a fixed number, or decides by it. Write x.shape[0] or -1 instead; or, if the inputs have no "
-            "batch axis or are always of one size, pass batch_axis=None to fix all shapes."
+            "batch axis or are always of one size, pass batch_axis=None to fix all shapes.",
+            details=said,
         )
     return UnsupportedError(
-        f"torch.export cannot follow {name}.forward in {_MODE_NAMES[training]} mode{where}: {first_lines(error)}"
+        f"torch.export cannot follow {name}.forward in {_MODE_NAMES[training]} mode{where}: {described(error)}",
+        details=said,
     )
 
 
@@ -58,14 +62,9 @@ def _refused(error: Exception) -> str | None:
     """An operation that the exporter stops at, and why it is refused."""
     from torch_bridge.lowering.table import REFUSALS  # which is filled by what needs this module
 
-    stopped = re.search(r"Dynamic\w+Exception: (\S+)", first_lines(error))
+    stopped = re.search(r"Dynamic\w+Exception: (\S+)", f"{type(error).__name__}: {error}")
     reason = REFUSALS.get(stopped[1]) if stopped else None
     return f"{stopped[1]}: {reason}" if stopped and reason else None
-
-
-def first_lines(error: Exception, lines: int = 12) -> str:
-    text = [line for line in f"{type(error).__name__}: {error}".splitlines() if line.strip()]
-    return "\n".join(text[:lines])
 
 
 def _own_error(model: nn.Module, inputs: Arguments) -> Exception | None:
@@ -79,7 +78,7 @@ def _own_error(model: nn.Module, inputs: Arguments) -> Exception | None:
     return None
 
 
-def _described(inputs: Arguments) -> Iterator[str]:
+def _shapes(inputs: Arguments) -> Iterator[str]:
     for leaf in pytree.tree_leaves(inputs):
         is_tensor = isinstance(leaf, Tensor)
         yield f"{str(leaf.dtype).removeprefix('torch.')} {list(leaf.shape)}" if is_tensor else repr(leaf)

@@ -5,7 +5,7 @@ import functools
 import reprlib
 import types
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,9 +21,6 @@ _NOTHING = type("_Nothing", (), {"__repr__": lambda self: "nothing"})()
 _BOOKKEEPING = {"_parameters", "_buffers", "_modules", "_non_persistent_buffers_set", "training"}
 """Attributes of every `nn.Module` that are compared in ways of their own."""
 
-_ROWS = 50
-"""Rows of an error's table; beyond them the rest is counted."""
-
 
 @dataclasses.dataclass(frozen=True)
 class Difference:
@@ -38,6 +35,8 @@ def as_members(models: Any) -> list[nn.Module]:
     """The models as a list. **Raises:** `InputError` for none at all, or for anything that is no module."""
     if isinstance(models, nn.Module) and not isinstance(models, nn.ModuleList):
         raise InputError(f"`models` must be a sequence of modules; got one {type(models).__name__}. Pass [model].")
+    if not isinstance(models, Iterable) or isinstance(models, str | Mapping):
+        raise InputError(f"`models` must be a sequence of modules; got {type(models).__name__}.")
     members = [_uncompiled(model) for model in models]
     if not members:
         raise InputError("`models` must hold at least one module; got none.")
@@ -67,25 +66,24 @@ def check_members(members: Sequence[nn.Module]) -> None:
         for difference in differences(members[0], member):
             found[difference].append(k)
     if found:
-        raise MemberError(_message(found, len(members)))
+        raise MemberError(
+            f"the {len(members)} members must differ in the values of their tensors only, or they are no one network:\n"
+            + "\n".join(_row(difference, _listed(which)) for difference, which in found.items())
+            + "\nPort them as separate ensembles, or build them alike.",
+            details="\n".join(_row(difference, _numbers(which)) for difference, which in found.items()),
+        )
 
 
-def _message(found: Mapping[Difference, Sequence[int]], members: int) -> str:
-    rows = [
-        f"  {difference.where}: {difference.theirs} in member{'s' if len(which) > 1 else ''} {_listed(which)}, "
-        f"{difference.ours} in member 0"
-        for difference, which in found.items()
-    ]
-    more = [f"  ... and {len(rows) - _ROWS} more"] if len(rows) > _ROWS else []
-    return (
-        f"the {members} members must differ in the values of their tensors only, or they are no one network:\n"
-        + "\n".join(rows[:_ROWS] + more)
-        + "\nPort them as separate ensembles, or build them alike."
-    )
+def _row(difference: Difference, members: str) -> str:
+    return f"  {difference.where}: {difference.theirs} in {members}, {difference.ours} in member 0"
 
 
 def _listed(members: Sequence[int]) -> str:
-    return ", ".join(map(str, members[:10])) + (f" and {len(members) - 10} more" if len(members) > 10 else "")
+    return _numbers(members[:10]) + (f" and {len(members) - 10} more" if len(members) > 10 else "")
+
+
+def _numbers(members: Sequence[int]) -> str:
+    return f"member{'s' if len(members) > 1 else ''} {', '.join(map(str, members))}"
 
 
 def differences(first: nn.Module, other: nn.Module) -> Iterator[Difference]:

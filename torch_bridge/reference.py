@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.overrides import TorchFunctionMode
 
-from jaxensemble.errors import InputError
+from jaxensemble.errors import InputError, described
 from torch_bridge.compat import pytree
 from torch_bridge.examples import Arguments, axes_of, tensors_mapped
 from torch_bridge.finite import has_fractions
@@ -154,7 +154,8 @@ def loop(models: Sequence[nn.Module], inputs: Inputs | Sequence[Inputs]) -> list
             return [called(model, arguments) for model, arguments in zip(models, per_member, strict=True)]
     except Exception as error:  # as of inputs for other models
         raise CannotRun(
-            f"PyTorch itself cannot run {type(models[0]).__name__} on these inputs: {type(error).__name__}: {error}"
+            f"PyTorch itself cannot run {type(models[0]).__name__} on these inputs: {described(error)}",
+            details=str(error),
         ) from error
 
 

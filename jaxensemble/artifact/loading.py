@@ -26,8 +26,9 @@ from jaxensemble.artifact.manifest import (
 from jaxensemble.artifact.weights import as_leaf, check_header, differences, read_header, read_leaves
 from jaxensemble.build import skeleton
 from jaxensemble.codec import from_json
+from jaxensemble.durable import as_path
 from jaxensemble.ensemble import Ensemble
-from jaxensemble.errors import InputError, JaxEnsembleError, NarrowIntegerWarning
+from jaxensemble.errors import InputError, JaxEnsembleError, NarrowIntegerWarning, described, first_line
 from jaxensemble.inputs import ENABLE, require_x64, x64_is_on
 from jaxensemble.network import Network
 from jaxensemble.state import KINDS, State, flatten, unflatten
@@ -67,7 +68,7 @@ class Artifact:
 
         **Raises:** `InputError` with what is wrong about any of them.
         """
-        folder = Path(path)
+        folder = as_path(path, "path")
         try:
             _check_listing(folder)
             manifest = manifest_from_json(_read(folder, MANIFEST))
@@ -78,7 +79,7 @@ class Artifact:
             if problems:
                 raise InputError(f"{WEIGHTS} does not hold the arrays that {MANIFEST} lists:{_lines(problems)}")
         except JaxEnsembleError as error:
-            raise InputError(f"`{folder}` is no artifact: {error}") from error
+            raise InputError(f"`{folder}` is no artifact: {error.details}") from error
         return cls(folder, manifest, network)
 
     def load(self) -> Ensemble:
@@ -164,9 +165,11 @@ class Artifact:
             with jax.enable_x64(True):  # shapes alone are asked for, and dtypes are what the file has
                 state = skeleton(self.network)
         except JaxEnsembleError as error:
-            raise InputError(f"`{self.folder}` is no artifact: {NETWORK}: {error}") from error
+            raise InputError(f"`{self.folder}` is no artifact: {NETWORK}: {error.details}") from error
         except Exception as error:  # layers check their options in ways of their own
-            raise InputError(f"`{self.folder}` is no artifact: {NETWORK} cannot be built: {error}") from error
+            raise InputError(
+                f"`{self.folder}` is no artifact: {NETWORK} cannot be built: {described(error)}", details=str(error)
+            ) from error
         problems = misfits(state, self.manifest.leaves, self.manifest.members)
         if problems:
             raise InputError(f"`{self.folder}` is no artifact: network and arrays do not fit:{_lines(problems)}")
@@ -228,7 +231,7 @@ def _checked_text(folder: Path, name: str, record: FileRecord) -> str:
     try:
         return content.decode()
     except UnicodeDecodeError as error:
-        raise InputError(f"{name} is no text: {error}") from error
+        raise InputError(f"{name} is no text: {first_line(error)}") from error
 
 
 def _damaged(name: str, record: LeafRecord) -> str:

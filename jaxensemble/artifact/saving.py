@@ -25,6 +25,7 @@ from jaxensemble.artifact.manifest import (
 from jaxensemble.artifact.weights import encoded, leaves_of
 from jaxensemble.build import skeleton
 from jaxensemble.codec import from_json, to_json
+from jaxensemble.durable import as_path
 from jaxensemble.errors import InputError, StateError
 from jaxensemble.inputs import x64_is_on
 from jaxensemble.network import Network
@@ -71,7 +72,7 @@ def check_target(path: Path | str, *, force: bool = False) -> None:
     **Raises:** `InputError` for a place that does not exist, for one that is taken, and, with `force`, for a directory
     that holds anything but an artifact: nothing else is ever removed.
     """
-    target = Path(path).resolve()
+    target = as_path(path, "path").resolve()
     if not target.parent.is_dir():
         raise InputError(f"`{path}` cannot be made: there is no directory `{target.parent}`")
     if not target.exists():

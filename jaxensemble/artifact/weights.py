@@ -20,7 +20,7 @@ import safetensors
 
 from jaxensemble.artifact.dtypes import CODES, KEYS, PAIRS, is_key, numpy_dtype
 from jaxensemble.artifact.manifest import WEIGHTS, LeafRecord
-from jaxensemble.errors import InputError, StateError
+from jaxensemble.errors import InputError, StateError, first_line
 from jaxensemble.inputs import as_array
 from jaxensemble.state import KINDS, State, flatten
 
@@ -95,7 +95,7 @@ def read_header(path: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
             slices = {name: file.get_slice(name) for name in file.offset_keys()}
             stored = {name: (part.get_dtype(), tuple(part.get_shape())) for name, part in slices.items()}
     except (safetensors.SafetensorError, ValueError) as error:
-        raise InputError(f"{WEIGHTS} is no sound safetensors file: {error}") from error
+        raise InputError(f"{WEIGHTS} is no sound safetensors file: {first_line(error)}") from error
     unknown = [f"{name!r} ({code})" for name, (code, _) in stored.items() if code not in _NAMES]
     if unknown:
         raise InputError(f"{WEIGHTS} holds dtypes that no artifact has: {', '.join(unknown)}")

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 
 from jaxensemble.artifact.dtypes import is_key
+from jaxensemble.durable import as_path
 from jaxensemble.errors import InputError
 from jaxensemble.training.fingerprint import named
 
@@ -25,7 +26,7 @@ class Checkpoints:
     """
 
     def __init__(self, path: str | Path, settings: Mapping[str, Any]):
-        if "://" in str(path) or (Path(path).exists() and not Path(path).is_dir()):
+        if "://" in str(path) or (as_path(path, "checkpoints").exists() and not Path(path).is_dir()):
             raise InputError(f"`checkpoints` must be a directory of this machine; got {path}")
         try:
             import orbax.checkpoint as ocp  # which takes seconds to import

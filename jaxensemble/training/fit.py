@@ -163,7 +163,7 @@ def _steps(
                 raise
             raise InputError(
                 f"`batch` leaves {size} of {rows} rows for the last minibatch of an epoch, on which the network cannot "
-                f"train: choose another, or leave rows out. {error}"
+                f"train: choose another, or leave rows out. {error.details}"
             ) from error
     return found
 

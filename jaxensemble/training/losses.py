@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxensemble.compat import Tracer
-from jaxensemble.errors import InputError
+from jaxensemble.errors import InputError, JaxEnsembleError, described
 from jaxensemble.rows import Axes
 from jaxensemble.training.data import along
 
@@ -35,11 +35,20 @@ def check_function(function: Any, name: str) -> None:
 
 def number_of(function: Loss, outputs: Any, targets: Any) -> jax.Array:
     """The loss, or a metric, of one member. Raises `InputError` for anything but a number."""
-    number = function(outputs, targets)
+    try:
+        number = function(outputs, targets)
+    except JaxEnsembleError:
+        raise
+    except Exception as error:  # as for targets of another shape: which function it was, and of what, says this alone
+        shapes = " and ".join(str(jax.tree.map(jax.typeof, tree)) for tree in (outputs, targets))
+        raise InputError(
+            f"{name_of(function)} cannot be called with outputs and targets {shapes}: {described(error)}",
+            details=str(error),
+        ) from error
     leaves = jax.tree.leaves(number)
-    single = len(leaves) == 1 and leaves[0] is number and jnp.shape(number) == ()
+    single = len(leaves) == 1 and leaves[0] is number and not isinstance(number, str) and jnp.shape(number) == ()
     if not single or not jnp.issubdtype(jnp.result_type(number), jnp.floating):
-        got = jax.tree.map(jax.typeof, number)
+        got = number if isinstance(number, str) else jax.tree.map(jax.typeof, number)
         raise InputError(
             f"{name_of(function)} must give one floating-point number, the mean over a minibatch; got {got}"
         )

@@ -156,6 +156,8 @@ def _frozen(ensemble: Ensemble, given: Collection[str] | None) -> frozenset[str]
         return frozenset(entry.path for entry in entries if entry.frozen).intersection(names)
     if isinstance(given, str):
         raise InputError(f"`frozen` must hold names; got one, {given!r}: pass [{given!r}]")
+    if not isinstance(given, Collection):
+        raise InputError(f"`frozen` must hold names of parameters; got {given!r}")
     lost = [part for part in given if not any(f"{name}.".startswith(f"{part}.") for name in names)]
     if lost:
         raise InputError(f"`frozen` names {', '.join(map(repr, lost))}; the parameters are {', '.join(names)}")
@@ -177,6 +179,8 @@ def _keys(key: Any, members: int, randomness: str) -> jax.Array:
 
 
 def _with_hyperparams(opt_state: Any, hyperparams: Mapping[str, Any], members: int) -> Any:
+    if not isinstance(hyperparams, Mapping):
+        raise InputError(f"`hyperparams` must be a dict of arrays [{members}] by name; got {hyperparams!r}")
     for name, values in hyperparams.items():
         places = optax.tree.get_all_with_path(opt_state, name)
         if any(getattr(part, "name", None) == "hyperparams_states" for path, _ in places for part in path):
@@ -217,7 +221,10 @@ def _is_injected(path: Any) -> bool:
 
 def _rates(module: nnx.Module, dropout: Any, members: int) -> dict[str, jax.Array]:
     """Puts layers whose rate is a variable in the place of a module's dropout layers; these variables for members."""
-    rates = np.asarray(dropout, np.float64)
+    try:
+        rates = np.asarray(dropout, np.float64)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"`dropout` must be probabilities, one for all or [{members}]; got {dropout!r}") from error
     if rates.shape not in ((), (members,)) or not ((rates >= 0) & (rates <= 1)).all():
         raise InputError(f"`dropout` must be probabilities, one for all or [{members}]; got {dropout!r}")
     from jaxensemble.layers import AlphaDropout  # which take a while to import, and are seldom needed here

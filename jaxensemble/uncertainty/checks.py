@@ -43,7 +43,7 @@ def class_axis_of(values: jax.Array, class_axis: int, name: str, axes: str) -> i
     """`class_axis`, which does not count a members axis M, from the end."""
     require_rank(values, name, axes)
     rank = values.ndim - axes.count("M")
-    if not -rank <= class_axis < rank:
+    if not isinstance(class_axis, int) or not -rank <= class_axis < rank:
         raise InputError(
             f"`class_axis` must be from {-rank} to {rank - 1} for `{name}` of shape {values.shape}; got {class_axis}"
         )

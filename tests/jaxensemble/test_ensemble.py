@@ -291,8 +291,8 @@ def test_several_members_are_an_ensemble(index: Any, members: list[int]) -> None
         (slice(3, None), MemberError, "slice(3, None, None) selects none of 3"),
         ([], MemberError, "[] selects none of 3"),
         ([0.5], InputError, "members are selected by integers, booleans or a slice; got [0.5]"),
-        ("a", TypeError, "cannot be interpreted as an integer"),
-        (1.0, TypeError, "cannot be interpreted as an integer"),
+        ("a", InputError, "members are selected by integers"),
+        (1.0, InputError, "members are selected by integers"),
     ],
     ids=str,
 )

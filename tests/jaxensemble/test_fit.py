@@ -133,7 +133,9 @@ def test_a_folder_that_holds_no_checkpoints_is_refused_and_left_alone(mlp: Ensem
     note = tmp_path / "3" / "note.txt"
     note.parent.mkdir()
     note.write_text("mine")
-    with pytest.raises(InputError, match=r"3 cannot be read as a checkpoint of `fit` \(KeyError: .*another directory"):
+    with pytest.raises(
+        InputError, match=r"(?s)3 cannot be read as a checkpoint of `fit` \(KeyError: .*another directory"
+    ):
         runs(mlp, 1, tmp_path)
     assert [path.name for path in tmp_path.rglob("*")] == ["3", "note.txt"] and note.read_text() == "mine"
 
@@ -191,9 +193,9 @@ def test_another_loss_optimizer_or_mode_is_another_run(case: str, tmp_path: Path
     run(**before)
     if not expected:
         return run(**before | changes)
-    with pytest.raises(InputError, match=r"checkpoints of another run.*begins a run of its own\.\n") as error:
+    with pytest.raises(InputError, match=r"(?s)checkpoints of another run.*begins a run of its own\.\n") as error:
         run(**before | changes)
-    assert {line.strip().partition(":")[0] for line in str(error.value).splitlines()[1:]} == expected
+    assert {line.strip().partition(":")[0] for line in error.value.details.splitlines()[1:]} == expected
 
 
 def test_a_run_in_another_precision_is_another_run(mlp: Ensemble, tmp_path: Path) -> None:
@@ -252,7 +254,7 @@ def test_fit_refuses_a_last_minibatch_that_is_too_small_before_it_begins() -> No
 
     ensemble = Ensemble.from_modules([Normed(nnx.Rngs(seed)) for seed in range(2)])
     x, y = np.ones((9, 4), "float32"), np.ones((9, 2), "float32")
-    with pytest.raises(InputError, match=r"`batch` leaves 1 of 9 rows .*more than one value"):
+    with pytest.raises(InputError, match=r"(?s)`batch` leaves 1 of 9 rows .*more than one value"):
         fit(state_of(ensemble), x, y, loss=mean_square, epochs=1, batch=4)
 
 
@@ -278,5 +280,7 @@ def test_a_missing_package_is_told_with_its_extra(
 
 def test_fit_refuses_all_that_is_wrong_at_once(mlp: Ensemble) -> None:
     x, y = data()
-    with pytest.raises(InputError, match=r"`epochs` must be.*`batch` must be.*`shuffle` must be.*need `validation`"):
+    with pytest.raises(
+        InputError, match=r"(?s)`epochs` must be.*`batch` must be.*`shuffle` must be.*need `validation`"
+    ):
         fit(state_of(mlp), x, y, loss=mean_square, epochs=0, batch=0, shuffle="no", patience=2)  # type: ignore[arg-type]

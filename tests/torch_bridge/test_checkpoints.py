@@ -218,7 +218,7 @@ def test_all_that_does_not_fit_in_any_file_is_one_error(tmp_path: Path) -> None:
     del members[4]["module.fc.bias"]
     with pytest.raises(MemberError) as caught:
         load_ensemble(net, saved(tmp_path, members), (X,))
-    text = str(caught.value)
+    text = caught.value.details
     for line in (
         "`fc.bias`: missing, expected float32[4], in members 1 (member1.pt), 4 (member4.pt)",
         "`fc.weight`: expected float32[4, 3], got float32[4, 5], in member 2 (member2.pt)",
@@ -268,7 +268,7 @@ def test_a_model_whose_state_dict_is_its_own_business_is_refused(tmp_path: Path)
         (net, "member0.pt", "must be a sequence of files"),
         (net, [], "at least one file"),
         (net, [3], "named by a str or a Path; got int"),
-        (net, ["nowhere.pt", "nothing.pt"], "no file `nowhere.pt`; there is no file `nothing.pt`"),
+        (net, ["nowhere.pt", "nothing.pt"], r"no file `nowhere.pt`\n  there is no file `nothing.pt`"),
         (net, ["member*.pt"], r"Patterns are not expanded here: pass sorted\(glob.glob\('member\*.pt'\)\)"),
         (net, ["."], r"is a directory; name its files: sorted\(Path\('.'\)"),
         (net, [__file__], r"must be a checkpoint of PyTorch \(.pt, .*got a .py file"),

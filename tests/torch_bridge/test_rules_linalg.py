@@ -200,7 +200,7 @@ def test_full_singular_vectors() -> None:
 def test_what_depends_on_signs_is_refused(forward: Callable[[Tensor], Any]) -> None:
     last = nn.Linear(4, 4)
     nn.init.zeros_(last.weight)
-    with pytest.raises(UnsupportedError, match=r"depends on the signs.*Fix them, as in v = torch\.where"):
+    with pytest.raises(UnsupportedError, match=r"(?s)depends on the signs.*Fix them, as in v = torch\.where"):
         convert(nn.Sequential(Fn(lambda x: forward(x)[..., :4]), last), (torch.randn(2, 4, 5),))
 
 

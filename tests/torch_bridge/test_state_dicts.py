@@ -536,7 +536,7 @@ def test_all_that_does_not_fit_is_one_error() -> None:
     state["unrelated"] = torch.zeros(2, 3)
     with pytest.raises(StateError) as caught:
         stack_state_dicts([state], FlaxMLP(nnx.Rngs(0)), jnp.ones((1, 30)), names={"tail": "fc3"})
-    text = str(caught.value)
+    text = caught.value.details
     assert "FlaxMLP do not fit together" in text
     for line in (
         "`head.weight` float32[4, 16]",

@@ -176,7 +176,7 @@ def test_nothing_is_timed_where_outputs_differ(tmp_path: Path) -> None:
         _Ended("shape", tmp_path, x[:5]),
         _Ended("nan", tmp_path, x * np.nan),
     ]
-    with pytest.raises(ParityError, match=r"not those of loop: .*wrong: 1\.0e-02; shape: inf; nan: nan"):
+    with pytest.raises(ParityError, match=r"(?s)not those of loop: .*wrong: 1\.0e-02; shape: inf; nan: nan"):
         compare([same, near, *others])  # type: ignore[list-item]
     theirs = _Ended("graph", tmp_path, x + 0.01, framework="torch")
     compare([same, theirs, near])  # type: ignore[list-item]
@@ -292,7 +292,7 @@ def test_arrays_keep_their_order_dtypes_and_bits(tmp_path: Path) -> None:
 
 def test_arguments_are_checked() -> None:
     models, ensemble, x = _ported()
-    with pytest.raises(InputError, match=r"`variants` must be some of .*got \['fast'\]"):
+    with pytest.raises(InputError, match=r"(?s)`variants` must be some of .*got \['fast'\]"):
         torch_bridge.time(models, ensemble, x, variants=["fast"])
     with pytest.raises(InputError, match="`rounds` at least 1"):
         torch_bridge.time(models, ensemble, x, rounds=0)

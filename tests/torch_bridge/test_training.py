@@ -347,7 +347,9 @@ def test_other_wrong_arguments_are_refused(mlp: Ensemble) -> None:
         train_step(state_of(mlp), x, y[:5], loss=mean_square)
     with pytest.raises(InputError, match="one floating-point number"):
         train_step(state_of(mlp), x, y, loss=lambda outputs, targets: (outputs - targets) ** 2)
-    with pytest.raises(InputError, match=r"every input of `each` must be \[3, \.\.\.\].*`inputs\[0\]` \[2, 12, 3\]"):
+    with pytest.raises(
+        InputError, match=r"(?s)every input of `each` must be \[3, \.\.\.\].*`inputs\[0\]` \[2, 12, 3\]"
+    ):
         train_step(state_of(mlp), np.stack([x, x]), np.stack([y, y, y]), loss=mean_square, each=True)
     with pytest.raises(InputError, match=r"`plan` must be a jaxensemble\.Plan or None; got 'auto'"):
         train_step(state_of(mlp), x, y, loss=mean_square, plan="auto")  # type: ignore[arg-type]
@@ -363,7 +365,7 @@ def test_other_wrong_arguments_are_refused(mlp: Ensemble) -> None:
     scheduled = optax.inject_hyperparams(optax.sgd)(learning_rate=optax.constant_schedule(0.1))
     with pytest.raises(InputError, match=r"'lr', which no part of the optimizer's state has: there are learning_rate"):
         state_of(mlp, optimizer, hyperparams={"lr": [1, 2, 3]})
-    with pytest.raises(InputError, match=r"`rows` must be indices of rows.*float64\[2\]"):
+    with pytest.raises(InputError, match=r"(?s)`rows` must be indices of rows.*float64\[2\]"):
         train_step(state_of(mlp), x, y, loss=mean_square, rows=[0.0, 1.0])
     with pytest.raises(InputError, match="which the optimizer takes from a schedule"):
         state_of(mlp, scheduled, hyperparams={"learning_rate": [1, 2, 3]})
@@ -387,7 +389,7 @@ def test_networks_for_evaluation_only_are_refused() -> None:
 
 def test_what_is_no_state_optimizer_or_loss_is_refused(mlp: Ensemble) -> None:
     x, y = data()
-    with pytest.raises(InputError, match=r"`optimizer` must be one of optax's.*torch_bridge\.optimizer.*Got SGD"):
+    with pytest.raises(InputError, match=r"(?s)`optimizer` must be one of optax's.*torch_bridge\.optimizer.*Got SGD"):
         TrainState.create(mlp, torch.optim.SGD([torch.ones(1)], 0.1), jax.random.key(0))  # type: ignore[arg-type]
     with pytest.raises(InputError, match=r"`ensemble` must be a jaxensemble\.Ensemble; got list"):
         TrainState.create([mlp], optax.sgd(0.1), jax.random.key(0))  # type: ignore[arg-type]

@@ -20,7 +20,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from jaxensemble.errors import InputError
+from jaxensemble.errors import InputError, first_line
 from torch_bridge.arrays import odd_kind
 
 PICKLED = (".pt", ".pth", ".bin", ".ckpt")
@@ -113,7 +113,9 @@ def _verify(archive: zipfile.ZipFile, info: zipfile.ZipInfo, path: Path) -> None
             while member.read(_BLOCK):
                 pass
     except (zipfile.BadZipFile, EOFError) as error:
-        raise InputError(f"`{path}` is damaged: {error}. Get the file again from where it came from") from error
+        raise InputError(
+            f"`{path}` is damaged: {first_line(error)}. Get the file again from where it came from"
+        ) from error
 
 
 def _begins(path: Path, magic: bytes) -> bool:
@@ -125,7 +127,7 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
     try:
         return safetensors.torch.load_file(path, device="cpu")
     except (safetensors.SafetensorError, OSError, ValueError, KeyError, AttributeError) as error:
-        raise InputError(f"`{path}` is no safetensors file that can be read: {error}") from error
+        raise InputError(f"`{path}` is no safetensors file that can be read: {first_line(error)}") from error
 
 
 def _read_pickled(path: Path) -> Any:
@@ -146,7 +148,7 @@ def _check_archive(path: Path) -> None:
         with zipfile.ZipFile(path) as archive:
             infos = archive.infolist()
     except (zipfile.BadZipFile, ValueError, OSError, NotImplementedError) as error:
-        raise InputError(f"`{path}` is damaged or cut short: {error}") from error
+        raise InputError(f"`{path}` is damaged or cut short: {first_line(error)}") from error
     names, size = [info.filename for info in infos], path.stat().st_size
     if other := _other_archive(names):
         raise InputError(f"`{path}` is {other}, no checkpoint; {_SAVE}")
@@ -214,7 +216,7 @@ def _unwrapped(loaded: Any, path: Path) -> tuple[dict[str, Tensor], list[str]]:
         return state, [f"taken from `{wrappers[0]}`{left}", *notes]
     contents = [f"  {key!r}: {_told(value)}" for key, value in loaded.items() if not isinstance(value, Tensor)]
     tensors = len(loaded) - len(contents)
-    told = "\n".join([*contents[:20], *([f"  {tensors} tensors"] if tensors else [])]) or "  nothing"
+    told = "\n".join([*contents, *([f"  {tensors} tensors"] if tensors else [])]) or "  nothing"
     raise InputError(
         f"`{path}` must hold a state dict, or one dict of tensors under {', '.join(map(repr, WRAPPERS))}; "
         f"{'several' if wrappers else 'none'} of these fit:\n{told}\n"

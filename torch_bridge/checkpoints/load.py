@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from jaxensemble.ensemble import Ensemble
-from jaxensemble.errors import InputError, MemberError, ParityError
+from jaxensemble.errors import InputError, MemberError, ParityError, described
 from jaxensemble.proof import Proof
 from torch_bridge import parity
 from torch_bridge.assemble import assembled, convert, tensors_of
@@ -27,9 +27,6 @@ from torch_bridge.stacking import Stack
 Factory = Callable[[], nn.Module]
 
 _LOG = logging.getLogger(__name__)
-
-_ROWS = 50
-"""Rows of an error's table; beyond them the rest is counted."""
 
 _PROVEN_TOGETHER = 32 << 20
 """Bytes of weights that may be in memory as modules while an ensemble is proven: small members are proven together."""
@@ -192,16 +189,22 @@ def _files(paths: Any) -> list[Path]:
         try:
             files.append(checkpoint_path(path))
         except InputError as error:
-            problems.append(str(error))
+            problems.append(error.details)
     if problems:
-        raise InputError("; ".join(problems))
+        raise InputError("`paths` must be checkpoints that can be read; got\n" + "\n".join(f"  {p}" for p in problems))
     return files
 
 
 def _made(factory: Factory) -> nn.Module:
     if isinstance(factory, nn.Module) or not callable(factory):
         raise InputError(f"`factory` must be a function that makes the network; got {type(factory).__name__}")
-    model = factory()
+    try:
+        model = factory()
+    except Exception as error:  # whatever the user's function raises
+        raise InputError(
+            f"`factory` must make the network when it is called without arguments; got {described(error)}",
+            details=str(error),
+        ) from error
     if not isinstance(model, nn.Module):
         raise InputError(f"`factory` must return a torch.nn.Module; got {type(model).__name__}")
     return model
@@ -215,12 +218,12 @@ def _check_files(files: Sequence[Path], expected: Expected) -> None:
         try:
             problems = list(expected.problems(expected.read(file)))
         except InputError as error:
-            unreadable.append(f"member {k}: {error}")
+            unreadable.append(f"  member {k}: {' '.join(error.details.split())}")
             continue
         for problem in problems:
             found[problem].append(f"{k} ({file.name})")
     if unreadable:
-        raise InputError("\n".join(unreadable))
+        raise InputError("these checkpoints cannot be read:\n" + "\n".join(unreadable))
     if found:
         raise MemberError(_table(found))
 
@@ -229,10 +232,9 @@ def _table(found: Mapping[str, Sequence[str]]) -> str:
     rows = [
         f"  {problem}, in member{'s' if len(which) > 1 else ''} {', '.join(which)}" for problem, which in found.items()
     ]
-    more = [f"  ... and {len(rows) - _ROWS} more"] if len(rows) > _ROWS else []
     return (
         "the checkpoints must hold the tensors of the factory's model, and no others:\n"
-        + "\n".join(rows[:_ROWS] + more)
+        + "\n".join(rows)
         + "\nHave `factory` make the network that was saved: where dtypes differ, in the dtype of the files, for "
         "instance with .half(), or save the files anew in that of the model."
     )
@@ -277,9 +279,12 @@ def _prove(
         reports.append(report)
         if not report.passed:
             names = ", ".join(f"{start + k} ({file.name})" for k, file in enumerate(chosen))
-            failed.append(f"members {names}:\n{report}")
+            failed.append(f"members {names}:\n{report.failures}")
     if failed:
-        raise ParityError("the ported ensemble does not give what PyTorch gives:\n" + "\n".join(failed))
+        raise ParityError(
+            "the ported ensemble does not give what PyTorch gives:\n" + "\n".join(failed),
+            details="\n".join(str(report) for report in reports if not report.passed),
+        )
     return proof_of(reports)
 
 

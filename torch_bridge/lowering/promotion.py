@@ -32,7 +32,7 @@ def dtype_argument(b: Builder, dtype: torch.dtype) -> Dtype:
     try:
         return Dtype(jax_dtype(np.dtype(name), "a result").name)
     except InputError as error:
-        raise b.unsupported(f"{error}") from error
+        raise b.unsupported(error.details) from error
 
 
 def cast(b: Builder, operand: Any, dtype: torch.dtype) -> Any:

@@ -18,7 +18,7 @@ from jaxensemble.state import flatten, unflatten
 from jaxensemble.training import TrainState
 from torch_bridge.members import as_members
 from torch_bridge.optimizers.twins import IRRELEVANT, SWEPT, Group, twin_of
-from torch_bridge.stacking import stored_array
+from torch_bridge.stacking import checked_ensemble, stored_array
 
 
 def train_state(
@@ -51,7 +51,7 @@ def train_state(
     >>> train_state(models, optimizers, ensemble, jax.random.key(0))
     TrainState(4 x Linear, 8 of 8 parameters trained, 0 steps)
     """
-    members, origin = as_members(models), ensemble.origin
+    members, origin = as_members(models), checked_ensemble(ensemble).origin
     if schedule is not None and (not callable(schedule) or type(schedule).__module__.startswith("torch")):
         raise InputError(
             "`schedule` must be a function of the number of steps, as optax.exponential_decay(1.0, 100, 0.9) makes; "
@@ -59,6 +59,8 @@ def train_state(
         )
     if not isinstance(origin, Origin):
         raise InputError("`ensemble` must be one that was ported from PyTorch")
+    if not isinstance(optimizers, Sequence) or not all(isinstance(one, torch.optim.Optimizer) for one in optimizers):
+        raise InputError(f"`optimizers` must be a sequence of torch.optim's optimizers; got {optimizers!r:.100}")
     if not len(members) == len(optimizers) == len(ensemble):
         raise InputError(
             f"`models`, `optimizers` and `ensemble` must have equal members; got {len(members)}, {len(optimizers)} and "
@@ -100,7 +102,7 @@ def _check_weights(members: Sequence[nn.Module], ensemble: Ensemble, origin: Ori
         wrong += [
             f"member {k}, {entry.keys[0]}"
             for entry in origin.weights.entries
-            if entry.path in arrays and not _holds(arrays[entry.path][k], entry, named[entry.keys[0]])
+            if entry.path in arrays and not _holds(arrays[entry.path][k], entry, named.get(entry.keys[0]))
         ]
     if wrong:
         raise InputError(
@@ -109,8 +111,8 @@ def _check_weights(members: Sequence[nn.Module], ensemble: Ensemble, origin: Ori
         )
 
 
-def _holds(array: np.ndarray, entry: Entry, tensor: Tensor) -> bool:
-    return np.array_equal(array, stored_array(entry, tensor, entry.path), equal_nan=True)
+def _holds(array: np.ndarray, entry: Entry, tensor: Tensor | None) -> bool:
+    return tensor is not None and np.array_equal(array, stored_array(entry, tensor, entry.path), equal_nan=True)
 
 
 class _Member:
@@ -159,7 +161,11 @@ def _check_alike(members: Sequence[_Member]) -> None:
 
 def _swept(groups: Sequence[Group]) -> dict[str, np.ndarray]:
     """The numbers that differ by member, by optax's names."""
-    numbers = {SWEPT[name]: np.array([float(group[name]) for group in groups]) for name in SWEPT}
+    numbers = {
+        SWEPT[name]: np.array([float(group[name]) for group in groups])
+        for name in SWEPT
+        if all(name in group for group in groups)
+    }
     return {name: values for name, values in numbers.items() if (values != values[0]).any()}
 
 

@@ -36,6 +36,8 @@ def optimizer(torch_optimizer: torch.optim.Optimizer) -> optax.GradientTransform
     >>> [round(update, 6) for update in updates["w"].tolist()]
     [-0.0101, -0.0101]
     """
+    if not isinstance(torch_optimizer, torch.optim.Optimizer):
+        raise InputError(f"`torch_optimizer` must be one of torch.optim's; got {type(torch_optimizer).__name__}")
     groups = torch_optimizer.param_groups
     if len(groups) != 1:
         raise InputError(f"the optimizer has {len(groups)} parameter groups; use torch_bridge.train_state")

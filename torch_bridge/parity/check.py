@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from jaxensemble.ensemble import Ensemble
-from jaxensemble.errors import InputError, UnsupportedError
+from jaxensemble.errors import InputError, UnsupportedError, first_line
 from jaxensemble.inputs import as_arrays
 from jaxensemble.origin import Origin
 from torch_bridge import reference
@@ -138,7 +138,7 @@ class _Check:
             except UnsupportedError as error:  # as of draws within a recurrent layer
                 if drawn is None:
                     raise
-                self.notes.append(f"outputs not compared: {error}")
+                self.notes.append(f"outputs not compared: {first_line(error)}")
                 return None
             self.draws = Draws(doubles if drawn else ())
             self._float64(exact, doubles, inputs)
@@ -186,7 +186,7 @@ class _Check:
                 try:
                     self._compare(f"float64, batch of {size}", exact, doubles, resized, vmap=False)
                 except reference.CannotRun as error:  # as of GroupNorm of a single value
-                    self.notes.append(f"not compared for a batch of {size}: {error}")
+                    self.notes.append(f"not compared for a batch of {size}: {first_line(error)}")
 
     def _perturbed(self, exact: Ensemble, doubles: list[nn.Module], inputs: Arguments) -> None:
         changed = perturbed(exact, doubles) if self.origin is not None else None
@@ -232,7 +232,7 @@ class _Check:
                 warnings.filterwarnings("ignore", "There is a performance drop")  # torch.func's, of itself
                 theirs = {place: to_numpy(x) for place, x in reference.mapped(doubles, inputs)().items()}
         except Exception as error:  # whatever torch.func cannot map; the loop is compared all the same
-            reason = (str(error) or type(error).__name__).splitlines()[0]
+            reason = first_line(error)
             note = f"not compared with torch.func.vmap, which cannot run this network: {reason}"
             if note not in self.notes:
                 self.notes.append(note)

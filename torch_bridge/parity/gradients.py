@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from jaxensemble.ensemble import Ensemble
+from jaxensemble.errors import first_line
 from jaxensemble.origin import Origin
 from jaxensemble.state import flatten
 from torch_bridge import reference
@@ -60,7 +61,7 @@ def compare(
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:  # as of a forward that writes into what its backward needs
-            return f"gradients not compared, since PyTorch cannot compute them: {str(error).splitlines()[0]}"
+            return f"gradients not compared, since PyTorch cannot compute them: {first_line(error)}"
         narrow = functools.cache(functools.partial(_in_single, model, inputs))
         largest = max((float(np.abs(grad).max(initial=0.0)) for grad in theirs.values()), default=0.0)
         for entry in ensemble.origin.weights.entries:

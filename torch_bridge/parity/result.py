@@ -53,6 +53,16 @@ class ParityReport:
         extra = [f"first difference: {self.diverged}"] if self.diverged else []
         return "\n".join([text, *extra, *(f"note: {note}" for note in self.notes)])
 
+    @property
+    def failures(self) -> str:
+        """The rows that did not pass, a line each, and the first module that differs."""
+        rows = [
+            f"  {row.stage}, {row.case}: {row.error:.2e}, at most {row.limit:.2e} {f'({row.note})' if row.note else ''}"
+            for row in self.rows
+            if not row.passed
+        ]
+        return "\n".join([*map(str.rstrip, rows), *([f"First difference: {self.diverged}."] if self.diverged else [])])
+
     def to_json(self) -> dict[str, Any]:
         """The report as plain data."""
         rows = [{**dataclasses.asdict(row), "passed": row.passed} for row in self.rows]

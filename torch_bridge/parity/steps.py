@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from jaxensemble.arguments import bound
 from jaxensemble.ensemble import Ensemble
-from jaxensemble.errors import InputError, RandomnessError
+from jaxensemble.errors import InputError, RandomnessError, first_line
 from jaxensemble.inputs import batch_axes
 from jaxensemble.training import train_step
 from jaxensemble.training.data import rows_of
@@ -74,7 +74,7 @@ def _in_training(
         try:
             trained.each(*arrays)
         except (RandomnessError, InputError) as error:  # dropout, whose numbers differ; BatchNorm of one value
-            reason = str(error)
+            reason = first_line(error)
     if reason is not None:
         return ensemble, doubles, [f"trained in evaluation mode: {reason}"]
     return trained, [copy.deepcopy(model).train() for model in doubles], []
@@ -85,7 +85,7 @@ class _NotPossible(Exception):
 
     @classmethod
     def because_of(cls, error: Exception) -> "_NotPossible":
-        return cls((str(error) or repr(error)).splitlines()[0])
+        return cls(first_line(error))
 
 
 def _steps(name: str, make: Make, ensemble: Ensemble, doubles: Any, inputs: Sequence[Any], arrays: Any) -> list[Row]:

@@ -9,7 +9,7 @@ import numpy as np
 from torch import nn
 
 from jaxensemble.ensemble import Ensemble
-from jaxensemble.errors import InputError, UnsupportedError
+from jaxensemble.errors import InputError, UnsupportedError, first_line
 from jaxensemble.origin import Origin
 from jaxensemble.state import Tree, flatten
 from torch_bridge import reference
@@ -38,13 +38,13 @@ def compare(
     try:
         ensemble, doubles, draws = drawing_alike(ensemble, doubles, inputs, arrays)
     except UnsupportedError as error:  # as of draws within a recurrent layer
-        return f"training mode not compared: {error}"
+        return f"training mode not compared: {first_line(error)}"
     actual, after = ensemble.update(*arrays, **draws.options)
     actual = draws.outputs(actual)
     try:
         trained, theirs = _trained(doubles, inputs)
     except InputError as error:  # BatchNorm refuses batches of one value
-        return f"training mode not compared: {error}"
+        return f"training mode not compared: {first_line(error)}"
     ours = by_place(actual)
     errors = {name: normwise(ours[name], theirs[name]) for name in theirs}
 

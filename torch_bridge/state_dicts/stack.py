@@ -75,6 +75,7 @@ def stack_state_dicts(
     ({'bias': (5, 2), 'kernel': (5, 3, 2)}, {})
     """
     members = _members(state_dicts)
+    _check_statements(permutations, names)
     state = split(flax_module)  # also refuses what is no module
     inputs = example_input if isinstance(example_input, tuple) else (example_input,)
     axes = leaf_axes(flax_module, jax.tree_util.tree_map_with_path(_abstract, inputs))
@@ -85,6 +86,19 @@ def stack_state_dicts(
     trees = [flatten(tree) for tree in (state.params, state.buffers)]
     params, buffers = (unflatten({name: jnp.array(arrays.pop(name)) for name in tree}) for tree in trees)
     return params, buffers
+
+
+def _check_statements(permutations: Any, names: Any) -> None:
+    """**Raises:** `InputError` for what are neither names nor sizes of layers."""
+    if not isinstance(permutations or {}, Mapping) or not all(
+        sizes is None or (isinstance(sizes, Sequence) and all(isinstance(size, int) for size in sizes))
+        for sizes in (permutations or {}).values()
+    ):
+        raise InputError(
+            f"`permutations` must be a dict of sizes by layer, as {{'fc1': (7, 7, 64)}}; got {permutations!r}"
+        )
+    if names is not None and not callable(names) and not isinstance(names, Mapping):
+        raise InputError(f"`names` must be a function, or a dict of names in Flax by names in PyTorch; got {names!r}")
 
 
 def _abstract(path: Any, leaf: Any) -> jax.ShapeDtypeStruct:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxensemble.compat import Var, scan_counts
-from jaxensemble.errors import InputError
+from jaxensemble.errors import InputError, described
 from jaxensemble.state import flatten, merge, split, unflatten
 from torch_bridge.state_dicts.axes import Axis, unify
 from torch_bridge.state_dicts.rules import Axes, Rule, fresh, rule_for, unknown
@@ -39,8 +39,9 @@ def leaf_axes(module: nnx.Module, inputs: tuple[Any, ...]) -> dict[str, Axes]:
         program = jax.make_jaxpr(call)(leaves, inputs)
     except Exception as error:  # whatever a user's call raises is told as one kind of error
         raise InputError(
-            f"`flax_module` cannot be called with `example_input`: {type(error).__name__}: {error}\nPass an input as "
-            "the Flax module takes it (channels-last, where it convolves); a tuple for several arguments."
+            f"`flax_module` cannot be called with `example_input`: {described(error)}\nPass an input as the Flax "
+            "module takes it (channels-last, where it convolves); a tuple for several arguments.",
+            details=str(error),
         ) from error
     own = {name: [Axis(size) for size in leaf.shape] for name, leaf in zip(names, leaves, strict=True)}
     given = [

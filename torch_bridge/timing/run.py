@@ -25,6 +25,7 @@ from torch_bridge.compat import pytree
 from torch_bridge.examples import Arguments
 from torch_bridge.members import as_members
 from torch_bridge.report import environment
+from torch_bridge.stacking import checked_ensemble
 from torch_bridge.timing.files import save_arrays
 from torch_bridge.timing.process import Process, compare
 from torch_bridge.timing.result import Ratio, TimingReport
@@ -91,15 +92,18 @@ def time(
     'loop'
     """
     members, arguments = as_members(models), Arguments.of(inputs, kwargs, "inputs")
-    if ensemble.network is None:
+    if checked_ensemble(ensemble).network is None:
         raise InputError("`ensemble` must be one that was ported from PyTorch: it is sent to another process")
     images = any(isinstance(x, Tensor) and x.ndim == 4 for x in pytree.tree_leaves(arguments))
     device = "cuda" if torch.cuda.is_available() and jax.default_backend() == "gpu" else "cpu"
     known = torch_variants(device, images=images)
-    names = list(known if variants is None else variants)
-    unknown = [name for name in names if name not in known]
-    if unknown or not names or rounds < 1:
-        raise InputError(f"`variants` must be some of {known}, and `rounds` at least 1; got {names} and {rounds}")
+    names = known if variants is None else variants if isinstance(variants, list | tuple) else [variants]
+    counted = isinstance(rounds, int) and rounds >= 1
+    if not names or not counted or not all(name in known for name in names):
+        raise InputError(
+            f"`variants` must be some of PyTorch's ways, and `rounds` at least 1; got {names} and {rounds}. "
+            f"The ways are {', '.join(known)}."
+        )
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
         _write(Path(folder), members, ensemble, arguments, setup)
         job = Job(
