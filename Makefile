@@ -53,7 +53,7 @@ ifneq ($(shell cat $(STAMP) 2>/dev/null),$(CHOICE))
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-train lint test test-newest test-versions tested quick test-gpu slow zoo fuzz mutants bench bench-gpu bench-training bench-porting bench-lowering golden format clean
+.PHONY: help setup demo demo-train lint test test-newest test-versions tested quick test-gpu slow zoo operators fuzz mutants bench bench-gpu bench-training bench-porting bench-lowering golden format clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -85,9 +85,9 @@ lint: $(STAMP) ## check formatting, lint and types
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
 # One thread per process: the processes of pytest-xdist already share the cores.
-test tested quick test-gpu slow fuzz mutants: export OMP_NUM_THREADS := 1
+test tested quick test-gpu slow operators fuzz mutants: export OMP_NUM_THREADS := 1
 # Most tests compile a program to run it once: what compiles soonest serves them best.
-test tested quick test-gpu fuzz mutants: export JAX_DISABLE_MOST_OPTIMIZATIONS := 1
+test tested quick test-gpu operators fuzz mutants: export JAX_DISABLE_MOST_OPTIMIZATIONS := 1
 # XLA ends the process at a flag it does not know, and jaxlib 0.11 no longer knows the emitters'.
 EMITTERS = $(if $(wildcard $(VENV)/lib/python*/site-packages/jaxlib-0.10.*),--xla_cpu_use_fusion_emitters=false)
 test tested quick fuzz mutants: export XLA_FLAGS = --xla_cpu_parallel_codegen_split_count=1 $(EMITTERS)
@@ -157,6 +157,10 @@ fuzz: $(STAMP) ## prove random networks in every stage and under another plan (r
 
 mutants: $(STAMP) ## plant errors into random networks, which the proof has to find (resumes)
 	$(BIN)/python -m trust mutants $(ARGS)
+
+operators: $(STAMP) ## port PyTorch's own operator database, three samples of each operator (half an hour; resumes)
+	$(BIN)/python -m zoo.operators $(ARGS)
+	$(BIN)/python -m zoo.coverage
 
 bench: $(STAMP) build/zoo/torchvision ## time ensembles beside every way that PyTorch has of running them, on the CPU
 	$(BIN)/python -m benchmarks tutorial zoo scaling

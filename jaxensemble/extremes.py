@@ -55,7 +55,7 @@ def _of_many(reduce: Step, primitive: Any, index: Step) -> Step:
 
     def run(x: jax.Array, *, axes: tuple[int, ...], **options: Any) -> jax.Array:
         sharded = any(option is not None for option in options.values())
-        if sharded or not _has_gradient(x) or not x.size:
+        if sharded or not axes or not _has_gradient(x) or not x.size:
             return primitive.bind(x, axes=axes, **options)
         return extreme(x, axes)
 

@@ -26,6 +26,7 @@ from torch_bridge.batch_sizes import decisions, in_multiples, is_same, open_size
 from torch_bridge.caches import check_calls_repeat, fresh
 from torch_bridge.compat import (
     complex_means_mended,
+    decomposition_table,
     keeps_cumulative_average,
     lstm_states_mended,
     masks_not_looked_into,
@@ -175,6 +176,7 @@ def _decomposed(model: nn.Module, program: ExportedProgram) -> ExportedProgram:
     if _is_functional(program.graph) and all(str(node.target) in ruled for node in _computing(program.graph)):
         return program  # as most networks are; decomposing would take longer than all else
     table: dict[Any, Any] = {}
+    whole: ExportedProgram | None = None
     known = torch.export.default_decompositions()
     known.update(DECOMPOSITIONS)
     while True:
@@ -188,7 +190,13 @@ def _decomposed(model: nn.Module, program: ExportedProgram) -> ExportedProgram:
                     details=str(error),
                 ) from error
         unruled = {node.target for node in _computing(program.graph) if str(node.target) not in ruled}
-        more = {target: known[target] for target in unruled - set(table) if target in known}
+        new = unruled - set(table)
+        more = {target: known[target] for target in new if target in known}
+        if not more:  # by what PyTorch has for other compilers, if that leads anywhere
+            if any(str(target).startswith("prims.") for target in unruled):
+                return whole or program
+            whole = whole or program
+            more = {target: decomposition_table[target] for target in new if target in decomposition_table}
         if not more:
             return program
         table |= more

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 import torch.utils._pytree as pytree
 from torch import Tensor, _prims_common, fx, nn
-from torch._decomp import decompositions
+from torch._decomp import decomposition_table, decompositions
 from torch._dynamo.source import ConstantSource
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import get_proxy_mode, make_fx
@@ -29,6 +29,7 @@ __all__ = [
     "TorchDispatchMode",
     "compiled_graphs",
     "complex_means_mended",
+    "decomposition_table",
     "fakes",
     "free_unbacked_symbols",
     "graph_being_traced",

@@ -1,11 +1,13 @@
 """`docs/coverage.md`, made from the tables of rules and the results of the zoo. `python -m zoo.coverage` writes it."""
 
 import collections
+import re
 import sys
 from collections.abc import Iterable
 from pathlib import Path
 
 from torch_bridge.lowering import REFUSALS, RULES
+from zoo import outcomes
 from zoo.results import RESULTS, load
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "coverage.md"
@@ -13,8 +15,8 @@ PAGE = Path(__file__).resolve().parent.parent / "docs" / "coverage.md"
 _INTRODUCTION = """\
 # What is covered
 
-This page is made by `python -m zoo.coverage` from the tables of rules and from the results of `make zoo`; a test keeps
-it as they are.
+This page is made by `python -m zoo.coverage` from the tables of rules and from the results of `make zoo` and `make
+operators`; a test keeps it as they are.
 
 A network can be ported if every operation that `torch.export` finds in its forward, once PyTorch has written it without
 side effects, has a rule. An operation that has none, and an option that cannot be carried exactly, is refused with an
@@ -25,7 +27,7 @@ error that names every such place: module, operation and line. A rule of your ow
 
 def page() -> str:
     """The page as Markdown."""
-    return "\n".join([_INTRODUCTION, *_networks(), *_operations()])
+    return "\n".join([_INTRODUCTION, *_networks(), *_operators(), *_operations()])
 
 
 def _networks() -> list[str]:
@@ -52,6 +54,42 @@ def _networks() -> list[str]:
             lines.append(f"| {result.name} | {result.status} | {' | '.join(figures)} |")
         lines.append("")
     return lines
+
+
+def _operators() -> list[str]:
+    found = sorted(outcomes.load().values(), key=lambda outcome: outcome.name)
+    of = {status: [outcome for outcome in found if outcome.status == status] for status in outcomes.STATUSES}
+    compared = len(found) - len(of["left out"])
+    lines = [
+        "## PyTorch's operator database\n",
+        f"All {len(found)} operators of PyTorch's own tests that compute with float64, each with up to three of its",
+        "samples: values and gradients in float64, two members under `vmap`. What cannot be compared is left out:",
+        f"random numbers, and tensors made from sizes alone. Of the {compared} others, {len(of['exact'])} are exact,",
+        f"{len(of['refused'])} refused, {len(of['missing'])} without a rule, {len(of['wrong'])} wrong,",
+        f"{len(of['crashed'])} crash.\n",
+        f"**Exact.** {_listing(outcome.name for outcome in of['exact'])}\n",
+        f"**Left out.** {_listing(outcome.name for outcome in of['left out'])}\n",
+    ]
+    for status, title in (
+        ("refused", "Refused"),
+        ("missing", "Without a rule"),
+        ("wrong", "Wrong"),
+        ("crashed", "Crash"),
+    ):
+        if of[status]:
+            lines += [f"| {title} | samples that are exact | |", "|---|---:|---|"]
+            lines += [f"| {o.name} | {o.exact} of {o.samples} | {_reason(o)} |" for o in of[status]]
+            lines.append("")
+    return lines
+
+
+def _reason(outcome: outcomes.Outcome) -> str:
+    """Why an operator is not exact, in short: without the module and the line that an error names."""
+    if outcome.missing:
+        return _listing(outcome.missing)
+    text = " ".join(outcome.reason.split())
+    text = re.sub(r" ?\(\w+\.py:\d+: .*?\)\)?(?=[:.]|$)|^Applied uses operations that have no rule: ", "", text)
+    return re.sub(r" in the root module|Applied\.forward", "", text)[:160].replace("|", "\\|").strip()
 
 
 def _operations() -> list[str]:

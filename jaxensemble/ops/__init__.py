@@ -1,7 +1,7 @@
 """Array functions with PyTorch's semantics that `jax.numpy`, `jax.nn` and Flax lack. Feature maps are channels-last."""
 
 from jaxensemble.ops.activations import celu, hard_sigmoid, hard_tanh, leaky_relu, softplus
-from jaxensemble.ops.attention import attended, attention, attention_weights
+from jaxensemble.ops.attention import attended, attention, attention_weights, safe_softmax
 from jaxensemble.ops.complex_numbers import angle, arccos, arccosh, arcsin, polar, sgn, sqrt
 from jaxensemble.ops.convolution import conv
 from jaxensemble.ops.creation import linspace
@@ -51,14 +51,17 @@ from jaxensemble.ops.pointwise import (
     clamp_shared,
     complex_of,
     copysign,
+    digamma,
     entr,
     fmax,
     fmax_shared,
     fmin,
     fmin_shared,
     lerp,
+    nextafter,
     normal_cdf,
     normal_quantile,
+    polygamma,
     power,
     truncated_divide,
     xlog1py,
@@ -133,6 +136,7 @@ __all__ = [
     "cosine_similarity",
     "diag_embed",
     "diagonal_scatter",
+    "digamma",
     "eigh",
     "eigvalsh",
     "embed",
@@ -169,6 +173,7 @@ __all__ = [
     "median",
     "multinomial",
     "nanmedian",
+    "nextafter",
     "normal_cdf",
     "normal_quantile",
     "overlap_add",
@@ -176,12 +181,14 @@ __all__ = [
     "patches",
     "pinv",
     "polar",
+    "polygamma",
     "power",
     "put",
     "renormalised",
     "resize",
     "rnn",
     "rnn_cell",
+    "safe_softmax",
     "scatter",
     "scatter_add",
     "scatter_reduce",

@@ -53,7 +53,7 @@ def attention_weights(
         mask = jnp.tril(jnp.ones(logits.shape[-2:], bool))
     if mask is not None:
         logits = jnp.where(mask, logits, -jnp.inf) if mask.dtype == bool else logits + mask
-    return _softmax(logits, bounded=mask is None)
+    return jax.nn.softmax(logits, axis=-1) if mask is None else safe_softmax(logits)
 
 
 def attended(weights: Array, value: Array) -> Array:
@@ -71,9 +71,11 @@ def _repeated(array: Array, heads: int) -> Array:
     return jnp.repeat(array, groups, axis=-2) if groups > 1 else array
 
 
-def _softmax(logits: Array, *, bounded: bool) -> Array:
-    """The softmax of rows, zeros in rows of nothing but -inf."""
-    if bounded:
-        return jax.nn.softmax(logits, axis=-1)
-    empty = jnp.all(jnp.isneginf(logits), axis=-1, keepdims=True)
-    return jnp.where(empty, 0, jax.nn.softmax(jnp.where(empty, 0, logits), axis=-1))
+def safe_softmax(x: Array, axis: int = -1) -> Array:
+    """The softmax along an axis, zeros where all of it is -inf.
+
+    >>> safe_softmax(jnp.array([[-jnp.inf, -jnp.inf], [0.0, -jnp.inf]])).tolist()
+    [[0.0, 0.0], [1.0, 0.0]]
+    """
+    empty = jnp.all(jnp.isneginf(x), axis=axis, keepdims=True)
+    return jnp.where(empty, 0, jax.nn.softmax(jnp.where(empty, 0, x), axis=axis))

@@ -233,6 +233,8 @@ def householder_product(x: Array, tau: Array) -> Array:
         return product - factor * v @ (_adjoint(v) @ product)
 
     start = jnp.broadcast_to(jnp.eye(rows, columns, dtype=x.dtype), x.shape)
+    if not tau.size:
+        return start
     return lax.fori_loop(0, tau.shape[-1], reflected, start)
 
 

@@ -4,6 +4,7 @@
 dilation, indices, another divisor, bins of unequal size.
 """
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -101,21 +102,25 @@ def max_unpool(x: jax.Array, indices: jax.Array, output_size: Sequence[int]) -> 
     return _put(flat, places, shape).reshape(*lead, *output_size, x.shape[-1])
 
 
+@functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
 def _put(x: jax.Array, places: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     """Zeros with `x` at `places` of axis -2."""
-    index = list(jnp.indices(x.shape, sparse=True))
+    return jnp.zeros(shape, x.dtype).at[_entries(places)].set(x)
+
+
+@_put.defjvp
+def _put_jvp(
+    shape: tuple[int, ...], primals: tuple[jax.Array, jax.Array], tangents: tuple[jax.Array, jax.Array]
+) -> tuple[jax.Array, jax.Array]:
+    """Where overlapping windows chose the same entry, it is written twice; PyTorch gives each the full gradient."""
+    x, places = primals
+    return _put(x, places, shape), jnp.zeros(shape, x.dtype).at[_entries(places)].add(tangents[0])
+
+
+def _entries(places: jax.Array) -> tuple[jax.Array, ...]:
+    index = list(jnp.indices(places.shape, sparse=True))
     index[-2] = places
-
-    # Where overlapping windows chose the same entry, it is written twice; PyTorch gives each copy the full gradient.
-    @jax.custom_jvp
-    def put(x: jax.Array) -> jax.Array:
-        return jnp.zeros(shape, x.dtype).at[tuple(index)].set(x)
-
-    @put.defjvp
-    def _(primals: tuple[jax.Array], tangents: tuple[jax.Array]) -> tuple[jax.Array, jax.Array]:
-        return put(*primals), jnp.zeros(shape, x.dtype).at[tuple(index)].add(*tangents)
-
-    return put(x)
+    return tuple(index)
 
 
 def avg_pool(

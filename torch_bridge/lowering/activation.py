@@ -95,6 +95,11 @@ def softmax(b: Builder, x: Value, dim: int, dtype: Any = None) -> Value:
     return _along(b, "nnx.softmax", x, dim)
 
 
+@register("aten._safe_softmax.default")
+def safe_softmax(b: Builder, x: Value, dim: int, dtype: Any = None) -> Value:
+    return _along(b, "ops.safe_softmax", x, dim)
+
+
 @register("aten.log_softmax.int", "aten._log_softmax.default", "aten.special_log_softmax.default")
 def log_softmax(b: Builder, x: Value, dim: int, dtype: Any = None) -> Value:
     return _along(b, "nnx.log_softmax", x, dim)
@@ -134,18 +139,20 @@ def glu(b: Builder, x: Value, dim: int = -1) -> Value:
 def prelu(b: Builder, x: Value, weight: Value) -> Value:
     """The slopes belong to dimension 1; a single one is for all."""
     x, weight = b.value(x), b.value(weight)
-    count = int(weight.shape[0])
+    count = int(weight.shape[0]) if weight.ndim else 1
     options: dict[str, Arg] = {"num_parameters": count} if count > 1 else {}
     if count > 1:
         x = b.tidy(x)
         options |= _axis(x, 1)
     elif x.open:
         x = b.plain(x)
-    path = b.claim("layers.PReLU", options | param_dtype(weight), {"negative_slope": (weight, None)})
+    path = None
+    if weight.ndim:
+        path = b.claim("layers.PReLU", options | param_dtype(weight), {"negative_slope": (weight, None)})
     if path is not None:
         return b.laid(b.emit(f"layer:{path}", x.expr), x.layout)
     slopes = b.plain(weight)
-    dims = (*slopes.layout.dims, *((),) * (x.ndim - 2)) if x.ndim else ()
+    dims = (*slopes.layout.dims, *((),) * (x.ndim - 2)) if x.ndim and slopes.ndim else ()
     slopes = dataclasses.replace(slopes, layout=Layout(dims, slopes.layout.axes))
     return b.elementwise("ops.leaky_relu", x, slopes)
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from jaxensemble.network import Slice
 from torch_bridge.layout import Group, Layout
 from torch_bridge.lowering.builder import Builder
 from torch_bridge.lowering.dims import axis_of, relabelled, span, viewed, without
@@ -64,7 +65,12 @@ def diagonal(b: Builder, x: Value, offset: int = 0, dim1: int = 0, dim2: int = 1
     return b.laid(rest.expr, Layout((*rest.layout.dims, last), (*rest.layout.axes, last)))
 
 
-@register("aten.diag.default", "aten.linalg_diagonal.default")
+@register("aten.linalg_diagonal.default")
+def linalg_diagonal(b: Builder, x: Value, *, offset: int = 0, dim1: int = -2, dim2: int = -1) -> Value:
+    return diagonal(b, x, offset, dim1, dim2)
+
+
+@register("aten.diag.default")
 def diag(b: Builder, x: Value, diagonal: int = 0) -> Value:
     """The diagonal of a matrix, or the matrix that has a vector as its diagonal."""
     return b.new(b.emit("jnp.diag", b.plain(x).expr, *([diagonal] if diagonal else [])))
@@ -94,7 +100,9 @@ def _triangle(b: Builder, target: str, x: Value, diagonal: int) -> Value:
 def unfold(b: Builder, x: Value, dimension: int, size: int, step: int) -> Value:
     """Windows along a dimension, laid out as a last dimension. Windows side by side are a reshape."""
     value = viewed(b, x)
-    dim = dimension % value.ndim if value.ndim else 0
+    if not value.ndim:
+        return b.new(b.emit("[]", b.plain(relabelled(value, ((),))).expr, Slice(None, size)), (size,))
+    dim = dimension % value.ndim
     count = b.result_shape[dim]
     if size == step and value.shape[dim] == count * size:
         parts = reshape_to(b, value, (*value.shape[:dim], count, size, *value.shape[dim + 1 :]))
@@ -127,5 +135,7 @@ def diag_embed(b: Builder, x: Value, offset: int = 0, dim1: int = -2, dim2: int 
 
 @register("aten.meshgrid.default", "aten.meshgrid.indexing")
 def meshgrid(b: Builder, tensors: Sequence[Value], indexing: str = "ij") -> tuple[Value, ...]:
-    grids = b.emit("jnp.meshgrid", *[b.plain(tensor).expr for tensor in tensors], indexing=indexing)
+    lines = [viewed(b, tensor) for tensor in tensors]
+    lines = [b.plain(line if line.ndim else relabelled(line, ((),))) for line in lines]
+    grids = b.emit("jnp.meshgrid", *[line.expr for line in lines], indexing=indexing)
     return tuple(b.new(b.emit("[]", grids, k)) for k in range(len(tensors)))

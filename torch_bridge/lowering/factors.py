@@ -173,7 +173,12 @@ def svdvals(b: Builder, x: Value, *, driver: str | None = None) -> Value:
     return b.new(b.emit("jnp.linalg.svdvals", b.plain(x).expr))
 
 
-@register("aten.linalg_pinv.default", "aten.linalg_pinv.atol_rtol_tensor", "aten.linalg_pinv.atol_rtol_float")
+@register("aten.linalg_pinv.default", "aten.linalg_pinv.rcond_tensor", "aten.pinverse.default")
+def pinv_by_ratio(b: Builder, x: Value, rcond: Any = 1e-15, hermitian: bool = False) -> Value:
+    return pinv(b, x, rtol=rcond, hermitian=hermitian)
+
+
+@register("aten.linalg_pinv.atol_rtol_tensor", "aten.linalg_pinv.atol_rtol_float")
 def pinv(b: Builder, x: Value, *, atol: Any = None, rtol: Any = None, hermitian: bool = False) -> Value:
     value = b.plain(x)
     if rtol is None and not (isinstance(atol, int | float) and atol > 0):

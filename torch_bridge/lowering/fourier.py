@@ -51,7 +51,8 @@ def _transformed(
     options: dict[str, Arg] = {} if s is None else {"s": tuple(b.size(size) for size in s)}
     options |= {"axes": tuple(dims)} if tuple(dims) != (-2, -1) or not name.endswith("2") else {}
     options |= {} if norm in (None, "backward") else {"norm": norm}
-    return b.new(b.emit(f"jnp.fft.{name}", value.expr, **options))
+    function = name if len(dims) == 2 or not name.endswith("2") else f"{name[:-1]}n"  # PyTorch's planes may be lines
+    return b.new(b.emit(f"jnp.fft.{function}", value.expr, **options))
 
 
 for _name in LINES:

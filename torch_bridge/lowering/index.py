@@ -186,6 +186,14 @@ def histc(b: Builder, x: Value, bins: int = 100, min: float = 0, max: float = 0)
     return b.new(b.emit("ops.histogram_counts", b.plain(x).expr, bins, *bounds))
 
 
+@register("aten.nonzero_static.default")
+def nonzero_static(b: Builder, x: Value, *, size: int, fill_value: int = -1) -> Value:
+    value = b.plain(x)
+    if 0 in value.shape:
+        return b.constant(torch.full((size, value.ndim), fill_value))
+    return b.new(b.emit("jnp.argwhere", value.expr, size=size, fill_value=fill_value))
+
+
 # What has no fixed size
 
 
@@ -194,8 +202,9 @@ _SIZE = "the size of its result depends on values, and XLA needs fixed sizes"
 refuse("aten.masked_select.default", f"{_SIZE}; use torch.where(mask, x, other) or multiply by the mask")
 refuse(
     "aten.nonzero.default aten.nonzero_numpy.default aten.argwhere.default aten.where.default",
-    f"{_SIZE}; use the mask itself, as in torch.where(mask, x, other), or its first k places, mask.int().topk(k). Of "
-    "experts, compute each for all rows, and multiply by its gate, which is zero for the rows of others",
+    f"{_SIZE}; use the mask itself, as in torch.where(mask, x, other), or its first k places, "
+    "torch.nonzero_static(mask, size=k). Of experts, compute each for all rows, and multiply by its gate, which is "
+    "zero for the rows of others",
 )
 refuse(
     "aten._unique2.default aten.unique_consecutive.default aten.unique_dim.default",

@@ -11,16 +11,22 @@ import torch
 
 from jaxensemble.network import Arg
 from torch_bridge.lowering.builder import Builder
-from torch_bridge.lowering.dims import axis_of, relabelled, stored_order
+from torch_bridge.lowering.dims import axis_of, relabelled, stored_order, viewed
 from torch_bridge.lowering.factors import check_unused, parts
+from torch_bridge.lowering.index import index_select
 from torch_bridge.lowering.reduce import vector_norm
-from torch_bridge.lowering.shape import expand_to
+from torch_bridge.lowering.shape import expand_to, reshape_to
 from torch_bridge.lowering.table import refuse, register
 from torch_bridge.lowering.values import Operand, Value, sizes
 
 
 def _of_matrices(target: str) -> Callable[..., Value]:
-    return lambda b, x: b.new(b.emit(target, b.plain(x).expr))
+    def rule(b: Builder, x: Value) -> Value:
+        if 0 in b.value(x).shape:
+            raise b.unsupported("a matrix without elements; leave it out")
+        return b.new(b.emit(target, b.plain(x).expr))
+
+    return rule
 
 
 register("aten.linalg_det.default", "aten.det.default")(_of_matrices("jnp.linalg.det"))
@@ -59,7 +65,9 @@ def matrix_power(b: Builder, x: Value, n: int) -> Value:
 
 @register("aten.linalg_vander.default")
 def vander(b: Builder, x: Value, *, N: int | None = None) -> Value:
-    return b.new(b.emit("ops.vander", b.plain(x).expr, b.size(b.result_shape[-1])))
+    value = viewed(b, x)
+    value = b.plain(value if value.ndim else relabelled(value, ((),)))
+    return b.new(b.emit("ops.vander", value.expr, b.size(b.result_shape[-1])))
 
 
 # Equations
@@ -104,8 +112,12 @@ def tensorinv(b: Builder, x: Value, ind: int = 2) -> Value:
 
 @register("aten.linalg_tensorsolve.default")
 def tensorsolve(b: Builder, x: Operand, y: Operand, dims: Sequence[int] | None = None) -> Value:
-    options: dict[str, Arg] = {} if dims is None else {"axes": tuple(dims)}
-    return b.new(b.emit("jnp.linalg.tensorsolve", b.plain(x).expr, b.plain(y).expr, **options))
+    value = viewed(b, x)
+    last = [dim % value.ndim for dim in dims or ()]
+    order = [k for k in range(value.ndim) if k not in last] + last
+    value = b.plain(relabelled(value, [value.layout.dims[k] for k in order]))
+    sides = b.plain(reshape_to(b, b.plain(y), value.shape[: b.value(y).ndim]))  # PyTorch compares sizes alone
+    return b.new(b.emit("jnp.linalg.tensorsolve", value.expr, sides.expr))
 
 
 refuse(
@@ -166,6 +178,16 @@ def cross(b: Builder, x: Operand, y: Operand, dim: int | None = -1) -> Value:
 def cdist(b: Builder, x: Operand, y: Operand, p: float = 2.0, compute_mode: int | None = None) -> Value:
     args: list[Arg] = [b.plain(x).expr, b.plain(y).expr]
     return b.new(b.emit("ops.pairwise_distances", *args, *([] if p == 2 else [p])))
+
+
+@register("aten.pdist.default", "aten._pdist_forward.default")
+def pdist(b: Builder, x: Operand, p: float = 2.0) -> Value:
+    value = b.plain(x)
+    count = value.shape[0]
+    if not isinstance(count, int):
+        raise b.open("the number of pairs depends", count)
+    first, second = (index_select(b, value, 0, places) for places in torch.triu_indices(count, count, 1))
+    return vector_norm(b, b.elementwise("-", first, second), p, -1)
 
 
 @register("aten.dist.default")

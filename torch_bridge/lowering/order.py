@@ -35,7 +35,7 @@ def selected(
     """Values along a dimension and where they stand: first the places, then the elements, as PyTorch's gradients go."""
     value = viewed(b, x)
     if not value.ndim:
-        return value, b.new(b.emit("jnp.zeros_like", b.emit(target, value.expr)), (), torch.int64)
+        return value, b.new(b.emit("jnp.asarray", 0), (), torch.int64)
     value = b.tidy(value)
     axis = axis_of(value, dim)
     places = b.emit(target, value.expr, *args, axis=axis, **options)
@@ -126,8 +126,8 @@ register("aten.cumprod.default")(_running("jnp.cumprod"))
 
 @register("aten.logcumsumexp.default")
 def logcumsumexp(b: Builder, x: Value, dim: int) -> Value:
-    value = b.tidy(x)
-    return b.laid(b.emit("lax.cumlogsumexp", value.expr, axis=value.axis(dim)), value.layout)
+    value, axis = lined_up(b, x, dim)
+    return b.laid(b.emit("lax.cumlogsumexp", value.expr, axis=axis % len(value.layout.axes)), value.layout)
 
 
 def _picked(b: Builder, target: str, x: Value, dim: int, **options: Arg) -> tuple[Value, Value]:

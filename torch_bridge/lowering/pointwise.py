@@ -60,9 +60,9 @@ UNARY = {
     "special_erfinv": "lax.erf_inv",
     "lgamma": "lax.lgamma",
     "special_gammaln": "lax.lgamma",
-    "digamma": "lax.digamma",
-    "special_digamma": "lax.digamma",
-    "special_psi": "lax.digamma",
+    "digamma": "ops.digamma",
+    "special_digamma": "ops.digamma",
+    "special_psi": "ops.digamma",
     "special_i0e": "lax.bessel_i0e",
     "special_i1e": "lax.bessel_i1e",
     "i0": "ops.bessel_i0",
@@ -130,7 +130,14 @@ BINARY = {
     "copysign.Scalar": "ops.copysign",
     "gcd.default": "jnp.gcd",
     "lcm.default": "jnp.lcm",
-    "nextafter.default": "jnp.nextafter",
+    "nextafter.default": "ops.nextafter",
+    "special_zeta.default": "jax.scipy.special.zeta",
+    "special_zeta.other_scalar": "jax.scipy.special.zeta",
+    "special_zeta.self_scalar": "jax.scipy.special.zeta",
+    "igamma.default": "jax.scipy.special.gammainc",
+    "special_gammainc.default": "jax.scipy.special.gammainc",
+    "igammac.default": "jax.scipy.special.gammaincc",
+    "special_gammaincc.default": "jax.scipy.special.gammaincc",
     **{
         f"{name}.{overload}": symbol
         for operation, dunder, number, symbol in (
@@ -270,6 +277,11 @@ def addcdiv(b: Builder, x: Any, first: Any, second: Any, value: Any = 1) -> Valu
 def ldexp(b: Builder, x: Any, exponent: Any) -> Value:
     power_of_two = apply(b, "jnp.exp2", exponent) if is_array(exponent) else 2.0 ** number(exponent)
     return apply(b, "*", x, power_of_two)
+
+
+@register("aten.polygamma.default", "aten.special_polygamma.default")
+def polygamma(b: Builder, n: int, x: Value) -> Value:
+    return b.elementwise("ops.polygamma", cast(b, x, b.dtype), order=n)
 
 
 # Absolute value and rounding

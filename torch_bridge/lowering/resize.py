@@ -87,7 +87,7 @@ METHODS = ("linear", "nearest", "cubic")
 OUTSIDE = ("zeros", "border", "reflection")
 
 
-@register("aten.grid_sampler.default")
+@register("aten.grid_sampler.default", "aten.grid_sampler_2d.default", "aten.grid_sampler_3d.default")
 def grid_sample(
     b: Builder, x: Value, grid: Value, interpolation_mode: int, padding_mode: int, align_corners: bool
 ) -> Value:
@@ -121,6 +121,11 @@ def pad(b: Builder, x: Value, pad: Sequence[int], mode: str = "constant", value:
     if mode == "circular" and any(min(pair) < 0 < max(pair) for pair in widths):
         raise b.unsupported("circular padding of one side and cropping of the other; crop in a step of its own")
     return _with_sizes(b, x, _cropped(b, _padded(b, x.expr, widths, mode, value), widths))
+
+
+@register("aten.constant_pad_nd.default")
+def constant_pad(b: Builder, x: Value, pad_: Sequence[int], value: Any = 0) -> Value:
+    return pad(b, x, pad_, value=value)
 
 
 def _padded(b: Builder, expr: Ref | Var, widths: list[tuple[int, int]], mode: str, value: float | None) -> Ref | Var:
@@ -192,7 +197,8 @@ def _split(b: Builder, x: Value, shape: Sequence[Size]) -> tuple[Value, tuple[Gr
     if layout is None:
         value = b.opaque(value)
         layout = reshaped(value.layout, shape)
-        assert layout is not None
+    if layout is None:
+        raise b.unsupported("a tensor without elements cannot be taken apart; leave such parts out")
     return dataclasses.replace(value, layout=layout), layout.dims
 
 

@@ -10,6 +10,7 @@ from jaxensemble.network import Arg
 from torch_bridge.lowering.builder import Builder, number
 from torch_bridge.lowering.dims import in_one_order, last_as_minus_one
 from torch_bridge.lowering.index import Index, integer_indices
+from torch_bridge.lowering.order import lined_up
 from torch_bridge.lowering.promotion import cast
 from torch_bridge.lowering.shape import END, expand_to, reshape_to, slice_bounds
 from torch_bridge.lowering.table import register
@@ -27,7 +28,10 @@ def _written(b: Builder, target: str, x: Operand, dim: int, *rest: Any, **option
     queue = [cast(b, item, b.dtype) if _is_floating(item) else item for item in rest]
     arrays = [item for item in queue if isinstance(item, Value) or (isinstance(item, Tensor) and item.ndim)]
     (value, *moved), order = in_one_order(b, b.value(x), *arrays)
-    axis = last_as_minus_one(order.index(dim % len(order)), len(order))
+    if order:
+        axis = last_as_minus_one(order.index(dim % len(order)), len(order))
+    else:
+        (value, *moved), axis = [lined_up(b, operand, 0)[0] for operand in (value, *moved)], 0
     values = iter(moved)
     args = [next(values).expr if any(item is array for array in arrays) else number(item) for item in queue]
     return b.laid(b.emit(target, value.expr, axis, *args, **options), value.layout)
@@ -129,7 +133,8 @@ def masked_scatter(b: Builder, x: Operand, mask: Operand, source: Operand) -> Va
 @register("aten.put.default")
 def put(b: Builder, x: Operand, index: Operand, source: Operand, accumulate: bool = False) -> Value:
     options: dict[str, Arg] = {"accumulate": True} if accumulate else {}
-    return b.new(b.emit("ops.put", *[b.plain(operand).expr for operand in (x, index, source)], **options))
+    part = reshape_to(b, b.value(source), b.value(index).shape)
+    return b.new(b.emit("ops.put", *[b.plain(operand).expr for operand in (x, index, part)], **options))
 
 
 @register("aten.scatter.src", "aten.scatter.value")
@@ -161,6 +166,18 @@ def index_add(b: Builder, x: Operand, dim: int, index: Operand, source: Operand,
     return _indexed(b, "ops.index_add", x, dim, index, part)
 
 
+@register("aten.index_reduce.default")
+def index_reduce(
+    b: Builder, x: Operand, dim: int, index: Operand, source: Operand, reduce: str, *, include_self: bool = True
+) -> Value:
+    part = b.value(source)
+    dim %= max(part.ndim, 1)
+    places = b.value(index)
+    if part.ndim:
+        places = reshape_to(b, places, [places.shape[0] if k == dim else 1 for k in range(part.ndim)])
+    return scatter_reduce(b, x, dim, expand_to(b, places, part.shape), part, reduce, include_self=include_self)
+
+
 @register("aten.index_copy.default")
 def index_copy(b: Builder, x: Operand, dim: int, index: Operand, source: Operand) -> Value:
     return _indexed(b, "ops.index_copy", x, dim, index, source)
@@ -173,13 +190,16 @@ def index_fill(b: Builder, x: Operand, dim: int, index: Operand, value: Any) -> 
 
 def _indexed(b: Builder, target: str, x: Operand, dim: int, index: Operand, part: Any) -> Value:
     value = b.value(x)
+    if not value.ndim:
+        line = b.arranged(value, ((),))
+        places = b.plain(reshape_to(b, b.value(index), b.value(index).shape or (1,)))
+        what = b.plain(part).expr if isinstance(part, Value) else number(part)
+        return b.laid(b.emit(target, line.expr, 0, places.expr, what), line.layout)
     if isinstance(part, Value) and part.ndim == value.ndim:
         (value, part), order = in_one_order(b, value, cast(b, part, b.dtype), lead=0)
         what: Arg = part.expr
     else:
         (value,), order = in_one_order(b, value)
         what = b.plain(part).expr if isinstance(part, Value) else number(part)
-    if not value.ndim:
-        raise b.unsupported("a tensor without dimensions has nothing to index; use arithmetic")
     axis = last_as_minus_one(order.index(dim % value.ndim), value.ndim)
     return b.laid(b.emit(target, value.expr, axis, b.plain(index).expr, what), value.layout)

@@ -1,0 +1,34 @@
+"""What became of the operators of PyTorch's database: see `zoo.operators`."""
+
+import dataclasses
+from pathlib import Path
+
+from zoo.results import RESULTS, lines
+
+FILE = RESULTS / "operators.jsonl"
+
+STATUSES = ("exact", "left out", "refused", "missing", "wrong", "crashed")
+"""From best to worst. Left out is what cannot be compared: random numbers, and samples without dense tensors."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """What became of one operator: the worst status of its samples, how many are exact, and why others are not.
+
+    `missing` are the operations without a rule.
+    """
+
+    name: str
+    status: str
+    samples: int = 0
+    exact: int = 0
+    missing: tuple[str, ...] = ()
+    reason: str = ""
+
+
+def load(file: Path = FILE) -> dict[str, Outcome]:
+    """The last outcome of each operator."""
+    found = {}
+    for fields in lines(file):
+        found[fields["name"]] = Outcome(**{**fields, "missing": tuple(fields["missing"])})
+    return found
