@@ -48,7 +48,7 @@ def convert(
     check_tensors(model)
     with fresh([model], example_inputs):
         captured = capture(model, example_inputs, batch_axis)
-        check_signs(model, captured.graph, example_inputs)
+        check_signs(model, captured.graph, Arguments.of(example_inputs))
     lowered = lower(captured, input_layout, drawn=drawn)
     if lowered.network.evaluation_only and any(module.training for module in model.modules()):
         raise UnsupportedError(

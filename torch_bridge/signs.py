@@ -14,6 +14,7 @@ from torch import Tensor, fx, nn
 
 from jaxensemble.errors import UnsupportedError
 from torch_bridge.compat import TorchDispatchMode, pytree
+from torch_bridge.examples import Arguments
 from torch_bridge.modes import source_line
 from torch_bridge.parity.perturbed import perturb
 
@@ -27,7 +28,7 @@ _VECTORS: dict[Any, tuple[int, ...]] = {
 """Operations, and which of their results have signs of no meaning."""
 
 
-def check_signs(model: nn.Module, graph: fx.Graph, inputs: tuple[Any, ...]) -> None:
+def check_signs(model: nn.Module, graph: fx.Graph, inputs: Arguments) -> None:
     """Runs a forward that uses such vectors with other signs.
 
     **Raises:** `UnsupportedError` if its outputs differ.
@@ -52,11 +53,11 @@ def _is_used(node: fx.Node) -> bool:
     return any(user.args[1] in results and user.users for user in node.users if user.target is operator.getitem)
 
 
-def _outputs(model: nn.Module, inputs: tuple[Any, ...], seed: int) -> list[Tensor]:
+def _outputs(model: nn.Module, inputs: Arguments, seed: int) -> list[Tensor]:
     copies = pytree.tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, inputs)
     with torch.no_grad(), torch.random.fork_rng(devices=[]), _OtherSigns(seed):
         torch.manual_seed(0)
-        return [leaf for leaf in pytree.tree_leaves(model(*copies)) if isinstance(leaf, Tensor)]
+        return [leaf for leaf in pytree.tree_leaves(copies.call(model)) if isinstance(leaf, Tensor)]
 
 
 def _is_close(first: Tensor, second: Tensor) -> bool:

@@ -13,7 +13,7 @@ RECORDED = outcomes.load()
 
 TOGETHER = {
     "elementwise": """
-        abs acos add addcdiv addcmul angle asinh atan2 bitwise_not ceil clamp complex copysign cos digamma
+        abs acos add addcdiv addcmul angle asinh atan2  ceil clamp complex copysign cos digamma
         div.no_rounding_mode erf erfinv exp expm1 float_power floor fmax fmin fmod frac heaviside hypot i0 igamma
         isfinite ldexp lerp lgamma log1p logaddexp logit maximum nan_to_num nextafter polygamma.polygamma_n_1 pow
         rad2deg reciprocal remainder round rsqrt sigmoid sign sinc special.i1e special.ndtr special.xlog1py
