@@ -107,13 +107,13 @@ class _Merge:
                 self.ours[node] = self._placeholder(node)
                 known[spec.kind.name, spec.target if spec.kind.name != "USER_INPUT" else node.name] = node
                 if spec.kind.name == "CONSTANT_TENSOR":
-                    self.constants[self.ours[node].name] = self.evaluation.constants[spec.target]
+                    self.constants[self.ours[node].name] = _tensor(self.evaluation, spec.target)
         specs = {spec.arg.name: spec for spec in self.training.graph_signature.input_specs}
         for twin in self.training.graph.nodes:
             if twin.op == "placeholder":
                 spec = specs[twin.name]
                 if spec.kind.name == "CONSTANT_TENSOR":
-                    self._constant(twin, self.training.constants[spec.target])
+                    self._constant(twin, _tensor(self.training, spec.target))
                     continue
                 node = known[spec.kind.name, spec.target if spec.kind.name != "USER_INPUT" else twin.name]
                 self.twins[twin], self.theirs[twin] = node, self.ours[node]
@@ -222,6 +222,12 @@ class _Merge:
         return stack
 
 
+def _tensor(program: ExportedProgram, name: str | None) -> Tensor:
+    tensor = program.constants[str(name)]
+    assert isinstance(tensor, Tensor), f"`{name}` is no tensor"
+    return tensor
+
+
 def _rate(node: fx.Node) -> float:
     return float(all_args(node)[MODED["attention"][1]])
 
@@ -271,7 +277,7 @@ def _key(node: fx.Node) -> str:
 
 def _described(leaf: Any) -> str:
     if isinstance(leaf, fx.Node):
-        return "size " + str(leaf.meta["val"]) if is_size(leaf) else map_aggregate(leaf.meta.get("val"), _described)
+        return f"size {leaf.meta['val']}" if is_size(leaf) else repr(map_aggregate(leaf.meta.get("val"), _described))
     if isinstance(leaf, Tensor):
         return f"{leaf.dtype} {[str(size) for size in leaf.shape]}"
     return repr(leaf)

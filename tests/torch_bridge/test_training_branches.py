@@ -1,7 +1,6 @@
 """Forwards that do one thing in training and another one in evaluation: one ported network does both."""
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import numpy as np
@@ -68,6 +67,8 @@ class TwicePath(nn.Module):
 class Noisy(nn.Module):
     """A layer of a noisy network, https://arxiv.org/abs/1706.10295, with noise that is drawn anew in training."""
 
+    noise: Tensor
+
     def __init__(self) -> None:
         super().__init__()
         self.mu, self.sigma = nn.Parameter(torch.randn(4, 5)), nn.Parameter(torch.rand(4, 5))
@@ -76,13 +77,16 @@ class Noisy(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if not self.training:
             return F.linear(x, self.mu)
-        noise: Any = self.noise
-        noise.normal_()
-        return F.linear(x, self.mu + self.sigma * noise)
+        self.noise.normal_()
+        return F.linear(x, self.mu + self.sigma * self.noise)
 
 
 class Normaliser(nn.Module):
     """Running statistics of one's own."""
+
+    mean: Tensor
+    square: Tensor
+    count: Tensor
 
     def __init__(self) -> None:
         super().__init__()
@@ -92,18 +96,20 @@ class Normaliser(nn.Module):
         self.register_buffer("count", torch.zeros((), dtype=torch.int64))
 
     def forward(self, x: Tensor) -> Tensor:
-        mean: Any = self.mean
-        square: Any = self.square
         if self.training:
             self.count += 1
             with torch.no_grad():
-                mean.mul_(0.9).add_(0.1 * x.mean(0))
-                square.lerp_(x.square().mean(0), 0.1)
-        return self.linear((x - mean) / (square - mean**2).clamp(min=1e-3).sqrt())
+                self.mean.mul_(0.9).add_(0.1 * x.mean(0))
+                self.square.lerp_(x.square().mean(0), 0.1)
+        return self.linear((x - self.mean) / (self.square - self.mean**2).clamp(min=1e-3).sqrt())
 
 
 class Quantiser(nn.Module):
     """A codebook that follows a moving average in training, https://arxiv.org/abs/1711.00937."""
+
+    codes: Tensor
+    sizes: Tensor
+    sums: Tensor
 
     def __init__(self) -> None:
         super().__init__()
@@ -114,8 +120,8 @@ class Quantiser(nn.Module):
         self.register_buffer("sums", codes.clone())
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        z, codes = self.encoder(x), self.codes
-        distance = z.square().sum(1, keepdim=True) - 2 * z @ codes.T + codes.square().sum(1)
+        z = self.encoder(x)
+        distance = z.square().sum(1, keepdim=True) - 2 * z @ self.codes.T + self.codes.square().sum(1)
         place = distance.argmin(1)
         if self.training:
             with torch.no_grad():
@@ -123,7 +129,7 @@ class Quantiser(nn.Module):
                 self.sizes.mul_(0.9).add_(assigned.sum(0), alpha=0.1)
                 self.sums.mul_(0.9).add_(assigned.T @ z, alpha=0.1)
                 self.codes.copy_(self.sums / self.sizes.unsqueeze(1))
-        quantised = F.embedding(place, codes)
+        quantised = F.embedding(place, self.codes)
         return z + (quantised - z).detach(), place
 
 

@@ -62,9 +62,10 @@ def lower(
             value = env[captured.updates[key]]
             update(builder, key, env[nodes[name]], builder.value(value))
     wanted = _module_outputs(captured.graph, env) if observed else captured.outputs
-    outputs = _outputs(builder, wanted, env)
+    outputs: Tree = _outputs(builder, wanted, env)
     if drawn is not None:
-        outputs = (outputs, [_returned(builder, value) for value in builder.draws])
+        drawn_numbers: list[Tree] = [_returned(builder, value) for value in builder.draws]
+        outputs = (outputs, drawn_numbers)
     return _assemble(builder, outputs)
 
 

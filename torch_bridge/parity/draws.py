@@ -22,12 +22,12 @@ KEY = 0
 """The seed of the key that members' keys are made from."""
 
 
-def draws_numbers(ensemble: Ensemble, arrays: Any) -> bool:
-    """Whether a call with these inputs draws random numbers."""
+def draws_numbers(ensemble: Ensemble, arrays: Any, *, each: bool = False) -> bool:
+    """Whether a call with these inputs, of each member with `each`, draws random numbers."""
     if not ensemble.rngs:
         return False
     try:
-        jax.eval_shape(lambda: ensemble(*arrays))
+        jax.eval_shape(lambda: ensemble.each(*arrays) if each else ensemble(*arrays))
     except RandomnessError:
         return True
     return False
@@ -59,9 +59,13 @@ class Draws:
         if not self:
             return result
         outputs, drawn = result
-        for k, replay in enumerate(self.replays):
-            replay.numbers = [np.asarray(array[k]) for array in drawn]
+        for k in range(len(self.replays)):
+            self.give(k, drawn)
         return outputs
+
+    def give(self, member: int, drawn: Sequence[Any]) -> None:
+        """What a member is to draw: its part of arrays `[M, ...]`."""
+        self.replays[member].numbers = [np.asarray(array[member]) for array in drawn]
 
     def forget(self) -> None:
         """Lets the models draw numbers of their own again."""

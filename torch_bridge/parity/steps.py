@@ -13,16 +13,18 @@ from torch import Tensor, nn
 
 from jaxensemble.arguments import bound
 from jaxensemble.ensemble import Ensemble
-from jaxensemble.errors import InputError, RandomnessError, first_line
+from jaxensemble.errors import InputError, UnsupportedError, first_line
 from jaxensemble.inputs import batch_axes
-from jaxensemble.training import train_step
+from jaxensemble.running import Call
+from jaxensemble.training import TrainState, train_step
 from jaxensemble.training.data import rows_of
 from torch_bridge import reference
 from torch_bridge.optimizers import train_state
+from torch_bridge.parity.draws import Draws
 from torch_bridge.parity.gradients import floats, weights
 from torch_bridge.parity.metrics import normwise
 from torch_bridge.parity.result import Row
-from torch_bridge.parity.training import arrays_of, errors_of, worst
+from torch_bridge.parity.training import arrays_of, drawing_alike, errors_of, worst
 
 STEPS = 10
 
@@ -50,13 +52,15 @@ def compare(
 
     `inputs` are those of every member, `arrays` the same as the ensemble takes them.
     """
-    ensemble, doubles, notes = _in_training(ensemble, doubles, arrays)
+    ensemble, doubles, draws, notes = _in_training(ensemble, doubles, inputs, arrays)
     rows: list[Row] = []
     try:
         for name, make in OPTIMIZERS.items():
-            rows += _steps(name, make, ensemble, doubles, inputs, arrays)
+            rows += _steps(name, make, ensemble, doubles, inputs, arrays, draws)
     except _NotPossible as error:
         return rows, [*notes, f"training not compared: {error}"]
+    if draws:
+        return rows, [*notes, "training not compared with torch.func, which draws other numbers"]
     try:
         return rows + _against_vmap(ensemble, doubles, inputs, arrays), notes
     except _NotPossible as error:
@@ -64,20 +68,19 @@ def compare(
 
 
 def _in_training(
-    ensemble: Ensemble, doubles: Sequence[nn.Module], arrays: Any
-) -> tuple[Ensemble, Sequence[nn.Module], list[str]]:
+    ensemble: Ensemble, doubles: Sequence[nn.Module], inputs: Sequence[Any], arrays: Any
+) -> tuple[Ensemble, Sequence[nn.Module], Draws, list[str]]:
     """Both in training mode, or as they are, in evaluation mode, with a note that says why."""
     reason = ensemble.network.evaluation_only if ensemble.network is not None else None
-    trained = ensemble
     if reason is None:
-        trained = ensemble.train()
         try:
-            trained.each(*arrays)
-        except (RandomnessError, InputError) as error:  # dropout, whose numbers differ; BatchNorm of one value
+            trained, models, draws = drawing_alike(ensemble, doubles, inputs[0], arrays, each=True)
+            trained.each(*arrays, **draws.options)
+        except (UnsupportedError, InputError) as error:  # draws within a recurrent layer; BatchNorm of one value
             reason = first_line(error)
-    if reason is not None:
-        return ensemble, doubles, [f"trained in evaluation mode: {reason}"]
-    return trained, [copy.deepcopy(model).train() for model in doubles], []
+        else:
+            return trained, [model.train() for model in models], draws, []
+    return ensemble, doubles, Draws(), [f"trained in evaluation mode: {reason}"]
 
 
 class _NotPossible(Exception):
@@ -88,18 +91,28 @@ class _NotPossible(Exception):
         return cls(first_line(error))
 
 
-def _steps(name: str, make: Make, ensemble: Ensemble, doubles: Any, inputs: Sequence[Any], arrays: Any) -> list[Row]:
+def _steps(
+    name: str, make: Make, ensemble: Ensemble, doubles: Any, inputs: Sequence[Any], arrays: Any, draws: Draws
+) -> list[Row]:
     members = [copy.deepcopy(model).requires_grad_(True) for model in doubles]
     optimizers = [make(member.parameters()) for member in members]
     state = train_state(members, optimizers, ensemble, jax.random.key(0), train=False)
+    ours, drawn = [], []
+    for _ in range(STEPS):
+        drawn.append(_drawn(state, arrays) if draws else [])
+        loss = _loss_beside_draws if draws else _loss
+        state, losses = train_step(state, arrays, _no_targets(ensemble, arrays), loss=loss, each=True)
+        ours.append(losses)
+    theirs: list[list[float]] = []
     try:
-        theirs = [[_step(*pair) for _ in range(STEPS)] for pair in zip(members, optimizers, inputs, strict=True)]
+        for k, pair in enumerate(zip(members, optimizers, inputs, strict=True)):
+            theirs.append([])
+            for numbers in drawn:
+                if draws:
+                    draws.give(k, numbers)
+                theirs[k].append(_step(*pair))
     except (RuntimeError, ValueError) as error:  # as of a forward that writes into what its backward needs
         raise _NotPossible.because_of(error) from error
-    ours = []
-    for _ in range(STEPS):
-        state, losses = train_step(state, arrays, _no_targets(ensemble, arrays), loss=_loss, each=True)
-        ours.append(losses)
     stage = f"float64, {STEPS} steps of {name}"
     error, member = normwise(np.array(ours).T, np.array(theirs))
     rows = _tensors(stage, state.ensemble, arrays_of(members))
@@ -131,6 +144,19 @@ def _against_vmap(ensemble: Ensemble, doubles: Any, inputs: Sequence[Any], array
     return _tensors("float64, a step along torch.func.vmap(grad)", state.ensemble, states)
 
 
+def _drawn(state: TrainState, arrays: Any) -> Sequence[Any]:
+    """What the members are going to draw in the next step: arrays `[M, ...]`."""
+    ensemble = state.ensemble
+    call = Call(ensemble.graphdef, next(iter(state.keys.devices())).platform)
+
+    def member(params: Any, buffers: Any, rngs: Any, key: Any, inputs: Any) -> Any:
+        return call.member(params, buffers, rngs, ensemble.constants, key, inputs, vmapped=None)
+
+    keys = jax.vmap(jax.random.fold_in, (0, None))(state.keys, state.steps)
+    _, drawn = jax.jit(jax.vmap(member))(ensemble.params, ensemble.buffers, ensemble.rngs, keys, arrays)
+    return drawn
+
+
 def _no_targets(ensemble: Ensemble, arrays: Any) -> jax.Array:
     held = bound(ensemble.network, arrays)
     axes = batch_axes(ensemble.network, held, each=True)
@@ -147,6 +173,11 @@ def _loss(outputs: Any, targets: jax.Array) -> jax.Array:
     """The mean square distance of the outputs from numbers that are no symmetry of theirs."""
     parts = [jnp.mean((leaf - weights(leaf.size, leaf.shape)) ** 2) for leaf in floats(outputs)]
     return sum(parts, start=jnp.zeros((), targets.dtype))
+
+
+def _loss_beside_draws(result: Any, targets: jax.Array) -> jax.Array:
+    outputs, _ = result
+    return _loss(outputs, targets)
 
 
 def _torch_loss(outputs: Any) -> Tensor:

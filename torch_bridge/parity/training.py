@@ -65,14 +65,14 @@ def compare(
 
 
 def drawing_alike(
-    ensemble: Ensemble, doubles: Sequence[nn.Module], inputs: tuple[Any, ...], arrays: Any
+    ensemble: Ensemble, doubles: Sequence[nn.Module], inputs: Any, arrays: Any, *, each: bool = False
 ) -> tuple[Ensemble, list[nn.Module], Draws]:
     """The ensemble in training mode, copies of the models, and what lets them draw the same numbers.
 
     **Raises:** `UnsupportedError` for a network whose draws cannot be had.
     """
     ensemble, models = ensemble.train(), [copy.deepcopy(model) for model in doubles]
-    if not draws_numbers(ensemble, arrays):
+    if not draws_numbers(ensemble, arrays, each=each):
         return ensemble, models, Draws()
     ensemble = captured_anew(ensemble, models[0], inputs, "training").train()
     return ensemble, models, Draws(models)
