@@ -180,7 +180,7 @@ def _decomposed(model: nn.Module, program: ExportedProgram) -> ExportedProgram:
     known = torch.export.default_decompositions()
     known.update(DECOMPOSITIONS)
     while True:
-        with _torch_warnings_off():
+        with _torch_warnings_off(), complex_means_mended():
             try:
                 program = program.run_decompositions(dict(table))
             except Exception as error:  # as of a forward that sets a tensor's storage

@@ -88,16 +88,16 @@ def masks_not_looked_into() -> Iterator[None]:
 
 @contextlib.contextmanager
 def complex_means_mended() -> Iterator[None]:
-    """Where complex numbers are divided by the batch size, the exporter takes that for a fixed number.
+    """Where complex numbers are divided by the batch size, the exporter takes that for a fixed complex number.
 
-    It asks for the shape and dtype of a mean alone, which any number in the place of the size has.
+    As a real one, it stays open.
     """
     before = _prims_common.dtype_to_type_ctor
 
     def constructor(dtype: torch.dtype) -> Callable[[Any], Any]:
-        make = before(dtype)
-        symbols = (torch.SymInt, torch.SymFloat)
-        return (lambda x: 1j if isinstance(x, symbols) else make(x)) if dtype.is_complex else make
+        make: Any = before(dtype)
+        of_symbols = torch.sym_float if dtype.is_complex else make
+        return lambda x: of_symbols(x) if isinstance(x, torch.SymInt | torch.SymFloat) else make(x)
 
     _prims_common.dtype_to_type_ctor = constructor
     try:

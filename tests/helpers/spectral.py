@@ -63,16 +63,27 @@ class ComplexBatchNorm(nn.Module):
     """Whitens the two parts together by the root of their covariance (https://arxiv.org/abs/1705.09792)."""
 
     running_mean: Tensor
+    running_covariance: Tensor
 
     def __init__(self, features: int):
         super().__init__()
         self.gamma, self.beta = complex_parameter(features), complex_parameter(features)
         self.register_buffer("running_mean", torch.zeros(features, dtype=torch.cfloat))
+        self.register_buffer("running_covariance", torch.tensor([1.0, 0.0, 1.0])[:, None].repeat(1, features))
 
     def forward(self, z: Tensor) -> Tensor:
-        z = z - z.mean(0) - self.running_mean
-        rr, ii = z.real.square().mean(0) + 1e-5, z.imag.square().mean(0) + 1e-5
-        ri = (z.real * z.imag).mean(0)
+        if self.training:
+            mean = z.mean(0)
+            real, imag = (z - mean).real, (z - mean).imag
+            covariance = torch.stack([real.square().mean(0), (real * imag).mean(0), imag.square().mean(0)])
+            with torch.no_grad():
+                self.running_mean.mul_(0.9).add_(mean, alpha=0.1)
+                self.running_covariance.mul_(0.9).add_(covariance, alpha=0.1)
+        else:
+            mean, covariance = self.running_mean, self.running_covariance
+        z = z - mean
+        rr, ri, ii = covariance
+        rr, ii = rr + 1e-5, ii + 1e-5
         s = (rr * ii - ri * ri).sqrt()
         t = 1 / (s * (rr + ii + 2 * s).sqrt())
         real = (ii + s) * t * z.real - ri * t * z.imag

@@ -85,6 +85,12 @@ def test_functions_of_complex_numbers(name: str) -> None:
     assert_ports(Fn(*ONE[name]), numbers(2, 6), batch_axis=None)
 
 
+def test_the_batch_may_be_divided_by_its_size() -> None:
+    """The exporter itself takes that size for a fixed number."""
+    functions = (lambda z: z.mean(0), lambda z: torch.var_mean(z, 0), lambda z: z.std(), lambda z: z / z.shape[0])
+    assert_ports(Fn(*functions), numbers(6, 4), batches=(3,))
+
+
 TWO: dict[str, tuple[Callable[[Tensor, Tensor], Any], ...]] = {
     "products": (
         lambda z, w: (z @ w.T, z @ w.mH, torch.einsum("ni,mi->nm", z, w.conj()), torch.mm(z, w.mT), z * w, z / w),
