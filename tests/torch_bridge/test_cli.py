@@ -24,6 +24,10 @@ class Odd(nn.Module):
     def forward(self, x):
         return torch.special.airy_ai(x)
 
+class Deciding(nn.Module):
+    def forward(self, x):
+        return x + 1 if x.sum() > 0 else x
+
 class Ids(nn.Module):
     def __init__(self):
         super().__init__()
@@ -162,7 +166,16 @@ def test_errors_are_one_message_and_an_exit_code(args: tuple[str, ...], code: in
 def test_errors_as_json() -> None:
     result = run("port", "factories:Odd", "-i", "4", "--json")
     assert result.exit_code == 4
-    assert json.loads(result.stdout)["error"] == "UnsupportedError"
+    told = json.loads(result.stdout)
+    assert told["error"] == "UnsupportedError" and told["details"].splitlines()[0] in told["message"]
+
+
+def test_all_of_an_error_is_shown_where_it_is_asked_for() -> None:
+    args = ("port", "factories:Deciding", "-i", "4,3")
+    short, whole = run(*args).stderr, run(*args, "--debug").stderr
+    assert short.endswith("All of it: --debug\n") and "GuardOnDataDependentSymNode" not in short
+    assert "GuardOnDataDependentSymNode" in whole
+    assert "GuardOnDataDependentSymNode" in json.loads(run(*args, "--json").stdout)["details"]
 
 
 @pytest.mark.parametrize(

@@ -155,7 +155,7 @@ class _Check:
             return first_divergence(exact, doubles, inputs, self.arrays(inputs), self.exact)
 
     def _draws_numbers(self) -> bool:
-        return draws_numbers(self.ensemble, as_arrays(self.arrays(self.inputs), "inputs"))
+        return draws_numbers(self.ensemble, self.arrays(self.inputs))
 
     def arrays(self, inputs: Any) -> tuple[Any, ...]:
         """Inputs as the ensemble takes them, by position."""
