@@ -8,6 +8,8 @@ VENV ?= .venv
 TORCH ?= torch
 # cpu or cuda13; or what pip is asked for in place of the pins: make test JAX="jax==0.12.0.1 flax==0.12.12"
 JAX ?= $(if $(filter test-gpu bench-gpu,$(MAKECMDGOALS)),cuda13,cpu)
+# What `make zoo` ports: torchvision or transformers.
+LIBRARY ?= torchvision
 # For test-gpu and bench-gpu: INSTALLED=1 takes what PYTHON has as it is. Nothing is set up, nothing is downloaded.
 INSTALLED ?=
 # pytest processes, and further arguments for pytest: make test ARGS="-k conv"
@@ -148,8 +150,12 @@ slow: $(STAMP) ## the slow tests, and all cases that `make test` leaves out
 build/zoo/torchvision:
 	$(BIN)/pip install --no-deps --target build/zoo "torchvision==0.28.0"
 
-zoo: $(STAMP) build/zoo/torchvision ## port all of torchvision's classification networks and prove them (an hour; resumes)
-	$(BIN)/python -m zoo --library torchvision $(ARGS)
+build/zoo/transformers:
+	$(BIN)/pip install --target build/zoo "transformers==5.24.0"
+
+# LIBRARY=transformers: small models of its families, in some minutes.
+zoo: $(STAMP) build/zoo/$(LIBRARY) ## port all of torchvision's classification networks and prove them (an hour; resumes)
+	$(BIN)/python -m zoo --library $(LIBRARY) $(ARGS)
 	$(BIN)/python -m zoo.coverage
 
 fuzz: $(STAMP) ## prove random networks in every stage and under another plan (resumes)

@@ -35,7 +35,8 @@ def _networks() -> list[str]:
         "## Networks\n",
         "Each as an ensemble of two, with running statistics and constant weights drawn at random. *float64*: the",
         "largest error, relative to the largest output. *float32*: our error over PyTorch's own, both against float64;",
-        "at most 2 passes. *Transposes*: of activations, in the program of one member's call.\n",
+        "at most 2 passes. *Transposes*: of activations, in the program of one member's call. Those of `transformers`,",
+        "one of each family, are small (two layers of 16 features), and are called with masks and flags by name.\n",
     ]
     for file in sorted(RESULTS.glob("zoo-*.jsonl")):
         results = sorted(load(file).values(), key=lambda result: result.name)

@@ -6,9 +6,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from torch_bridge.examples import Arguments
 from torch_bridge.parity.perturbed import perturb
+from zoo import families
 
 ADDED = Path(__file__).resolve().parent.parent / "build" / "zoo"
 """Where `make zoo` installs libraries that have no build for plain CPU torch."""
@@ -22,11 +24,11 @@ def names(library: str) -> list[str]:
     return _LIBRARIES[library][0]()
 
 
-def make(library: str, name: str, members: int) -> tuple[list[nn.Module], tuple[Tensor, ...]]:
+def make(library: str, name: str, members: int) -> tuple[list[nn.Module], Arguments]:
     """Members of a network in evaluation mode, all of whose weights differ, and a batch of two inputs for them."""
     torch.manual_seed(0)
     models = varied(_LIBRARIES[library][1](name), members)
-    return models, (torch.randn(2, *_LIBRARIES[library][2](models[0], name)),)
+    return models, _LIBRARIES[library][2](models[0], name)
 
 
 def varied(model: nn.Module, members: int) -> list[nn.Module]:
@@ -55,9 +57,9 @@ def _torchvision_model(name: str) -> nn.Module:
     return _torchvision().get_model(name, weights=None)
 
 
-def _torchvision_size(model: nn.Module, name: str) -> tuple[int, int, int]:
+def _torchvision_inputs(model: nn.Module, name: str) -> Arguments:
     size = next((size for start, size in _FIXED.items() if name.startswith(start)), 64)
-    return 3, size, size
+    return Arguments((torch.randn(2, 3, size, size),), {})
 
 
 def importable() -> None:
@@ -84,12 +86,21 @@ def _timm_model(name: str) -> nn.Module:
     return _timm().create_model(name, pretrained=False)
 
 
-def _timm_size(model: nn.Module, name: str) -> tuple[int, ...]:
-    return tuple(model.default_cfg["input_size"])  # type: ignore[index]
+def _timm_inputs(model: nn.Module, name: str) -> Arguments:
+    return Arguments((torch.randn(2, *model.default_cfg["input_size"]),), {})  # type: ignore[index]
 
 
 def _timm():
     return _added("timm")
+
+
+def _transformers_model(name: str) -> nn.Module:
+    importable()
+    return families.model_of(name)
+
+
+def _transformers_inputs(model: nn.Module, name: str) -> Arguments:
+    return Arguments((), families.inputs_of(name))
 
 
 def _added(module: str):
@@ -98,9 +109,10 @@ def _added(module: str):
 
 
 _LIBRARY = torch.library.Library("torchvision", "FRAGMENT")
-_Library = tuple[Callable[[], list[str]], Callable[[str], nn.Module], Callable[[nn.Module, str], tuple[int, ...]]]
+_Library = tuple[Callable[[], list[str]], Callable[[str], nn.Module], Callable[[nn.Module, str], Arguments]]
 _LIBRARIES: dict[str, _Library] = {
-    "torchvision": (_torchvision_names, _torchvision_model, _torchvision_size),
-    "timm": (_timm_names, _timm_model, _timm_size),
+    "torchvision": (_torchvision_names, _torchvision_model, _torchvision_inputs),
+    "timm": (_timm_names, _timm_model, _timm_inputs),
+    "transformers": (lambda: list(families.FAMILIES), _transformers_model, _transformers_inputs),
 }
 LIBRARIES = tuple(_LIBRARIES)

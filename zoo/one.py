@@ -7,6 +7,8 @@ import torch
 
 import torch_bridge
 from jaxensemble import UnsupportedError
+from jaxensemble.arguments import bound
+from jaxensemble.inputs import as_arrays
 from jaxensemble.program import primitives
 from torch_bridge.parity import ParityReport
 from zoo import networks
@@ -40,18 +42,18 @@ class Result:
 def prove(library: str, name: str) -> Result:
     """Ports the network and compares weights, float64 outputs, and float32 error with PyTorch's own."""
     models, inputs = networks.make(library, name, MEMBERS)
-    known = Result(name, "", sum(p.numel() for p in models[0].parameters()), tuple(inputs[0].shape[1:]))
+    known = Result(name, "", sum(p.numel() for p in models[0].parameters()), tuple(inputs.entries[0].shape[1:]))
     try:
-        ensemble = torch_bridge.to_ensemble(models, inputs, check=False)
+        ensemble = torch_bridge.to_ensemble(models, *inputs, check=False)
     except UnsupportedError as error:
         return dataclasses.replace(known, status="refused", reason=str(error))
     known = dataclasses.replace(
         known,
-        transposes=primitives(ensemble[0], *[x.numpy() for x in inputs])["transpose"],
+        transposes=primitives(ensemble[0], *as_arrays(bound(ensemble.network, *inputs), "inputs"))["transpose"],
         source_lines=len(ensemble.source().splitlines()),
     )
     if known.parameters < LARGE:
-        return _judged(known, [torch_bridge.check(models, ensemble, inputs, thorough=False)])
+        return _judged(known, [torch_bridge.check(models, ensemble, *inputs, thorough=False)])
     del models, ensemble
     return _judged(known, [_report_of_one(library, name, member) for member in range(MEMBERS)])
 
@@ -59,10 +61,10 @@ def prove(library: str, name: str) -> Result:
 def _report_of_one(library: str, name: str, member: int) -> ParityReport:
     """What is proved of one member of the ensemble, of which only that member is kept."""
     models, inputs = networks.make(library, name, MEMBERS)
-    ensemble = torch_bridge.to_ensemble(models, inputs, check=False)[member : member + 1]
+    ensemble = torch_bridge.to_ensemble(models, *inputs, check=False)[member : member + 1]
     del models[member + 1 :], models[:member]
     gc.collect()
-    return torch_bridge.check(models, ensemble, inputs, thorough=False)
+    return torch_bridge.check(models, ensemble, *inputs, thorough=False)
 
 
 def _judged(known: Result, reports: list[ParityReport]) -> Result:
