@@ -61,6 +61,10 @@ def starred(self: Any, *xs: Tensor, power: int = 1) -> Tensor:
     return torch.stack([self.fc(x) for x in xs]).sum(0) ** power
 
 
+def noisy(self: Any, x: Tensor, scale: float = 1.0, text: str = "") -> dict[str, Any]:
+    return {"y": self.fc(x) + scale * torch.randn_like(x[:, :3]), "text": text}
+
+
 def chosen(self: Any, x: Tensor, activation: str = "relu") -> Tensor:
     return getattr(torch, activation)(self.fc(x))
 
@@ -212,6 +216,14 @@ def test_names_of_an_ensembles_own_are_known() -> None:
     methods = (Ensemble.__call__, Ensemble.each, Ensemble.update, Ensemble.predict, Ensemble.tune, Ensemble.explain)
     kinds = [parameter for method in methods for parameter in inspect.signature(method).parameters.values()]
     assert {p.name for p in kinds if p.kind is p.KEYWORD_ONLY} == OF_ENSEMBLES
+
+
+def test_forwards_that_draw_numbers_take_arguments_of_every_kind() -> None:
+    models = made(noisy)
+    ensemble = torch_bridge.to_ensemble(models, (X,), {"scale": 0.1, "text": "noise"})
+    assert ensemble.proof is not None
+    outputs = ensemble(X, text="noise", key=jax.random.key(0))
+    assert (outputs["y"].shape, outputs["text"]) == ((2, 6, 3), "noise")
 
 
 def test_batch_axes_are_those_of_all_arguments() -> None:
