@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from jaxensemble.errors import InputError, UnsupportedError, described
 from torch_bridge.assignments import Assigned, assignments, is_computed_once
-from torch_bridge.examples import Arguments, tensors_mapped
 from torch_bridge.kept import (
     GONE,
     PLAIN,
@@ -35,6 +34,7 @@ from torch_bridge.kept import (
 from torch_bridge.members import same
 from torch_bridge.memos import forget_tensors, remembers_tensors
 from torch_bridge.outputs import leaves_of
+from torch_bridge.reference import evaluated
 
 _EMPTIED, _NOTHING_IN_IT = "emptied", "nothing in it"
 """The two ways of clearing a container: with no items, or with the same and None for each of their tensors."""
@@ -291,12 +291,11 @@ def _outputs(model: nn.Module, inputs: tuple[Any, ...], training: bool) -> list[
     buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
     devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
     try:
-        with torch.random.fork_rng(devices), torch.no_grad():
+        with torch.random.fork_rng(devices):
             torch.manual_seed(0)
             if any(flag != training for _, flag in modes):
                 model.train(training)
-            copies = Arguments.of(tensors_mapped(Tensor.clone, inputs))
-            return [leaf for _, leaf in leaves_of(copies.call(model))]
+            return [leaf for _, leaf in leaves_of(evaluated(model, inputs))]
     finally:
         for module, flag in modes:
             module.training = flag

@@ -23,16 +23,19 @@ from jaxensemble.errors import UnsupportedError, described, first_line
 from jaxensemble.network import Fixed, Ref, Tree
 from torch_bridge.attributes import changes_of
 from torch_bridge.batch_sizes import decisions, in_multiples, is_same, open_size, with_rows
+from torch_bridge.below_autograd import DECOMPOSITIONS as BELOW_AUTOGRAD
 from torch_bridge.caches import check_calls_repeat, fresh
 from torch_bridge.compat import (
     complex_means_mended,
     decomposition_table,
+    decompositions_below_autograd,
     keeps_cumulative_average,
     lstm_states_mended,
     masks_not_looked_into,
     pytree,
     writes,
 )
+from torch_bridge.derivatives import Derivatives, written_out
 from torch_bridge.distributions import validation_off
 from torch_bridge.examples import Arguments, BatchAxis, all_parameters_named, prepared
 from torch_bridge.export_errors import explained
@@ -202,6 +205,14 @@ def _decomposed(model: nn.Module, program: ExportedProgram) -> ExportedProgram:
         table |= more
 
 
+def _known() -> dict[Any, Any]:
+    """How operations that have no rule are taken apart below autograd."""
+    from torch_bridge.lowering.table import REFUSALS, RULES
+
+    every = {**decompositions_below_autograd(), **BELOW_AUTOGRAD}
+    return {target: way for target, way in every.items() if str(target) not in RULES | REFUSALS}
+
+
 def _is_functional(graph: fx.Graph) -> bool:
     return not any(map(writes, graph.nodes))
 
@@ -242,9 +253,7 @@ def _exported(
         decisions() as decided,
     ):
         try:
-            with _tracing(model, inputs) as returned, reads_of_mode() as read:
-                shapes = dynamic.by_parameter(model)
-                program = torch.export.export(model, *inputs, dynamic_shapes=shapes, strict=False)
+            program, read, derived = _program(model, inputs, dynamic)
         except UnsupportedError:
             raise
         except Exception as error:  # whatever a user's forward or the exporter raises is told as one kind of error
@@ -252,16 +261,39 @@ def _exported(
             if found is not None:
                 multiples = in_multiples(dynamic, found)
                 return _exported(model, inputs, multiples, training=training, factor=found)
-            raise explained(error, model, inputs, training=training, place=decided.last) from error
-        if decided.of_one and not _is_right_for_one(model, program, with_rows(inputs, dynamic, factor)):
+            raise explained(error, model, inputs, training=training, line=decided.last) from error
+        one = with_rows(inputs, dynamic, factor)
+        if decided.of_one and (derived or not _is_right_for_one(model, program, one)):
             raise UnsupportedError(
                 f"{type(model).__name__}.forward takes another way for a batch of one ({decided.of_one[0]}), and a "
                 "ported network takes the same way for all batch sizes. Write it without this decision, or pass "
                 "batch_axis=None to port it for the size of the example."
             )
-    program.graph_module.meta[RETURNED] = returned[-1]
     inline_regions(program.graph_module)
     return program, read
+
+
+def _program(
+    model: nn.Module, inputs: Arguments, dynamic: Arguments, derivatives: bool = False
+) -> tuple[ExportedProgram, list[nn.Module], bool]:
+    """What the exporter makes of a forward, the modules whose mode was read, and whether it takes derivatives.
+
+    With `derivatives`, these are written out as operations first.
+    """
+    taken = Derivatives()
+    try:
+        with _tracing(model, inputs) as returned, reads_of_mode() as read:
+            with written_out(model, inputs, dynamic, _known()) if derivatives else taken:
+                shapes = dynamic.by_parameter(model)
+                program = torch.export.export(model, *inputs, dynamic_shapes=shapes, strict=False)
+    except Exception as error:
+        if derivatives or not taken.stopped(error):
+            raise
+    else:
+        if derivatives or not taken.left(program.graph):
+            program.graph_module.meta[RETURNED] = returned[0]  # what is written out returns no more than tensors
+            return program, read, derivatives
+    return _program(model, inputs, dynamic, derivatives=True)
 
 
 @contextlib.contextmanager

@@ -9,17 +9,15 @@ import contextlib
 import functools
 import importlib
 import importlib.util
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
 import torch.utils._pytree as pytree
 from torch import Tensor, _prims_common, fx, nn
-from torch._decomp import decomposition_table, decompositions
-from torch._dynamo.source import ConstantSource
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._decomp import core_aten_decompositions, decomposition_table, decompositions
 from torch.fx.experimental.proxy_tensor import get_proxy_mode, make_fx
-from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext, free_unbacked_symbols
+from torch.fx.experimental.symbolic_shapes import ShapeEnv, free_unbacked_symbols
 from torch.fx.node import has_side_effect, map_aggregate
 from torch.nn.modules import transformer
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -30,7 +28,7 @@ __all__ = [
     "compiled_graphs",
     "complex_means_mended",
     "decomposition_table",
-    "fakes",
+    "decompositions_below_autograd",
     "free_unbacked_symbols",
     "graph_being_traced",
     "graph_traced",
@@ -143,27 +141,23 @@ def _has_wrong_states(layer: Callable[..., Any]) -> bool:
     return states[0].ndim != state.ndim
 
 
-def graph_traced(function: Callable[..., Any], *args: Any) -> fx.GraphModule:
-    """What a function of fake tensors does, below autograd and all transforms of `torch.func`."""
-    return make_fx(function, tracing_mode="fake", _allow_non_fake_inputs=True)(*args)
+def graph_traced(function: Callable[..., Any], decompositions: Mapping[Any, Any], *args: Any) -> fx.GraphModule:
+    """What a function does to tensors, below autograd and all transforms of `torch.func`."""
+    return make_fx(function, dict(decompositions), record_stack_traces=True)(*args)
+
+
+def decompositions_below_autograd() -> dict[Any, Callable[..., Any]]:
+    """How PyTorch takes operations apart, its backward functions among them."""
+    needed = ("_backward", "native_")
+    backward = {key: way for key, way in decomposition_table.items() if any(part in str(key) for part in needed)}
+    return {**backward, **core_aten_decompositions()}
 
 
 def graph_being_traced() -> fx.Graph:
+    """The graph that `graph_traced` is about to make."""
     mode = get_proxy_mode()
     assert mode is not None
     return mode.tracer.graph
-
-
-def fakes(leaves: Sequence[Any], axes: Sequence[int | None]) -> list[Any]:
-    """Tensors without values, whose sizes along the axes given are open, and one."""
-    mode = FakeTensorMode(shape_env=ShapeEnv(), allow_non_fake_inputs=True)
-
-    def fake(k: int, leaf: Any, axis: int | None) -> Any:
-        sizes = [DimDynamic.DUCK if dim == axis else DimDynamic.STATIC for dim in range(leaf.ndim)]
-        source = ConstantSource(f"tensor_{k}")
-        return mode.from_tensor(leaf, source=source, symbolic_context=StatelessSymbolicContext(dynamic_sizes=sizes))
-
-    return [fake(k, leaf, axis) for k, (leaf, axis) in enumerate(zip(leaves, axes, strict=True))]
 
 
 @contextlib.contextmanager

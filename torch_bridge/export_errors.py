@@ -13,17 +13,18 @@ from torch import Tensor, nn
 
 from jaxensemble.errors import InputError, JaxEnsembleError, UnsupportedError, described
 from torch_bridge.compat import pytree
-from torch_bridge.examples import Arguments, tensors_mapped
+from torch_bridge.examples import Arguments
+from torch_bridge.reference import evaluated
 
 _MODE_NAMES = {True: "training", False: "evaluation"}
 
 
 def explained(
-    error: Exception, model: nn.Module, inputs: Arguments, *, training: bool, place: str = ""
+    error: Exception, model: nn.Module, inputs: Arguments, *, training: bool, line: str = ""
 ) -> JaxEnsembleError:
     """The error to raise for one of the exporter's: `InputError` where PyTorch itself fails on these inputs.
 
-    `place` is the line that fixed the size of the batch, if one did.
+    `line` is the one that fixed the size of the batch, if one did.
     """
     name = type(model).__name__
     own = None if training else _own_error(model, inputs)
@@ -34,7 +35,7 @@ def explained(
         )
     text = str(error)
     said = f"{type(error).__name__}: {text}"
-    where = _place(error)
+    where = place(error)
     if "Could not guard on data-dependent" in text or "DataDependent" in type(error).__name__:
         return UnsupportedError(
             f"torch.export cannot follow {name}.forward, which decides by values{where}: XLA needs the same operations "
@@ -45,7 +46,7 @@ def explained(
     if refused := _refused(error):
         return UnsupportedError(f"torch.export cannot follow {name}.forward{where}: {refused}.", details=said)
     if "Constraints violated" in text or "specialized it to be a constant" in text:
-        where = f" ({place})" if place else where
+        where = f" ({line})" if line else where
         return UnsupportedError(
             f"torch.export cannot follow {name}.forward with an open batch size{where}: it takes the size of the batch "
             "axis for a fixed number, or decides by it. Write x.shape[0] or -1 instead; or, if the inputs have no "
@@ -69,10 +70,8 @@ def _refused(error: Exception) -> str | None:
 
 def _own_error(model: nn.Module, inputs: Arguments) -> Exception | None:
     """What the forward raises without any exporter."""
-    copies = tensors_mapped(Tensor.clone, inputs)
     try:
-        with torch.no_grad():
-            copies.call(model)
+        evaluated(model, inputs)
     except Exception as error:  # which is what is asked for
         return error
     return None
@@ -84,7 +83,7 @@ def _shapes(inputs: Arguments) -> Iterator[str]:
         yield f"{str(leaf.dtype).removeprefix('torch.')} {list(leaf.shape)}" if is_tensor else repr(leaf)
 
 
-def _place(error: BaseException | None) -> str:
+def place(error: BaseException | None) -> str:
     """` (file.py:12: code)`, the user's line that the exporter tells, or the one that raised."""
     found = re.findall(r'File "([^"]+)", line (\d+), in \w+\n\s*(.+)', str(error))
     while error is not None and not found:
@@ -103,4 +102,5 @@ def is_the_users(file: str) -> bool:
     """Whether a file is none of PyTorch, what it computes sizes with, this package and Python itself."""
     modules = (torch.__file__, sympy.__file__, __file__, os.__file__)
     *others, python = (f"{Path(module).parent}{os.sep}" for module in modules)
-    return not file.startswith(tuple(others)) and (not file.startswith(python) or "site-packages" in file)
+    foreign = (*others, "<eval_with_key>")  # of graphs that PyTorch runs
+    return not file.startswith(foreign) and (not file.startswith(python) or "site-packages" in file)

@@ -150,8 +150,7 @@ def loop(models: Sequence[nn.Module], inputs: Inputs | Sequence[Inputs]) -> list
     """
     per_member: list[Any] = inputs if isinstance(inputs, list) else [inputs] * len(models)
     try:
-        with torch.no_grad():
-            return [called(model, arguments) for model, arguments in zip(models, per_member, strict=True)]
+        return [evaluated(model, arguments) for model, arguments in zip(models, per_member, strict=True)]
     except Exception as error:  # as of inputs for other models
         raise CannotRun(
             f"PyTorch itself cannot run {type(models[0]).__name__} on these inputs: {described(error)}",
@@ -162,6 +161,18 @@ def loop(models: Sequence[nn.Module], inputs: Inputs | Sequence[Inputs]) -> list
 def called(model: nn.Module, inputs: Inputs) -> Any:
     """What a model gives for inputs that it may write into."""
     return Arguments.of(tensors_mapped(Tensor.clone, inputs)).call(model)
+
+
+def evaluated(model: nn.Module, inputs: Inputs) -> Any:
+    """The same without gradients, which are on only where the forward itself takes some."""
+    try:
+        with torch.no_grad():
+            return called(model, inputs)
+    except RuntimeError as error:
+        if "does not require grad" not in str(error):
+            raise
+    with torch.enable_grad():
+        return tensors_mapped(Tensor.detach, called(model, inputs))
 
 
 def mapped(models: Sequence[nn.Module], inputs: Inputs | list[Inputs]) -> Callable[[], dict[str, Tensor]]:

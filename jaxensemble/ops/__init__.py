@@ -76,6 +76,12 @@ from jaxensemble.ops.pooling import (
     max_pool_with_indices,
     max_unpool,
 )
+from jaxensemble.ops.pullbacks import (
+    adaptive_avg_pool_pullback,
+    avg_pool_pullback,
+    conv_input_pullback,
+    conv_kernel_pullback,
+)
 from jaxensemble.ops.recurrent import gru, gru_cell, lstm, lstm_cell, rnn, rnn_cell
 from jaxensemble.ops.reductions import (
     argcummax,
@@ -99,6 +105,7 @@ from jaxensemble.ops.windows import overlap_add, patches
 __all__ = [
     "abs",
     "adaptive_avg_pool",
+    "adaptive_avg_pool_pullback",
     "adaptive_max_pool",
     "adaptive_max_pool_with_indices",
     "affine_grid",
@@ -118,6 +125,7 @@ __all__ = [
     "attention",
     "attention_weights",
     "avg_pool",
+    "avg_pool_pullback",
     "bags",
     "batch_norm",
     "bessel_i0",
@@ -132,6 +140,8 @@ __all__ = [
     "clamp_shared",
     "complex_of",
     "conv",
+    "conv_input_pullback",
+    "conv_kernel_pullback",
     "copysign",
     "cosine_similarity",
     "diag_embed",

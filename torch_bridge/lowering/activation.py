@@ -51,8 +51,14 @@ def leaky_relu(b: Builder, x: Value, negative_slope: float = 0.01) -> Value:
     return _with_options(b, "ops.leaky_relu", x, (negative_slope, 0.01))
 
 
+_SELU = (1.6732632423543772848170429916717, 1.0507009873554804934193349852946, 1)
+"""The ELU that PyTorch computes a SELU by."""
+
+
 @register("aten.elu.default")
 def elu(b: Builder, x: Value, alpha: float = 1, scale: float = 1, input_scale: float = 1) -> Value:
+    if (alpha, scale, input_scale) == _SELU:
+        return b.elementwise("nnx.selu", x)
     if (scale, input_scale) != (1, 1):
         raise b.unsupported("an ELU with a scale of its own is not carried; multiply before and after it instead")
     return _with_options(b, "nnx.elu", x, (alpha, 1))

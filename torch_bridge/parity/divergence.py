@@ -5,7 +5,6 @@ from typing import Any
 
 import jax
 import numpy as np
-import torch
 from torch import Tensor, nn
 
 from jaxensemble.arguments import bound
@@ -71,8 +70,7 @@ def _module_outputs(model: nn.Module, inputs: tuple[Any, ...]) -> list[tuple[str
         if path:
             handles.append(module.register_forward_hook(keep(path)))
     try:
-        with torch.no_grad():
-            reference.called(model, inputs)
+        reference.evaluated(model, inputs)
     finally:
         for handle in handles:
             handle.remove()

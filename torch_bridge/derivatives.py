@@ -1,0 +1,247 @@
+"""Forwards that take derivatives: `torch.func.grad`, `jacrev`, `hessian`, `torch.autograd.grad` and their like.
+
+`torch.export` follows none of them. Such a forward is traced below PyTorch's autograd, where a derivative is nothing
+but operations, and what was traced is exported in its place. It has no modules any more: its source is one function.
+"""
+
+import contextlib
+import inspect
+import traceback
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+from torch.fx.traceback import preserve_node_meta
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from jaxensemble.errors import InputError, UnsupportedError, described
+from torch_bridge.batch_sizes import axes_of
+from torch_bridge.batch_traces import NotOne, generalise
+from torch_bridge.below_autograd import tidy
+from torch_bridge.compat import graph_being_traced, graph_traced, pytree, writes
+from torch_bridge.examples import Arguments
+from torch_bridge.export_errors import explained, place
+
+_ATEN = torch.ops.aten
+
+_PLACES = (
+    *(f"torch/_functorch/{name}.py" for name in ("eager_transforms", "apis", "vmap")),
+    "torch/autograd/functional.py",
+)
+"""Where PyTorch takes derivatives."""
+
+
+class Derivatives(TorchFunctionMode):
+    """Sees whether a forward calls for derivatives, within it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.called = False
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.called |= func in (torch.autograd.grad, Tensor.backward)
+        return func(*args, **(kwargs or {}))
+
+    def stopped(self, error: BaseException | None) -> bool:
+        """Whether they are behind an error of the exporter's."""
+        while error is not None and not self.called:
+            frames = traceback.extract_tb(error.__traceback__)
+            self.called = any(part in frame.filename.replace("\\", "/") for frame in frames for part in _PLACES)
+            error = error.__cause__ or error.__context__
+        return self.called
+
+    def left(self, graph: fx.Graph) -> bool:
+        """Whether they are part of an exported graph, or behind what is: `torch.func` leaves functions of its own."""
+        functions = [node.target for node in graph.nodes if node.op == "call_function"]
+        return self.called or any("_functorch" in (getattr(each, "__module__", "") or "") for each in functions)
+
+
+@contextlib.contextmanager
+def written_out(
+    model: nn.Module, inputs: Arguments, dynamic: Arguments, decompositions: Mapping[Any, Any]
+) -> Iterator[None]:
+    """Within it, the module has a forward of operations only, which does what its own does in the present mode.
+
+    **Raises:** `UnsupportedError` where there is no such forward, or none for all batch sizes.
+    """
+    name = type(model).__name__
+    try:
+        graph = _traced(model, inputs, axes_of(inputs, dynamic), decompositions)
+    except NotOne as error:
+        raise UnsupportedError(
+            f"{name}.forward takes derivatives, and cannot be followed with an open batch size: {error}. Pass "
+            "batch_axis=None to fix all shapes."
+        ) from error
+    except Exception as error:  # whatever a forward or a trace of it raises
+        told = explained(error, model, inputs, training=model.training)
+        if isinstance(told, InputError):
+            raise told from error
+        raise UnsupportedError(
+            f"{name}.forward takes derivatives{place(error)}, which cannot be written out as operations: "
+            f"{described(error)}. Port the network that is differentiated, and take its derivative with jax.grad: see "
+            "docs/derivatives.md.",
+            details=str(error),
+        ) from error
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        with preserve_node_meta():  # so that errors name the lines
+            return fx.Interpreter(graph).run(_tensors(model), _tensors_among(Arguments(args, kwargs)))
+
+    forward.__signature__ = inspect.signature(model.forward)  # type: ignore[attr-defined]
+    own = vars(model).get("forward")
+    vars(model)["forward"] = forward
+    try:
+        yield
+    finally:
+        del vars(model)["forward"]
+        if own is not None:
+            vars(model)["forward"] = own
+
+
+def _tensors(model: nn.Module) -> dict[str, Tensor]:
+    return {**dict(model.named_parameters()), **dict(model.named_buffers())}
+
+
+def _tensors_among(inputs: Arguments) -> list[Tensor]:
+    return [leaf for leaf in pytree.tree_leaves(inputs) if isinstance(leaf, Tensor)]
+
+
+SIZES = (5, 8, 29)
+"""Batches that a forward is traced for: what differs among the traces is a number that depends on the size."""
+
+
+def _traced(
+    model: nn.Module, inputs: Arguments, axes: Sequence[int | None], decompositions: Mapping[Any, Any]
+) -> fx.GraphModule:
+    """The trace of a forward. Where the batch is open, its numbers are computed from the size of its first input."""
+    first = next((k for k, axis in enumerate(axes) if axis is not None), None)
+    if first is None:
+        return _trace(model, inputs, decompositions)
+    leaves, spec = pytree.tree_flatten(inputs)
+    traces = []
+    for size in SIZES:
+        rows = [_resized(leaf, axis, size) for leaf, axis in zip(leaves, axes, strict=True)]
+        traces.append(_trace(model, pytree.tree_unflatten(rows, spec), decompositions))
+    last = sum(isinstance(leaf, Tensor) for leaf in leaves[first:])
+    generalise(traces, last, next(axis for axis in axes if axis is not None))
+    return traces[0]
+
+
+def _resized(x: Any, axis: int | None, size: int) -> Any:
+    """An input with so many rows, taken in turn."""
+    return x if axis is None else x.index_select(axis, torch.arange(size, device=x.device) % x.shape[axis])
+
+
+def _trace(model: nn.Module, inputs: Arguments, decompositions: Mapping[Any, Any]) -> fx.GraphModule:
+    watch, (leaves, spec) = _Watch(), pytree.tree_flatten(inputs)
+
+    def function(state: dict[str, Tensor], tensors: list[Tensor]) -> Any:
+        found = iter(tensors)
+        given = pytree.tree_unflatten([next(found) if isinstance(leaf, Tensor) else leaf for leaf in leaves], spec)
+        with watch, _Detaching(watch), sdpa_kernel(SDPBackend.MATH):
+            return torch.func.functional_call(model, state, *given)
+
+    state = {name: _copied(tensor) for name, tensor in _tensors(model).items()}
+    module = graph_traced(function, decompositions, state, list(map(_copied, _tensors_among(inputs))))
+    _mark(module.graph, watch.without_gradient)
+    tidy(module.graph)
+    return module
+
+
+def _copied(tensor: Tensor) -> Tensor:
+    """A tensor that a trace, which computes with values, may write into."""
+    return tensor.detach().clone().requires_grad_(tensor.requires_grad)
+
+
+class _Watch(TorchDispatchMode):
+    """Takes note of operations through which PyTorch lets no gradient pass: those under `torch.no_grad`, and `detach`.
+
+    A trace has `detach` wherever autograd saves a tensor as well, which says nothing.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.without_gradient: set[fx.Node] = set()
+        self.detaching = False
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        graph = graph_being_traced()
+        last = next(iter(reversed(graph.nodes)))
+        stops = self.detaching or not torch.is_grad_enabled()
+        result = func(*args, **(kwargs or {}))
+        if stops:
+            for node in reversed(graph.nodes):
+                if node is last:
+                    break
+                self.without_gradient.add(node)
+        return result
+
+
+class _Detaching(TorchFunctionMode):
+    """Tells a watch while the forward itself detaches a tensor."""
+
+    def __init__(self, watch: _Watch) -> None:
+        super().__init__()
+        self.watch = watch
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is F.one_hot:
+            return _one_hot(*args, **(kwargs or {}))
+        if func not in _DETACHES:
+            return func(*args, **(kwargs or {}))
+        self.watch.detaching = True
+        try:
+            return func(*args, **(kwargs or {}))
+        finally:
+            self.watch.detaching = False
+
+
+def _one_hot(x: Tensor, num_classes: int = -1) -> Tensor:
+    """`F.one_hot` without a look at the values."""
+    if num_classes < 0:
+        return F.one_hot(x, num_classes)
+    return (x.unsqueeze(-1) == torch.arange(num_classes, device=x.device)).to(torch.int64)
+
+
+_DATA: Any = Tensor.data
+_DETACHES = {torch.detach, torch.detach_, Tensor.detach, Tensor.detach_, _DATA.__get__}
+
+
+def _mark(graph: fx.Graph, without_gradient: set[fx.Node]) -> None:
+    """Has `detach` where gradients end, and nowhere else."""
+    for node in list(graph.nodes):
+        if node.target is _ATEN.detach.default and node not in without_gradient:
+            node.replace_all_uses_with(node.args[0])
+            graph.erase_node(node)
+        elif node.target is _ATEN.detach_.default:
+            node.target = _ATEN.detach.default
+        elif node in without_gradient and writes(node) and node.meta["val"].is_floating_point():
+            _written_with_gradient(graph, node)
+            without_gradient.remove(node)
+    for node in list(graph.nodes):
+        ends = [user for user in node.users if user not in without_gradient]
+        if node in without_gradient and ends and isinstance(node.meta.get("val"), Tensor):
+            if node.target is not _ATEN.detach.default:
+                with graph.inserting_after(node):
+                    new = _detached(graph, node)
+                for user in ends:
+                    user.replace_input_with(node, new)
+
+
+def _written_with_gradient(graph: fx.Graph, node: fx.Node) -> None:
+    """Has what is written under `torch.no_grad` keep the gradient of what stood there, by `new + (old - old)`."""
+    old = node.args[0]
+    packet, _, overload = str(node.target).removeprefix("aten.").partition(".")
+    with graph.inserting_before(node):
+        new = graph.call_function(getattr(getattr(_ATEN, packet.removesuffix("_")), overload), node.args, node.kwargs)
+        zero = graph.call_function(_ATEN.sub.Tensor, (old, _detached(graph, old)))
+        total = graph.call_function(_ATEN.add.Tensor, (_detached(graph, new), zero))
+    node.target, node.args, node.kwargs = _ATEN.copy_.default, (old, total), {}
+
+
+def _detached(graph: fx.Graph, node: Any) -> fx.Node:
+    return graph.call_function(_ATEN.detach.default, (node,))
