@@ -330,19 +330,28 @@ def test_wrong_momentum_fails_in_training_mode_alone(ported: Any) -> None:
     assert "norm.running_" in failed[0].note
 
 
-def test_random_numbers_are_a_note_and_the_weights_are_compared() -> None:
-    class AlwaysDropout(nn.Linear):
-        def forward(self, input: Tensor) -> Tensor:
-            return nn.functional.dropout(super().forward(input))
+def test_draws_within_a_recurrent_layer_are_a_note() -> None:
+    class Tagger(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.rnn = nn.LSTM(3, 4, 2, dropout=0.5, batch_first=True)
 
-    models = [AlwaysDropout(3, 2), AlwaysDropout(3, 2)]
+        def forward(self, x: Tensor) -> Tensor:
+            return self.rnn(x)[0]
+
+    models, x = [Tagger().eval() for _ in range(2)], torch.randn(4, 5, 3)
+    report = torch_bridge.check(models, torch_bridge.to_ensemble(models, (x,)), (x,))
+    assert report.passed and "training mode not compared: " in " ".join(report.notes)
+    assert "stay within a layer" in " ".join(report.notes)
+
+
+def test_dropout_is_compared_in_training_mode() -> None:
+    models: list[nn.Module] = [nn.Sequential(nn.Linear(3, 2), nn.Dropout()).eval() for _ in range(2)]
     x = torch.randn(4, 3)
     report = torch_bridge.check(models, torch_bridge.to_ensemble(models, (x,)), (x,))
-    assert report.passed and [row.stage for row in report.rows] == ["weights"]
-    assert "draw different numbers" in report.notes[0]
-    with_dropout: list[nn.Module] = [nn.Sequential(nn.Linear(3, 2), nn.Dropout()).eval() for _ in range(2)]
-    report = torch_bridge.check(with_dropout, torch_bridge.to_ensemble(with_dropout, (x,)), (x,))
-    assert report.passed and "training mode not compared" in " ".join(report.notes)
+    assert report.passed and "float64, training mode" in {row.stage for row in report.rows}
+    rates: list[nn.Module] = [nn.Sequential(model[0], nn.Dropout(0.4)).eval() for model in models]  # type: ignore[index]
+    assert not torch_bridge.check(rates, torch_bridge.to_ensemble(models, (x,)), (x,)).passed
 
 
 def test_gradients_that_pytorch_cannot_compute_are_a_note() -> None:

@@ -178,12 +178,6 @@ def test_assignment_of_as_many_values_as_a_mask_chooses_is_refused() -> None:
         convert(Fn(written(lambda x: put(x, x > 0, torch.arange(60.0)))), (torch.randn(SHAPE),), batch_axis=None)
 
 
-@pytest.mark.parametrize("forward", [lambda x: torch.normal(x, 1.0), lambda x: x + torch.randn(5)])
-def test_random_draws_are_refused(forward: Callable[[Tensor], Tensor]) -> None:
-    with pytest.raises(UnsupportedError, match="draws random numbers"):
-        convert(Fn(forward), (torch.randn(SHAPE),))
-
-
 class ShiftMask(nn.Module):
     """A mask that begins with `x.new_zeros` and depends on no value of `x`, as that of shifted windows."""
 

@@ -1,6 +1,7 @@
 """`check`: whether a ported ensemble gives what PyTorch gives, stage by stage."""
 
 import copy
+import dataclasses
 import functools
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -17,7 +18,7 @@ from jaxensemble.inputs import as_arrays
 from jaxensemble.origin import Origin
 from torch_bridge import reference
 from torch_bridge.arrays import to_numpy
-from torch_bridge.assemble import tensors_of
+from torch_bridge.assemble import convert, tensors_of
 from torch_bridge.caches import fresh
 from torch_bridge.compat import pytree
 from torch_bridge.examples import Arguments, tensors_mapped
@@ -148,11 +149,22 @@ class _Check:
                 self._training(exact, doubles, inputs)
             if self.train:
                 self._steps(exact, doubles, inputs)
+        if self.draws or (self.thorough and self.ensemble.rngs):
+            self._network()
         self._working_precision(doubles, inputs)
         if all(row.passed for row in self.rows) or self.draws:
             return None
         with jax.enable_x64(True), reference.widened():
             return first_divergence(exact, doubles, inputs, self.arrays(inputs), self.exact)
+
+    def _network(self) -> None:
+        """Whether the models give the ensemble's own network, where what they draw is compared by one captured anew."""
+        if self.origin is None:
+            return
+        member = copy.deepcopy(self.members[0]).eval()
+        captured = convert(member, self.inputs, self.origin.batch_axis, self.origin.input_layout).network
+        same = captured == dataclasses.replace(self.ensemble.network, training=captured.training)
+        self.rows.append(Row("network", "captured anew", 0 if same else np.inf, 0))
 
     def _draws_numbers(self) -> bool:
         return draws_numbers(self.ensemble, self.arrays(self.inputs))
