@@ -38,6 +38,14 @@ def append_lines(file: Path, rows: Iterable[Mapping[str, Any]]) -> None:
         os.fsync(out.fileno())
 
 
+def write(file: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Writes lines of JSON in the place of a file, in one step."""
+    new = file.with_suffix(".new")
+    new.unlink(missing_ok=True)
+    append_lines(new, rows)
+    new.replace(file)
+
+
 def lines(file: Path) -> Iterator[dict[str, Any]]:
     """The lines of a file, if there is one. A last line that was torn off is as if it were not there."""
     for line in file.read_text().splitlines() if file.exists() else []:

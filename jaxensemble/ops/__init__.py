@@ -51,7 +51,6 @@ from jaxensemble.ops.pointwise import (
     clamp_shared,
     complex_of,
     copysign,
-    digamma,
     entr,
     fmax,
     fmax_shared,
@@ -61,7 +60,6 @@ from jaxensemble.ops.pointwise import (
     nextafter,
     normal_cdf,
     normal_quantile,
-    polygamma,
     power,
     truncated_divide,
     xlog1py,
@@ -99,6 +97,7 @@ from jaxensemble.ops.reductions import (
     vector_norm,
 )
 from jaxensemble.ops.sampling import affine_grid, grid_sample
+from jaxensemble.ops.special import digamma, polygamma
 from jaxensemble.ops.spectrograms import istft, stft
 from jaxensemble.ops.windows import overlap_add, patches
 

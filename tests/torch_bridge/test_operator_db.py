@@ -6,9 +6,9 @@ writes down what becomes of each, and `docs/coverage.md` tells it.
 
 import pytest
 
-from zoo import operators, outcomes
+from zoo import operators, outcomes, samples
 
-ENTRIES = operators.entries()
+ENTRIES = samples.entries()
 RECORDED = outcomes.load()
 
 TOGETHER = {
@@ -46,8 +46,8 @@ TOGETHER = {
 @pytest.mark.thinned
 @pytest.mark.parametrize("group", TOGETHER)
 def test_operators_in_one_module(group: str) -> None:
-    samples = [operators.samples_of(ENTRIES[name], 1)[0] for name in TOGETHER[group].split() if name in ENTRIES]
-    assert operators.judged(samples) == ("exact", "")
+    given = [samples.samples_of(ENTRIES[name], 1)[0] for name in TOGETHER[group].split() if name in ENTRIES]
+    assert operators.judged(given) == ("exact", "")
 
 
 def test_what_is_recorded_is_the_database() -> None:

@@ -1,7 +1,8 @@
 """Factors of matrices: Cholesky, QR, LU, eigenvalues, singular values.
 
-The signs of QR are those of LAPACK's reflections, in every build of it and in cuSOLVER, which follows LAPACK. Those of
-eigenvectors and singular vectors are the library's own choice: `torch_bridge.signs` refuses what depends on them.
+The signs of QR are those of LAPACK's reflections, in PyTorch's build of it and in JAX's; on GPUs, where cuSOLVER takes
+its place, this was not tried. Those of eigenvectors and singular vectors are the library's own choice, and differ on
+the CPU already: `torch_bridge.signs` refuses what depends on them.
 """
 
 import operator
