@@ -18,6 +18,8 @@ from tests.helpers import spectral
 from tests.helpers.porting import Fn, assert_ports
 from tests.helpers.training import same_bits
 from torch_bridge.parity import gradients
+from torch_bridge.timing.training import jax_step, torch_step
+from torch_bridge.timing.variants import PLAIN
 
 
 def numbers(*shape: int, seed: int = 0) -> Tensor:
@@ -258,6 +260,14 @@ def test_layers_train_as_pytorch_does() -> None:
     report = torch_bridge.check(*layers(), (numbers(4, 3),), train=True)
     assert report.passed, report
     assert {"gradients, float64", "float64, 10 steps of Adam"} <= {row.stage for row in report.rows}
+
+
+@pytest.mark.parametrize("name", ["loop", "torch.func.vmap"])
+def test_training_is_timed(name: str) -> None:
+    models, ensemble = layers()
+    expected = jax_step(PLAIN, ensemble, (numbers(4, 3).numpy(),))()
+    losses = torch_step(name, models, (numbers(4, 3),))()
+    np.testing.assert_allclose(np.stack([loss.numpy() for loss in losses]), expected, rtol=1e-5)
 
 
 def test_wrong_gradients_are_found(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -106,7 +106,8 @@ _STEPS = {"loop": _loop_step, "torch.func.vmap": _mapped_step, "member": _member
 
 
 def _adam(params: list[Tensor]) -> torch.optim.Optimizer:
-    return torch.optim.Adam(params, RATE, fused=True, capturable=params[0].is_cuda)  # so that a CUDA graph can hold it
+    fused = not any(param.is_complex() for param in params)  # which PyTorch has for real numbers alone
+    return torch.optim.Adam(params, RATE, fused=fused, capturable=params[0].is_cuda)  # so that a CUDA graph can hold it
 
 
 def _square(outputs: Any) -> Tensor:
@@ -155,7 +156,7 @@ def _plain_step(ensemble: Ensemble, optimizer: optax.GradientTransformation, arr
             return _jax_square(arrays_alone(module(*arrays))), split(module).buffers
 
         (losses, buffers), grads = jax.vmap(jax.value_and_grad(loss, has_aux=True))(params, buffers)
-        updates, opt_state = jax.vmap(optimizer.update)(grads, opt_state, params)
+        updates, opt_state = jax.vmap(optimizer.update)(jax.tree.map(jnp.conj, grads), opt_state, params)
         return optax.apply_updates(params, updates), buffers, opt_state, losses
 
     def step() -> jax.Array:
