@@ -3,6 +3,7 @@
 import collections
 import re
 import sys
+import textwrap
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -88,9 +89,10 @@ def _reason(outcome: outcomes.Outcome) -> str:
     """Why an operator is not exact, in short: without the module and the line that an error names."""
     if outcome.missing:
         return _listing(outcome.missing)
-    text = " ".join(outcome.reason.split())
+    text = " ".join(outcome.reason.split()).partition(" Write the forward with other")[0]
     text = re.sub(r" ?\(\w+\.py:\d+: .*?\)\)?(?=[:.]|$)|^Applied uses operations that have no rule: ", "", text)
-    return re.sub(r" in the root module|Applied\.forward", "", text)[:160].replace("|", "\\|").strip()
+    text = text.replace(" in the root module", "").replace("Applied.forward", "the forward")
+    return textwrap.shorten(text, 160, placeholder=" ...").replace("|", "\\|")
 
 
 def _operations() -> list[str]:
