@@ -94,6 +94,7 @@ class Kept:
         self._contents: dict[int, tuple[Any, Any]] = {}  # every container by identity, and a copy of it
         for held in self._before:
             _copy(tuple(held.values()), self._contents)
+        self._hooks = [(hooks, list(hooks)) for hooks in _hooks_in(model)]
 
     def changed(self) -> set[Place]:
         """The attributes with other tensors than then, and whatever else of the same objects has changed."""
@@ -124,6 +125,15 @@ class Kept:
                         _refill(container, held, self._contents.get(key, (None, held))[1])
                     if before.get(name, GONE) is not now.get(name, GONE):
                         put(owner, name, before.get(name, GONE))
+        for hooks, known in self._hooks if places is None else ():  # of which an attribute says that they are there
+            for key in hooks.keys() - set(known):
+                del hooks[key]
+
+
+def _hooks_in(model: nn.Module) -> Iterator[dict[int, Any]]:
+    for module in model.modules():
+        yield module._forward_hooks
+        yield module._forward_pre_hooks
 
 
 def _copy(value: Any, found: dict[int, tuple[Any, Any]]) -> dict[int, tuple[Any, Any]]:

@@ -5,15 +5,17 @@ import json
 import math
 from typing import Any
 
+import numpy as np
 import pytest
+from flax import nnx
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxensemble import codec
+from jaxensemble import Ensemble, codec
 from jaxensemble.codec import from_json, to_json
 from jaxensemble.errors import InputError
-from jaxensemble.network import Call, Dtype, Func, Layer, Network, Ref, Slice, Var, Variable
-from jaxensemble.source import print_source
+from jaxensemble.network import Call, Dtype, Fixed, Func, Layer, Network, Record, Ref, Slice, Var, Variable
+from jaxensemble.source import load_class, print_source
 from jaxensemble.validation import validate
 from tests.jaxensemble.test_source import CASES, trees
 
@@ -32,9 +34,18 @@ SIMPLE = Network(
 )
 
 
-@pytest.mark.parametrize("case", [*CASES, "trees", "simple"])
+def records() -> Network:
+    """Everything that may stand among inputs and outputs besides references."""
+    inner = Record("Pair", "namedtuple", {"first": Ref("y"), "second": Fixed(math.inf)})
+    outer = Record("Output", "mapping", {"loss": None, "logits": Ref("y"), "more": (inner, [Fixed("text"), Fixed(1j)])})
+    inputs = (Ref("x"), Fixed(True), None, [Fixed(2.5), {"a": Fixed('"""')}])
+    outputs = {"z": outer, "a": Record("Result", "dataclass", {"y": Ref("y")})}
+    return dataclasses.replace(SIMPLE, inputs=inputs, outputs=outputs, arguments=("x", "flag", "mask", ""))
+
+
+@pytest.mark.parametrize("case", [*CASES, "trees", "simple", "records"])
 def test_json_gives_back_an_equal_network(case: str) -> None:
-    network = {"trees": trees, "simple": lambda: SIMPLE}.get(case, lambda: CASES[case][0]())()
+    network = {"trees": trees, "simple": lambda: SIMPLE, "records": records}.get(case, lambda: CASES[case][0]())()
     again = from_json(to_json(network))
     assert repr(again) == repr(network)
     assert print_source(again) == print_source(network)
@@ -107,6 +118,18 @@ BROKEN = {
     "is no option": broken(layers=(Layer("enc.fc", "nnx.Linear", {"in_features": object()}),)),  # type: ignore[dict-item]
     "must be a tree of references": broken(outputs=("y",)),
     "must be a string; got 3": broken(name=3),
+    "`arguments` must name each of 1 inputs": broken(arguments=("x", "y")),
+    "`arguments` must be names; got 'x, *y'": broken(arguments=("x, *y",)),
+    "`arguments` must be names; got 'class'": broken(arguments=("class",)),
+    "`arguments` has 'x' twice": broken(inputs=(Ref("x"), Ref("z")), arguments=("x", "x")),
+    "`inputs` must not hold records": broken(inputs=(Ref("x"), Record("R", "dataclass", {"z": Ref("z")}))),
+    "expected a kind in ('dataclass', 'namedtuple', 'mapping'); got 'exec'": broken(
+        outputs=Record("R", "exec", {"y": Ref("y")})  # type: ignore[arg-type]
+    ),
+    "record 'R()': 'R()' cannot be a name in it": broken(outputs=[Record("R()", "mapping", {"y": Ref("y")})]),
+    "'__class__' cannot be a name in it": broken(outputs=Record("R", "dataclass", {"__class__": Ref("y")})),
+    "'_y' cannot be a name in it": broken(outputs=Record("R", "namedtuple", {"_y": Ref("y")})),
+    "Fixed(value=b'')": broken(inputs=(Ref("x"), Fixed(b""))),  # type: ignore[arg-type]
     "names joined by dots; got 'enc..fc'": broken(layers=(dataclasses.replace(LINEAR, path="enc..fc"),)),
 }
 
@@ -116,6 +139,31 @@ def test_what_does_not_hold_together_is_refused(match: str) -> None:
     with pytest.raises(InputError) as caught:
         validate(BROKEN[match])
     assert match in str(caught.value)
+
+
+def test_networks_of_the_first_layout_are_read() -> None:
+    fields = json.loads(to_json(SIMPLE)) | {"format": 1}
+    del fields["arguments"]
+    assert repr(from_json(json.dumps(fields))) == repr(SIMPLE)
+
+
+def test_a_network_of_every_kind_is_called_by_name_and_returns_what_it_says() -> None:
+    """Without PyTorch: the arguments that are fixed, and objects made of the network's own data."""
+    network = records()
+    module = load_class(network)(rngs=nnx.Rngs(0))
+    ensemble = Ensemble.from_modules([module, module], network=network)
+    x = np.ones((3, 2), np.float32)
+    outputs = ensemble(x=x, flag=True)
+    assert list(outputs) == ["z", "a"]
+    assert (type(outputs["z"]).__name__, type(outputs["a"]).__name__) == ("Output", "Result")
+    assert outputs["z"].more[0].second == math.inf
+    assert outputs["z"]["more"][1] == ["text", 1j]
+    assert outputs["a"].y.shape == outputs["z"].more[0].first.shape == (2, 3, 2)
+    np.testing.assert_array_equal(ensemble(x, True, None, [2.5, {"a": '"""'}])["a"].y, outputs["a"].y)
+    with pytest.raises(InputError) as caught:
+        ensemble(x, 1, x, [2.5, {"a": "b"}])
+    assert str(caught.value).count("was fixed to") == 3
+    assert network.fixed == {"flag": True, "mask": None, "inputs[3][0]": 2.5, "inputs[3][1]['a']": '"""'}
 
 
 def test_all_that_is_wrong_is_listed() -> None:

@@ -201,6 +201,40 @@ def test_a_forward_that_returns_something_else_in_training_is_for_evaluation() -
     assert "returns something else in training mode" in ensemble.network.evaluation_only
 
 
+class Recording(nn.Module):
+    """As models of Hugging Face from its fifth version on: the first call has hooks collect what layers give."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList([nn.Linear(4, 4) for _ in range(2)])
+
+    def forward(self, x: Tensor, hidden: bool = False) -> ClassifierOutput:
+        if not getattr(self, "_has_hooks", False):
+            for layer in self.layers:
+                layer.register_forward_hook(lambda module, args, output: _FOUND.append(output))
+            self._has_hooks = True
+        _FOUND.clear()
+        for layer in self.layers:
+            x = layer(x).relu()
+        return ClassifierOutput(logits=x, hidden_states=tuple(_FOUND) if hidden else None)
+
+
+_FOUND: list[Tensor] = []
+
+
+@pytest.mark.parametrize("have_run", [False, True])
+def test_hooks_of_a_first_call_are_there_once(have_run: bool) -> None:
+    torch.manual_seed(0)
+    models = [Recording().eval() for _ in range(2)]
+    if have_run:
+        for model in models:
+            model(X)
+    ensemble = torch_bridge.to_ensemble(models, (X,), {"hidden": True})
+    assert torch_bridge.check(models, ensemble, (X,), {"hidden": True}, thorough=False).passed
+    assert {len(found.hidden_states) for found in (ensemble(X), *(model(X, hidden=True) for model in models))} == {2}
+    assert torch_bridge.to_ensemble(models, (X,)).network.outputs.fields["hidden_states"] is None
+
+
 def test_other_objects_are_refused() -> None:
     for returned, match in [(object(), "returns an object of builtins.object"), ({1: X}, "strings for keys")]:
         with pytest.raises(UnsupportedError, match=match):
