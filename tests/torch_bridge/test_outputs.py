@@ -219,7 +219,7 @@ class Recording(nn.Module):
         return ClassifierOutput(logits=x, hidden_states=tuple(_FOUND) if hidden else None)
 
 
-_FOUND: list[Tensor] = []
+_FOUND: list[Any] = []
 
 
 @pytest.mark.parametrize("have_run", [False, True])
