@@ -32,7 +32,7 @@ TOGETHER = {
         unflatten unsqueeze
     """,
     "networks": """
-        addmm baddbmm bmm cdist einsum matmul nn.functional.avg_pool2d nn.functional.batch_norm
+        addmm baddbmm bmm cdist einsum matmul nn.functional.avg_pool2d
         nn.functional.conv2d nn.functional.conv_transpose1d nn.functional.cosine_similarity
         nn.functional.cross_entropy nn.functional.embedding nn.functional.gelu nn.functional.glu
         nn.functional.grid_sample nn.functional.huber_loss nn.functional.interpolate.bilinear nn.functional.layer_norm
