@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 import torch_bridge
-from jaxensemble import Ensemble, InputError, TrainState, train_step
+from jaxensemble import Ensemble, InputError, TrainState, fit, train_step
 from jaxensemble.arguments import OF_ENSEMBLES
 
 X = torch.linspace(-1, 1, 24).reshape(6, 4)
@@ -96,6 +96,7 @@ CASES: dict[str, tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]] = {
 }
 
 
+@pytest.mark.thinned
 @pytest.mark.parametrize("case", CASES)
 def test_arguments(case: str, tmp_path: Path) -> None:
     forward, args, kwargs = CASES[case]
@@ -179,6 +180,8 @@ def test_training_takes_arguments_as_a_tuple_or_by_name(ported: Any) -> None:
     ]
     np.testing.assert_array_equal(losses[0], losses[1])
     np.testing.assert_array_equal(losses[0], losses[2])
+    _, history = fit(state, {"x": X, "mask": MASK}, targets, loss=loss, epochs=1, batch=3, progress=False)
+    assert np.isfinite(history.loss).all()
     with pytest.raises(InputError, match="`scale` was fixed to 2"):
         train_step(state, {"x": X, "mask": MASK, "scale": 1.0}, targets, loss=loss)
 

@@ -61,6 +61,7 @@ CASES: dict[str, Callable[[Tensor], Any]] = {
 }
 
 
+@pytest.mark.thinned
 @pytest.mark.parametrize("case", CASES)
 def test_distributions(case: str) -> None:
     torch.manual_seed(0)

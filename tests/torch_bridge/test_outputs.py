@@ -135,6 +135,7 @@ def inspect_fields(value: Any) -> list[str]:
     return list(getattr(value, "_fields", None) or [field.name for field in dataclasses.fields(value)])
 
 
+@pytest.mark.thinned
 @pytest.mark.parametrize("case", CASES)
 def test_outputs(case: str, tmp_path: Path) -> None:
     models = made(CASES[case])
