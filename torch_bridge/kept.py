@@ -111,7 +111,7 @@ class Kept:
         if is_buffer and isinstance(before, Tensor) and isinstance(now, Tensor):
             return before.shape != now.shape  # another value is what training mode is for
         if before is not now:
-            return holds_tensors(before) or holds_tensors(now) or not isinstance(now, PLAIN) or before != now
+            return holds_tensors(before) or holds_tensors(now) or not isinstance(now, PLAIN) or bool(before != now)
         held = _copy(now, {})
         return any(not _is_same(kept, self._contents.get(key, (None, ()))[1]) for key, (_, kept) in held.items())
 

@@ -1,15 +1,19 @@
 """Forwards that do one thing in training and another one in evaluation: one ported network does both."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import numpy as np
+import optax
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 import torch_bridge
+from jaxensemble.state import flatten
+from jaxensemble.training import TrainState, train_step
 from tests.helpers.porting import assert_trains
 
 
@@ -223,3 +227,37 @@ def test_evaluation_needs_no_key_and_training_draws_of_one() -> None:
     dropped = (np.asarray(first) == 0).all(-1)
     assert dropped.any() and not dropped.all()
     assert not np.array_equal(dropped[0], dropped[1])  # every member draws of its own
+
+
+class Causal(nn.Module):
+    """A table of positions and a mask, which weight decay would move if they counted as parameters."""
+
+    position: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(5, 5)
+        self.register_buffer("position", torch.arange(5.0))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(x + self.position) @ torch.ones(5, 5).tril()
+
+
+@pytest.mark.parametrize("make", [Causal, Noisy, Normaliser, Quantiser, ConvNet], ids=lambda make: make.__name__)
+def test_training_moves_nothing_but_parameters_and_what_a_forward_writes(make: Callable[[], nn.Module]) -> None:
+    x = CASES["convolutions"][1] if make is ConvNet else ROWS
+    ensemble = torch_bridge.to_ensemble([make().eval() for _ in range(2)], (x,), check=False)
+    state = TrainState.create(ensemble, optax.adamw(1e-2, weight_decay=0.1), jax.random.key(0))
+    for _ in range(10):
+        state, _ = train_step(state, x, np.zeros(len(x), "float32"), loss=squares)
+    written = {use.path for call in ensemble.network.calls if call.target == "=" for use in call.args[:1]}
+    written |= {f"{layer.path}." for layer in ensemble.network.layers if layer.type == "layers.BatchNorm"}
+    for tree in ("params", "buffers", "constants"):
+        before, after = (flatten(getattr(one, tree)) for one in (ensemble, state.ensemble))
+        for name, array in before.items():
+            moves = tree == "params" or name.startswith(tuple(written))
+            assert np.array_equal(array, after[name]) != moves, name
+
+
+def squares(outputs: Any, targets: jax.Array) -> Any:
+    return sum((leaf.astype("float32") ** 2).mean() for leaf in jax.tree.leaves(outputs))

@@ -298,7 +298,8 @@ class _Check:
         each = reference.per_member(inputs, len(doubles), self.batch_axis)
         tensors = reference.stacked_inputs([self.arrays(member) for member in each])
         arrays = tensors_mapped(lambda tensor: as_arrays(tensor, "inputs"), tensors)
-        rows, notes = steps.compare(exact, doubles, each, arrays)
+        self.draws.forget()
+        rows, notes = steps.compare(exact, doubles, each, arrays, self.draws)
         self.rows += rows
         self.notes += notes
 

@@ -46,13 +46,13 @@ OPTIMIZERS: dict[str, Make] = {
 
 
 def compare(
-    ensemble: Ensemble, doubles: Sequence[nn.Module], inputs: Sequence[Any], arrays: Any
+    ensemble: Ensemble, doubles: Sequence[nn.Module], inputs: Sequence[Any], arrays: Any, draws: Draws
 ) -> tuple[list[Row], list[str]]:
     """For each optimizer, the worst of losses, parameters and buffers after some steps; and what was not compared.
 
-    `inputs` are those of every member, `arrays` the same as the ensemble takes them.
+    `inputs` are those of every member, `arrays` the same as the ensemble takes them; `draws` are of evaluation mode.
     """
-    ensemble, doubles, draws, notes = _in_training(ensemble, doubles, inputs, arrays)
+    ensemble, doubles, draws, notes = _in_training(ensemble, doubles, inputs, arrays, draws)
     rows: list[Row] = []
     try:
         for name, make in OPTIMIZERS.items():
@@ -68,19 +68,19 @@ def compare(
 
 
 def _in_training(
-    ensemble: Ensemble, doubles: Sequence[nn.Module], inputs: Sequence[Any], arrays: Any
+    ensemble: Ensemble, doubles: Sequence[nn.Module], inputs: Sequence[Any], arrays: Any, draws: Draws
 ) -> tuple[Ensemble, Sequence[nn.Module], Draws, list[str]]:
     """Both in training mode, or as they are, in evaluation mode, with a note that says why."""
     reason = ensemble.network.evaluation_only if ensemble.network is not None else None
     if reason is None:
         try:
-            trained, models, draws = drawing_alike(ensemble, doubles, inputs[0], arrays, each=True)
-            trained.each(*arrays, **draws.options)
+            trained, models, alike = drawing_alike(ensemble, doubles, inputs[0], arrays, each=True)
+            trained.each(*arrays, **alike.options)
         except (UnsupportedError, InputError) as error:  # draws within a recurrent layer; BatchNorm of one value
             reason = first_line(error)
         else:
-            return trained, [model.train() for model in models], draws, []
-    return ensemble, doubles, Draws(), [f"trained in evaluation mode: {reason}"]
+            return trained, [model.train() for model in models], alike, []
+    return ensemble, doubles, draws, [f"trained in evaluation mode: {reason}"]
 
 
 class _NotPossible(Exception):
