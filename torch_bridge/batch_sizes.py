@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import linecache
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -41,13 +41,12 @@ class Decisions:
         """The number of whose multiples all is true that was found for an example of a size; None if there is none."""
         if self.own or not self.fixing:
             return None
-        factors = (k for k in range(2, size + 1) if size % k == 0)
-        found = (k for k in factors if all(_holds(guard, [k * n for n in SIZES[1:]]) for _, guard in self.fixing))
-        return next(found, None)
+        guards = [guard for _, guard in self.fixing]
+        return next((k for k in range(2, size + 1) if size % k == 0 and _are_about_multiples(guards, k)), None)
 
 
-SIZES = (*range(1, 40), 97, 1000, 12345)
-"""Sizes of a batch for which conditions are tried."""
+SIZES = (*range(2, 40), 97, 1000, 12345)
+"""Sizes of a batch for which conditions are tried; the exporter assumes that there are two rows at least."""
 
 
 @contextlib.contextmanager
@@ -88,6 +87,14 @@ def _holds(guard: Any, sizes: Iterable[int]) -> bool:
         return len(symbols) == 1 and all(guard.subs(symbols[0], size) == True for size in sizes)  # noqa: E712
     except ZeroDivisionError:  # as of `batch % (batch // 2)` for a batch of one
         return False
+
+
+def _are_about_multiples(guards: Sequence[Any], factor: int) -> bool:
+    """Whether all conditions hold for the multiples of a number, and for no other size."""
+    if not all(_holds(guard, [factor * size for size in SIZES]) for guard in guards):
+        return False
+    others = (size for size in SIZES if size % factor)
+    return not any(all(_holds(guard, [size]) for guard in guards) for size in others)
 
 
 def _for_one(condition: torch.SymBool, otherwise: bool) -> bool:

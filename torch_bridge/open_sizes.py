@@ -57,6 +57,20 @@ def _take_along_dim(x: Tensor, indices: Tensor, dim: int | None = None) -> Any:
     return x.gather(dim, indices) if same else NotImplemented
 
 
+def _cov(x: Tensor, *, correction: Any = 1, fweights: Any = None, aweights: Any = None) -> Any:
+    if x.ndim != 2 or x.shape[0] == 1 or fweights is not None or aweights is not None:
+        return NotImplemented
+    centred, count = x - x.mean(1, keepdim=True), x.shape[1] - correction
+    return centred @ centred.mH / (count if isinstance(count, torch.SymInt) else max(count, 0))
+
+
+def _corrcoef(x: Tensor) -> Any:
+    if x.is_complex() or (covariances := _cov(x)) is NotImplemented:
+        return NotImplemented
+    deviations = covariances.diagonal().sqrt()
+    return (covariances / deviations.unsqueeze(1) / deviations).clip(-1, 1)
+
+
 def _size(entry: Any) -> Any:
     return entry.node.expr if isinstance(entry, torch.SymInt) else entry
 
@@ -68,6 +82,8 @@ def _is_open(x: Tensor) -> bool:
 _OTHER_WAYS: dict[Any, Callable[..., Any]] = {
     torch.linspace: _linspace,
     **dict.fromkeys((torch.take_along_dim, Tensor.take_along_dim), _take_along_dim),
+    **dict.fromkeys((torch.cov, Tensor.cov), _cov),
+    **dict.fromkeys((torch.corrcoef, Tensor.corrcoef), _corrcoef),
     Tensor.fill_diagonal_: _fill_diagonal,
 }
 

@@ -219,6 +219,10 @@ CASES: dict[str, tuple[tuple[int, ...], Forwards]] = {
             lambda x: (x[:, 0] > x[:, :1]).to(x.dtype) @ x,
             lambda x: torch.einsum("nd,md->nm", x, x),
             lambda x: torch.outer(x[:, 0], x[:, 1]),
+            lambda x: (x.T @ x).flatten()[:-1].view(5, 7)[:, 1:].pow(2).sum() / x.shape[0],
+            lambda x: torch.cov(torch.cat([x, x + 1]).T),
+            lambda x: torch.cat([x, CODES]).T.corrcoef(),
+            lambda x: x.T.cov(correction=0),
         ),
     ),
     "choices": (
@@ -462,6 +466,7 @@ REFUSED: dict[str, Callable[[Tensor], Any]] = {
     "expand": lambda x: x[:1].expand(4, 6) + x,
     "table": lambda x: x + CODES[:4],
     "threshold": lambda x: x if x.shape[0] > 3 else -x,
+    "off the diagonal": lambda x: (x @ x.T).flatten()[1:].view(x.shape[0] - 1, x.shape[0] + 1)[:, :-1],
     "parity": lambda x: x.view(-1, 2, 6) if x.shape[0] % 2 == 0 else -x,
     "range": lambda x: torch.stack([x[k] * k for k in range(x.shape[0])]),
     "len": lambda x: x / len(x),

@@ -267,8 +267,9 @@ class Builder:
         if len(shape) == 2 and open_axes == [0] and held and held[0] == shape[0]:
             return [self.emit(".shape", expr, 0), -1]
         args: list[Arg] = list(shape)  # type: ignore[arg-type]
+        first = None if any(map(_vanishes, shape)) else open_axes[:1]  # of nothing, no size can be told
         for k in open_axes:
-            args[k] = -1 if k == open_axes[0] else self.size(shape[k], [(expr, held)])
+            args[k] = -1 if [k] == first else self.size(shape[k], [(expr, held)])
         return args
 
     def size(self, entry: Any, near: Sequence[tuple[Ref | Var, Sequence[Size]]] = ()) -> Arg:
@@ -410,6 +411,11 @@ class Builder:
 def initial_dtype(dtype: torch.dtype) -> str:
     """The dtype a variable is made with, until its array takes its place: 64-bit integers need x64, others do not."""
     return {"int64": "int32"}.get(DTYPES[dtype], DTYPES[dtype])
+
+
+def _vanishes(size: Size) -> bool:
+    """Whether a size is zero for a batch of one."""
+    return not isinstance(size, int) and size.subs(dict.fromkeys(size.free_symbols, 1)) == 0
 
 
 def _has_negative_zeros(tensor: Tensor) -> bool:
