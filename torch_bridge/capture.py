@@ -46,6 +46,7 @@ from torch_bridge.merged import Merged, merged
 from torch_bridge.modes import Modes, add_dropout, aligned, has_tensors, hides_its_mode, reads_of_mode
 from torch_bridge.open_sizes import DirectDistances, OpenSizes, open_roots
 from torch_bridge.outputs import filled, taken_apart
+from torch_bridge.own_gradients import check_own_gradients, own_functions
 from torch_bridge.regions import inline_regions
 from torch_bridge.stand_ins import replace_moded, stand_in
 
@@ -93,8 +94,10 @@ def capture(model: nn.Module, example_inputs: Arguments | tuple[Any, ...], batch
         masks_not_looked_into(),
         lstm_states_mended(),
     ):
-        with changes_of(model) as changed:
+        with changes_of(model) as changed, own_functions() as functions:
             evaluation, reads = _export(model, inputs, dynamic, training=False)
+        with _mode(model, training=False):
+            check_own_gradients(model, inputs, functions)
         check_calls_repeat(model, inputs, training=False)
         if changed:
             with changed.made():

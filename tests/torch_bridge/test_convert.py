@@ -847,3 +847,62 @@ def test_what_is_no_module_in_python_or_no_ensemble_is_named() -> None:
         torch_bridge.to_torch(models)  # type: ignore[arg-type]
     with pytest.raises(InputError, match=r"`ensemble` must be a jaxensemble\.Ensemble; got a list"):
         torch_bridge.check(models, models, (x,))  # type: ignore[arg-type]
+
+
+class Straight(torch.autograd.Function):
+    """A step whose gradient passes straight through."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:  # type: ignore[override]
+        return (x > 0).to(x.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:  # type: ignore[override]
+        return grad
+
+
+class Clipped(torch.autograd.Function):
+    @staticmethod
+    def forward(x: Tensor) -> Tensor:  # type: ignore[override]
+        return x * 1.0
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:  # type: ignore[override]
+        return grad.clamp(-0.01, 0.01)
+
+
+class Swish(torch.autograd.Function):
+    """One that only saves memory: its backward is the gradient of its forward."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:  # type: ignore[override]
+        ctx.save_for_backward(x)
+        return x * x.sigmoid()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:  # type: ignore[override]
+        (x,) = ctx.saved_tensors
+        part = x.sigmoid()
+        return grad * part * (1 + x * (1 - part))
+
+
+class Applying(nn.Sequential):
+    def __init__(self, function: Any) -> None:
+        super().__init__(nn.Linear(3, 4), nn.Linear(4, 2))
+        self.function = function
+
+    def forward(self, input: Tensor) -> Tensor:
+        return self[1](self.function.apply(self[0](input)))
+
+
+def test_gradients_of_ones_own_are_refused_where_they_are_not_those_of_the_forward() -> None:
+    x = torch.randn(5, 3)
+    for function in (Straight, Clipped):
+        with pytest.raises(UnsupportedError, match=f"uses {function.__name__}, whose backward"):
+            torch_bridge.to_ensemble([Applying(function)], (x,))
+    models = [Applying(Swish).eval() for _ in range(2)]
+    assert torch_bridge.check(models, torch_bridge.to_ensemble(models, (x,)), (x,)).passed

@@ -1,0 +1,95 @@
+"""Gradients of a user's own: `torch.autograd.Function`, of which the exporter follows the forward alone.
+
+JAX would differentiate that forward, which is right only where the function's own backward gives the same.
+"""
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import Function
+
+from jaxensemble.errors import UnsupportedError
+from torch_bridge.compat import pytree
+from torch_bridge.examples import Arguments
+
+
+@contextlib.contextmanager
+def own_functions(*, plain: bool = False) -> Iterator[set[type]]:
+    """The functions with a backward of their own that are applied within; with `plain`, without their backward."""
+    found: set[type] = set()
+    apply = vars(Function)["apply"]
+
+    def applied(cls: Any, *args: Any, **kwargs: Any) -> Any:
+        if not cls.__module__.startswith("torch."):
+            found.add(cls)
+            if plain:
+                takes_context = cls.setup_context is Function.setup_context
+                return cls.forward(*([_Context()] if takes_context else []), *args, **kwargs)
+        return apply.__get__(None, cls)(*args, **kwargs)
+
+    Function.apply = classmethod(applied)  # type: ignore[method-assign, assignment]
+    try:
+        yield found
+    finally:
+        Function.apply = apply
+
+
+class _Context:
+    """What a forward saves for a backward that is not run."""
+
+    needs_input_grad: tuple[bool, ...] = (True,) * 64
+
+    def save_for_backward(self, *tensors: Any) -> None:
+        pass
+
+    save_for_forward = mark_dirty = mark_non_differentiable = set_materialize_grads = save_for_backward
+
+
+def check_own_gradients(model: nn.Module, inputs: Arguments, functions: set[type]) -> None:
+    """**Raises:** `UnsupportedError` if functions have another gradient than their forward."""
+    if not functions:
+        return
+    with own_functions():
+        own = _gradients(model, inputs)
+    with own_functions(plain=True):
+        plain = _gradients(model, inputs)
+    if own is None or plain is None or not all(map(_is_close, own, plain)):
+        names = ", ".join(sorted(function.__qualname__ for function in functions))
+        raise UnsupportedError(
+            f"{type(model).__name__}.forward uses {names}, whose backward is not the gradient of its forward: JAX "
+            "would take the latter. Write it without torch.autograd.Function, for instance y = x + (f(x) - x).detach() for "
+            "a gradient that passes straight through."
+        )
+
+
+def _gradients(model: nn.Module, inputs: Arguments) -> list[Tensor] | None:
+    """The gradients of parameters and inputs; None where there are none at all."""
+    leaves = [leaf for leaf in pytree.tree_leaves(inputs) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
+    copies = {id(leaf): leaf.detach().clone().requires_grad_() for leaf in leaves}
+    given = pytree.tree_map(lambda leaf: copies.get(id(leaf), leaf), inputs)
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    wanted = [*parameters, *copies.values()]
+    with torch.enable_grad(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        outputs = [
+            leaf
+            for leaf in pytree.tree_leaves(Arguments(*given).call(model))
+            if isinstance(leaf, Tensor) and leaf.requires_grad
+        ]
+        if not outputs:
+            return [torch.zeros_like(tensor) for tensor in wanted]
+        weights = [torch.linspace(0.5, 1.5, leaf.numel()).to(leaf).reshape(leaf.shape) for leaf in outputs]
+        total = torch.stack([(leaf * weight).sum().abs() for leaf, weight in zip(outputs, weights, strict=True)]).sum()
+        try:
+            grads = torch.autograd.grad(total, wanted, allow_unused=True)
+        except RuntimeError:  # as of a backward that fails
+            return None
+    return [torch.zeros_like(x) if grad is None else grad for x, grad in zip(wanted, grads, strict=True)]
+
+
+def _is_close(a: Tensor, b: Tensor) -> bool:
+    size = max(float(a.abs().max()), float(b.abs().max())) if a.numel() else 0.0
+    return torch.allclose(a, b, rtol=0, atol=size * torch.finfo(a.dtype).eps ** 0.5, equal_nan=True)
