@@ -134,8 +134,10 @@ def _training(
 ) -> ExportedProgram | str:
     """The program of training mode, or why there is none."""
     try:
-        with _mode(model, training=True), changes_of(model) as changed:
+        with _mode(model, training=True), changes_of(model) as changed, own_functions() as functions:
             program, _ = _export(model, inputs, dynamic, training=True)
+        with _mode(model, training=True):
+            check_own_gradients(model, inputs, functions)
         check_calls_repeat(model, inputs, training=True)
         if changed:
             with changed.made():

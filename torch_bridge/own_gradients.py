@@ -4,6 +4,7 @@ JAX would differentiate that forward, which is right only where the function's o
 """
 
 import contextlib
+import copy
 from collections.abc import Iterator
 from typing import Any
 
@@ -53,15 +54,15 @@ def check_own_gradients(model: nn.Module, inputs: Arguments, functions: set[type
     if not functions:
         return
     with own_functions():
-        own = _gradients(model, inputs)
+        own = _gradients(copy.deepcopy(model), inputs)  # a call in training mode writes into buffers
     with own_functions(plain=True):
-        plain = _gradients(model, inputs)
+        plain = _gradients(copy.deepcopy(model), inputs)
     if own is None or plain is None or not all(map(_is_close, own, plain)):
         names = ", ".join(sorted(function.__qualname__ for function in functions))
         raise UnsupportedError(
             f"{type(model).__name__}.forward uses {names}, whose backward is not the gradient of its forward: JAX "
-            "would take the latter. Write it without torch.autograd.Function, for instance y = x + (f(x) - x).detach() for "
-            "a gradient that passes straight through."
+            "would take the latter. Write it without torch.autograd.Function, for instance as x + (f(x) - x).detach(), "
+            "whose gradient passes straight through."
         )
 
 

@@ -904,5 +904,19 @@ def test_gradients_of_ones_own_are_refused_where_they_are_not_those_of_the_forwa
     for function in (Straight, Clipped):
         with pytest.raises(UnsupportedError, match=f"uses {function.__name__}, whose backward"):
             torch_bridge.to_ensemble([Applying(function)], (x,))
+
+
+def test_gradients_of_ones_own_that_training_alone_has_are_for_evaluation_only() -> None:
+    class Twofold(Applying):
+        def forward(self, input: Tensor) -> Tensor:
+            y = self[0](input)
+            return self[1](self.function.apply(y) if self.training else y)
+
+    ensemble = torch_bridge.to_ensemble([Twofold(Clipped).eval()], (torch.randn(5, 3),))
+    assert "uses Clipped" in ensemble.network.evaluation_only
+
+
+def test_gradients_of_ones_own_that_are_those_of_the_forward_are_carried() -> None:
+    x = torch.randn(5, 3)
     models = [Applying(Swish).eval() for _ in range(2)]
     assert torch_bridge.check(models, torch_bridge.to_ensemble(models, (x,)), (x,)).passed
