@@ -105,7 +105,7 @@ SOON := not slow and not further
 tested: $(STAMP)
 	$(BIN)/pytest --numprocesses $(WORKERS) -m "$(SOON)" $(TESTED) $(ARGS)
 
-PYTHONS = $(foreach version,$(1),python$(version) ~/.pyenv/versions/$(version).*/bin/python)
+PYTHONS = $(foreach version,$(1),python$(version) $(HOME)/.pyenv/versions/$(version).*/bin/python)
 FIND = find() { for python in "$$@"; do "$$python" -c '' 2>/dev/null && echo "$$python" && return; done; }
 
 test-newest: ## every test that needs no PyTorch, on the newest Python at hand (NEWEST= names another one)
