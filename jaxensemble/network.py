@@ -117,7 +117,8 @@ class Call:
 
     - `layer:encoder.conv1`: the layer at that path is called;
     - an operator: `+ - * / // % ** @ & | ^ ~ neg < <= > >= == !=`, `[]` (args: value, index);
-    - `=`: args are a variable and the value that it is left with; the result is nothing;
+    - `=`: args are a variable, the value that a call in training mode leaves in it, and the `layers.Training` that
+      says whether it is one, as a `Var`; the result is nothing;
     - `.shape`: args are a value and an axis; the result is a Python int;
     - `.reshape`, `.astype` ...: a method of the first argument;
     - a function by its dotted name: `jnp.concatenate`, `jax.nn.gelu`, `nnx.relu`, `lax.rsqrt`, `ops.max_pool`.

@@ -29,7 +29,8 @@ RECORD_KINDS = ("dataclass", "namedtuple", "mapping")
 
 ARITY = {
     **dict.fromkeys(("+", "-", "*", "/", "//", "%", "**", "@", "&", "|", "^"), 2),
-    **dict.fromkeys(("<", "<=", ">", ">=", "==", "!=", "[]", ".shape", "="), 2),
+    **dict.fromkeys(("<", "<=", ">", ">=", "==", "!=", "[]", ".shape"), 2),
+    "=": 3,
     **dict.fromkeys(("neg", "~"), 1),
 }
 """The operators of `Call.target`, and how many operands they take."""
@@ -255,8 +256,12 @@ def _call_problems(call: Call, network: Network) -> Iterator[str]:
         yield f"{where}: expected a value and the number of an axis; got {call.args!r}"
     elif call.target.startswith(".") and not (call.args and isinstance(call.args[0], Ref | Var)):
         yield f"{where}: expected a value as the first argument of a method"
-    if call.target == "=" and not (isinstance(call.args[0], Var) and isinstance(call.args[1], Ref)):
-        yield f"{where}: expected a variable and a value; got {call.args!r}"
-    for ref in references((call.args, call.kwargs)):
+    flags = {layer.path for layer in network.layers if layer.type == "layers.Training"}
+    if call.target == "=":
+        variable, value, flag = call.args if len(call.args) == 3 else (None, None, None)
+        if not (isinstance(variable, Var) and isinstance(value, Ref) and isinstance(flag, Var) and flag.path in flags):
+            yield f"{where}: expected a variable, a value and a layers.Training; got {call.args!r}"
+            return
+    for ref in references((call.args[:2] if call.target == "=" else call.args, call.kwargs)):
         if isinstance(ref, Var) and ref.path not in variables and layers.isdisjoint(_parents(ref.path)):
             yield f"{where}: there is no variable {ref.path!r}"

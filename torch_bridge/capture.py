@@ -43,7 +43,7 @@ from torch_bridge.kept import restored
 from torch_bridge.memory import OWN_MEMORY, without_memory_formats
 from torch_bridge.memos import tensors_forgotten
 from torch_bridge.merged import Merged, merged
-from torch_bridge.modes import Modes, add_dropout, aligned, has_tensors, hides_its_mode, reads_of_mode
+from torch_bridge.modes import Modes, add_dropout, aligned, has_tensors, hides_its_mode, mark_counters, reads_of_mode
 from torch_bridge.open_sizes import DirectDistances, OpenSizes, open_roots
 from torch_bridge.outputs import filled, taken_apart
 from torch_bridge.own_gradients import check_own_gradients, own_functions
@@ -275,6 +275,7 @@ def _exported(
                 "batch_axis=None to port it for the size of the example."
             )
     inline_regions(program.graph_module)
+    mark_counters(model, program)
     return program, read
 
 

@@ -14,10 +14,9 @@ from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 
 from torch_bridge.compat import map_aggregate
-from torch_bridge.modes import is_size, same_tensor
+from torch_bridge.modes import is_counter, is_size, same_tensor
 from torch_bridge.stand_ins import MODED, Mode, all_args, stand_in, stand_in_args
 
-STAND_INS = {stand_in(name): name for name in MODED}
 _ATTENTION = torch.ops.aten.scaled_dot_product_attention.default
 
 
@@ -141,7 +140,7 @@ class _Merge:
         for result, spec in zip(results, program.graph_signature.output_specs, strict=True):
             if spec.kind.name == "USER_OUTPUT":
                 outputs.append(result)
-            elif spec.kind.name == "BUFFER_MUTATION" and not str(spec.target).endswith("num_batches_tracked"):
+            elif spec.kind.name == "BUFFER_MUTATION" and not is_counter(self.model, str(spec.target)):
                 updates[str(spec.target)] = result
         return outputs, updates
 
@@ -152,9 +151,16 @@ class _Merge:
 
     def _drop_counters(self, wanted: set[fx.Node]) -> None:
         """Leaves out what only the counters of normalisation took, which its layers keep themselves."""
+        keys = dict(self.evaluation.graph_signature.inputs_to_buffers)
+        counted: set[fx.Node] = set()
+        for node in self.graph.nodes:
+            if node.op == "placeholder":
+                own = node.name in keys and is_counter(self.model, keys[node.name])
+            else:
+                own = bool(node.all_input_nodes) and counted.issuperset(node.all_input_nodes)
+            counted |= {node} if own else set()
         for node in reversed(self.graph.nodes):
-            takes_counter = any(given.name.endswith("num_batches_tracked") for given in node.all_input_nodes)
-            if takes_counter and not node.users and node not in wanted:
+            if node in counted and node.op != "placeholder" and not node.users and node not in wanted:
                 self.graph.erase_node(node)
 
     # Nodes
@@ -166,8 +172,7 @@ class _Merge:
         self._sizes(node, copies)
         new = self.graph.node_copy(node, copies.__getitem__)
         new.meta["mode"] = mode
-        name = STAND_INS.get(node.target)
-        if name is not None and new.args[-1] == "always" and mode == "training":
+        if _is_stand_in(node) and new.args[-1] == "always" and mode == "training":
             new.args = (*new.args[:-1], "by_mode")
         if node.target is _ATTENTION and mode == "training":
             self._attention(new, 0.0, _rate(new))
@@ -179,7 +184,7 @@ class _Merge:
         inputs = iter(_put((node.args, dict(node.kwargs)), lambda k, leaf: self._value(leaf, others[k])))
         new = self.graph.call_function(node.target, next(inputs), next(inputs))  # type: ignore[arg-type]
         new.meta = dict(node.meta)
-        if node.target in STAND_INS and node.args[-1] != twin.args[-1]:
+        if _is_stand_in(node) and node.args[-1] != twin.args[-1]:
             new.args = (*new.args[:-1], "by_mode")
         if node.target is _ATTENTION:
             self._attention(new, _rate(new), _rate(twin))
@@ -234,7 +239,12 @@ def _rate(node: fx.Node) -> float:
 
 def _is_the_reverse(node: fx.Node, twin: fx.Node) -> bool:
     """Whether an operation with a flag is in training mode in evaluation alone."""
-    return node.target in STAND_INS and (node.args[-1], twin.args[-1]) == ("always", "never")
+    return _is_stand_in(node) and (node.args[-1], twin.args[-1]) == ("always", "never")
+
+
+def _is_stand_in(node: fx.Node) -> bool:
+    """Whether a node is a stand-in for an operation with a mode, which is its last argument."""
+    return any(node.target is stand_in(name) for name in MODED)
 
 
 def _computing(graph: fx.Graph) -> list[fx.Node]:
@@ -264,7 +274,7 @@ def _put(tree: Any, value: Callable[[int, fx.Node], fx.Node]) -> Any:
 def _key(node: fx.Node) -> str:
     """What two nodes have in common that do the same at the same place, the training flag left out."""
     args = list(node.args)
-    if node.target in STAND_INS:
+    if _is_stand_in(node):
         args[-1] = None
     kwargs = dict(node.kwargs)
     if node.target is _ATTENTION:

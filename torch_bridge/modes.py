@@ -17,6 +17,8 @@ from torch.export import ExportedProgram
 from torch_bridge.compat import map_aggregate, pytree
 from torch_bridge.stand_ins import DROPOUTS, MODED, NAMES, Mode, all_args, flag, stand_in, stand_in_args
 
+COUNTER = "torch_bridge: counts batches"
+
 
 class Added(NamedTuple):
     """Dropout that only the training graph has, and the evaluation graph's node after which it belongs."""
@@ -201,7 +203,21 @@ def _counts_batches(node: fx.Node) -> bool:
     counter = node.args[0] if node.args else None
     if node.target != torch.ops.aten.add_.Tensor or not isinstance(counter, fx.Node):
         return False
-    return _counts_batches(counter) or (counter.op == "placeholder" and counter.name.endswith("num_batches_tracked"))
+    return _counts_batches(counter) or COUNTER in counter.meta
+
+
+def mark_counters(model: nn.Module, program: ExportedProgram) -> None:
+    """Marks the placeholders of counters that normalisation keeps."""
+    keys = program.graph_signature.inputs_to_buffers
+    for node in program.graph.nodes:
+        if node.op == "placeholder" and node.name in keys and is_counter(model, keys[node.name]):
+            node.meta[COUNTER] = True
+
+
+def is_counter(model: nn.Module, key: str) -> bool:
+    """Whether a buffer counts the batches of a layer of PyTorch's own, which the ported layer counts itself."""
+    path, _, name = key.rpartition(".")
+    return name == "num_batches_tracked" and isinstance(model.get_submodule(path), nn.modules.batchnorm._NormBase)
 
 
 def _arguments(node: fx.Node, twins: Mapping[fx.Node, fx.Node]) -> Any:

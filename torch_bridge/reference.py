@@ -151,6 +151,8 @@ def loop(models: Sequence[nn.Module], inputs: Inputs | Sequence[Inputs]) -> list
     per_member: list[Any] = inputs if isinstance(inputs, list) else [inputs] * len(models)
     try:
         return [evaluated(model, arguments) for model, arguments in zip(models, per_member, strict=True)]
+    except CannotRun:
+        raise
     except Exception as error:  # as of inputs for other models
         raise CannotRun(
             f"PyTorch itself cannot run {type(models[0]).__name__} on these inputs: {described(error)}",

@@ -250,7 +250,7 @@ class Expressions:
             left, right = (self.operand(arg, value, in_arithmetic=True) for arg in step.args)
             return ast.BinOp(left, BINARY[target](), right)
         if target in COMPARISONS or target == "=":
-            left, right = (self.operand(arg, value) for arg in step.args)
+            left, right = (self.operand(arg, value) for arg in step.args[:2])
             return ast.Compare(left, [COMPARISONS.get(target, ast.Eq)()], [right])
         if target in UNARY:
             return ast.UnaryOp(UNARY[target](), self.operand(step.args[0], value))

@@ -132,17 +132,20 @@ class Folding:
         for entry in self.entries:
             make = self.expressions.make_at(entry.step.target.path) if isinstance(entry.step.target, ToLayer) else None
             entry.chooses = make is not None and make.name == "layers.Training"
-        if not any(entry.chooses for entry in self.entries):
+            if _writes(entry):
+                entry.arm = (_read(entry.step.args[2])[0], True)
+        if not any(entry.chooses or _writes(entry) for entry in self.entries):
             return self.entries
         makers = {out: entry for entry in self.entries for out in entry.outs}
         self._mark_arms(makers)
         order: list[Entry] = []
+        position = {id(entry): k for k, entry in enumerate(self.entries)}
         for entry in self.entries:
-            if entry.chooses:
-                for arg, training in zip(entry.step.args, (True, False), strict=True):
-                    for use in leaves(arg):
-                        order += _needed(use, (called(entry.step), training), makers, order)
-            if entry.arm is None:
+            for arm, operand in _by_arm(entry) if entry.chooses or _writes(entry) else []:
+                if arm is not None:
+                    needed = [one for use in leaves(operand) for one in _needed(use, arm, makers, order)]
+                    order += sorted({id(one): one for one in needed}.values(), key=lambda one: position[id(one)])
+            if entry.arm is None or _writes(entry):
                 order.append(entry)
         return order
 
@@ -155,9 +158,10 @@ class Folding:
             own = arms.pop() if len(arms) == 1 else None
             plain = not (entry.chooses or entry.stands_alone or entry.ends_segment)
             end = max((last[out] for out in entry.outs if out in last), default=0)
-            if own is not None and plain and not self._is_overwritten(entry, position[id(entry)], end):
-                entry.arm = own
-            at = end if entry.arm is not None else position[id(entry)]
+            if not _writes(entry) and own is not None and plain:
+                if not self._is_overwritten(entry, position[id(entry)], end):
+                    entry.arm = own
+            at = end if entry.arm is not None and not _writes(entry) else position[id(entry)]
             for arm, operand in _by_arm(entry):
                 for use in leaves(operand):
                     if isinstance(use, Local):
@@ -165,11 +169,17 @@ class Folding:
                         last[use] = max(last.get(use, 0), at)
 
     def _is_overwritten(self, entry: Entry, start: int, end: int) -> bool:
-        """Whether an entry reads a variable that is written between two positions."""
-        written = [e.step.args[0] for e in self.entries[start:end] if e.step.target == ToName("=")]
-        paths = [variable.path for variable in written if isinstance(variable, Read)]
-        reads = [*_read(entry.step), *([called(entry.step)] if called(entry.step) else [])]
-        return any(path[: len(read)] == read for path in paths for read in reads)
+        """Whether a variable that an entry touches may be written between two positions, by a child or by a step."""
+        own = self._variables(entry)
+        others = [path for one in self.entries[start + 1 : end] if one.arm is None for path in self._variables(one)]
+        others += [path for one in self.entries[start:end] if _writes(one) for path in _read(one.step.args[0])]
+        return any(a[: len(b)] == b or b[: len(a)] == a for a in own for b in others)
+
+    def _variables(self, entry: Entry) -> list[Path]:
+        """The variables that an entry reads, and the child that it calls, unless that holds none."""
+        make = self.expressions.make_at(entry.step.target.path) if isinstance(entry.step.target, ToLayer) else None
+        stateless = make is not None and make.name in ("layers.Keys", "layers.Training", "nnx.Dropout")
+        return [*_read(entry.step), *([called(entry.step)] if called(entry.step) and not stateless else [])]
 
     # Loops
 
@@ -286,7 +296,8 @@ class Folding:
         return _weight(entry) + max(map(self._depth, inner), default=0)
 
     def _touched(self, entry: Entry) -> list[tuple[str, ...]]:
-        return [called(inner.step) for inner in self._within(entry) if called(inner.step)]
+        within = self._within(entry)
+        return [path for inner in within for path in (called(inner.step), *_read(inner.step)) if path]
 
     def node(self, entry: Entry, folded: set[Local], named: Callable[[Use], ast.expr]) -> ast.expr:
         """An entry as an expression, with what is nested into it."""
@@ -342,9 +353,16 @@ def _direct(step: Step) -> list[Use]:
 
 def _by_arm(entry: Entry) -> list[tuple[Arm | None, Any]]:
     """The operands of an entry, and the mode in which each is needed."""
+    if _writes(entry):
+        return [(entry.arm, entry.step.args[1])]
     if not entry.chooses:
         return [(entry.arm, entry.step)]
     return [((called(entry.step), training), arg) for arg, training in zip(entry.step.args, (True, False), strict=True)]
+
+
+def _writes(entry: Entry) -> bool:
+    """Whether a variable is written, as it is in training alone."""
+    return entry.step.target == ToName("=")
 
 
 def _needed(use: Use, arm: Arm, makers: dict[Local, Entry], there: Sequence[Entry]) -> list[Entry]:

@@ -8,7 +8,7 @@ import dataclasses
 from collections.abc import Collection, Hashable, Iterator, Sequence
 from typing import Any, TypeAlias
 
-from jaxensemble.source.bodies import Body, Cut, Hole, Length, Local, Many, Read, Slot, Step, leaves
+from jaxensemble.source.bodies import Body, Cut, Hole, Length, Local, Many, Read, Slot, Step, ToLayer, leaves
 from jaxensemble.source.units import MISSING
 
 Span: TypeAlias = tuple[int, int]
@@ -37,6 +37,8 @@ def skipping(short: Body, full: Body, results: Collection[int]) -> Skipping | No
 
     `results` are the values of `full` that are used after it.
     """
+    if any(isinstance(step.target, ToLayer) and step.target.path[-1].rstrip("_") == "training" for step in full.steps):
+        return None  # a choice by the mode brings statements with it that have a place of their own
     removed = len(full.steps) - len(short.steps)
     if not 0 < removed <= len(short.steps) or not _in_order(short.steps, full.steps):
         return None

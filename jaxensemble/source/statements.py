@@ -56,7 +56,7 @@ class _Writer:
                 return lines + self._residual(entry)
             if _depends(entry):
                 block = [(entry, after)]
-                while waiting and _depends(waiting[0][0]) and _flag(waiting[0][0]) == _flag(entry):
+                while waiting and _depends(waiting[0][0]) and _kind(waiting[0][0]) == _kind(entry):
                     block.append(waiting.pop(0))
                 lines += self._by_mode(block)
             elif entry.is_optional:
@@ -263,6 +263,11 @@ class _Writer:
 
 def _depends(entry: Entry) -> bool:
     return entry.chooses or entry.arm is not None
+
+
+def _kind(entry: Entry) -> Hashable:
+    """What statements within one `if` have in common."""
+    return _flag(entry), entry.segment
 
 
 def _flag(entry: Entry) -> tuple[str, ...]:

@@ -75,7 +75,8 @@ def test_distributions(case: str) -> None:
         np.testing.assert_allclose(ours, expected, rtol=1e-12, atol=1e-12)
 
 
-def test_validation_is_as_before() -> None:
+def test_validation_is_as_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(d.Distribution, "_validate_args", True)
     assert d.Distribution._validate_args is True
     torch_bridge.to_flax(Net(CASES["Normal"]).float().eval(), (X.float(),))
     assert d.Distribution._validate_args is True

@@ -362,19 +362,6 @@ def test_rrelu_draws_in_training() -> None:
     assert np.array_equal(np.asarray(module(-x)), -x)
 
 
-RANDOM = {
-    "gumbel_softmax": lambda x: F.gumbel_softmax(x),
-    "rand_like": lambda x: x + torch.rand_like(x),
-    "bernoulli": lambda x: torch.bernoulli(x.sigmoid()),
-}
-
-
-@pytest.mark.parametrize("name", RANDOM)
-def test_bare_randomness_is_refused(name: str) -> None:
-    with pytest.raises(UnsupportedError, match="random"):
-        to_flax(Call(RANDOM[name]), (torch.randn(2, 3),))
-
-
 def test_gelu_is_not_the_approximation() -> None:
     """Flax's default is the tanh form: 1e-4 off."""
     (call,) = lower(capture(nn.GELU(), (torch.randn(2, 3),))).network.calls

@@ -7,7 +7,7 @@ from typing import Any, Literal
 import jax
 import sympy
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
 from jaxensemble.errors import UnsupportedError
 from jaxensemble.network import Arg, Call, Dtype, Layer, Ref, Var, Variable
@@ -163,7 +163,7 @@ class Builder:
         while module in self.layers:
             module = module.rpartition(".")[0]
         path = ".".join(part for part in (module, name) if part)
-        while path in self.layers and self.layers[path].type != type_:
+        while not (path in self.layers and self.layers[path].type == type_) and self._is_taken(path):
             path += "_"
         self.layers[path] = Layer(path, type_)
         return path
@@ -172,6 +172,11 @@ class Builder:
         """Notes a value as what PyTorch draws here, in the mode whose draws are wanted."""
         if self.drawn is not None and self.node.meta.get("mode", self.drawn) == self.drawn:
             self.draws.append(value)
+
+    def is_statistic(self, key: str) -> bool:
+        """Whether a buffer holds running statistics of a normalisation of PyTorch's own."""
+        path, _, name = key.rpartition(".")
+        return name.startswith("running_") and isinstance(self.state.modules[path], nn.modules.batchnorm._NormBase)
 
     def hides_draws(self, mode: str) -> None:
         """Refuses a layer that draws numbers of its own where those are wanted."""
@@ -370,9 +375,13 @@ class Builder:
                 return owner
         return None
 
+    def _is_taken(self, path: str) -> bool:
+        own = path.rpartition(".")[2] != "training" and self.state.has(path)  # every module has that attribute
+        return own or path in self.layers or path in self.variables
+
     def _has_constants(self, module: str) -> bool:
-        """Whether a constant stands inside the module, which a layer has no place for."""
-        return any(path.startswith(f"{module}.") for path in self.constants)
+        """Whether a constant or a layer stands inside the module, which a layer has no place for."""
+        return any(path.startswith(f"{module}.") for path in (*self.constants, *self.layers))
 
     def owners(self, keys: Sequence[str]) -> list[str]:
         """Modules that hold exactly these tensors and nothing else, the one around the node first."""

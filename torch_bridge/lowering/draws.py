@@ -138,7 +138,9 @@ def poisson(b: Builder, rate: Value, **_: Any) -> Value:
 
 
 def _integers(b: Builder, low: Arg, high: Arg) -> Value:
-    return b.new(_drawn(b, "randint", _shape(b), low, high))
+    if not b.dtype.is_floating_point:
+        return b.new(_drawn(b, "randint", _shape(b), low, high))
+    return b.new(b.emit(".astype", _drawn(b, "randint", _shape(b), low, high, dtype=False), dtype_argument(b, b.dtype)))
 
 
 @register("aten.randint.default")

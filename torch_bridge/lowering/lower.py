@@ -57,15 +57,16 @@ def lower(
             env[node] = _placeholder(builder, node, input_layout)
         elif node.op == "call_function":
             env[node] = _call(builder, node, env)
-    for name, key in captured.weights.items():
-        if key in captured.updates:
-            value = env[captured.updates[key]]
-            update(builder, key, env[nodes[name]], builder.value(value))
     wanted = _module_outputs(captured.graph, env) if observed else captured.outputs
     outputs: Tree = _outputs(builder, wanted, env)
     if drawn is not None:
         drawn_numbers: list[Tree] = [_returned(builder, value) for value in builder.draws]
         outputs = (outputs, drawn_numbers)
+    for name, key in captured.weights.items():
+        if key in captured.updates:
+            builder.node = captured.updates[key]
+            training = env[builder.node.args[0]]  # type: ignore[index]
+            update(builder, key, env[nodes[name]], builder.value(training))
     return _assemble(builder, outputs)
 
 
@@ -238,7 +239,7 @@ def _outputs(builder: Builder, tree: Any, env: dict[fx.Node, Any]) -> Tree:
 
 
 def _returned(builder: Builder, value: Value | Tensor) -> Ref:
-    plain = builder.plain(value)
+    plain = builder.plain(builder.resolved(value) if isinstance(value, Value) and value.open else value)
     return plain.expr if isinstance(plain.expr, Ref) else builder.emit("jnp.asarray", plain.expr)
 
 

@@ -1,8 +1,12 @@
 """What a forward does in one mode alone: values that are chosen by mode, and buffers that training writes."""
 
-from jaxensemble.network import Call, Ref, Var, references
+import itertools
+from collections.abc import Sequence
+
+from jaxensemble.network import Call, Var, references
 from torch_bridge.layout import Layout
 from torch_bridge.lowering.builder import Builder
+from torch_bridge.lowering.dims import viewed
 from torch_bridge.lowering.table import register
 from torch_bridge.lowering.values import Value
 
@@ -10,15 +14,24 @@ from torch_bridge.lowering.values import Value
 @register("torch_bridge.by_mode.default")
 def by_mode(b: Builder, training: Value, evaluation: Value) -> Value:
     """The first value in training mode, the second one in evaluation mode."""
-    (first, second), layout = b.aligned(training, evaluation)
+    second = b.tidy(viewed(b, evaluation))
+    first = b.arranged(_seen_as(b.plain(training), second), second.layout.axes)
     if first.expr == second.expr:
-        return b.laid(first.expr, layout)  # as of a copy that training takes
+        return second  # as of a copy that training takes
     path = b.inside("training", "layers.Training")
-    return b.laid(b.emit(f"layer:{path}", first.expr, second.expr), layout)
+    return b.laid(b.emit(f"layer:{path}", first.expr, second.expr), second.layout)
+
+
+def _seen_as(plain: Value, other: Value) -> Value:
+    """A value that is stored as PyTorch has it, with the dimensions of another one of its shape."""
+    return Value(plain.expr, Layout(other.layout.dims, other.layout.dims), plain.dtype)
 
 
 def update(b: Builder, key: str, weight: Value, value: Value) -> None:
-    """Writes what training leaves in a buffer, once nothing reads any more what was in it before."""
+    """Writes what training leaves in a buffer, once nothing reads any more what was in it before.
+
+    The builder's node is the choice between the two: by whose mode is told by where it stands.
+    """
     weight = b.resolved(weight)
     if weight.open:
         weight = b.resolved(b.plain(weight) if key not in b.storage else weight)
@@ -27,12 +40,14 @@ def update(b: Builder, key: str, weight: Value, value: Value) -> None:
     expr = b.array(Value(b.plain(value).expr, Layout(dims, dims), value.dtype), storage.layout.axes)
     if value.dtype != b.state.tensors[key].dtype:
         raise b.unsupported(f"it writes {value.dtype} into `{key}`, which is {b.state.tensors[key].dtype}")
-    assert isinstance(expr, Ref)
+    if isinstance(expr, Var):
+        return  # as of a buffer that is copied onto itself
     made = next(k for k, call in enumerate(b.calls) if call.out == expr.name)
     reading = [k for k, call in enumerate(b.calls) if _reads(call, storage.path)]
     last = max([made, *reading])
-    scope = _common(b.calls[made].scope, b.calls[last].scope)
-    b.calls.insert(last + 1, Call(f"{expr.name}_kept", "=", (Var(storage.path), expr), {}, scope))
+    scope = common_scope([b.calls[made].scope, b.calls[last].scope])
+    flag = b.inside("training", "layers.Training")
+    b.calls.insert(last + 1, Call(f"{expr.name}_kept", "=", (Var(storage.path), expr, Var(flag)), {}, scope))
 
 
 def _reads(call: Call, path: str) -> bool:
@@ -42,8 +57,11 @@ def _reads(call: Call, path: str) -> bool:
     )
 
 
-def _common(a: tuple[str, ...], b: tuple[str, ...]) -> tuple[str, ...]:
-    count = 0
-    while count < min(len(a), len(b)) and a[count] == b[count]:
-        count += 1
-    return a[:count]
+def common_scope(scopes: Sequence[tuple[str, ...]]) -> tuple[str, ...]:
+    """The module calls that several steps all stand in.
+
+    >>> common_scope([("a", "a.b"), ("a", "a.c")])
+    ('a',)
+    """
+    shared = itertools.takewhile(lambda entries: len(set(entries)) == 1, zip(*scopes, strict=False))
+    return tuple(entries[0] for entries in shared)

@@ -16,7 +16,6 @@ END = 2**63 - 1
 
 
 @register(
-    "aten.clone.default",
     "aten.alias.default",
     "aten.contiguous.default",
     "aten.lift_fresh_copy.default",
@@ -270,3 +269,13 @@ def repeat_interleave(b: Builder, x: Value, repeats: Any, dim: int | None = None
     dim %= value.ndim
     expr = b.emit("jnp.repeat", value.expr, b.size(repeats), axis=axis_of(value, dim))
     return redimensioned(b, value, expr, {dim: span(b.result_shape[dim])})
+
+
+@register("aten.clone.default")
+def clone(b: Builder, x: Value, **_: Any) -> Value:
+    """As it is; but running statistics are read before the layer is called that writes them."""
+    value = b.resolved(x)
+    if value.key is not None and b.is_statistic(value.key):
+        plain = b.plain(value)
+        return b.laid(b.emit("jnp.asarray", plain.expr), plain.layout)
+    return x
