@@ -20,6 +20,7 @@ from torch_bridge.capture import capture
 from torch_bridge.examples import Arguments, BatchAxis
 from torch_bridge.lowering import Lowered, lower
 from torch_bridge.lowering.builder import Drawn
+from torch_bridge.merged import has_branches
 from torch_bridge.stacking import Stack
 
 LAYOUTS = ("torch", "NHWC")
@@ -50,6 +51,13 @@ def convert(
         captured = capture(model, example_inputs, batch_axis)
         check_signs(model, captured.graph, Arguments.of(example_inputs))
     lowered = lower(captured, input_layout, drawn=drawn)
+    if has_branches(captured.graph) and len({module.training for module in model.modules()}) > 1:
+        apart = [path or "itself" for path, module in model.named_modules() if module.training]
+        raise UnsupportedError(
+            f"{type(model).__name__} is in training mode in part ({', '.join(apart[:5])}), and its forward does "
+            "something else there, which is carried for all of it in one mode. Call .eval() or .train() on it first; an "
+            "ensemble has both modes, too."
+        )
     if lowered.network.evaluation_only and any(module.training for module in model.modules()):
         raise UnsupportedError(
             f"{type(model).__name__} is in training mode, and can be ported for evaluation only, because "

@@ -33,6 +33,11 @@ class Merged(NamedTuple):
     constants: dict[str, Tensor]
 
 
+def has_branches(graph: fx.Graph) -> bool:
+    """Whether a graph does something else in training mode than in evaluation mode."""
+    return any(node.target is stand_in("by_mode") for node in graph.nodes)
+
+
 def merged(
     model: nn.Module, evaluation: ExportedProgram, training: ExportedProgram, reads: Sequence[nn.Module]
 ) -> Merged | str:

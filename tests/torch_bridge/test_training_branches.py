@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import torch_bridge
+from jaxensemble.errors import UnsupportedError
 from jaxensemble.state import flatten
 from jaxensemble.training import TrainState, train_step
 from tests.helpers.porting import assert_trains
@@ -261,3 +262,11 @@ def test_training_moves_nothing_but_parameters_and_what_a_forward_writes(make: C
 
 def squares(outputs: Any, targets: jax.Array) -> Any:
     return sum((leaf.astype("float32") ** 2).mean() for leaf in jax.tree.leaves(outputs))
+
+
+def test_a_model_in_training_mode_in_part_is_refused() -> None:
+    model = TwicePath().train()
+    model.path.eval()
+    with pytest.raises(UnsupportedError, match="in training mode in part"):
+        torch_bridge.to_ensemble([model], (ROWS,))
+    torch_bridge.to_ensemble([model.train()], (ROWS,), check=False)
