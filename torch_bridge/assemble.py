@@ -55,8 +55,8 @@ def convert(
         apart = [path or "itself" for path, module in model.named_modules() if module.training]
         raise UnsupportedError(
             f"{type(model).__name__} is in training mode in part ({', '.join(apart[:5])}), and its forward does "
-            "something else there, which is carried for all of it in one mode. Call .eval() or .train() on it first; an "
-            "ensemble has both modes, too."
+            "something else there, which is carried for all of it in one mode. Call .eval() or .train() on it first: "
+            "an ensemble has both modes."
         )
     if lowered.network.evaluation_only and any(module.training for module in model.modules()):
         raise UnsupportedError(

@@ -6,6 +6,7 @@ import torch
 
 from jaxensemble.layers.dropout import SATURATION
 from jaxensemble.network import Arg
+from torch_bridge.layout import Layout
 from torch_bridge.lowering.builder import Builder
 from torch_bridge.lowering.dims import sizes_of
 from torch_bridge.lowering.table import register
@@ -36,10 +37,10 @@ def _dropped(b: Builder, type_: str, x: Value, p: float, mode: str, name: str, c
     """`F.dropout(x)` drops in evaluation too: its layer is told so at each call. A rate of 0 never does anything."""
     if mode == "never" or p == 0 or (b.drawn == "evaluation" and mode == "by_mode"):
         return x
-    if b.drawn is not None and p < 1:
-        return written_out(b, b.plain(x), p, alpha=type_ == "layers.AlphaDropout", channels=channels)
     x = b.value(x)
     x = b.tidy(x) if channels else b.plain(x) if x.open else x
+    if b.drawn is not None and p < 1:
+        return written_out(b, x, p, alpha=type_ == "layers.AlphaDropout", channels=channels)
     options: dict[str, Arg] = {"rate": p}
     if channels:
         options |= {"broadcast_dims": tuple(sorted(x.axis(dim) for dim in range(2, x.ndim)))}
@@ -53,6 +54,8 @@ def written_out(b: Builder, x: Value, p: float, *, alpha: bool = False, channels
     shape = (*x.shape[:2], *(1 for _ in x.shape[2:])) if channels else x.shape
     kept = b.new(b.emit("jax.random.bernoulli", b.random_key(), 1 - p, sizes_of(b, shape)), shape, torch.bool)
     b.draw(kept)
+    if not channels:  # stored as what is dropped, which may not be stored otherwise for it
+        kept = b.arranged(Value(kept.expr, Layout(x.layout.dims, x.layout.dims), torch.bool), x.layout.axes)
     if not alpha:
         return b.elementwise("jnp.where", kept, b.elementwise("/", x, 1 - p), 0.0)
     scale = 1 / math.sqrt((SATURATION**2 * p + 1) * (1 - p))

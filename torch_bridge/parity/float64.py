@@ -9,8 +9,9 @@ from torch import nn
 
 from jaxensemble.build import skeleton
 from jaxensemble.ensemble import Ensemble
+from jaxensemble.errors import UnsupportedError
 from jaxensemble.network import Dtype, Network
-from jaxensemble.origin import Origin
+from jaxensemble.origin import Origin, WeightMap
 from torch_bridge.assemble import constants_of, convert, keys_per_member
 from torch_bridge.lowering.builder import Drawn
 
@@ -35,6 +36,8 @@ def captured_anew(
     if not isinstance(origin, Origin):
         return ensemble
     lowered = convert(model, inputs, origin.batch_axis, origin.input_layout, drawn=drawn)
+    if drawn is not None and _stored(lowered.weights) != _stored(origin.weights):
+        raise UnsupportedError("the network with its random numbers beside its outputs stores its weights otherwise")
     state = skeleton(lowered.network)
     return dataclasses.replace(
         ensemble,
@@ -43,6 +46,10 @@ def captured_anew(
         constants=_filled(state.constants, constants_of(lowered)),
         rngs=keys_per_member(state.rngs, len(ensemble)),
     )
+
+
+def _stored(weights: WeightMap) -> list[Any]:
+    return [(entry.path, entry.rearrangement) for entry in weights.entries]
 
 
 def _filled(tree: Any, arrays: Mapping[str, Any], prefix: str = "") -> Any:
