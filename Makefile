@@ -96,10 +96,10 @@ test tested quick fuzz mutants: export XLA_FLAGS = --xla_cpu_parallel_codegen_sp
 # What tests measure is no one's plan.
 test tested quick test-gpu slow: export JAXENSEMBLE_CACHE := $(CURDIR)/build/cache
 
-test: $(if $(filter none,$(TORCH)),,lint) tested ## lint, then the tests, one in six of long tables; what needs no PyTorch on the newest Python, too
+test: $(if $(filter none,$(TORCH)),,lint) tested ## lint, then the tests, one in ten of long tables; what needs no PyTorch on the newest Python, too
 	@$(MAKE) --no-print-directory test-newest
 
-# Of what there are many cases of, one in six: the others take longer than a change should wait.
+# Of what there are many cases of, one in ten: the others take longer than a change should wait.
 SOON := not slow and not further
 
 tested: $(STAMP)

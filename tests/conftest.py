@@ -78,7 +78,7 @@ def _has_gpu() -> bool:
     return any(device.platform == "gpu" for device in jax.devices())
 
 
-FEW = 6
+FEW = 10
 """Of cases that are `thinned`, the first of so many is for `make test`."""
 
 
