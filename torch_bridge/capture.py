@@ -94,23 +94,9 @@ def capture(model: nn.Module, example_inputs: Arguments | tuple[Any, ...], batch
         masks_not_looked_into(),
         lstm_states_mended(),
     ):
-        with changes_of(model) as changed, own_functions() as functions:
-            evaluation, reads = _export(model, inputs, dynamic, training=False)
-        with _mode(model, training=False):
-            check_own_gradients(model, inputs, functions)
-        check_calls_repeat(model, inputs, training=False)
-        if changed:
-            with changed.made():
-                again, _ = _export(model, inputs, dynamic, training=False)
-            if not _is_same(evaluation, again):
-                raise UnsupportedError(
-                    f"{type(model).__name__}.forward changes what its next call computes with: {changed}. A network is "
-                    "a function of its inputs and weights: keep such state out of the forward, or give it as an input."
-                )
-        asked = reads or any(map(hides_its_mode, model.modules()))
-        training = (
-            _training(model, evaluation, inputs, dynamic) if asked else evaluation
-        )  # which would be the same once more
+        evaluation, reads = _repeatable(model, inputs, dynamic, training=False)
+        asked = reads or any(map(hides_its_mode, model.modules()))  # else the program would be the same once more
+        training = _training(model, evaluation, inputs, dynamic) if asked else evaluation
         names, returned = arguments.names(model), evaluation.graph_module.meta[RETURNED]
         modes = training if isinstance(training, str) else aligned(evaluation, training)
         if isinstance(modes, str) and not isinstance(training, str) and without_memory_formats(evaluation, training):
@@ -129,21 +115,36 @@ def capture(model: nn.Module, example_inputs: Arguments | tuple[Any, ...], batch
     )
 
 
+def _repeatable(
+    model: nn.Module, inputs: Arguments, dynamic: Arguments, *, training: bool
+) -> tuple[ExportedProgram, list[nn.Module]]:
+    """As `_export`.
+
+    **Raises:** `UnsupportedError` for a forward that leaves what its next call computes with, or has gradients of its
+    own.
+    """
+    with _mode(model, training):
+        with changes_of(model) as changed, own_functions() as functions:
+            program, reads = _export(model, inputs, dynamic, training=training)
+        check_own_gradients(model, inputs, functions)
+        check_calls_repeat(model, inputs, training=training)
+        if changed:
+            with changed.made():
+                again, _ = _export(model, inputs, dynamic, training=training)
+            if not _is_same(program, again):
+                raise UnsupportedError(
+                    f"{type(model).__name__}.forward changes what its next call computes with: {changed}. A network is "
+                    "a function of its inputs and weights: keep such state out of the forward, or give it as an input."
+                )
+    return program, reads
+
+
 def _training(
     model: nn.Module, evaluation: ExportedProgram, inputs: Arguments, dynamic: Arguments
 ) -> ExportedProgram | str:
     """The program of training mode, or why there is none."""
     try:
-        with _mode(model, training=True), changes_of(model) as changed, own_functions() as functions:
-            program, _ = _export(model, inputs, dynamic, training=True)
-        with _mode(model, training=True):
-            check_own_gradients(model, inputs, functions)
-        check_calls_repeat(model, inputs, training=True)
-        if changed:
-            with changed.made():
-                again, _ = _export(model, inputs, dynamic, training=True)
-            if not _is_same(program, again):
-                return f"its forward changes what its next call computes with in training mode: {changed}"
+        program, _ = _repeatable(model, inputs, dynamic, training=True)
     except UnsupportedError as error:
         return first_line(error)
     if evaluation.graph_module.meta[RETURNED] != program.graph_module.meta[RETURNED]:

@@ -213,19 +213,28 @@ def is_constant(arg: object) -> bool:
 
 def leaves(operand: object) -> list[Local | Slot]:
     """Every use of a value within an operand or step, in order."""
+    return [part for part in _parts(operand) if isinstance(part, Local | Slot)]
+
+
+def variables_read(operand: object) -> list[Path]:
+    """Every variable that an operand or step reads, in order."""
+    return [part.path for part in _parts(operand) if isinstance(part, Read)]
+
+
+def _parts(operand: object) -> list[Local | Slot | Read]:
     match operand:
-        case Local() | Slot():
+        case Local() | Slot() | Read():
             return [operand]
         case Length(of):
-            return leaves(of)
+            return _parts(of)
         case Many(_, items):
-            return leaves(items)
+            return _parts(items)
         case Cut(start, stop, step):
-            return leaves((start, stop, step))
+            return _parts((start, stop, step))
         case Step(_, args, kwargs):
-            return leaves((args, tuple(value for _, value in kwargs)))
+            return _parts((args, tuple(value for _, value in kwargs)))
         case tuple():
-            return [leaf for item in operand for leaf in leaves(item)]
+            return [leaf for item in operand for leaf in _parts(item)]
     return []
 
 

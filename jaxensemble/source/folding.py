@@ -16,7 +16,6 @@ from jaxensemble.source.bodies import (
     Local,
     Many,
     Operand,
-    Read,
     Slot,
     Step,
     ToFunction,
@@ -25,6 +24,7 @@ from jaxensemble.source.bodies import (
     ToName,
     leaves,
     returned,
+    variables_read,
 )
 from jaxensemble.source.expressions import BINARY, COMPARISONS, UNARY, Expressions, called, name
 from jaxensemble.source.frames import freeze
@@ -133,7 +133,7 @@ class Folding:
             make = self.expressions.make_at(entry.step.target.path) if isinstance(entry.step.target, ToLayer) else None
             entry.chooses = make is not None and make.name == "layers.Training"
             if _writes(entry):
-                entry.arm = (_read(entry.step.args[2])[0], True)
+                entry.arm = (variables_read(entry.step.args[2])[0], True)
         if not any(entry.chooses or _writes(entry) for entry in self.entries):
             return self.entries
         makers = {out: entry for entry in self.entries for out in entry.outs}
@@ -172,14 +172,14 @@ class Folding:
         """Whether a variable that an entry touches may be written between two positions, by a child or by a step."""
         own = self._variables(entry)
         others = [path for one in self.entries[start + 1 : end] if one.arm is None for path in self._variables(one)]
-        others += [path for one in self.entries[start:end] if _writes(one) for path in _read(one.step.args[0])]
+        others += [path for one in self.entries[start:end] if _writes(one) for path in variables_read(one.step.args[0])]
         return any(a[: len(b)] == b or b[: len(a)] == a for a in own for b in others)
 
     def _variables(self, entry: Entry) -> list[Path]:
         """The variables that an entry reads, and the child that it calls, unless that holds none."""
         make = self.expressions.make_at(entry.step.target.path) if isinstance(entry.step.target, ToLayer) else None
         stateless = make is not None and make.name in ("layers.Keys", "layers.Training", "nnx.Dropout")
-        return [*_read(entry.step), *([called(entry.step)] if called(entry.step) and not stateless else [])]
+        return [*variables_read(entry.step), *([called(entry.step)] if called(entry.step) and not stateless else [])]
 
     # Loops
 
@@ -297,7 +297,7 @@ class Folding:
 
     def _touched(self, entry: Entry) -> list[tuple[str, ...]]:
         within = self._within(entry)
-        return [path for inner in within for path in (called(inner.step), *_read(inner.step)) if path]
+        return [path for inner in within for path in (called(inner.step), *variables_read(inner.step)) if path]
 
     def node(self, entry: Entry, folded: set[Local], named: Callable[[Use], ast.expr]) -> ast.expr:
         """An entry as an expression, with what is nested into it."""
@@ -374,24 +374,6 @@ def _needed(use: Use, arm: Arm, makers: dict[Local, Entry], there: Sequence[Entr
     for inner in leaves(entry.step):
         found += _needed(inner, arm, makers, [*there, *found])
     return [*found, entry]
-
-
-def _read(operand: object) -> list[Path]:
-    """The variables that a step reads."""
-    match operand:
-        case Read(path):
-            return [path]
-        case Length(of):
-            return _read(of)
-        case Many(_, items):
-            return _read(items)
-        case Cut(start, stop, step):
-            return _read((start, stop, step))
-        case Step(_, args, kwargs):
-            return _read((args, tuple(value for _, value in kwargs)))
-        case tuple():
-            return [path for item in operand for path in _read(item)]
-    return []
 
 
 def is_operator(step: Step) -> bool:
