@@ -46,7 +46,8 @@ class Ensemble:
     """M members: one network and a stack of weights.
 
     A pytree of its arrays, for `jax.jit`, `jax.tree.map` and `jax.device_put`. What optimizers take is `params` alone:
-    see [`with_params`][]. Nothing changes an ensemble; methods return new ones.
+    see [`with_params`][]. Nothing changes an ensemble; methods return new ones. It can be copied and pickled, for other
+    processes; to keep it, [`save`][] it.
 
     - `graphdef`: what the network is; any `nnx.GraphDef` is taken and kept as a `Structure`.
     - `params`, `buffers`, `rngs`: nested dicts of `[M, ...]` arrays, as [`jaxensemble.state.split`][] names them.
@@ -387,8 +388,16 @@ class Ensemble:
         told = f"; fixed: {', '.join(f'{place}={value!r}' for place, value in fixed.items())}" if fixed else ""
         return f"Ensemble({members} x {name}, {count:,} parameters each, {dtypes}, {size}{told})"
 
+    def __copy__(self) -> "Ensemble":
+        return self.proven(self.proof)
+
     def __deepcopy__(self, memo: dict[int, Any]) -> "Ensemble":
         return jax.tree.map(lambda leaf: leaf.copy(), self)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        from jaxensemble.pickling import reduced  # which needs what is defined here
+
+        return reduced(self)
 
     def _stacked(self) -> dict[str, Tree]:
         return {kind: getattr(self, kind) for kind in STACKED}

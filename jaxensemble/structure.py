@@ -117,12 +117,20 @@ class Structure(nnx.GraphDef):
     def __deepcopy__(self, memo: dict[int, Any]) -> "Structure":
         return self
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _restored, (self.nodes, self.attributes, self.num_leaves)
+
     def __repr__(self) -> str:
         return f"Structure({self.root.type.__name__}, {len(self.leaves)} leaves)"
 
     def modes(self) -> dict[Path, Any]:
         """The training or evaluation flags of all submodules, by path."""
         return {path: shown for path, (_, shown) in self.entries.items() if path and path[-1] in MODE_FLAGS}
+
+
+def _restored(nodes: Any, attributes: Any, num_leaves: int) -> Structure:
+    """The structure that was pickled: what is kept of a graph definition beside it is read anew."""
+    return Structure.of(nnx.GraphDef(nodes, attributes, num_leaves))
 
 
 def structure_differences(a: nnx.GraphDef, b: nnx.GraphDef) -> list[tuple[str, Any, Any]]:

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 def save(ensemble: "Ensemble", path: Path | str, *, force: bool = False) -> None:
     """See [`Ensemble.save`][jaxensemble.Ensemble.save]."""
     check_target(path, force=force)
-    network, origin = _network(ensemble), _origin(ensemble)
+    network, origin = network_of(ensemble), _origin(ensemble)
     leaves, proof = leaves_of(ensemble.state), ensemble.proof
     with durable.new_directory(Path(path).resolve(), FILES, replace=force) as folder:
         files = {
@@ -86,7 +86,7 @@ def check_target(path: Path | str, *, force: bool = False) -> None:
         raise InputError(f"`{path}` exists: force=True (--force) replaces it")
 
 
-def _network(ensemble: "Ensemble") -> Network:
+def network_of(ensemble: "Ensemble") -> Network:
     """The network in the mode that the ensemble is in, as it will be read back."""
     network = ensemble.network
     if not isinstance(network, Network):

@@ -1,0 +1,81 @@
+"""Ensembles as `pickle` takes them: for other processes (multiprocessing, joblib, Ray), not for files from strangers.
+
+The class of a ported network is made from its source, so that no other process could import it: what travels is the
+network as data, in the mode that the ensemble is in, and the arrays.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxensemble.artifact.dtypes import is_key
+from jaxensemble.artifact.saving import network_of
+from jaxensemble.build import skeleton
+from jaxensemble.codec import from_json, to_json
+from jaxensemble.inputs import require_x64
+from jaxensemble.network import Network
+from jaxensemble.plan import Plan
+from jaxensemble.proof import Proof
+from jaxensemble.state import KINDS
+from jaxensemble.structure import Structure
+
+if TYPE_CHECKING:
+    from jaxensemble.ensemble import Ensemble
+
+
+def reduced(ensemble: "Ensemble") -> tuple[Callable[..., Any], tuple[Any, ...]]:
+    """What `Ensemble.__reduce__` returns.
+
+    **Raises:** `StateError` for an ensemble whose structure is no longer that of its network.
+    """
+    trees = {kind: jax.tree.map(_packed, getattr(ensemble, kind)) for kind in KINDS}
+    rest = (type(ensemble), trees, ensemble.origin, ensemble.plan, ensemble.proof)
+    if not isinstance(ensemble.network, Network):
+        return _restored, (ensemble.graphdef, ensemble.network, *rest)
+    return _restored_ported, (to_json(ensemble.network), network_of(ensemble).training, *rest)
+
+
+def _restored_ported(text: str, training: tuple[str, ...], *rest: Any) -> "Ensemble":
+    network = from_json(text)
+    with jax.enable_x64(True):  # embeddings know their dtype, which may be float64
+        graphdef = Structure.of(skeleton(dataclasses.replace(network, training=training)).graphdef)
+    return _restored(graphdef, network, *rest)
+
+
+def _restored(
+    graphdef: Structure,
+    network: Any,
+    cls: type["Ensemble"],
+    trees: Mapping[str, Any],
+    origin: Any,
+    plan: Plan | None,
+    proof: Proof | None,
+) -> "Ensemble":
+    """The ensemble again. Raises `InputError` for 64-bit arrays where JAX would round them."""
+    arrays = {kind: jax.tree.map(_unpacked, tree) for kind, tree in trees.items()}
+    return cls(graphdef, **arrays, network=network, origin=origin, plan=plan).proven(proof)
+
+
+def _packed(leaf: Any) -> Any:
+    if is_key(leaf):
+        return _Keys(str(jax.random.key_impl(leaf)), np.asarray(jax.random.key_data(leaf)))
+    return np.asarray(leaf)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Keys:
+    """Random keys: JAX's name of their generator, and their words."""
+
+    generator: str
+    words: np.ndarray
+
+
+def _unpacked(leaf: Any) -> jax.Array:
+    if isinstance(leaf, _Keys):
+        return jax.random.wrap_key_data(jnp.asarray(leaf.words), impl=leaf.generator)
+    require_x64(leaf.dtype, "an array of the pickled ensemble")
+    return jnp.asarray(leaf)
