@@ -232,18 +232,21 @@ class Ensemble:
         self,
         *inputs: Any,
         task: Any = "classification",
+        key: Any = None,
+        randomness: Randomness = "different",
         plan: Plan | Literal["auto"] | None = None,
         **options: Any,
     ) -> Any:
         """What the members predict together: mean, votes, variance, entropies or quantiles, as attributes.
 
-        `task` and `options` are those of [`Prediction.from_outputs`][jaxensemble.Prediction]; options that are inputs
-        of the network are given to it. Of outputs with a field `logits`, as a classifier of Hugging Face has it, these
-        are taken.
+        `task` and `options` are those of [`Prediction.from_outputs`][jaxensemble.Prediction]: outputs are read as the
+        logits of classes, unless it says `"regression"` or `"gaussian"`. `key`, `randomness` and `plan` are those of a
+        call; options that are inputs of the network are given to it. Of outputs with a field `logits`, as a classifier
+        of Hugging Face has it, these are taken.
         """
         names = self.network.arguments if isinstance(self.network, Network) else ()
         named = {name: options.pop(name) for name in names if name in options}
-        outputs = self(*inputs, plan=plan, **named)
+        outputs = self(*inputs, key=key, randomness=randomness, plan=plan, **named)
         return Prediction.from_outputs(getattr(outputs, "logits", outputs), task, **options)
 
     def train(self) -> "Ensemble":

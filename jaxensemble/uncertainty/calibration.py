@@ -41,7 +41,7 @@ class ReliabilityCurve:
 
 
 def reliability_curve(
-    probabilities: ArrayLike, labels: ArrayLike | Sequence[int], bins: int = 15, *, class_axis: int = -1
+    probabilities: ArrayLike, labels: ArrayLike | Sequence[int], bins: int = 15, *, class_axis: int | None = None
 ) -> ReliabilityCurve:
     """Confidence (the largest probability) against accuracy, in `bins` bins of confidence.
 
@@ -61,7 +61,7 @@ def reliability_curve(
 
 
 def expected_calibration_error(
-    probabilities: ArrayLike, labels: ArrayLike | Sequence[int], bins: int = 15, *, class_axis: int = -1
+    probabilities: ArrayLike, labels: ArrayLike | Sequence[int], bins: int = 15, *, class_axis: int | None = None
 ) -> jax.Array:
     """The expected calibration error of Guo et al. (2017) `[]`, from 0 to 1; see [`reliability_curve`][].
 
@@ -72,7 +72,7 @@ def expected_calibration_error(
 
 
 def negative_log_likelihood(
-    log_probabilities: ArrayLike, labels: ArrayLike | Sequence[int], *, class_axis: int = -1
+    log_probabilities: ArrayLike, labels: ArrayLike | Sequence[int], *, class_axis: int | None = None
 ) -> jax.Array:
     """The mean of `-log p(label)` `[]` in nats; infinite where a label was held to be impossible.
 
@@ -88,7 +88,7 @@ def negative_log_likelihood(
     return -jnp.mean(jnp.take_along_axis(rows, answers[:, None], axis=-1))
 
 
-def brier_score(probabilities: ArrayLike, labels: ArrayLike | Sequence[int], *, class_axis: int = -1) -> jax.Array:
+def brier_score(probabilities: ArrayLike, labels: ArrayLike | Sequence[int], *, class_axis: int | None = None) -> jax.Array:
     """The mean of the squared distance between probabilities and the one-hot label `[]`, from 0 to 2.
 
     Summed over all classes, as in Brier (1950), "Verification of forecasts expressed in terms of probability", Monthly

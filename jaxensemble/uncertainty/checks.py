@@ -39,10 +39,17 @@ def require_rank(values: jax.Array, name: str, axes: str) -> None:
         raise InputError(f"`{name}` must be {layout} with something along its first axis; got shape {values.shape}")
 
 
-def class_axis_of(values: jax.Array, class_axis: int, name: str, axes: str) -> int:
+def class_axis_of(values: jax.Array, class_axis: int | None, name: str, axes: str) -> int:
     """`class_axis`, which does not count a members axis M, from the end."""
     require_rank(values, name, axes)
     rank = values.ndim - axes.count("M")
+    if class_axis is None and rank > 2:
+        raise InputError(
+            f"`{name}` of shape {values.shape} could have classes along several axes, so that `class_axis` has to be "
+            f"said: 1 for outputs as PyTorch's losses take them, [N, C, ...] ({values.shape[1 - rank]} classes), -1 for "
+            f"[N, ..., C] ({values.shape[-1]} classes)"
+        )
+    class_axis = -1 if class_axis is None else class_axis
     if not isinstance(class_axis, int) or not -rank <= class_axis < rank:
         raise InputError(
             f"`class_axis` must be from {-rank} to {rank - 1} for `{name}` of shape {values.shape}; got {class_axis}"
@@ -51,7 +58,8 @@ def class_axis_of(values: jax.Array, class_axis: int, name: str, axes: str) -> i
     if values.shape[axis] < 2:
         raise InputError(
             f"`{name}` must have at least two classes; got {values.shape[axis]} along class axis {class_axis} of shape "
-            f"{values.shape}. A single sigmoid output x is the two logits 0 and x, the probabilities 1 - p and p."
+            f"{values.shape}. A single sigmoid output x is the two logits 0 and x, the probabilities 1 - p and p; a quantity is read with "
+            'task="regression".'
         )
     return axis
 
@@ -69,11 +77,13 @@ def require_distribution(values: jax.Array, axis: int, name: str) -> None:
 
 
 def labelled_rows(
-    array: ArrayLike, labels: ArrayLike | Sequence[int], class_axis: int, name: str
+    array: ArrayLike, labels: ArrayLike | Sequence[int], class_axis: int | None, name: str
 ) -> tuple[jax.Array, jax.Array]:
     """One row per label: `[R, C]` and `[R]`."""
     values = floating(array, name)
     answers = jnp.asarray(labels if isinstance(labels, Sequence) else as_array(labels, "labels"))
+    if class_axis is None and answers.ndim != values.ndim - 1:
+        class_axis = -1  # whichever it is, the labels do not fit: which is what has to be told
     axis = class_axis_of(values, class_axis, name, "NC")
     rows, classes = jnp.moveaxis(values, axis, -1), values.shape[axis]
     if answers.shape != rows.shape[:-1] or not jnp.issubdtype(answers.dtype, jnp.integer):

@@ -442,6 +442,12 @@ def test_predictions() -> None:
     _close(regression.mean, ENSEMBLE(X).mean(0))
 
 
+def test_predictions_of_networks_that_draw() -> None:
+    training, key = ENSEMBLE.train(), jax.random.key(3)
+    prediction: Any = training.predict(X, key=key, randomness="same")
+    _close(prediction.mean, jax.nn.softmax(training(X, key=key, randomness="same")).mean(0))
+
+
 # PyTorch's tensors
 
 

@@ -476,6 +476,15 @@ REFUSED = {
     "no members axis": (lambda: Prediction.from_outputs(LOGITS[0]), r"at least 3 axes, \[M, N, C.*got shape \(3, 4\)"),
     "no members": (lambda: Prediction.from_outputs(LOGITS[:0]), r"along its first axis; got shape \(0, 3, 4\)"),
     "class axis": (lambda: Prediction.from_outputs(LOGITS, class_axis=2), "`class_axis` must be from -2 to 1 .* got 2"),
+    "class axis unsaid": (
+        lambda: Prediction.from_outputs(jnp.zeros((5, 8, 3, 4, 6))),
+        r"`class_axis` has to be said:\s1 .* \(3 classes\), -1 .* \(6 classes\)",
+    ),
+    "class axis of scores unsaid": (
+        lambda: brier_score(jnp.full((8, 3, 4), 1 / 3), jnp.zeros((8, 4), int)),
+        r"`class_axis` has to be said:\s1 .* \(3 classes\), -1 .* \(4 classes\)",
+    ),
+    "a quantity": (lambda: Prediction.from_outputs(LOGITS[..., :1]), 'task="regression"'),
     "one class": (lambda: Prediction.from_outputs(LOGITS[..., :1]), "two classes; got 1 along class axis -1"),
     "logits for probabilities": (
         lambda: Prediction.from_outputs(LOGITS, outputs_are="probabilities"),
