@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import operator
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -16,7 +17,7 @@ from jaxensemble.arguments import as_returned, bound
 from jaxensemble.build import skeleton
 from jaxensemble.compat import Tracer
 from jaxensemble.device import device_of, human_bytes
-from jaxensemble.errors import InputError, MemberError, MemberIndexError, StateError
+from jaxensemble.errors import InputError, MemberError, MemberIndexError, StateError, TrainingModeWarning
 from jaxensemble.inputs import as_arrays, batch_axes, check_inputs, check_member_axis, require_x64, x64_is_on
 from jaxensemble.network import Network, with_param_dtype
 from jaxensemble.plan import Plan
@@ -27,7 +28,7 @@ from jaxensemble.running import Call, run_members
 from jaxensemble.source import print_source
 from jaxensemble.stacking import check_same_architecture, count_members, stack_states
 from jaxensemble.state import State, Tree, flatten, merge, split
-from jaxensemble.structure import Structure
+from jaxensemble.structure import MODE_FLAGS, STATISTICS, Structure, listed
 from jaxensemble.tuning import Tuned, explained, known, tuned
 from jaxensemble.uncertainty import Prediction
 
@@ -243,7 +244,18 @@ class Ensemble:
         logits of classes, unless it says `"regression"` or `"gaussian"`. `key`, `randomness` and `plan` are those of a
         call; options that are inputs of the network are given to it. Of outputs with a field `logits`, as a classifier
         of Hugging Face has it, these are taken.
+
+        Warns with a `TrainingModeWarning` of layers in training mode; given a `key`, as for Monte-Carlo dropout, only
+        of those whose statistics are the minibatch's.
         """
+        training = self.graphdef.training(MODE_FLAGS if key is None else (STATISTICS,))
+        if training:
+            warnings.warn(
+                f"{self.graphdef.root.type.__name__} predicts in training mode ({listed(training)}): call it as "
+                "ensemble.eval().predict(...) if evaluation is meant",
+                TrainingModeWarning,
+                stacklevel=2,
+            )
         names = self.network.arguments if isinstance(self.network, Network) else ()
         named = {name: options.pop(name) for name in names if name in options}
         outputs = self(*inputs, key=key, randomness=randomness, plan=plan, **named)
@@ -389,6 +401,8 @@ class Ensemble:
         size = human_bytes(sum(leaf.size * leaf.dtype.itemsize for leaf in leaves))
         fixed = self.network.fixed if isinstance(self.network, Network) else {}
         told = f"; fixed: {', '.join(f'{place}={value!r}' for place, value in fixed.items())}" if fixed else ""
+        training = self.graphdef.training()
+        told += f"; in training mode: {listed(training)}" if training else ""
         return f"Ensemble({members} x {name}, {count:,} parameters each, {dtypes}, {size}{told})"
 
     def __copy__(self) -> "Ensemble":

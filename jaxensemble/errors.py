@@ -153,3 +153,7 @@ class RandomnessError(StateError):
 
 class NarrowIntegerWarning(UserWarning):
     """A network computes with 64-bit integers, and JAX has only 32-bit ones while x64 is off."""
+
+
+class TrainingModeWarning(UserWarning):
+    """Layers are in training mode where evaluation is probably meant: a forgotten `.eval()`."""

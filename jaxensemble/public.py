@@ -11,6 +11,7 @@ from jaxensemble.errors import NarrowIntegerWarning as NarrowIntegerWarning
 from jaxensemble.errors import ParityError as ParityError
 from jaxensemble.errors import RandomnessError as RandomnessError
 from jaxensemble.errors import StateError as StateError
+from jaxensemble.errors import TrainingModeWarning as TrainingModeWarning
 from jaxensemble.errors import UnsupportedError as UnsupportedError
 from jaxensemble.functional import combine_state_for_ensemble as combine_state_for_ensemble
 from jaxensemble.functional import functional_call as functional_call

@@ -9,7 +9,7 @@ import dataclasses
 import functools
 import types
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -21,7 +21,8 @@ from jaxensemble.errors import InputError, UnsupportedError
 
 Path = tuple[str, ...]
 
-MODE_FLAGS = ("deterministic", "use_running_average")  # what `nnx.Module.train()` and `.eval()` set
+STATISTICS = "use_running_average"
+MODE_FLAGS = ("deterministic", STATISTICS)  # what `nnx.Module.train()` and `.eval()` set
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,10 +128,34 @@ class Structure(nnx.GraphDef):
         """The training or evaluation flags of all submodules, by path."""
         return {path: shown for path, (_, shown) in self.entries.items() if path and path[-1] in MODE_FLAGS}
 
+    def training(self, flags: Collection[str] = MODE_FLAGS) -> tuple[str, ...]:
+        """The layers that are in training mode by one of these flags, by path, where that makes a difference.
+
+        A module that asks for its mode itself (`if self.training`) is one, too; the root is called `itself`.
+        """
+        from jaxensemble.layers.mode import Training  # which needs what is defined here
+
+        return tuple(
+            ".".join(path[: -2 if self.entries[path[:-1]][1] is Training else -1]) or "itself"
+            for path, evaluating in self.modes().items()
+            if path[-1] in flags
+            and evaluating is False
+            and self.entries.get((*path[:-1], "rate"), (None, None))[1] != 0
+        )
+
 
 def _restored(nodes: Any, attributes: Any, num_leaves: int) -> Structure:
     """The structure that was pickled: what is kept of a graph definition beside it is read anew."""
     return Structure.of(nnx.GraphDef(nodes, attributes, num_leaves))
+
+
+def listed(names: Sequence[str]) -> str:
+    """The first few of many names.
+
+    >>> listed(["a", "b"]), listed(["a", "b", "c", "d", "e"])
+    ('a, b', 'a, b, c and 2 more')
+    """
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def structure_differences(a: nnx.GraphDef, b: nnx.GraphDef) -> list[tuple[str, Any, Any]]:

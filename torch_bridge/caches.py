@@ -33,6 +33,7 @@ from torch_bridge.kept import (
 )
 from torch_bridge.members import same
 from torch_bridge.memos import forget_tensors, remembers_tensors
+from torch_bridge.modes import in_mode
 from torch_bridge.outputs import leaves_of
 from torch_bridge.reference import evaluated
 
@@ -287,18 +288,13 @@ def _are_equal(a: Sequence[Any], b: Sequence[Any]) -> bool:
 
 def _outputs(model: nn.Module, inputs: tuple[Any, ...], training: bool) -> list[Any]:
     """What a call gives in one mode. Random numbers start alike, and buffers, modes and generators stay as they are."""
-    modes = [(module, module.training) for module in model.modules()]
     buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
     devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
     try:
-        with torch.random.fork_rng(devices):
+        with torch.random.fork_rng(devices), in_mode([model], training):
             torch.manual_seed(0)
-            if any(flag != training for _, flag in modes):
-                model.train(training)
             return [leaf for _, leaf in leaves_of(evaluated(model, inputs))]
     finally:
-        for module, flag in modes:
-            module.training = flag
         with torch.no_grad():
             for buffer, before in buffers:
                 buffer.copy_(before)

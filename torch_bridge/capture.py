@@ -43,7 +43,16 @@ from torch_bridge.kept import restored
 from torch_bridge.memory import OWN_MEMORY, without_memory_formats
 from torch_bridge.memos import tensors_forgotten
 from torch_bridge.merged import Merged, merged
-from torch_bridge.modes import Modes, add_dropout, aligned, has_tensors, hides_its_mode, mark_counters, reads_of_mode
+from torch_bridge.modes import (
+    Modes,
+    add_dropout,
+    aligned,
+    has_tensors,
+    hides_its_mode,
+    in_mode,
+    mark_counters,
+    reads_of_mode,
+)
 from torch_bridge.open_sizes import DirectDistances, OpenSizes, open_roots
 from torch_bridge.outputs import filled, taken_apart
 from torch_bridge.own_gradients import check_own_gradients, own_functions
@@ -123,7 +132,7 @@ def _repeatable(
     **Raises:** `UnsupportedError` for a forward that leaves what its next call computes with, or has gradients of its
     own.
     """
-    with _mode(model, training):
+    with in_mode([model], training):
         with changes_of(model) as changed, own_functions() as functions:
             program, reads = _export(model, inputs, dynamic, training=training)
         check_own_gradients(model, inputs, functions)
@@ -252,7 +261,7 @@ def _exported(
     model: nn.Module, inputs: Arguments, dynamic: Arguments, *, training: bool, factor: int = 1
 ) -> tuple[ExportedProgram, list[nn.Module]]:
     with (
-        _mode(model, training),
+        in_mode([model], training),
         _cumulative_averages_fixed(model),
         _torch_warnings_off(),
         restored(model),
@@ -326,18 +335,6 @@ def _is_right_for_one(model: nn.Module, program: ExportedProgram, of_one: Argume
             return is_same(program, torch.export.export(model, *of_one, strict=False))
     except Exception:  # which is the forward's own, as of `assert x.shape[0] > 1`
         return True
-
-
-@contextlib.contextmanager
-def _mode(model: nn.Module, training: bool) -> Iterator[None]:
-    """All modules in one mode for a while; each gets its own back."""
-    before = [(module, module.training) for module in model.modules()]
-    try:
-        model.train(training)  # a module may have a `train` of its own, which keeps a part of it in evaluation mode
-        yield
-    finally:
-        for module, flag in before:
-            module.training = flag
 
 
 @contextlib.contextmanager

@@ -17,6 +17,7 @@ from torch_bridge.caches import fresh
 from torch_bridge.examples import Arguments, BatchAxis
 from torch_bridge.finite import check_finite
 from torch_bridge.members import as_members, check_members
+from torch_bridge.modes import PortedMode, ported_mode, warn_of_training
 from torch_bridge.proof import proof_of
 from torch_bridge.stacking import Stack, stored_array
 
@@ -28,6 +29,7 @@ def to_flax(
     *,
     batch_axis: BatchAxis = 0,
     input_layout: str = "torch",
+    mode: PortedMode | None = None,
 ) -> nnx.Module:
     """Ports one PyTorch module to a Flax module with its weights.
 
@@ -40,9 +42,11 @@ def to_flax(
     - `batch_axis`: the axis of the inputs whose size stays open; a tuple names one for each input; None fixes shapes.
     - `input_layout`: `"torch"` for inputs laid out as PyTorch's (`[N, C, H, W]`), `"NHWC"` for channels-last ones.
       Outputs have PyTorch's layout.
+    - `mode`: `"eval"` or `"train"` to port the model in that mode, which it is put into meanwhile; `"as_is"` for the
+      mode that it is in. Without, it is that mode, too, with a `TrainingModeWarning` where layers are in training mode.
 
-    **Returns:** an `nnx.Module` in the mode `model` is in, its submodules named as PyTorch's. It takes the arguments
-    that hold tensors, and leaves out those that are fixed.
+    **Returns:** an `nnx.Module` in that mode, its submodules named as PyTorch's. It takes the arguments that hold
+    tensors, and leaves out those that are fixed.
 
     **Raises:** `UnsupportedError` naming what cannot be carried exactly.
 
@@ -53,13 +57,16 @@ def to_flax(
     >>> bool(abs(module(np.ones((5, 3), "float32")) - linear(torch.ones(5, 3)).detach().numpy()).max() < 1e-6)
     True
     """
-    lowered = convert(model, Arguments.of(example_inputs, example_kwargs), batch_axis, input_layout)
+    with ported_mode([model], mode):
+        lowered = convert(model, Arguments.of(example_inputs, example_kwargs), batch_axis, input_layout)
     tensors = tensors_of(model)
     arrays = {
         entry.path: jnp.array(stored_array(entry, tensors[entry.keys[0]], f"`{entry.keys[0]}`"))
         for entry in lowered.weights.entries
     }
-    return merge(*filled(skeleton(lowered.network), arrays | constants_of(lowered)))
+    state = filled(skeleton(lowered.network), arrays | constants_of(lowered))
+    warn_of_training(state.graphdef, mode)
+    return merge(*state)
 
 
 def to_ensemble(
@@ -69,6 +76,7 @@ def to_ensemble(
     *,
     batch_axis: BatchAxis = 0,
     input_layout: str = "torch",
+    mode: PortedMode | None = None,
     check: bool = True,
     allow_nonfinite: bool = False,
 ) -> Ensemble:
@@ -77,7 +85,7 @@ def to_ensemble(
     **Arguments:**
 
     - `models`: modules that differ in the values of their tensors only.
-    - `example_inputs`, `example_kwargs`, `batch_axis`, `input_layout`: as in `to_flax`.
+    - `example_inputs`, `example_kwargs`, `batch_axis`, `input_layout`, `mode`: as in `to_flax`.
     - `check`: whether to prove at once that the ensemble gives what the models give: weights bit for bit, and outputs
       for the example inputs in float64 and in the models' own precision; the ensemble's `proof` says what was found.
       `torch_bridge.check` proves more.
@@ -95,8 +103,10 @@ def to_ensemble(
     members, arguments = as_members(models), Arguments.of(example_inputs, example_kwargs)
     for member in members:
         check_tensors(member)
-    with fresh(members, arguments):
-        return _ported(members, arguments, batch_axis, input_layout, check, allow_nonfinite)
+    with ported_mode(members, mode), fresh(members, arguments):
+        ensemble = _ported(members, arguments, batch_axis, input_layout, check, allow_nonfinite)
+    warn_of_training(ensemble.graphdef, mode)
+    return ensemble
 
 
 def _ported(

@@ -7,13 +7,17 @@ difference is told.
 
 import contextlib
 import threading
-from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal, NamedTuple
 
 import torch
+from flax.nnx import GraphDef
 from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 
+from jaxensemble.errors import InputError, TrainingModeWarning
+from jaxensemble.structure import Structure, listed
 from torch_bridge.compat import map_aggregate, pytree
 from torch_bridge.stand_ins import DROPOUTS, MODED, NAMES, Mode, all_args, flag, stand_in, stand_in_args
 
@@ -82,6 +86,49 @@ def hides_its_mode(module: nn.Module) -> bool:
     own = "train" in vars(module) or (kind.train, kind.__setattr__) != (nn.Module.train, nn.Module.__setattr__)
     names = getattr(getattr(kind.forward, "__code__", None), "co_names", ())
     return own or not {"__dict__", "vars"}.isdisjoint(names)
+
+
+@contextlib.contextmanager
+def in_mode(models: Sequence[nn.Module], training: bool | None) -> Iterator[None]:
+    """All modules of the models in one mode for a while, as they are for None; each gets its own back.
+
+    >>> model = nn.Sequential(nn.Dropout())
+    >>> with in_mode([model], training=False):
+    ...     print(model[0].training)
+    False
+    >>> model[0].training
+    True
+    """
+    before = [(module, module.training) for model in models for module in model.modules()]
+    try:
+        for model in models if training is not None else ():
+            model.train(training)  # a module may have a `train` of its own, which keeps a part of it in evaluation mode
+        yield
+    finally:
+        for module, flag in before:
+            module.training = flag
+
+
+PortedMode = Literal["eval", "train", "as_is"]
+
+
+def ported_mode(models: Sequence[nn.Module], mode: PortedMode | None) -> contextlib.AbstractContextManager[None]:
+    """The models in the mode that they are to be ported in. **Raises:** `InputError` for another one."""
+    if mode not in ("eval", "train", "as_is", None):
+        raise InputError(f"`mode` must be 'eval', 'train' or 'as_is'; got {mode!r}")
+    return in_mode(models, {"eval": False, "train": True}.get(mode or "as_is"))
+
+
+def warn_of_training(graphdef: GraphDef, mode: PortedMode | None) -> None:
+    """Warns of layers in training mode where nothing says that this is meant."""
+    structure = Structure.of(graphdef)
+    if mode is None and structure.training():
+        warnings.warn(
+            f"{structure.root.type.__name__} was ported in training mode ({listed(structure.training())}): "
+            "mode='eval' ports it in evaluation mode, mode='as_is' says that this is meant",
+            TrainingModeWarning,
+            stacklevel=3,
+        )
 
 
 def aligned(evaluation: ExportedProgram, training: ExportedProgram) -> Modes | str:

@@ -6,7 +6,11 @@ from typing import Any
 from jaxensemble.artifact.loading import Artifact
 from jaxensemble.artifact.manifest import Manifest
 from jaxensemble.inputs import shape_text
+from jaxensemble.network import Network
 
+_MODED = ("nnx.BatchNorm", "nnx.Dropout", *(f"layers.{name}" for name in (
+    "AlphaDropout", "BatchNorm", "InstanceNorm", "RReLU", "Training"
+)))  # fmt: skip
 _PLAIN = (bool, int, str, type(None))
 
 
@@ -20,6 +24,7 @@ def describe(artifact: Artifact) -> dict[str, Any]:
         "bytes": sum(record.size for record in manifest.files.values()),
         "inputs": {name: list(shape) for name, shape in network.input_shapes.items()},
         "fixed": {place: value if isinstance(value, _PLAIN) else repr(value) for place, value in network.fixed.items()},
+        "training": training_layers(network),
         "verified": manifest.verified,
         "proof": describe_proof(manifest),
         "versions": dict(manifest.versions),
@@ -36,17 +41,30 @@ def describe_in_text(artifact: Artifact) -> str:
     manifest, network = artifact.manifest, artifact.network
     size = sum(record.size for record in manifest.files.values())
     fixed = ", ".join(f"{place}={value!r}" for place, value in network.fixed.items())
+    training = training_layers(network)
     wide = max((len(name) for name in manifest.leaves), default=0)
     return "\n".join(
         [
             f"{manifest.members} x {network.name}, {_parameters(manifest):,} parameters each, {size:,} bytes",
             f"inputs: {', '.join(f'{name} {shape_text(shape)}' for name, shape in network.input_shapes.items())}",
             *([f"fixed: {fixed}"] if fixed else []),
+            *([f"in training mode: {', '.join(training)}"] if training else []),
             describe_proof(manifest),
             f"written by {', '.join(f'{name} {version}' for name, version in manifest.versions.items())}",
             *(f"  {name:{wide}}  {x.kind:9}  {x.dtype}{list(x.shape)}" for name, x in manifest.leaves.items()),
         ]
     )
+
+
+def training_layers(network: Network) -> list[str]:
+    """The layers in training mode, by path, where that makes a difference; `itself` is the network."""
+    return [
+        (layer.path.rpartition(".")[0] or "itself") if layer.type == "layers.Training" else layer.path
+        for layer in network.layers
+        if layer.path in network.training
+        and (layer.type in _MODED or layer.options.get("dropout"))
+        and layer.options.get("rate") != 0
+    ]
 
 
 def describe_proof(manifest: Manifest) -> str:

@@ -88,7 +88,9 @@ def negative_log_likelihood(
     return -jnp.mean(jnp.take_along_axis(rows, answers[:, None], axis=-1))
 
 
-def brier_score(probabilities: ArrayLike, labels: ArrayLike | Sequence[int], *, class_axis: int | None = None) -> jax.Array:
+def brier_score(
+    probabilities: ArrayLike, labels: ArrayLike | Sequence[int], *, class_axis: int | None = None
+) -> jax.Array:
     """The mean of the squared distance between probabilities and the one-hot label `[]`, from 0 to 2.
 
     Summed over all classes, as in Brier (1950), "Verification of forecasts expressed in terms of probability", Monthly

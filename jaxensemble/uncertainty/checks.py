@@ -46,7 +46,7 @@ def class_axis_of(values: jax.Array, class_axis: int | None, name: str, axes: st
     if class_axis is None and rank > 2:
         raise InputError(
             f"`{name}` of shape {values.shape} could have classes along several axes, so that `class_axis` has to be "
-            f"said: 1 for outputs as PyTorch's losses take them, [N, C, ...] ({values.shape[1 - rank]} classes), -1 for "
+            f"said: 1 for [N, C, ...], as PyTorch's losses take it ({values.shape[1 - rank]} classes), -1 for "
             f"[N, ..., C] ({values.shape[-1]} classes)"
         )
     class_axis = -1 if class_axis is None else class_axis
@@ -58,8 +58,8 @@ def class_axis_of(values: jax.Array, class_axis: int | None, name: str, axes: st
     if values.shape[axis] < 2:
         raise InputError(
             f"`{name}` must have at least two classes; got {values.shape[axis]} along class axis {class_axis} of shape "
-            f"{values.shape}. A single sigmoid output x is the two logits 0 and x, the probabilities 1 - p and p; a quantity is read with "
-            'task="regression".'
+            f"{values.shape}. A single sigmoid output x is the two logits 0 and x, the probabilities 1 - p and p. Of a "
+            'quantity, what members predict is task="regression".'
         )
     return axis
 

@@ -16,6 +16,8 @@ from flax import nnx
 
 import jaxensemble
 from jaxensemble import Ensemble, InputError, NarrowIntegerWarning, StateError, durable
+from jaxensemble.artifact import Artifact
+from jaxensemble.artifact.description import describe, describe_in_text
 from jaxensemble.state import flatten, split, unflatten
 from tests.helpers.artifacts import SAVED, X, run_without_torch, same_bits
 
@@ -84,6 +86,14 @@ def test_modes_and_random_state_come_back(ensemble: Ensemble, tmp_path: Path) ->
     key = jax.random.key(7)
     np.testing.assert_array_equal(loaded(X, key=key), training(X, key=key))
     assert loaded.eval().graphdef == ensemble.graphdef
+
+
+def test_what_is_in_training_mode_is_told(ensemble: Ensemble, folder: Path, tmp_path: Path) -> None:
+    ensemble.train().save(tmp_path / "training")
+    artifact = Artifact.open(tmp_path / "training")
+    assert describe(artifact)["training"] == list(ensemble.train().graphdef.training()) != []
+    assert "\nin training mode: bn" in describe_in_text(artifact)
+    assert describe(Artifact.open(folder))["training"] == []
 
 
 def test_one_layer_in_another_mode_comes_back(ensemble: Ensemble, tmp_path: Path) -> None:

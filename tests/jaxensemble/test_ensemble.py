@@ -15,7 +15,7 @@ import pytest
 from flax import nnx
 
 from jaxensemble import Constant, Ensemble
-from jaxensemble.errors import InputError, MemberError, StateError
+from jaxensemble.errors import InputError, MemberError, StateError, TrainingModeWarning
 from jaxensemble.state import merge, split
 
 TRACES: list[str] = []
@@ -444,7 +444,8 @@ def test_predictions() -> None:
 
 def test_predictions_of_networks_that_draw() -> None:
     training, key = ENSEMBLE.train(), jax.random.key(3)
-    prediction: Any = training.predict(X, key=key, randomness="same")
+    with pytest.warns(TrainingModeWarning, match=r"Net predicts in training mode \(norm\)"):
+        prediction: Any = training.predict(X, key=key, randomness="same")
     _close(prediction.mean, jax.nn.softmax(training(X, key=key, randomness="same")).mean(0))
 
 

@@ -15,7 +15,14 @@ from flax import nnx
 from torch import Tensor, nn
 
 import torch_bridge
-from jaxensemble.errors import InputError, MemberError, NarrowIntegerWarning, ParityError, UnsupportedError
+from jaxensemble.errors import (
+    InputError,
+    MemberError,
+    NarrowIntegerWarning,
+    ParityError,
+    TrainingModeWarning,
+    UnsupportedError,
+)
 from jaxensemble.state import flatten
 from tests.helpers.porting import assert_close, assert_ports, assert_trains, randomised
 from torch_bridge import stacking
@@ -920,3 +927,61 @@ def test_gradients_of_ones_own_that_are_those_of_the_forward_are_carried() -> No
     x = torch.randn(5, 3)
     models = [Applying(Swish).eval() for _ in range(2)]
     assert torch_bridge.check(models, torch_bridge.to_ensemble(models, (x,)), (x,)).passed
+
+
+# modes
+
+
+class Noisy(nn.Module):
+    """A network that asks for its mode, beside layers that have one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc, self.bn, self.still = nn.Linear(3, 3), nn.BatchNorm1d(3), nn.Dropout(0.0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.still(self.bn(self.fc(x)))
+        return x + torch.randn_like(x) if self.training else x
+
+
+def test_training_mode_is_told_unless_it_is_meant() -> None:
+    models, x = [Noisy() for _ in range(2)], torch.randn(4, 3)
+    with pytest.warns(TrainingModeWarning, match=r"Noisy was ported in training mode \(bn, itself\): mode='eval'"):
+        ported = torch_bridge.to_ensemble(models, (x,))
+    assert repr(ported).endswith("; in training mode: bn, itself)")
+    with pytest.warns(TrainingModeWarning, match=r"Noisy predicts in training mode \(bn\)"):
+        ported.predict(x, key=jax.random.key(0))
+    with pytest.warns(TrainingModeWarning, match=r"\(bn, itself\)"):
+        torch_bridge.to_flax(models[0], (x,))
+    for mode, told in {"eval": (), "train": ("bn", "itself"), "as_is": ("bn", "itself")}.items():
+        assert torch_bridge.to_ensemble(models, (x,), mode=mode).graphdef.training() == told
+    assert all(module.training for model in models for module in model.modules())
+    report = torch_bridge.check(models, ported, (x,))
+    assert report.passed
+    assert report.notes[0] == "in training mode, and compared in evaluation mode: bn, itself"
+
+
+def test_members_may_differ_in_a_mode_that_is_said() -> None:
+    models, x = [Noisy(), Noisy().eval()], torch.randn(4, 3)
+    models[0].bn.eval()
+    with pytest.raises(MemberError, match="mode"):
+        torch_bridge.to_ensemble(models, (x,))
+    ensemble = torch_bridge.to_ensemble(models, (x,), mode="eval")
+    assert not ensemble.graphdef.training()
+    assert [model.training for model in models] == [True, False]
+    assert not models[0].bn.training
+    with pytest.raises(InputError, match="`mode` must be 'eval', 'train' or 'as_is'; got 'evaluation'"):
+        torch_bridge.to_ensemble(models, (x,), mode="evaluation")  # type: ignore[arg-type]
+
+
+def test_a_train_method_of_ones_own_is_asked() -> None:
+    class Frozen(nn.Sequential):
+        def train(self, mode: bool = True) -> "Frozen":
+            super().train(mode)
+            self[1].eval()
+            return self
+
+    ensemble = torch_bridge.to_ensemble(
+        [Frozen(nn.Linear(3, 3), nn.BatchNorm1d(3), nn.Dropout()) for _ in range(2)], (torch.randn(4, 3),), mode="train"
+    )
+    assert ensemble.graphdef.training() == ("2",)

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import torch_bridge
-from jaxensemble.errors import RandomnessError, UnsupportedError
+from jaxensemble.errors import InputError, RandomnessError, UnsupportedError
 
 DRAWS: dict[str, Callable[[Tensor], Tensor]] = {
     "rand": lambda x: torch.rand(x.shape[0], 3),
@@ -115,6 +115,29 @@ def test_another_use_of_what_is_drawn_is_found() -> None:
     for model, other in zip(models, others, strict=True):
         other.load_state_dict(model.state_dict())
     assert not torch_bridge.check(others, ensemble, (x,), thorough=False).passed
+
+
+def test_a_comparison_draws_by_the_key_it_is_given() -> None:
+    seen: list[float] = []
+
+    class Watched(Reparameterised):
+        def forward(self, x: Tensor) -> Tensor:
+            drawn = torch.randn_like(x)
+            if not torch.compiler.is_exporting():
+                seen.append(float(drawn.double().sum()))
+            return self.linear(x) * drawn.mean()
+
+    x = torch.randn(6, 5)
+    models = [Watched().eval() for _ in range(2)]
+    ensemble = torch_bridge.to_ensemble(models, (x,), check=False)
+    runs = []
+    for key in (None, jax.random.key(0), jax.random.key(5)):
+        seen.clear()
+        assert torch_bridge.check(models, ensemble, (x,), thorough=False, key=key).passed
+        runs.append(seen[-2:])
+    assert runs[0] == runs[1] != runs[2]
+    with pytest.raises(InputError, match="`key` must be one JAX random key"):
+        torch_bridge.check(models, ensemble, (x,), key=0)
 
 
 def test_draws_of_another_shape_are_another_network() -> None:

@@ -16,6 +16,8 @@ from jaxensemble.ensemble import Ensemble
 from jaxensemble.errors import InputError, UnsupportedError, first_line
 from jaxensemble.inputs import as_arrays
 from jaxensemble.origin import Origin
+from jaxensemble.randomness import as_key
+from jaxensemble.structure import listed
 from torch_bridge import reference
 from torch_bridge.arrays import to_numpy
 from torch_bridge.assemble import convert, tensors_of
@@ -24,6 +26,7 @@ from torch_bridge.compat import pytree
 from torch_bridge.examples import Arguments, tensors_mapped
 from torch_bridge.finite import has_fractions
 from torch_bridge.members import as_members
+from torch_bridge.modes import in_mode
 from torch_bridge.outputs import constants_of
 from torch_bridge.parity import gradients, steps, training
 from torch_bridge.parity.divergence import first_divergence
@@ -60,6 +63,7 @@ def check(
     *,
     thorough: bool = True,
     train: bool = False,
+    key: Any = None,
 ) -> ParityReport:
     """Compares a ported ensemble with the PyTorch modules it came from.
 
@@ -80,7 +84,8 @@ def check(
 
     **Arguments:** `inputs` is the tuple of one call's positional arguments, `kwargs` holds those by name, as for
     `to_ensemble`. With `thorough=False` only the weights, float64 outputs for one minibatch per member, and working
-    precision are compared.
+    precision are compared. `key` is the random key that the ensemble draws by, where it draws: PyTorch is given the
+    same numbers. Without, it is `jax.random.key(0)`.
 
     **Returns:** a `ParityReport`; a failure is a row of it, not an exception.
 
@@ -101,21 +106,32 @@ def check(
     if len(members) != len(ensemble):
         raise InputError(f"`models` and `ensemble` must have equal members; got {len(members)} and {len(ensemble)}")
     with fresh(members, arguments):
-        return _Check(members, ensemble.eval(), arguments, thorough, train).report()
+        return _Check(
+            members, ensemble, arguments, thorough, train, as_key(jax.random.key(0) if key is None else key)
+        ).report()
 
 
 class _Check:
     """One check: what is compared, and what was found so far."""
 
-    def __init__(self, members: list[nn.Module], ensemble: Ensemble, inputs: Arguments, thorough: bool, train: bool):
-        self.members, self.ensemble, self.inputs = members, ensemble, inputs
-        self.thorough, self.train = thorough, train
+    def __init__(
+        self,
+        members: list[nn.Module],
+        ensemble: Ensemble,
+        inputs: Arguments,
+        thorough: bool,
+        train: bool,
+        key: jax.Array,
+    ) -> None:
+        self.members, self.ensemble, self.inputs = members, ensemble.eval(), inputs
+        self.thorough, self.train, self.key = thorough, train, key
         self.origin = ensemble.origin if isinstance(ensemble.origin, Origin) else None
         self.batch_axis = self.origin.batch_axis if self.origin else 0
         layers = len(ensemble.network.layers) if ensemble.network is not None else 0
         self.exact = EXACT if layers <= 100 else EXACT_DEEP
         self.rows: list[Row] = []
-        self.notes: list[str] = []
+        training = ensemble.graphdef.training()
+        self.notes = [f"in training mode, and compared in evaluation mode: {listed(training)}"] if training else []
         self.silent: set[str] = set()  # outputs that prove little
         self.rounding: set[str] = set()  # those that are little but rounding for the inputs themselves
 
@@ -141,7 +157,7 @@ class _Check:
                     raise
                 self.notes.append(f"outputs not compared: {first_line(error)}")
                 return None
-            self.draws = Draws(doubles if drawn else ())
+            self.draws = Draws(doubles if drawn else (), self.key)
             self._float64(exact, doubles, inputs)
             self._perturbed(exact, doubles, inputs)
             if self.thorough:
@@ -282,7 +298,7 @@ class _Check:
         if self.origin is None:
             return
         self.draws.forget()
-        found = training.compare(exact, doubles, inputs, self.arrays(inputs), self.exact)
+        found = training.compare(exact, doubles, inputs, self.arrays(inputs), self.exact, self.key)
         if isinstance(found, str):
             self.notes.append(found)
         else:
@@ -349,15 +365,8 @@ class _Check:
 
     def _in_evaluation(self, members: list[nn.Module], inputs: Arguments) -> dict[str, np.ndarray]:
         """PyTorch's outputs in evaluation mode; every module gets its own mode back."""
-        modes = [[module.training for module in member.modules()] for member in members]
-        try:
-            for member in members:
-                member.eval()
+        with in_mode(members, training=False):
             return stacked(reference.loop(members, inputs))
-        finally:
-            for member, flags in zip(members, modes, strict=True):
-                for module, flag in zip(member.modules(), flags, strict=True):
-                    module.training = flag
 
     def _is_double(self) -> bool:
         tensors = [*tensors_of(self.members[0]).values(), *pytree.tree_leaves(self.inputs)]

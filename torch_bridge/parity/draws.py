@@ -18,9 +18,6 @@ from jaxensemble.errors import RandomnessError
 from torch_bridge.lowering.draws import draws
 from torch_bridge.reference import CannotRun
 
-KEY = 0
-"""The seed of the key that members' keys are made from."""
-
 
 def draws_numbers(ensemble: Ensemble, arrays: Any, *, each: bool = False) -> bool:
     """Whether a call with these inputs, of each member with `each`, draws random numbers."""
@@ -37,10 +34,11 @@ class Draws:
     """What the members of an ensemble drew in its last call, for the models to draw.
 
     `models` are copies that nobody else runs: each gets hooks that take its numbers from here, and copies of them do
-    the same. Without models, nothing is drawn, and results are what they are.
+    the same. Without models, nothing is drawn, and results are what they are. `key` is what the ensemble draws by.
     """
 
-    def __init__(self, models: Sequence[nn.Module] = ()):
+    def __init__(self, models: Sequence[nn.Module], key: jax.Array):
+        self.key = key
         self.replays = [_Replay() for _ in models]
         for model, replay in zip(models, self.replays, strict=True):
             model.register_forward_pre_hook(replay.begin)
@@ -52,7 +50,7 @@ class Draws:
     @property
     def options(self) -> dict[str, Any]:
         """The arguments of a call of the ensemble."""
-        return {"key": jax.random.key(KEY)} if self else {}
+        return {"key": self.key} if self else {}
 
     def outputs(self, result: Any) -> Any:
         """The outputs of a call, whose draws are kept."""

@@ -74,7 +74,7 @@ def _in_training(
     reason = ensemble.network.evaluation_only if ensemble.network is not None else None
     if reason is None:
         try:
-            trained, models, alike = drawing_alike(ensemble, doubles, inputs[0], arrays, each=True)
+            trained, models, alike = drawing_alike(ensemble, doubles, inputs[0], arrays, draws.key, each=True)
             trained.each(*arrays, **alike.options)
         except (UnsupportedError, InputError) as error:  # draws within a recurrent layer; BatchNorm of one value
             reason = first_line(error)
@@ -96,7 +96,7 @@ def _steps(
 ) -> list[Row]:
     members = [copy.deepcopy(model).requires_grad_(True) for model in doubles]
     optimizers = [make(member.parameters()) for member in members]
-    state = train_state(members, optimizers, ensemble, jax.random.key(0), train=False)
+    state = train_state(members, optimizers, ensemble, draws.key, train=False)
     ours, drawn = [], []
     for _ in range(STEPS):
         drawn.append(_drawn(state, arrays) if draws else [])

@@ -5,6 +5,7 @@ import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 from torch import nn
 
@@ -26,7 +27,7 @@ Errors = dict[str, tuple[float, int]]
 
 
 def compare(
-    ensemble: Ensemble, doubles: Sequence[nn.Module], inputs: tuple[Any, ...], arrays: Any, limit: float
+    ensemble: Ensemble, doubles: Sequence[nn.Module], inputs: tuple[Any, ...], arrays: Any, limit: float, key: jax.Array
 ) -> list[Row] | str:
     """The worst output and the worst buffer after one call, or why they cannot be compared.
 
@@ -36,7 +37,7 @@ def compare(
     if ensemble.network is not None and ensemble.network.evaluation_only:
         return f"training mode not compared: {ensemble.network.evaluation_only}"
     try:
-        ensemble, doubles, draws = drawing_alike(ensemble, doubles, inputs, arrays)
+        ensemble, doubles, draws = drawing_alike(ensemble, doubles, inputs, arrays, key)
     except UnsupportedError as error:  # as of draws within a recurrent layer
         return f"training mode not compared: {first_line(error)}"
     actual, after = ensemble.update(*arrays, **draws.options)
@@ -65,7 +66,7 @@ def compare(
 
 
 def drawing_alike(
-    ensemble: Ensemble, doubles: Sequence[nn.Module], inputs: Any, arrays: Any, *, each: bool = False
+    ensemble: Ensemble, doubles: Sequence[nn.Module], inputs: Any, arrays: Any, key: jax.Array, *, each: bool = False
 ) -> tuple[Ensemble, list[nn.Module], Draws]:
     """The ensemble in training mode, copies of the models, and what lets them draw the same numbers.
 
@@ -73,9 +74,9 @@ def drawing_alike(
     """
     ensemble, models = ensemble.train(), [copy.deepcopy(model) for model in doubles]
     if not draws_numbers(ensemble, arrays, each=each):
-        return ensemble, models, Draws()
+        return ensemble, models, Draws((), key)
     ensemble = captured_anew(ensemble, models[0], inputs, "training").train()
-    return ensemble, models, Draws(models)
+    return ensemble, models, Draws(models, key)
 
 
 def _trained(doubles: Sequence[nn.Module], inputs: tuple[Any, ...]) -> tuple[list[nn.Module], dict[str, np.ndarray]]:
