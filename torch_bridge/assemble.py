@@ -33,10 +33,12 @@ def convert(
     input_layout: str = "torch",
     *,
     drawn: Drawn | None = None,
+    evaluation_only: str | None = None,
 ) -> Lowered:
     """A module's network and the map of its weights; the weights themselves are left where they are.
 
-    With `drawn`, the network gives the random numbers of this mode beside its outputs: see `lower`.
+    `evaluation_only` says why there is no training mode, where that is known before. With `drawn`, the network gives
+    the random numbers of this mode beside its outputs: see `lower`.
     """
     if not isinstance(model, nn.Module):
         raise InputError(f"`model` must be a torch.nn.Module; got {type(model).__name__}")
@@ -48,7 +50,7 @@ def convert(
 
     check_tensors(model)
     with fresh([model], example_inputs):
-        captured = capture(model, example_inputs, batch_axis)
+        captured = capture(model, example_inputs, batch_axis, evaluation_only)
         check_signs(model, captured.graph, Arguments.of(example_inputs))
     lowered = lower(captured, input_layout, drawn=drawn)
     if has_branches(captured.graph) and len({module.training for module in model.modules()}) > 1:

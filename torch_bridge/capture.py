@@ -84,13 +84,19 @@ class TorchGraph:
     updates: Mapping[str, fx.Node] = dataclasses.field(default_factory=dict)
 
 
-def capture(model: nn.Module, example_inputs: Arguments | tuple[Any, ...], batch_axis: BatchAxis = 0) -> TorchGraph:
+def capture(
+    model: nn.Module,
+    example_inputs: Arguments | tuple[Any, ...],
+    batch_axis: BatchAxis = 0,
+    evaluation_only: str | None = None,
+) -> TorchGraph:
     """Exports the module's forward, with the batch dimension left open.
 
     **Arguments:**
 
     - `example_inputs`: the arguments of one call, or a tuple of its positional ones.
     - `batch_axis`: the axis along which inputs are batched; a tuple gives one for each argument; None fixes shapes.
+    - `evaluation_only`: why training mode is left out, if it is.
 
     **Raises:** `UnsupportedError` where `torch.export` cannot follow the forward, with its reason.
     """
@@ -105,7 +111,7 @@ def capture(model: nn.Module, example_inputs: Arguments | tuple[Any, ...], batch
     ):
         evaluation, reads = _repeatable(model, inputs, dynamic, training=False)
         asked = reads or any(map(hides_its_mode, model.modules()))  # else the program would be the same once more
-        training = _training(model, evaluation, inputs, dynamic) if asked else evaluation
+        training = evaluation_only or (_training(model, evaluation, inputs, dynamic) if asked else evaluation)
         names, returned = arguments.names(model), evaluation.graph_module.meta[RETURNED]
         modes = training if isinstance(training, str) else aligned(evaluation, training)
         if isinstance(modes, str) and not isinstance(training, str) and without_memory_formats(evaluation, training):

@@ -117,10 +117,10 @@ def _ported(
     check: bool,
     allow_nonfinite: bool,
 ) -> Ensemble:
-    check_members(members)
+    evaluation_only = check_members(members, rates_may_differ=check)  # which a forward could use, for all one knows
     if not allow_nonfinite:
         check_finite(members)
-    lowered = convert(members[0], arguments, batch_axis, input_layout)
+    lowered = convert(members[0], arguments, batch_axis, input_layout, evaluation_only=evaluation_only)
     stack = Stack(lowered.weights, len(members))
     for k, member in enumerate(members):
         stack.put(k, tensors_of(member))

@@ -59,12 +59,21 @@ def _uncompiled(model: Any) -> Any:
     return model._orig_mod if type(model).__qualname__ == "OptimizedModule" else model
 
 
-def check_members(members: Sequence[nn.Module]) -> None:
-    """**Raises:** `MemberError` with every difference between any member and member 0, members alike put together."""
+def check_members(members: Sequence[nn.Module], *, rates_may_differ: bool = False) -> str | None:
+    """Compares every member with member 0. What is returned is why they have no training mode together, if so.
+
+    With `rates_may_differ`, members in evaluation mode may have dropout of different rates.
+
+    **Raises:** `MemberError` with every other difference between any member and member 0, members alike put together.
+    """
     found: dict[Difference, list[int]] = defaultdict(list)
     for k, member in enumerate(members[1:], 1):
         for difference in differences(members[0], member):
             found[difference].append(k)
+    evaluating = not any(module.training for member in members for module in member.modules())
+    if rates_may_differ and evaluating and all(_is_rate(members[0], difference) for difference in found):
+        rates = dict.fromkeys(difference.where for difference in found)
+        return f"members have different rates of dropout ({'; '.join(rates)})" if rates else None
     if found:
         raise MemberError(
             f"the {len(members)} members must differ in the values of their tensors only, or they are no one network:\n"
@@ -72,6 +81,13 @@ def check_members(members: Sequence[nn.Module]) -> None:
             + "\nPort them as separate ensembles, or build them alike.",
             details="\n".join(_row(difference, _numbers(which)) for difference, which in found.items()),
         )
+
+
+def _is_rate(model: nn.Module, difference: Difference) -> bool:
+    """Whether a difference is one of the rate of dropout, which evaluation mode has no use for."""
+    path, _, name = difference.where.rpartition(", ")
+    module = dict(model.named_modules(remove_duplicate=False)).get(path)
+    return name == "p" and isinstance(module, nn.modules.dropout._DropoutNd)
 
 
 def _row(difference: Difference, members: str) -> str:

@@ -174,7 +174,7 @@ def assert_trains(make: Callable[[], nn.Module], *inputs: Tensor, members: int =
     doubles, wide = reference.in_double(models), reference.doubled(inputs)
     with jax.enable_x64(True), reference.widened():
         exact = in_float64(ensemble, doubles[0], wide)
-        rows = training.compare(exact, doubles, wide, wide, EXACT)
+        rows = training.compare(exact, doubles, wide, wide, EXACT, jax.random.key(0))
     assert isinstance(rows, list), rows
     assert rows
     for row in rows:

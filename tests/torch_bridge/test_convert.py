@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 import torch
 import torch.nn.functional as F
@@ -20,10 +21,12 @@ from jaxensemble.errors import (
     MemberError,
     NarrowIntegerWarning,
     ParityError,
+    StateError,
     TrainingModeWarning,
     UnsupportedError,
 )
 from jaxensemble.state import flatten
+from jaxensemble.training import TrainState
 from tests.helpers.porting import assert_close, assert_ports, assert_trains, randomised
 from torch_bridge import stacking
 from torch_bridge.capture import capture
@@ -929,6 +932,29 @@ def test_gradients_of_ones_own_that_are_those_of_the_forward_are_carried() -> No
     assert torch_bridge.check(models, torch_bridge.to_ensemble(models, (x,)), (x,)).passed
 
 
+def test_every_place_that_cannot_be_ported_is_named() -> None:
+    class Many(nn.Linear):
+        def forward(self, input: Tensor) -> Tensor:
+            y = super().forward(input)
+            chosen = y[y > 0].sum()
+            gammas = torch.distributions.Gamma(torch.ones(3), torch.ones(3)).sample()
+            counts = torch.bincount(torch.zeros(3, dtype=torch.int64)).sum()
+            return torch.linalg.eig(y[:, None] * y[:, :, None])[1].real + chosen + gammas + counts
+
+    with pytest.raises(
+        UnsupportedError, match="Many uses operations that have no rule, or cannot be carried exactly"
+    ) as error:
+        torch_bridge.to_ensemble([Many(3, 3).eval() for _ in range(2)], (torch.randn(4, 3),))
+    for name, line in {
+        "index.Tensor": "y[y > 0]",
+        "_standard_gamma.default": "Gamma",
+        "bincount.default": "bincount",
+        "linalg_eig.default": "linalg.eig",
+    }.items():
+        (told,) = (told for told in error.value.details.splitlines() if told.startswith(f"  aten.{name} in "))
+        assert line in told
+
+
 # modes
 
 
@@ -953,7 +979,8 @@ def test_training_mode_is_told_unless_it_is_meant() -> None:
         ported.predict(x, key=jax.random.key(0))
     with pytest.warns(TrainingModeWarning, match=r"\(bn, itself\)"):
         torch_bridge.to_flax(models[0], (x,))
-    for mode, told in {"eval": (), "train": ("bn", "itself"), "as_is": ("bn", "itself")}.items():
+    for mode in ("eval", "train", "as_is"):
+        told = () if mode == "eval" else ("bn", "itself")
         assert torch_bridge.to_ensemble(models, (x,), mode=mode).graphdef.training() == told
     assert all(module.training for model in models for module in model.modules())
     report = torch_bridge.check(models, ported, (x,))
@@ -972,6 +999,25 @@ def test_members_may_differ_in_a_mode_that_is_said() -> None:
     assert not models[0].bn.training
     with pytest.raises(InputError, match="`mode` must be 'eval', 'train' or 'as_is'; got 'evaluation'"):
         torch_bridge.to_ensemble(models, (x,), mode="evaluation")  # type: ignore[arg-type]
+
+
+def test_members_may_differ_in_rates_of_dropout_in_evaluation_mode() -> None:
+    def members() -> list[nn.Module]:
+        return [nn.Sequential(nn.Linear(3, 3), nn.Dropout(rate), nn.Linear(3, 2)) for rate in (0.1, 0.5)]
+
+    x = torch.randn(4, 3)
+    models = [model.eval() for model in members()]
+    ensemble = torch_bridge.to_ensemble(models, (x,))
+    assert_close(ensemble(x), torch.stack([model(x) for model in models]), 1e-6)
+    assert torch_bridge.check(models, ensemble, (x,)).passed
+    assert ensemble.network.evaluation_only == "members have different rates of dropout (1, p)"
+    with pytest.raises(StateError, match=r"ported for evaluation only, because members have different rates"):
+        TrainState.create(ensemble, optax.sgd(0.1), key=jax.random.key(0))
+    for changed in (members(), [model.train() for model in members()]):
+        with pytest.raises(MemberError, match=r"p: 0\.5 in member 1, 0\.1 in member 0"):
+            torch_bridge.to_ensemble(changed, (x,), mode="as_is")
+    with pytest.raises(MemberError, match=r"p: 0\.5 in member 1"):
+        torch_bridge.to_ensemble(models, (x,), check=False)
 
 
 def test_a_train_method_of_ones_own_is_asked() -> None:

@@ -255,7 +255,7 @@ def test_outputs_and_gradients_of_parameters(case: str) -> None:
         for size in (1, 6):
             now = reference.resized(inputs, size, 0).positional
             assert_close(compiled(ensemble[0])(*[x.numpy() for x in now]), reference.called(double, now))
-        found = gradients.compare(ensemble, [double], inputs, inputs, Draws(()))
+        found = gradients.compare(ensemble, [double], inputs, inputs, Draws((), jax.random.key(0)))
     assert not isinstance(found, str), found
     assert all(row.passed for row in found), found
 

@@ -44,19 +44,27 @@ def lower(
 
     With `drawn`, it returns a pair: the outputs, and all random numbers that the forward draws in this mode, in order.
 
-    **Raises:** `UnsupportedError` naming every node for which there is no rule.
+    **Raises:** `UnsupportedError` naming every node for which there is no rule, and every one whose rule refuses it.
     """
-    _refuse_unknown(captured)
-    _warn_of_narrow_integers(captured)
     builder = Builder(captured, drawn)
     env: dict[fx.Node, Any] = {}
+    refused = _Refused(builder, env)
     nodes = {node.name: node for node in captured.graph.nodes}
     for node in captured.graph.nodes:
         builder.node = node
         if node.op == "placeholder":
             env[node] = _placeholder(builder, node, input_layout)
-        elif node.op == "call_function":
-            env[node] = _call(builder, node, env)
+        elif node.op == "call_function" and refused.may_be_called(node):
+            try:
+                env[node] = _call(builder, node, env)
+            except UnsupportedError as error:
+                refused.add(node, error)
+            except Exception:  # as of a rule that meets what was made up for another one's result
+                if not refused.errors:
+                    raise
+                refused.lost.add(node)
+    refused.tell()
+    _warn_of_narrow_integers(captured)
     wanted = _module_outputs(captured.graph, env) if observed else captured.outputs
     outputs: Tree = _outputs(builder, wanted, env)
     if drawn is not None:
@@ -70,23 +78,56 @@ def lower(
     return _assemble(builder, outputs)
 
 
-def _refuse_unknown(captured: TorchGraph) -> None:
-    """One error for everything that has no rule."""
-    lines = []
-    for node in captured.graph.nodes:
-        if node.op != "call_function" or _is_structural(node) or str(node.target) in RULES or _is_constant(node):
-            continue
-        path = list((node.meta.get("nn_module_stack") or {"": ("", "")}).values())[-1][0] or "the root module"
-        where, reason = source_line(node), REFUSALS.get(str(node.target))
-        lines.append(
-            f"  {node.target} in {path}" + (f" ({where})" if where else "") + (f": {reason}" if reason else "")
-        )
-    if lines:
-        listing = "\n".join(dict.fromkeys(lines))
-        raise UnsupportedError(
-            f"{type(captured.model).__name__} uses operations that have no rule:\n{listing}\n"
-            "Write the forward with other operations, or register a rule with torch_bridge.register."
-        )
+class _Refused:
+    """The operations that cannot be lowered, all of which one error names.
+
+    Lowering goes on after one of them, with made-up results of the shapes that are known; what takes a result without a
+    known shape is lost, and is not looked at.
+    """
+
+    def __init__(self, builder: Builder, env: dict[fx.Node, Any]):
+        self.builder, self.env = builder, env
+        self.errors: list[UnsupportedError] = []
+        self.unknown = 0
+        self.lost: set[fx.Node] = set()
+
+    def may_be_called(self, node: fx.Node) -> bool:
+        """Whether there is a rule, and all that it takes. Without a rule, the node is noted down."""
+        if not (_is_structural(node) or str(node.target) in RULES or _is_constant(node)):
+            path = self.builder.module_path or "the root module"
+            where, reason = source_line(node), REFUSALS.get(str(node.target))
+            line = f"{node.target} in {path}" + (f" ({where})" if where else "") + (f": {reason}" if reason else "")
+            self.unknown += 1
+            self.add(node, UnsupportedError(line))
+            return False
+        if self.lost.isdisjoint(node.all_input_nodes):
+            return True
+        self.lost.add(node)
+        return False
+
+    def add(self, node: fx.Node, error: UnsupportedError) -> None:
+        """Notes down why a node cannot be lowered."""
+        self.errors.append(error)
+        results = pytree.tree_leaves(node.meta.get("val"))
+        if any(not isinstance(one, Tensor) or any(map(free_unbacked_symbols, one.shape)) for one in results):
+            self.lost.add(node)
+            return
+        made_up = lambda one: self.builder.new(Ref(node.name), sizes(one.shape), one.dtype)  # noqa: E731
+        self.env[node] = pytree.tree_map(made_up, node.meta["val"])
+
+    def tell(self) -> None:
+        """**Raises:** `UnsupportedError` if there was any."""
+        if len(self.errors) == 1 and not self.unknown:
+            raise self.errors[0]
+        if self.errors:
+            name, which = type(self.builder.captured.model).__name__, "cannot be carried exactly"
+            if self.unknown:
+                which = "have no rule" if self.unknown == len(self.errors) else f"have no rule, or {which}"
+            listing = "\n".join(f"  {line}" for line in dict.fromkeys(error.details for error in self.errors))
+            raise UnsupportedError(
+                f"{name} uses operations that {which}:\n{listing}\nWrite the forward with other operations"
+                + (", or register a rule with torch_bridge.register." if self.unknown else ".")
+            )
 
 
 def _warn_of_narrow_integers(captured: TorchGraph) -> None:

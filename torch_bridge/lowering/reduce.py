@@ -11,7 +11,7 @@ from torch_bridge.layout import Group, Layout, atoms_of
 from torch_bridge.lowering.builder import Builder
 from torch_bridge.lowering.dims import chosen, last_as_minus_one, redimensioned, relabelled, viewed
 from torch_bridge.lowering.promotion import cast
-from torch_bridge.lowering.table import register
+from torch_bridge.lowering.table import refuse, register
 from torch_bridge.lowering.values import Value
 
 Dims = int | Sequence[int] | None
@@ -224,3 +224,11 @@ def matrix_norm(
 def keep(value: Value, dims: Sequence[int], keepdim: bool) -> Value:
     """A result with its reduced dimensions, which have size one, or without them."""
     return value if keepdim else relabelled(value, [g for k, g in enumerate(value.layout.dims) if k not in dims])
+
+
+# Such an assertion is a decision: from PyTorch 2.15 on, arguments of distributions are validated by one.
+refuse(
+    "aten._is_all_true.default aten._is_any_true.default",
+    "what follows decides by values, and XLA needs the same operations for all values; leave the assertion out of the "
+    "forward, as of distributions with validate_args=False",
+)

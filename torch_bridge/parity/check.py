@@ -178,7 +178,8 @@ class _Check:
         if self.origin is None:
             return
         member = copy.deepcopy(self.members[0]).eval()
-        captured = convert(member, self.inputs, self.origin.batch_axis, self.origin.input_layout).network
+        reason, origin = self.ensemble.network.evaluation_only, self.origin
+        captured = convert(member, self.inputs, origin.batch_axis, origin.input_layout, evaluation_only=reason).network
         same = captured == dataclasses.replace(self.ensemble.network, training=captured.training)
         self.rows.append(Row("network", "captured anew", 0 if same else np.inf, 0))
 

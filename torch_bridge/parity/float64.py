@@ -35,7 +35,8 @@ def captured_anew(
     origin = ensemble.origin
     if not isinstance(origin, Origin):
         return ensemble
-    lowered = convert(model, inputs, origin.batch_axis, origin.input_layout, drawn=drawn)
+    reason = ensemble.network.evaluation_only
+    lowered = convert(model, inputs, origin.batch_axis, origin.input_layout, drawn=drawn, evaluation_only=reason)
     if drawn is not None and _stored(lowered.weights) != _stored(origin.weights):
         raise UnsupportedError("the network with its random numbers beside its outputs stores its weights otherwise")
     state = skeleton(lowered.network)
