@@ -14,6 +14,7 @@ from jaxensemble.ensemble import Ensemble
 from jaxensemble.errors import InputError, UnsupportedError
 from jaxensemble.origin import Origin
 from jaxensemble.state import Tree, flatten, unflatten
+from jaxensemble.structure import listed
 from torch_bridge.arrays import checked_cast, jax_dtype, odd_kind, to_numpy
 from torch_bridge.caches import fresh
 from torch_bridge.capture import capture
@@ -68,8 +69,22 @@ def convert(
     return lowered
 
 
+def _is_quantised(module: nn.Module) -> bool:
+    return type(module).__module__.startswith(("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized"))
+
+
 def check_tensors(model: nn.Module) -> None:
-    """**Raises:** `InputError` naming every parameter and buffer that has no plain values, or none of its own."""
+    """Whether a model's parameters and buffers are such as a stack of weights can hold.
+
+    **Raises:** `InputError` naming every one that has no plain values, or none of its own, and `UnsupportedError` for
+    layers that hold none but packed integers.
+    """
+    quantised = [path or "itself" for path, module in model.named_modules() if _is_quantised(module)]
+    if quantised:
+        raise UnsupportedError(
+            f"{type(model).__name__} is quantised ({listed(quantised)}): its layers hold packed integers, for kernels "
+            "of PyTorch's own that XLA has no equal of. Port the network as it was before."
+        )
     tensors = tensors_of(model)
     odd = {key: odd_kind(tensor) for key, tensor in tensors.items()}
     lines = [f"  {key}: {kind}" for key, kind in odd.items() if kind]

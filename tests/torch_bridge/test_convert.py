@@ -955,6 +955,13 @@ def test_every_place_that_cannot_be_ported_is_named() -> None:
         assert line in told
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:torch.quantize_per_tensor:UserWarning")
+def test_quantised_modules_are_refused() -> None:
+    model = torch.ao.quantization.quantize_dynamic(nn.Sequential(nn.Linear(3, 3)), {nn.Linear}, dtype=torch.qint8)
+    with pytest.raises(UnsupportedError, match=r"Sequential is quantised \(0, .* Port the network as it was before"):
+        torch_bridge.to_ensemble([model.eval(), copy.deepcopy(model).eval()], (torch.randn(4, 3),))
+
+
 # modes
 
 
