@@ -49,9 +49,13 @@ class Checkpoints:
         )
         self._manager.save(epoch, args=arguments)
 
+    def epoch(self) -> int | None:
+        """The epochs after which the latest checkpoint was written; None where there is none."""
+        return max(self._manager.all_steps(read=True), default=None)
+
     def latest(self, tree: Any) -> tuple[Any, Any] | None:
         """The arrays, as `tree` has them, and the record of the latest checkpoint; None where there is none."""
-        epoch = self._manager.latest_step()
+        epoch = self.epoch()
         if epoch is None:
             return None
         content = self._restored(epoch, content=self._ocp.args.JsonRestore()).content

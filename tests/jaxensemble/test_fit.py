@@ -1,11 +1,14 @@
 """`fit`: epochs, validation, checkpoints that go on to the same bits, and what it refuses."""
 
 import dataclasses
+import io
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +20,7 @@ import pytest
 from flax import nnx
 
 from jaxensemble import Ensemble, History, InputError, Plan, fit, layers, train_step
+from jaxensemble.training import minibatches, progress
 from jaxensemble.training import step as steps
 from tests.helpers.training import MLP, close, data, mean_square, runs, same_bits, state_of
 
@@ -40,7 +44,7 @@ def test_fit_takes_every_row_once_an_epoch(mlp: Ensemble) -> None:
 
 @pytest.mark.parametrize("longest", [100, 4])  # steps of one program: all of an epoch's, or half of them
 def test_fit_is_train_steps_in_order(mlp: Ensemble, longest: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys.modules["jaxensemble.training.fit"], "_LONGEST", longest)
+    monkeypatch.setattr(minibatches, "_LONGEST", longest)
     x, y = data(26)
     got, history = fit(state_of(mlp), x, y, loss=mean_square, epochs=2, batch=4, shuffle="never")
     state, losses = state_of(mlp), []
@@ -229,6 +233,128 @@ def test_a_run_that_was_killed_goes_on_to_the_same_bits(mlp: Ensemble, tmp_path:
     expected, _ = runs(mlp, 15, None)
     same_bits(got, expected)
     assert len(history) == 15
+
+
+def test_callbacks_are_called_after_every_epoch_and_stop_the_run(mlp: Ensemble, tmp_path: Path) -> None:
+    calls: list[Any] = []
+
+    def note(epoch: int, state: Any, history: History) -> None:
+        calls.append((epoch, len(history), int(state.steps), state.ensemble))
+
+    def stop(epoch: int, state: Any, history: History) -> Any:
+        return np.bool_(epoch == 2)
+
+    state, history = runs(mlp, 6, tmp_path, callbacks=[stop, note])
+    assert [call[:3] for call in calls] == [(0, 1, 4), (1, 2, 8), (2, 3, 12)] and len(history) == 3
+    assert calls[-1][3].eval()(data()[0]).shape == (3, 12, 2)
+    again, history = runs(mlp, 6, tmp_path, callbacks=[stop, note])  # has stopped, and stays so
+    same_bits(again, state)
+    assert len(calls) == len(history) == 3
+    _, history = runs(mlp, 4, tmp_path)
+    assert len(history) == 4
+
+
+def test_an_epoch_whose_callback_failed_is_made_once_more(mlp: Ensemble, tmp_path: Path) -> None:
+    def fail(epoch: int, state: Any, history: History) -> None:
+        if epoch == 1:
+            raise RuntimeError("no such disk")
+
+    calls: list[int] = []
+    with pytest.raises(RuntimeError, match="no such disk"):
+        runs(mlp, 3, tmp_path, callbacks=[fail])
+    got, _ = runs(mlp, 3, tmp_path, callbacks=[lambda epoch, state, history: calls.append(epoch)])
+    same_bits(got, runs(mlp, 3, None)[0])
+    assert calls == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("callbacks", "message"),
+    [
+        (print, r"`callbacks` must be a list of functions of \(epoch, state, history\)"),
+        ([3], r"`callbacks` must be a list of functions"),
+        ([lambda epoch, state, history: history.loss.mean()], r"the callback .*<lambda> must return True to stop"),
+    ],
+)
+def test_callbacks_that_are_none_are_refused(mlp: Ensemble, callbacks: Any, message: str) -> None:
+    x, y = data()
+    with pytest.raises(InputError, match=message):
+        fit(state_of(mlp), x, y, loss=mean_square, epochs=1, batch=4, callbacks=callbacks)
+
+
+@pytest.mark.parametrize("interval", [0.0, 1000.0])
+def test_progress_is_plain_lines_where_there_is_no_terminal(
+    interval: float, mlp: Ensemble, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")  # with which rich takes a file for a terminal
+    monkeypatch.setattr(progress, "INTERVAL", interval)
+    x, y = data()
+    for wanted in (True, False):
+        fit(state_of(mlp), x, y, loss=mean_square, epochs=4, batch=4, validation=(x, y), progress=wanted)
+        captured = capsys.readouterr()
+        lines = captured.err.splitlines()
+        assert captured.out == "" and captured.err.replace("\n", "").isprintable()
+        shown = [] if not wanted else [1, 2, 3, 4] if interval == 0 else [1, 4]
+        assert [line.partition(": ")[0] for line in lines] == [f"epoch {epoch} of 4" for epoch in shown]
+        assert all(re.fullmatch(r".*: loss [0-9.]+, validation loss [0-9.]+", line) for line in lines)
+
+
+def test_progress_is_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    monkeypatch.setenv("TERM", "xterm")
+    stream = Terminal()
+    monkeypatch.setattr(sys, "stderr", stream)
+    with progress.shown(True, 20) as told:
+        told(History(np.ones((1, 3))))
+        told(History(np.ones((2, 3))))
+    assert "epoch 2 of 20: loss 1" in stream.getvalue() and "\x1b[" in stream.getvalue()
+    monkeypatch.setattr(sys, "stderr", None)
+    with progress.shown(True, 20) as told:
+        told(History(np.ones((1, 3))))
+
+
+def interrupt_after(programs: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Has Ctrl-C pressed in the middle of JAX, after so many programs of steps."""
+    made: list[int] = []
+    through = minibatches.stepped_through
+
+    def interrupted(*arguments: Any, **options: Any) -> Any:
+        made.append(1)
+        if len(made) > programs:
+            jax.jit(lambda x: [signal.raise_signal(signal.SIGINT), x][1])(1.0)
+        return through(*arguments, **options)
+
+    monkeypatch.setattr(minibatches, "stepped_through", interrupted)
+
+
+@pytest.mark.parametrize("epochs", [0, 2])  # that were whole before the interruption, of two programs each
+def test_an_interruption_says_where_the_checkpoint_is(
+    epochs: int, mlp: Ensemble, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt) as error:
+        interrupt_after(2 * epochs + 1, patch)
+        runs(mlp, 4, tmp_path)
+    assert str(error.value) == (
+        f"training was interrupted after {epochs} of 4 epochs. {tmp_path / str(epochs)} is the checkpoint: the same "
+        "call of `fit` goes on from there"
+    )
+    told = "".join(traceback.format_exception(error.value))
+    assert "site-packages" not in told and len(told.splitlines()) < 15
+    got, history = runs(mlp, 4, tmp_path)
+    expected, whole = runs(mlp, 4, None)
+    same_bits(got, expected)
+    np.testing.assert_array_equal(history.loss, whole.loss)
+
+
+def test_an_interruption_without_checkpoints_says_that_nothing_is_kept(
+    mlp: Ensemble, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    interrupt_after(3, monkeypatch)
+    with pytest.raises(KeyboardInterrupt, match=r"after 1 of 4 epochs\. Nothing is kept.* `checkpoints`") as error:
+        runs(mlp, 4, None)
+    assert error.value.__context__ is None
 
 
 def test_a_run_goes_on_under_the_plan_it_began_with(

@@ -1,0 +1,33 @@
+"""Functions that `fit` calls after every epoch."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from jaxensemble.errors import InputError
+from jaxensemble.training.history import History
+from jaxensemble.training.state import TrainState
+
+Callback = Callable[[int, TrainState, History], bool | None]
+
+
+def check_callbacks(callbacks: Any) -> None:
+    """Raises `InputError` for anything but a sequence of functions."""
+    if not isinstance(callbacks, Sequence) or isinstance(callbacks, str) or not all(map(callable, callbacks)):
+        raise InputError(
+            f"`callbacks` must be a list of functions of (epoch, state, history); got {callbacks!r:.100}. They are "
+            "called after every epoch, and stop the training by returning True"
+        )
+
+
+def stopped_by(callbacks: Sequence[Callback], state: TrainState, history: History) -> bool:
+    """Whether any callback stops the training; all of them are called. Raises `InputError` for other answers."""
+    answers = [(callback, callback(len(history) - 1, state, history)) for callback in callbacks]
+    for callback, answer in answers:
+        if answer is not None and not isinstance(answer, bool | np.bool_):
+            raise InputError(
+                f"the callback {getattr(callback, '__qualname__', type(callback).__name__)} must return True to stop "
+                f"the training, and False or None to go on; got {answer!r:.100}"
+            )
+    return any(answer for _, answer in answers)

@@ -1,0 +1,74 @@
+"""A run of `fit` after some epochs, and every member as it was after its best one."""
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxensemble.training.history import History
+from jaxensemble.training.state import TrainState, of_members
+
+
+@functools.partial(jax.tree_util.register_dataclass, data_fields=["loss", "waited", "active", "state"], meta_fields=[])
+@dataclasses.dataclass(frozen=True)
+class Best:
+    """Every member as it was after its best epoch, how long ago that was, and whether it is trained still."""
+
+    loss: jax.Array
+    waited: jax.Array
+    active: jax.Array
+    state: TrainState
+
+    @classmethod
+    def of(cls, state: TrainState) -> "Best":
+        members = len(state.ensemble)
+        dtype = jnp.result_type(float)
+        return cls(jnp.full(members, jnp.inf, dtype), jnp.zeros(members, jnp.int32), jnp.ones(members, bool), state)
+
+    @jax.jit
+    def after(self, loss: jax.Array, state: TrainState, patience: Any) -> "Best":
+        """The same after an epoch with these losses."""
+        better = self.active & (loss < self.loss)
+        waited = jnp.where(better, 0, self.waited + self.active)
+        now, then = ((s.ensemble.params, s.ensemble.buffers, s.opt_state) for s in (state, self.state))
+        params, buffers, opt_state = of_members(better, now, then)
+        ensemble = dataclasses.replace(state.ensemble, params=params, buffers=buffers)
+        best = dataclasses.replace(state, ensemble=ensemble, opt_state=opt_state)
+        return Best(jnp.where(better, loss, self.loss), waited, self.active & (waited < patience), best)
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A run after some epochs. `stopped`: whether a callback has stopped it."""
+
+    state: TrainState
+    best: Best | None
+    history: History
+    stopped: bool = False
+
+    @property
+    def epoch(self) -> int:
+        return len(self.history)
+
+    @property
+    def active(self) -> jax.Array | None:
+        """Which members are trained, `[M]`; None for all."""
+        return None if self.best is None else self.best.active
+
+    @property
+    def goes_on(self) -> bool:
+        return not self.stopped and (self.active is None or bool(self.active.any()))
+
+    def after(self, state: TrainState, loss: np.ndarray, measured: dict[str, np.ndarray], patience: Any) -> "Run":
+        """The run one epoch later."""
+        active = np.ones(len(loss), bool) if self.active is None else np.asarray(self.active)
+        history = self.history.after(loss, measured, active)
+        best = self.best and self.best.after(jnp.asarray(measured["loss"], self.best.loss.dtype), state, patience)
+        return Run(state, best, history)
+
+    def finished(self) -> TrainState:
+        """The state with every member as it was after its best epoch, if that is known."""
+        return self.state if self.best is None else self.best.state
