@@ -5,13 +5,16 @@ Commands import JAX when they run, so that `doctor`, `--version` and the complet
 
 import contextlib
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
 from jaxensemble import terminal
 from jaxensemble.doctor import diagnose
 from jaxensemble.terminal import DebugOption, JsonOption, X64Option, show, wide
+
+ROWS = 10
+"""Rows of a minibatch whose predictions are printed."""
 
 app = terminal.program(
     "jaxensemble",
@@ -67,6 +70,16 @@ def predict(
     folder: Folder,
     inputs: InputFile,
     out: OutOption = None,
+    task: Annotated[
+        Literal["classification", "regression", "outputs"] | None,
+        typer.Option(help="What outputs are read as. Unsaid, one array [M, N, C] is the logits of C classes."),
+    ] = None,
+    probabilities: Annotated[
+        Path | None, typer.Option(help="Write the ensemble's probabilities [N, C] into this .npy file.")
+    ] = None,
+    cast: Annotated[
+        bool, typer.Option("--cast", help="Round floating-point inputs to the dtypes that the network was ported with.")
+    ] = False,
     keep: Annotated[
         bool, typer.Option("--keep-compiled", help="Keep the compiled program for the next call, in the user's cache.")
     ] = False,
@@ -76,6 +89,8 @@ def predict(
 ) -> None:
     """Run all members, in evaluation mode, on arrays from a file."""
     with _told(as_json, debug), wide(x64):
+        import numpy as np
+
         from jaxensemble import files
         from jaxensemble.artifact import Artifact
         from jaxensemble.artifact.description import describe_proof
@@ -86,13 +101,18 @@ def predict(
         artifact = Artifact.open(folder)
         if out is not None:
             files.check_target(out, artifact.network)
+        if probabilities is not None:
+            files.check_array_target(probabilities)
         if not artifact.manifest.verified:
             typer.echo(f"jaxensemble: {describe_proof(artifact.manifest)}", err=True)
-        arguments = files.arguments(artifact.network, files.read_arrays(inputs))
-        outputs = files.named(artifact.load().eval()(*arguments))
+        arguments = files.arguments(artifact.network, files.read_arrays(inputs), cast=cast)
+        returned = artifact.load().eval()(*arguments)
+        outputs, prediction = files.named(returned), _read_as(task, returned, probabilities)
         if out is not None:
             files.write_arrays(out, outputs)
-        _show_outputs(outputs, out, as_json)
+        if probabilities is not None:
+            files.write_arrays(probabilities, {"probabilities": np.asarray(prediction.mean)})
+        _show_outputs(outputs, out, prediction, as_json)
 
 
 @app.command()
@@ -124,17 +144,68 @@ def _told(as_json: bool, debug: bool) -> contextlib.AbstractContextManager[None]
     return terminal.told("jaxensemble", as_json, debug)
 
 
-def _show_outputs(outputs: dict[str, Any], out: Path | None, as_json: bool) -> None:
+def _read_as(task: str | None, returned: Any, probabilities: Path | None) -> Any:
+    """What the members predict together, as far as it was asked for or outputs are what a classifier gives."""
+    import jax
+    import jax.numpy as jnp
+
+    from jaxensemble.errors import InputError
+    from jaxensemble.uncertainty import ClassPrediction, Prediction
+
+    outputs = getattr(returned, "logits", returned)
+    logits = isinstance(outputs, jax.Array) and outputs.ndim == 3 and outputs.shape[-1] > 1
+    if task is None and logits and jnp.issubdtype(outputs.dtype, jnp.floating):
+        task = "classification"
+    read: Any = None if task == "outputs" else task
+    prediction = read and Prediction.from_outputs(outputs, read)
+    if probabilities is not None and not isinstance(prediction, ClassPrediction):
+        raise InputError("--probabilities are those of classes: the outputs are not read as logits [M, N, C] here")
+    return prediction
+
+
+def _show_outputs(outputs: dict[str, Any], out: Path | None, prediction: Any, as_json: bool) -> None:
     from jaxensemble.files import values
 
     told = {name: {"dtype": str(array.dtype), "shape": list(array.shape)} for name, array in outputs.items()}
+    figures = _figures(prediction)
     if as_json:
         written = {"out": str(out)} if out else {}
         numbers = {} if out else {name: {"values": values(array)} for name, array in outputs.items()}
-        show({"outputs": {name: told[name] | numbers.get(name, {}) for name in outputs}, **written}, as_json=True)
+        predicted = {"prediction": {name: values(array) for name, array in figures.items()}} if figures else {}
+        arrays = {name: told[name] | numbers.get(name, {}) for name in outputs}
+        show({"outputs": arrays, **predicted, **written}, as_json=True)
         return
     for name, array in outputs.items():
-        show(f"{name}: {array.dtype}{list(array.shape)}" + ("" if out else f"\n{array}"), as_json=False)
+        show(f"{name}: {array.dtype}{list(array.shape)}" + ("" if out or figures else f"\n{array}"), as_json=False)
+    if figures:
+        show(_table(figures), as_json=False)
+
+
+def _figures(prediction: Any) -> dict[str, Any]:
+    """What is told of a prediction, each `[N]` or, of a quantity, `[N, ...]`."""
+    import numpy as np
+
+    from jaxensemble.uncertainty import ClassPrediction
+
+    if prediction is None:
+        return {}
+    names = {"mean": "mean", "std": "std"}
+    if isinstance(prediction, ClassPrediction):
+        names = {"class": "soft_vote", "confidence": "confidence", "entropy": "predictive_entropy"}
+    return {shown: np.asarray(getattr(prediction, name)) for shown, name in names.items()}
+
+
+def _table(figures: dict[str, Any]) -> str:
+    """The first rows: integers as they are, other numbers with four digits."""
+    count = len(next(iter(figures.values())))
+    lines = ["row".rjust(5) + "".join(name.rjust(14) for name in figures)]
+    for row in range(min(ROWS, count)):
+        cells = [array[row] for array in figures.values()]
+        texts = [f"{cell:.4g}" if cell.ndim == 0 else str(cell.round(4)) for cell in cells]
+        lines.append(str(row).rjust(5) + "".join(text.rjust(14) for text in texts))
+    if count > ROWS:
+        lines.append(f"... and {count - ROWS} more rows: --json has them all")
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

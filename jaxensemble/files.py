@@ -14,6 +14,7 @@ import numpy as np
 from jaxensemble.arguments import with_fixed
 from jaxensemble.durable import write_file
 from jaxensemble.errors import InputError, first_line
+from jaxensemble.inputs import is_too_wide
 from jaxensemble.network import Network, Ref, references
 from jaxensemble.state import flatten
 
@@ -28,15 +29,32 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
         raise InputError(f"`{path}` holds no NumPy arrays that can be read: {first_line(error)}") from error
 
 
-def arguments(network: Network, arrays: dict[str, np.ndarray]) -> list[Any]:
-    """The positional arguments of a call, from arrays by the names of the inputs or by position."""
+def arguments(network: Network, arrays: dict[str, np.ndarray], *, cast: bool = False) -> list[Any]:
+    """The positional arguments of a call, from arrays by the names of the inputs or by position.
+
+    With `cast`, floating-point arrays are rounded to the dtype that their input had when the network was ported.
+    """
     names = [ref.name for ref in references(network.inputs) if isinstance(ref, Ref)]
     by_position = {f"arr_{k}": name for k, name in enumerate(names)}
     if arrays.keys() == by_position.keys():
         arrays = {by_position[name]: array for name, array in arrays.items()}
     if arrays.keys() != set(names):
         raise InputError(f"expected an array for each input: {', '.join(names)}; got {', '.join(arrays) or 'none'}")
+    if cast:
+        arrays = {name: _cast(array, network.input_dtypes.get(name)) for name, array in arrays.items()}
+    wide = [
+        f"`{name}` is {array.dtype}, and was {network.input_dtypes.get(name)} when the network was ported"
+        for name, array in arrays.items()
+        if is_too_wide(array.dtype) and array.dtype.kind in "fc" and not is_too_wide(network.input_dtypes.get(name))
+    ]
+    if wide:
+        raise InputError(f"{'; '.join(wide)}: --cast rounds it, --x64 computes with all of it")
     return with_fixed(network, [_filled(tree, arrays) for tree in network.open_inputs.values()])
+
+
+def _cast(array: np.ndarray, dtype: str | None) -> np.ndarray:
+    floating = dtype is not None and all(jnp.issubdtype(one, jnp.floating) for one in (array.dtype, jnp.dtype(dtype)))
+    return array.astype(jnp.dtype(dtype)) if floating else array
 
 
 def _filled(tree: Any, arrays: dict[str, np.ndarray]) -> Any:
@@ -76,9 +94,17 @@ def check_target(path: Path, network: Network) -> None:
     """**Raises:** `InputError`, `FileNotFoundError` for a file that the outputs cannot be written to."""
     count = sum(isinstance(ref, Ref) for ref in references(network.outputs))
     suffixes = (".npz",) if count > 1 else (".npy", ".npz")
+    _check_place(path, suffixes, f"{f'the {count} arrays' if count > 1 else 'the one array'} that the network gives")
+
+
+def check_array_target(path: Path) -> None:
+    """**Raises:** `InputError`, `FileNotFoundError` for a file that one array cannot be written to."""
+    _check_place(path, (".npy",), "one array")
+
+
+def _check_place(path: Path, suffixes: tuple[str, ...], content: str) -> None:
     if path.suffix not in suffixes:
-        arrays = f"the {count} arrays" if count > 1 else "the one array"
-        raise InputError(f"`{path}` must end in {' or '.join(suffixes)}, for {arrays} that the network gives")
+        raise InputError(f"`{path}` must end in {' or '.join(suffixes)}, for {content}")
     if not path.parent.is_dir():
         raise FileNotFoundError(errno.ENOENT, "No such directory", str(path.parent))
 

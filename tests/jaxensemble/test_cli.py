@@ -78,7 +78,7 @@ def test_verify_names_the_damaged_array() -> None:
 def test_predict_gives_what_the_ensemble_gives(name: str) -> None:
     result = run("predict", "net", name, "--out", "y.npy")
     assert result.exit_code == 0, result.output
-    assert result.stdout == "output: float32[3, 3, 4]\n" and result.stderr == ""
+    assert result.stdout.startswith("output: float32[3, 3, 4]\n") and result.stderr == ""
     np.testing.assert_array_equal(np.load("y.npy"), Ensemble.load("net")(X))
     values = json.loads(run("predict", "net", name, "--json").stdout)["outputs"]["output"]["values"]
     np.testing.assert_array_equal(np.float32(values), np.load("y.npy"))
@@ -118,6 +118,40 @@ def test_several_inputs_and_outputs() -> None:
     assert "must end in .npz" in run("predict", "two", "in.npz", "-o", "y.npy").stderr
     result = run("predict", "two", "x.npy")
     assert result.exit_code == 3 and f"expected an array for each input: {', '.join(names)}" in result.stderr
+
+
+def test_predict_tells_of_each_row_what_the_ensemble_predicts() -> None:
+    prediction = Ensemble.load("net").predict(X)
+    result = run("predict", "net", "x.npy", "--probabilities", "p.npy")
+    lines = result.stdout.splitlines()
+    assert lines[0] == "output: float32[3, 3, 4]" and lines[1].split() == ["row", "class", "confidence", "entropy"]
+    for row, line in enumerate(lines[2:]):
+        figures = (prediction.soft_vote, prediction.confidence, prediction.predictive_entropy)
+        np.testing.assert_allclose([float(text) for text in line.split()], [row, *(x[row] for x in figures)], rtol=1e-3)
+    assert len(lines) == 5
+    np.testing.assert_allclose(np.load("p.npy"), prediction.mean, rtol=1e-6)
+    told = json.loads(run("predict", "net", "x.npy", "--json").stdout)["prediction"]
+    assert told["class"] == prediction.soft_vote.tolist() and set(told) == {"class", "confidence", "entropy"}
+
+
+def test_predict_reads_outputs_as_it_is_told() -> None:
+    result = run("predict", "net", "x.npy", "--task", "regression")
+    assert result.stdout.splitlines()[1].split() == ["row", "mean", "std"]
+    raw = run("predict", "net", "x.npy", "--task", "outputs").stdout
+    assert raw == f"output: float32[3, 3, 4]\n{np.asarray(Ensemble.load('net')(X))}\n"
+    for args in (("--task", "outputs", "--probabilities", "p.npy"), ("--probabilities", "p.npz")):
+        result = run("predict", "net", "x.npy", *args)
+        assert result.exit_code == 3 and not Path("p.npy").exists()
+    np.save("many.npy", np.repeat(X, 5, 0))
+    assert "... and 5 more rows" in run("predict", "net", "many.npy").stdout
+
+
+def test_a_file_of_another_precision_is_cast_where_that_is_asked_for() -> None:
+    np.save("x64.npy", X.astype("float64"))
+    result = run("predict", "net", "x64.npy")
+    assert result.exit_code == 3 and "--cast" in result.stderr
+    assert run("predict", "net", "x64.npy", "--cast", "--out", "y.npy").exit_code == 0
+    np.testing.assert_array_equal(np.load("y.npy"), Ensemble.load("net")(X))
 
 
 def test_float64_needs_x64() -> None:
