@@ -69,7 +69,8 @@ class History:
             for values, style, label in self._lines(name):
                 lines = axis.plot(epochs, values, style, linewidth=0.8, alpha=0.7)
                 lines[0].set_label(label)
-            axis.set(xlabel="epoch", ylabel=name)
+            axis.set(xlabel="epoch", ylabel=name, title=f"{name} of {self.loss.shape[1]} members")
+            axis.locator_params("x", integer=True)
             axis.legend()
         figure.savefig(path, dpi=150)
 
