@@ -52,6 +52,7 @@ from torch_bridge.modes import (
     in_mode,
     mark_counters,
     reads_of_mode,
+    uncounted,
 )
 from torch_bridge.open_sizes import DirectDistances, OpenSizes, open_roots
 from torch_bridge.outputs import filled, taken_apart
@@ -70,6 +71,7 @@ class TorchGraph:
       their names, empty for those that are given by position alone. `outputs`: a tree of nodes and what is fixed.
     - `modules`: path to module, for every submodule.
     - `evaluation_only`: why there is no training mode, or None.
+    - `uncounted`: the keys of counters of batches that the forward leaves as they are in training.
     - `updates`: the keys of buffers that the forward itself writes in training, and the values it leaves in them.
     """
 
@@ -82,6 +84,7 @@ class TorchGraph:
     constants: Mapping[str, Tensor]
     evaluation_only: str | None = None
     updates: Mapping[str, fx.Node] = dataclasses.field(default_factory=dict)
+    uncounted: frozenset[str] = frozenset()
 
 
 def capture(
@@ -112,13 +115,15 @@ def capture(
         evaluation, reads = _repeatable(model, inputs, dynamic, training=False)
         asked = reads or any(map(hides_its_mode, model.modules()))  # else the program would be the same once more
         training = evaluation_only or (_training(model, evaluation, inputs, dynamic) if asked else evaluation)
+        left = uncounted(model, training) if isinstance(training, ExportedProgram) and asked else frozenset[str]()
         names, returned = arguments.names(model), evaluation.graph_module.meta[RETURNED]
         modes = training if isinstance(training, str) else aligned(evaluation, training)
         if isinstance(modes, str) and not isinstance(training, str) and without_memory_formats(evaluation, training):
             modes = aligned(evaluation, training)
         if isinstance(modes, Modes):
             add_dropout(modes)
-            return _to_graph(model, _functional(model, evaluation, modes), names, returned)
+            graph = _to_graph(model, _functional(model, evaluation, modes), names, returned)
+            return dataclasses.replace(graph, uncounted=left)
         evaluation = _functional(model, evaluation)
         found = training if isinstance(training, str) else _merged(model, evaluation, training, reads)
     graph = _to_graph(model, evaluation, names, returned)
@@ -126,7 +131,7 @@ def capture(
         return dataclasses.replace(graph, evaluation_only=found)
     outputs = filled(returned, found.outputs)
     return dataclasses.replace(
-        graph, graph=found.graph, outputs=outputs, constants=found.constants, updates=found.updates
+        graph, graph=found.graph, outputs=outputs, constants=found.constants, updates=found.updates, uncounted=left
     )
 
 

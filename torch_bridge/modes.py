@@ -238,19 +238,31 @@ def _difference(node: fx.Node, twin: fx.Node) -> str:
 
 def _matters(node: fx.Node) -> bool:
     """Whether a node makes arrays; sizes are compared where they are used."""
-    return not (is_size(node) or _counts_batches(node))
+    return not (is_size(node) or _counted(node) is not None)
 
 
 def is_size(node: fx.Node) -> bool:
     return isinstance(node.meta.get("val"), torch.SymInt)
 
 
-def _counts_batches(node: fx.Node) -> bool:
-    """`num_batches_tracked += 1`, which a BatchNorm layer does itself, at each of its calls."""
+def _counted(node: fx.Node) -> fx.Node | None:
+    """The counter in `num_batches_tracked += 1`, which a BatchNorm layer does itself, at each of its calls."""
     counter = node.args[0] if node.args else None
     if node.target != torch.ops.aten.add_.Tensor or not isinstance(counter, fx.Node):
-        return False
-    return _counts_batches(counter) or COUNTER in counter.meta
+        return None
+    return counter if COUNTER in counter.meta else _counted(counter)
+
+
+def uncounted(model: nn.Module, training: ExportedProgram) -> frozenset[str]:
+    """The counters of BatchNorms whose forwards normalise without counting, as of a subclass with one of its own."""
+    counted = {node.name for node in map(_counted, training.graph.nodes) if node is not None}
+    keys = {key for name, key in training.graph_signature.inputs_to_buffers.items() if name not in counted}
+    batch_norm = nn.modules.batchnorm._BatchNorm
+    return frozenset(
+        key
+        for key in keys
+        if is_counter(model, key) and isinstance(model.get_submodule(key.rpartition(".")[0]), batch_norm)
+    )
 
 
 def mark_counters(model: nn.Module, program: ExportedProgram) -> None:

@@ -15,7 +15,7 @@ from torch.nn.utils import parametrizations
 from jaxensemble import layers
 from jaxensemble.errors import InputError, UnsupportedError
 from jaxensemble.state import flatten, split
-from tests.helpers.porting import assert_close, assert_ports, randomised
+from tests.helpers.porting import assert_close, assert_ports, assert_trains, randomised
 from torch_bridge.capture import capture
 from torch_bridge.convert import to_flax
 from torch_bridge.lowering import Lowered, lower
@@ -129,7 +129,7 @@ def test_far_from_zero() -> None:
     for model in (nn.BatchNorm1d(4, track_running_stats=False), nn.GroupNorm(2, 4), nn.InstanceNorm1d(4)):
         truth = copy.deepcopy(model).double()(x.double()).detach().numpy()
         rounding = 1e4 * np.finfo("float32").eps  # of the mean; the standard deviation is one
-        assert np.abs(np.asarray(to_flax(model, (x,))(x.numpy())) - truth).max() < 4 * rounding
+        assert np.abs(np.asarray(to_flax(model, (x,), mode="as_is")(x.numpy())) - truth).max() < 4 * rounding
 
 
 # Training
@@ -181,7 +181,7 @@ def test_training_gradients(x64: None) -> None:
     """Through the batch's own statistics."""
     model = randomised(nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))).train()
     x = torch.randn(5, 3).double().requires_grad_()
-    module = to_flax(model, (x.detach(),))
+    module = to_flax(model, (x.detach(),), mode="as_is")
     (model(x) ** 3).sum().backward()
     grad = nnx.grad(lambda module, x: (module(x) ** 3).sum(), argnums=1)(module, jnp.asarray(x.detach().numpy()))
     assert_close(grad, x.grad)
@@ -192,7 +192,7 @@ def test_modes_of_submodules(x64: None) -> None:
     model = randomised(nn.Sequential(nn.BatchNorm1d(3), nn.Linear(3, 3), nn.BatchNorm1d(3))).train()
     next(model.children()).eval()
     x = torch.randn(6, 3).double()
-    module = to_flax(model, (x,))
+    module = to_flax(model, (x,), mode="as_is")
     assert_close(module(jnp.asarray(x.numpy())), model(x))
     assert_buffers(module, model)
     model.train()
@@ -214,7 +214,7 @@ def test_one_layer_called_twice(x64: None) -> None:
 
     model = randomised(Twice()).train()
     x = torch.randn(6, 3).double()
-    module = to_flax(model, (x,))
+    module = to_flax(model, (x,), mode="as_is")
     assert_close(module(jnp.asarray(x.numpy())), model(x))
     assert_buffers(module, model)
 
@@ -358,14 +358,22 @@ def test_statistics_of_what_nobody_uses_are_kept() -> None:
     assert_ports(Unused(), torch.randn(4, 3))
 
 
-def test_mode_dependent_momentum_is_for_evaluation_only() -> None:
+def test_momentum_by_mode() -> None:
     class Odd(Functional):
         def forward(self, x: Tensor) -> Tensor:
             momentum = 0.5 if self.training else 0.0
             return F.batch_norm(x, self.middle, self.spread, training=self.training, momentum=momentum)
 
-    model, x = Odd(), torch.randn(4, 3)
-    assert lowered(model, x).network.evaluation_only
+    assert_trains(Odd, torch.randn(4, 3))
+
+
+def test_running_statistics_beside_computed_weights_are_for_evaluation_only() -> None:
+    class Computed(Functional):
+        def forward(self, x: Tensor) -> Tensor:
+            return F.batch_norm(x, self.middle, self.spread, 2 * self.gain, self.offset, training=self.training)
+
+    reason = lowered(Computed(), torch.randn(4, 3)).network.evaluation_only
+    assert reason and "not held by one module" in reason
 
 
 # By a norm
@@ -426,3 +434,55 @@ def test_cross_map_response_norm_is_refused() -> None:
     """A layer from Lua Torch, a Python function of its own with in-place operations that cannot be exported."""
     with pytest.raises(UnsupportedError, match=r"CrossMapLRN2d\.forward"):
         to_flax(nn.CrossMapLRN2d(3), (torch.randn(2, 5, 3, 4),), batch_axis=None)
+
+
+class WithActivation(nn.BatchNorm2d):
+    """A BatchNorm with more inside, which counts batches unless told otherwise."""
+
+    def __init__(self, features: int, *inside: nn.Module, counts: bool = True):
+        super().__init__(features, momentum=0.2)
+        self.inside, self.counts = nn.Sequential(*inside), counts
+
+    def forward(self, input: Tensor) -> Tensor:
+        if self.training and self.counts and self.num_batches_tracked is not None:
+            self.num_batches_tracked.add_(1)
+        y = F.batch_norm(
+            input, self.running_mean, self.running_var, self.weight, self.bias, self.training, 0.2, self.eps
+        )
+        return self.inside(y)
+
+
+class WithWeights(nn.Module):
+    """Running statistics of a module's own, beside another weight."""
+
+    mean: Tensor
+    var: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gamma, self.beta, self.scale = (nn.Parameter(torch.rand(4)) for _ in range(3))
+        self.register_buffer("mean", torch.zeros(4))
+        self.register_buffer("var", torch.ones(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.batch_norm(x, self.mean, self.var, self.gamma, self.beta, self.training, 0.1)
+        return self.scale[:, None, None] * y
+
+
+class Outermost(WithActivation):
+    """A network that is a BatchNorm itself."""
+
+    def __init__(self) -> None:
+        parts = (WithActivation(4, nn.Dropout(0.3), nn.ReLU(inplace=True)), WithWeights(), nn.PReLU(4))
+        super().__init__(3, nn.Conv2d(3, 4, 3), *parts, WithActivation(4, counts=False))
+
+
+def test_batch_norms_that_do_more_keep_their_statistics() -> None:
+    ensemble = assert_trains(Outermost, torch.randn(4, 3, 6, 5))
+    assert "self.norm = layers.BatchNorm(" in ensemble.source()
+    counters = [path for path in flatten(ensemble.buffers) if path.endswith("num_batches_tracked")]
+    assert sorted(counters) == [
+        "inside.1.norm.num_batches_tracked",
+        "inside.4.num_batches_tracked",
+        "norm.num_batches_tracked",
+    ]

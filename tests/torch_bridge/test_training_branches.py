@@ -277,4 +277,4 @@ def test_a_model_in_training_mode_in_part_is_refused() -> None:
     model.path.eval()
     with pytest.raises(UnsupportedError, match="in training mode in part"):
         torch_bridge.to_ensemble([model], (ROWS,))
-    torch_bridge.to_ensemble([model.train()], (ROWS,), check=False)
+    torch_bridge.to_ensemble([model.train()], (ROWS,), mode="train", check=False)

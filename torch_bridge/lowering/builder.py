@@ -38,7 +38,7 @@ class Builder:
         self.captured = captured
         self.drawn: Drawn | None = drawn
         self.draws: list[Value] = []
-        self.state = ModuleState(captured.model)
+        self.state = ModuleState(captured.model, captured.uncounted)
         self.node: fx.Node
         self.layers: dict[str, Layer] = {}
         self.variables: dict[str, Variable] = {}
@@ -347,10 +347,12 @@ class Builder:
         options: Mapping[str, Any],
         leaves: Mapping[str, Wanted],
         flipped: tuple[int, ...] = (),
+        within: str | None = None,
     ) -> str | None:
         """The path of a layer that holds these weights, or None where they are not all that some module holds.
 
-        `flipped` are dimensions of the kernel that are stored reversed.
+        `flipped` are dimensions of the kernel that are stored reversed. A layer of the name `within` is made inside a
+        module that holds more than these weights, or does more than the layer.
         """
         weights = {leaf: weight for leaf, (weight, _) in leaves.items() if weight is not None}
         keys = {leaf: weight.key for leaf, weight in weights.items()}
@@ -358,7 +360,10 @@ class Builder:
             return None
         if flipped and not self._used_once(keys["kernel"]):
             return None
-        for owner in self.owners([key for key in keys.values() if key is not None]):
+        held = [key for key in keys.values() if key is not None]
+        holders = self.holders(held)
+        inner = [] if within is None else [self._within(path, within, keys) for path in holders]
+        for owner in [*(path for path in holders if self.state.holds_only(path, len(held))), *inner]:
             layer = Layer(owner, type_, dict(options))
             if owner in self.layers:
                 if self.layers[owner] == layer and self._filled[owner] == keys and self._stored_alike(leaves, flipped):
@@ -383,9 +388,16 @@ class Builder:
         """Whether a constant or a layer stands inside the module, which a layer has no place for."""
         return any(path.startswith(f"{module}.") for path in (*self.constants, *self.layers))
 
-    def owners(self, keys: Sequence[str]) -> list[str]:
-        """Modules that hold exactly these tensors and nothing else, the one around the node first."""
-        return sorted(self.state.owners(keys), key=lambda path: path != self.module_path)
+    def holders(self, keys: Sequence[str]) -> list[str]:
+        """Modules that hold all of these tensors themselves, the one around the node first."""
+        return sorted(self.state.holders(keys), key=lambda path: path != self.module_path)
+
+    def _within(self, module: str, name: str, keys: Mapping[str, str | None]) -> str:
+        """The path of the layer with these weights inside a module."""
+        path = f"{module}.{name}" if module else name
+        while self._filled.get(path) != keys and self._is_taken(path):
+            path += "_"
+        return path
 
     def _fits(self, leaf: str, weight: Value) -> bool:
         """What PyTorch trains, Flax trains, and nothing else."""

@@ -72,8 +72,8 @@ def _tracking(b: Builder, type_: str, features: Features, options: Options, mome
         if path is not None:
             return b.laid(b.emit(f"layer:{path}", x.expr), x.layout)
         b.evaluation_only = b.evaluation_only or (
-            f"the weights of a normalisation in {b.module_path or 'the root module'} are not all that one module "
-            "holds, so that no layer can keep its running statistics"
+            f"the weights of a normalisation in {b.module_path or 'the root module'} are not held by one module, "
+            "so that no layer can keep its running statistics"
         )
     scale, bias, mean, var = (w if w is None or held is None else b.array(w, held.axes) for w, held in features.weights)
     affine = (scale, bias) if bias is not None else (scale,) if scale is not None else ()
@@ -84,18 +84,18 @@ def _tracking(b: Builder, type_: str, features: Features, options: Options, mome
 def _tracking_layer(b: Builder, type_: str, features: Features, options: Options, momentum: float) -> str | None:
     """The path of the layer that holds the weights, its counter of batches included."""
     keys = [weight.key for weight, _ in features.weights if weight is not None]
-    owners = b.owners([key for key in keys if key is not None]) if None not in keys else []
-    if not owners:
+    holders = b.holders([key for key in keys if key is not None]) if None not in keys else []
+    if not holders:
         return None
-    counter = f"{owners[0]}.{COUNTER}"
-    tensor = b.state.tensors.get(counter)
+    counter = f"{holders[0]}.{COUNTER}".lstrip(".")
+    tensor = None if counter in b.state.uncounted else b.state.tensors.get(counter)
     dtype = next(param_dtype(weight) for weight, _ in features.weights if weight is not None)
-    options = options | _momentum(b, owners[0], momentum) | ({} if tensor is not None else {"count_batches": False})
-    path = b.claim(type_, options | dtype, features.leaves("scale", "bias", "mean", "var"))
-    if path == owners[0] and tensor is not None:
-        key, layout = b.state.names[counter][0], fresh(tuple(tensor.shape))
+    options = options | _momentum(b, holders[0], momentum) | ({} if tensor is not None else {"count_batches": False})
+    path = b.claim(type_, options | dtype, features.leaves("scale", "bias", "mean", "var"), within="norm")
+    if path is not None and holders[0] in (path, path.rpartition(".")[0]) and tensor is not None:
+        key, layout, counted = b.state.names[counter][0], fresh(tuple(tensor.shape)), f"{path}.{COUNTER}"
         if key not in b.storage:
-            b.store(Value(Var(counter), layout, tensor.dtype, key=key), counter, layout)
+            b.store(Value(Var(counted), layout, tensor.dtype, key=key), counted, layout)
     return path
 
 

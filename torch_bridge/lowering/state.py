@@ -1,7 +1,7 @@
 """What a rule may know of a module's tensors: who holds them, under which names, and what they are."""
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Literal
 
 from torch import Tensor, nn
@@ -10,9 +10,12 @@ COUNTER = "num_batches_tracked"
 
 
 class ModuleState:
-    """The tensors of a module and its submodules, by key; tied tensors have several."""
+    """The tensors of a module and its submodules, by key; tied tensors have several.
 
-    def __init__(self, model: nn.Module):
+    `uncounted` are counters of batches that no layer moves.
+    """
+
+    def __init__(self, model: nn.Module, uncounted: Iterable[str] = ()):
         self.model = model
         self.tensors: dict[str, Tensor] = {}
         self.parameters: set[str] = set()
@@ -31,6 +34,7 @@ class ModuleState:
                 if name in module._non_persistent_buffers_set:
                     self.non_persistent.add(key)
         self.names = {key: tuple(keys) for keys in by_identity.values() for key in keys}
+        self.uncounted = {name for key in uncounted for name in self.names[key]}
 
     def kind(self, key: str) -> Literal["param", "buffer"]:
         return "param" if any(name in self.parameters for name in self.names[key]) else "buffer"
@@ -46,21 +50,17 @@ class ModuleState:
         return not (any(True for _ in module.children()) or self.held(path))
 
     def held(self, path: str) -> set[str]:
-        """The keys of the tensors that a module holds itself, batch counters left out."""
+        """The keys of the tensors that a module holds itself, counters of batches left out that a layer moves."""
         module = self.modules[path]
-        names = [
-            n for n, t in (*module._parameters.items(), *module._buffers.items()) if t is not None and n != COUNTER
-        ]
-        return {f"{path}.{name}" if path else name for name in names}
+        names = [name for name, tensor in (*module._parameters.items(), *module._buffers.items()) if tensor is not None]
+        keys = {f"{path}.{name}" if path else name for name in names}
+        return {key for key in keys if key.rpartition(".")[2] != COUNTER or key in self.uncounted}
 
-    def owners(self, keys: Sequence[str]) -> list[str]:
-        """Modules that hold exactly these tensors and nothing else, submodules included."""
-        names = [self.names[key] for key in keys]
-        paths = sorted({name.rpartition(".")[0] for name in names[0]} - {""})
-        return [path for path in paths if self._holds_only(path, names)]
+    def holders(self, keys: Sequence[str]) -> list[str]:
+        """Modules that hold all of these tensors themselves, whatever else they hold."""
+        homes = [{name.rpartition(".")[0] for name in self.names[key]} for key in keys]
+        return sorted(set.intersection(*homes))
 
-    def _holds_only(self, path: str, names: list[tuple[str, ...]]) -> bool:
-        if any(True for _ in self.modules[path].children()):
-            return False
-        held = self.held(path)
-        return len(held) == len(names) and all(any(name in held for name in group) for group in names)
+    def holds_only(self, path: str, count: int) -> bool:
+        """Whether a module within the model holds this many tensors and nothing else, submodules included."""
+        return bool(path) and not any(True for _ in self.modules[path].children()) and len(self.held(path)) == count
