@@ -4,11 +4,11 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 
 from jaxensemble.errors import StateError
 from jaxensemble.network import Network
+from jaxensemble.randomness import first_state
 from jaxensemble.source import load_class
 from jaxensemble.state import State, flatten, split, unflatten
 
@@ -24,8 +24,7 @@ def skeleton(network: Network) -> State:
         if ".".join(str(part) for part in path) in network.training:
             layer.train()
     state = split(module)
-    rngs = {name: _first_rng(k, leaf) for k, (name, leaf) in enumerate(flatten(state.rngs).items())}
-    return state._replace(rngs=unflatten(rngs))
+    return state._replace(rngs=first_state(state.graphdef))
 
 
 class _Uncounted(nnx.RngStream):
@@ -47,12 +46,6 @@ def _shape_rngs() -> nnx.Rngs:
     rngs = nnx.Rngs(0)
     rngs.default = _Uncounted(0, tag="default")  # type: ignore[attr-defined]
     return rngs
-
-
-def _first_rng(k: int, leaf: Any) -> jax.Array:
-    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-        return jax.random.fold_in(jax.random.key(0), k)
-    return jnp.zeros(leaf.shape, leaf.dtype)
 
 
 def filled(state: State, arrays: Mapping[str, Any], members: int | None = None) -> State:

@@ -23,7 +23,7 @@ from jaxensemble.network import Network, with_param_dtype
 from jaxensemble.plan import Plan
 from jaxensemble.planning import Case, adapted, planned
 from jaxensemble.proof import Proof
-from jaxensemble.randomness import as_key
+from jaxensemble.randomness import as_key, first_state, keys_per_member
 from jaxensemble.running import Call, run_members
 from jaxensemble.source import print_source
 from jaxensemble.stacking import check_same_architecture, count_members, stack_states
@@ -52,6 +52,7 @@ class Ensemble:
 
     - `graphdef`: what the network is; any `nnx.GraphDef` is taken and kept as a `Structure`.
     - `params`, `buffers`, `rngs`: nested dicts of `[M, ...]` arrays, as [`jaxensemble.state.split`][] names them.
+      Without `rngs`, random streams, as those of dropout, begin with keys of their own. A call's `key` counts for them.
     - `constants`: arrays that all members share.
     - `network`, `origin`: what porting knows of the source and of PyTorch's keys; anything hashable.
     - `plan`: how many members and rows one step takes, where a call does not say; None for a guess: see [`tune`][].
@@ -78,6 +79,10 @@ class Ensemble:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "graphdef", Structure.of(self.graphdef))
+        if self.graphdef.streams and isinstance(self.rngs, dict) and not self.rngs:
+            shapes = [np.shape(leaf) for leaf in jax.tree.leaves((self.params, self.buffers))[:1]]
+            members = shapes[0][0] if shapes and shapes[0] else 0  # of which `members` says what is wrong
+            object.__setattr__(self, "rngs", keys_per_member(first_state(self.graphdef), members))
 
     @classmethod
     def from_modules(cls, modules: Sequence[nnx.Module], *, network: Any = None, origin: Any = None) -> "Ensemble":

@@ -22,7 +22,7 @@ from flax import nnx
 
 from jaxensemble.errors import InputError, StateError, UnsupportedError
 from jaxensemble.inputs import as_array
-from jaxensemble.randomness import inside_vmap
+from jaxensemble.randomness import inside_vmap, keys_when_drawn
 from jaxensemble.stacking import count_members, stack_states, unstack
 from jaxensemble.state import KINDS, State, Tree, flatten, kind_of, merge, split, unflatten
 from jaxensemble.structure import Fixed, Leaf, Node, Path, Structure
@@ -243,7 +243,8 @@ def _reparametrized(state: State, given: dict[Path, Any], tie_weights: bool) -> 
     for leaf, value in replaced.items():
         trees[kind_of(leaf)][leaf.name] = originals[leaf] if value is None else value
     nested = {kind: unflatten(tree) for kind, tree in trees.items()}
-    module = merge(structure, **nested | {"rngs": inside_vmap(structure, nested["rngs"])})
+    rngs = inside_vmap(structure, nested["rngs"])
+    module = keys_when_drawn(structure, merge(structure, **nested | {"rngs": rngs}))
     # Merging cannot leave an attribute empty, nor give tied ones different values.
     emptied = {leaf for leaf, value in replaced.items() if value is None}
     apart = {at: None for at, leaf in holders.items() if leaf in emptied and (tie_weights or at == leaf.path)}

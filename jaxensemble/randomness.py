@@ -14,9 +14,10 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from flax.errors import InvalidRngError
 
-from jaxensemble.errors import InputError, RandomnessError
-from jaxensemble.state import Tree, flatten, kind_of, unflatten
+from jaxensemble.errors import InputError, RandomnessError, first_line
+from jaxensemble.state import Tree, flatten, unflatten
 from jaxensemble.structure import Structure
 
 Randomness = Literal["error", "different", "same"]
@@ -77,6 +78,35 @@ def forbid(structure: Structure, rngs: Tree, refusal: str) -> Tree:
     return _map_keys(structure, rngs, refuse)
 
 
+class _Undrawn(nnx.bridge.ToNNX):
+    """A `flax.linen` module that may not draw. It gets no keys, and says itself where it needs one.
+
+    An `nnx.bridge.ToNNX` takes a key from each of its streams at every call, whether anything is drawn from it or not.
+    """
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return super().__call__(*args, **{"rngs": nnx.Rngs()} | kwargs)
+        except InvalidRngError as error:
+            said = first_line(error).partition(" (https")[0]
+            raise RandomnessError(
+                f"{self.to_nnx__refusal} ({said}; a module of flax.linen has no mode to switch)"
+            ) from error
+
+
+def keys_when_drawn(structure: Structure, module: Any) -> Any:
+    """The module, whose `flax.linen` modules are asked for keys only where they draw, as those of `nnx` are."""
+    if not any(shown is nnx.bridge.ToNNX for _, shown in structure.entries.values()):
+        return module
+    for _, layer in nnx.iter_modules(module):
+        if type(layer) is nnx.bridge.ToNNX and layer.to_nnx__rngs is not None:
+            keys = [stream.key for _, stream in layer.to_nnx__rngs.items()]
+            if keys and all(isinstance(key, ForbiddenKey) for key in keys):
+                layer.__class__ = _Undrawn
+                layer.to_nnx__refusal = keys[0].get_metadata("refusal")
+    return module
+
+
 def inside_vmap(structure: Structure, rngs: Tree) -> Tree:
     """The random state of a module as the enclosing [`jaxensemble.vmap`][]s want it; unchanged outside of any."""
     levels = _LEVELS.get()
@@ -99,6 +129,30 @@ def from_key(structure: Structure, rngs: Tree, key: jax.Array) -> Tree:
     return _map_keys(structure, jax.tree.map(_restarted, rngs), derive)
 
 
+def first_state(structure: Structure) -> Tree:
+    """The random state that a module of this structure begins with: for each stream a key of its own, and no draws yet.
+
+    Streams are taken to have one key each; what `jax.random.split` made several of, only its maker can give.
+    """
+    key, values = jax.random.key(0), {}
+    for number, leaf in enumerate(structure.streams):
+        is_key = issubclass(leaf.type, nnx.RngKey)
+        values[leaf.name] = jax.random.fold_in(key, number) if is_key else jnp.zeros((), jnp.uint32)
+    return unflatten(values)
+
+
+def keys_per_member(rngs: Tree, members: int) -> Tree:
+    """The random state of one module as that of several, which draw different numbers."""
+    return unflatten({name: _per_member(leaf, members) for name, leaf in flatten(rngs).items()})
+
+
+def _per_member(leaf: jax.Array, members: int) -> jax.Array:
+    """Random keys, one for each member; counters start alike."""
+    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        return jax.random.split(leaf, members)
+    return jnp.broadcast_to(leaf, (members, *leaf.shape))
+
+
 def member_keys(key: jax.Array, members: int) -> jax.Array:
     """A key for each member, `[M]`; the first ones stay the same whatever M is."""
     return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, jnp.arange(members))
@@ -116,9 +170,10 @@ def as_key(key: Any) -> jax.Array:
 
 
 def _map_keys(structure: Structure, rngs: Tree, change: Callable[[int, str, Any], Any]) -> Tree:
-    flat = flatten(rngs)
-    names = [leaf.name for leaf in structure.leaves if kind_of(leaf) == "rngs" and issubclass(leaf.type, nnx.RngKey)]
-    return unflatten(flat | {name: change(number, name, flat[name]) for number, name in enumerate(names)})
+    flat = flatten(rngs)  # what is missing in it is told where it is merged
+    names = [leaf.name for leaf in structure.streams if issubclass(leaf.type, nnx.RngKey)]
+    changed = {name: change(number, name, flat[name]) for number, name in enumerate(names) if name in flat}
+    return unflatten(flat | changed)
 
 
 def _restarted(value: jax.Array) -> jax.Array:

@@ -19,7 +19,7 @@ from jaxensemble.lowering import with_forms
 from jaxensemble.plan import Plan
 from jaxensemble.products import product
 from jaxensemble.program import CONVOLUTION, PRODUCT, rewritten
-from jaxensemble.randomness import forbid, from_key, member_keys
+from jaxensemble.randomness import forbid, from_key, keys_when_drawn, member_keys
 from jaxensemble.rows import Axes
 from jaxensemble.state import Tree, flatten, merge, split
 from jaxensemble.structure import Structure
@@ -70,7 +70,7 @@ class Call:
 
     def _member(self, params: Tree, buffers: Tree, rngs: Tree, constants: Tree, key: Any, inputs: Any) -> Any:
         rngs = forbid(self.graphdef, rngs, NEEDS_KEY) if key is None else from_key(self.graphdef, rngs, key)
-        module = merge(self.graphdef, params, buffers, constants, rngs)
+        module = keys_when_drawn(self.graphdef, merge(self.graphdef, params, buffers, constants, rngs))
         outputs = _outputs(module, inputs)
         outputs = arrays_alone(outputs) if self.ported else outputs
         return (outputs, _buffers_after(module, buffers)) if self.update else outputs
@@ -83,8 +83,10 @@ def _outputs(module: nnx.Module, inputs: Any) -> Any:
         raise
     except Exception as error:  # whatever the network says to inputs that are not for it
         given = ", ".join(str(jax.tree.map(jax.typeof, tree)) for tree in inputs)
+        name = type(getattr(module, "to_nnx__module", module)).__name__
         raise InputError(
-            f"{type(module).__name__} cannot be called with ({given}): {described(error)}", details=str(error)
+            f"{name} cannot be called with ({given}): {described(error)}",
+            details=str(error),
         ) from error
 
 

@@ -74,10 +74,11 @@ class Structure(nnx.GraphDef):
     (True, ['bias', 'kernel'])
     """
 
-    __slots__ = ("__weakref__", "_hash", "_key", "entries", "leaves", "root", "ties")
+    __slots__ = ("__weakref__", "_hash", "_key", "entries", "leaves", "root", "streams", "ties")
 
     root: Node
     leaves: tuple[Leaf, ...]  # in the order of the graph definition's leaves
+    streams: tuple[Leaf, ...]  # those of the leaves that are random state: keys, and counts of draws
     ties: dict[Path, Leaf]  # further attributes that hold a variable already seen, by path
     entries: dict[Path, tuple[Any, Any]]  # path -> (what is compared, what is shown)
     _key: Any
@@ -100,8 +101,10 @@ class Structure(nnx.GraphDef):
         if known is not None:
             return known
         self = cls(graphdef.nodes, graphdef.attributes, graphdef.num_leaves)
-        read = {"root": root, "leaves": tuple(reader.leaves), "ties": reader.ties, "entries": reader.entries}
-        for name, value in (read | {"_key": key, "_hash": hash(key)}).items():
+        streams = tuple(leaf for leaf in reader.leaves if issubclass(leaf.type, nnx.RngState))
+        read = {"root": root, "leaves": tuple(reader.leaves), "streams": streams, "ties": reader.ties}
+        read |= {"entries": reader.entries, "_key": key, "_hash": hash(key)}
+        for name, value in read.items():
             object.__setattr__(self, name, value)  # frozen, like nnx.GraphDef
         return _KNOWN.setdefault(key, self)
 

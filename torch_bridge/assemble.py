@@ -4,7 +4,6 @@ import itertools
 from collections.abc import Mapping
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import torch
 from torch import Tensor, nn
@@ -13,7 +12,7 @@ from jaxensemble.build import filled, skeleton
 from jaxensemble.ensemble import Ensemble
 from jaxensemble.errors import InputError, UnsupportedError
 from jaxensemble.origin import Origin
-from jaxensemble.state import Tree, flatten, unflatten
+from jaxensemble.randomness import keys_per_member
 from jaxensemble.structure import listed
 from torch_bridge.arrays import checked_cast, jax_dtype, odd_kind, to_numpy
 from torch_bridge.caches import fresh
@@ -121,18 +120,6 @@ def assembled(lowered: Lowered, stack: Stack, name: str, batch_axis: BatchAxis, 
     rngs = keys_per_member(state.rngs, stack.members)
     origin = Origin(name, lowered.weights, batch_axis, input_layout)
     return Ensemble(state.graphdef, state.params, state.buffers, state.constants, rngs, lowered.network, origin)
-
-
-def keys_per_member(rngs: Tree, members: int) -> Tree:
-    """The random state of one module as that of several, which draw different numbers."""
-    return unflatten({key: _per_member(leaf, members) for key, leaf in flatten(rngs).items()})
-
-
-def _per_member(leaf: jax.Array, members: int) -> jax.Array:
-    """Random keys, one for each member; counters start alike."""
-    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-        return jax.random.split(leaf, members)
-    return jnp.broadcast_to(leaf, (members, *leaf.shape))
 
 
 def tensors_of(model: nn.Module) -> dict[str, Tensor]:

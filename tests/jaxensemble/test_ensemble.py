@@ -12,9 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from flax import nnx
+from flax import linen, nnx
 
-from jaxensemble import Constant, Ensemble
+from jaxensemble import Constant, Ensemble, functional_call, vmap
 from jaxensemble.errors import InputError, MemberError, StateError, TrainingModeWarning
 from jaxensemble.state import merge, split
 
@@ -183,6 +183,52 @@ def test_training_mode_needs_a_key_where_it_draws() -> None:
     assert TRAINING(X, key=KEY).shape == (3, 4, 2)
     no_rate = Ensemble.from_modules(_modules(rate=0.0)).train()
     assert no_rate(X).shape == (3, 4, 2)
+
+
+def test_random_state_that_is_not_given_begins_by_itself() -> None:
+    graphdef: Any = nnx.graphdef(Net(nnx.Rngs(0)))
+    ensemble = Ensemble(graphdef, ENSEMBLE.params, ENSEMBLE.buffers, ENSEMBLE.constants)
+    np.testing.assert_array_equal(ensemble.eval()(X), ENSEMBLE(X))
+    np.testing.assert_array_equal(ensemble(X, key=KEY), TRAINING(X, key=KEY))
+    keys = jax.random.key_data(ensemble.rngs["dropout"]["rngs"]["key"])
+    assert len(np.unique(keys, axis=0)) == 3
+    no_keys = dataclasses.replace(ensemble, rngs={"dropout": {"rngs": {"count": jnp.zeros(3, jnp.uint32)}}})
+    with pytest.raises(StateError, match=r"do not fit Net: missing rngs: dropout\.rngs\.key"):
+        no_keys(X)
+
+
+class Linen(linen.Module):
+    """Asks for a key only in training, where it draws."""
+
+    training: bool = False
+
+    @linen.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        x = linen.Dense(2, name="fc")(x)
+        return linen.Dropout(0.5, deterministic=not self.training)(x)
+
+
+def test_modules_of_linen_need_a_key_only_where_they_draw() -> None:
+    bridged = [nnx.bridge.ToNNX(Linen(training), rngs=nnx.Rngs(0, dropout=1)) for training in (False, True)]
+    evaluating, training = bridged
+    for module in bridged:
+        module.lazy_init(X)
+    ensemble = Ensemble.from_modules([evaluating, evaluating])
+    expected = X @ ensemble.params["fc"]["kernel"]
+    _close(ensemble(X), expected)
+    _close(ensemble(X, key=KEY), expected)
+    noisy = Ensemble.from_modules([training, training])
+    with pytest.raises(StateError, match=r"(?s)`to_nnx__rngs\.\w+` draws random numbers.* \(Dropout_0 needs PRNG"):
+        noisy(X)
+    outputs = noisy(X, key=KEY)
+    assert set(np.unique(np.isclose(outputs, 0) | np.isclose(outputs, 2 * expected, rtol=1e-5))) == {True}
+    with pytest.raises(InputError, match="Linen cannot be called with"):
+        ensemble(np.ones((4, 7), np.float32))
+    mapped = vmap(lambda x: functional_call(evaluating, {}, x))(X)
+    _close(mapped, expected[0])
+    with pytest.raises(StateError, match="vmap: called random operation while in randomness error mode"):
+        vmap(lambda x: functional_call(training, {}, x))(X)
+    assert vmap(lambda x: functional_call(training, {}, x), randomness="different")(X).shape == (4, 2)
 
 
 def test_members_draw_apart_unless_told_otherwise() -> None:

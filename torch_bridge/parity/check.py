@@ -20,7 +20,7 @@ from jaxensemble.randomness import as_key
 from jaxensemble.structure import listed
 from torch_bridge import reference
 from torch_bridge.arrays import to_numpy
-from torch_bridge.assemble import convert, tensors_of
+from torch_bridge.assemble import LAYOUTS, convert, tensors_of
 from torch_bridge.caches import fresh
 from torch_bridge.compat import pytree
 from torch_bridge.examples import Arguments, tensors_mapped
@@ -64,8 +64,10 @@ def check(
     thorough: bool = True,
     train: bool = False,
     key: Any = None,
+    input_layout: str | None = None,
+    output_layout: str = "torch",
 ) -> ParityReport:
-    """Compares a ported ensemble with the PyTorch modules it came from.
+    """Compares a ported ensemble with the PyTorch modules it came from, or one that was written by hand.
 
     Stages, all in evaluation mode, with precision set alike on both sides:
 
@@ -87,6 +89,9 @@ def check(
     precision are compared. `key` is the random key that the ensemble draws by, where it draws: PyTorch is given the
     same numbers. Without, it is `jax.random.key(0)`.
 
+    `input_layout` and `output_layout` are for an ensemble that was not ported: `"NHWC"` where its inputs, or its
+    outputs, of at least three axes are channels-last, while `inputs` are always laid out as PyTorch takes them.
+
     **Returns:** a `ParityReport`; a failure is a row of it, not an exception.
 
     **Raises:** `InputError` where models, ensemble and inputs cannot be compared at all.
@@ -106,9 +111,29 @@ def check(
     if len(members) != len(ensemble):
         raise InputError(f"`models` and `ensemble` must have equal members; got {len(members)} and {len(ensemble)}")
     with fresh(members, arguments):
-        return _Check(
-            members, ensemble, arguments, thorough, train, as_key(jax.random.key(0) if key is None else key)
-        ).report()
+        key = as_key(jax.random.key(0) if key is None else key)
+        layouts = _layouts(ensemble, input_layout, output_layout)
+        try:
+            return _Check(members, ensemble, arguments, thorough, train, key, layouts).report()
+        except InputError as error:
+            if isinstance(error, reference.CannotRun) or ensemble.network is not None or layouts[0] != "torch":
+                raise
+            advice = "Of an ensemble that takes channels-last inputs, say so: input_layout='NHWC'."
+            raise InputError(f"{first_line(error)}\n{advice}", details=error.details) from error
+
+
+def _layouts(ensemble: Ensemble, inputs: str | None, outputs: str) -> tuple[str, str]:
+    """How inputs and outputs are laid out. **Raises:** `InputError` for what is not the ensemble's own layout."""
+    ported = ensemble.origin.input_layout if isinstance(ensemble.origin, Origin) else None
+    inputs = (ported or "torch") if inputs is None else inputs
+    if inputs not in LAYOUTS or outputs not in LAYOUTS:
+        raise InputError(
+            f"`input_layout` and `output_layout` must be one of {', '.join(map(repr, LAYOUTS))}; got {inputs!r} and "
+            f"{outputs!r}"
+        )
+    if ported and (inputs, outputs) != (ported, "torch"):
+        raise InputError(f"the ensemble was ported with input_layout={ported!r}; got {inputs!r} and {outputs!r}")
+    return inputs, outputs
 
 
 class _Check:
@@ -122,9 +147,11 @@ class _Check:
         thorough: bool,
         train: bool,
         key: jax.Array,
+        layouts: tuple[str, str],
     ) -> None:
         self.members, self.ensemble, self.inputs = members, ensemble.eval(), inputs
         self.thorough, self.train, self.key = thorough, train, key
+        self.input_layout, self.output_layout = layouts
         self.origin = ensemble.origin if isinstance(ensemble.origin, Origin) else None
         self.batch_axis = self.origin.batch_axis if self.origin else 0
         layers = len(ensemble.network.layers) if ensemble.network is not None else 0
@@ -188,7 +215,14 @@ class _Check:
 
     def arrays(self, inputs: Any) -> tuple[Any, ...]:
         """Inputs as the ensemble takes them, by position."""
-        return reference.laid_out(inputs, self.origin.input_layout if self.origin else "torch")
+        return reference.laid_out(inputs, self.input_layout)
+
+    def results(self, outputs: Any) -> dict[str, np.ndarray]:
+        """Outputs of the ensemble by place, laid out as PyTorch's."""
+        found = by_place(outputs)
+        if self.output_layout == "torch":
+            return found
+        return {place: np.moveaxis(array, -1, 2) if array.ndim >= 4 else array for place, array in found.items()}
 
     def _weights(self) -> None:
         if self.origin is None:
@@ -237,7 +271,7 @@ class _Check:
             actual = self.draws.outputs(exact(*self.arrays(inputs), **self.draws.options))
         if self.draws:
             outputs = reference.loop(doubles, inputs)
-        ours, theirs = by_place(actual), stacked(outputs)
+        ours, theirs = self.results(actual), stacked(outputs)
         mine, others = constants_of(actual), [constants_of(output) for output in outputs]
         if any(other != mine for other in others):
             self.rows.append(Row(case, "numbers and strings", np.inf, 0.0, f"{mine} for {others}"))
@@ -328,7 +362,7 @@ class _Check:
             ensemble = captured_anew(ensemble, members[0], self.inputs, "evaluation")
             self.draws.alike(members)
         actual = ensemble(*self.arrays(self.inputs), **self.draws.options)
-        ours = by_place(self.draws.outputs(actual))
+        ours = self.results(self.draws.outputs(actual))
         theirs = self._in_evaluation(members, self.inputs)
         with reference.widened():
             truth = stacked(reference.loop(doubles, inputs))

@@ -12,7 +12,8 @@ from jaxensemble.ensemble import Ensemble
 from jaxensemble.errors import UnsupportedError
 from jaxensemble.network import Dtype, Network
 from jaxensemble.origin import Origin, WeightMap
-from torch_bridge.assemble import constants_of, convert, keys_per_member
+from jaxensemble.randomness import keys_per_member
+from torch_bridge.assemble import constants_of, convert
 from torch_bridge.lowering.builder import Drawn
 
 

@@ -3,15 +3,16 @@
 import dataclasses
 import math
 from collections.abc import Callable, Iterator, Mapping
+from types import MappingProxyType
 
 import numpy as np
-from flax import nnx
+from flax import linen, nnx
 
 from jaxensemble import layers
 from jaxensemble.errors import InputError
 from jaxensemble.origin import Rearrangement
 from jaxensemble.state import kind_of, split
-from jaxensemble.structure import Leaf, Node, Structure
+from jaxensemble.structure import Leaf, Node, Path, Structure
 from torch_bridge.state_dicts.axes import Axis, Unclear, kinds_order, permutation
 
 Names = Mapping[str, str] | Callable[[str], str] | None
@@ -26,6 +27,9 @@ TORCH_NAMES = {
 }
 """What PyTorch calls the arrays of Flax's layers, where it has another name for them."""
 
+GENERAL = (nnx.LinearGeneral, linen.DenseGeneral)
+"""Linear layers over several axes."""
+
 WITHOUT_PLACE = "num_batches_tracked"
 """The counter of PyTorch's BatchNorm. Flax's has no use for it, so it may be left over."""
 
@@ -35,7 +39,7 @@ class Slot:
     """One array of a Flax module, reached by one path: its name in the state, its layer, the path to that."""
 
     name: str
-    layer: nnx.Module | None
+    layer: nnx.Module | linen.Module | None
     place: str
     leaf: str
 
@@ -59,16 +63,17 @@ class Misfit(Exception):
     """A PyTorch array does not fit its place. The text says what would."""
 
 
-def slots_of(module: nnx.Module) -> dict[str, Slot]:
+def slots_of(module: nnx.Module, layers: Mapping[Path, linen.Module] = MappingProxyType({})) -> dict[str, Slot]:
     """Every array by each name that a state dict may have for it: PyTorch's name for the leaf or Flax's.
 
+    `layers` are modules of `flax.linen` by path, which `module` itself does not know.
     The element `layers` in paths through an `nnx.Sequential` may be left out, as PyTorch does.
 
     >>> list(slots_of(nnx.Sequential(nnx.Linear(2, 3, use_bias=False, rngs=nnx.Rngs(0)))))
     ['layers.0.kernel', 'layers.0.weight', '0.kernel', '0.weight']
     """
     structure = split(module).graphdef
-    modules = {tuple(map(str, path)): layer for path, layer in nnx.iter_modules(module)}
+    modules = {tuple(map(str, path)): layer for path, layer in nnx.iter_modules(module)} | dict(layers)
     slots: dict[str, Slot] = {}
     shortened: dict[str, Slot] = {}
     for path, short, leaf, node in _leaves(structure):
@@ -129,7 +134,7 @@ def placement(slot: Slot, shape: tuple[int, ...], axes: list[Axis]) -> Placement
 
 def _row(slot: Slot) -> Callable[[Slot, tuple[int, ...], list[Axis]], Placement] | None:
     if slot.leaf != "kernel":
-        row = _bias_general if isinstance(slot.layer, nnx.LinearGeneral) else _as_it_is
+        row = _bias_general if isinstance(slot.layer, GENERAL) else _as_it_is
         return row if isinstance(slot.layer, KNOWN) and slot.leaf in LEAVES else None
     return next((row for type_, row in KERNELS.items() if isinstance(slot.layer, type_)), None)
 
@@ -169,10 +174,13 @@ def _linear(slot: Slot, shape: tuple[int, ...], axes: list[Axis]) -> Placement: 
 
 def _linear_general(slot: Slot, shape: tuple[int, ...], axes: list[Axis]) -> Placement:  # [O, I] -> [*ins, *outs]
     layer = slot.layer
-    assert isinstance(layer, nnx.LinearGeneral)
-    if layer.batch_axis or list(layer.axis) != sorted(layer.axis) or len({axis < 0 for axis in layer.axis}) > 1:
-        raise Misfit("an nnx.LinearGeneral with batch axes, or with its axes out of order, has no twin in PyTorch")
-    count = len(layer.in_features)
+    assert isinstance(layer, GENERAL)
+    batch = layer.batch_axis if isinstance(layer, nnx.LinearGeneral) else layer.batch_dims
+    over = [layer.axis] if isinstance(layer.axis, int) else list(layer.axis)
+    if batch or over != sorted(over) or len({axis < 0 for axis in over}) > 1:
+        name = type(layer).__name__
+        raise Misfit(f"a {name} with batch axes, or with its axes out of order, has no twin in PyTorch")
+    count = len(over)
     groups = [axes[:count], axes[count:]]
     merged = [Axis(math.prod(_sizes(group)), group, merged=True) for group in groups]
     ins, outs = _sizes(merged)
@@ -196,7 +204,7 @@ def _conv(slot: Slot, shape: tuple[int, ...], axes: list[Axis]) -> Placement:  #
 def _conv_transpose(slot: Slot, shape: tuple[int, ...], axes: list[Axis]) -> Placement:
     """[I, O, *k] -> [*k, I, O], flipped, since Flax does not flip; or [*k, O, I], as it is, where Flax transposes."""
     layer = slot.layer
-    assert isinstance(layer, nnx.ConvTranspose)
+    assert isinstance(layer, nnx.ConvTranspose | linen.ConvTranspose)
     *window, last_but_one, last = _sizes(axes)
     spatial = tuple(range(2, len(shape)))
     if layer.transpose_kernel:
@@ -213,6 +221,10 @@ KERNELS: Mapping[type, Callable[[Slot, tuple[int, ...], list[Axis]], Placement]]
     nnx.LinearGeneral: _linear_general,
     nnx.Conv: _conv,
     nnx.ConvTranspose: _conv_transpose,
+    linen.Dense: _linear,
+    linen.DenseGeneral: _linear_general,
+    linen.Conv: _conv,
+    linen.ConvTranspose: _conv_transpose,
 }
 """How kernels are laid out, by type of layer."""
 
@@ -225,6 +237,13 @@ KNOWN = (
     nnx.InstanceNorm,
     nnx.RMSNorm,
     nnx.PReLU,
+    linen.Embed,
+    linen.BatchNorm,
+    linen.LayerNorm,
+    linen.GroupNorm,
+    linen.InstanceNorm,
+    linen.RMSNorm,
+    linen.PReLU,
     layers.BatchNorm,
     layers.Embed,
     layers.InstanceNorm,

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
+from flax import linen, nnx
 from torch import Tensor
 
 from jaxensemble.errors import InputError, MemberError, StateError
@@ -26,7 +26,7 @@ from torch_bridge.state_dicts.matching import (
     placement,
     slots_of,
 )
-from torch_bridge.state_dicts.tracing import leaf_axes
+from torch_bridge.state_dicts.tracing import traced
 
 Permutations = Mapping[str, tuple[int, ...] | None]
 
@@ -43,15 +43,16 @@ def stack_state_dicts(
 
     Keys are matched with Flax's paths (`conv1.weight` with `conv1.kernel`, `bn.running_mean` with `bn.mean`), layouts
     are converted by type of layer (Linear, LinearGeneral, Conv, ConvTranspose, Embed, PReLU and the normalisations of
-    `flax.nnx`), and arrays that are bare variables are matched by their own names. The rows of a Linear layer after a
-    flatten are put in the order in which the Flax module flattens (`[H, W, C]`, where PyTorch has `[C, H, W]`), and so
-    is everything else along such an axis; for this the module's call is traced. Options that are no arrays (eps,
-    momentum, strides) are the module's own, and nothing can be said of them.
+    `flax.nnx` and `flax.linen`), and arrays that are bare variables are matched by their own names. The rows of a
+    Linear layer after a flatten are put in the order in which the Flax module flattens (`[H, W, C]`, where PyTorch has
+    `[C, H, W]`), and so is everything else along such an axis; for this the module's call is traced. Options that are
+    no arrays (eps, momentum, strides) are the module's own, and nothing can be said of them.
 
     **Arguments:**
 
     - `state_dicts`: one for each member; PyTorch tensors or numpy arrays by key.
-    - `flax_module`: the twin. Its arrays are not read; only their names and shapes are.
+    - `flax_module`: the twin. Its arrays are not read; only their names and shapes are. One of `flax.linen` is given
+      as `nnx.bridge.ToNNX(module, rngs=nnx.Rngs(0)).lazy_init(example_input)`.
     - `example_input`: an input as the Flax module takes it, channels-last where it convolves; a tuple for several.
       Only its shape and dtype are read, so a `jax.ShapeDtypeStruct` does as well.
     - `names`: where the two name their layers differently: PyTorch's paths, or the beginnings of them, with Flax's:
@@ -76,10 +77,15 @@ def stack_state_dicts(
     """
     members = _members(state_dicts)
     _check_statements(permutations, names)
+    if isinstance(flax_module, linen.Module):
+        raise InputError(
+            "`flax_module` must be an nnx.Module; got one of flax.linen: give it as "
+            "nnx.bridge.ToNNX(module, rngs=nnx.Rngs(0)).lazy_init(example_input)"
+        )
     state = split(flax_module)  # also refuses what is no module
     inputs = example_input if isinstance(example_input, tuple) else (example_input,)
-    axes = leaf_axes(flax_module, jax.tree_util.tree_map_with_path(_abstract, inputs))
-    slots = slots_of(flax_module)
+    axes, layers = traced(flax_module, jax.tree_util.tree_map_with_path(_abstract, inputs))
+    slots = slots_of(flax_module, layers)
     _pin(axes, slots, permutations or {})
     placements = _placements(members[0], flax_module, slots, axes, names)
     arrays = _filled(members, placements)

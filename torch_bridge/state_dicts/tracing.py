@@ -5,22 +5,26 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
+from flax import linen, nnx
 
 from jaxensemble.compat import Var, scan_counts
 from jaxensemble.errors import InputError, described
 from jaxensemble.state import flatten, merge, split, unflatten
+from jaxensemble.structure import Path
 from torch_bridge.state_dicts.axes import Axis, unify
 from torch_bridge.state_dicts.rules import Axes, Rule, fresh, rule_for, unknown
 
 
-def leaf_axes(module: nnx.Module, inputs: tuple[Any, ...]) -> dict[str, Axes]:
+def traced(module: nnx.Module, inputs: tuple[Any, ...]) -> tuple[dict[str, Axes], dict[Path, linen.Module]]:
     """The axes of every parameter and buffer, by dotted name, after one call in evaluation mode.
 
     `module` is neither changed nor run: its call is traced with the shapes and dtypes of `inputs`.
 
+    **Returns:** the axes, and the modules of `flax.linen` that were called, by the path that their arrays have.
+
     **Raises:** `InputError` if the call fails.
     """
+    layers: dict[Path, linen.Module] = {}
     state = split(module)
     module = merge(*state)
     nnx.Module.eval(module)
@@ -32,15 +36,16 @@ def leaf_axes(module: nnx.Module, inputs: tuple[Any, ...]) -> dict[str, Axes]:
     def call(leaves: Sequence[Any], inputs: tuple[Any, ...]) -> Any:
         arrays = dict(zip(names, leaves, strict=True))
         trees = {kind: unflatten({name: arrays[name] for name in group}) for kind, group in groups.items()}
-        return jax.tree.leaves(merge(*state._replace(**trees))(*inputs))
+        return jax.tree.leaves(_watched(merge(*state._replace(**trees)), layers)(*inputs))
 
     leaves = [jax.ShapeDtypeStruct(jnp.shape(leaf), leaf.dtype) for leaf in initial.values()]
     try:
         program = jax.make_jaxpr(call)(leaves, inputs)
     except Exception as error:  # whatever a user's call raises is told as one kind of error
+        bare = not initial and any(isinstance(layer, nnx.bridge.ToNNX) for _, layer in nnx.iter_modules(module))
+        advice = "An nnx.bridge.ToNNX has arrays after .lazy_init(example_input)." if bare else _ADVICE
         raise InputError(
-            f"`flax_module` cannot be called with `example_input`: {described(error)}\nPass an input as the Flax "
-            "module takes it (channels-last, where it convolves); a tuple for several arguments.",
+            f"`flax_module` cannot be called with `example_input`: {described(error)}\n{advice}",
             details=str(error),
         ) from error
     own = {name: [Axis(size) for size in leaf.shape] for name, leaf in zip(names, leaves, strict=True)}
@@ -49,7 +54,38 @@ def leaf_axes(module: nnx.Module, inputs: tuple[Any, ...]) -> dict[str, Axes]:
         for leaf in jax.tree.leaves(inputs)
     ]
     _run(program, [*own.values(), *given])
-    return own
+    return own, layers
+
+
+_ADVICE = (
+    "Pass an input as the Flax module takes it (channels-last, where it convolves); a tuple for several arguments."
+)
+
+
+_SEEN = "to_nnx__seen"  # ToNNX takes what has another beginning for an array
+
+
+class _Watched(nnx.bridge.ToNNX):
+    """A module of `flax.linen`, which tells of each of its modules that is called."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        with linen.intercept_methods(getattr(self, _SEEN)):
+            return super().__call__(*args, **kwargs)
+
+
+def _watched(module: Any, layers: dict[Path, linen.Module]) -> Any:
+    """The module, in which those of `flax.linen` note in `layers` what they call."""
+    for path, layer in nnx.iter_modules(module):
+        if type(layer) is nnx.bridge.ToNNX:
+            above = tuple(map(str, path))
+
+            def seen(call: Any, args: Any, kwargs: Any, context: Any, above: Path = above) -> Any:
+                layers[*above, *context.module.path] = context.module
+                return call(*args, **kwargs)
+
+            layer.__class__ = _Watched
+            setattr(layer, _SEEN, seen)
+    return module
 
 
 def _run(jaxpr: Any, inputs: Sequence[Axes]) -> list[Axes]:
