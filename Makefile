@@ -55,7 +55,7 @@ ifneq ($(shell cat $(STAMP) 2>/dev/null),$(CHOICE))
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-train lint test test-newest test-versions tested quick test-gpu slow zoo operators fuzz mutants bench bench-gpu bench-training bench-porting bench-lowering golden format clean
+.PHONY: help setup demo demo-train lint style types test test-newest test-versions tested quick test-gpu slow zoo operators fuzz mutants bench bench-gpu bench-training bench-porting bench-lowering golden format clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -81,9 +81,13 @@ demo: $(STAMP) ## train two ensembles in PyTorch, port them, prove that they agr
 demo-train: $(STAMP) ## train ten CNNs on handwritten digits in one program, beside PyTorch's loop
 	$(BIN)/python examples/deep_ensemble.py
 
-lint: $(STAMP) ## check formatting, lint and types
+lint: style types ## check formatting, lint and types
+
+style: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+
+types: $(STAMP)
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
 # One thread per process: the processes of pytest-xdist already share the cores.
@@ -96,7 +100,9 @@ test tested quick fuzz mutants: export XLA_FLAGS = --xla_cpu_parallel_codegen_sp
 # What tests measure is no one's plan.
 test tested quick test-gpu slow: export JAXENSEMBLE_CACHE := $(CURDIR)/build/cache
 
-test: $(if $(filter none,$(TORCH)),,lint) tested ## lint, then the tests, one in ten of long tables; what needs no PyTorch on the newest Python, too
+# Pyright has one thread, which is best used beside the tests.
+test: $(if $(filter none,$(TORCH)),$(STAMP),style) ## lint and the tests, one in ten of long tables; what needs no PyTorch on the newest Python, too
+	@$(MAKE) --no-print-directory --jobs=2 $(if $(filter none,$(TORCH)),,types) tested
 	@$(MAKE) --no-print-directory test-newest
 
 # Of what there are many cases of, one in ten: the others take longer than a change should wait.

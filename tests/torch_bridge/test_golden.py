@@ -83,6 +83,7 @@ def test_source_is_the_golden_one(ported: Any) -> None:
     assert golden == actual, "\n".join([*diff, HINT])
 
 
+@pytest.mark.further
 def test_golden_file_computes_what_the_ensemble_does(ported: Any) -> None:
     """Imported on its own, with weights loaded by path: the same program, and the same numbers, bit by bit."""
     name, ensemble, x, expected = ported

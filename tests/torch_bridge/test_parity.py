@@ -508,6 +508,7 @@ def test_weights_alone_are_no_proof() -> None:
     assert torch_bridge.to_ensemble(models, (x,)).proof is None
 
 
+@pytest.mark.thinned
 @pytest.mark.parametrize("seed", range(3))
 def test_gradients_that_are_zero_but_for_rounding_pass(seed: int) -> None:
     """As those of a bias before InstanceNorm, whose terms cancel."""
@@ -557,6 +558,7 @@ def test_outputs_that_are_nothing_but_rounding_pass_and_are_told() -> None:
     assert any("little but rounding" in note for note in report.notes)
 
 
+@pytest.mark.further
 def test_a_small_output_that_is_no_rounding_is_compared() -> None:
     """A product of many densities is far smaller than any rounding of what it is made of."""
 

@@ -88,6 +88,7 @@ def test_without_a_layer(case: str) -> None:
     assert_ports(LAYERS[case](), torch.randn(T, N, I), batch_axis=1)
 
 
+@pytest.mark.thinned
 @pytest.mark.parametrize("held", [True, False], ids=["layer", "bare"])
 def test_initial_states(held: bool) -> None:
     """The states of forward and backward, of lower and upper layers, stay apart; `h` and `c` too."""

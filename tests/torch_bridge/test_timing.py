@@ -188,6 +188,7 @@ def test_nothing_is_timed_where_outputs_differ(tmp_path: Path) -> None:
         compare([near, *twice])  # type: ignore[list-item]
 
 
+@pytest.mark.further
 def test_a_process_that_is_gone_is_told_and_leaves_the_others(tmp_path: Path) -> None:
     job = Job(str(tmp_path), "loop", "torch", "cpu", tf32=False, x64=False, threads=1, seconds=0.0)
     with contextlib.ExitStack() as stack:
