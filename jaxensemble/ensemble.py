@@ -22,7 +22,7 @@ from jaxensemble.inputs import as_arrays, batch_axes, check_inputs, check_member
 from jaxensemble.network import Network, with_param_dtype
 from jaxensemble.plan import Plan
 from jaxensemble.planning import Case, adapted, planned
-from jaxensemble.proof import Proof
+from jaxensemble.proof import Lineage, Proof
 from jaxensemble.randomness import as_key, first_state, keys_per_member
 from jaxensemble.running import Call, run_members
 from jaxensemble.source import print_source
@@ -58,6 +58,8 @@ class Ensemble:
     - `plan`: how many members and rows one step takes, where a call does not say; None for a guess: see [`tune`][].
     - `proof`: the comparison with PyTorch that these very arrays passed, or None. No copy has it: see [`Proof`][]. Nor
       has it an ensemble in whose dicts an array was put in the place of another.
+    - `lineage`: the proof of the ensemble that this one was made from by training, slicing or any other method, or
+      None. JAX's transformations and `dataclasses.replace` drop it.
 
     >>> ensemble = Ensemble.from_modules([nnx.Linear(3, 2, rngs=nnx.Rngs(seed)) for seed in range(5)])
     >>> ensemble
@@ -76,6 +78,7 @@ class Ensemble:
     plan: Plan | None = None
     # A proof and the arrays it is about. `init=False`, so that `dataclasses.replace` drops it.
     _proven: tuple[Proof, list[Any]] | None = dataclasses.field(default=None, init=False)
+    _lineage: Lineage | None = dataclasses.field(default=None, init=False)  # no part of the pytree, either
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "graphdef", Structure.of(self.graphdef))
@@ -114,7 +117,10 @@ class Ensemble:
                 raise MemberError(f"Ensemble.concatenate: Expected ensembles with the same `{name}`; theirs differ")
         trees = [ensemble._stacked() for ensemble in ensembles]
         plan = first.plan if all(other.plan == first.plan for other in others) else None
-        return dataclasses.replace(first, plan=plan, **jax.tree.map(lambda *parts: jnp.concatenate(parts), *trees))
+        joined = jax.tree.map(lambda *parts: jnp.concatenate(parts), *trees)
+        lineage = first._descent(trained=False)
+        alike = all(other._descent(trained=False) == lineage for other in others)
+        return dataclasses.replace(first, plan=plan, **joined).proven(None, lineage if alike else None)
 
     def with_params(self, params: Any) -> "Ensemble":
         """The ensemble with other parameters, as an optimizer of optax gives them.
@@ -148,7 +154,7 @@ class Ensemble:
         if wrong:
             rows = (f"\n  {name}: expected {ours.get(name, 'none')}, got {theirs.get(name, 'none')}" for name in wrong)
             raise StateError(f"`params` must be those of this ensemble, with other values:{''.join(rows)}")
-        return dataclasses.replace(self, params=params)
+        return self._changed(params=params)
 
     def __call__(
         self,
@@ -210,7 +216,7 @@ class Ensemble:
         if _is_traced((self, key, inputs)):
             raise InputError("nothing can be measured within jax.jit and other transformations: call tune outside")
         plan = self._tuned(self._case(inputs, key, "different", each=each), inputs, key).plan
-        return dataclasses.replace(self, plan=plan).proven(self.proof)
+        return dataclasses.replace(self, plan=plan).proven(self.proof, self.lineage)
 
     def explain(self, *inputs: Any, key: Any = None, each: bool = False, **named: Any) -> str:
         """Which plan a call with these inputs gets, and why: what was measured, or what the guess went by."""
@@ -232,7 +238,7 @@ class Ensemble:
         With `each=True` every member gets inputs of its own, as with the method of that name.
         """
         outputs, buffers = self._run((inputs, named), key, randomness, plan, each=each, update=True)
-        return outputs, dataclasses.replace(self, buffers=buffers)
+        return outputs, self._changed(buffers=buffers)
 
     def predict(
         self,
@@ -304,7 +310,8 @@ class Ensemble:
                     network = with_param_dtype(network, {".".join(map(str, path))}, wanted.name)
         if isinstance(network, Network) and network is not self.network:
             _retype(module, network)
-        return dataclasses.replace(cast, graphdef=split(module).graphdef, network=network)
+        cast = dataclasses.replace(cast, graphdef=split(module).graphdef, network=network)
+        return cast.proven(None, self._descent(trained=False))
 
     def source(self) -> str:
         """The Flax code of the network. Raises `StateError` for an ensemble that was not ported."""
@@ -312,12 +319,21 @@ class Ensemble:
             raise StateError("there is no source: this ensemble was made of Flax modules, which have their own")
         return print_source(self.network)
 
-    def proven(self, proof: Proof | None) -> "Ensemble":
-        """The same ensemble with a proof, which is for whoever compared it to give."""
+    def proven(self, proof: Proof | None, lineage: Lineage | None = None) -> "Ensemble":
+        """The same ensemble with a proof, which is for whoever compared it to give, and with its lineage, or another.
+
+        One that was trained can be proved again by PyTorch models with its weights, which `torch_bridge.to_torch`
+        gives: `trained.proven(torch_bridge.check(models, trained, inputs).proof)`.
+        """
         result = dataclasses.replace(self)
         if proof is not None:
             object.__setattr__(result, "_proven", (proof, jax.tree.leaves(result)))
+        object.__setattr__(result, "_lineage", lineage or self._lineage)
         return result
+
+    def trained_from(self, other: "Ensemble") -> "Ensemble":
+        """The same ensemble, without a proof, as one that was trained from another."""
+        return self.proven(None, other._descent(trained=True))
 
     @property
     def proof(self) -> Proof | None:
@@ -328,6 +344,21 @@ class Ensemble:
         leaves = jax.tree.leaves(self)
         same = len(leaves) == len(compared) and all(map(operator.is_, leaves, compared))
         return proof if same else None
+
+    @property
+    def lineage(self) -> Lineage | None:
+        """The proof of the ensemble that this one was made from, and whether it was trained from it; or None."""
+        return self._lineage
+
+    def _descent(self, *, trained: bool) -> Lineage | None:
+        """The lineage of what is made from this ensemble."""
+        if self.proof is not None:
+            return Lineage(self.proof, trained)
+        return self._lineage and dataclasses.replace(self._lineage, trained=self._lineage.trained or trained)
+
+    def _changed(self, **fields: Any) -> "Ensemble":
+        """The ensemble with some fields changed: what it was made from is known, and its proof is no longer its own."""
+        return dataclasses.replace(self, **fields).proven(None, self._descent(trained=False))
 
     def save(self, path: str | Path, *, force: bool = False) -> None:
         """Saves an ensemble that was ported as a directory which [`Ensemble.load`][] reads; PyTorch is not needed.
@@ -389,7 +420,7 @@ class Ensemble:
         except TypeError as error:
             raise InputError(f"members are selected by integers, booleans or a slice; got {index!r}") from error
         if several:
-            return dataclasses.replace(self, **_taken(self._stacked(), selected))
+            return self._changed(**_taken(self._stacked(), selected))
         member = selected
         if not -self.members <= member < self.members:
             raise MemberIndexError(f"there is no member {member}: the ensemble has {self.members}")
@@ -414,7 +445,7 @@ class Ensemble:
         return self.proven(self.proof)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Ensemble":
-        return jax.tree.map(lambda leaf: leaf.copy(), self)
+        return jax.tree.map(lambda leaf: leaf.copy(), self).proven(None, self._descent(trained=False))
 
     def __reduce__(self) -> tuple[Any, ...]:
         from jaxensemble.pickling import reduced  # which needs what is defined here
@@ -444,7 +475,7 @@ class Ensemble:
     def _in_mode(self, mode: Literal["train", "eval"]) -> "Ensemble":
         module = merge(*self.state)
         getattr(module, mode)()
-        return dataclasses.replace(self, **split(module)._asdict())
+        return self._changed(**split(module)._asdict())
 
     @functools.cached_property
     def _dtypes(self) -> tuple[Any, ...]:

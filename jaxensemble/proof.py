@@ -33,6 +33,17 @@ class Proof:
     x64: bool = False
 
 
+@dataclasses.dataclass(frozen=True)
+class Lineage:
+    """The proof of the ensemble that another one was made from, and whether it was trained from it.
+
+    It says nothing of the outputs by now, unlike a proof: weights, members or the mode have changed since.
+    """
+
+    proof: Proof
+    trained: bool
+
+
 def check_proof(proof: Proof, where: str = "proof") -> None:
     """Whether a proof, which may come from a file, proves anything.
 

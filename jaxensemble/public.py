@@ -18,6 +18,7 @@ from jaxensemble.functional import functional_call as functional_call
 from jaxensemble.functional import stack_module_state as stack_module_state
 from jaxensemble.functional import unstack_module_state as unstack_module_state
 from jaxensemble.plan import Plan as Plan
+from jaxensemble.proof import Lineage as Lineage
 from jaxensemble.proof import Proof as Proof
 from jaxensemble.state import Constant as Constant
 from jaxensemble.training import History as History

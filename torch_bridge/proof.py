@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 
-from jaxensemble.inputs import x64_is_on
 from jaxensemble.proof import Comparison, Proof
 from torch_bridge.parity.result import WEIGHTS, ParityReport, Row
 
@@ -21,7 +20,9 @@ def proof_of(reports: Sequence[ParityReport]) -> Proof | None:
             worst[row.stage, row.case] = row
     environment = reports[0].environment
     rows = (Comparison(row.stage, row.case, float(row.error), float(row.limit)) for row in worst.values())
-    return Proof(environment["date"], dict(environment["versions"]), tuple(rows), x64=x64_is_on())
+    return Proof(
+        environment["date"], dict(environment["versions"]), tuple(rows), x64=any(report.x64 for report in reports)
+    )
 
 
 def _closeness(row: Row) -> float:

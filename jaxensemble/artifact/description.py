@@ -7,6 +7,7 @@ from jaxensemble.artifact.loading import Artifact
 from jaxensemble.artifact.manifest import Manifest
 from jaxensemble.inputs import shape_text
 from jaxensemble.network import Network
+from jaxensemble.proof import Proof
 
 _MODED = ("nnx.BatchNorm", "nnx.Dropout", *(f"layers.{name}" for name in (
     "AlphaDropout", "BatchNorm", "InstanceNorm", "RReLU", "Training"
@@ -27,6 +28,7 @@ def describe(artifact: Artifact) -> dict[str, Any]:
         "training": training_layers(network),
         "verified": manifest.verified,
         "proof": describe_proof(manifest),
+        "trained_from_verified": manifest.lineage is not None and manifest.lineage.trained,
         "versions": dict(manifest.versions),
         "from_pytorch": manifest.origin.name if manifest.origin else None,
         "arrays": {
@@ -68,12 +70,19 @@ def training_layers(network: Network) -> list[str]:
 
 
 def describe_proof(manifest: Manifest) -> str:
-    """Whether the artifact was compared with PyTorch, and when."""
-    proof = manifest.proof
-    if proof is None:
+    """Whether the artifact was compared with PyTorch, and when; and, if it was made from one that was, how."""
+    proof, lineage = manifest.proof, manifest.lineage
+    made = lineage and ("trained" if lineage.trained else "made") + " from a verified port"
+    if proof is not None:
+        return f"verified {_told(proof)}{f'; {made} of {lineage.proof.date}' if lineage else ''}"
+    if lineage is None:
         return "NOT verified: this ensemble was never compared with PyTorch, or was changed since"
+    return f"{made}, NOT verified since: the port was verified {_told(lineage.proof)}"
+
+
+def _told(proof: Proof) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in proof.versions.items())
-    return f"verified against PyTorch on {proof.date}, {len(proof.comparisons)} comparisons passed ({versions})"
+    return f"against PyTorch on {proof.date}, {len(proof.comparisons)} comparisons passed ({versions})"
 
 
 def _parameters(manifest: Manifest) -> int:

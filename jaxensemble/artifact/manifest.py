@@ -12,7 +12,7 @@ from jaxensemble.artifact.dtypes import CODES, KEYS, PAIRS
 from jaxensemble.errors import InputError
 from jaxensemble.origin import Origin, check_origin
 from jaxensemble.plain import from_plain, parse, to_plain
-from jaxensemble.proof import Proof, check_proof
+from jaxensemble.proof import Lineage, Proof, check_proof
 from jaxensemble.state import KINDS
 
 VERSION = 1
@@ -64,6 +64,7 @@ class Manifest:
     - `members`: M. `leaves`: every array, by its path in the network. `files`: all files but the manifest.
     - `x64`: whether JAX had 64-bit types on when it was compared (saved, if it was not), or arrays have such a type.
     - `proof`: the comparison with PyTorch that the ensemble passed, and None if there was none; `verified` says which.
+    - `lineage`: the proof of the ensemble that it was made from, as by training, or None.
     - `origin`: the map of PyTorch's keys, and None for a network that did not come from PyTorch.
     """
 
@@ -75,6 +76,7 @@ class Manifest:
     files: Mapping[str, FileRecord]
     leaves: Mapping[str, LeafRecord]
     proof: Proof | None
+    lineage: Lineage | None
     origin: Origin | None
 
     def to_json(self) -> str:
@@ -96,11 +98,13 @@ def manifest_from_json(text: bytes) -> Manifest:
             "version of jaxensemble wrote"
         )
     digest = content.pop("sha256", None)
-    manifest = from_plain(Manifest, content, MANIFEST)
+    manifest = from_plain(Manifest, {"lineage": None} | content, MANIFEST)  # which older artifacts do not have
     if digest != _digest(content):
         raise InputError(f"{MANIFEST} is damaged: its entries are not those that were written")
     if manifest.proof is not None:
         check_proof(manifest.proof, f"{MANIFEST}: proof")
+    if manifest.lineage is not None:
+        check_proof(manifest.lineage.proof, f"{MANIFEST}: lineage")
     if manifest.origin is not None:
         check_origin(manifest.origin, f"{MANIFEST}: origin")
     problems = list(_problems(manifest))

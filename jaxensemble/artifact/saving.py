@@ -59,6 +59,7 @@ def save(ensemble: "Ensemble", path: Path | str, *, force: bool = False) -> None
             files=files,
             leaves={name: records[name] for name in leaves},
             proof=proof,
+            lineage=ensemble.lineage,
             origin=origin,
         )
         durable.write(folder / MANIFEST, [manifest.to_json().encode()])

@@ -154,6 +154,7 @@ def _resumed(run: Run, files: Checkpoints, stops: bool) -> tuple[Run, Mapping[st
         return run, {}
     (state, best), record = found
     history = History.from_json(record["history"]) if record["history"]["loss"] else run.history
+    state = state.trained_from(run.state)
     return Run(state, best, history, record["stopped"] and stops), record["plans"]
 
 

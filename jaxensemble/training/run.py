@@ -67,8 +67,8 @@ class Run:
         active = np.ones(len(loss), bool) if self.active is None else np.asarray(self.active)
         history = self.history.after(loss, measured, active)
         best = self.best and self.best.after(jnp.asarray(measured["loss"], self.best.loss.dtype), state, patience)
-        return Run(state, best, history)
+        return Run(state.trained_from(self.state), best, history)
 
     def finished(self) -> TrainState:
         """The state with every member as it was after its best epoch, if that is known."""
-        return self.state if self.best is None else self.best.state
+        return self.state if self.best is None else self.best.state.trained_from(self.state)

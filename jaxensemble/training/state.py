@@ -124,6 +124,10 @@ class TrainState:
             frozen=names,
         )
 
+    def trained_from(self, other: "TrainState") -> "TrainState":
+        """The same state, whose ensemble remembers that it was trained from another state's."""
+        return dataclasses.replace(self, ensemble=self.ensemble.trained_from(other.ensemble))
+
     def __repr__(self) -> str:
         name, flat = self.ensemble.graphdef.root.type.__name__, flatten(self.ensemble.params)
         if not flat or not all(isinstance(leaf, jax.Array | np.ndarray) and leaf.shape for leaf in flat.values()):

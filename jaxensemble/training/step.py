@@ -73,7 +73,8 @@ def train_step(
     checked(state)
     check_function(loss, "loss")
     data, rows = as_data(state.ensemble, inputs, targets, rows, each=each)
-    return stepped(state, data, rows, None, step=step_for(state, data, rows, loss, each=each, plan=plan))
+    after, losses = stepped(state, data, rows, None, step=step_for(state, data, rows, loss, each=each, plan=plan))
+    return after.trained_from(state), losses
 
 
 def checked(state: Any) -> None:

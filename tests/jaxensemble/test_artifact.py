@@ -1,7 +1,9 @@
 """Saving and loading: everything comes back bit for bit, without PyTorch, and PyTorch's keys are still known."""
 
+import copy
 import dataclasses
 import json
+import pickle
 import shutil
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ import jaxensemble
 from jaxensemble import Ensemble, InputError, NarrowIntegerWarning, StateError, durable
 from jaxensemble.artifact import Artifact
 from jaxensemble.artifact.description import describe, describe_in_text
+from jaxensemble.proof import Lineage
 from jaxensemble.state import flatten, split, unflatten
 from tests.helpers.artifacts import SAVED, X, run_without_torch, same_bits
 
@@ -256,6 +259,44 @@ CHANGES: dict[str, Any] = {
 def test_what_was_changed_has_no_proof(ensemble: Ensemble, change: str) -> None:
     assert ensemble.proof is not None
     assert CHANGES[change](ensemble).proof is None
+
+
+LOST = {"tree map", "replace", "gradients", "round trip through jit"}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_what_was_changed_knows_the_proof_of_what_it_was_made_from(ensemble: Ensemble, change: str) -> None:
+    lineage = CHANGES[change](ensemble).lineage
+    assert ensemble.lineage is None
+    assert lineage == (None if change in LOST else Lineage(ensemble.proof, trained=False))  # type: ignore[arg-type]
+    assert CHANGES[change](ensemble.proven(None)).lineage is None
+
+
+def test_a_lineage_is_saved_and_outlives_further_changes(ensemble: Ensemble, tmp_path: Path) -> None:
+    trained = ensemble.with_params(jax.tree.map(lambda leaf: leaf + 1, ensemble.params)).trained_from(ensemble)
+    changed = copy.deepcopy(pickle.loads(pickle.dumps(trained.eval()[:2].tune(X))))
+    loaded = reloaded(changed, tmp_path)
+    assert ensemble.proof is not None and loaded.proof is None
+    assert loaded.lineage == trained.lineage == Lineage(ensemble.proof, trained=True)
+    artifact = Artifact.open(tmp_path / "again")
+    told = "trained from a verified port, NOT verified since: the port was verified against PyTorch on "
+    assert (
+        told + ensemble.proof.date in describe_in_text(artifact) and describe(artifact)["trained_from_verified"] is True
+    )
+    assert Ensemble.concatenate([loaded, loaded]).lineage == loaded.lineage
+    assert Ensemble.concatenate([loaded, ensemble]).lineage is None  # of which a part was trained
+    proven = trained.proven(ensemble.proof)  # as if it had been compared anew
+    proven.save(tmp_path / "again", force=True)
+    again = Ensemble.load(tmp_path / "again")
+    assert again.proof == ensemble.proof and again.lineage == trained.lineage
+    assert again[:1].lineage == Lineage(ensemble.proof, trained=False)
+
+
+def test_artifacts_without_a_lineage_are_read(folder: Path) -> None:
+    """As those are that were saved before there was one."""
+    assert "lineage" not in json.loads((SAVED / "net" / "manifest.json").read_text())
+    assert json.loads((folder / "manifest.json").read_text())["lineage"] is None
+    assert Ensemble.load(SAVED / "net").lineage is None
 
 
 def test_what_was_changed_in_place_has_no_proof(ensemble: Ensemble, tmp_path: Path) -> None:

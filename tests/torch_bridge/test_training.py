@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -16,7 +17,10 @@ from torch import Tensor, nn
 
 import torch_bridge
 from jaxensemble import Ensemble, InputError, Plan, StateError, TrainState, fit, train_step
+from jaxensemble.artifact import Artifact
+from jaxensemble.artifact.description import describe_in_text
 from jaxensemble.errors import UnsupportedError
+from jaxensemble.proof import Lineage
 from jaxensemble.state import flatten
 from tests.helpers.training import MLP, cross_entropy, data, mean_square, state_of
 from torch_bridge.demo import SimpleCNN, SimpleMLP
@@ -314,6 +318,27 @@ def test_what_was_trained_goes_back_to_pytorch() -> None:
         model = resnet().eval()
         model.load_state_dict(tensors, strict=True)
         np.testing.assert_allclose(state.ensemble(x)[k], model(x).detach(), rtol=0, atol=1e-5)
+
+
+def test_what_was_trained_from_a_verified_port_says_so_and_can_be_proved_again(tmp_path: Path) -> None:
+    models: list[nn.Module] = [nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)).eval() for _ in range(2)]
+    x, targets = torch.randn(8, 3), np.ones((8, 2), "float32")
+    ensemble = torch_bridge.to_ensemble(models, (x,))
+    once, _ = train_step(state_of(ensemble), x, targets, loss=mean_square)
+    options: Any = {"loss": mean_square, "batch": 4, "validation": (x, targets), "patience": 5}
+    for epochs in (1, 2):  # the second goes on from the checkpoint of the first
+        state, _ = fit(once, x, targets, epochs=epochs, checkpoints=tmp_path / "run", **options)
+    for trained in (once.ensemble, state.ensemble):
+        assert trained.proof is None and trained.lineage == Lineage(ensemble.proof, trained=True)  # type: ignore[arg-type]
+    for model, weights in zip(models, torch_bridge.to_torch(state.ensemble), strict=True):
+        model.load_state_dict(weights, strict=True)
+    report = torch_bridge.check(models, state.ensemble, (x,), thorough=False)
+    state.ensemble.proven(report.proof).save(tmp_path / "trained")
+    loaded = Ensemble.load(tmp_path / "trained")
+    assert loaded.proof == report.proof is not None and loaded.lineage == state.ensemble.lineage
+    told = describe_in_text(Artifact.open(tmp_path / "trained"))
+    assert "verified against PyTorch" in told and "; trained from a verified port of" in told
+    assert torch_bridge.check(models[::-1], state.ensemble, (x,), thorough=False).proof is None
 
 
 def test_parameters_that_pytorch_does_not_train_stay_as_they_are() -> None:

@@ -4,6 +4,8 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+from jaxensemble.inputs import x64_is_on
+from jaxensemble.proof import Proof
 from torch_bridge.report import save_json, table
 
 WEIGHTS = "weights"
@@ -32,16 +34,25 @@ class ParityReport:
     - `rows`: every comparison.
     - `diverged`: on failure, the first module whose output differs from PyTorch's.
     - `notes`: what could not be compared, and why.
+    - `x64`: whether JAX had 64-bit types on.
     """
 
     rows: tuple[Row, ...]
     diverged: str | None = None
     notes: tuple[str, ...] = ()
     environment: dict[str, Any] = dataclasses.field(default_factory=dict)
+    x64: bool = dataclasses.field(default_factory=x64_is_on)
 
     @property
     def passed(self) -> bool:
         return bool(self.rows) and all(row.passed for row in self.rows)
+
+    @property
+    def proof(self) -> Proof | None:
+        """What an ensemble keeps of a report that it passed: see `Ensemble.proven`. None of one that failed."""
+        from torch_bridge.proof import proof_of  # which needs what is defined here
+
+        return proof_of([self]) if self.passed else None
 
     def __str__(self) -> str:
         rows = [

@@ -77,6 +77,12 @@ MANIFESTS: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
         ),
         "`x64` is False, with a proof",
     ),
+    "claimed lineage": (
+        lambda m: m.update(
+            lineage={"proof": {"date": "", "versions": {}, "comparisons": [], "x64": False}, "trained": True}
+        ),
+        "lineage: not passed: nothing was compared",
+    ),
     "empty proof": (
         lambda m: m.update(verified=True, proof={"date": "", "versions": {}, "comparisons": [], "x64": False}),
         "nothing was compared",
