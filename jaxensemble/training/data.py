@@ -32,9 +32,12 @@ def rows_of(data: Any, axes: Axes, ahead: int = 0) -> int:
 
 
 def as_data(
-    ensemble: Ensemble, inputs: Any, targets: Any, rows: Any = None, *, each: bool = False
+    ensemble: Ensemble, inputs: Any, targets: Any, rows: Any = None, *, each: bool = False, changed: bool = False
 ) -> tuple[tuple[Any, Any], jax.Array | None]:
-    """Data and rows as arrays of JAX, once they are known to be such as the network takes."""
+    """Data and rows as arrays of JAX, once they are known to be such as the network takes.
+
+    Of data that are `changed` before the network takes them, only the batch axes are known.
+    """
     positional, named = ((), inputs) if _is_by_name(ensemble.network, inputs) else (inputs, {})
     positional = positional if isinstance(positional, tuple) else (positional,)
     inputs = as_arrays(bound(ensemble.network, positional, named), "inputs")
@@ -43,13 +46,28 @@ def as_data(
         require_x64(leaf.dtype, "the ensemble")
     if each:
         check_member_axis(inputs, members)
-    if ensemble.network is not None:
+    if changed:
+        _check_axes(ensemble, inputs)
+    check_data(ensemble, inputs, targets, each=each, changed=changed)
+    return (inputs, targets), None if rows is None else _rows(rows, members, rows_in(ensemble, inputs, each=each))
+
+
+def rows_in(ensemble: Ensemble, inputs: tuple[Any, ...], *, each: bool = False) -> int:
+    """The number of rows of inputs."""
+    return rows_of(inputs, batch_axes(ensemble.network, inputs, each=each), each)
+
+
+def check_data(ensemble: Ensemble, inputs: Any, targets: Any, *, each: bool, changed: bool = False) -> None:
+    """Raises `InputError` for arrays, or shapes and dtypes, that the network does not take, and targets of other rows.
+
+    What is to be `changed` before the network takes it may be of other shapes and dtypes.
+    """
+    if ensemble.network is not None and not changed:
         check_inputs(ensemble.network, inputs, each=each)
-    axes = batch_axes(ensemble.network, inputs, each=each)
-    size = rows_of(inputs, axes, each)
+    size = rows_in(ensemble, inputs, each=each)
     if size == 0:
         raise InputError("`inputs` have no rows")
-    wanted = (members, size) if each else (size,)
+    wanted = (len(ensemble), size) if each else (size,)
     leaves = {f"`targets{jax.tree_util.keystr(at)}`": leaf for at, leaf in jax.tree_util.tree_leaves_with_path(targets)}
     wrong = [
         f"{name} {list(jnp.shape(leaf))}" for name, leaf in leaves.items() if jnp.shape(leaf)[: len(wanted)] != wanted
@@ -59,7 +77,18 @@ def as_data(
             f"targets must begin with the {'members and ' if each else ''}rows of the inputs, {list(wanted)}; got "
             f"{', '.join(wrong)}"
         )
-    return (inputs, targets), None if rows is None else _rows(rows, members, size)
+
+
+def _check_axes(ensemble: Ensemble, inputs: tuple[Any, ...]) -> None:
+    """Raises `InputError` for inputs that do not have the batch axes of those that the network takes."""
+    axes, leaves = batch_axes(ensemble.network, inputs, each=False), jax.tree.leaves(inputs)
+    pairs = zip(axes, leaves, strict=False)
+    if len(axes) != len(leaves) or any(axis is not None and axis >= np.ndim(leaf) for axis, leaf in pairs):
+        shapes = ", ".join(str(list(np.shape(leaf))) for leaf in leaves)
+        raise InputError(
+            f"with `augment`, inputs may have other shapes than the network's {len(axes)}, but must be as many and "
+            f"have the same batch axes; got {shapes}"
+        )
 
 
 def _is_by_name(network: Any, inputs: Any) -> bool:

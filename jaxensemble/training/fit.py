@@ -12,6 +12,7 @@ import numpy as np
 
 from jaxensemble.errors import InputError
 from jaxensemble.plan import Plan, is_size
+from jaxensemble.training.augmentation import Augment, check_augment
 from jaxensemble.training.callbacks import Callback, check_callbacks, stopped_by
 from jaxensemble.training.checkpoints import Checkpoints
 from jaxensemble.training.data import as_data
@@ -19,7 +20,7 @@ from jaxensemble.training.fingerprint import digest
 from jaxensemble.training.history import History
 from jaxensemble.training.losses import Loss, check_function
 from jaxensemble.training.measures import evaluated, measures_of
-from jaxensemble.training.minibatches import Rows, Shuffle
+from jaxensemble.training.minibatches import Batches, Rows, Settings, Shuffle
 from jaxensemble.training.progress import shown
 from jaxensemble.training.run import Best, Run
 from jaxensemble.training.state import TrainState
@@ -29,13 +30,14 @@ from jaxensemble.training.step import checked
 def fit(
     state: TrainState,
     inputs: Any,
-    targets: Any,
+    targets: Any = None,
     *,
     loss: Loss,
     epochs: int,
-    batch: int,
-    shuffle: Shuffle = "different",
+    batch: int | None = None,
+    shuffle: Shuffle | None = None,
     bootstrap: bool = False,
+    augment: Augment | None = None,
     validation: tuple[Any, Any] | None = None,
     metrics: Mapping[str, Loss] | None = None,
     patience: int | None = None,
@@ -49,10 +51,16 @@ def fit(
     **Arguments:**
 
     - `inputs`, `targets`, `loss`, `plan`: as for [`train_step`][jaxensemble.train_step]; all members learn from the
-      same data. `batch` rows make a step; the last one of an epoch has what is left.
-    - `shuffle`: whether every member has an order of its own, all have the same one, or the rows are never shuffled.
+      same data. `batch` rows make a step; the last one of an epoch has what is left. In the place of all three,
+      `inputs` may be a function of the epoch's number, from 0, which gives an iterable of minibatches, pairs of inputs
+      and targets. So that a run goes on to the same bits, it must give the same ones for the same number every time.
+    - `shuffle`: whether every member has an order of its own ("different", unless told), all have the "same" one, or
+      the rows are "never" shuffled.
     - `bootstrap`: whether every member has a sample of its own, drawn once with replacement, of as many rows. Members
       that draw the same numbers (`randomness="same"`) have the same order and sample.
+    - `augment`: a function of a random key and a minibatch, `(inputs, targets)`, which gives back one that the network
+      and the loss take: crops, flips, noise, mixtures of rows. It is part of the compiled step, is called with one
+      member's minibatch, whose single input stands by itself, and has another key for every member and step.
     - `validation`: inputs and targets on which the members, in evaluation mode, are measured after every epoch: the
       `loss`, and `metrics`, functions of the same kind by name.
     - `patience`: a member stops after so many epochs in which its validation loss did not fall below its least.
@@ -101,38 +109,46 @@ def fit(
     checked(state)
     check_function(loss, "loss")
     check_callbacks(callbacks)
-    _check(epochs, batch, shuffle, patience, validation, metrics)
-    data, _ = as_data(state.ensemble, inputs, targets)
+    check_augment(augment)
+    wrong = _wrong_data(inputs, targets, batch, shuffle, bootstrap)
+    _check(wrong, epochs, patience, validation, metrics)
+    common = Settings(loss, augment, plan)
+    if callable(inputs):
+        source: Rows | Batches = Batches(state, inputs, common)
+    else:
+        data, _ = as_data(state.ensemble, inputs, targets, changed=augment is not None)
+        shuffle = shuffle or "different"
+        source = Rows(state, data, common, batch=batch or 0, shuffle=shuffle, bootstrap=bootstrap)
     validation = None if validation is None else as_data(state.ensemble, *validation)[0]
     functions = {"loss": loss, **(metrics or {})}
-    rows = Rows(state, data, loss=loss, batch=batch, shuffle=shuffle, bootstrap=bootstrap, plan=plan)
     run = Run(state, None if patience is None else Best.of(state), History(np.zeros((0, len(state.ensemble)))))
     settings: dict[str, Any] = {"batch": batch, "shuffle": shuffle, "bootstrap": bootstrap, "patience": patience}
-    begun = {"state": state, "data": data, "validation": validation}
+    begun: dict[str, Any] = {}
     if checkpoints is not None:
-        programs = rows.programs(state)
-        programs |= measures_of(state.ensemble, validation, functions, batch) if validation else {}
+        begun = {"state": state, "data": source.data, "validation": validation}
+        programs = source.programs(state)
+        programs |= measures_of(state.ensemble, validation, functions, source.batch) if validation else {}
         settings |= {"jax": jax.__version__, "frozen": sorted(state.frozen)}
         settings |= {f"program of {name}": found for name, found in programs.items()}
     interruption = None
     with _opened(checkpoints, settings, begun) as files, shown(progress, epochs) as told:
         try:
             run, plans = (run, {}) if files is None else _resumed(run, files, bool(callbacks))
-            rows.begin(state, plans)
+            source.begin(state, plans)
             told(run.history)
             while run.epoch < epochs and run.goes_on:
-                after, losses = rows.epoch(run.epoch, run.state, run.active)
-                measured = evaluated(after.ensemble, validation, functions, batch) if validation else {}
+                after, losses = source.epoch(run.epoch, run.state, run.active)
+                measured = evaluated(after.ensemble, validation, functions, source.batch) if validation else {}
                 following = run.after(after, losses.mean(axis=0), measured, patience)
                 stopped = stopped_by(callbacks, following.state, following.history)
                 following = dataclasses.replace(following, stopped=stopped)
                 if files is not None:
-                    _save(following, files, rows.plans)
+                    _save(following, files, source.plans)
                 run = following  # of an epoch that was interrupted, nothing is kept
                 told(run.history)
                 _warn_of_lost(run.history)
         except KeyboardInterrupt:
-            interruption = _interrupted(run, files, rows, epochs)
+            interruption = _interrupted(run, files, source.plans, epochs)
     if interruption is not None:  # raised here, it has no traceback through JAX
         raise KeyboardInterrupt(interruption)
     return run.finished(), run.history
@@ -163,7 +179,7 @@ def _save(run: Run, files: Checkpoints, plans: Mapping[str, Any]) -> None:
     files.save(run.epoch, (run.state, run.best), record)
 
 
-def _interrupted(run: Run, files: Checkpoints | None, rows: Rows, epochs: int) -> str:
+def _interrupted(run: Run, files: Checkpoints | None, plans: Mapping[str, Any], epochs: int) -> str:
     """What is kept of a run that was interrupted, and how it goes on. Now at the latest it has a checkpoint."""
     if files is None:
         return (
@@ -171,7 +187,7 @@ def _interrupted(run: Run, files: Checkpoints | None, rows: Rows, epochs: int) -
             "as `checkpoints`, the same call would go on from there"
         )
     if files.epoch() is None:
-        _save(run, files, rows.plans)
+        _save(run, files, plans)
     epoch = files.epoch()
     return (
         f"training was interrupted after {epoch} of {epochs} epochs. {files.path / str(epoch)} is the checkpoint: the "
@@ -192,17 +208,33 @@ def _opened(path: str | Path | None, settings: dict[str, Any], begun: dict[str, 
         files.close()
 
 
-def _check(
-    epochs: int, batch: int, shuffle: str, patience: int | None, validation: Any, metrics: Mapping[str, Loss] | None
-) -> None:
-    sizes = {"epochs": epochs, "batch": batch, "patience": 1 if patience is None else patience}
-    wrong = [
-        f"`{name}` must be a positive integer; got {size!r}"
-        for name, size in sizes.items()
-        if size is None or not is_size(size)
-    ]
-    if shuffle not in ("different", "same", "never"):
+def _wrong_data(inputs: Any, targets: Any, batch: Any, shuffle: Any, bootstrap: bool) -> list[str]:
+    """What is wrong with the arguments that say how minibatches are made."""
+    if callable(inputs):
+        given = {"targets": targets, "batch": batch, "shuffle": shuffle, "bootstrap": bootstrap or None}
+        names = [f"`{name}`" for name, value in given.items() if value is not None]
+        return [f"{', '.join(names)} cannot be given beside a function of the epoch's minibatches"] if names else []
+    wrong = []
+    if batch is None or not is_size(batch):
+        wrong.append(f"`batch` must be a positive integer; got {batch!r}")
+    if shuffle not in (None, "different", "same", "never"):
         wrong.append(f"`shuffle` must be 'different', 'same' or 'never'; got {shuffle!r}")
+    if targets is None:
+        wrong.append(
+            "`targets` are missing; minibatches, as of a DataLoader, are given by a function of the epoch: "
+            "fit(state, lambda epoch: loader, ...)"
+        )
+    return wrong
+
+
+def _check(
+    wrong: list[str], epochs: int, patience: int | None, validation: Any, metrics: Mapping[str, Loss] | None
+) -> None:
+    """Raises `InputError` for all that is wrong at once."""
+    if epochs is None or not is_size(epochs):
+        wrong = [f"`epochs` must be a positive integer; got {epochs!r}", *wrong]
+    if not is_size(patience):
+        wrong.append(f"`patience` must be a positive integer; got {patience!r}")
     if validation is None and (patience is not None or metrics):
         wrong.append("`patience` and `metrics` need `validation`, the inputs and targets they are measured on")
     if validation is not None and not (isinstance(validation, tuple) and len(validation) == 2):

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Literal
 
 import jax
@@ -10,12 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxensemble.errors import InputError
-from jaxensemble.inputs import batch_axes
 from jaxensemble.plan import Plan
-from jaxensemble.training.data import rows_of
+from jaxensemble.training.augmentation import Augment
+from jaxensemble.training.data import as_data, rows_in
 from jaxensemble.training.losses import Loss
 from jaxensemble.training.state import TrainState
-from jaxensemble.training.step import Step, programs_of, step_for, stepped_through
+from jaxensemble.training.step import Step, programs_of, step_for, stepped, stepped_through
 
 Shuffle = Literal["different", "same", "never"]
 
@@ -26,42 +26,47 @@ _LONGEST = 100
 """Steps of one program at most: while it runs, no interruption is heard."""
 
 
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What all steps of a run have in common."""
+
+    loss: Loss
+    augment: Augment | None
+    plan: Plan | None
+
+    def step(self, state: TrainState, data: Any, rows: Any, before: Mapping[str, Any] | None) -> Step:
+        """The step for such data, under the plan that it had in an earlier run."""
+        plan = self.plan or (None if before is None else Plan(**before))
+        return step_for(state, data, rows, self.loss, each=False, plan=plan, augment=self.augment)
+
+
 class Rows:
     """Minibatches of rows of arrays, in an order that keys give.
 
-    `plans` are those of its steps, by the number of rows; before the first epoch, those of an earlier run.
+    `plans` are those of its steps, by the number of rows.
     """
 
     def __init__(
-        self,
-        state: TrainState,
-        data: Any,
-        *,
-        loss: Loss,
-        batch: int,
-        shuffle: Shuffle,
-        bootstrap: bool,
-        plan: Plan | None,
+        self, state: TrainState, data: Any, settings: Settings, *, batch: int, shuffle: Shuffle, bootstrap: bool
     ):
-        self.data, self.loss, self.batch, self.plan = data, loss, batch, plan
-        rows = rows_of(data, batch_axes(state.ensemble.network, data[0], each=False))
+        self.data, self.batch, self._settings = data, batch, settings
+        rows = rows_in(state.ensemble, data[0])
         self._ordered = functools.partial(_order, rows=rows, shuffle=shuffle, bootstrap=bootstrap)
         self.plans: dict[str, Any] = {}
         self._order = np.asarray(self._ordered(state.keys, state.steps))
 
     def programs(self, state: TrainState) -> dict[str, str]:
         """Hashes of what the steps compute."""
-        return programs_of(state, self.data, self._order[..., : self.batch], self.loss)
+        settings, rows = self._settings, self._order[..., : self.batch]
+        return programs_of(state, self.data, rows, settings.loss, settings.augment)
 
     def begin(self, state: TrainState, plans: Mapping[str, Any]) -> None:
         """Makes the steps for a whole minibatch and for what is left of the rows, under the plans of an earlier run."""
         rows, self._steps = self._order.shape[-1], dict[int, Step]()
         for size in dict.fromkeys(size for size in (min(self.batch, rows), rows % self.batch) if size):
-            before = Plan(**plans[str(size)]) if str(size) in plans else None
             try:
-                self._steps[size] = step_for(
-                    state, self.data, self._order[..., :size], self.loss, each=False, plan=self.plan or before
-                )
+                order = self._order[..., :size]
+                self._steps[size] = self._settings.step(state, self.data, order, plans.get(str(size)))
             except InputError as error:
                 if not self._steps:
                     raise
@@ -83,6 +88,65 @@ class Rows:
                 losses.append(np.asarray(found, np.float64))
             first += count * size
         return state, np.concatenate(losses)
+
+
+class Batches:
+    """Minibatches that a function of the epoch's number gives.
+
+    `plans` are those of its steps, by the shapes and dtypes of all arrays.
+    """
+
+    def __init__(self, state: TrainState, given: Callable[[int], Iterable[Any]], settings: Settings):
+        self._state, self._given, self._settings = state, given, settings
+        self._steps: dict[str, Step] = {}
+        self.plans: dict[str, Any] = {}
+
+    @functools.cached_property
+    def data(self) -> Any:
+        """The first minibatch of all."""
+        return next(self._minibatches(0))
+
+    @property
+    def batch(self) -> int:
+        """How many rows the first minibatch has."""
+        return rows_in(self._state.ensemble, self.data[0])
+
+    def programs(self, state: TrainState) -> dict[str, str]:
+        """Hashes of what the steps compute."""
+        return programs_of(state, self.data, None, self._settings.loss, self._settings.augment)
+
+    def begin(self, state: TrainState, plans: Mapping[str, Any]) -> None:
+        """Takes the plans of an earlier run."""
+        self.plans = dict(plans)
+
+    def epoch(self, number: int, state: TrainState, active: Any) -> tuple[TrainState, np.ndarray]:
+        """The state after a step for every minibatch of an epoch, and the losses, `[S, M]`."""
+        losses: list[Any] = []
+        for data in self._minibatches(number):
+            name = ", ".join(f"{leaf.dtype}{list(leaf.shape)}" for leaf in jax.tree.leaves(data))
+            if name not in self._steps:
+                self._steps[name] = self._settings.step(state, data, None, self.plans.get(name))
+                self.plans[name] = dataclasses.asdict(self._steps[name].call.plan)
+            state, found = stepped(state, data, None, active, step=self._steps[name])
+            losses[-1:] = [np.asarray(before, np.float64) for before in losses[-1:]]  # waits: no more than two run
+            losses.append(found)
+        return state, np.stack([np.asarray(found, np.float64) for found in losses])
+
+    def _minibatches(self, number: int) -> Iterator[Any]:
+        """The data of an epoch, minibatch by minibatch. Raises `InputError` for none, and for what is no pair."""
+        given = self._given(number)
+        if not isinstance(given, Iterable):
+            raise InputError(f"the function of the epoch must give minibatches; got {type(given).__name__}")
+        count = 0
+        for count, pair in enumerate(given, 1):  # noqa: B007 - it is asked for below
+            if not isinstance(pair, tuple | list) or len(pair) != 2:
+                raise InputError(f"a minibatch must be a pair, (inputs, targets); got {type(pair).__name__}")
+            yield as_data(self._state.ensemble, *pair, changed=self._settings.augment is not None)[0]
+        if not count:
+            raise InputError(
+                f"the function of the epoch gave no minibatches for epoch {number}: it must give them anew for every "
+                "epoch, which a generator that was made once does not"
+            )
 
 
 @functools.partial(jax.jit, static_argnames=("rows", "shuffle", "bootstrap"))

@@ -23,7 +23,8 @@ from jaxensemble.program import peak_bytes, rewritten
 from jaxensemble.rows import Axes
 from jaxensemble.running import KEPT, ON_CPUS, Call, in_steps, over_members
 from jaxensemble.state import Tree, flatten, merge, split, unflatten
-from jaxensemble.training.data import along, as_data, rows_of
+from jaxensemble.training.augmentation import Augment, augmented, keys_of
+from jaxensemble.training.data import along, as_data, check_data, rows_of
 from jaxensemble.training.fingerprint import digest_of_function, digest_of_program
 from jaxensemble.training.forms import for_training
 from jaxensemble.training.losses import Loss, check_function, check_is_mean, name_of, number_of
@@ -88,57 +89,83 @@ class Step:
     """One kind of step, all of it known when it is compiled.
 
     - `call`: that of a minibatch, which members have of their own with `call.each`.
-    - `axes`: the batch axis of every array of one member's data, inputs first.
+    - `axes`: the batch axis of every array of one member's minibatch, inputs first; `given`: of its data.
     - `own_data`, `own_rows`: whether data, and indices of rows, have a member axis.
     - `idle`: the parameters that the loss does not reach, as behind `lax.stop_gradient`. As PyTorch's optimizers pass
       over them, decay and all, they stay as they are, and so does what the optimizer holds for them.
+    - `augment`: what changes every member's minibatch.
     """
 
     call: Call
     loss: Loss
     axes: Axes
+    given: Axes
     own_data: bool
     own_rows: bool
     idle: frozenset[str] = frozenset()
+    augment: Augment | None = None
 
-    def minibatch(self, data: Any, rows: Any) -> Any:
-        """The rows of a step: `[N, ...]`, or `[m, N, ...]` where members have data or rows of their own."""
-        if rows is None:
-            return data
-        taken = lambda data, rows: along(data, self.axes, lambda leaf, axis: jnp.take(leaf, rows, axis))  # noqa: E731
+    def minibatch(self, data: Any, rows: Any, keys: Any) -> Any:
+        """The minibatch of a step: `[N, ...]`, or `[m, N, ...]` where members have one of their own, `keys` `[m]`."""
+
+        def one(data: Any, rows: Any, key: Any) -> Any:
+            taken = along(data, self.given, lambda leaf, axis: leaf if rows is None else jnp.take(leaf, rows, axis))
+            return taken if self.augment is None else augmented(self.augment, key, taken)
+
         if not self.call.each:
-            return taken(data, rows)
-        return jax.vmap(taken, (0 if self.own_data else None, 0 if self.own_rows else None))(data, rows)
+            return one(data, rows, None)
+        return jax.vmap(one, (0 if self.own_data else None, 0 if self.own_rows else None, 0))(data, rows, keys)
 
 
-def step_for(state: TrainState, data: Any, rows: Any, loss: Loss, *, each: bool, plan: Plan | None) -> Step:
+def step_for(
+    state: TrainState,
+    data: Any,
+    rows: Any,
+    loss: Loss,
+    *,
+    each: bool,
+    plan: Plan | None,
+    augment: Augment | None = None,
+) -> Step:
     """The step for such data, under the plan that was asked for, or under one that fits."""
-    step, case, targets = _begun(state, data, rows, loss, each=each)
+    step, case, targets = _begun(state, data, rows, loss, each=each, augment=augment)
     leaves, tree = jax.tree.flatten(targets)
     chosen, idle = _chosen(case, loss, tuple(leaves), tree, state.frozen, plan)
     return dataclasses.replace(step, call=dataclasses.replace(step.call, plan=chosen), idle=idle)
 
 
-def programs_of(state: TrainState, data: Any, rows: Any, loss: Loss) -> dict[str, str]:
+def programs_of(state: TrainState, data: Any, rows: Any, loss: Loss, augment: Augment | None = None) -> dict[str, str]:
     """Hashes of what such a step computes: the gradient of the loss of a network's outputs, and the optimizer."""
-    _, case, targets = _begun(state, data, rows, loss, each=False)
+    step, case, targets = _begun(state, data, rows, loss, each=False, augment=augment)
     program, _ = _gradient_program(case, loss, targets, state.frozen)  # anew: JAX's precision may be another by now
     held = trained(state.ensemble.params, state.frozen), state.opt_state
     params, opt_state = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), held)
     optimizer = digest_of_function(state.optimizer.update, params, opt_state, params)
-    return {"the loss and the network": digest_of_program(program), "the optimizer": optimizer}
+    changes = {"the augmentation": digest_of_function(step.minibatch, data, rows, state.keys)} if augment else {}
+    return {"the loss and the network": digest_of_program(program), "the optimizer": optimizer} | changes
 
 
-def _begun(state: TrainState, data: Any, rows: Any, loss: Loss, *, each: bool) -> tuple[Step, Case, Any]:
+def _begun(
+    state: TrainState, data: Any, rows: Any, loss: Loss, *, each: bool, augment: Augment | None
+) -> tuple[Step, Case, Any]:
     """A step without a plan, its case, and one member's targets, as shapes and dtypes."""
     inputs, targets = data
     own_rows = rows is not None and rows.ndim == 2
     device = device_of(state.ensemble.params)
     ported = state.ensemble.network is not None
-    call = Call(state.training, device.platform, each=each or own_rows, update=True, ported=ported)
-    axes = batch_axes(state.ensemble.network, inputs, each=each)
-    step = Step(call, loss, axes + (0,) * len(jax.tree.leaves(targets)), each, own_rows)
-    inputs, targets = data if rows is None else jax.eval_shape(step.minibatch, data, rows)
+    own = each or own_rows or augment is not None
+    call = Call(state.training, device.platform, each=own, update=True, ported=ported)
+    given = batch_axes(state.ensemble.network, inputs, each=each) + (0,) * len(jax.tree.leaves(targets))
+    step = Step(call, loss, given, given, each, own_rows, augment=augment)
+    as_given = rows is None and augment is None
+    inputs, targets = data if as_given else jax.eval_shape(step.minibatch, data, rows, state.keys)
+    if augment is not None:
+        try:
+            check_data(state.ensemble, inputs, targets, each=True)
+        except InputError as error:
+            raise InputError(f"what `augment` gives back does not fit: {error.details}") from error
+    axes = batch_axes(state.ensemble.network, inputs, each=own)
+    step = dataclasses.replace(step, axes=axes + (0,) * len(jax.tree.leaves(targets)))
     ensemble, key = state.ensemble, jax.ShapeDtypeStruct((), state.keys.dtype)
     buffers = unflatten(flatten(ensemble.buffers) | state.rates)
     arrays = (ensemble.params, buffers, ensemble.rngs, ensemble.constants, key, inputs)
@@ -260,10 +287,11 @@ class Members:
     def __call__(self, part: Any) -> tuple[Any, jax.Array]:
         """Parameters, buffers and optimizer states after the step; losses before it."""
         (params, buffers, opt_state), everything, rngs, keys, rates, (data, rows) = part
+        changing = keys_of(keys, self.steps)
         keys = jax.vmap(jax.random.fold_in, (0, None))(keys, self.steps)
         common_data, common_rows = self.common
         rows = common_rows if rows is None else rows
-        data = self.step.minibatch(common_data if data is None else data, rows)
+        data = self.step.minibatch(common_data if data is None else data, rows, changing)
 
         def objective(params: Tree, keys: jax.Array, data: Any) -> tuple[jax.Array, Any]:
             held = unflatten(flatten(buffers) | rates)

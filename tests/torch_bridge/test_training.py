@@ -22,7 +22,7 @@ from jaxensemble.artifact.description import describe_in_text
 from jaxensemble.errors import UnsupportedError
 from jaxensemble.proof import Lineage
 from jaxensemble.state import flatten
-from tests.helpers.training import MLP, cross_entropy, data, mean_square, state_of
+from tests.helpers.training import MLP, close, cross_entropy, data, mean_square, state_of
 from torch_bridge.demo import SimpleCNN, SimpleMLP
 
 
@@ -339,6 +339,43 @@ def test_what_was_trained_from_a_verified_port_says_so_and_can_be_proved_again(t
     told = describe_in_text(Artifact.open(tmp_path / "trained"))
     assert "verified against PyTorch" in told and "; trained from a verified port of" in told
     assert torch_bridge.check(models[::-1], state.ensemble, (x,), thorough=False).proof is None
+
+
+def test_a_loader_of_pytorch_gives_minibatches_and_pixels_are_scaled_within_the_step() -> None:
+    models = members_of(lambda: nn.Sequential(nn.Conv2d(2, 3, 3), nn.Flatten(), nn.Linear(12, 2)))
+    ensemble = torch_bridge.to_ensemble(models, (torch.zeros(2, 2, 4, 4),), check=False)
+    images, labels = torch.randint(256, (10, 2, 6, 6), dtype=torch.uint8), torch.arange(10) % 2
+
+    def loader(epoch: int) -> Any:
+        order = torch.Generator().manual_seed(epoch)
+        return torch.utils.data.DataLoader(
+            torch.utils.data.TensorDataset(images, labels), batch_size=4, shuffle=True, generator=order
+        )
+
+    def cropped(key: Any, batch: Any) -> Any:
+        images, labels = batch
+        top, left = jax.random.randint(key, (2,), 0, 3)
+        return jax.lax.dynamic_slice(images, (0, 0, top, left), (*images.shape[:2], 4, 4)) / 255, labels
+
+    state, _ = fit(state_of(ensemble), loader, loss=cross_entropy, epochs=1, augment=cropped)
+    after = state_of(ensemble)
+    for x, y in loader(0):
+        keys = [jax.random.fold_in(jax.random.fold_in(key, 2**32 - 3), after.steps) for key in after.keys]
+        pixels = np.stack([cropped(key, (x.numpy(), y))[0] for key in keys])
+        after, _ = train_step(after, pixels, np.stack([y] * 3), loss=cross_entropy, each=True)
+    close(state.ensemble.params, after.ensemble.params)
+    with pytest.raises(InputError, match=r"inputs may have other shapes than the network's 1, .*got \[10, 3\], \[10\]"):
+        fit(
+            state,
+            ({"a": np.ones((10, 3), "int8"), "b": labels},),
+            labels,
+            loss=cross_entropy,
+            epochs=1,
+            batch=2,
+            augment=cropped,
+        )
+    with pytest.raises(InputError, match=r"what `augment` gives back does not fit: .*expected \[N, 2, 4, 4\]"):
+        fit(state, images, labels, loss=cross_entropy, epochs=1, batch=2, augment=lambda key, batch: batch)
 
 
 def test_parameters_that_pytorch_does_not_train_stay_as_they_are() -> None:
