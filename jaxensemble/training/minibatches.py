@@ -96,7 +96,7 @@ class Batches:
     `plans` are those of its steps, by the shapes and dtypes of all arrays.
     """
 
-    def __init__(self, state: TrainState, given: Callable[[int], Iterable[Any]], settings: Settings):
+    def __init__(self, state: TrainState, given: Callable[..., Any], settings: Settings):
         self._state, self._given, self._settings = state, given, settings
         self._steps: dict[str, Step] = {}
         self.plans: dict[str, Any] = {}

@@ -77,7 +77,7 @@ TRAINED = [
 @pytest.mark.parametrize(("make", "shape"), [case[1:] for case in TRAINED], ids=[case[0] for case in TRAINED])
 def test_ten_steps_are_those_of_torch_optim(make: Any, shape: Any) -> None:
     models, x = members_of(make), torch.randn(shape)
-    ensemble = torch_bridge.to_ensemble(models, (x,), check=False)
+    ensemble = torch_bridge.to_ensemble(models, (x,), mode="eval", check=False)
     report = torch_bridge.check(models, ensemble, (x,), thorough=False, train=True)
     assert report.passed, report
     found = {row.stage for row in report.rows}
@@ -374,7 +374,7 @@ def test_a_loader_of_pytorch_gives_minibatches_and_pixels_are_scaled_within_the_
             batch=2,
             augment=cropped,
         )
-    with pytest.raises(InputError, match=r"what `augment` gives back does not fit: .*expected \[N, 2, 4, 4\]"):
+    with pytest.raises(InputError, match=r"(?s)what `augment` gives back does not fit: .*expected \[N, 2, 4, 4\]"):
         fit(state, images, labels, loss=cross_entropy, epochs=1, batch=2, augment=lambda key, batch: batch)
 
 
@@ -394,7 +394,7 @@ def test_parameters_that_pytorch_does_not_train_stay_as_they_are() -> None:
 
 def test_rows_that_meet_are_not_taken_apart() -> None:
     models, x = members_of(resnet), torch.randn(4, 3, 9, 9)
-    ensemble = torch_bridge.to_ensemble(models, (x,), check=False)
+    ensemble = torch_bridge.to_ensemble(models, (x,), mode="as_is", check=False)
     with pytest.raises(InputError, match="may mix the rows of a minibatch"):
         train_step(state_of(ensemble), x, np.zeros(4, "int32"), loss=cross_entropy, plan=Plan(rows=2))
     state = state_of(ensemble.eval(), train=False)  # statistics as they are: rows are apart
@@ -435,7 +435,7 @@ def test_other_wrong_arguments_are_refused(mlp: Ensemble) -> None:
         state_of(mlp, optimizer, hyperparams={"learning_rate": [1, 2]})
     dropping = Ensemble.from_modules([MLP(0.5, rngs=nnx.Rngs(0))])
     alpha = torch_bridge.to_ensemble(
-        [nn.Sequential(nn.Linear(3, 3), nn.AlphaDropout(0.5))], (torch.ones(2, 3),), check=False
+        [nn.Sequential(nn.Linear(3, 3), nn.AlphaDropout(0.5))], (torch.ones(2, 3),), mode="as_is", check=False
     )
     with pytest.raises(InputError, match=r"the rate of 1, a AlphaDropout cannot be set"):
         state_of(alpha, dropout=0.1)
