@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.suites import SUITES
+from torch_bridge.timing import Ratio
 from torch_bridge.timing.pictures import curves
 from zoo.results import RESULTS
 
@@ -63,14 +64,23 @@ def _row(item: tuple[str, Any]) -> tuple[str, ...]:
         _milliseconds(theirs["median"]),
         _milliseconds(ours["median"]),
         _interval(best),
-        f"{report['plain']['value']:.1f}" if report["plain"] else "",
+        _value(_ratio(report["plain"]), 1) if report["plain"] else "",
         f"{report['control']['low']:.2f} to {report['control']['high']:.2f}" if report["control"] else "",
         f"`{ours['note'].removeprefix('measured: ').partition(': ')[0]}`" if ours["note"] else "",
     )
 
 
-def _interval(ratio: dict[str, Any]) -> str:
-    return f"{ratio['value']:.2f} ({ratio['low']:.2f} to {ratio['high']:.2f})"
+def _interval(found: dict[str, Any]) -> str:
+    ratio = _ratio(found)
+    return f"{_value(ratio, 2)} ({ratio.low:.2f} to {ratio.high:.2f})"
+
+
+def _value(ratio: Ratio, digits: int) -> str:
+    return "withheld" if ratio.withheld else f"{ratio.value:.{digits}f}"
+
+
+def _ratio(found: dict[str, Any]) -> Ratio:
+    return Ratio(*(found[name] for name in ("ours", "theirs", "value", "low", "high", "rounds")))
 
 
 def _milliseconds(seconds: float) -> str:

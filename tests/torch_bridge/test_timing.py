@@ -6,6 +6,7 @@ import functools
 import json
 import os
 import pickle
+import statistics
 import sys
 from pathlib import Path
 from typing import Any
@@ -19,12 +20,13 @@ from torch import nn
 import torch_bridge
 from jaxensemble.errors import InputError, ParityError
 from torch_bridge.examples import Arguments
-from torch_bridge.timing import worker
+from torch_bridge.timing import load, run, worker
 from torch_bridge.timing.files import load_arrays, save_arrays
+from torch_bridge.timing.load import Reading, described, is_busy, others
 from torch_bridge.timing.process import Process, _is_heard, compare
 from torch_bridge.timing.result import Ratio, TimingReport, Variant
 from torch_bridge.timing.run import _prepare, _write
-from torch_bridge.timing.statistics import ratio_interval
+from torch_bridge.timing.statistics import ratio_interval, two_kinds
 from torch_bridge.timing.training import _STEPS, jax_step, torch_step
 from torch_bridge.timing.variants import _WAYS, OURS, PLAIN, jax_call, mode_of, recorded, torch_call, torch_variants
 from torch_bridge.timing.worker import Job, Worker
@@ -57,7 +59,7 @@ def test_what_slows_a_round_slows_both() -> None:
 
 
 def test_a_winner_is_named_only_outside_of_the_noise() -> None:
-    assert str(Ratio("a", "b", 2.0, 1.5, 2.5, 10)) == "a is 2.00 times as fast as b (1.50 to 2.50)"
+    assert str(Ratio("a", "b", 2.0, 1.8, 2.5, 10)) == "a is 2.00 times as fast as b (1.80 to 2.50)"
     assert str(Ratio("a", "b", 1.1, 0.9, 1.3, 10)).endswith("(0.90 to 1.30, no winner)")
     assert Ratio("a", "b", 0.5, 0.4, 0.6, 10).decided and not Ratio("a", "b", 0.5, 0.5, 0.5, 1).decided
 
@@ -67,8 +69,10 @@ def test_reports_print_save_and_draw(tmp_path: Path) -> None:
     assert "jaxensemble is 2.00 times as fast as loop (2.00 to 2.00)" in text
     assert "control, ours against itself: 1.00 to 1.00" in text
     assert "compile(loop, default): RuntimeError: no compiler" in text
-    first, second, failed = (line.split("|")[1].strip() for line in REPORT.to_markdown().splitlines()[2:])
+    table, told = REPORT.to_markdown().split("\n\n")
+    first, second, failed = (line.split("|")[1].strip() for line in table.splitlines()[2:])
     assert (first, second, failed) == (OURS, "loop", "compile(loop, default)")
+    assert "- control, ours against itself: 1.00 to 1.00" in told.splitlines()
     assert "64,000" in REPORT.to_markdown()
     REPORT.save(tmp_path / "report.json")
     content = json.loads((tmp_path / "report.json").read_text())
@@ -161,6 +165,7 @@ def test_peak_memory_is_unknown_where_the_system_does_not_say(tmp_path: Path, mo
 
 class _Ended:
     def __init__(self, name: str, path: Path, *outputs: np.ndarray, framework: str = "jax") -> None:
+        self.name = name
         self.job = Job("", name, framework, "cpu", tf32=False, x64=False, threads=1, seconds=0.0)
         self.failure = ""
         self.ready = {"outputs": str(path / f"{name}.npz")}
@@ -225,6 +230,7 @@ def test_reading_is_waiting_where_nothing_else_can_wait(monkeypatch: pytest.Monk
 
 class _Started:
     def __init__(self, name: str, framework: str, done: list[str]) -> None:
+        self.name = name
         self.job = Job("", name, framework, "cpu", tf32=False, x64=False, threads=1, seconds=0.0)
         self.done = done
 
@@ -268,6 +274,141 @@ def test_every_way_of_training_starts_with_the_same_losses(name: str) -> None:
     models, ensemble, x = _ported()
     expected = jax_step(PLAIN, ensemble, tuple(map(np.asarray, x)))()
     np.testing.assert_allclose(np.stack([loss.numpy() for loss in torch_step(name, models, x)()]), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("sample", "kinds"),
+    [
+        ([10.0, 31.0, 10.2, 10.1, 30.0, 9.9, 10.0, 30.5], (10.0, 30.5, 0.375)),
+        ([*[1.0] * 90, *[3.0] * 10], None),  # now and then is no kind
+        ([*[1.0] * 50, *[1.2] * 50], None),  # too near to be told apart
+        ([1.0, 3.0, 1.0, 3.0], None),  # too few
+        ([2.0] * 20, None),
+        (np.random.default_rng(0).normal(10, 2, 100).tolist(), None),
+        (np.random.default_rng(0).uniform(1, 3, 100).tolist(), None),
+        (np.random.default_rng(0).exponential(1.0, 100).tolist(), None),
+        (np.random.default_rng(0).normal([10.0, 20.0], 0.5, (50, 2)).reshape(-1).tolist(), (10.0, 20.0, 0.5)),
+    ],
+)
+def test_calls_of_two_kinds_are_found(sample: list[float], kinds: tuple[float, float, float] | None) -> None:
+    found = two_kinds(sample)
+    assert found == (kinds and pytest.approx(kinds, rel=0.05))
+
+
+@pytest.mark.parametrize("sample", [[3.0], [1.0, 9.0], [1.0, 1.0, 9.0], [9.0, 1.0, 5.0, 2.0], [1.0] * 7 + [50.0] * 6])
+def test_the_median_is_within_the_middle_half(sample: list[float], tmp_path: Path) -> None:
+    job = Job(str(tmp_path), "loop", "torch", "cpu", tf32=False, x64=False, threads=1, seconds=0.0)
+    with contextlib.ExitStack() as stack:
+        process = Process(job, stack)
+        process.rounds, process.samples = sample, [100.0, *sample] if len(sample) > 1 else sample
+        process.ready = {"first": 3.0, "note": ""}
+        variant = process.variant()
+    low, high = variant.quartiles
+    assert min(sample) <= low <= variant.median <= high <= max(sample)
+
+
+def test_a_ratio_that_says_nothing_is_withheld_with_its_reason() -> None:
+    wide = Ratio("a", "b", 12.22, 2.97, 43.81, 10)
+    text = "no ratio of a and b: its interval, 2.97 to 43.81, is wider than a factor of 1.5; more rounds may narrow it"
+    assert str(wide) == text and wide.withheld and not wide.decided
+    assert not Ratio("a", "b", 1.3, 1.2, 1.75, 10).withheld and Ratio("a", "b", 1.3, 1.2, float("nan"), 10).withheld
+    control = Ratio("a", "a", 1.0, 0.5, 3.0, 10)
+    reasons = "the machine was busy, and two processes of the very same work differ by as much"
+    assert str(Ratio("a", "b", 1.3, 1.2, 1.4, 10).beside(control, "the machine was busy")).endswith(f"; {reasons}")
+    two = _variant("b", "torch", *[1.0, 9.0] * 5, kinds=(1.0, 9.0, 0.5))
+    assert str(Ratio.of(_variant("a", "jax", *[1.0] * 10), two)).endswith("; the calls of b fall into two kinds")
+
+
+def test_what_others_do_is_told_apart_from_our_own_work() -> None:
+    ours = {1: 5.0, 2: 7.0}
+    start = Reading(100.0, 50.0, ours)
+    assert others([(start, Reading(102.0, 53.0, {1: 6.0, 2: 9.0}))]) == 0.0
+    assert others([(start, Reading(102.0, 53.0, {1: 5.5, 2: 7.5}))]) == 1.0
+    assert others([(start, Reading(102.0, 53.0, {1: 5.5, 2: 0.0}))]) == 1.25  # one that ended meanwhile
+    assert others([(start, Reading(102.0, 53.0, ours)), (start, Reading(101.0, 50.0, ours))]) == 1.0
+    assert others([(start, None)]) is None and others([]) is None
+    assert not is_busy(0.1, 0.15, 2) and is_busy(0.5, 0.0, 2) and is_busy(0.0, 0.5, 2) and not is_busy(None, None, 2)
+    assert described(0.0, 0.1, 2).startswith("other processes kept 0.1 of 2 cores")
+    assert described(None, None, 2) == "this system does not say what other processes do"
+
+
+def test_a_reading_is_of_this_system(monkeypatch: pytest.MonkeyPatch) -> None:
+    reading = Reading.now([os.getpid(), 2**30])
+    assert reading is None or (reading.work > 0 and reading.own[os.getpid()] > 0 and reading.own[2**30] == 0)
+    monkeypatch.setattr(load, "Path", lambda _: Path("/nowhere"))
+    assert Reading.now([]) is None
+
+
+def test_a_report_says_what_it_ran_on_and_whose_calls_are_of_two_kinds() -> None:
+    environment = {
+        "processor": "EPYC", "device": "cpu", "cores": 2, "threads": 2, "torch_threads_tried": "1 and 2", "rounds": 10,
+        "versions": dict.fromkeys(("torch", "jax", "jaxlib", "flax", "numpy"), "1.2"), "python": "3.11",
+        "date": "2026-11-30T12:00", "train": False, "members": 10, "network": "CNN",
+        "inputs": ["float32[64, 1, 28, 28]"], "load": {"before": 0.0, "during": 1.1},
+    }  # fmt: skip
+    odd = dataclasses.replace(THEIRS_RAN, kinds=(0.01, 0.031, 0.4))
+    report = dataclasses.replace(REPORT, variants=(odd, OURS_RAN), environment=environment)
+    assert str(report).splitlines()[-5:] == [
+        "loop: calls of two kinds, 10 ms and, 40% of them, 31 ms",
+        "a prediction of 10 x CNN, inputs float32[64, 1, 28, 28]; 10 rounds",
+        "on EPYC, 2 of 2 cores; PyTorch's threads: 1 and 2",
+        "Python 3.11, torch 1.2, jax 1.2, jaxlib 1.2, flax 1.2, numpy 1.2; 2026-11-30",
+        "BUSY: other processes kept 1.1 of 2 cores at work during the measurement, 0.0 before it",
+    ]
+
+
+def test_a_way_with_one_thread_has_a_name_of_its_own() -> None:
+    names = []
+    for threads, cores in ((1, 2), (2, 2), (1, 1), (1, None)):
+        job = Job("", "loop", "torch", "cpu", False, False, threads, 0.0, cores=cores)
+        with contextlib.ExitStack() as stack:
+            names.append(Process(job, stack).name)
+    assert names == ["loop, 1 thread", "loop", "loop", "loop"]
+
+
+class _Measured:
+    """A process whose rounds are made up; it takes part in as many as there are."""
+
+    def __init__(self, job: Job, *rounds: float) -> None:
+        self.job, self.name, self.pid, self.failure = job, job.variant, None, ""
+        self.left, self.rounds, self.finished = list(rounds), [], 0
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.rounds)
+
+    def block(self) -> None:
+        self.rounds.append(self.left.pop(0))
+
+    def finish(self) -> None:
+        self.finished += 1
+
+    def variant(self) -> Variant:
+        return _variant(self.name, self.job.framework, *self.rounds)
+
+
+@pytest.mark.parametrize(("during", "text"), [(0.0, "more rounds may narrow it"), (1.5, "the machine was busy")])
+def test_the_faster_count_of_threads_is_compared(during: float, text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run, "_prepare", lambda *args, **options: None)
+    monkeypatch.setattr(run, "compare", lambda *args: None)
+    monkeypatch.setattr(run, "sleep", lambda seconds: None)
+    monkeypatch.setattr(run, "others", lambda spans: during if len(list(spans)) > 1 else 0.0)
+    jobs = {
+        name: Job("", name, "jax" if name in (OURS, PLAIN) else "torch", "cpu", False, False, 1, 0.0)
+        for name in ("loop", "loop, 1 thread", "vmap", "slow", OURS, PLAIN)
+    }
+    noise = [1.0, 9.0, 2.0, 8.0, 3.0, 7.0, 4.0]
+    runs = [
+        _Measured(jobs["loop"], *[4.0] * 7), _Measured(jobs["loop, 1 thread"], *[2.0] * 7),
+        _Measured(jobs["vmap"], *[3.0] * 7), _Measured(jobs["slow"], 9.0),
+        _Measured(jobs[OURS], *[1.0] * 7), _Measured(jobs[OURS], *[1.0] * 7), _Measured(jobs[PLAIN], *noise),
+    ]  # fmt: skip
+    settings = {"together": False, "tf32": False, "rounds": 7}
+    report = run._timed(runs, False, 1, settings, lambda text: None)  # type: ignore[arg-type]
+    assert report.best is not None and (report.best.theirs, report.best.value) == ("loop, 1 thread", 2.0)
+    assert report.plain is not None and report.plain.withheld and text in str(report.plain)
+    assert report.environment["load"] == {"before": 0.0, "during": during}
+    assert [one.finished for one in runs] == [1] * 7 and len(runs[3].rounds) == 1
 
 
 def test_a_single_call_is_what_half_of_the_calls_took(tmp_path: Path) -> None:

@@ -5,6 +5,8 @@ import statistics
 import time
 from collections.abc import Callable, Mapping
 
+from torch_bridge.timing.statistics import middle_half
+
 
 @dataclasses.dataclass(frozen=True)
 class Timed:
@@ -39,5 +41,4 @@ def side_by_side(
 
 
 def _summary(values: list[float]) -> Timed:
-    lower, _, upper = statistics.quantiles(values, n=4) if len(values) > 1 else values * 3
-    return Timed(statistics.median(values), (lower, upper), len(values))
+    return Timed(statistics.median(values), middle_half(values), len(values))

@@ -18,8 +18,8 @@ def bars(variants: Sequence[Variant], path: Path) -> None:
         [v.name for v in ran],
         [1e3 * v.median for v in ran],
         xerr=[
-            [1e3 * (v.median - min(v.quartiles[0], v.median)) for v in ran],
-            [1e3 * (max(v.quartiles[1], v.median) - v.median) for v in ran],
+            [1e3 * (v.median - v.quartiles[0]) for v in ran],
+            [1e3 * (v.quartiles[1] - v.median) for v in ran],
         ],
         color=[colours[v.framework] for v in ran],
     )

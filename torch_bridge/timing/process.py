@@ -19,6 +19,7 @@ import numpy as np
 from jaxensemble.errors import ParityError
 from torch_bridge.timing.files import load_arrays
 from torch_bridge.timing.result import Variant
+from torch_bridge.timing.statistics import middle_half, two_kinds
 from torch_bridge.timing.worker import Job
 
 _AGREE = {"float32": 1e-3, "tf32": 0.02, "half": 0.1}
@@ -48,6 +49,16 @@ class Process:
         self._process: subprocess.Popen[str] | None = None
         self._log = Path(job.folder) / f"log-{id(self)}.txt"
         self._deadline = math.inf
+
+    @property
+    def name(self) -> str:
+        """The variant; told apart where it has one thread and others have more."""
+        return f"{self.job.variant}, 1 thread" if self.job.threads < (self.job.cores or 1) else self.job.variant
+
+    @property
+    def pid(self) -> int | None:
+        """The process, while there is one."""
+        return self._process.pid if self._process is not None and self._process.poll() is None else None
 
     @property
     def median(self) -> float:
@@ -111,19 +122,19 @@ class Process:
 
     def variant(self) -> Variant:
         """What was found."""
-        name, framework = self.job.variant, self.job.framework
+        name, framework = self.name, self.job.framework
         if self.failure or not self.rounds:
             return Variant(name, framework, failure=self.failure or "was not measured")
-        low, _, high = statistics.quantiles(self.samples, n=4) if len(self.samples) > 1 else self.samples * 3
         return Variant(
             name,
             framework,
             tuple(self.rounds),
-            (low, high),
+            middle_half(self.rounds if len(self.rounds) > 1 else self.samples),
             self.ready["first"],
             self.end.get("transfer", math.nan),
             math.nan if (peak := self.end.get("peak")) is None else peak,
             note=self.ready["note"],
+            kinds=two_kinds(self.samples),
         )
 
     def _ask(self, message: dict[str, Any]) -> dict[str, Any]:
@@ -170,12 +181,12 @@ def compare(processes: Sequence[Process], precision: str = "float32") -> None:
         if error <= _AGREE[precision]:
             continue
         if process.job.framework == "torch" and process is not processes[0]:
-            process.failure = f"its outputs are not those of {processes[0].job.variant}: {error:.1e} of the largest"
+            process.failure = f"its outputs are not those of {processes[0].name}: {error:.1e} of the largest"
         else:
-            wrong.append(f"{process.job.variant}: {error:.1e}")
+            wrong.append(f"{process.name}: {error:.1e}")
     if wrong:
         raise ParityError(
-            f"nothing is timed: outputs are not those of {processes[0].job.variant}: relative to the largest, "
+            f"nothing is timed: outputs are not those of {processes[0].name}: relative to the largest, "
             f"{'; '.join(wrong)}"
         )
 

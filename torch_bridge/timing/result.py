@@ -3,12 +3,17 @@
 import dataclasses
 import math
 import statistics
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from jaxensemble.device import human_bytes
 from torch_bridge.report import save_json, table
+from torch_bridge.timing.load import described
 from torch_bridge.timing.statistics import ratio_interval
+
+WIDEST = 1.5
+"""How many times its lower end the upper end of an interval may be."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,6 +25,8 @@ class Variant:
     - `transfer`: moving inputs to the device and outputs from it, which no other figure has in it.
     - `peak`: bytes at the peak, on a CPU beyond what the process had before; ours with those of the plans it measured.
       NaN where the system does not say (a CPU under Windows), which the table shows as unknown.
+    - `quartiles`: the range that half of the rounds lie in, or, where there is one round, of its calls.
+    - `kinds`: the medians of the two kinds that all calls fall into, and the share of the slower one; None for one.
     - `failure`: why there is no figure.
     """
 
@@ -32,6 +39,7 @@ class Variant:
     peak: float = math.nan
     failure: str = ""
     note: str = ""
+    kinds: tuple[float, float, float] | None = None
 
     @property
     def median(self) -> float:
@@ -41,7 +49,10 @@ class Variant:
 
 @dataclasses.dataclass(frozen=True)
 class Ratio:
-    """How many times faster one variant is than another, and the 95 % interval of that."""
+    """How many times faster one variant is than another, and the 95 % interval of that.
+
+    - `why`: what a wide interval comes from, as far as that is known.
+    """
 
     ours: str
     theirs: str
@@ -49,25 +60,45 @@ class Ratio:
     low: float
     high: float
     rounds: int
+    why: str = ""
 
     @classmethod
     def of(cls, ours: Variant, theirs: Variant) -> "Ratio":
         """Of two variants that were measured in the same rounds."""
         low, high = ratio_interval(ours.rounds, theirs.rounds)
-        return cls(ours.name, theirs.name, theirs.median / ours.median, low, high, len(ours.rounds))
+        kinds = [v.name for v in (ours, theirs) if v.kinds]
+        why = f"the calls of {' and of '.join(kinds)} fall into two kinds" if kinds else ""
+        return cls(ours.name, theirs.name, theirs.median / ours.median, low, high, len(ours.rounds), why)
 
-    def beside(self, control: "Ratio | None") -> "Ratio":
-        """The ratio with its interval as much wider as two processes of the very same work are apart."""
+    def beside(self, control: "Ratio | None", why: str = "") -> "Ratio":
+        """The ratio with its interval as much wider as two processes of the very same work are apart.
+
+        `why` is what else may have widened it.
+        """
+        reasons = [reason for reason in (why, self.why) if reason]
         if control is None:
-            return self
-        return dataclasses.replace(self, low=self.low * min(1, control.low), high=self.high * max(1, control.high))
+            return dataclasses.replace(self, why=", and ".join(reasons))
+        if control.withheld:
+            reasons.append("two processes of the very same work differ by as much")
+        low, high = self.low * min(1, control.low), self.high * max(1, control.high)
+        return dataclasses.replace(self, low=low, high=high, why=", and ".join(reasons))
 
     @property
     def decided(self) -> bool:
         """Whether one is faster: the interval does not hold 1. Of less than five rounds nothing can be said."""
-        return self.rounds >= 5 and (self.low > 1 or self.high < 1)
+        return self.rounds >= 5 and not self.withheld and (self.low > 1 or self.high < 1)
+
+    @property
+    def withheld(self) -> bool:
+        """Whether the interval is too wide for a ratio to say anything."""
+        return not self.high <= WIDEST * self.low
 
     def __str__(self) -> str:
+        if self.withheld:
+            return (
+                f"no ratio of {self.ours} and {self.theirs}: its interval, {self.low:.2f} to {self.high:.2f}, is wider "
+                f"than a factor of {WIDEST:g}; {self.why or 'more rounds may narrow it'}"
+            )
         interval = f"{self.low:.2f} to {self.high:.2f}{'' if self.decided else ', no winner'}"
         return f"{self.ours} is {self.value:.2f} times as fast as {self.theirs} ({interval})"
 
@@ -80,6 +111,7 @@ class TimingReport:
     - `plain`: against `jax.jit(jax.vmap(...))` of the same network.
     - `control`: ours against itself in another process. The intervals of the other two are wider by its own.
     - `rows`: predictions of one call: members times the size of the minibatch, for the throughput.
+    - `environment`: what it ran on, and what other processes did meanwhile.
     """
 
     variants: tuple[Variant, ...]
@@ -93,11 +125,16 @@ class TimingReport:
         text = table(
             "Time of one call", _COLUMNS, [self._row(v) for v in sorted(self.variants, key=lambda v: v.median)]
         )
+        return "\n".join([text, *self._told()])
+
+    def _told(self) -> list[str]:
+        """What stands below the table: ratios, what is odd about variants, and what all this ran on."""
         ratios = [str(ratio) for ratio in (self.best, self.plain) if ratio]
         if self.control:
             ratios.append(f"control, ours against itself: {self.control.low:.2f} to {self.control.high:.2f}")
         notes = [f"{v.name}: {v.failure or v.note}" for v in self.variants if v.failure or v.note]
-        return "\n".join([text, *ratios, *notes])
+        kinds = [f"{v.name}: {_kinds(*v.kinds)}" for v in self.variants if v.kinds]
+        return [*ratios, *notes, *kinds, *_where(self.environment)]
 
     def _row(self, v: Variant) -> tuple[str, ...]:
         if not v.rounds:
@@ -114,16 +151,17 @@ class TimingReport:
         )
 
     def to_markdown(self) -> str:
-        """The table in Markdown."""
+        """The table in Markdown, and what stands below it as a list."""
         rows = [self._row(v) for v in sorted(self.variants, key=lambda v: v.median)]
         lines = [_COLUMNS, ("---", *["---:"] * (len(_COLUMNS) - 1)), *rows]
-        return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+        told = [f"- {line}" for line in self._told()]
+        return "\n".join([*(f"| {' | '.join(line)} |" for line in lines), "", *told])
 
     def to_json(self) -> dict[str, Any]:
         """The report as plain data."""
         return {
             "variants": [_plain(v) for v in self.variants],
-            **{name: value and dataclasses.asdict(value) for name, value in self._ratios().items()},
+            **{name: value and _ratio(value) for name, value in self._ratios().items()},
             "rows": self.rows,
             "environment": self.environment,
         }
@@ -142,10 +180,35 @@ class TimingReport:
         return {"best": self.best, "plain": self.plain, "control": self.control}
 
 
+def _ratio(ratio: Ratio) -> dict[str, Any]:
+    return dataclasses.asdict(ratio) | {"withheld": ratio.withheld}
+
+
+def _kinds(fast: float, slow: float, share: float) -> str:
+    return f"calls of two kinds, {1e3 * fast:.3g} ms and, {share:.0%} of them, {1e3 * slow:.3g} ms"
+
+
+def _where(environment: Mapping[str, Any]) -> list[str]:
+    """What a timing ran on, a line each: work, machine, versions, what others did; nothing where it is not known."""
+    if "load" not in environment:
+        return []
+    found, versions = environment, environment["versions"]
+    device = found["processor"] if found["device"] == "cpu" else f"{found['jax_device']}, {found['processor']}"
+    names = ("torch", "jax", "jaxlib", "flax", "numpy")
+    work = "a training step" if found["train"] else "a prediction"
+    return [
+        f"{work} of {found['members']} x {found['network']}, inputs {', '.join(found['inputs'])}; "
+        f"{found['rounds']} rounds",
+        f"on {device}, {found['threads']} of {found['cores']} cores; PyTorch's threads: {found['torch_threads_tried']}",
+        f"Python {found['python']}, {', '.join(f'{name} {versions[name]}' for name in names)}; {found['date'][:10]}",
+        described(found["load"]["before"], found["load"]["during"], found["cores"]),
+    ]
+
+
 def _plain(variant: Variant) -> dict[str, Any]:
     """A variant as JSON has it: nothing where there is no figure."""
     fields = dataclasses.asdict(variant) | {"median": variant.median}
     return {name: None if isinstance(x, float) and not math.isfinite(x) else x for name, x in fields.items()}
 
 
-_COLUMNS = ("", "median", "half of the calls", "predictions / s", "first call", "transfer", "peak memory")
+_COLUMNS = ("", "median", "middle half", "predictions / s", "first call", "transfer", "peak memory")

@@ -2,11 +2,13 @@
 
 import contextlib
 import dataclasses
+import os
 import pickle
 import random
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from time import sleep
 from typing import Any
 
 import jax
@@ -27,6 +29,7 @@ from torch_bridge.members import as_members
 from torch_bridge.report import environment
 from torch_bridge.stacking import checked_ensemble
 from torch_bridge.timing.files import save_arrays
+from torch_bridge.timing.load import Reading, is_busy, others
 from torch_bridge.timing.process import Process, compare
 from torch_bridge.timing.result import Ratio, TimingReport
 from torch_bridge.timing.variants import OURS, PLAIN, torch_variants
@@ -39,6 +42,9 @@ except ImportError:  # plain pickle carries models whose classes the processes c
 
 _FINALISTS = 3
 """How many of PyTorch's ways are measured in all rounds; the others in the first one only."""
+
+_LOOK = 0.5
+"""The seconds for which what others do is watched before anything runs."""
 
 
 def time(
@@ -62,7 +68,11 @@ def time(
 
     Every variant has a process of its own; they are measured in turn, in an order that is drawn anew in every round.
     Outputs are compared first, and every call is waited for. Ours is tuned (`Ensemble.tune`), and the ratio is against
-    the fastest of PyTorch's ways. Both sides use the same device, threads and precision.
+    the fastest of PyTorch's ways. Both sides use the same device, cores and precision. On a CPU each of PyTorch's ways
+    runs with one thread and with all of them, and the faster counts.
+
+    The report says what it ran on, what other processes did meanwhile, and whose calls fall into two kinds. A ratio
+    whose interval is wider than a factor of 1.5 is withheld.
 
     **Arguments:**
 
@@ -74,7 +84,7 @@ def time(
     - `train`: whether a training step is timed in place of a prediction: the gradient of the outputs' mean square, and
       Adam; ours in an epoch of ten, as `fit` runs them. Networks that draw random numbers cannot be: losses would
       differ.
-    - `threads`: PyTorch's threads; those of the cores that this process may use without.
+    - `threads`: the cores to be used, and PyTorch's most threads; all that this process may use without.
     - `setup`: called in each of PyTorch's processes before modules are read, as to declare operators of their own.
     - `together`: whether PyTorch's ways are prepared at the same time, which saves minutes where there are many cores.
       Their first calls then say little.
@@ -88,8 +98,8 @@ def time(
     >>> x = torch.randn(8, 3)
     >>> ensemble = torch_bridge.to_ensemble(models, (x,))
     >>> report = torch_bridge.time(models, ensemble, (x,), variants=["loop"], rounds=2, seconds=0.01)
-    >>> report.best.theirs
-    'loop'
+    >>> report.best.theirs in ("loop", "loop, 1 thread")
+    True
     """
     members, arguments = as_members(models), Arguments.of(inputs, kwargs, "inputs")
     if checked_ensemble(ensemble).network is None:
@@ -116,30 +126,46 @@ def time(
             threads=threads or cores(),
             seconds=seconds,
             train=train,
+            cores=threads or cores(),
         )
-        jobs = [("torch", name) for name in names] + [("jax", OURS), ("jax", OURS), ("jax", PLAIN)]
-        runs = [Process(dataclasses.replace(job, framework=kind, variant=name), stack, patience) for kind, name in jobs]
+        counts = sorted({1, job.threads}) if device == "cpu" else [job.threads]
+        jobs = [dataclasses.replace(job, variant=name, threads=count) for name in names for count in counts]
+        jobs += [dataclasses.replace(job, framework="jax", variant=name) for name in (OURS, OURS, PLAIN)]
+        runs = [Process(one, stack, patience) for one in jobs]
         half = any(p.dtype in (torch.bfloat16, torch.float16) for p in members[0].parameters())
         settings = {
             "device": device, "tf32": tf32, "train": train, "threads": job.threads, "rounds": rounds,
-            "seconds": seconds, "together": together,
+            "seconds": seconds, "together": together, "torch_threads_tried": " and ".join(map(str, counts)),
+            "members": len(members), "network": type(members[0]).__name__,
+            "inputs": [_described(x) for x in pytree.tree_leaves(arguments) if isinstance(x, Tensor)],
         }  # fmt: skip
         rows = len(members) * (reference.batch_size(arguments, ensemble.origin.batch_axis) or 1)
         return _timed(runs, half, rows, settings, progress)
 
 
+def _described(tensor: Tensor) -> str:
+    return f"{str(tensor.dtype).removeprefix('torch.')}{list(tensor.shape)}"
+
+
 def _timed(
     runs: list[Process], half: bool, rows: int, settings: dict[str, Any], progress: Callable[[str], object]
 ) -> TimingReport:
+    start = Reading.now(())
+    sleep(_LOOK)
+    before = others([(start, Reading.now(()))])
     _prepare(runs, progress, together=settings["together"])
     precision = "half" if half else "tf32" if settings["tf32"] else "float32"
     compare([run for run in runs if not run.failure], precision)
     ours, again, plain = runs[-3:]
     order, taking_part, rounds = random.Random(0), runs, settings["rounds"]
+    spans = []
     for number in range(rounds):
         progress(f"round {number + 1} of {rounds}")
+        pids = [os.getpid(), *(run.pid for run in taking_part if run.pid is not None)]
+        start = Reading.now(pids)
         for run in order.sample(taking_part, len(taking_part)):
             run.block()
+        spans.append((start, Reading.now(pids)))
         if number == 0:
             taking_part = _finalists(runs)
     for run in taking_part:
@@ -149,13 +175,15 @@ def _timed(
     torch_best = min(theirs, key=lambda variant: variant.median, default=found[id(runs[0])])
     mine, twin, mapped = (found[id(run)] for run in (ours, again, plain))
     control = Ratio.of(mine, twin) if mine.rounds and twin.rounds else None
+    load = {"before": before, "during": others(spans)}
+    busy = "the machine was busy" if is_busy(load["before"], load["during"], cores()) else ""
     return TimingReport(
         tuple(found[id(run)] for run in runs if run is not again),
-        best=Ratio.of(mine, torch_best).beside(control) if mine.rounds and torch_best.rounds else None,
-        plain=Ratio.of(mine, mapped).beside(control) if mine.rounds and mapped.rounds else None,
+        best=Ratio.of(mine, torch_best).beside(control, busy) if mine.rounds and torch_best.rounds else None,
+        plain=Ratio.of(mine, mapped).beside(control, busy) if mine.rounds and mapped.rounds else None,
         control=control,
         rows=rows,
-        environment=environment() | settings,
+        environment=environment() | settings | {"load": load},
     )
 
 
@@ -166,7 +194,7 @@ def _prepare(runs: list[Process], progress: Callable[[str], object], *, together
             run.launch()
     theirs = [run for run in runs if run.job.framework == "torch"]
     for group in [theirs, *([run] for run in runs if run not in theirs)] if together else [[run] for run in runs]:
-        progress(f"preparing {', '.join(run.job.variant for run in group)}")
+        progress(f"preparing {', '.join(run.name for run in group)}")
         for run in group:
             run.begin()
         for run in group:

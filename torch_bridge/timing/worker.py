@@ -36,7 +36,10 @@ LONG = 2.0  # unless it has taken so many seconds
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """What a worker is started with; `folder` holds what `run.time` wrote there."""
+    """What a worker is started with; `folder` holds what `run.time` wrote there.
+
+    `threads` are PyTorch's, of which it may have fewer than the `cores` that are taken; None for as many.
+    """
 
     folder: str
     variant: str
@@ -47,6 +50,7 @@ class Job:
     threads: int
     seconds: float
     train: bool = False
+    cores: int | None = None
 
 
 class Worker:
@@ -221,7 +225,7 @@ def main() -> None:
 
     job = Job(**json.loads(next(sys.stdin)))
     if hasattr(os, "sched_setaffinity"):  # JAX takes all the cores there are
-        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: job.threads])
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: job.cores or job.threads])
     torch.backends.cudnn.benchmark = True  # XLA tries its convolutions, too
     with reference.equal_precision(tf32=job.tf32), jax.enable_x64(job.x64):
         try:
