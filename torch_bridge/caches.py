@@ -40,6 +40,9 @@ from torch_bridge.reference import evaluated
 _EMPTIED, _NOTHING_IN_IT = "emptied", "nothing in it"
 """The two ways of clearing a container: with no items, or with the same and None for each of their tensors."""
 
+_UNTOLD = "untold"
+"""The way of clearing what is kept beside a cache to tell whether it can be used: a length, a dtype, a device."""
+
 Attribute = tuple[type, str]
 """A class, and an attribute of its objects: all of them are cleared alike."""
 
@@ -174,18 +177,30 @@ def _ways_that_work(
     chosen: Ways = {}
     for model, found in zip(models, candidates, strict=True):
         new = {attribute: ways for attribute, ways in found.items() if attribute not in chosen}
-        at_once = {attribute: ways[0] for attribute, ways in new.items()}
         if not new:
             continue
-        if len(_filled(model, chosen | at_once, inputs)) == len(chosen | at_once):
-            chosen |= at_once
+        at_once = chosen | {attribute: ways[0] for attribute, ways in new.items()}
+        together = _beside(model, at_once) | at_once
+        if len(_filled(model, together, inputs)) == len(at_once):
+            chosen = together
             continue
         for attribute, ways in new.items():
-            for way in ways:
-                if attribute in _filled(model, {attribute: way}, inputs):
-                    chosen[attribute] = way
-                    break
+            # Together with what is beside it, or alone: that may be what a caller sets, as the size of images.
+            tried = [more | {attribute: way} for way in ways for more in (_beside(model, {attribute: way}), {})]
+            chosen |= next((one for one in tried if attribute in _filled(model, one, inputs)), {})
     return chosen
+
+
+def _beside(model: nn.Module, ways: Ways) -> Ways:
+    """What the objects that have these caches assign later, to be cleared with them."""
+    kinds = {kind for kind, _ in ways}
+    return {
+        (_kind(owner), name): _UNTOLD
+        for _, owner in owners(model)
+        for name, value in (attributes(owner).items() if _kind(owner) in kinds else ())
+        if (_kind(owner), name) not in ways and isinstance(value, PLAIN)
+        if assignments(_kind(owner)).get(name, Assigned()).made_later
+    }
 
 
 def _filled(model: nn.Module, ways: Ways, inputs: tuple[Any, ...]) -> set[Attribute]:
@@ -206,24 +221,21 @@ def _filled(model: nn.Module, ways: Ways, inputs: tuple[Any, ...]) -> set[Attrib
 
 
 def _clear(model: nn.Module, ways: Ways) -> None:
-    """Clears the caches, and whatever else the same objects compute when they fill them: lengths, dtypes, devices."""
+    """Clears the caches, and what is kept beside them."""
     forget_tensors()
     for _, owner in owners(model):
         kind, kept = _kind(owner), attributes(owner)
-        chosen = {name: ways[kind, name] for name in kept if (kind, name) in ways}
-        if not chosen:
-            continue
-        for name, way in chosen.items():
-            _clear_one(owner, name, kept[name], way)
-        for name, value in kept.items():
-            assigned = assignments(kind).get(name, Assigned())
-            if name not in chosen and isinstance(value, PLAIN) and assigned.made_later:
-                number = isinstance(value, int | float) and not isinstance(value, bool)
-                put(owner, name, assigned.constants[0] if assigned.constants else 0 if number else None)
+        for name in kept:
+            if (kind, name) in ways:
+                _clear_one(owner, name, kept[name], ways[kind, name])
 
 
 def _clear_one(owner: Any, name: str, value: Any, way: Any) -> None:
-    if way is _EMPTIED and isinstance(value, dict | list):
+    if way is _UNTOLD:
+        constants = assignments(_kind(owner))[name].constants
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        put(owner, name, constants[0] if constants else 0 if number else None)
+    elif way is _EMPTIED and isinstance(value, dict | list):
         value.clear()
     elif way is _NOTHING_IN_IT and isinstance(value, dict | list):
         for key in value if isinstance(value, dict) else range(len(value)):

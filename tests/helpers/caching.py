@@ -10,7 +10,7 @@ N = 4
 
 
 class ByDevice(nn.Module):
-    """Biases by device, kept in evaluation mode and cleared by `train` (levit, efficientvit, efficientformer)."""
+    """Biases by device, kept in evaluation mode, cleared by `train` and by who sets a size (levit, efficientvit)."""
 
     indices: Tensor
 
@@ -19,6 +19,11 @@ class ByDevice(nn.Module):
         self.biases = nn.Parameter(torch.randn(2, 3))
         self.register_buffer("indices", torch.tensor([2, 0, 1, 0]), persistent=False)
         self.cache: dict[str, Tensor] = {}
+        self.size = N
+
+    def set_size(self, size: int) -> None:
+        self.size = size
+        self.cache = {}
 
     @torch.no_grad()
     def train(self, mode: bool = True) -> "ByDevice":
@@ -29,11 +34,11 @@ class ByDevice(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if self.training:
-            return x + self.biases[:, self.indices].sum(0)
+            return x + self.biases[:, self.indices].sum(0) * (N // self.size)
         key = str(x.device)
         if key not in self.cache:
             self.cache[key] = self.biases[:, self.indices]
-        return x + self.cache[key].sum(0)
+        return x + self.cache[key].sum(0) * (N // self.size)
 
 
 class ByMode(nn.Module):
