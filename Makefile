@@ -8,7 +8,7 @@ VENV ?= .venv
 TORCH ?= torch
 # cpu or cuda13; or what pip is asked for in place of the pins: make test JAX="jax==0.12.0.1 flax==0.12.12"
 JAX ?= $(if $(filter test-gpu bench-gpu,$(MAKECMDGOALS)),cuda13,cpu)
-# What `make zoo` ports: torchvision or transformers.
+# What `make zoo` ports: torchvision, transformers or timm.
 LIBRARY ?= torchvision
 # For test-gpu and bench-gpu: INSTALLED=1 takes what PYTHON has as it is. Nothing is set up, nothing is downloaded.
 INSTALLED ?=
@@ -159,9 +159,15 @@ build/zoo/torchvision:
 build/zoo/transformers:
 	$(BIN)/pip install --target build/zoo "transformers==5.24.0"
 
-# LIBRARY=transformers: small models of its families, in some minutes.
+# timm asks for torchvision, of which it uses definitions only.
+build/zoo/timm: | build/zoo/torchvision
+	$(BIN)/pip install --no-deps --target build/zoo "timm==1.0.31"
+	$(BIN)/pip install --target build/zoo "huggingface_hub==2.4.0" safetensors pyyaml
+
+# LIBRARY=transformers: small models of its families, in some minutes. LIBRARY=timm: one network of each of its modules.
 zoo: $(STAMP) build/zoo/$(LIBRARY) ## port all of torchvision's classification networks and prove them (an hour; resumes)
 	$(BIN)/python -m zoo --library $(LIBRARY) $(ARGS)
+	$(if $(filter timm,$(LIBRARY)),$(BIN)/python -m zoo --library timm --train $(ARGS))
 	$(BIN)/python -m zoo.coverage
 
 fuzz: $(STAMP) ## prove random networks in every stage and under another plan (resumes)

@@ -28,7 +28,7 @@ error that names every such place: module, operation and line. A rule of your ow
 
 def page() -> str:
     """The page as Markdown."""
-    return "\n".join([_INTRODUCTION, *_networks(), *_operators(), *_operations()])
+    return "\n".join([_INTRODUCTION, *_networks(), *_training(), *_operators(), *_operations()])
 
 
 def _networks() -> list[str]:
@@ -37,7 +37,8 @@ def _networks() -> list[str]:
         "Each as an ensemble of two, with running statistics and constant weights drawn at random. *float64*: the",
         "largest error, relative to the largest output. *float32*: our error over PyTorch's own, both against float64;",
         "at most 2 passes. *Transposes*: of activations, in the program of one member's call. Those of `transformers`,",
-        "one of each family, are small (two layers of 16 features), and are called with masks and flags by name.\n",
+        "one of each family, are small (two layers of 16 features), and are called with masks and flags by name. Those",
+        "of `timm` are the smallest that are published of each of its modules, shortened where even these are large.\n",
     ]
     for file in sorted(RESULTS.glob("zoo-*.jsonl")):
         results = sorted(load(file).values(), key=lambda result: result.name)
@@ -56,6 +57,23 @@ def _networks() -> list[str]:
             lines.append(f"| {result.name} | {result.status} | {' | '.join(figures)} |")
         lines.append("")
     return lines
+
+
+def _training() -> list[str]:
+    found = sorted(load(RESULTS / "training-timm.jsonl").values(), key=lambda result: result.name)
+    passed = sum(result.status == "passed" for result in found)
+    lines = [
+        f"### Ten training steps of timm: {passed} of {len(found)}\n",
+        "By SGD with momentum and weight decay in float64, as an ensemble of two that trains. PyTorch is given the",
+        "numbers that the ensemble drew, of dropout and stochastic depth. *float64*: the largest error of losses,",
+        "parameters and buffers after these steps, relative to the largest number of each; 1e-9 at most passes.\n",
+        "| network | | parameters | float64 |",
+        "|---|---|---:|---:|",
+    ]
+    for result in found:
+        error = "" if result.float64 is None else f"{result.float64:.1e}"
+        lines.append(f"| {result.name} | {result.status} | {result.parameters:,} | {error} |")
+    return [*lines, ""]
 
 
 def _operators() -> list[str]:

@@ -1,9 +1,11 @@
 """The networks of a library by name, and inputs for them."""
 
 import copy
+import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -18,6 +20,16 @@ ADDED = Path(__file__).resolve().parent.parent / "build" / "zoo"
 _FIXED = {"vit_": 224, "maxvit_": 224, "inception_v3": 96, "googlenet": 96, "alexnet": 80, "swin": 96}
 """Input sizes of torchvision's families that cannot take images of 64 x 64, or hardly."""
 
+_NARROWER = {
+    "beit_base_patch16_224": ("depth=3",),
+    "deepseek_vit_412m": ("depth=3",),
+    "gemma4_vit_167m": ("depth=3",),
+    "naflexvit_base_patch16_parfac_gap": ("depth=3",),
+    "qwen3_vit_88m": ("depth=3",),
+    "samvit_base_patch16_224": ("depth=3",),
+}
+"""Options of timm's networks of which even the smallest is large: fewer blocks."""
+
 
 def names(library: str) -> list[str]:
     """Every classification network of a library."""
@@ -26,9 +38,14 @@ def names(library: str) -> list[str]:
 
 def make(library: str, name: str, members: int) -> tuple[list[nn.Module], Arguments]:
     """Members of a network in evaluation mode, all of whose weights differ, and a batch of two inputs for them."""
-    torch.manual_seed(0)
-    models = varied(_LIBRARIES[library][1](name), members)
+    models = varied(model_of(library, name), members)
     return models, _LIBRARIES[library][2](models[0], name)
+
+
+def model_of(library: str, name: str) -> nn.Module:
+    """A network by name, with the same random weights every time."""
+    torch.manual_seed(0)
+    return _LIBRARIES[library][1](name)
 
 
 def varied(model: nn.Module, members: int) -> list[nn.Module]:
@@ -76,18 +93,38 @@ def _torchvision():
 
 
 def _timm_names() -> list[str]:
-    """One network of each family, the first by name."""
+    """The published network with the fewest parameters of each module, the smallest first. They are counted once."""
     timm = _timm()
-    families = [timm.list_models(module=module, exclude_filters="*in21k*") for module in timm.list_modules()]
-    return sorted(family[0] for family in families if family)
+    kept = ADDED / f"smallest-{timm.__version__}.json"
+    if not kept.exists():
+        smallest = [
+            min((_timm_parameters(name), name) for name in timm.list_models(module=module, exclude_filters="test_*"))
+            for module in timm.list_modules()
+        ]
+        kept.write_text(json.dumps([name for _, name in sorted(smallest)]))
+    return [" ".join([name, *_NARROWER.get(name, ())]) for name in json.loads(kept.read_text())]
+
+
+def _timm_parameters(name: str) -> int:
+    with torch.device("meta"):
+        return sum(parameter.numel() for parameter in _timm().create_model(name).parameters())
 
 
 def _timm_model(name: str) -> nn.Module:
-    return _timm().create_model(name, pretrained=False)
+    name, *options = name.split()
+    return _timm().create_model(name, **{key: json.loads(value) for key, value in (one.split("=") for one in options)})
 
 
 def _timm_inputs(model: nn.Module, name: str) -> Arguments:
-    return Arguments((torch.randn(2, *model.default_cfg["input_size"]),), {})  # type: ignore[index]
+    """Images of 96 x 96, or of the size that the network asks for."""
+    images = torch.randn(2, 3, 96, 96)
+    try:
+        with torch.no_grad():
+            model(images)
+    except (AssertionError, RuntimeError, ValueError):
+        config: Any = model.default_cfg
+        images = torch.randn(2, *(config.get("min_input_size") or config["input_size"]))
+    return Arguments((images,), {})
 
 
 def _timm():

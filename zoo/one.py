@@ -2,6 +2,7 @@
 
 import dataclasses
 import gc
+from collections.abc import Callable
 
 import torch
 
@@ -83,10 +84,10 @@ def _judged(known: Result, reports: list[ParityReport]) -> Result:
     )
 
 
-def main(library: str, name: str, threads: int) -> Result:
-    """`prove`, with whatever it raises told as a crash."""
+def guarded(name: str, threads: int, prove: Callable[[str], Result]) -> Result:
+    """A proof, with whatever it raises told as a crash."""
     torch.set_num_threads(threads)
     try:
-        return prove(library, name)
+        return prove(name)
     except Exception as error:  # the zoo goes on with the next network
         return Result(name, "crashed", reason=f"{type(error).__name__}: {error}"[:2000])

@@ -46,7 +46,12 @@ OPTIMIZERS: dict[str, Make] = {
 
 
 def compare(
-    ensemble: Ensemble, doubles: Sequence[nn.Module], inputs: Sequence[Any], arrays: Any, draws: Draws
+    ensemble: Ensemble,
+    doubles: Sequence[nn.Module],
+    inputs: Sequence[Any],
+    arrays: Any,
+    draws: Draws,
+    optimizers: Mapping[str, Make] = OPTIMIZERS,
 ) -> tuple[list[Row], list[str]]:
     """For each optimizer, the worst of losses, parameters and buffers after some steps; and what was not compared.
 
@@ -55,7 +60,7 @@ def compare(
     ensemble, doubles, draws, notes = _in_training(ensemble, doubles, inputs, arrays, draws)
     rows: list[Row] = []
     try:
-        for name, make in OPTIMIZERS.items():
+        for name, make in optimizers.items():
             rows += _steps(name, make, ensemble, doubles, inputs, arrays, draws)
     except _NotPossible as error:
         return rows, [*notes, f"training not compared: {error}"]
