@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 import operator
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,6 +27,7 @@ from jaxensemble.proof import Lineage, Proof
 from jaxensemble.randomness import as_key, first_state, keys_per_member
 from jaxensemble.running import Call, run_members
 from jaxensemble.source import print_source
+from jaxensemble.sources import Source
 from jaxensemble.stacking import check_same_architecture, count_members, stack_states
 from jaxensemble.state import State, Tree, flatten, merge, split
 from jaxensemble.structure import MODE_FLAGS, STATISTICS, Structure, listed
@@ -60,6 +62,7 @@ class Ensemble:
       has it an ensemble in whose dicts an array was put in the place of another.
     - `lineage`: the proof of the ensemble that this one was made from by training, slicing or any other method, or
       None. JAX's transformations and `dataclasses.replace` drop it.
+    - `sources`: the checkpoint files that these very arrays were read from, or None; see [`Source`][].
 
     >>> ensemble = Ensemble.from_modules([nnx.Linear(3, 2, rngs=nnx.Rngs(seed)) for seed in range(5)])
     >>> ensemble
@@ -79,6 +82,8 @@ class Ensemble:
     # A proof and the arrays it is about. `init=False`, so that `dataclasses.replace` drops it.
     _proven: tuple[Proof, list[Any]] | None = dataclasses.field(default=None, init=False)
     _lineage: Lineage | None = dataclasses.field(default=None, init=False)  # no part of the pytree, either
+    # The files of the members and the arrays that came from them.
+    _sources: tuple[tuple[Source, ...], list[Any]] | None = dataclasses.field(default=None, init=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "graphdef", Structure.of(self.graphdef))
@@ -120,7 +125,9 @@ class Ensemble:
         joined = jax.tree.map(lambda *parts: jnp.concatenate(parts), *trees)
         lineage = first._descent(trained=False)
         alike = all(other._descent(trained=False) == lineage for other in others)
-        return dataclasses.replace(first, plan=plan, **joined).proven(None, lineage if alike else None)
+        result = dataclasses.replace(first, plan=plan, **joined).proven(None, lineage if alike else None)
+        sources = [ensemble.sources or () for ensemble in ensembles]
+        return result.read_from(tuple(itertools.chain(*sources)) if all(sources) else None)
 
     def with_params(self, params: Any) -> "Ensemble":
         """The ensemble with other parameters, as an optimizer of optax gives them.
@@ -216,7 +223,7 @@ class Ensemble:
         if _is_traced((self, key, inputs)):
             raise InputError("nothing can be measured within jax.jit and other transformations: call tune outside")
         plan = self._tuned(self._case(inputs, key, "different", each=each), inputs, key).plan
-        return dataclasses.replace(self, plan=plan).proven(self.proof, self.lineage)
+        return dataclasses.replace(self, plan=plan).proven(self.proof, self.lineage).read_from(self.sources)
 
     def explain(self, *inputs: Any, key: Any = None, each: bool = False, **named: Any) -> str:
         """Which plan a call with these inputs gets, and why: what was measured, or what the guess went by."""
@@ -329,6 +336,7 @@ class Ensemble:
         if proof is not None:
             object.__setattr__(result, "_proven", (proof, jax.tree.leaves(result)))
         object.__setattr__(result, "_lineage", lineage or self._lineage)
+        object.__setattr__(result, "_sources", self._sources if self.sources is not None else None)
         return result
 
     def trained_from(self, other: "Ensemble") -> "Ensemble":
@@ -338,17 +346,28 @@ class Ensemble:
     @property
     def proof(self) -> Proof | None:
         """The comparison with PyTorch that these very arrays passed, or None."""
-        if self._proven is None:
-            return None
-        proof, compared = self._proven  # arrays of JAX do not change: the same objects have the same values
-        leaves = jax.tree.leaves(self)
-        same = len(leaves) == len(compared) and all(map(operator.is_, leaves, compared))
-        return proof if same else None
+        return self._proven[0] if self._proven is not None and self._holds(self._proven[1]) else None
 
     @property
     def lineage(self) -> Lineage | None:
         """The proof of the ensemble that this one was made from, and whether it was trained from it; or None."""
         return self._lineage
+
+    def read_from(self, sources: tuple[Source, ...] | None) -> "Ensemble":
+        """The same ensemble with the files of its members, which is for whoever read them to give."""
+        result = self.proven(self.proof)
+        object.__setattr__(result, "_sources", (sources, jax.tree.leaves(result)) if sources else None)
+        return result
+
+    @property
+    def sources(self) -> tuple[Source, ...] | None:
+        """The checkpoint file of each member, with what was taken of it. None for arrays that came from elsewhere."""
+        return self._sources[0] if self._sources is not None and self._holds(self._sources[1]) else None
+
+    def _holds(self, arrays: list[Any]) -> bool:
+        """Whether its arrays are these. Arrays of JAX do not change: the same objects have the same values."""
+        leaves = jax.tree.leaves(self)
+        return len(leaves) == len(arrays) and all(map(operator.is_, leaves, arrays))
 
     def _descent(self, *, trained: bool) -> Lineage | None:
         """The lineage of what is made from this ensemble."""
@@ -420,7 +439,8 @@ class Ensemble:
         except TypeError as error:
             raise InputError(f"members are selected by integers, booleans or a slice; got {index!r}") from error
         if several:
-            return self._changed(**_taken(self._stacked(), selected))
+            sources = self.sources and tuple(self.sources[member] for member in selected)
+            return self._changed(**_taken(self._stacked(), selected)).read_from(sources)
         member = selected
         if not -self.members <= member < self.members:
             raise MemberIndexError(f"there is no member {member}: the ensemble has {self.members}")
@@ -475,7 +495,7 @@ class Ensemble:
     def _in_mode(self, mode: Literal["train", "eval"]) -> "Ensemble":
         module = merge(*self.state)
         getattr(module, mode)()
-        return self._changed(**split(module)._asdict())
+        return self._changed(**split(module)._asdict()).read_from(self.sources)
 
     @functools.cached_property
     def _dtypes(self) -> tuple[Any, ...]:

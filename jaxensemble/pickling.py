@@ -20,6 +20,7 @@ from jaxensemble.inputs import require_x64
 from jaxensemble.network import Network
 from jaxensemble.plan import Plan
 from jaxensemble.proof import Lineage, Proof
+from jaxensemble.sources import Source
 from jaxensemble.state import KINDS
 from jaxensemble.structure import Structure
 
@@ -33,7 +34,8 @@ def reduced(ensemble: "Ensemble") -> tuple[Callable[..., Any], tuple[Any, ...]]:
     **Raises:** `StateError` for an ensemble whose structure is no longer that of its network.
     """
     trees = {kind: jax.tree.map(_packed, getattr(ensemble, kind)) for kind in KINDS}
-    rest = (type(ensemble), trees, ensemble.origin, ensemble.plan, ensemble.proof, ensemble.lineage)
+    told = (ensemble.proof, ensemble.lineage, ensemble.sources)
+    rest = (type(ensemble), trees, ensemble.origin, ensemble.plan, *told)
     if not isinstance(ensemble.network, Network):
         return _restored, (ensemble.graphdef, ensemble.network, *rest)
     return _restored_ported, (to_json(ensemble.network), network_of(ensemble).training, *rest)
@@ -55,10 +57,12 @@ def _restored(
     plan: Plan | None,
     proof: Proof | None,
     lineage: Lineage | None,
+    sources: tuple[Source, ...] | None,
 ) -> "Ensemble":
     """The ensemble again. Raises `InputError` for 64-bit arrays where JAX would round them."""
     arrays = {kind: jax.tree.map(_unpacked, tree) for kind, tree in trees.items()}
-    return cls(graphdef, **arrays, network=network, origin=origin, plan=plan).proven(proof, lineage)
+    ensemble = cls(graphdef, **arrays, network=network, origin=origin, plan=plan)
+    return ensemble.proven(proof, lineage).read_from(sources)
 
 
 def _packed(leaf: Any) -> Any:

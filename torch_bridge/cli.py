@@ -43,6 +43,21 @@ InputsOption = Annotated[
 CheckpointsOption = Annotated[
     list[str] | None, typer.Option("--checkpoints", "-c", help="Checkpoint files, by path or glob; a member each.")
 ]
+KeyOption = Annotated[
+    str | None,
+    typer.Option("--key", help="Which of several sets of weights in a checkpoint is meant: model_ema, ema.state_dict."),
+]
+PrefixOption = Annotated[
+    str | None, typer.Option("--prefix", help="Remove this from the beginning of every name in a checkpoint: encoder.")
+]
+RenameOption = Annotated[
+    list[str] | None,
+    typer.Option("--rename", help="Names in a checkpoint, or beginnings of names, as old=new: fc=head. Repeatable."),
+]
+IgnoreOption = Annotated[
+    list[str] | None,
+    typer.Option("--ignore", help="Leave out names of a checkpoint by a pattern: 'projector.*'. Repeatable."),
+]
 MembersOption = Annotated[int, typer.Option(min=1, help="How many members to make where there are no checkpoints.")]
 SeedOption = Annotated[int, typer.Option(help="Seed of the first member; the next ones count up.")]
 LayoutOption = Annotated[
@@ -66,6 +81,10 @@ def port(
     factory: Factory,
     inputs: InputsOption,
     checkpoints: CheckpointsOption = None,
+    key: KeyOption = None,
+    prefix: PrefixOption = None,
+    rename: RenameOption = None,
+    ignore: IgnoreOption = None,
     members: MembersOption = 2,
     seed: SeedOption = 0,
     layout: LayoutOption = "torch",
@@ -80,18 +99,23 @@ def port(
     """Port an ensemble and prove that it gives what PyTorch gives. Only then it is saved."""
     with _told(as_json, debug), wide(x64):
         from jaxensemble.artifact.saving import check_target
+        from jaxensemble.plain import to_plain
+        from jaxensemble.sources import describe_sources
 
         if out is not None:
             check_target(out, force=force)
+        read = _read(checkpoints, key, prefix, rename, ignore)
         ensemble, _ = _ported(
-            factory, inputs, checkpoints, members, seed, layout, check=check, allow_nonfinite=allow_nonfinite
+            factory, inputs, read, members, seed, layout, check=check, allow_nonfinite=allow_nonfinite
         )
         if out is not None:
             ensemble.save(out, force=force)
         result = {"ensemble": repr(ensemble), "members": len(ensemble), "passed": True if ensemble.proof else None}
         verdict = "agrees with PyTorch" if ensemble.proof else "NOT compared with PyTorch"
+        result |= {"out": str(out) if out else None, "sources": to_plain(ensemble.sources)}
         saved = f"; saved to {out}" if out else ""
-        show(result | {"out": str(out) if out else None} if as_json else f"{ensemble!r}: {verdict}{saved}", as_json)
+        lines = [f"{ensemble!r}: {verdict}{saved}", *describe_sources(ensemble.sources or ())]
+        show(result if as_json else terminal.plain("\n".join(lines)), as_json)
 
 
 @app.command()
@@ -99,6 +123,10 @@ def check(
     factory: Factory,
     inputs: InputsOption,
     checkpoints: CheckpointsOption = None,
+    key: KeyOption = None,
+    prefix: PrefixOption = None,
+    rename: RenameOption = None,
+    ignore: IgnoreOption = None,
     members: MembersOption = 2,
     seed: SeedOption = 0,
     layout: LayoutOption = "torch",
@@ -113,7 +141,8 @@ def check(
         from torch_bridge import parity
 
         _check_folders(save)
-        ensemble, models = _ported(factory, inputs, checkpoints, members, seed, layout, check=False)
+        read = _read(checkpoints, key, prefix, rename, ignore)
+        ensemble, models = _ported(factory, inputs, read, members, seed, layout, check=False)
         with _status("comparing with PyTorch"):
             report = parity.check(models(), ensemble, *_examples(inputs, seed), train=train)
         show(report.to_json() if as_json else str(report), as_json)
@@ -128,6 +157,10 @@ def bench(
     factory: Factory,
     inputs: InputsOption,
     checkpoints: CheckpointsOption = None,
+    key: KeyOption = None,
+    prefix: PrefixOption = None,
+    rename: RenameOption = None,
+    ignore: IgnoreOption = None,
     members: MembersOption = 10,
     seed: SeedOption = 0,
     layout: LayoutOption = "torch",
@@ -156,7 +189,8 @@ def bench(
                 f"expected a file ending in {', '.join(PICTURES)}; got {plot}", param_hint="--plot"
             )
         kind = _floating(dtype) if dtype else None
-        ensemble, models = _ported(factory, inputs, checkpoints, members, seed, layout, check=False)
+        read = _read(checkpoints, key, prefix, rename, ignore)
+        ensemble, models = _ported(factory, inputs, read, members, seed, layout, check=False)
         made, examples = models(), _examples(inputs, seed)
         if kind is not None:
             ensemble, made = ensemble.astype(dtype), [model.to(kind) for model in made]
@@ -236,7 +270,7 @@ def main() -> None:
 def _ported(
     factory: str,
     inputs: list[str],
-    checkpoints: list[str] | None,
+    read: dict[str, Any] | None,
     members: int,
     seed: int,
     layout: str,
@@ -244,20 +278,25 @@ def _ported(
     check: bool,
     allow_nonfinite: bool = False,
 ) -> "tuple[Ensemble, Callable[[], list[torch.nn.Module]]]":
-    """The ensemble, and its members as PyTorch modules for those who ask for them."""
+    """The ensemble, and its members as PyTorch modules for those who ask for them; `read` is what `_read` gives."""
     import torch
 
     from torch_bridge.checkpoints import load_ensemble, load_members
     from torch_bridge.convert import to_ensemble
 
     make, examples = _evaluating(factory), _examples(inputs, seed)
-    if checkpoints:
-        paths = _paths(checkpoints)
-        with _status(f"porting {len(paths)} checkpoints"):
+    if read:
+        with _status(f"porting {len(read['paths'])} checkpoints"):
             ensemble = load_ensemble(
-                make, paths, *examples, input_layout=layout, check=check, allow_nonfinite=allow_nonfinite
+                make,
+                example_inputs=examples.positional,
+                example_kwargs=examples.named,
+                input_layout=layout,
+                check=check,
+                allow_nonfinite=allow_nonfinite,
+                **read,
             )
-        return ensemble, lambda: load_members(make, paths)
+        return ensemble, lambda: load_members(make, **read)
     models = []
     for k in range(members):
         torch.manual_seed(seed + k)
@@ -351,6 +390,25 @@ def _value(text: str) -> Any:
         return ast.literal_eval(text)
     except (ValueError, SyntaxError):
         return text
+
+
+def _read(
+    checkpoints: list[str] | None,
+    key: str | None,
+    prefix: str | None,
+    rename: list[str] | None,
+    ignore: list[str] | None,
+) -> dict[str, Any] | None:
+    """The files, and which weights in them are meant, as arguments of `load_ensemble`; None without files."""
+    pairs = [pair.partition("=") for pair in rename or ()]
+    if odd := [old for old, separator, _ in pairs if not separator]:
+        raise typer.BadParameter(f"expected old=new; got {', '.join(odd)}", param_hint="--rename")
+    chosen = {"key": key, "prefix": prefix, "rename": {old: new for old, _, new in pairs}, "ignore": ignore or []}
+    if checkpoints:
+        return {"paths": _paths(checkpoints), **chosen}
+    if given := [f"--{name}" for name, value in chosen.items() if value not in (None, {}, [])]:
+        raise typer.BadParameter("they say how checkpoints are read; name these", param_hint=", ".join(given))
+    return None
 
 
 def _paths(patterns: list[str]) -> list[Path]:

@@ -7,7 +7,9 @@ from jaxensemble.artifact.loading import Artifact
 from jaxensemble.artifact.manifest import Manifest
 from jaxensemble.inputs import shape_text
 from jaxensemble.network import Network
+from jaxensemble.plain import to_plain
 from jaxensemble.proof import Proof
+from jaxensemble.sources import describe_sources
 
 _MODED = ("nnx.BatchNorm", "nnx.Dropout", *(f"layers.{name}" for name in (
     "AlphaDropout", "BatchNorm", "InstanceNorm", "RReLU", "Training"
@@ -31,6 +33,7 @@ def describe(artifact: Artifact) -> dict[str, Any]:
         "trained_from_verified": manifest.lineage is not None and manifest.lineage.trained,
         "versions": dict(manifest.versions),
         "from_pytorch": manifest.origin.name if manifest.origin else None,
+        "sources": to_plain(manifest.sources),
         "arrays": {
             name: {"kind": leaf.kind, "dtype": leaf.dtype, "shape": list(leaf.shape)}
             for name, leaf in manifest.leaves.items()
@@ -53,6 +56,7 @@ def describe_in_text(artifact: Artifact) -> str:
             *([f"in training mode: {', '.join(training)}"] if training else []),
             describe_proof(manifest),
             f"written by {', '.join(f'{name} {version}' for name, version in manifest.versions.items())}",
+            *(f"weights of {line}" for line in describe_sources(manifest.sources or ())),
             *(f"  {name:{wide}}  {x.kind:9}  {x.dtype}{list(x.shape)}" for name, x in manifest.leaves.items()),
         ]
     )

@@ -106,7 +106,8 @@ class Artifact:
             kind: unflatten({name: arrays[name] for name in flatten(getattr(state, kind))}) for kind in KINDS
         }
         ensemble = Ensemble(state.graphdef, **trees, network=self.network, origin=self.manifest.origin)
-        return ensemble.proven(None if self._narrowed() else self.manifest.proof, self.manifest.lineage)
+        proof = None if self._narrowed() else self.manifest.proof
+        return ensemble.proven(proof, self.manifest.lineage).read_from(self.manifest.sources)
 
     def verify(self) -> None:
         """**Raises:** `InputError` naming every file and array that is not what was saved, or not the network's."""

@@ -13,6 +13,7 @@ from jaxensemble.errors import InputError
 from jaxensemble.origin import Origin, check_origin
 from jaxensemble.plain import from_plain, parse, to_plain
 from jaxensemble.proof import Lineage, Proof, check_proof
+from jaxensemble.sources import Source
 from jaxensemble.state import KINDS
 
 VERSION = 1
@@ -66,6 +67,8 @@ class Manifest:
     - `proof`: the comparison with PyTorch that the ensemble passed, and None if there was none; `verified` says which.
     - `lineage`: the proof of the ensemble that it was made from, as by training, or None.
     - `origin`: the map of PyTorch's keys, and None for a network that did not come from PyTorch.
+    - `sources`: the checkpoint file of each member, with its hash and what was taken of it; None where the weights did
+      not come from files, or were changed since.
     """
 
     version: int
@@ -78,6 +81,7 @@ class Manifest:
     proof: Proof | None
     lineage: Lineage | None
     origin: Origin | None
+    sources: tuple[Source, ...] | None
 
     def to_json(self) -> str:
         """The text of `manifest.json`. Its last entry is the hash of all others, written without spaces, sorted."""
@@ -98,7 +102,8 @@ def manifest_from_json(text: bytes) -> Manifest:
             "version of jaxensemble wrote"
         )
     digest = content.pop("sha256", None)
-    manifest = from_plain(Manifest, {"lineage": None} | content, MANIFEST)  # which older artifacts do not have
+    older = {"lineage": None, "sources": None}  # which older artifacts do not have
+    manifest = from_plain(Manifest, older | content, MANIFEST)
     if digest != _digest(content):
         raise InputError(f"{MANIFEST} is damaged: its entries are not those that were written")
     if manifest.proof is not None:
@@ -122,13 +127,16 @@ def _problems(manifest: Manifest) -> Iterator[str]:
     named = FILES - {MANIFEST}
     yield from (f"{name!r} is no file of an artifact" for name in sorted(manifest.files.keys() - named))
     yield from (f"{name} is not listed" for name in sorted(named - manifest.files.keys()))
-    for name, record in (*manifest.files.items(), *manifest.leaves.items()):
+    sources = [(source.file, source) for source in manifest.sources or ()]
+    for name, record in (*manifest.files.items(), *manifest.leaves.items(), *sources):
         if not _SHA256.fullmatch(record.sha256):
             yield f"{name!r}: {record.sha256[:80]!r} is no hash"
     if manifest.verified != (manifest.proof is not None):
         yield f"`verified` is {manifest.verified}, with {'a' if manifest.proof else 'no'} proof"
     if manifest.proof is not None and manifest.proof.x64 and not manifest.x64:
         yield "`x64` is False, with a proof that was made with 64-bit types"
+    if manifest.sources is not None and len(manifest.sources) != manifest.members:
+        yield f"{len(manifest.sources)} `sources` are not those of {manifest.members} members"
     if manifest.members < 1:
         yield f"an ensemble has at least one member; got {manifest.members}"
     for name, leaf in manifest.leaves.items():

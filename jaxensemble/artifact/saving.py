@@ -61,6 +61,7 @@ def save(ensemble: "Ensemble", path: Path | str, *, force: bool = False) -> None
             proof=proof,
             lineage=ensemble.lineage,
             origin=origin,
+            sources=ensemble.sources,
         )
         durable.write(folder / MANIFEST, [manifest.to_json().encode()])
         if verify(folder) != manifest:  # which reads everything back, and is as strict as loading

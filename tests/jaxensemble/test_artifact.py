@@ -292,11 +292,12 @@ def test_a_lineage_is_saved_and_outlives_further_changes(ensemble: Ensemble, tmp
     assert again[:1].lineage == Lineage(ensemble.proof, trained=False)
 
 
-def test_artifacts_without_a_lineage_are_read(folder: Path) -> None:
-    """As those are that were saved before there was one."""
-    assert "lineage" not in json.loads((SAVED / "net" / "manifest.json").read_text())
+def test_artifacts_without_a_lineage_or_sources_are_read(folder: Path) -> None:
+    """As those are that were saved before there were any."""
+    assert {"lineage", "sources"}.isdisjoint(json.loads((SAVED / "net" / "manifest.json").read_text()))
     assert json.loads((folder / "manifest.json").read_text())["lineage"] is None
-    assert Ensemble.load(SAVED / "net").lineage is None
+    ensemble = Ensemble.load(SAVED / "net")
+    assert ensemble.lineage is None and ensemble.sources is None
 
 
 def test_what_was_changed_in_place_has_no_proof(ensemble: Ensemble, tmp_path: Path) -> None:

@@ -101,6 +101,30 @@ def test_port_of_checkpoints_by_glob() -> None:
     assert json.loads(result.stdout)["members"] == 3
 
 
+def test_which_weights_of_checkpoints_are_meant() -> None:
+    import factories  # pyright: ignore[reportMissingImports]
+
+    for k in range(2):
+        first, second = (factories.mlp().state_dict() for _ in range(2))
+        renamed = {f"encoder.{key.replace('0.', 'first.')}": value for key, value in second.items()}
+        torch.save({"model": first, "ema": {"weights": renamed | {"queue": torch.ones(1)}}}, f"member{k}.pt")
+    files = ("port", "factories:mlp", "-i", "8,4", "-c", "member*.pt")
+    chosen = ("--key", "ema", "--prefix", "encoder.", "--rename", "first=0", "--ignore", "q*")
+    result = run(*files, *chosen, "--out", "net")
+    assert result.exit_code == 0, result.output
+    taken = "taken from `ema.weights`; prefix `encoder.` removed; `first` renamed `0`; left out: `model`, `q*`"
+    assert f"members 0 (member0.pt), 1 (member1.pt): {taken}" in result.stdout
+    shown = CliRunner().invoke(jaxensemble.cli.app, ["inspect", "net"]).stdout
+    assert f"weights of members 0 (member0.pt), 1 (member1.pt): {taken}" in shown
+    told = json.loads(CliRunner().invoke(jaxensemble.cli.app, ["inspect", "net", "--json"]).stdout)
+    assert told["sources"][1]["taken"]["renamed"] == {"first": "0"}
+    manifest = json.loads(run(*files, "--key", "model", "--json", "--no-check").stdout)
+    assert [source["taken"]["key"] for source in manifest["sources"]] == ["model", "model"]
+    assert run("check", *files[1:], *chosen).exit_code == 0
+    sets = run("port", "factories:mlp", "-i", "8,4", "-c", "member*.pt", "--key", "none")
+    assert sets.exit_code == 3 and 'it has key="model", key="ema.weights"' in sets.stderr
+
+
 def test_check_prints_the_table_or_json_and_saves_it() -> None:
     result = run("check", "factories:mlp", "-i", "8,4", "--save", "report.json")
     assert result.exit_code == 0, result.output
@@ -150,6 +174,8 @@ def test_inputs_by_name_and_of_every_kind() -> None:
         (("port", "factories:mlp", "-i", "int32000:4"), 2, "expected a shape"),
         (("port", "factories:mlp", "-i", "8,5"), 3, "PyTorch itself cannot run Sequential"),
         (("port", "factories:mlp", "-i", "8,4", "-c", "none*.pt"), 6, "no file matches 'none*.pt'"),
+        (("port", "factories:mlp", "-i", "8,4", "--key", "model"), 2, "--key"),
+        (("port", "factories:mlp", "-i", "8,4", "-c", "f*.py", "--rename", "a"), 2, "expected old=new; got a"),
         (("port", "factories:mlp"), 2, "--input"),
         (("port", "factories:Masked", "-i", "x=4,y"), 2, "expected a shape"),
         (("port", "factories:Masked", "-i", "8,4", "-i", "scale=value:{1}"), 3, "set in `scale`"),

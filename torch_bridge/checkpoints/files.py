@@ -21,25 +21,27 @@ import torch
 from torch import Tensor, nn
 
 from jaxensemble.errors import InputError, first_line
+from jaxensemble.sources import Taken
 from torch_bridge.arrays import odd_kind
+from torch_bridge.checkpoints import hyperparameters
+from torch_bridge.checkpoints.choice import Choice
+from torch_bridge.checkpoints.expected import Expected
+from torch_bridge.checkpoints.strangers import stranger
 
 PICKLED = (".pt", ".pth", ".bin", ".ckpt")
 SAFETENSORS = ".safetensors"
-
-WRAPPERS = ("state_dict", "model_state_dict", "model")
-"""Under which keys training scripts and Lightning keep a model's state dict beside other things."""
-
-PREFIXES = ("module.", "_orig_mod.", "model.")
-"""What `DataParallel`, `torch.compile` and Lightning modules put before every key."""
 
 _SAVE = "where its code is at hand, save the weights alone: torch.save(model.state_dict(), path)"
 
 _ZIP_MAGIC = b"PK\x03\x04"
 _BLOCK = 1 << 20
+_ANY = Choice()
 
 
-def read_state_dict(path: str | Path, expected: Collection[str] | None = None) -> tuple[dict[str, Tensor], str]:
-    """The state dict of a model in a checkpoint file, and a note of what was left out or renamed to get it.
+def read_state_dict(
+    path: str | Path, expected: Expected | None = None, choice: Choice = _ANY
+) -> tuple[dict[str, Tensor], Taken]:
+    """The state dict of a model in a checkpoint file, by the model's names, and what was done to get it.
 
     Tensors are on the CPU, and map the file where its format allows, so that only what is read takes up memory; they
     are good for as long as the file stays as it is.
@@ -47,28 +49,33 @@ def read_state_dict(path: str | Path, expected: Collection[str] | None = None) -
     **Arguments:**
 
     - `path`: a `.safetensors` file, or a `.pt`, `.pth`, `.bin` or `.ckpt` file of `torch.save`: a state dict itself, or
-      one under `state_dict`, `model_state_dict` or `model`.
-    - `expected`: the keys that the model has. Prefixes (`module.`, `_orig_mod.`, `model.`, one after another) are
-      stripped if all keys have them and more keys are the model's afterwards; without `expected`, none is.
+      dicts with one in them.
+    - `expected`: what the model has.
+    - `choice`: which of several state dicts is meant, and how its names become the model's.
 
     **Raises:** `InputError` for a file that is missing, damaged or anything else than that, naming what it is and what
-    to do; with the names of the functions that a file would have called.
+    to do; with the names of the functions that a file would have called; and with the arguments to choose by, if there
+    is more than one way to read it.
 
     >>> import pathlib, tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     path = pathlib.Path(folder) / "linear.pt"
     ...     torch.save({"model": nn.DataParallel(nn.Linear(3, 2)).state_dict(), "epoch": 9}, path)
-    ...     state, note = read_state_dict(path, ["weight", "bias"])
-    >>> list(state), note
-    (['weight', 'bias'], 'taken from `model`, `epoch` left out; prefix `module.` stripped')
+    ...     state, taken = read_state_dict(path, Expected.of(nn.Linear(3, 2)))
+    >>> list(state), str(taken)
+    (['weight', 'bias'], 'taken from `model`; prefix `module.` removed; left out: `epoch`')
     """
     path = checkpoint_path(path)
+    if what := stranger(path):
+        raise InputError(f"`{path}` is no checkpoint. It is {what}")
     loaded = _read_safetensors(path) if path.suffix == SAFETENSORS else _read_pickled(path)
-    state, notes = _unwrapped(loaded, path)
-    if expected is not None:
-        state, prefix = _without_prefix(state, set(expected))
-        notes += [f"prefix `{prefix}` stripped"] if prefix else []
-    return state, "; ".join(notes)
+    try:
+        tensors, taken = choice.take(loaded, expected)
+    except InputError as error:
+        raise InputError(f"`{path}` {error.details}") from error
+    _check_plain(tensors, path)
+    tensors = {name: tensor.detach() for name, tensor in tensors.items()}
+    return expected.with_ties(tensors) if expected else tensors, taken
 
 
 def checkpoint_path(path: Any) -> Path:
@@ -124,6 +131,8 @@ def _begins(path: Path, magic: bytes) -> bool:
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    if _begins(path, _ZIP_MAGIC):
+        raise InputError(f"`{path}` is a zip archive, as torch.save writes it, and no safetensors file: name it .pt")
     try:
         return safetensors.torch.load_file(path, device="cpu")
     except (safetensors.SafetensorError, OSError, ValueError, KeyError, AttributeError) as error:
@@ -137,7 +146,8 @@ def _read_pickled(path: Path) -> Any:
     elif tarfile.is_tarfile(path):
         raise InputError(f"`{path}` is a tar archive, as PyTorch wrote them before 2017; {_SAVE}")
     try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=is_archive)
+        with hyperparameters.allowed():
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=is_archive)
     except Exception as error:  # whatever a damaged or hostile file makes of the loader is told as one kind of error
         raise InputError(_refusal(path, error)) from error
 
@@ -182,7 +192,7 @@ def _refusal(path: Path, error: Exception) -> str:
     if blocked:
         return (
             f"`{path}` holds more than tensors, and to load it would be to run code: {', '.join(blocked)}. A whole "
-            f"module that was pickled, or other objects beside the weights, cannot be read; {_SAVE}"
+            f"module that was pickled, or objects of other classes beside the weights, cannot be read; {_SAVE}"
         )
     reason = next((line for line in str(error).splitlines() if "WeightsUnpickler error:" in line), str(error))
     reason = reason.rpartition("WeightsUnpickler error:")[2].strip() or type(error).__name__
@@ -197,37 +207,10 @@ def _blocked(path: Path, text: str) -> list[str]:
     if not named:
         return []
     try:
-        return sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path))
+        with hyperparameters.allowed():
+            return sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path))
     except Exception:  # an old format, or a pickle that is malformed on purpose: PyTorch's message names the first
         return named[:1]
-
-
-def _unwrapped(loaded: Any, path: Path) -> tuple[dict[str, Tensor], list[str]]:
-    if not isinstance(loaded, Mapping):
-        raise InputError(f"`{path}` must hold a state dict; got {_told(loaded)}; {_SAVE}")
-    if loaded and all(isinstance(key, str) and isinstance(value, Tensor) for key, value in loaded.items()):
-        _check_plain(loaded, path)
-        return {key: value.detach() for key, value in loaded.items()}, []
-    wrappers = [key for key in WRAPPERS if isinstance(loaded.get(key), Mapping)]
-    if len(wrappers) == 1:
-        state, notes = _unwrapped(loaded[wrappers[0]], path)
-        others = [f"`{key}`" for key in loaded if key != wrappers[0]]
-        left = f", {', '.join(others)} left out" if others else ""
-        return state, [f"taken from `{wrappers[0]}`{left}", *notes]
-    contents = [f"  {key!r}: {_told(value)}" for key, value in loaded.items() if not isinstance(value, Tensor)]
-    tensors = len(loaded) - len(contents)
-    told = "\n".join([*contents, *([f"  {tensors} tensors"] if tensors else [])]) or "  nothing"
-    raise InputError(
-        f"`{path}` must hold a state dict, or one dict of tensors under {', '.join(map(repr, WRAPPERS))}; "
-        f"{'several' if wrappers else 'none'} of these fit:\n{told}\n"
-        "Take out the one that is meant: torch.save(checkpoint['...'], path)"
-    )
-
-
-def _told(value: Any) -> str:
-    if isinstance(value, Mapping):
-        return f"a dict of {len(value)}"
-    return f"a {type(value).__name__}" if not isinstance(value, Tensor) else f"a tensor of shape {tuple(value.shape)}"
 
 
 def _check_plain(state: Mapping[str, Tensor], path: Path) -> None:
@@ -246,14 +229,3 @@ def _check_plain(state: Mapping[str, Tensor], path: Path) -> None:
     lines = [f"  {key}: {kind}" for key, kind in odd.items() if kind]
     if lines:
         raise InputError(f"`{path}` must hold plain dense tensors; got\n" + "\n".join(lines))
-
-
-def _without_prefix(state: dict[str, Tensor], expected: set[str]) -> tuple[dict[str, Tensor], str]:
-    """The state with the prefix left out after which most keys are expected ones, and that prefix."""
-    prefixes = [""]
-    keys = list(state)
-    while prefix := next((p for p in PREFIXES if keys and all(key.startswith(p) for key in keys)), ""):
-        prefixes.append(prefixes[-1] + prefix)
-        keys = [key.removeprefix(prefix) for key in keys]
-    best = max(prefixes, key=lambda p: sum(key.removeprefix(p) in expected for key in state))
-    return {key.removeprefix(best): value for key, value in state.items()}, best

@@ -116,12 +116,25 @@ def flax_name(key: str, names: Names) -> str:
         if not isinstance(name, str):
             raise InputError(f"`names({key!r})` must be a str; got {type(name).__name__}")
         return name
-    parts = key.split(".")
-    for length in range(len(parts), 0, -1):
-        prefix = ".".join(parts[:length])
-        if prefix in names:
-            return ".".join([names[prefix], *parts[length:]])
-    return key
+    return renamed(key, names)
+
+
+def renamed(name: str, names: Mapping[str, str]) -> str:
+    """A name with its longest beginning that is in `names` replaced; the empty one is that of every name.
+
+    >>> renamed("fc.0.weight", {"fc": "head", "": "net"}), renamed("bias", {"": "net"}), renamed("fc.bias", {"fc": ""})
+    ('head.0.weight', 'net.bias', 'bias')
+    """
+    old = beginning(name, names)
+    if old is None:
+        return name
+    rest = name[len(old) :].removeprefix(".")
+    return ".".join(filter(None, (names[old], rest)))
+
+
+def beginning(name: str, names: Mapping[str, str]) -> str | None:
+    """The longest beginning of a name, up to one of its dots or all of it, that is in `names`."""
+    return max((old for old in names if not old or f"{name}.".startswith(f"{old}.")), key=len, default=None)
 
 
 def placement(slot: Slot, shape: tuple[int, ...], axes: list[Axis]) -> Placement:

@@ -8,6 +8,14 @@ def entry(content: dict[str, Any], path: str) -> dict[str, Any]:
     return next(entry for entry in content["origin"]["weights"]["entries"] if entry["path"] == path)
 
 
+def source(**changes: Any) -> dict[str, Any]:
+    return {
+        "file": "a.pt",
+        "sha256": "0" * 64,
+        "taken": {"key": "", "prefix": "", "renamed": {}, "left_out": []},
+    } | changes
+
+
 MANIFESTS: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "version": (lambda m: m.update(version=2), "expected format version 1, got 2"),
     "no version": (lambda m: m.pop("version"), "expected format version 1, got None"),
@@ -100,6 +108,12 @@ MANIFESTS: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "path twice": (lambda m: entry(m, "fc.kernel").update(path="conv.kernel"), "'conv.kernel' is given 2 times"),
     "path of nothing": (lambda m: entry(m, "fc.kernel").update(path="sys.path"), "'sys.path', where there is no"),
     "path of another": (lambda m: entry(m, "shift").update(path="conv.bias"), "is stored|given 2 times"),
+    "sources of others": (lambda m: m.update(sources=[source()]), "1 `sources` are not those of 2 members"),
+    "source without hash": (lambda m: m.update(sources=[source(sha256="x"), source()]), "'a.pt': 'x' is no hash"),
+    "source with code": (
+        lambda m: m.update(sources=[source(run="me"), source()]),
+        r"manifest.json.sources.0: 'run' is not known",
+    ),
     "layout": (lambda m: m["origin"].update(input_layout="__import__"), "input_layout: expected one of torch, NHWC"),
     "batch axis": (lambda m: m["origin"].update(batch_axis="os"), "batch_axis: expected int or a list or null"),
 }

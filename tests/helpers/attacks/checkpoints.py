@@ -3,6 +3,7 @@
 What the payload does, once it is run, is to make the directory `marker`.
 """
 
+import argparse
 import importlib
 import io
 import operator
@@ -147,6 +148,11 @@ def _bomb(path: Path, marker: Path) -> None:
     path.write_bytes(path.read_bytes().replace(size, (0xFFFFFFFE).to_bytes(4, "little")))
 
 
+def _hyperparameters(path: Path, marker: Path) -> None:
+    """A payload within arguments, which may be beside the weights."""
+    torch.save({"weight": torch.zeros(1), "args": argparse.Namespace(more=Payload(marker))}, path)
+
+
 def _overlapping(path: Path, marker: Path) -> None:
     """Many members that are all the same bytes of the file."""
     with zipfile.ZipFile(path, "w") as archive:
@@ -178,6 +184,7 @@ HOSTILE: dict[Callable[[Path, Path], None], str] = {
     _bomb: "compressed members",
     _overlapping: "members that overlap",
     _tar: "is a tar archive",
-    _text: "is no checkpoint that can be read",
+    _text: "is no checkpoint. It is text",
+    _hyperparameters: r"would be to run code: (os|posix|nt)\.mkdir\.",
     _nothing: "is empty",
 }

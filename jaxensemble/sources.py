@@ -1,0 +1,67 @@
+"""`Source`: the checkpoint file that a member's weights were read from, and what was taken of it."""
+
+import dataclasses
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+
+_LISTED = 4
+"""Members that a line lists at most."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Taken:
+    """What was taken of a checkpoint file.
+
+    - `key`: where in the file the set of weights is, with dots between the keys; empty where it is the whole file.
+    - `prefix`: what was removed from the beginning of every name.
+    - `renamed`: the names, or beginnings of names, that were replaced.
+    - `left_out`: what else is in the file: keys beside the set of weights, then names in it. `criterion.*` is all
+      names that begin with `criterion.`; patterns that were given are listed as they are.
+
+    >>> print(Taken("state_dict", "model.", {}, ("epoch", "criterion.*")))
+    taken from `state_dict`; prefix `model.` removed; left out: `epoch`, `criterion.*`
+    """
+
+    key: str = ""
+    prefix: str = ""
+    renamed: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    left_out: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        parts = [f"taken from `{self.key}`"] if self.key else []
+        parts += [f"prefix `{self.prefix}` removed"] if self.prefix else []
+        parts += [_renaming(old, new) for old, new in self.renamed.items()]
+        parts += [f"left out: {', '.join(f'`{name}`' for name in self.left_out)}"] if self.left_out else []
+        return "; ".join(parts)
+
+
+def _renaming(old: str, new: str) -> str:
+    if not old:
+        return f"`{new}.` put before every name"
+    return f"`{old}` renamed `{new}`" if new else f"`{old}` removed"
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """The file that a member's weights were read from: its name without folders, its SHA-256, what was taken of it."""
+
+    file: str
+    sha256: str
+    taken: Taken
+
+
+def describe_sources(sources: Sequence[Source]) -> list[str]:
+    """A line for each way in which files were read, with the members whose files were read so.
+
+    >>> taken = Taken("model_ema", left_out=("model",))
+    >>> describe_sources([Source(f"seed{k}.pt", "", taken) for k in range(3)])
+    ['members 0 (seed0.pt), 1 (seed1.pt), 2 (seed2.pt): taken from `model_ema`; left out: `model`']
+    """
+    found: dict[str, list[str]] = defaultdict(list)
+    for member, source in enumerate(sources):
+        found[str(source.taken) or "the whole file"].append(f"{member} ({source.file})")
+    return [f"member{'s' if len(which) > 1 else ''} {_few(which)}: {text}" for text, which in found.items()]
+
+
+def _few(which: Sequence[str]) -> str:
+    return ", ".join(which if len(which) <= _LISTED else [*which[: _LISTED - 1], f"{len(which) - _LISTED + 1} more"])

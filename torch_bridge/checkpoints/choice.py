@@ -1,0 +1,262 @@
+"""`Choice`: which set of weights in a checkpoint file is meant, and how its names become the model's."""
+
+import dataclasses
+import json
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from fnmatch import fnmatchcase
+from typing import Any
+
+from torch import Tensor
+
+from jaxensemble.errors import InputError
+from jaxensemble.sources import Taken
+from torch_bridge.checkpoints.expected import Expected
+from torch_bridge.checkpoints.readings import Reading, distinct, resemble, shape_of
+from torch_bridge.checkpoints.sets import WeightSet, beside, children, grouped, leads, places, sets_of
+from torch_bridge.state_dicts.matching import beginning, renamed
+
+_ADVICE = "These are arguments of load_ensemble; on the command line: --key, --prefix, --rename, --ignore."
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """Which set of weights in a checkpoint file is meant, and how its names become the model's.
+
+    Without any argument there has to be exactly one way to read a file: one dict in it has a tensor of the right shape
+    for every name of the model, behind nothing or behind `module.`, `_orig_mod.`, `model.`, `net.` and `ema_model.`,
+    alone or one after another; and nothing else in the file could be the model's weights, by the shapes of its tensors.
+    (Optimizers are not looked into.) Where names carry such a prefix, others may be beside them: those of a loss, or a
+    counter. Where they carry none, all of them have to be the model's. What is left out is in `Taken.left_out`.
+
+    - `key`: the key of the set of weights in the file; with dots between keys for a dict within another one:
+      `"ema.state_dict"`. The empty key is the file itself.
+    - `prefix`: what is removed from the beginning of every name: `"net."`. A name that does not begin so is an error,
+      unless it is ignored. The empty prefix removes nothing.
+    - `rename`: names, or beginnings of names up to a dot, with what takes their place once the prefix is removed:
+      `{"fc": "head"}` makes `head.weight` of `fc.weight`. Of several that fit, the longest counts. The empty beginning
+      is that of every name: `{"": "net"}` puts `net.` before all of them.
+    - `ignore`: patterns (of `fnmatch`) of names, as they are in the file, that are left out: `["head.*"]`.
+
+    >>> import torch
+    >>> weight, bias = torch.ones(2, 3), torch.ones(2)
+    >>> loaded = {
+    ...     "model": {"weight": weight, "bias": bias},
+    ...     "ema": {"updates": 3, "weights": {"net.fc.weight": weight, "net.fc.bias": bias, "steps": torch.ones(1)}},
+    ... }
+    >>> choice = Choice("ema.weights", prefix="net.", rename={"fc": ""}, ignore=("step*",))
+    >>> tensors, taken = choice.take(loaded, Expected.of(torch.nn.Linear(3, 2)))
+    >>> list(tensors)
+    ['weight', 'bias']
+    >>> print(taken)
+    taken from `ema.weights`; prefix `net.` removed; `fc` removed; left out: `model`, `ema.updates`, `step*`
+    """
+
+    key: str | None = None
+    prefix: str | None = None
+    rename: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    ignore: Sequence[str] = ()
+
+    def __post_init__(self) -> None:
+        """**Raises:** `InputError` for arguments of other types."""
+        for name in ("key", "prefix"):
+            if not isinstance(getattr(self, name), str | None):
+                raise InputError(f"`{name}` must be a str or None; got {getattr(self, name)!r:.100}")
+        if not isinstance(self.rename, Mapping) or not _are_texts([*self.rename, *self.rename.values()]):
+            raise InputError(
+                f"`rename` must be a dict of new names by old ones, {{'fc': 'head'}}; got {self.rename!r:.100}"
+            )
+        if isinstance(self.ignore, str) or not isinstance(self.ignore, Sequence) or not _are_texts(self.ignore):
+            raise InputError(f"`ignore` must be a list of patterns of names, ['head.*']; got {self.ignore!r:.100}")
+        without_dots = {old.removesuffix("."): new.removesuffix(".") for old, new in self.rename.items()}
+        object.__setattr__(self, "rename", without_dots)
+
+    def take(self, loaded: Any, expected: Expected | None) -> tuple[dict[str, Tensor], Taken]:
+        """The tensors that are meant, by the model's names, and what was done to get them.
+
+        Where no set of weights fits the model, these are of the one that is nearest to it. Without `expected`, nothing
+        is known of the model, and there has to be one set of weights.
+
+        **Raises:** `InputError` where there is not exactly one way to read it, with the arguments that settle it.
+        """
+        sets = self._sets(loaded)
+        named = [weights for weights in sets if weights.named]
+        readings = self._readings(named, self.prefix)
+        if expected is None or not expected.tensors:
+            if len(named) > 1:
+                raise _several([f"key={_quoted(weights.key)}" for weights in named])
+            prefix = self.prefix or ""
+            whole = [reading for reading in readings if reading.prefix == prefix]
+            reading = whole[0] if whole else Reading(named[0], prefix, {})
+        else:
+            fitting = distinct((reading for reading in readings if reading.fits(expected)), expected)
+            others = self._others(fitting[0], sets, expected) if len(fitting) == 1 else []
+            if len(fitting) > 1 or others:
+                raise _several(self._ways(fitting, others, expected))
+            if fitting and self.prefix is None and not fitting[0].has_known_prefix:
+                raise self._offer(fitting[0], expected)
+            reading = fitting[0] if fitting else self._nearest(named, readings, expected)
+        self._check(reading)
+        return reading.tensors, self._taken(loaded, reading)
+
+    def _sets(self, loaded: Any) -> list[WeightSet]:
+        """The sets of weights that may be meant. **Raises:** `InputError` if there are none."""
+        found = places(loaded, self.key or "")
+        sets = [weights for path, node in found for weights in sets_of(node, path)]
+        if self.key is not None:
+            sets = [weights for weights in sets if weights.key == self.key] or sets
+        if any(weights.named for weights in sets) and len(found) == 1:
+            return sets
+        known = [f"key={_quoted(weights.key)}" for weights in sets_of(loaded) if weights.named]
+        if len(found) > 1:
+            raise InputError(f"has two places for key={_quoted(self.key or '')}: its keys have dots in them")
+        if known:
+            what = "no weights there" if found else "no such key"
+            raise InputError(
+                f"was to be read with key={_quoted(self.key or '')}, and has {what}; it has {', '.join(known)}"
+            )
+        held = children(loaded) if isinstance(loaded, Mapping) else {}
+        contents = ",".join(f"\n  {name!r}: {_told(child)}" for name, child in held.items())
+        raise InputError(
+            f"must hold a state dict; got {_told(loaded)}{contents and ', which are' + contents}.\n"
+            "Where its code is at hand, save the weights alone: torch.save(model.state_dict(), path)"
+        )
+
+    def _readings(self, sets: Iterable[WeightSet], prefix: str | None) -> list[Reading]:
+        """Every way to read the sets: with this prefix, or with any that a name has."""
+        found = []
+        for weights in sets:
+            under: dict[str, dict[str, str]] = defaultdict(dict)
+            for name in self._kept(weights):
+                for lead in leads(name) if prefix is None else [prefix]:
+                    if name.startswith(lead):
+                        under[lead][renamed(name[len(lead) :], self.rename)] = name
+            found += [Reading(weights, lead, names) for lead, names in under.items()]
+        return found
+
+    def _kept(self, weights: WeightSet) -> list[str]:
+        return [name for name in weights.tensors if not any(fnmatchcase(name, pattern) for pattern in self.ignore)]
+
+    def _others(self, reading: Reading, sets: Sequence[WeightSet], expected: Expected) -> list[str]:
+        """Where else there are tensors that could be the model's weights, under other names."""
+        rest = {
+            f"key={_quoted(weights.key)}": [weights.tensors[name] for name in self._kept(weights)]
+            for weights in sets
+            if weights is not reading.weights
+        }
+        if self.prefix is None:
+            for pattern, names in grouped(self._without(reading), reading.names.values()).items():
+                rest[pattern] = [reading.weights.tensors[name] for name in names]
+        return [where for where, tensors in rest.items() if resemble(tensors, expected)]
+
+    def _without(self, reading: Reading) -> list[str]:
+        """The names in a set of weights that do not begin with the prefix."""
+        return [name for name in self._kept(reading.weights) if not name.startswith(reading.prefix)]
+
+    def _ways(self, fitting: Sequence[Reading], others: Sequence[str], expected: Expected) -> list[str]:
+        """The arguments for each way to read the file, one by one."""
+        count = Counter(reading.weights.key for reading in fitting)
+        key = len(count) > 1 or any(other.startswith("key=") for other in others)
+        within = any(not other.startswith("key=") for other in others)
+        return [
+            self._arguments(
+                reading,
+                expected,
+                key=key,
+                prefix=within or count[reading.weights.key] > 1 or not reading.has_known_prefix,
+            )
+            for reading in fitting
+        ] + [f"{other} (by shapes: its names are not the model's)" for other in others]
+
+    def _arguments(self, reading: Reading, expected: Expected, *, key: bool, prefix: bool) -> str:
+        """The arguments that make a file be read so and no other way."""
+        used = set(reading.used(expected).values())
+        unused = grouped([name for name in self._kept(reading.weights) if name not in used], used)
+        given = [f"key={_quoted(reading.weights.key)}"] if key or self.key is not None else []
+        if prefix:
+            given += [f"prefix={_quoted(reading.prefix)}"]
+            given += [f"ignore={_quoted([*self.ignore, *unused])}"] if unused else []
+        return ", ".join(given)
+
+    def _offer(self, reading: Reading, expected: Expected) -> InputError:
+        many, whole = reading.matched(expected), len(expected.tensors)
+        where = f"begin with `{reading.prefix}` there" if reading.prefix else "have no prefix there"
+        return InputError(
+            f"has {'all' if many == whole else many} of the {whole} names of the model, "
+            f"and they {where}. If these are the weights that are meant, read them with "
+            f"{self._arguments(reading, expected, key=False, prefix=True)}.\n{_ADVICE}"
+        )
+
+    def _nearest(self, named: Sequence[WeightSet], readings: Sequence[Reading], expected: Expected) -> Reading:
+        """Of no reading that fits, the one that has the most names of the model.
+
+        **Raises:** `InputError` if it is another one than the arguments mean, or if there are several such sets.
+        """
+        mine = [reading for reading in readings if self.prefix is not None or reading.has_known_prefix]
+        count = lambda reading: reading.matched(expected)  # noqa: E731
+        best = max(mine, key=count, default=Reading(named[0], self.prefix or "", {}))
+        any_best = max(self._readings(named, None), key=count, default=best)
+        if count(any_best) > count(best) and 2 * count(any_best) >= len(expected.tensors):
+            raise self._offer(any_best, expected)
+        for lead in dict.fromkeys(lead for name in expected.tensors for lead in leads(name)[1:]):
+            if not count(best) and not expected.lacking(f"{lead}{name}" for name in best.names):
+                raise InputError(
+                    f"has the names of the model without the `{lead}` that they begin with in the model. If these are "
+                    f'the weights that are meant, read them with rename={{"": "{lead[:-1]}"}}.\n{_ADVICE}'
+                )
+        if len({reading.weights.key for reading in mine if count(reading) == count(best)}) > 1:
+            rows = [f"key={_quoted(weights.key)} ({len(weights.tensors)} tensors)" for weights in named]
+            raise _several(rows, "and none has all names and shapes of the model")
+        return best
+
+    def _check(self, reading: Reading) -> None:
+        """**Raises:** `InputError` for names that lack the prefix, and for such as become the same name."""
+        without = self._without(reading) if self.prefix is not None else []
+        if without:
+            patterns = grouped(without, reading.names.values())
+            raise InputError(
+                f"has names that do not begin with `{reading.prefix}`: {', '.join(patterns)}. To leave them out, add "
+                f"ignore={_quoted([*self.ignore, *patterns])}.\n{_ADVICE}"
+            )
+        found: dict[str, list[str]] = defaultdict(list)
+        for name in self._kept(reading.weights):
+            if name.startswith(reading.prefix):
+                found[renamed(name[len(reading.prefix) :], self.rename)].append(name)
+        twice = [f"{' and '.join(names)} both become {new}" for new, names in found.items() if len(names) > 1]
+        if twice:
+            raise InputError(
+                f"has names that `rename` makes one: {'; '.join(twice)}. Change `rename`, or ignore all but one"
+            )
+
+    def _taken(self, loaded: Any, reading: Reading) -> Taken:
+        names = list(reading.weights.tensors)
+        rest = [name[len(reading.prefix) :] for name in reading.names.values()]
+        used = {old for name in rest if (old := beginning(name, self.rename)) is not None}
+        ignored = [pattern for pattern in self.ignore if any(fnmatchcase(name, pattern) for name in names)]
+        without = grouped(self._without(reading), reading.names.values())
+        left_out = (*beside(loaded, reading.weights.path), *ignored, *without)
+        return Taken(
+            reading.weights.key, reading.prefix, {old: new for old, new in self.rename.items() if old in used}, left_out
+        )
+
+
+def _several(rows: Sequence[str], more: str = "and a guess could be wrong") -> InputError:
+    return InputError(
+        f"holds more than one set of weights, {more}. Name the one that is meant:\n  "
+        + ",\n  or ".join(rows)
+        + f".\n{_ADVICE}"
+    )
+
+
+def _are_texts(values: Collection[Any]) -> bool:
+    return all(isinstance(value, str) for value in values)
+
+
+def _quoted(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _told(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return f"a dict with {len(value)} keys"
+    return f"a tensor of shape {shape_of(value)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"

@@ -1,0 +1,95 @@
+"""`Expected`: what a checkpoint of a model has to hold."""
+
+import dataclasses
+import functools
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from jaxensemble.errors import InputError
+from torch_bridge.assemble import tensors_of
+from torch_bridge.finite import has_fractions
+
+Shape = tuple[int, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Expected:
+    """What a checkpoint of a model has to hold.
+
+    - `tensors`: the shape and dtype under each name.
+    - `ties`: for a name whose tensor the model holds under several, all of these.
+    - `nonfinite`: where the tensors of a model with fresh weights are not finite: masks hold infinities.
+    - `trained`: how many parameters there are of each shape, tied ones once, frozen ones not.
+    """
+
+    tensors: Mapping[str, tuple[Shape, torch.dtype]]
+    ties: Mapping[str, tuple[str, ...]]
+    nonfinite: Mapping[str, Tensor]
+    trained: Counter[Shape]
+
+    @classmethod
+    def of(cls, model: nn.Module) -> "Expected":
+        """**Raises:** `InputError` for a model whose state dict is not simply its parameters and buffers."""
+        tensors, saved = tensors_of(model), set(model.state_dict())
+        unsaved = [key for key, _ in model.named_parameters(remove_duplicate=False) if key not in saved]
+        if odd := sorted(saved - tensors.keys()) + unsaved:
+            raise InputError(
+                f"the state dict of {type(model).__name__} must hold its parameters and buffers by their names; it has "
+                f"others, or lacks some: {', '.join(odd)}. Load the members yourself, and pass them to to_ensemble."
+            )
+        names: dict[int, list[str]] = defaultdict(list)
+        for key, tensor in tensors.items():
+            if key in saved:
+                names[id(tensor)].append(key)
+        fractions = {key: tensor for key, tensor in tensors.items() if key in saved and has_fractions(tensor)}
+        nonfinite = {key: ~tensor.isfinite() for key, tensor in fractions.items()}
+        return cls(
+            {key: (tuple(tensor.shape), tensor.dtype) for key, tensor in tensors.items() if key in saved},
+            {key: tuple(group) for group in names.values() for key in group if len(group) > 1},
+            {key: mask for key, mask in nonfinite.items() if mask.any()},
+            Counter(tuple(parameter.shape) for parameter in model.parameters() if parameter.requires_grad),
+        )
+
+    @functools.cached_property
+    def distinct(self) -> int:
+        """The number of tensors, tied ones once."""
+        return len({self.ties.get(key, (key,)) for key in self.tensors})
+
+    def lacking(self, names: Iterable[str]) -> list[str]:
+        """The names of the model that are not among these. Of tied tensors, one suffices."""
+        given = set(names)
+        return [key for key in self.tensors if given.isdisjoint(self.ties.get(key, (key,)))]
+
+    def with_ties(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The tensors under all names of the model: safetensors stores none twice."""
+        whole = dict(tensors)
+        for key, group in self.ties.items():
+            present = [name for name in group if name in tensors]
+            if key not in tensors and present:
+                whole[key] = tensors[present[0]]
+        return whole
+
+    def problems(self, tensors: Mapping[str, Tensor]) -> Iterator[str]:
+        """Every difference to what a checkpoint has to hold."""
+        for key in dict.fromkeys((*self.tensors, *tensors)):
+            if key not in self.tensors:
+                yield f"`{key}`: unexpected, {_described(tuple(tensors[key].shape), tensors[key].dtype)}"
+                continue
+            wanted = _described(*self.tensors[key])
+            if key not in tensors:
+                yield f"`{key}`: missing, expected {wanted}"
+            elif (got := _described(tuple(tensors[key].shape), tensors[key].dtype)) != wanted:
+                yield f"`{key}`: expected {wanted}, got {got}"
+            elif key in self.ties and not _same_values(tensors[self.ties[key][0]], tensors[key]):
+                yield f"`{key}`: tied to `{self.ties[key][0]}` in the model, expected the same values"
+
+
+def _same_values(a: Tensor, b: Tensor) -> bool:
+    return a is b or torch.equal(a.nan_to_num(), b.nan_to_num())
+
+
+def _described(shape: Shape, dtype: torch.dtype) -> str:
+    return f"{str(dtype).removeprefix('torch.')}{list(shape)}"

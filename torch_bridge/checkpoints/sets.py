@@ -1,0 +1,125 @@
+"""Sets of weights in what a checkpoint file holds: dicts of tensors, wherever they are."""
+
+import dataclasses
+import glob
+import itertools
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any
+
+from torch import Tensor
+
+_DEPTH = 8
+"""How many dicts deep a set of weights may be: one in the state of a callback is three deep."""
+
+_LEADS = 30
+"""Dots of a name that are looked at: a name from a file may be nothing but dots."""
+
+
+@dataclasses.dataclass(frozen=True)
+class WeightSet:
+    """Tensors of one dict by name, or of one list by number; `path` is the keys that lead there."""
+
+    path: tuple[str, ...]
+    tensors: Mapping[str, Tensor]
+    named: bool
+
+    @property
+    def key(self) -> str:
+        return ".".join(self.path)
+
+
+def sets_of(loaded: Any, path: tuple[str, ...] = ()) -> list[WeightSet]:
+    """All sets of weights in what was loaded, each object once. The states of optimizers are none.
+
+    >>> import torch
+    >>> loaded = {"model": {"weight": torch.ones(1)}, "ema": {"shadow": [torch.ones(1)], "decay": 0.9}}
+    >>> [found.key for found in sets_of(loaded)]
+    ['model', 'ema.shadow']
+    """
+    found: list[WeightSet] = []
+    seen: set[int] = set()
+
+    def walk(node: Any, path: tuple[str, ...]) -> None:
+        below = children(node) if len(path) <= _DEPTH and id(node) not in seen else {}
+        if not below:
+            return
+        seen.add(id(node))
+        tensors = {name: child for name, child in below.items() if isinstance(child, Tensor)}
+        if tensors:
+            found.append(WeightSet(path, tensors, isinstance(node, Mapping)))
+        for name, child in below.items():
+            walk(child, (*path, name))
+
+    walk(loaded, path)
+    return found
+
+
+def children(node: Any) -> dict[str, Any]:
+    """What a dict or list holds, by key; nothing for an optimizer's state."""
+    if isinstance(node, Mapping):
+        if "state" in node and "param_groups" in node:
+            return {}
+        return {
+            str(name) if isinstance(name, str | int) else f"{type(name).__name__} {k}": child
+            for k, (name, child) in enumerate(node.items())
+        }
+    return {str(k): child for k, child in enumerate(node)} if isinstance(node, list | tuple) else {}
+
+
+def places(loaded: Any, key: str) -> list[tuple[tuple[str, ...], Any]]:
+    """Where a dotted key leads, with the keys on the way: keys of a file may have dots themselves.
+
+    >>> places({"a": {"b.c": 1}, "a.b": {"c": 2}}, "a.b.c")
+    [(('a', 'b.c'), 1), (('a.b', 'c'), 2)]
+    """
+    if not key:
+        return [((), loaded)]
+    found = []
+    for name, child in children(loaded).items():
+        if key == name:
+            found.append(((name,), child))
+        elif key.startswith(f"{name}."):
+            found += [((name, *path), node) for path, node in places(child, key[len(name) + 1 :])]
+    return found
+
+
+def beside(loaded: Any, path: tuple[str, ...]) -> list[str]:
+    """The keys of all that is no tensor of the set of weights at `path`.
+
+    >>> beside({"epoch": 3, "ema": {"decay": 0.9, "state_dict": {}}}, ("ema", "state_dict"))
+    ['epoch', 'ema.decay']
+    """
+    found, node = [], loaded
+    for k, name in enumerate(path):
+        below = children(node)
+        tensors = [other for other, child in below.items() if isinstance(child, Tensor)]
+        others = [other for other in below if other != name and other not in tensors]
+        found += [".".join((*path[:k], other)) for other in (*others, *grouped(tensors, ()))]
+        node = below[name]
+    others = [name for name, child in children(node).items() if not isinstance(child, Tensor)]
+    return found + [".".join((*path, name)) for name in others]
+
+
+def leads(name: str) -> list[str]:
+    """The beginnings of a name, from none of it, each with its dot.
+
+    >>> leads("net.fc.weight")
+    ['', 'net.', 'net.fc.']
+    """
+    ends = itertools.islice((k + 1 for k, letter in enumerate(name) if letter == "."), _LEADS)
+    return ["", *(name[:end] for end in ends)]
+
+
+def grouped(names: Iterable[str], kept: Collection[str]) -> dict[str, list[str]]:
+    """Names by the shortest pattern that none of the `kept` names fits.
+
+    >>> grouped(["loss.a", "loss.b", "net.head.a", "step"], ["net.fc.weight"])
+    {'loss.*': ['loss.a', 'loss.b'], 'net.head.*': ['net.head.a'], 'step': ['step']}
+    """
+    taken = {lead for name in kept for lead in leads(name)}
+    found: dict[str, list[str]] = defaultdict(list)
+    for name in names:
+        lead = next((lead for lead in leads(name)[1:] if lead not in taken), None)
+        found[glob.escape(name) if lead is None else f"{glob.escape(lead)}*"].append(name)
+    return dict(found)
