@@ -439,8 +439,9 @@ class Ensemble:
         except TypeError as error:
             raise InputError(f"members are selected by integers, booleans or a slice; got {index!r}") from error
         if several:
-            sources = self.sources and tuple(self.sources[member] for member in selected)
-            return self._changed(**_taken(self._stacked(), selected)).read_from(sources)
+            sources = self.sources
+            chosen = sources and tuple(sources[member] for member in selected)
+            return self._changed(**_taken(self._stacked(), selected)).read_from(chosen)
         member = selected
         if not -self.members <= member < self.members:
             raise MemberIndexError(f"there is no member {member}: the ensemble has {self.members}")
