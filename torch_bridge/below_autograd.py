@@ -1,7 +1,7 @@
 """Operations that PyTorch has below its autograd only, by those that a forward calls."""
 
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -17,7 +17,26 @@ def _cdist_backward(gradient: Tensor, x: Tensor, y: Tensor, p: float, distances:
     return (share.unsqueeze(-1) * (x.unsqueeze(-2) - y.unsqueeze(-3))).sum(-2)
 
 
-DECOMPOSITIONS: dict[Any, Callable[..., Any]] = {_ATEN._cdist_backward.default: _cdist_backward}
+def _trilinear(
+    a: Tensor,
+    b: Tensor,
+    c: Tensor,
+    expand1: Sequence[int],
+    expand2: Sequence[int],
+    expand3: Sequence[int],
+    sumdim: Sequence[int],
+    unroll_dim: int = 1,
+) -> Tensor:
+    """`nn.Bilinear` and its backward: a sum of products of three arrays, each of which lacks some dimensions."""
+    rank = a.ndim + len(expand1)
+    kept = lambda left_out: [k for k in range(rank) if k not in left_out]  # noqa: E731
+    return torch.einsum(a, kept(expand1), b, kept(expand2), c, kept(expand3), kept(sumdim))
+
+
+DECOMPOSITIONS: dict[Any, Callable[..., Any]] = {
+    _ATEN._cdist_backward.default: _cdist_backward,
+    _ATEN._trilinear.default: _trilinear,
+}
 """What torch's table of decompositions lacks, by the same keys."""
 
 _FORWARDS: dict[Any, Any] = {

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 import torch.utils._pytree as pytree
 from torch import Tensor, _prims_common, fx, nn
+from torch._C._functorch import is_functorch_wrapped_tensor
 from torch._decomp import core_aten_decompositions, decomposition_table, decompositions
 from torch.fx.experimental.proxy_tensor import get_proxy_mode, make_fx
 from torch.fx.experimental.symbolic_shapes import ShapeEnv, free_unbacked_symbols
@@ -34,6 +35,7 @@ __all__ = [
     "graph_traced",
     "guards_told",
     "has_side_effect",
+    "is_functorch_wrapped_tensor",
     "keeps_cumulative_average",
     "linear_cross_entropy",
     "lstm_states_mended",

@@ -98,6 +98,7 @@ class _Merge:
         results = _put(outputs[0], lambda k, leaf: self._value(leaf, _nodes(updates[0])[k]))
         kept = {key: self.chosen[buffers[key], value] for key, value in updates[1].items()}
         self._drop_counters({*_nodes(list(results)), *kept.values()})
+        self.graph.output((list(results), list(kept.values())))  # so that nothing that is returned is without users
         return Merged(self.graph, list(results), kept, self.constants)
 
     # Placeholders and outputs
@@ -145,7 +146,7 @@ class _Merge:
         for result, spec in zip(results, program.graph_signature.output_specs, strict=True):
             if spec.kind.name == "USER_OUTPUT":
                 outputs.append(result)
-            elif spec.kind.name == "BUFFER_MUTATION" and not is_counter(self.model, str(spec.target)):
+            elif spec.kind.name == "BUFFER_MUTATION" and not self._is_layers_counter(str(spec.target)):
                 updates[str(spec.target)] = result
         return outputs, updates
 
@@ -154,13 +155,18 @@ class _Merge:
         nodes = {node.name: node for node in self.evaluation.graph.nodes if node.op == "placeholder"}
         return {key: nodes[name] for key, name in names.items()}
 
+    def _is_layers_counter(self, key: str) -> bool:
+        """Whether a counter is one that a layer keeps: not that of a normalisation whose operations are written out."""
+        mean = f"{key.rpartition('.')[0]}.running_mean".lstrip(".")
+        return is_counter(self.model, key) and mean not in self.training.graph_signature.buffers_to_mutate.values()
+
     def _drop_counters(self, wanted: set[fx.Node]) -> None:
         """Leaves out what only the counters of normalisation took, which its layers keep themselves."""
         keys = dict(self.evaluation.graph_signature.inputs_to_buffers)
         counted: set[fx.Node] = set()
         for node in self.graph.nodes:
             if node.op == "placeholder":
-                own = node.name in keys and is_counter(self.model, keys[node.name])
+                own = node.name in keys and self._is_layers_counter(keys[node.name])
             else:
                 own = bool(node.all_input_nodes) and counted.issuperset(node.all_input_nodes)
             counted |= {node} if own else set()

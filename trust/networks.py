@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from torch_bridge.capture import fast_paths_off
 from torch_bridge.finite import has_fractions
+from trust import published
 
 T = TypeVar("T")
 
@@ -329,6 +330,10 @@ def _of_last(choices: Choices, x: Tensor) -> nn.Module:
     )
 
 
+def _published(choices: Choices, x: Tensor) -> nn.Module:
+    return choices.pick(published.MAKERS)(x.shape[-1])
+
+
 class Filter(nn.Module):
     """A product with complex weights in the place of frequencies, along the last dimension."""
 
@@ -485,7 +490,7 @@ def _in_place(choices: Choices, x: Tensor) -> nn.Module:
     return Function(name, named[name])
 
 
-_OF_ANY: list[Maker] = [_activation, _function, _of_last]
+_OF_ANY: list[Maker] = [_activation, _function, _of_last, _published]
 _OF_TWO: list[Maker] = [*[_of_two] * 5, _bilinear]
 _IN_PLACE: list[Maker] = [_in_place, _in_place, *_OF_TWO]
 _BY_KIND: dict[str, list[Maker]] = {

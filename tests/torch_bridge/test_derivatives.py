@@ -225,6 +225,17 @@ class Activations(nn.Module):
         return tuple(grad(lambda z, k=kind: (k(self.fc(z)) ** 2).sum())(x) for kind in self.KINDS)
 
 
+class Product(nn.Module):
+    """`nn.Bilinear`, which is another operation below autograd, and its derivative."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.product = nn.Bilinear(3, 3, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return grad(lambda x: self.product(x, x.tanh()).square().sum())(x)
+
+
 MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[tuple[int, ...], ...]]] = {
     "heat": (Heat, ((4, 3),)),
     "burgers": (Burgers, ((4, 3),)),
@@ -240,6 +251,7 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[tuple[int, ...], ...]]] =
     "attentive": (Attentive, ((4, 3, 4),)),
     "jacobians": (Jacobians, ((4, 3),)),
     "activations": (Activations, ((4, 3),)),
+    "product": (Product, ((4, 3),)),
 }
 
 

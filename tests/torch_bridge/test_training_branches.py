@@ -194,6 +194,30 @@ def spectral() -> nn.Module:
     return nn.Sequential(nn.utils.parametrizations.spectral_norm(nn.Linear(5, 4)), nn.ReLU(), nn.Linear(4, 2))
 
 
+class NoisySequence(nn.Module):
+    """Gives the first of two results of one operation, as it is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rnn = nn.GRU(1, 3, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            x = x + 0.1 * torch.randn_like(x)
+        return self.rnn(x.unsqueeze(-1))[0]
+
+
+class Force(nn.Module):
+    """Below autograd normalisation is written out: nothing but the forward's own operations counts the batches."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.potential, self.norm, self.path = nn.Linear(5, 4), nn.BatchNorm1d(5), DropPath(0.3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(x + self.path(torch.func.grad(lambda x: self.potential(x).tanh().sum())(x)))
+
+
 class Flat(nn.Sequential):
     """Dropout of a flattened feature map, whose kernel is stored channels-last."""
 
@@ -216,6 +240,7 @@ CASES: dict[str, tuple[Callable[[], nn.Module], Tensor]] = {
     "quantiser": (Quantiser, ROWS),
     "spectral-norm": (spectral, ROWS),
     "jittered": (Jittered, ROWS),
+    "noisy-sequence": (NoisySequence, ROWS),
 }
 
 
@@ -225,6 +250,14 @@ def test_both_modes_are_those_of_pytorch(case: str) -> None:
     make, x = CASES[case]
     ensemble = assert_trains(make, x)
     assert case == "flat" or "training:" in ensemble.source()
+
+
+def test_batches_are_counted_where_normalisation_is_written_out() -> None:
+    models = [Force().eval() for _ in range(2)]
+    ensemble = torch_bridge.to_ensemble(models, (ROWS,), batch_axis=None)
+    report = torch_bridge.check(models, ensemble, (ROWS,))
+    assert report.passed, report
+    assert "buffers after a call" in {row.case for row in report.rows}
 
 
 def test_evaluation_needs_no_key_and_training_draws_of_one() -> None:

@@ -14,6 +14,7 @@ from jaxensemble.origin import Origin
 from jaxensemble.state import merge
 from torch_bridge import reference
 from torch_bridge.capture import capture
+from torch_bridge.compat import is_functorch_wrapped_tensor
 from torch_bridge.lowering import lower
 from torch_bridge.parity.metrics import normwise
 
@@ -61,7 +62,7 @@ def _module_outputs(model: nn.Module, inputs: tuple[Any, ...]) -> list[tuple[str
         def hook(module: nn.Module, args: Any, output: Any) -> None:
             count = calls.get(path, 0)
             calls[path] = count + 1
-            if isinstance(output, Tensor):
+            if isinstance(output, Tensor) and not is_functorch_wrapped_tensor(output):  # as within torch.func.grad
                 results.append((f"{path}@{count}" if count else path, output.detach().cpu().numpy().copy()))
 
         return hook
