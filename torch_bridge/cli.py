@@ -58,6 +58,12 @@ IgnoreOption = Annotated[
     list[str] | None,
     typer.Option("--ignore", help="Leave out names of a checkpoint by a pattern: 'projector.*'. Repeatable."),
 ]
+MoreFiles = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[FILE]...", help="Further checkpoint files, as shells write a pattern after --checkpoints out."
+    ),
+]
 MembersOption = Annotated[int, typer.Option(min=1, help="How many members to make where there are no checkpoints.")]
 SeedOption = Annotated[int, typer.Option(help="Seed of the first member; the next ones count up.")]
 LayoutOption = Annotated[
@@ -80,6 +86,7 @@ SaveOption = Annotated[Path | None, typer.Option("--save", help="Write the repor
 def port(
     factory: Factory,
     inputs: InputsOption,
+    more: MoreFiles = None,
     checkpoints: CheckpointsOption = None,
     key: KeyOption = None,
     prefix: PrefixOption = None,
@@ -88,6 +95,9 @@ def port(
     members: MembersOption = 2,
     seed: SeedOption = 0,
     layout: LayoutOption = "torch",
+    mode: Annotated[
+        Literal["eval", "train", "as_is"], typer.Option(help="The mode to port in; as_is: as the factory leaves it.")
+    ] = "eval",
     out: OutOption = None,
     force: ForceOption = False,
     check: CheckOption = True,
@@ -104,9 +114,9 @@ def port(
 
         if out is not None:
             check_target(out, force=force)
-        read = _read(checkpoints, key, prefix, rename, ignore)
+        read = _read(checkpoints, more, key, prefix, rename, ignore)
         ensemble, _ = _ported(
-            factory, inputs, read, members, seed, layout, check=check, allow_nonfinite=allow_nonfinite
+            factory, inputs, read, members, seed, layout, mode=mode, check=check, allow_nonfinite=allow_nonfinite
         )
         if out is not None:
             ensemble.save(out, force=force)
@@ -122,6 +132,7 @@ def port(
 def check(
     factory: Factory,
     inputs: InputsOption,
+    more: MoreFiles = None,
     checkpoints: CheckpointsOption = None,
     key: KeyOption = None,
     prefix: PrefixOption = None,
@@ -141,7 +152,7 @@ def check(
         from torch_bridge import parity
 
         _check_folders(save)
-        read = _read(checkpoints, key, prefix, rename, ignore)
+        read = _read(checkpoints, more, key, prefix, rename, ignore)
         ensemble, models = _ported(factory, inputs, read, members, seed, layout, check=False)
         with _status("comparing with PyTorch"):
             report = parity.check(models(), ensemble, *_examples(inputs, seed), train=train)
@@ -156,6 +167,7 @@ def check(
 def bench(
     factory: Factory,
     inputs: InputsOption,
+    more: MoreFiles = None,
     checkpoints: CheckpointsOption = None,
     key: KeyOption = None,
     prefix: PrefixOption = None,
@@ -189,7 +201,7 @@ def bench(
                 f"expected a file ending in {', '.join(PICTURES)}; got {plot}", param_hint="--plot"
             )
         kind = _floating(dtype) if dtype else None
-        read = _read(checkpoints, key, prefix, rename, ignore)
+        read = _read(checkpoints, more, key, prefix, rename, ignore)
         ensemble, models = _ported(factory, inputs, read, members, seed, layout, check=False)
         made, examples = models(), _examples(inputs, seed)
         if kind is not None:
@@ -275,6 +287,7 @@ def _ported(
     seed: int,
     layout: str,
     *,
+    mode: Literal["eval", "train", "as_is"] = "eval",
     check: bool,
     allow_nonfinite: bool = False,
 ) -> "tuple[Ensemble, Callable[[], list[torch.nn.Module]]]":
@@ -284,7 +297,7 @@ def _ported(
     from torch_bridge.checkpoints import load_ensemble, load_members
     from torch_bridge.convert import to_ensemble
 
-    make, examples = _evaluating(factory), _examples(inputs, seed)
+    make, examples = _made_by(factory, evaluating=mode == "eval"), _examples(inputs, seed)
     if read:
         with _status(f"porting {len(read['paths'])} checkpoints"):
             ensemble = load_ensemble(
@@ -292,6 +305,7 @@ def _ported(
                 example_inputs=examples.positional,
                 example_kwargs=examples.named,
                 input_layout=layout,
+                mode=mode,
                 check=check,
                 allow_nonfinite=allow_nonfinite,
                 **read,
@@ -302,12 +316,14 @@ def _ported(
         torch.manual_seed(seed + k)
         models.append(make())
     with _status(f"porting {members} members"):
-        ensemble = to_ensemble(models, *examples, input_layout=layout, check=check, allow_nonfinite=allow_nonfinite)
+        ensemble = to_ensemble(
+            models, *examples, input_layout=layout, mode=mode, check=check, allow_nonfinite=allow_nonfinite
+        )
     return ensemble, lambda: models
 
 
-def _evaluating(factory: str) -> "Callable[[], torch.nn.Module]":
-    """What makes models in evaluation mode. What the factory raises, or gives else, is the user's to mend."""
+def _made_by(factory: str, *, evaluating: bool) -> "Callable[[], torch.nn.Module]":
+    """What makes models, in evaluation mode if asked for. What else the factory does is for its author to mend."""
     import torch
 
     make = _factory(factory)
@@ -321,7 +337,7 @@ def _evaluating(factory: str) -> "Callable[[], torch.nn.Module]":
             ) from error
         if not isinstance(model, torch.nn.Module):
             raise InputError(f"{factory} must return a torch.nn.Module; got {type(model).__name__}")
-        return model.eval()
+        return model.eval() if evaluating else model
 
     return made
 
@@ -394,6 +410,7 @@ def _value(text: str) -> Any:
 
 def _read(
     checkpoints: list[str] | None,
+    more: list[str] | None,
     key: str | None,
     prefix: str | None,
     rename: list[str] | None,
@@ -405,7 +422,9 @@ def _read(
         raise typer.BadParameter(f"expected old=new; got {', '.join(odd)}", param_hint="--rename")
     chosen = {"key": key, "prefix": prefix, "rename": {old: new for old, _, new in pairs}, "ignore": ignore or []}
     if checkpoints:
-        return {"paths": _paths(checkpoints), **chosen}
+        return {"paths": _paths([*checkpoints, *(more or ())]), **chosen}
+    if more:
+        raise typer.BadParameter(f"--checkpoints has to come before files; got {', '.join(more)}", param_hint="FILE")
     if given := [f"--{name}" for name, value in chosen.items() if value not in (None, {}, [])]:
         raise typer.BadParameter("they say how checkpoints are read; name these", param_hint=", ".join(given))
     return None

@@ -20,6 +20,9 @@ from torch import nn
 def mlp():
     return nn.Sequential(nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 2))
 
+def dropping():
+    return nn.Sequential(nn.Linear(4, 3), nn.Dropout(0.5))
+
 class Odd(nn.Module):
     def forward(self, x):
         return torch.special.airy_ai(x)
@@ -99,6 +102,22 @@ def test_port_of_checkpoints_by_glob() -> None:
     result = run("port", "factories:mlp", "-i", "8,4", "-c", "member*.pt", "--json")
     assert result.exit_code == 0, result.output
     assert json.loads(result.stdout)["members"] == 3
+    written_out = run("port", "factories:mlp", "-i", "8,4", "-c", "member0.pt", "member1.pt", "member2.pt", "--json")
+    assert written_out.exit_code == 0, written_out.output
+    assert json.loads(written_out.stdout)["members"] == 3
+    result = run("port", "factories:mlp", "member1.pt", "-i", "8,4")
+    assert result.exit_code == 2 and "--checkpoints has to come before" in result.stderr
+
+
+def test_a_mode_is_evaluation_unless_another_one_is_asked_for() -> None:
+    import factories  # pyright: ignore[reportMissingImports]
+
+    torch.save(factories.dropping().state_dict(), "member.pt")
+    for files in ((), ("-c", "member.pt")):
+        for mode, told in (((), ""), (("--mode", "train"), "in training mode: 1"), (("--mode", "as_is"), "mode: 1")):
+            result = run("port", "factories:dropping", "-i", "8,4", *files, *mode)
+            assert result.exit_code == 0, result.output
+            assert told in result.stdout and (bool(told) == ("training" in result.stdout))
 
 
 def test_which_weights_of_checkpoints_are_meant() -> None:

@@ -23,6 +23,7 @@ from torch_bridge.checkpoints.expected import Expected
 from torch_bridge.checkpoints.files import checkpoint_path, checksum, read_state_dict
 from torch_bridge.examples import Arguments, BatchAxis
 from torch_bridge.finite import check_rows, nonfinite_values
+from torch_bridge.modes import PortedMode, ported_mode, warn_of_training
 from torch_bridge.proof import proof_of
 from torch_bridge.stacking import Stack
 
@@ -46,6 +47,7 @@ def load_ensemble(
     ignore: Sequence[str] = (),
     batch_axis: BatchAxis = 0,
     input_layout: str = "torch",
+    mode: PortedMode | None = None,
     check: bool = True,
     allow_nonfinite: bool = False,
 ) -> Ensemble:
@@ -57,11 +59,10 @@ def load_ensemble(
 
     **Arguments:**
 
-    - `factory`: makes the network, with whatever weights; called without arguments. The ensemble is in the mode,
-      training or evaluation, that it leaves the network in.
+    - `factory`: makes the network, with whatever weights; called without arguments.
     - `paths`: a file for each member: `.safetensors`, or `.pt`, `.pth`, `.bin`, `.ckpt` of `torch.save`, which are read
       without running what they may hold. See [`read_state_dict`][torch_bridge.checkpoints.read_state_dict].
-    - `example_inputs`, `example_kwargs`, `batch_axis`, `input_layout`: as in `to_ensemble`.
+    - `example_inputs`, `example_kwargs`, `batch_axis`, `input_layout`, `mode`: as in `to_ensemble`.
     - `key`: which of several sets of weights in a file is meant: `"model_ema"`, `"ema.state_dict"`.
     - `prefix`: what is removed from the beginning of every name: `"encoder."`.
     - `rename`: names, or beginnings of names, with what takes their place afterwards: `{"fc": "head"}`.
@@ -93,7 +94,7 @@ def load_ensemble(
     checkpoints = _Checkpoints(files, Expected.of(model), choice)
     checkpoints.check()
     checkpoints.put_into(model, 0)
-    with fresh([model], arguments):
+    with ported_mode([model], mode), fresh([model], arguments):
         name, lowered = type(model).__name__, convert(model, arguments, batch_axis, input_layout)
         saved = checkpoints.expected.tensors
         unsaved = {key: tensor.clone() for key, tensor in tensors_of(model).items() if key not in saved}
@@ -104,6 +105,7 @@ def load_ensemble(
     ensemble = assembled(lowered, stack, name, batch_axis, input_layout).read_from(sources)
     if check:
         ensemble = ensemble.proven(_prove(ensemble, factory, checkpoints, unsaved, arguments))
+    warn_of_training(ensemble.graphdef, mode)
     return ensemble
 
 
