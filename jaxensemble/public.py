@@ -20,6 +20,7 @@ from jaxensemble.functional import unstack_module_state as unstack_module_state
 from jaxensemble.plan import Plan as Plan
 from jaxensemble.proof import Lineage as Lineage
 from jaxensemble.proof import Proof as Proof
+from jaxensemble.sources import Source as Source
 from jaxensemble.state import Constant as Constant
 from jaxensemble.training import History as History
 from jaxensemble.training import TrainState as TrainState

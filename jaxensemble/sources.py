@@ -50,16 +50,19 @@ class Source:
     taken: Taken
 
 
-def describe_sources(sources: Sequence[Source]) -> list[str]:
+def describe_sources(sources: Sequence[Source] | None) -> list[str]:
     """A line for each way in which files were read, with the members whose files were read so.
+
+    There is none for files that hold the weights and nothing else, by the names that the model has.
 
     >>> taken = Taken("model_ema", left_out=("model",))
     >>> describe_sources([Source(f"seed{k}.pt", "", taken) for k in range(3)])
     ['members 0 (seed0.pt), 1 (seed1.pt), 2 (seed2.pt): taken from `model_ema`; left out: `model`']
     """
     found: dict[str, list[str]] = defaultdict(list)
-    for member, source in enumerate(sources):
-        found[str(source.taken) or "the whole file"].append(f"{member} ({source.file})")
+    for member, source in enumerate(sources or ()):
+        if str(source.taken):
+            found[str(source.taken)].append(f"{member} ({source.file})")
     return [f"member{'s' if len(which) > 1 else ''} {_few(which)}: {text}" for text, which in found.items()]
 
 

@@ -56,7 +56,7 @@ def describe_in_text(artifact: Artifact) -> str:
             *([f"in training mode: {', '.join(training)}"] if training else []),
             describe_proof(manifest),
             f"written by {', '.join(f'{name} {version}' for name, version in manifest.versions.items())}",
-            *(f"weights of {line}" for line in describe_sources(manifest.sources or ())),
+            *(f"weights of {line}" for line in describe_sources(manifest.sources)),
             *(f"  {name:{wide}}  {x.kind:9}  {x.dtype}{list(x.shape)}" for name, x in manifest.leaves.items()),
         ]
     )

@@ -23,6 +23,7 @@ from jaxensemble.errors import InputError, MemberError
 from jaxensemble.sources import Taken
 from tests.helpers.attacks.checkpoints import Calling, Payload
 from tests.helpers.refusing import refusal
+from torch_bridge import parity
 from torch_bridge.checkpoints import Choice, Expected, load_ensemble, load_members, read_state_dict
 
 X = torch.linspace(-1, 1, 6).reshape(2, 3)
@@ -298,6 +299,18 @@ def test_where_the_model_has_a_prefix_more_the_renaming_is_offered(tmp_path: Pat
     assert same(found, prefixed(RAW, "backbone.")) and str(taken) == "`backbone.` put before every name"
 
 
+def test_where_a_part_was_wrapped_the_renaming_is_offered(tmp_path: Path) -> None:
+    wrapped = net()
+    for name, times in {"fc": 1, "head": 2}.items():
+        for _ in range(times):
+            setattr(wrapped, name, nn.DataParallel(wrapped.get_submodule(name)))
+    path = saved(tmp_path, {"model": prefixed(dict(wrapped.state_dict()), "net.")})
+    error = refusal(lambda: read(path))
+    rename = {"fc.module": "fc", "head.module": "head", "head.module.module": "head"}
+    assert f"rename={json.dumps(rename)}" in str(error)
+    assert same(read(path, rename=rename)[0], {n.replace(".module", ""): t for n, t in wrapped.state_dict().items()})
+
+
 def test_a_prefix_is_offered_where_some_names_are_missing(tmp_path: Path) -> None:
     state = prefixed(RAW, "encoder.")
     del state["encoder.head.bias"]
@@ -363,6 +376,8 @@ def test_the_ensemble_and_its_manifest_say_what_was_taken(tmp_path: Path) -> Non
     assert other.sources is None and Ensemble.concatenate([ensemble, other]).sources is None
     members = load_members(net, paths, key="ema")
     assert all(same(dict(member.state_dict()), EMA) for member in members)
+    report = parity.check(members, ensemble, (X,), thorough=False)
+    assert f"weights of members 0 (0.pt), 1 (1.pt): {taken}" in report.notes
 
 
 # Beside the weights

@@ -3,7 +3,7 @@
 import dataclasses
 import json
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -15,6 +15,9 @@ from torch_bridge.checkpoints.expected import Expected
 from torch_bridge.checkpoints.readings import Reading, distinct, resemble, shape_of
 from torch_bridge.checkpoints.sets import WeightSet, beside, children, grouped, leads, places, sets_of
 from torch_bridge.state_dicts.matching import beginning, renamed
+
+_WRAPPERS = (".module.", "._orig_mod.")
+"""What a part of a model that is wrapped by `DataParallel` or `torch.compile` has in its names."""
 
 _ADVICE = "These are arguments of load_ensemble; on the command line: --key, --prefix, --rename, --ignore."
 
@@ -198,11 +201,11 @@ class Choice:
         any_best = max(self._readings(named, None), key=count, default=best)
         if count(any_best) > count(best) and 2 * count(any_best) >= len(expected.tensors):
             raise self._offer(any_best, expected)
-        for lead in dict.fromkeys(lead for name in expected.tensors for lead in leads(name)[1:]):
-            if not count(best) and not expected.lacking(f"{lead}{name}" for name in best.names):
+        for rename in _renamings(best.names, expected):
+            if rename and not expected.lacking(renamed(name, rename) for name in best.names):
                 raise InputError(
-                    f"has the names of the model without the `{lead}` that they begin with in the model. If these are "
-                    f'the weights that are meant, read them with rename={{"": "{lead[:-1]}"}}.\n{_ADVICE}'
+                    "has names that are the model's but for what is before or within them. If these are the weights "
+                    f"that are meant, read them with rename={_quoted({**self.rename, **rename})}.\n{_ADVICE}"
                 )
         if len({reading.weights.key for reading in mine if count(reading) == count(best)}) > 1:
             rows = [f"key={_quoted(weights.key)} ({len(weights.tensors)} tensors)" for weights in named]
@@ -238,6 +241,14 @@ class Choice:
         return Taken(
             reading.weights.key, reading.prefix, {old: new for old, new in self.rename.items() if old in used}, left_out
         )
+
+
+def _renamings(names: Iterable[str], expected: Expected) -> Iterator[dict[str, str]]:
+    """Renamings that may make names the model's: without wrappers within them, or with what the model's begin with."""
+    wrapped = [lead[:-1] for name in names for lead in leads(name) if lead.endswith(_WRAPPERS)]
+    yield {lead: ".".join(part for part in lead.split(".") if f".{part}." not in _WRAPPERS) for lead in wrapped}
+    for lead in dict.fromkeys(lead for name in expected.tensors for lead in leads(name)[1:]):
+        yield {"": lead[:-1]}
 
 
 def _several(rows: Sequence[str], more: str = "and a guess could be wrong") -> InputError:

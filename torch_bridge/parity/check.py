@@ -17,6 +17,7 @@ from jaxensemble.errors import InputError, UnsupportedError, first_line
 from jaxensemble.inputs import as_arrays
 from jaxensemble.origin import Origin
 from jaxensemble.randomness import as_key
+from jaxensemble.sources import describe_sources
 from jaxensemble.structure import listed
 from torch_bridge import reference
 from torch_bridge.arrays import to_numpy
@@ -159,6 +160,7 @@ class _Check:
         self.rows: list[Row] = []
         training = ensemble.graphdef.training()
         self.notes = [f"in training mode, and compared in evaluation mode: {listed(training)}"] if training else []
+        self.notes += [f"weights of {line}" for line in describe_sources(ensemble.sources)]
         self.silent: set[str] = set()  # outputs that prove little
         self.rounding: set[str] = set()  # those that are little but rounding for the inputs themselves
 

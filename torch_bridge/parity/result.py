@@ -33,7 +33,7 @@ class ParityReport:
 
     - `rows`: every comparison.
     - `diverged`: on failure, the first module whose output differs from PyTorch's.
-    - `notes`: what could not be compared, and why.
+    - `notes`: what could not be compared, and why; and what was taken of checkpoint files that hold more than weights.
     - `x64`: whether JAX had 64-bit types on.
     """
 
