@@ -124,8 +124,10 @@ def capture(
             add_dropout(modes)
             graph = _to_graph(model, _functional(model, evaluation, modes), names, returned)
             return dataclasses.replace(graph, uncounted=left)
-        evaluation = _functional(model, evaluation)
-        found = training if isinstance(training, str) else _merged(model, evaluation, training, reads)
+        if isinstance(training, str):
+            evaluation, found = _functional(model, evaluation), training
+        else:
+            evaluation, found = _merged(model, evaluation, training, reads)
     graph = _to_graph(model, evaluation, names, returned)
     if isinstance(found, str):
         return dataclasses.replace(graph, evaluation_only=found)
@@ -174,18 +176,35 @@ def _training(
 
 def _merged(
     model: nn.Module, evaluation: ExportedProgram, training: ExportedProgram, reads: Sequence[nn.Module]
-) -> Merged | str:
+) -> tuple[ExportedProgram, Merged | str]:
+    """The program of evaluation without side effects, and both as one, taken apart alike, or why there is none."""
+    for program in (evaluation, training):
+        _put_stand_ins(program)
+    whole = _is_whole(evaluation) and _is_whole(training)
+    evaluation = evaluation if whole else _decomposed(model, evaluation)
     try:
-        return merged(model, evaluation, _functional(model, training), reads)
+        return evaluation, merged(model, evaluation, training if whole else _decomposed(model, training), reads)
     except UnsupportedError as error:
-        return first_line(error)
+        return evaluation, first_line(error)
 
 
 def _functional(model: nn.Module, program: ExportedProgram, modes: Modes | None = None) -> ExportedProgram:
     """The program with stand-ins for what has a mode, and without side effects."""
+    _put_stand_ins(program, modes)
+    return program if _is_whole(program) else _decomposed(model, program)
+
+
+def _put_stand_ins(program: ExportedProgram, modes: Modes | None = None) -> None:
     replace_moded(program.graph, None if modes is None else modes.of)
     _write_out_of_place(program.graph_module)
-    return _decomposed(model, program)
+
+
+def _is_whole(program: ExportedProgram) -> bool:
+    """Whether nothing has to be taken apart, as in most networks: it would take longer than all else."""
+    from torch_bridge.lowering.table import REFUSALS, RULES
+
+    ruled = RULES | REFUSALS
+    return _is_functional(program.graph) and all(str(node.target) in ruled for node in _computing(program.graph))
 
 
 def _is_same(a: ExportedProgram, b: ExportedProgram) -> bool:
@@ -202,8 +221,6 @@ def _decomposed(model: nn.Module, program: ExportedProgram) -> ExportedProgram:
     from torch_bridge.lowering.table import REFUSALS, RULES
 
     ruled = RULES | REFUSALS
-    if _is_functional(program.graph) and all(str(node.target) in ruled for node in _computing(program.graph)):
-        return program  # as most networks are; decomposing would take longer than all else
     table: dict[Any, Any] = {}
     whole: ExportedProgram | None = None
     known = torch.export.default_decompositions()

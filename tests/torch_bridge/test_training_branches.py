@@ -69,6 +69,18 @@ class TwicePath(nn.Module):
         return self.path(self.b(x + self.path(self.a(x))))
 
 
+class Gated(nn.Module):
+    """A gate of two parts, which PyTorch takes apart once more where it writes a forward without side effects."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.both, self.path = nn.Linear(5, 10), DropPath(0.3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        value, gate = self.both(x).chunk(2, dim=-1)
+        return x + self.path(value * gate.sigmoid()).flatten(1)
+
+
 class Noisy(nn.Module):
     """A layer of a noisy network, https://arxiv.org/abs/1706.10295, with noise that is drawn anew in training."""
 
@@ -235,6 +247,7 @@ CASES: dict[str, tuple[Callable[[], nn.Module], Tensor]] = {
     "noisy": (Noisy, ROWS),
     "convolutions": (ConvNet, torch.randn(4, 3, 5, 4, generator=torch.Generator().manual_seed(3))),
     "twice": (TwicePath, ROWS),
+    "gated": (Gated, ROWS),
     "flat": (Flat, torch.randn(4, 3, 5, 4, generator=torch.Generator().manual_seed(4))),
     "gumbel": (Gumbel, ROWS),
     "quantiser": (Quantiser, ROWS),
