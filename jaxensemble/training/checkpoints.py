@@ -11,6 +11,7 @@ from jaxensemble.artifact.dtypes import is_key
 from jaxensemble.durable import as_path
 from jaxensemble.errors import InputError
 from jaxensemble.training.fingerprint import named
+from jaxensemble.training.identity import differences
 
 KEPT = 2
 """Checkpoints that are kept: the one being written never replaces the only whole one."""
@@ -35,7 +36,7 @@ class Checkpoints:
                 "checkpoints are written by orbax: pip install 'jaxensemble[train]'", name=error.name
             ) from error
         self._ocp: Any = ocp
-        self.settings = dict(settings)
+        self.settings = json.loads(json.dumps(settings))  # as they are read back
         options = ocp.CheckpointManagerOptions(max_to_keep=KEPT, create=True, enable_async_checkpointing=False)
         self.path = Path(path).absolute()
         self._manager: Any = ocp.CheckpointManager(self.path, options=options)
@@ -61,11 +62,9 @@ class Checkpoints:
         content = self._restored(epoch, content=self._ocp.args.JsonRestore()).content
         if not (isinstance(content, dict) and content.keys() == {"settings", "shapes", "record"}):
             raise self._unreadable(epoch, "it holds something else")
-        found, wanted = content["settings"] | content["shapes"], self.settings | _shapes(named(tree))
-        wrong = [
-            f"\n  {name}: {found.get(name, 'nothing')} there, {wanted.get(name, 'nothing')} here"
-            for name in dict.fromkeys((*found, *wanted))
-            if found.get(name) != wanted.get(name)
+        wrong = differences(self.settings, content["settings"]) or [
+            f"{name}: {wanted}, was {found}"
+            for name, wanted, found in _unequal(_shapes(named(tree)), content["shapes"])
         ]
         if wrong:
             more = f"\n  and {len(wrong) - _SHOWN} more" if len(wrong) > _SHOWN else ""
@@ -73,7 +72,7 @@ class Checkpoints:
                 f"{self.path} holds checkpoints of another run: name another directory, or go on as it began, from "
                 "models and a key that were made of the same seeds, with the same data, loss and optimizer. To train "
                 "longer, give that state more `epochs`; one that `fit` returned begins a run of its own."
-                + "".join(wrong[:_SHOWN])
+                + "".join(f"\n  {line}" for line in wrong[:_SHOWN])
                 + more
             )
         arrays = self._restored(epoch, arrays=self._ocp.args.StandardRestore(named(tree))).arrays
@@ -100,6 +99,11 @@ class Checkpoints:
 
 def _shapes(arrays: Mapping[str, Any]) -> dict[str, str]:
     return {name: f"{array.dtype}{list(array.shape)}" for name, array in arrays.items()}
+
+
+def _unequal(now: Mapping[str, str], then: Mapping[str, str]) -> list[tuple[str, str, str]]:
+    pairs = ((name, now.get(name, "nothing"), then.get(name, "nothing")) for name in dict.fromkeys((*now, *then)))
+    return [(name, a, b) for name, a, b in pairs if a != b]
 
 
 def _like(leaf: Any, array: Any) -> Any:

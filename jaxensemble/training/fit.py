@@ -7,7 +7,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
 from jaxensemble.errors import InputError
@@ -16,10 +15,10 @@ from jaxensemble.training.augmentation import Augment, check_augment
 from jaxensemble.training.callbacks import Callback, check_callbacks, stopped_by
 from jaxensemble.training.checkpoints import Checkpoints
 from jaxensemble.training.data import as_data
-from jaxensemble.training.fingerprint import digest
 from jaxensemble.training.history import History
+from jaxensemble.training.identity import of_data, of_state, surroundings
 from jaxensemble.training.losses import Loss, check_function
-from jaxensemble.training.measures import evaluated, measures_of
+from jaxensemble.training.measures import evaluated, of_measures
 from jaxensemble.training.minibatches import Batches, Rows, Settings, Shuffle
 from jaxensemble.training.progress import shown
 from jaxensemble.training.run import Best, Run
@@ -123,15 +122,13 @@ def fit(
     functions = {"loss": loss, **(metrics or {})}
     run = Run(state, None if patience is None else Best.of(state), History(np.zeros((0, len(state.ensemble)))))
     settings: dict[str, Any] = {"batch": batch, "shuffle": shuffle, "bootstrap": bootstrap, "patience": patience}
-    begun: dict[str, Any] = {}
     if checkpoints is not None:
-        begun = {"state": state, "data": source.data, "validation": validation}
-        programs = source.programs(state)
-        programs |= measures_of(state.ensemble, validation, functions, source.batch) if validation else {}
-        settings |= {"jax": jax.__version__, "frozen": sorted(state.frozen)}
-        settings |= {f"program of {name}": found for name, found in programs.items()}
+        settings |= surroundings(state) | of_state(state) | source.identity(state)
+        if validation:
+            settings["the validation set"] = of_data(*validation)
+            settings |= of_measures(state.ensemble, validation, functions, source.batch)
     interruption = None
-    with _opened(checkpoints, settings, begun) as files, shown(progress, epochs) as told:
+    with _opened(checkpoints, settings) as files, shown(progress, epochs) as told:
         try:
             run, plans = (run, {}) if files is None else _resumed(run, files, bool(callbacks))
             source.begin(state, plans)
@@ -196,12 +193,12 @@ def _interrupted(run: Run, files: Checkpoints | None, plans: Mapping[str, Any], 
 
 
 @contextlib.contextmanager
-def _opened(path: str | Path | None, settings: dict[str, Any], begun: dict[str, Any]) -> Iterator[Checkpoints | None]:
-    """The checkpoints of a run with these settings, that began with these arrays."""
+def _opened(path: str | Path | None, settings: Mapping[str, Any]) -> Iterator[Checkpoints | None]:
+    """The checkpoints of a run with these settings."""
     if path is None:
         yield None
         return
-    files = Checkpoints(path, settings | {name: digest(tree) for name, tree in begun.items()})
+    files = Checkpoints(path, settings)
     try:
         yield files
     finally:

@@ -11,7 +11,7 @@ from jax import lax
 from jaxensemble.ensemble import Ensemble
 from jaxensemble.inputs import batch_axes
 from jaxensemble.training.data import along, rows_of
-from jaxensemble.training.fingerprint import digest_of_function
+from jaxensemble.training.identity import of_function
 from jaxensemble.training.losses import Loss, number_of
 
 
@@ -31,14 +31,19 @@ def evaluated(ensemble: Ensemble, data: Any, functions: Mapping[str, Loss], batc
     return sums
 
 
-def measures_of(ensemble: Ensemble, data: Any, functions: Mapping[str, Loss], batch: int) -> dict[str, str]:
-    """Hashes of what these functions compute of a first minibatch, as `evaluated` calls them."""
+def of_measures(ensemble: Ensemble, data: Any, functions: Mapping[str, Loss], batch: int) -> dict[str, Any]:
+    """What these functions compute of a first minibatch, as `evaluated` calls them."""
     axes = (*batch_axes(ensemble.network, data[0], each=False), *[0] * len(jax.tree.leaves(data[1])))
     part = lambda leaf, axis: lax.slice_in_dim(leaf, 0, min(batch, leaf.shape[axis]), axis=axis)  # noqa: E731
     inputs, targets = jax.eval_shape(lambda data: along(data, axes, part), data)
     outputs = jax.eval_shape(lambda ensemble, inputs: ensemble(*inputs), ensemble.eval(), inputs)
     outputs = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), outputs)
-    return {name: digest_of_function(function, outputs, targets) for name, function in functions.items()}
+    loss, *metrics = (of_function(function, outputs, targets) for function in functions.values())
+    names = [f"the metric {name}" for name in functions if name != "loss"]
+    return {
+        "the loss of the validation set": loss | {"kind": "derived", "parts": {}},
+        **dict(zip(names, metrics, strict=True)),
+    }
 
 
 @functools.partial(jax.jit, static_argnames=("function",))

@@ -13,9 +13,10 @@ from jaxensemble.errors import InputError
 from jaxensemble.plan import Plan
 from jaxensemble.training.augmentation import Augment
 from jaxensemble.training.data import as_data, rows_in
+from jaxensemble.training.identity import of_data, of_steps
 from jaxensemble.training.losses import Loss
 from jaxensemble.training.state import TrainState
-from jaxensemble.training.step import Step, programs_of, step_for, stepped, stepped_through
+from jaxensemble.training.step import Step, step_for, stepped, stepped_through
 
 Shuffle = Literal["different", "same", "never"]
 
@@ -55,10 +56,11 @@ class Rows:
         self.plans: dict[str, Any] = {}
         self._order = np.asarray(self._ordered(state.keys, state.steps))
 
-    def programs(self, state: TrainState) -> dict[str, str]:
-        """Hashes of what the steps compute."""
+    def identity(self, state: TrainState) -> dict[str, Any]:
+        """The data, and what the steps compute."""
         settings, rows = self._settings, self._order[..., : self.batch]
-        return programs_of(state, self.data, rows, settings.loss, settings.augment)
+        steps = of_steps(state, self.data, rows, settings.loss, settings.augment)
+        return {"the data": of_data(*self.data), **steps}
 
     def begin(self, state: TrainState, plans: Mapping[str, Any]) -> None:
         """Makes the steps for a whole minibatch and for what is left of the rows, under the plans of an earlier run."""
@@ -111,9 +113,10 @@ class Batches:
         """How many rows the first minibatch has."""
         return rows_in(self._state.ensemble, self.data[0])
 
-    def programs(self, state: TrainState) -> dict[str, str]:
-        """Hashes of what the steps compute."""
-        return programs_of(state, self.data, None, self._settings.loss, self._settings.augment)
+    def identity(self, state: TrainState) -> dict[str, Any]:
+        """The first minibatch, and what the steps compute."""
+        steps = of_steps(state, self.data, None, self._settings.loss, self._settings.augment)
+        return {"the first minibatch": of_data(*self.data), **steps}
 
     def begin(self, state: TrainState, plans: Mapping[str, Any]) -> None:
         """Takes the plans of an earlier run."""

@@ -189,10 +189,10 @@ def _with_hyperparams(opt_state: Any, hyperparams: Mapping[str, Any], members: i
         places = optax.tree.get_all_with_path(opt_state, name)
         if any(getattr(part, "name", None) == "hyperparams_states" for path, _ in places for part in path):
             raise InputError(f"`hyperparams` names {name!r}, which the optimizer takes from a schedule")
-        found = [value for path, value in places if _is_injected(path)]
+        found = [value for path, value in places if is_injected(path)]
         if len(found) != 1:
             paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(opt_state)]
-            names = ", ".join(dict.fromkeys(str(path[-1].key) for path in paths if _is_injected(path)))
+            names = ", ".join(dict.fromkeys(str(path[-1].key) for path in paths if is_injected(path)))
             raise InputError(
                 f"`hyperparams` names {name!r}, which {'no' if not found else 'more than one'} part of the optimizer's "
                 "state has: "
@@ -209,7 +209,7 @@ def _with_hyperparams(opt_state: Any, hyperparams: Mapping[str, Any], members: i
                 f"`hyperparams[{name!r}]` must be [{members}], one number a member; got {list(array.shape)}"
             )
         opt_state = optax.tree.set(
-            opt_state, lambda path, _: _is_injected(path), **{name: jnp.asarray(array, _wide(found[0].dtype))}
+            opt_state, lambda path, _: is_injected(path), **{name: jnp.asarray(array, _wide(found[0].dtype))}
         )
     return opt_state
 
@@ -219,7 +219,8 @@ def _wide(dtype: Any) -> Any:
     return dtype if jnp.issubdtype(dtype, jnp.floating) else jnp.result_type(float)
 
 
-def _is_injected(path: Any) -> bool:
+def is_injected(path: Any) -> bool:
+    """Whether a leaf of an optimizer's state is one of its numbers, as `optax.inject_hyperparams` holds them."""
     return any(getattr(part, "name", None) == "hyperparams" for part in path)
 
 

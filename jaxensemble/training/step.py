@@ -25,7 +25,6 @@ from jaxensemble.running import KEPT, ON_CPUS, Call, in_steps, over_members
 from jaxensemble.state import Tree, flatten, merge, split, unflatten
 from jaxensemble.training.augmentation import Augment, augmented, keys_of
 from jaxensemble.training.data import along, as_data, check_data, rows_of
-from jaxensemble.training.fingerprint import digest_of_function, digest_of_program
 from jaxensemble.training.forms import for_training
 from jaxensemble.training.losses import Loss, check_function, check_is_mean, name_of, number_of
 from jaxensemble.training.state import TrainState, of_members, trained, with_trained
@@ -128,24 +127,13 @@ def step_for(
     augment: Augment | None = None,
 ) -> Step:
     """The step for such data, under the plan that was asked for, or under one that fits."""
-    step, case, targets = _begun(state, data, rows, loss, each=each, augment=augment)
+    step, case, targets = begun(state, data, rows, loss, each=each, augment=augment)
     leaves, tree = jax.tree.flatten(targets)
     chosen, idle = _chosen(case, loss, tuple(leaves), tree, state.frozen, plan)
     return dataclasses.replace(step, call=dataclasses.replace(step.call, plan=chosen), idle=idle)
 
 
-def programs_of(state: TrainState, data: Any, rows: Any, loss: Loss, augment: Augment | None = None) -> dict[str, str]:
-    """Hashes of what such a step computes: the gradient of the loss of a network's outputs, and the optimizer."""
-    step, case, targets = _begun(state, data, rows, loss, each=False, augment=augment)
-    program, _ = _gradient_program(case, loss, targets, state.frozen)  # anew: JAX's precision may be another by now
-    held = trained(state.ensemble.params, state.frozen), state.opt_state
-    params, opt_state = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), held)
-    optimizer = digest_of_function(state.optimizer.update, params, opt_state, params)
-    changes = {"the augmentation": digest_of_function(step.minibatch, data, rows, state.keys)} if augment else {}
-    return {"the loss and the network": digest_of_program(program), "the optimizer": optimizer} | changes
-
-
-def _begun(
+def begun(
     state: TrainState, data: Any, rows: Any, loss: Loss, *, each: bool, augment: Augment | None
 ) -> tuple[Step, Case, Any]:
     """A step without a plan, its case, and one member's targets, as shapes and dtypes."""
@@ -181,7 +169,7 @@ def _chosen(
     """The plan, and the parameters that the loss does not reach."""
     if plan is not None and not isinstance(plan, Plan):
         raise InputError(f"`plan` must be a jaxensemble.Plan or None; got {plan!r}")
-    program, idle = _gradient_program(case, loss, tree.unflatten(targets), frozen)
+    program, idle = gradient_program(case, loss, tree.unflatten(targets), frozen)
     if idle >= flatten(trained(case.one_member()[0], frozen)).keys():
         raise InputError(
             f"{name_of(loss)} has no gradient with respect to any parameter: a loss must be made "
@@ -200,7 +188,7 @@ def _chosen(
     return plan, idle
 
 
-def _gradient_program(case: Case, loss: Loss, targets: Any, frozen: frozenset[str]) -> tuple[Program, frozenset[str]]:
+def gradient_program(case: Case, loss: Loss, targets: Any, frozen: frozenset[str]) -> tuple[Program, frozenset[str]]:
     """What one member's gradient computes, and the parameters whose gradient JAX knows to be zero."""
     params, buffers, rngs, constants, key, inputs = case.one_member()
 

@@ -1,6 +1,7 @@
 """`fit`: epochs, validation, checkpoints that go on to the same bits, and what it refuses."""
 
 import dataclasses
+import functools
 import io
 import os
 import re
@@ -22,6 +23,8 @@ from flax import nnx
 from jaxensemble import Ensemble, History, InputError, Plan, fit, layers, train_step
 from jaxensemble.training import minibatches, progress
 from jaxensemble.training import step as steps
+from jaxensemble.training.identity import differences, of_state
+from jaxensemble.training.names import parts_of
 from tests.helpers.training import MLP, close, data, mean_square, runs, same_bits, state_of
 
 
@@ -123,9 +126,12 @@ def test_a_run_goes_on_from_its_checkpoints_to_the_same_bits(mlp: Ensemble, tmp_
     got, again = runs(mlp, 5, tmp_path / "run")
     same_bits(got, expected)
     np.testing.assert_array_equal(again.loss, history.loss)
-    with pytest.raises(InputError, match=r"(?s)checkpoints of another run.*bootstrap: False there, True here"):
+    with pytest.raises(InputError, match=r"(?s)checkpoints of another run.*\n  bootstrap True, was False$"):
         runs(mlp, 5, tmp_path / "run", bootstrap=True)
-    with pytest.raises(InputError, match=r"(?s)checkpoints of another run.*state: .*program of more: nothing there"):
+    with pytest.raises(
+        InputError,
+        match=r"(?s)steps made before 20, was 0\n  the metric more: there was none\n  the weights of the members: not",
+    ):
         x, y = data(30)
         fit(
             got, x, y, loss=mean_square, epochs=5, batch=8, validation=data(20, 1), patience=20,
@@ -165,47 +171,149 @@ def weighted_square(*weights: float, slope: float = 1.0) -> Any:
     return jax.jit(lambda a, b: jnp.mean(weight * (same(a) - b) ** 2))
 
 
-LOSS, OPTIMIZER = "program of the loss and the network", "program of the optimizer"
+def same_sign(a: Any, b: Any) -> jax.Array:
+    return jnp.mean((a > 0) == b)
 
 
-OTHER_RUNS: dict[str, tuple[Any, set[str]]] = {
-    "the same": ({"loss": weighted_square(1, 2)}, set()),
-    "an array of a loss": ({"loss": weighted_square(1, 3)}, {LOSS, "program of loss"}),
-    "a gradient of a loss": ({"loss": weighted_square(1, 2, slope=2.0)}, {LOSS}),
-    "a rate": ({"optimizer": optax.sgd(0.2)}, {OPTIMIZER}),
-    "a metric": ({"metric": lambda a, b: jnp.mean(a > b)}, {"program of accuracy"}),
-    "what is frozen": ({"frozen": ["fc1.bias"]}, {"frozen", LOSS, OPTIMIZER}),
-    "a mode": ({"train": False}, {LOSS}),
+TARGETS = {
+    name: f"{kind}[20, 2], was {kind}[30, 2]"
+    for name, kind in (("the data", "float32"), ("the validation set", "bool"))
 }
+
+OTHER_RUNS: dict[str, tuple[Any, list[str]]] = {
+    "the same": ({"loss": weighted_square(1, 2)}, []),
+    "an array of a loss": (
+        {"loss": weighted_square(1, 3)},
+        ["the loss: weight of weighted_square [1, 3], was [1, 2]"],
+    ),
+    "a gradient of a loss": (
+        {"loss": weighted_square(1, 2, slope=2.0)},
+        ["the gradient of the loss: not the same as before"],
+    ),
+    "a loss": (
+        {"loss": lambda a, b: jnp.abs(a - b).mean()},
+        ["the loss: made of <lambda>, was weighted_square, same"],
+    ),
+    "a rate": ({"optimizer": optax.sgd(0.2)}, ["the optimizer: learning rate 0.2, was 0.1"]),
+    "a momentum": (
+        {"optimizer": optax.sgd(0.1, momentum=0.5)},
+        ["the optimizer: made of trace, scale, was identity, scale"],
+    ),
+    "a metric": ({"metric": lambda a, b: jnp.mean(a > b)}, ["the metric accuracy: made of <lambda>, was same_sign"]),
+    "what is frozen": ({"frozen": ["fc1.bias"]}, ["frozen parameters fc1.bias, was none"]),
+    "a mode": ({"train": False}, ["the network: layers in training mode none, was dropout"]),
+    "dropout": ({"dropout": 0.3}, ["the rates of dropout: dropout.rate [0.3, 0.3, 0.3], was nothing",
+         "the network: dropout.rate nothing, was 0.1"]),
+    "a key": ({"randomness": "same"}, ["the random keys: not the same as before"]),
+    "settings and data": (
+        {"batch": 10, "patience": 3, "rows": 20, "frozen": ["fc1"]},
+        [
+            "batch 10, was 8", "patience 3, was None", "frozen parameters fc1.bias, fc1.kernel, was none",
+            *(f"{name}: {part}" for name in ("the data", "the validation set") for part in (
+                "inputs[0] float32[20, 3], was float32[30, 3]", f"targets {TARGETS[name]}"
+            )),
+        ],
+    ),
+}  # fmt: skip
 
 
 @pytest.mark.thinned
 @pytest.mark.parametrize("case", OTHER_RUNS)
 def test_another_loss_optimizer_or_mode_is_another_run(case: str, tmp_path: Path) -> None:
-    x, y = data(30)
     ensemble = Ensemble.from_modules([MLP(0.1, rngs=nnx.Rngs(seed)) for seed in range(3)]).eval()
 
-    def run(loss: Any, optimizer: Any, metric: Any, **options: Any) -> None:
+    def run(
+        loss: Any, optimizer: Any, metric: Any, batch: int = 8, patience: Any = None, rows: int = 30, **options: Any
+    ) -> None:
+        x, y = data(rows)
         measured: Any = {"validation": (x, y > 0), "metrics": {"accuracy": metric}}  # other targets than in training
         state = state_of(ensemble, optimizer, **options)
-        fit(state, x, y, loss=loss, epochs=1, batch=8, checkpoints=tmp_path, **measured)
+        fit(state, x, y, loss=loss, epochs=1, batch=batch, patience=patience, checkpoints=tmp_path, **measured)
 
-    before = {
-        "loss": weighted_square(1, 2), "optimizer": optax.sgd(0.1), "metric": lambda a, b: jnp.mean((a > 0) == b),
-    }  # fmt: skip
+    before = {"loss": weighted_square(1, 2), "optimizer": optax.sgd(0.1), "metric": same_sign}
     changes, expected = OTHER_RUNS[case]
     run(**before)
     if not expected:
         return run(**before | changes)
     with pytest.raises(InputError, match=r"(?s)checkpoints of another run.*begins a run of its own\.\n") as error:
         run(**before | changes)
-    assert {line.strip().partition(":")[0] for line in error.value.details.splitlines()[1:]} == expected
+    assert [line.strip() for line in error.value.details.splitlines()[1:]] == expected
+
+
+SMOOTHING = 0.1
+
+
+def smoothed(outputs: Any, targets: Any, weight: float = 2.0) -> jax.Array:
+    return weight * jnp.mean((outputs - targets * (1 - SMOOTHING)) ** 2)
+
+
+def injected(rate: float) -> Any:
+    return optax.inject_hyperparams(optax.sgd)(learning_rate=rate, momentum=rate)
+
+
+NAMED: dict[str, tuple[Any, Any, list[str]]] = {
+    "adam": (optax.adamw(1e-3), optax.adamw(1e-2, b1=0.8, weight_decay=0.0), [
+        "b1 of scale_by_adam 0.8, was 0.9", "weight_decay of add_decayed_weights 0.0, was 0.0001",
+        "learning rate 0.01, was 0.001",
+    ]),
+    "groups": (
+        optax.chain(optax.clip(1.0), optax.scale(3.0), optax.scale(2.0)),
+        optax.chain(optax.clip(1.0), optax.scale(3.0), optax.scale(4.0)),
+        ["step_size of scale (2) 4.0, was 2.0"],
+    ),
+    "a schedule": (
+        optax.sgd(optax.cosine_decay_schedule(0.1, 100)), optax.sgd(optax.cosine_decay_schedule(0.1, 200)),
+        ["decay_steps of cosine_decay_schedule 200, was 100"],
+    ),
+    "a schedule of one's own": (
+        optax.sgd(lambda count: 0.1 / (count + 1)), optax.sgd(lambda count: 0.2 / (count + 1)),
+        ["numbers of <lambda> [0.2, 1], was [0.1, 1]"],
+    ),
+    "every few steps": (
+        optax.MultiSteps(optax.sgd(0.1), 4).gradient_transformation(),
+        optax.MultiSteps(optax.sgd(0.1), 8).gradient_transformation(),
+        ["every_k_schedule of MultiSteps 8, was 4"],
+    ),
+    "another one": (optax.sgd(0.1), optax.rprop(0.1), ["made of scale_by_rprop, scale, was identity, scale"]),
+    "a partial": (smoothed, functools.partial(smoothed, weight=3.0), ["weight of smoothed 3.0, was 2.0"]),
+    "nothing to tell": (smoothed, smoothed, []),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", NAMED)
+def test_numbers_of_optimizers_and_losses_are_told_by_name(case: str) -> None:
+    before, after, expected = NAMED[case]
+    then, now = ({"it": {"digest": k, "kind": "program", "parts": parts_of(f)}} for k, f in enumerate((before, after)))
+    told = differences(now, then)
+    assert all(f"it: {line}" in told for line in expected or ["not the same as before"]), told
+    assert parts_of(smoothed)["SMOOTHING of smoothed"] == "0.1"
+
+
+def test_numbers_within_the_state_of_an_optimizer_are_told_by_name(mlp: Ensemble) -> None:
+    def state(rates: Any) -> Any:
+        return of_state(state_of(mlp, injected(0.1), hyperparams={"learning_rate": rates}))
+
+    assert differences(state([0.1, 0.2, 0.4]), state([0.1, 0.2, 0.3])) == [
+        "the state of the optimizer: learning_rate [0.1, 0.2, 0.4], was [0.1, 0.2, 0.3]"
+    ]
+
+
+def test_objects_that_refuse_to_be_looked_into_are_no_hindrance() -> None:
+    class Closed:
+        def __getattr__(self, name: str) -> Any:
+            raise RuntimeError(name)
+
+    closed = Closed()
+    assert parts_of(lambda: closed)["made of"] == "test_objects_that_refuse_to_be_looked_into_are_no_hindrance"
 
 
 def test_a_run_in_another_precision_is_another_run(mlp: Ensemble, tmp_path: Path) -> None:
     """Whose bits would be others. Nothing that was traced before, in the same process, may be taken for it."""
     runs(mlp, 1, tmp_path)
-    with jax.default_matmul_precision("bfloat16"), pytest.raises(InputError, match=f"{LOSS}: .* there, .* here$"):
+    with (
+        jax.default_matmul_precision("bfloat16"),
+        pytest.raises(InputError, match=r"\n  precision of products bfloat16, was highest$"),
+    ):
         runs(mlp, 2, tmp_path)
 
 

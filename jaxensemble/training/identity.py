@@ -1,0 +1,137 @@
+"""By what a run is told from another one, and how they differ, in words."""
+
+import functools
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import jax
+
+from jaxensemble.inputs import x64_is_on
+from jaxensemble.structure import listed
+from jaxensemble.training.augmentation import Augment
+from jaxensemble.training.fingerprint import digest, digest_of_function, digest_of_program
+from jaxensemble.training.losses import Loss, number_of
+from jaxensemble.training.names import parts_of, text_of
+from jaxensemble.training.state import TrainState, is_injected, trained
+from jaxensemble.training.step import begun, gradient_program
+
+_MOST = 500
+"""Parts of a network that are kept at most, to be told by name."""
+
+
+def surroundings(state: TrainState) -> dict[str, Any]:
+    """What is not seen in a call of `fit`, and must be as before."""
+    return {
+        "version of JAX": jax.__version__,
+        "precision of products": jax.config.jax_default_matmul_precision,  # type: ignore[attr-defined]
+        "64-bit types": x64_is_on(),
+        "frozen parameters": sorted(state.frozen),
+        "steps made before": int(state.steps),
+    }
+
+
+# Each of what follows is a hash, which decides; what it is of (`derived`: depends on what else there is); and parts by
+# name, which tell.
+
+
+def of_state(state: TrainState) -> dict[str, Any]:
+    """The arrays of a state."""
+    ensemble = state.ensemble
+    leaves = jax.tree_util.tree_leaves_with_path(state.opt_state)
+    hyperparams = {str(path[-1].key): text_of(leaf) for path, leaf in leaves if is_injected(path)}
+    return {
+        "the weights of the members": of_arrays(ensemble.params),
+        "the buffers and constants of the members": of_arrays((ensemble.buffers, ensemble.constants, ensemble.rngs)),
+        "the random keys": of_arrays(state.keys),
+        "the rates of dropout": of_arrays(state.rates, {name: text_of(rate) for name, rate in state.rates.items()}),
+        "the state of the optimizer": of_arrays(state.opt_state, hyperparams) | {"kind": "derived"},
+    }
+
+
+def of_data(inputs: Any, targets: Any) -> dict[str, Any]:
+    """Inputs and targets."""
+    leaves = jax.tree_util.tree_leaves_with_path({"inputs": inputs, "targets": targets})
+    shapes = {
+        f"{path[0].key}{jax.tree_util.keystr(path[1:])}": f"{leaf.dtype}{list(leaf.shape)}" for path, leaf in leaves
+    }
+    return of_arrays((inputs, targets), shapes)
+
+
+def of_arrays(tree: Any, parts: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """Arrays, and what can be told of them by name."""
+    return {"digest": digest(tree), "kind": "arrays", "parts": parts or {}}
+
+
+def of_function(function: Callable[..., Any], *arguments: Any, named: Any = None) -> dict[str, Any]:
+    """What a function computes of arrays with these shapes; the parts are those of `named`, if that is another one."""
+    return {"digest": digest_of_function(function, *arguments), "kind": "program", "parts": parts_of(named or function)}
+
+
+def of_steps(state: TrainState, data: Any, rows: Any, loss: Loss, augment: Augment | None) -> dict[str, Any]:
+    """What the steps compute. It is traced anew, since JAX's precision may be another than before."""
+    step, case, targets = begun(state, data, rows, loss, each=False, augment=augment)
+    member = functools.partial(case.call.member, vmapped=None)
+    outputs, _ = jax.eval_shape(member, *case.one_member())
+    held = trained(state.ensemble.params, state.frozen), state.opt_state
+    params, opt_state = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), held)
+    gradient, _ = gradient_program(case, loss, targets, state.frozen)
+    network = digest_of_program(jax.make_jaxpr(member)(*case.one_member()))
+    return {
+        "the loss": of_function(functools.partial(number_of, loss), outputs, targets, named=loss),
+        "the network": {"digest": network, "kind": "program", "parts": _parts_of_network(state)},
+        "the optimizer": of_function(state.optimizer.update, params, opt_state, params, named=state.optimizer),
+        "the augmentation": of_function(step.minibatch, data, rows, state.keys, named=augment) if augment else None,
+        "the gradient of the loss": {"digest": digest_of_program(gradient), "kind": "derived", "parts": {}},
+    }
+
+
+def _parts_of_network(state: TrainState) -> dict[str, str]:
+    training = state.training
+    parts = {"class": training.root.type.__name__, "layers in training mode": listed(training.training()) or "none"}
+    numbers = {
+        ".".join(map(str, path)): str(entry[1])
+        for path, entry in training.entries.items()
+        if isinstance(entry[1], int | float) and not isinstance(entry[1], bool)
+    }
+    return parts | (numbers if len(numbers) <= _MOST else {})
+
+
+def differences(now: Mapping[str, Any], then: Mapping[str, Any]) -> list[str]:
+    """How a run differs from one before, a line each: by name where something has one.
+
+    >>> rate = {"digest": "a", "kind": "program", "parts": {"learning rate": "0.1"}}
+    >>> now = {"batch": 8, "the optimizer": rate, "the data": of_arrays(())}
+    >>> then = {"batch": 16, "the optimizer": {**rate, "digest": "c", "parts": {"learning rate": "0.01"}}}
+    >>> differences(now, then)
+    ['batch 8, was 16', 'the optimizer: learning rate 0.1, was 0.01', 'the data: there was none']
+    """
+    names = [name for name in dict.fromkeys((*now, *then)) if now.get(name) != then.get(name)]
+    told, untold = [], []
+    plain = [name for name in names if not any(isinstance(side.get(name), dict) for side in (now, then))]
+    for name in names:
+        a, b = now.get(name), then.get(name)
+        if name in plain:
+            told.append(f"{name} {_shown(a)}, was {_shown(b)}")
+        elif a is None or b is None:
+            told.append(f"{name}: there {'is none now' if a is None else 'was none'}")
+        elif a["digest"] != b["digest"]:
+            lines = list(_parts_told(a["parts"], b["parts"]))
+            told += [f"{name}: {line}" for line in lines]
+            if not lines:
+                untold.append((name, a["kind"]))
+    # A program depends on sizes of arrays and the like, so that it may be another only because of what was told.
+    passed_over = {"program", "derived"} if plain else {"derived"}
+    told += [f"{name}: not the same as before" for name, kind in untold if kind not in passed_over]
+    return told or [f"{name}: not the same as before" for name, _ in untold]
+
+
+def _parts_told(now: Mapping[str, str], then: Mapping[str, str]) -> Iterator[str]:
+    """The parts that differ; those that one side alone has only where it is made of the same."""
+    same = now.get("made of") == then.get("made of")
+    for name in dict.fromkeys((*now, *then)):
+        if now.get(name) != then.get(name) and (same or (name in now and name in then)):
+            yield f"{name} {now.get(name, 'nothing')}, was {then.get(name, 'nothing')}"
+
+
+def _shown(value: Any) -> str:
+    return ", ".join(map(str, value)) or "none" if isinstance(value, list) else str(value)

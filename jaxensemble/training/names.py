@@ -1,0 +1,141 @@
+"""What can be told by name of functions: the numbers in their closures, as those of optax's optimizers are."""
+
+import contextlib
+import functools
+import types
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+_PLAIN = (bool, int, float, complex, str, type(None), np.generic, np.dtype)
+
+_FEW = 8
+"""The numbers of an array that are told at most."""
+
+_LONGEST = 80
+"""The characters of a value that are told at most."""
+
+_DEEPEST = 12
+"""How many functions within functions are looked into."""
+
+_WRAPPERS = {"chain", "with_extra_args_support", "named_chain"}
+
+
+def parts_of(function: Any) -> dict[str, str]:
+    """The numbers, strings and flags that a function of Python holds, and the functions it is made of, by name.
+
+    Of an optimizer, those of its update; a negative scale is called the learning rate, which is what optax makes of it.
+
+    >>> import optax
+    >>> parts_of(optax.sgd(0.1, momentum=0.9))
+    {'made of': 'trace, scale', 'decay of trace': '0.9', 'nesterov of trace': 'False', 'learning rate': '0.1'}
+    """
+    owners: list[str] = []
+    found: dict[str, str] = {}
+    with contextlib.suppress(Exception):  # objects may refuse to be looked into, and the names are for people only
+        _name(getattr(function, "update", function), owners, found)
+    return {"made of": ", ".join(owners)} | found
+
+
+def _name(function: Any, owners: list[str], found: dict[str, str]) -> None:
+    for owner, name, value in _walked(function, set(), 0):
+        if name is None:
+            owners += [owner] if owner not in (*_WRAPPERS, *owners[-1:]) else []
+            continue
+        told = f"{name} of {owner}"
+        if told == "step_size of scale" and isinstance(value, float | int) and value < 0:
+            told, value = "learning rate", -value
+        if value is not None and not isinstance(value, type):
+            found[_free(told, found)] = text_of(value)
+
+
+def text_of(value: Any) -> str:
+    """A value as text; of many numbers, how many there are.
+
+    >>> text_of(np.array([0.1, 0.3], "float32")), text_of(np.zeros(1000)), text_of(np.float32(0.3)), text_of([1, None])
+    ('[0.1, 0.3]', 'float64[1000]', '0.3', '[1, None]')
+    """
+    if isinstance(value, jax.Array | np.ndarray):
+        if value.size > _FEW:
+            return f"{value.dtype}{list(value.shape)}"
+        numbers = ", ".join(map(str, np.asarray(value).ravel()))
+        return f"[{numbers}]" if value.ndim else numbers
+    if isinstance(value, list) and len(value) > _FEW:
+        return f"{len(value)} values"
+    text = str(value)
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
+
+
+def _free(name: str, taken: Mapping[str, str]) -> str:
+    """The name, or the name and a number where it is taken."""
+    names = (name if k == 1 else f"{name} ({k})" for k in range(1, len(taken) + 2))
+    return next(name for name in names if name not in taken)
+
+
+def _walked(value: Any, seen: set[int], depth: int) -> Iterator[tuple[str, str | None, Any]]:
+    """The functions within a function, with None, and what they hold: (function, name, value)."""
+    value = getattr(value, "__wrapped__", value)
+    if id(value) in seen or depth > _DEEPEST:
+        return
+    seen.add(id(value))
+    if isinstance(value, functools.partial):
+        owner = _owner(value.func)
+        yield from _told(
+            owner, {**{f"argument {k}": x for k, x in enumerate(value.args)}, **value.keywords}, seen, depth
+        )
+        yield from _walked(value.func, seen, depth + 1)
+    elif hasattr(value, "__self__") and not isinstance(value.__self__, types.ModuleType):  # a method, but of no module
+        yield _owner(value), None, None
+        yield from _told(_owner(value), getattr(value.__self__, "__dict__", {}), seen, depth)
+    elif hasattr(value, "__code__"):
+        yield _owner(value), None, None
+        yield from _told(_owner(value), _held(value), seen, depth)
+
+
+def _told(owner: str, held: Mapping[str, Any], seen: set[int], depth: int) -> Iterator[tuple[str, str | None, Any]]:
+    for name, value in held.items():
+        if isinstance(value, (*_PLAIN, jax.Array, np.ndarray)):
+            yield owner, name, value
+        elif hasattr(value, "update") and hasattr(value, "init"):  # an optimizer of optax, which is a tuple, too
+            yield from _walked(value.update, seen, depth + 1)
+        elif isinstance(value, Mapping):
+            yield from _told(owner, {f"{name} {key}": item for key, item in value.items()}, seen, depth)
+        elif isinstance(value, tuple | list):
+            if all(isinstance(item, _PLAIN) for item in value):
+                yield owner, name, list(value)
+            else:
+                yield from _told(owner, {f"{name} {k}": item for k, item in enumerate(value)}, seen, depth)
+        elif callable(value):
+            yield from _walked(value, seen, depth + 1)
+
+
+def _held(function: Callable[..., Any]) -> dict[str, Any]:
+    """What a function of Python holds: defaults, variables around it, and the numbers that it has or names."""
+    code, held = function.__code__, {}
+    defaults = function.__defaults__ or ()
+    held |= dict(zip(code.co_varnames[code.co_argcount - len(defaults) : code.co_argcount], defaults, strict=True))
+    held |= function.__kwdefaults__ or {}
+    for name, cell in zip(code.co_freevars, function.__closure__ or (), strict=True):
+        try:
+            held[name] = cell.cell_contents
+        except ValueError:  # of a name that is given a value later
+            continue
+    if _is_of_optax(function):
+        return held
+    numbers = [number for number in code.co_consts if type(number) in (int, float)]
+    held |= {"numbers": numbers} if numbers else {}
+    around = function.__globals__
+    return held | {name: around[name] for name in code.co_names if isinstance(around.get(name), int | float)}
+
+
+def _owner(function: Any) -> str:
+    """The name of a function; of one without, and of an optimizer's, that of the function that made it."""
+    name = getattr(function, "__qualname__", type(function).__name__)
+    parts = [part for part in name.split(".") if part != "<locals>"]
+    return parts[0 if _is_of_optax(function) or parts[-1] in ("<lambda>", "update") else -1]
+
+
+def _is_of_optax(function: Any) -> bool:
+    return str(getattr(function, "__module__", "")).partition(".")[0] == "optax"
