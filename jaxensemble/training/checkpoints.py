@@ -1,7 +1,10 @@
 """What `fit` keeps on disk, so that a run which was killed goes on to the same bits. Written by orbax."""
 
+import contextlib
 import json
-from collections.abc import Mapping
+import signal
+import threading
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +45,11 @@ class Checkpoints:
         self._manager: Any = ocp.CheckpointManager(self.path, options=options)
 
     def save(self, epoch: int, tree: Any, record: Any) -> None:
-        """Writes arrays, and a record that JSON can hold, after so many epochs."""
+        """Writes arrays, and a record that JSON can hold, after so many epochs. An interruption waits for it."""
+        with _undisturbed():
+            self._write(epoch, tree, record)
+
+    def _write(self, epoch: int, tree: Any, record: Any) -> None:
         content = {"settings": self.settings, "shapes": _shapes(named(tree)), "record": record}
         arguments = self._ocp.args.Composite(
             arrays=self._ocp.args.StandardSave(named(tree)),
@@ -52,11 +59,12 @@ class Checkpoints:
 
     def epoch(self) -> int | None:
         """The epochs after which the latest checkpoint was written; None where there is none."""
-        return max(self._manager.all_steps(read=True), default=None)
+        # One that was interrupted while it was written has another name.
+        return max((int(path.name) for path in self.path.iterdir() if path.name.isdigit()), default=None)
 
     def latest(self, tree: Any) -> tuple[Any, Any] | None:
         """The arrays, as `tree` has them, and the record of the latest checkpoint; None where there is none."""
-        epoch = self.epoch()
+        epoch = self._manager.latest_step()
         if epoch is None:
             return None
         content = self._restored(epoch, content=self._ocp.args.JsonRestore()).content
@@ -95,6 +103,22 @@ class Checkpoints:
     def close(self) -> None:
         """Waits until all is written."""
         self._manager.close()
+
+
+@contextlib.contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Has Ctrl-C wait for what runs within: orbax goes on in threads of its own, and would complain."""
+    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGINT) is None:
+        yield  # where no handler can be set, or put back
+        return
+    heard: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, frame: heard.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+        if heard:
+            signal.raise_signal(signal.SIGINT)
 
 
 def _shapes(arrays: Mapping[str, Any]) -> dict[str, str]:

@@ -21,7 +21,7 @@ import pytest
 from flax import nnx
 
 from jaxensemble import Ensemble, History, InputError, Plan, fit, layers, train_step
-from jaxensemble.training import minibatches, progress
+from jaxensemble.training import checkpoints, minibatches, progress
 from jaxensemble.training import step as steps
 from jaxensemble.training.identity import differences, of_state
 from jaxensemble.training.names import parts_of
@@ -454,6 +454,24 @@ def test_an_interruption_says_where_the_checkpoint_is(
     expected, whole = runs(mlp, 4, None)
     same_bits(got, expected)
     np.testing.assert_array_equal(history.loss, whole.loss)
+
+
+def test_an_interruption_waits_until_the_checkpoint_is_written(
+    mlp: Ensemble, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written = checkpoints.Checkpoints._write
+
+    def interrupted(self: Any, epoch: int, *arguments: Any) -> None:
+        if epoch == 2:
+            signal.raise_signal(signal.SIGINT)
+        written(self, epoch, *arguments)
+
+    monkeypatch.setattr(checkpoints.Checkpoints, "_write", interrupted)
+    handler = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt, match=r"after 2 of 3 epochs\. .*2 is the checkpoint"):
+        runs(mlp, 3, tmp_path)
+    assert signal.getsignal(signal.SIGINT) is handler
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["1", "2"]
 
 
 def test_an_interruption_without_checkpoints_says_that_nothing_is_kept(
