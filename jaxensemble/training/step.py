@@ -2,14 +2,11 @@
 
 import dataclasses
 import functools
-import itertools
-from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from flax import nnx
 from jax import lax
 
@@ -19,14 +16,15 @@ from jaxensemble.errors import InputError
 from jaxensemble.inputs import batch_axes
 from jaxensemble.plan import Plan, fits, guess
 from jaxensemble.planning import SMALL, Case, planned
-from jaxensemble.program import peak_bytes, rewritten
+from jaxensemble.program import peak_bytes
 from jaxensemble.rows import Axes
-from jaxensemble.running import KEPT, ON_CPUS, Call, in_steps, over_members
+from jaxensemble.running import Call, in_steps
 from jaxensemble.state import Tree, flatten, merge, split, unflatten
-from jaxensemble.training.augmentation import Augment, augmented, keys_of
-from jaxensemble.training.data import along, as_data, check_data, rows_of
+from jaxensemble.training.augmentation import Augment, augmented
+from jaxensemble.training.data import along, as_data, check_data
 from jaxensemble.training.forms import for_training
 from jaxensemble.training.losses import Loss, check_function, check_is_mean, name_of, number_of
+from jaxensemble.training.members import Members
 from jaxensemble.training.state import TrainState, of_members, trained, with_trained
 
 
@@ -259,87 +257,3 @@ def stepped_through(
         return after, losses
 
     return lax.scan(one, state, order)
-
-
-@dataclasses.dataclass(frozen=True)
-class Members:
-    """A step of `size` members, with what all of them share."""
-
-    step: Step
-    optimizer: optax.GradientTransformation
-    constants: Tree
-    steps: jax.Array
-    common: tuple[Any, Any]  # data and rows
-    size: int
-
-    def __call__(self, part: Any) -> tuple[Any, jax.Array]:
-        """Parameters, buffers and optimizer states after the step; losses before it."""
-        (params, buffers, opt_state), everything, rngs, keys, rates, (data, rows) = part
-        changing = keys_of(keys, self.steps)
-        keys = jax.vmap(jax.random.fold_in, (0, None))(keys, self.steps)
-        common_data, common_rows = self.common
-        rows = common_rows if rows is None else rows
-        data = self.step.minibatch(common_data if data is None else data, rows, changing)
-
-        def objective(params: Tree, keys: jax.Array, data: Any) -> tuple[jax.Array, Any]:
-            held = unflatten(flatten(buffers) | rates)
-            losses, after = self.losses(with_trained(everything, params), held, rngs, keys, data)
-            after = unflatten({name: leaf for name, leaf in flatten(after).items() if name not in rates})
-            return losses.sum(), (losses, after)
-
-        grads, (losses, buffers) = self._gradients(jax.grad(objective, has_aux=True), params, keys, data)
-        ascent = jax.tree.map(jnp.conj, grads)  # of complex numbers, `jax.grad` gives the conjugate of what ascends
-        updates, held = jax.vmap(self.optimizer.update)(ascent, opt_state, params)
-        after = optax.apply_updates(params, updates)
-        idle = self.step.idle
-        return (_all_but(idle, after, params), buffers, _all_but(idle, held, opt_state)), losses
-
-    def losses(self, *arguments: Any) -> tuple[jax.Array, Any]:
-        """The loss of every member, and its buffers after the call."""
-        axes, on_cpu = (0, 0, 0, 0, 0 if self.step.call.each else None), self.step.call.platform == "cpu"
-        one = for_training(self._loss) if on_cpu else self._loss
-        function = over_members(one, axes, self.size)
-        function = rewritten(function, ON_CPUS) if on_cpu else function
-        if self.step.call.plan.remat:
-            function = jax.checkpoint(function, policy=jax.checkpoint_policies.save_only_these_names(KEPT))
-        return function(*arguments)
-
-    def _loss(self, params: Tree, buffers: Tree, rngs: Tree, key: Any, data: Any) -> tuple[jax.Array, Any]:
-        inputs, targets = data
-        outputs, after = self.step.call.member(params, buffers, rngs, self.constants, key, inputs, vmapped=None)
-        return number_of(self.step.loss, outputs, targets), after
-
-    def _gradients(self, gradient: Callable[..., Any], params: Tree, keys: jax.Array, data: Any) -> Any:
-        """Gradients, losses and buffers of a minibatch: at once, or as the means of those of a few rows at a time."""
-        size, ahead = self.step.call.plan.rows, int(self.step.call.each)
-        if size is None:
-            return gradient(params, keys, data)
-
-        def part(k: Any, count: int) -> tuple[Any, Any]:
-            rows = lambda leaf, axis: lax.dynamic_slice_in_dim(leaf, k * size, count, axis)  # noqa: E731
-            own = jax.vmap(jax.random.fold_in, (0, None))(keys, k)
-            grads, (losses, buffers) = gradient(params, own, along(data, self.step.axes, rows, ahead))
-            return jax.tree.map(lambda mean: mean * (count / total), (grads, losses)), buffers
-
-        def body(k: Any, found: Any) -> Any:
-            more, buffers = part(k, size)
-            return jax.tree.map(jnp.add, found[0], more), buffers
-
-        total = rows_of(data, self.step.axes, ahead)
-        sums, buffers = lax.fori_loop(1, total // size, body, part(0, size))
-        if total % size:
-            more, buffers = part(total // size, total % size)
-            sums = jax.tree.map(jnp.add, sums, more)
-        grads, losses = sums
-        return grads, (losses, buffers)
-
-
-def _all_but(names: Collection[str], after: Any, before: Any) -> Any:
-    """The arrays of a tree as they are after a step; those of some parameters, wherever they stand, as before."""
-
-    def chosen(path: Sequence[Any], new: Any, old: Any) -> Any:
-        named = lambda key: isinstance(key, jax.tree_util.DictKey)  # noqa: E731
-        keys = itertools.takewhile(named, itertools.dropwhile(lambda key: not named(key), reversed(path)))
-        return old if ".".join(str(key.key) for key in reversed([*keys])) in names else new
-
-    return jax.tree_util.tree_map_with_path(chosen, after, before) if names else after
