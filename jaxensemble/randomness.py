@@ -103,7 +103,7 @@ def keys_when_drawn(structure: Structure, module: Any) -> Any:
             keys = [stream.key for _, stream in layer.to_nnx__rngs.items()]
             if keys and all(isinstance(key, ForbiddenKey) for key in keys):
                 layer.__class__ = _Undrawn
-                layer.to_nnx__refusal = keys[0].get_metadata("refusal")
+                layer.to_nnx__refusal = keys[0].get_metadata("refusal")  # type: ignore[attr-defined]
     return module
 
 

@@ -101,8 +101,9 @@ def in_mode(models: Sequence[nn.Module], training: bool | None) -> Iterator[None
     """
     before = [(module, module.training) for model in models for module in model.modules()]
     try:
-        for model in models if training is not None else ():
-            model.train(training)  # a module may have a `train` of its own, which keeps a part of it in evaluation mode
+        if training is not None:
+            for model in models:
+                model.train(training)  # a module may have one of its own, which keeps a part of it in evaluation mode
         yield
     finally:
         for module, flag in before:
