@@ -50,9 +50,9 @@ def fit(
     **Arguments:**
 
     - `inputs`, `targets`, `loss`, `plan`: as for [`train_step`][jaxensemble.train_step]; all members learn from the
-      same data. `batch` rows make a step; the last one of an epoch has what is left. In the place of all three,
-      `inputs` may be a function of the epoch's number, from 0, which gives an iterable of minibatches, pairs of inputs
-      and targets. So that a run goes on to the same bits, it must give the same ones for the same number every time.
+      same data. `batch` rows make a step; the last one of an epoch has what is left. In the place of inputs, targets
+      and `batch` there may be a function of the epoch's number, from 0, which gives an iterable of minibatches, pairs of
+      inputs and targets. So that a run goes on to the same bits, it must give the same ones for the same number.
     - `shuffle`: whether every member has an order of its own ("different", unless told), all have the "same" one, or
       the rows are "never" shuffled.
     - `bootstrap`: whether every member has a sample of its own, drawn once with replacement, of as many rows. Members
@@ -73,9 +73,8 @@ def fit(
       finds one there goes on from it, to the same bits as one that was never stopped, and under the same plan unless
       `plan` names another. It must begin as that one did: with the same state, data, arguments, network, loss,
       optimizer, and the same version and precision of JAX. One that finds more epochs than it is to make gives back
-      what it finds.
-      One that a callback stopped stays so. An interruption (Ctrl-C) raises a `KeyboardInterrupt` that says where the
-      last checkpoint is.
+      what it finds; one that a callback stopped stays so, where there are callbacks. An interruption (Ctrl-C) raises a
+      `KeyboardInterrupt` that says where the last checkpoint is.
     - `progress`: whether standard error shows how far the training came: a bar on a terminal, elsewhere a line of plain
       text for an epoch, and no more than one a second.
 
@@ -83,6 +82,7 @@ def fit(
 
     **Raises:** `InputError` for arguments that do not fit, and for checkpoints of another run.
 
+    >>> import jax
     >>> import jax.numpy as jnp
     >>> import optax
     >>> from flax import nnx
