@@ -51,8 +51,8 @@ def fit(
 
     - `inputs`, `targets`, `loss`, `plan`: as for [`train_step`][jaxensemble.train_step]; all members learn from the
       same data. `batch` rows make a step; the last one of an epoch has what is left. In the place of inputs, targets
-      and `batch` there may be a function of the epoch's number, from 0, which gives an iterable of minibatches, pairs of
-      inputs and targets. So that a run goes on to the same bits, it must give the same ones for the same number.
+      and `batch` there may be a function of the epoch's number, from 0, which gives an iterable of minibatches, each a
+      pair of inputs and targets. A run goes on to the same bits if the same number gives the same ones.
     - `shuffle`: whether every member has an order of its own ("different", unless told), all have the "same" one, or
       the rows are "never" shuffled.
     - `bootstrap`: whether every member has a sample of its own, drawn once with replacement, of as many rows. Members

@@ -57,6 +57,7 @@ def train_step(
     **Raises:** `InputError` for inputs, rows, losses or plans that do not fit.
 
     >>> import numpy as np
+    >>> import optax
     >>> from jaxensemble import Ensemble
     >>> ensemble = Ensemble.from_modules([nnx.Linear(3, 1, rngs=nnx.Rngs(seed)) for seed in range(4)])
     >>> state = TrainState.create(ensemble, optax.sgd(0.1), jax.random.key(0))
