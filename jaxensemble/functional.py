@@ -9,6 +9,7 @@ and the same types of error with the same words wherever these make sense. What 
   submodule) is refused; PyTorch stacks some of these and runs the first member's settings.
 - A name that a module does not have is an error even if `strict=False`. PyTorch sets it as an attribute, which here,
   where `kernel` is easily called `weight`, would run the module's own weights without a word.
+- On CPUs convolutions of an `nnx.Conv` run one after the other where `vmap` maps their kernels, which is faster.
 - Nothing passed in is ever changed: what a call does to buffers is returned if `mutable=True`, and dropped otherwise.
 """
 
@@ -19,9 +20,12 @@ from typing import Any
 import jax
 import numpy as np
 from flax import nnx
+from jax import lax
 
+from jaxensemble.device import device_of
 from jaxensemble.errors import InputError, StateError, UnsupportedError
 from jaxensemble.inputs import as_array
+from jaxensemble.mapped import convolved
 from jaxensemble.randomness import inside_vmap, keys_when_drawn
 from jaxensemble.stacking import count_members, stack_states, unstack
 from jaxensemble.state import KINDS, State, Tree, flatten, kind_of, merge, split, unflatten
@@ -99,6 +103,9 @@ def functional_call(
       if `False`, only under the names given.
     - `strict`: every parameter and buffer must be given, and nothing else.
     - `mutable`: return `(output, buffers)`, with all buffers after the call.
+
+    Call it within `jax.jit`, with a `vmap` around it: without, every operation is a program of its own, and the module
+    is taken apart and put together again for every call.
 
     Random streams draw from the module's own keys, which do not advance: two calls draw the same, unless keys are given
     (`{"dropout.rngs.key": key}`) or a [`vmap`][jaxensemble.vmap] around the call says otherwise.
@@ -253,7 +260,18 @@ def _reparametrized(state: State, given: dict[Path, Any], tie_weights: bool) -> 
         apart |= {at: arrays.get(at, originals[leaf]) for at, leaf in structure.ties.items() if leaf in touched}
     for at, value in apart.items():
         _set(module, at, value)
+    if device_of(given).platform == "cpu":
+        _map_one_by_one(structure, module)
     return module
+
+
+def _map_one_by_one(structure: Structure, module: nnx.Module) -> None:
+    """Lets convolutions run one after the other where their kernels are mapped, which is faster on CPUs."""
+    types = (shown for _, shown in structure.entries.values() if isinstance(shown, type))
+    if any(issubclass(type_, nnx.Conv) for type_ in types):
+        for _, layer in nnx.iter_modules(module):
+            if isinstance(layer, nnx.Conv) and layer.conv_general_dilated is lax.conv_general_dilated:
+                layer.conv_general_dilated = convolved
 
 
 def _set(module: nnx.Module, place: Path, value: Any) -> None:
