@@ -480,6 +480,15 @@ def test_a_file_of_torch_save_by_the_other_name_is_told(tmp_path: Path) -> None:
     )
 
 
+def test_a_layer_that_fits_in_many_places_and_names_of_dots_end(tmp_path: Path) -> None:
+    expected = Expected.of(nn.Linear(3, 2))
+    layers = {f"layers.{k}.{name}": tensor for k in range(300) for name, tensor in nn.Linear(3, 2).state_dict().items()}
+    error = refusal(lambda: read_state_dict(saved(tmp_path, layers), expected))
+    assert "or one of 290 more" in error.details and 'prefix="layers.0."' in error.details
+    dots = {"." * 100_000 + "weight": torch.ones(2, 3), "bias": torch.ones(2)}
+    assert read_state_dict(saved(tmp_path, dots), expected, Choice(rename={"a": "b"}))[0].keys() == dots.keys()
+
+
 def test_cycles_and_depths_end(tmp_path: Path) -> None:
     cycle: dict[str, Any] = {"weights": RAW}
     cycle["self"] = cycle

@@ -19,6 +19,9 @@ from torch_bridge.state_dicts.matching import beginning, renamed
 _WRAPPERS = (".module.", "._orig_mod.")
 """What a part of a model that is wrapped by `DataParallel` or `torch.compile` has in its names."""
 
+_LISTED = 10
+"""Ways to read a file that an error lists at most: a layer may fit in a thousand places."""
+
 _ADVICE = "These are arguments of load_ensemble; on the command line: --key, --prefix, --rename, --ignore."
 
 
@@ -84,18 +87,16 @@ class Choice:
         """
         sets = self._sets(loaded)
         named = [weights for weights in sets if weights.named]
-        readings = self._readings(named, self.prefix)
         if expected is None or not expected.tensors:
             if len(named) > 1:
                 raise _several([f"key={_quoted(weights.key)}" for weights in named])
-            prefix = self.prefix or ""
-            whole = [reading for reading in readings if reading.prefix == prefix]
-            reading = whole[0] if whole else Reading(named[0], prefix, {})
+            reading = self._read(named[0], self.prefix or "")
         else:
+            readings = self._readings(named, expected)
             fitting = distinct((reading for reading in readings if reading.fits(expected)), expected)
             others = self._others(fitting[0], sets, expected) if len(fitting) == 1 else []
             if len(fitting) > 1 or others:
-                raise _several(self._ways(fitting, others, expected))
+                raise _several(self._ways(fitting, others, expected), more=len(fitting) - _LISTED)
             if fitting and self.prefix is None and not fitting[0].has_known_prefix:
                 raise self._offer(fitting[0], expected)
             reading = fitting[0] if fitting else self._nearest(named, readings, expected)
@@ -125,17 +126,29 @@ class Choice:
             "Where its code is at hand, save the weights alone: torch.save(model.state_dict(), path)"
         )
 
-    def _readings(self, sets: Iterable[WeightSet], prefix: str | None) -> list[Reading]:
-        """Every way to read the sets: with this prefix, or with any that a name has."""
+    def _readings(self, sets: Iterable[WeightSet], expected: Expected) -> list[Reading]:
+        """Every way to read the sets: with the prefix, or, without one, with each that gives a name of the model."""
+        if self.prefix is not None:
+            return [self._read(weights, self.prefix) for weights in sets]
         found = []
         for weights in sets:
-            under: dict[str, dict[str, str]] = defaultdict(dict)
-            for name in self._kept(weights):
-                for lead in leads(name) if prefix is None else [prefix]:
-                    if name.startswith(lead):
-                        under[lead][renamed(name[len(lead) :], self.rename)] = name
+            under: dict[str, dict[str, str]] = {"": {}}
+            under |= {lead: {} for lead, new, _ in self._ends(weights) if new in expected.tensors}
+            for lead, new, name in self._ends(weights):
+                if lead in under:
+                    under[lead][new] = name
             found += [Reading(weights, lead, names) for lead, names in under.items()]
         return found
+
+    def _ends(self, weights: WeightSet) -> Iterator[tuple[str, str, str]]:
+        """Every beginning of every name, what the rest of the name becomes, and the name."""
+        for name in self._kept(weights):
+            for lead in leads(name):
+                yield lead, renamed(name[len(lead) :], self.rename), name
+
+    def _read(self, weights: WeightSet, prefix: str) -> Reading:
+        carrying = (name for name in self._kept(weights) if name.startswith(prefix))
+        return Reading(weights, prefix, {renamed(name[len(prefix) :], self.rename): name for name in carrying})
 
     def _kept(self, weights: WeightSet) -> list[str]:
         return [name for name in weights.tensors if not any(fnmatchcase(name, pattern) for pattern in self.ignore)]
@@ -168,7 +181,7 @@ class Choice:
                 key=key,
                 prefix=within or count[reading.weights.key] > 1 or not reading.has_known_prefix,
             )
-            for reading in fitting
+            for reading in fitting[:_LISTED]
         ] + [f"{other} (by shapes: its names are not the model's)" for other in others]
 
     def _arguments(self, reading: Reading, expected: Expected, *, key: bool, prefix: bool) -> str:
@@ -197,8 +210,8 @@ class Choice:
         """
         mine = [reading for reading in readings if self.prefix is not None or reading.has_known_prefix]
         count = lambda reading: reading.matched(expected)  # noqa: E731
-        best = max(mine, key=count, default=Reading(named[0], self.prefix or "", {}))
-        any_best = max(self._readings(named, None), key=count, default=best)
+        best = max(mine, key=count)
+        any_best = max(dataclasses.replace(self, prefix=None)._readings(named, expected), key=count)
         if count(any_best) > count(best) and 2 * count(any_best) >= len(expected.tensors):
             raise self._offer(any_best, expected)
         for rename in _renamings(best.names, expected):
@@ -251,11 +264,12 @@ def _renamings(names: Iterable[str], expected: Expected) -> Iterator[dict[str, s
         yield {"": lead[:-1]}
 
 
-def _several(rows: Sequence[str], more: str = "and a guess could be wrong") -> InputError:
+def _several(rows: Sequence[str], why: str = "and a guess could be wrong", more: int = 0) -> InputError:
+    rest = f",\n  or one of {more} more" if more > 0 else ""
     return InputError(
-        f"holds more than one set of weights, {more}. Name the one that is meant:\n  "
+        f"holds more than one set of weights, {why}. Name the one that is meant:\n  "
         + ",\n  or ".join(rows)
-        + f".\n{_ADVICE}"
+        + f"{rest}.\n{_ADVICE}"
     )
 
 

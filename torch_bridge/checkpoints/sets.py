@@ -12,7 +12,7 @@ from torch import Tensor
 _DEPTH = 8
 """How many dicts deep a set of weights may be: one in the state of a callback is three deep."""
 
-_LEADS = 30
+_LEADS = 12
 """Dots of a name that are looked at: a name from a file may be nothing but dots."""
 
 
