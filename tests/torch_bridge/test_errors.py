@@ -200,7 +200,7 @@ REFUSED: dict[str, tuple[Callable[[Path], Any], type[Exception], str, str]] = {
         lambda _: torch_bridge.to_flax(Failing(), (X,)), UnsupportedError, "cannot follow Failing.forward", POINTER,
     ),
     "members": (
-        lambda _: torch_bridge.to_ensemble([deep(), deep(rate=0.5)], (X,)),
+        lambda _: torch_bridge.to_ensemble([deep().train(), deep(rate=0.5).train()], (X,)),
         MemberError,
         "... and 46 more",
         "49, p: 0.5 in member 1, 0.0 in member 0",
