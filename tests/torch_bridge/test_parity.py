@@ -601,7 +601,7 @@ def test_a_forward_that_writes_into_its_input_spoils_no_later_stage() -> None:
             y[:, :2] *= 0.5
             return self.linear(y)
 
-    models, x = [Halving() for _ in range(2)], torch.randn(5, 4)
+    models, x = [Halving().eval() for _ in range(2)], torch.randn(5, 4)
     before = x.clone()
     report = torch_bridge.check(models, torch_bridge.to_ensemble(models, (x,), check=False), (x,))
     assert report.passed, report
@@ -672,7 +672,7 @@ def test_legacy_weight_norm_is_compared_in_every_stage() -> None:
     """It leaves a weight behind at every call, which cannot be copied."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        models = [nn.Sequential(nn.utils.weight_norm(nn.Linear(4, 3)), nn.BatchNorm1d(3)) for _ in range(2)]
+        models = [nn.Sequential(nn.utils.weight_norm(nn.Linear(4, 3)), nn.BatchNorm1d(3)).eval() for _ in range(2)]
     x = torch.randn(5, 4)
     report = torch_bridge.check(models, torch_bridge.to_ensemble(models, (x,), check=False), (x,))
     assert report.passed, report

@@ -179,7 +179,7 @@ def test_modes_of_submodules() -> None:
     """A submodule in evaluation mode within a model that trains keeps its mode, until told otherwise."""
     model = nn.Sequential(nn.Dropout(0.5), nn.Linear(30, 30), nn.Dropout(0.5)).train()
     model[0].eval()
-    module = to_flax(model, (torch.ones(2, 30),))
+    module = to_flax(model, (torch.ones(2, 30),), mode="as_is")
     modes = [layer.deterministic for _, layer in nnx.iter_modules(module) if isinstance(layer, nnx.Dropout)]
     assert {*modes} == {False, True}
     module.eval()
