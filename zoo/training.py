@@ -28,9 +28,9 @@ TRAINED = {
     "edgenext_xx_small dims=[16,24,32,64] depths=[1,1,2,1] drop_path_rate=0.1": 64,
     "eva02_tiny_patch14_224 img_size=56 depth=2 embed_dim=48 drop_path_rate=0.1": 56,
     "levit_128s img_size=64 embed_dim=[32,48,64] num_heads=[2,3,4] drop_path_rate=0.1": 64,
-    "mixer_s32_224 img_size=64 drop_path_rate=0.1": 64,
-    "mobilenetv3_small_050 drop_rate=0.2 drop_path_rate=0.1": 32,
-    "mobilevit_xxs drop_path_rate=0.1": 32,
+    "mixer_s32_224 img_size=64 mlp_ratio=[0.5,0.5] drop_path_rate=0.1": 64,
+    "mobilenetv3_small_050 drop_rate=0.2 drop_path_rate=0.1": 64,
+    "mobilevit_xxs drop_path_rate=0.1": 64,
     "poolformer_s12 drop_path_rate=0.1": 32,
     "pvt_v2_b0 depths=[1,1,1,1] embed_dims=[8,16,40,64] drop_path_rate=0.1": 64,
     "regnetx_002 drop_path_rate=0.1": 32,
@@ -47,7 +47,10 @@ TRAINED = {
     "vgg11_bn mlp_ratio=0.0625 drop_rate=0.5": 32,
     "xcit_nano_12_p8_224 depth=1 cls_attn_layers=1 embed_dim=64 drop_path_rate=0.1": 32,
 }
-"""Networks with options that make them small and random, and the size of their images."""
+"""Networks with options that make them small and random, and the size of their images.
+
+At 32 x 32, BatchNorm over four values makes ten thousand times as much of rounding errors in some.
+"""
 
 
 def prove(name: str) -> Result:

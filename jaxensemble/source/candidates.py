@@ -121,9 +121,11 @@ def _fit(members: Members, results: Results) -> bool:
     """Whether spans that some modules skip lie apart, and hold no step that others lack by itself.
 
     What is one value in one call has to be one in all: a span takes one value. Nothing that any module gives may be
-    lost by a span, or be missing in another module.
+    lost by a span, or be missing in another module. A last addition that may be left out is all that a method gives.
     """
     bodies, used = members[0][0].bodies, results(members)
+    if any(RESIDUAL in unit.absent for _, unit in members) and set(used) != {len(bodies[0].names) - 1}:
+        return False
     if not all(body.names[k] for found, _ in members for body in found.bodies for k in used):
         return False
     spans = {span for _, unit in members for span in unit.skipped}

@@ -303,6 +303,19 @@ def residual_blocks() -> Network:
     return s.network((X,), y)
 
 
+def residual_blocks_with_parts() -> Network:
+    """Blocks of which some add their input, and all give what they made before as well."""
+    s = Sketch("Parts")
+    y, parts = X, []
+    for k, (before, after) in enumerate(((4, 6), (6, 6), (6, 3), (3, 3))):
+        with s.inside(f"block{k}", "Block"):
+            x, part = y, s.linear(f"block{k}.first", y, before, after)
+            y = s.linear(f"block{k}.second", part, after, after)
+            y = s.call("+", x, y) if before == after else y
+            parts.append(part)
+    return s.network((X,), (y, *parts))
+
+
 def kernels() -> Network:
     """Convolutions of several sizes with padding to match, and a scale for each feature."""
     s = Sketch("Kernels")
@@ -558,6 +571,7 @@ CASES: dict[str, tuple[Callable[[], Network], list[tuple[int, ...]]]] = {
     "several_results": (several_results, [(2, 4)]),
     "wide": (wide, [(2, 4)]),
     "residual_blocks": (residual_blocks, [(2, 8, 8, 4)]),
+    "residual_blocks_with_parts": (residual_blocks_with_parts, [(2, 4)]),
     "kernels": (kernels, [(2, 8, 8, 4)]),
     "dense": (dense, [(2, 4)]),
     "numbered": (lambda: numbered("block_"), [(2, 4)]),
