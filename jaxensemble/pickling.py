@@ -5,6 +5,7 @@ network as data, in the mode that the ensemble is in, and the arrays.
 """
 
 import dataclasses
+import warnings
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,8 @@ from jaxensemble.artifact.dtypes import is_key
 from jaxensemble.artifact.saving import network_of
 from jaxensemble.build import skeleton
 from jaxensemble.codec import from_json, to_json
-from jaxensemble.inputs import require_x64
+from jaxensemble.errors import NarrowIntegerWarning
+from jaxensemble.inputs import ENABLE, require_x64, x64_is_on
 from jaxensemble.network import Network
 from jaxensemble.plan import Plan
 from jaxensemble.proof import Lineage, Proof
@@ -34,7 +36,8 @@ def reduced(ensemble: "Ensemble") -> tuple[Callable[..., Any], tuple[Any, ...]]:
     **Raises:** `StateError` for an ensemble whose structure is no longer that of its network.
     """
     trees = {kind: jax.tree.map(_packed, getattr(ensemble, kind)) for kind in KINDS}
-    told = (ensemble.proof, ensemble.lineage, ensemble.sources)
+    x64 = x64_is_on() if ensemble.proof is None else ensemble.proof.x64
+    told = (ensemble.proof, ensemble.lineage, ensemble.sources, x64)
     rest = (type(ensemble), trees, ensemble.origin, ensemble.plan, *told)
     if not isinstance(ensemble.network, Network):
         return _restored, (ensemble.graphdef, ensemble.network, *rest)
@@ -58,9 +61,21 @@ def _restored(
     proof: Proof | None,
     lineage: Lineage | None,
     sources: tuple[Source, ...] | None,
+    x64: bool,
 ) -> "Ensemble":
-    """The ensemble again. Raises `InputError` for 64-bit arrays where JAX would round them."""
+    """The ensemble again; without its proof, and with a warning, if integers have less bits than they had.
+
+    **Raises:** `InputError` for 64-bit arrays where JAX would round them.
+    """
     arrays = {kind: jax.tree.map(_unpacked, tree) for kind, tree in trees.items()}
+    if x64 and not x64_is_on():
+        warnings.warn(
+            "this ensemble was pickled with JAX's 64-bit types on, and they are off: integers have 32 bits, and where "
+            f"they overflow, outputs are others. `proof` is None. To have it, {ENABLE}.",
+            NarrowIntegerWarning,
+            stacklevel=2,
+        )
+        proof = None
     ensemble = cls(graphdef, **arrays, network=network, origin=origin, plan=plan)
     return ensemble.proven(proof, lineage).read_from(sources)
 

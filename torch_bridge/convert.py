@@ -9,13 +9,14 @@ from torch import nn
 
 from jaxensemble.build import filled, skeleton
 from jaxensemble.ensemble import Ensemble
-from jaxensemble.errors import ParityError
+from jaxensemble.errors import MemberError, ParityError
 from jaxensemble.state import merge
 from torch_bridge import parity
 from torch_bridge.assemble import assembled, check_tensors, constants_of, convert, tensors_of
 from torch_bridge.caches import fresh
 from torch_bridge.examples import Arguments, BatchAxis
 from torch_bridge.finite import check_finite
+from torch_bridge.lowering import Lowered
 from torch_bridge.members import as_members, check_members
 from torch_bridge.modes import PortedMode, ported_mode, warn_of_training
 from torch_bridge.proof import proof_of
@@ -121,6 +122,8 @@ def _ported(
     if not allow_nonfinite:
         check_finite(members)
     lowered = convert(members[0], arguments, batch_axis, input_layout, evaluation_only=evaluation_only)
+    if evaluation_only is not None:
+        _check_alike(members, arguments, lowered, batch_axis, input_layout, evaluation_only)
     stack = Stack(lowered.weights, len(members))
     for k, member in enumerate(members):
         stack.put(k, tensors_of(member))
@@ -133,3 +136,26 @@ def _ported(
             )
         ensemble = ensemble.proven(proof_of([report]))
     return ensemble
+
+
+def _check_alike(
+    members: list[nn.Module],
+    arguments: Arguments,
+    lowered: Lowered,
+    batch_axis: BatchAxis,
+    input_layout: str,
+    evaluation_only: str,
+) -> None:
+    """Whether members of different rates of dropout are one network all the same: a forward may read a rate itself.
+
+    **Raises:** `MemberError` naming the members that are not.
+    """
+    other = []
+    for k, member in enumerate(members[1:], 1):
+        network = convert(member, arguments, batch_axis, input_layout, evaluation_only=evaluation_only).network
+        other += [] if network == lowered.network else [str(k)]
+    if other:
+        raise MemberError(
+            f"{evaluation_only}, and the forward of {', '.join(other)} computes with it in evaluation mode, too: build "
+            "the members alike, or port them as separate ensembles"
+        )

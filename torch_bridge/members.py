@@ -83,11 +83,14 @@ def check_members(members: Sequence[nn.Module], *, rates_may_differ: bool = Fals
         )
 
 
+_DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
+
+
 def _is_rate(model: nn.Module, difference: Difference) -> bool:
     """Whether a difference is one of the rate of dropout, which evaluation mode has no use for."""
     path, _, name = difference.where.rpartition(", ")
     module = dict(model.named_modules(remove_duplicate=False)).get(path)
-    return name == "p" and isinstance(module, nn.modules.dropout._DropoutNd)
+    return name == "p" and type(module) in _DROPOUTS
 
 
 def _row(difference: Difference, members: str) -> str:

@@ -256,13 +256,16 @@ def _counted(node: fx.Node) -> fx.Node | None:
 
 def uncounted(model: nn.Module, training: ExportedProgram) -> frozenset[str]:
     """The counters of BatchNorms whose forwards normalise without counting, as of a subclass with one of its own."""
-    counted = {node.name for node in map(_counted, training.graph.nodes) if node is not None}
-    keys = {key for name, key in training.graph_signature.inputs_to_buffers.items() if name not in counted}
+    keys, held = training.graph_signature.inputs_to_buffers, dict(model.named_buffers(remove_duplicate=False))
+    nodes = [node for node in map(_counted, training.graph.nodes) if node is not None]
+    counted = {id(held[keys[node.name]]) for node in nodes}  # which may have several names
     batch_norm = nn.modules.batchnorm._BatchNorm
     return frozenset(
         key
-        for key in keys
-        if is_counter(model, key) and isinstance(model.get_submodule(key.rpartition(".")[0]), batch_norm)
+        for key in keys.values()
+        if id(held[key]) not in counted
+        and is_counter(model, key)
+        and isinstance(model.get_submodule(key.rpartition(".")[0]), batch_norm)
     )
 
 

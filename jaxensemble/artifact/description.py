@@ -6,14 +6,10 @@ from typing import Any
 from jaxensemble.artifact.loading import Artifact
 from jaxensemble.artifact.manifest import Manifest
 from jaxensemble.inputs import shape_text
-from jaxensemble.network import Network
 from jaxensemble.plain import to_plain
 from jaxensemble.proof import Proof
 from jaxensemble.sources import describe_sources
 
-_MODED = ("nnx.BatchNorm", "nnx.Dropout", *(f"layers.{name}" for name in (
-    "AlphaDropout", "BatchNorm", "InstanceNorm", "RReLU", "Training"
-)))  # fmt: skip
 _PLAIN = (bool, int, str, type(None))
 
 
@@ -27,7 +23,7 @@ def describe(artifact: Artifact) -> dict[str, Any]:
         "bytes": sum(record.size for record in manifest.files.values()),
         "inputs": {name: list(shape) for name, shape in network.input_shapes.items()},
         "fixed": {place: value if isinstance(value, _PLAIN) else repr(value) for place, value in network.fixed.items()},
-        "training": training_layers(network),
+        "training": list(artifact.training()),
         "verified": manifest.verified,
         "proof": describe_proof(manifest),
         "trained_from_verified": manifest.lineage is not None and manifest.lineage.trained,
@@ -46,31 +42,21 @@ def describe_in_text(artifact: Artifact) -> str:
     manifest, network = artifact.manifest, artifact.network
     size = sum(record.size for record in manifest.files.values())
     fixed = ", ".join(f"{place}={value!r}" for place, value in network.fixed.items())
-    training = training_layers(network)
+    training = ", ".join(artifact.training())
+    mode = f"in training mode: {training}{'; what was verified is evaluation mode' if manifest.verified else ''}"
     wide = max((len(name) for name in manifest.leaves), default=0)
     return "\n".join(
         [
             f"{manifest.members} x {network.name}, {_parameters(manifest):,} parameters each, {size:,} bytes",
             f"inputs: {', '.join(f'{name} {shape_text(shape)}' for name, shape in network.input_shapes.items())}",
             *([f"fixed: {fixed}"] if fixed else []),
-            *([f"in training mode: {', '.join(training)}"] if training else []),
+            *([mode] if training else []),
             describe_proof(manifest),
             f"written by {', '.join(f'{name} {version}' for name, version in manifest.versions.items())}",
             *(f"weights of {line}" for line in describe_sources(manifest.sources)),
             *(f"  {name:{wide}}  {x.kind:9}  {x.dtype}{list(x.shape)}" for name, x in manifest.leaves.items()),
         ]
     )
-
-
-def training_layers(network: Network) -> list[str]:
-    """The layers in training mode, by path, where that makes a difference; `itself` is the network."""
-    return [
-        (layer.path.rpartition(".")[0] or "itself") if layer.type == "layers.Training" else layer.path
-        for layer in network.layers
-        if layer.path in network.training
-        and (layer.type in _MODED or layer.options.get("dropout"))
-        and layer.options.get("rate") != 0
-    ]
 
 
 def describe_proof(manifest: Manifest) -> str:

@@ -32,6 +32,7 @@ from jaxensemble.errors import InputError, JaxEnsembleError, NarrowIntegerWarnin
 from jaxensemble.inputs import ENABLE, require_x64, x64_is_on
 from jaxensemble.network import Network
 from jaxensemble.state import KINDS, State, flatten, unflatten
+from jaxensemble.structure import Structure
 
 LIMITS = {MANIFEST: 16 << 20, NETWORK: 16 << 20, SOURCE: 16 << 20}
 """The most bytes that a file other than the weights may have. A network of 1,000 layers takes less than one million."""
@@ -108,6 +109,10 @@ class Artifact:
         ensemble = Ensemble(state.graphdef, **trees, network=self.network, origin=self.manifest.origin)
         proof = None if self._narrowed() else self.manifest.proof
         return ensemble.proven(proof, self.manifest.lineage).read_from(self.manifest.sources)
+
+    def training(self) -> tuple[str, ...]:
+        """The layers in training mode: see `Structure.training`."""
+        return Structure.of(self._skeleton().graphdef).training() if self.network.training else ()
 
     def verify(self) -> None:
         """**Raises:** `InputError` naming every file and array that is not what was saved, or not the network's."""

@@ -96,6 +96,9 @@ def test_what_is_in_training_mode_is_told(ensemble: Ensemble, folder: Path, tmp_
     artifact = Artifact.open(tmp_path / "training")
     assert describe(artifact)["training"] == list(ensemble.train().graphdef.training()) != []
     assert "\nin training mode: bn" in describe_in_text(artifact)
+    assert "what was verified is evaluation mode" not in describe_in_text(artifact)
+    ensemble.train().proven(ensemble.proof).save(tmp_path / "proven")
+    assert "; what was verified is evaluation mode\n" in describe_in_text(Artifact.open(tmp_path / "proven"))
     assert describe(Artifact.open(folder))["training"] == []
 
 

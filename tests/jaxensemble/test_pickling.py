@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from jaxensemble import Ensemble, InputError, Plan, StateError
+from jaxensemble import Ensemble, InputError, NarrowIntegerWarning, Plan, StateError
 from tests.helpers.artifacts import SAVED, X, same_bits
 
 
@@ -82,6 +82,14 @@ def test_what_is_wide_is_not_rounded() -> None:
         assert pickle.loads(data).params["weight"].dtype == jnp.float64
     with pytest.raises(InputError, match="JAX would round to 32 bits"):
         pickle.loads(data)
+
+
+def test_integers_that_are_narrower_cost_the_proof() -> None:
+    with jax.enable_x64(True):
+        data = pickle.dumps(Ensemble.load(SAVED / "hashing"))
+        assert pickle.loads(data).proof is not None
+    with pytest.warns(NarrowIntegerWarning, match="they are off"):
+        assert pickle.loads(data).proof is None
 
 
 def test_a_changed_structure_is_refused() -> None:

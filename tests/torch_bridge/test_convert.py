@@ -1027,6 +1027,20 @@ def test_members_may_differ_in_rates_of_dropout_in_evaluation_mode() -> None:
         torch_bridge.to_ensemble(models, (x,), check=False)
 
 
+def test_a_rate_of_dropout_that_a_forward_reads_is_no_member_s_own() -> None:
+    class Reading(nn.Module):
+        def __init__(self, rate: float) -> None:
+            super().__init__()
+            self.fc, self.drop = nn.Linear(3, 3), nn.Dropout(rate)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.fc(x)
+            return torch.where(x > 100, y * self.drop.p, y)
+
+    with pytest.raises(MemberError, match=r"the forward of 1 computes with it in evaluation mode"):
+        torch_bridge.to_ensemble([Reading(rate).eval() for rate in (0.1, 0.9)], (torch.randn(4, 3),))
+
+
 def test_a_train_method_of_ones_own_is_asked() -> None:
     class Frozen(nn.Sequential):
         def train(self, mode: bool = True) -> "Frozen":

@@ -273,6 +273,25 @@ def test_batches_are_counted_where_normalisation_is_written_out() -> None:
     assert "buffers after a call" in {row.case for row in report.rows}
 
 
+def test_batches_are_counted_of_a_normalisation_under_two_names() -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm = nn.BatchNorm1d(5)
+            self.net = nn.Sequential(nn.Linear(5, 5), self.norm)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.net(x)
+
+    model = Twice().eval()
+    ensemble = torch_bridge.to_ensemble([model], (ROWS,))
+    _, after = ensemble.train().update(ROWS)
+    model.train()(ROWS)
+    (state,) = torch_bridge.to_torch(after)
+    assert state["norm.num_batches_tracked"] == state["net.1.num_batches_tracked"] == 1
+    torch.testing.assert_close(state["norm.running_mean"], model.norm.running_mean)
+
+
 def test_evaluation_needs_no_key_and_training_draws_of_one() -> None:
     ensemble = torch_bridge.to_ensemble([TwicePath().eval() for _ in range(2)], (ROWS,))
     plain = ensemble(ROWS)
