@@ -47,6 +47,7 @@ from torch_bridge.modes import (
     Modes,
     add_dropout,
     aligned,
+    check_owners,
     has_tensors,
     hides_its_mode,
     in_mode,
@@ -121,6 +122,9 @@ def capture(
         if isinstance(modes, str) and not isinstance(training, str) and without_memory_formats(evaluation, training):
             modes = aligned(evaluation, training)
         if isinstance(modes, Modes):
+            if len({module.training for module in model.modules()}) > 1:
+                as_it_is, _ = _export(model, inputs, dynamic, training=None)
+                check_owners(model, evaluation, as_it_is, modes)
             add_dropout(modes)
             graph = _to_graph(model, _functional(model, evaluation, modes), names, returned)
             return dataclasses.replace(graph, uncounted=left)
@@ -271,9 +275,9 @@ def _computing(graph: fx.Graph) -> Iterator[fx.Node]:
 
 
 def _export(
-    model: nn.Module, inputs: Arguments, dynamic: Arguments, *, training: bool
+    model: nn.Module, inputs: Arguments, dynamic: Arguments, *, training: bool | None
 ) -> tuple[ExportedProgram, list[nn.Module]]:
-    """The exported program, and the modules whose mode was read.
+    """The exported program of a mode, or of all modules as they are, and the modules whose mode was read.
 
     Cached functions compute their tensors anew for it, and forget those of the exporter, which have no values.
     """
@@ -286,7 +290,7 @@ RETURNED = "torch_bridge: the tree that the outputs stand in"
 
 
 def _exported(
-    model: nn.Module, inputs: Arguments, dynamic: Arguments, *, training: bool, factor: int = 1
+    model: nn.Module, inputs: Arguments, dynamic: Arguments, *, training: bool | None, factor: int = 1
 ) -> tuple[ExportedProgram, list[nn.Module]]:
     with (
         in_mode([model], training),
@@ -304,7 +308,7 @@ def _exported(
             if found is not None:
                 multiples = in_multiples(dynamic, found)
                 return _exported(model, inputs, multiples, training=training, factor=found)
-            raise explained(error, model, inputs, training=training, line=decided.last) from error
+            raise explained(error, model, inputs, training=bool(training), line=decided.last) from error
         one = with_rows(inputs, dynamic, factor)
         if decided.of_one and (derived or not _is_right_for_one(model, program, one)):
             raise UnsupportedError(

@@ -16,7 +16,7 @@ from flax.nnx import GraphDef
 from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 
-from jaxensemble.errors import InputError, TrainingModeWarning
+from jaxensemble.errors import InputError, TrainingModeWarning, UnsupportedError
 from jaxensemble.structure import Structure, listed
 from torch_bridge.compat import map_aggregate, pytree
 from torch_bridge.stand_ins import DROPOUTS, MODED, NAMES, Mode, all_args, flag, stand_in, stand_in_args
@@ -252,6 +252,34 @@ def _counted(node: fx.Node) -> fx.Node | None:
     if node.target != torch.ops.aten.add_.Tensor or not isinstance(counter, fx.Node):
         return None
     return counter if COUNTER in counter.meta else _counted(counter)
+
+
+def check_owners(model: nn.Module, evaluation: ExportedProgram, as_it_is: ExportedProgram, modes: Modes) -> None:
+    """Whether what has a mode takes that of the module it stands in, of a model in training mode in part.
+
+    So it is ported: a layer has the mode of the module that holds its weights, or else of the one around it.
+
+    **Raises:** `UnsupportedError` for an operation that takes the mode of another module.
+    """
+    ours, theirs = ([node for node in each.graph.nodes if node.target in NAMES] for each in (evaluation, as_it_is))
+    signature = evaluation.graph_signature
+    keys = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
+    wrong = [] if len(ours) == len(theirs) else ["it has other operations with a mode than in evaluation mode"]
+    for node, twin in zip(ours, theirs, strict=False):
+        if modes.of[node.name].when != "by_mode":
+            continue
+        held = [keys[given.name] for given in node.all_input_nodes if given.name in keys]
+        scope = list((node.meta.get("nn_module_stack") or {"": ("", "")}).values())[-1][0]
+        owner = held[0].rpartition(".")[0] if held else scope
+        if bool(flag(twin)) != model.get_submodule(owner).training:
+            wrong.append(
+                f"{node.target} does not take that of `{owner or 'itself'}` ({source_line(node) or node.name})"
+            )
+    if wrong:
+        raise UnsupportedError(
+            f"{type(model).__name__} is in training mode in part, and its forward takes the mode of other modules than "
+            f"those that hold the layers: {'; '.join(wrong)}. Call .eval() or .train() on it, or pass mode='eval'."
+        )
 
 
 def uncounted(model: nn.Module, training: ExportedProgram) -> frozenset[str]:

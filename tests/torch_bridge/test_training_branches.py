@@ -343,3 +343,35 @@ def test_a_model_in_training_mode_in_part_is_refused() -> None:
     with pytest.raises(UnsupportedError, match="in training mode in part"):
         torch_bridge.to_ensemble([model], (ROWS,))
     torch_bridge.to_ensemble([model.train()], (ROWS,), mode="train", check=False)
+
+
+class Reaching(nn.Module):
+    """Takes the mode of itself for a submodule's normalisation, or of a submodule for dropout of its own."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__()
+        self.norm, self.drop, self.what = nn.BatchNorm1d(5), nn.Dropout(0.5), what
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.what == "dropout":
+            return F.dropout(x, 0.5, self.drop.training)
+        if self.what == "own":
+            return self.drop(self.norm(x))
+        norm = self.norm
+        return F.batch_norm(x, norm.running_mean, norm.running_var, norm.weight, norm.bias, self.training, 0.1, 1e-5)
+
+
+@pytest.mark.parametrize("what", ["dropout", "normalisation", "own"])
+def test_a_mode_of_another_module_is_refused_where_modes_differ(what: str) -> None:
+    models = [Reaching(what) for _ in range(2)]
+    for model in models:
+        model.norm.eval()
+        model.drop.eval()
+    if what == "own":
+        ensemble = torch_bridge.to_ensemble(models, (ROWS,), mode="as_is")
+        np.testing.assert_allclose(ensemble(ROWS)[0], models[0](ROWS).detach(), rtol=1e-5, atol=1e-6)
+        return
+    with pytest.raises(UnsupportedError, match=r"(?s)takes the mode of other modules .* does not take that of"):
+        torch_bridge.to_ensemble(models, (ROWS,), mode="as_is")
+    for mode in ("eval", "train"):
+        assert torch_bridge.to_ensemble(models, (ROWS,), mode=mode).network.evaluation_only is None
