@@ -333,12 +333,15 @@ def test_what_was_trained_from_a_verified_port_says_so_and_can_be_proved_again(t
     for model, weights in zip(models, torch_bridge.to_torch(state.ensemble), strict=True):
         model.load_state_dict(weights, strict=True)
     report = torch_bridge.check(models, state.ensemble, (x,), thorough=False)
-    state.ensemble.proven(report.proof).save(tmp_path / "trained")
+    report.proven(state.ensemble).save(tmp_path / "trained")
     loaded = Ensemble.load(tmp_path / "trained")
-    assert loaded.proof == report.proof is not None and loaded.lineage == state.ensemble.lineage
+    assert loaded.proof is not None and loaded.lineage == state.ensemble.lineage
+    with pytest.raises(StateError, match="has other arrays than the one that was compared"):
+        report.proven(jax.tree.map(lambda leaf: leaf + 0, state.ensemble))
     told = describe_in_text(Artifact.open(tmp_path / "trained"))
     assert "verified against PyTorch" in told and "; trained from a verified port of" in told
-    assert torch_bridge.check(models[::-1], state.ensemble, (x,), thorough=False).proof is None
+    with pytest.raises(StateError, match="there is no proof: the comparison failed"):
+        torch_bridge.check(models[::-1], state.ensemble, (x,), thorough=False).proven(state.ensemble)
 
 
 def test_a_loader_of_pytorch_gives_minibatches_and_pixels_are_scaled_within_the_step() -> None:

@@ -44,7 +44,7 @@ from torch_bridge.parity.metrics import (
     working_errors,
 )
 from torch_bridge.parity.perturbed import perturbed
-from torch_bridge.parity.result import WEIGHTS, ParityReport, Row
+from torch_bridge.parity.result import WEIGHTS, ParityReport, Row, arrays_of
 from torch_bridge.parity.rounding import allowed, coarse_error, moved
 from torch_bridge.report import environment
 from torch_bridge.stacking import checked_ensemble, tensors_of_members
@@ -169,7 +169,8 @@ class _Check:
         with reference.equal_precision():
             self._weights()
             diverged = self._outputs()
-        return ParityReport(tuple(self.rows), diverged, tuple(self.notes), environment())
+        compared = arrays_of(self.ensemble)
+        return ParityReport(tuple(self.rows), diverged, tuple(self.notes), environment(), _compared=compared)
 
     def _outputs(self) -> str | None:
         """Every stage that runs the networks, and the first module that differs."""

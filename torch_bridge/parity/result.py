@@ -1,11 +1,16 @@
 """What a check finds: rows, each an error and the largest that passes."""
 
 import dataclasses
+import operator
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
+
+from jaxensemble.ensemble import Ensemble
+from jaxensemble.errors import StateError
 from jaxensemble.inputs import x64_is_on
-from jaxensemble.proof import Proof
 from torch_bridge.report import save_json, table
 
 WEIGHTS = "weights"
@@ -27,6 +32,11 @@ class Row:
         return self.error <= self.limit and self.error < float("inf")
 
 
+def arrays_of(ensemble: Ensemble) -> list[Any]:
+    """The arrays that a comparison is about."""
+    return jax.tree.leaves((ensemble.params, ensemble.buffers, ensemble.constants))
+
+
 @dataclasses.dataclass(frozen=True)
 class ParityReport:
     """What `check` found. `passed` if every row did; prints as a table.
@@ -42,17 +52,25 @@ class ParityReport:
     notes: tuple[str, ...] = ()
     environment: dict[str, Any] = dataclasses.field(default_factory=dict)
     x64: bool = dataclasses.field(default_factory=x64_is_on)
+    _compared: Sequence[Any] = dataclasses.field(default=(), repr=False, compare=False)  # the ensemble's arrays
 
     @property
     def passed(self) -> bool:
         return bool(self.rows) and all(row.passed for row in self.rows)
 
-    @property
-    def proof(self) -> Proof | None:
-        """What an ensemble keeps of a report that it passed: see `Ensemble.proven`. None of one that failed."""
+    def proven(self, ensemble: Ensemble) -> Ensemble:
+        """The ensemble that was compared, with its proof.
+
+        **Raises:** `StateError` if it did not pass, and for an ensemble with other arrays, as after more training.
+        """
         from torch_bridge.proof import proof_of  # which needs what is defined here
 
-        return proof_of([self]) if self.passed else None
+        if not self.passed:
+            raise StateError(f"there is no proof: the comparison failed\n{self.failures}")
+        leaves = arrays_of(ensemble)
+        if len(leaves) != len(self._compared) or not all(map(operator.is_, leaves, self._compared)):
+            raise StateError("this ensemble has other arrays than the one that was compared: check it")
+        return ensemble.proven(proof_of([self]))
 
     def __str__(self) -> str:
         rows = [
