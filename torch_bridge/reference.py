@@ -183,12 +183,13 @@ def mapped(models: Sequence[nn.Module], inputs: Inputs | list[Inputs]) -> Callab
     It gives the tensors among the outputs by place, `[M, ...]`.
     """
     params, buffers = torch.func.stack_module_state(list(models))
+    base = copy.deepcopy(models[0])  # PyTorch leaves mapped tensors in modules that stand under several names
     each = isinstance(inputs, list)
     tensors, calling = with_tensors(stacked_inputs(inputs) if isinstance(inputs, list) else inputs)
 
     def call(params: Any, buffers: Any, tensors: list[Tensor]) -> dict[str, Tensor]:
         arguments = calling(tensors)
-        return arrays_of(functional_call(models[0], (params, buffers), *arguments))
+        return arrays_of(functional_call(base, (params, buffers), *arguments))
 
     vectorised = torch.func.vmap(call, in_dims=(0, 0, 0 if each else None), randomness="different")
     return torch.no_grad()(lambda: vectorised(params, buffers, tensors))

@@ -285,6 +285,7 @@ def test_batches_are_counted_of_a_normalisation_under_two_names() -> None:
 
     model = Twice().eval()
     ensemble = torch_bridge.to_ensemble([model], (ROWS,))
+    assert torch_bridge.check([model], ensemble, (ROWS,)).passed  # PyTorch's own functional_call spoils such a model
     _, after = ensemble.train().update(ROWS)
     model.train()(ROWS)
     (state,) = torch_bridge.to_torch(after)
