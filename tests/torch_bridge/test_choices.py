@@ -8,6 +8,7 @@ import json
 import pickle
 import re
 import types
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +22,10 @@ from torch.optim.swa_utils import AveragedModel
 from jaxensemble import Ensemble
 from jaxensemble.errors import InputError, MemberError
 from jaxensemble.sources import Taken
-from tests.helpers.attacks.checkpoints import Calling, Payload
+from tests.helpers.attacks.checkpoints import Calling, Covered, Payload, covered
 from tests.helpers.refusing import refusal
 from torch_bridge import parity
-from torch_bridge.checkpoints import Choice, Expected, load_ensemble, load_members, read_state_dict
+from torch_bridge.checkpoints import Choice, Expected, hyperparameters, load_ensemble, load_members, read_state_dict
 
 X = torch.linspace(-1, 1, 6).reshape(2, 3)
 State = dict[str, Tensor]
@@ -203,6 +204,25 @@ SEVERAL: dict[str, tuple[Any, dict[str, State]]] = {
         {"state_dict": prefixed(RAW, "model.") | prefixed(dict(Mangled(EMA).state_dict()), "model_ema.")},
         {'prefix="model.", ignore=["model_ema.*"]': RAW, f"model_ema.* {BY_SHAPE}": {}},
     ),
+    "a list of lists": (
+        {"model": RAW, "ema": [[parameter] for parameter in net().parameters()], "steps": torch.ones(1)},
+        {'key="model"': RAW, f'key="ema" {BY_SHAPE}': {}},
+    ),
+    "an average in two dicts": (
+        {"model": RAW, "ema_body": {"a": RAW["fc.weight"], "b": RAW["fc.bias"]}, "ema_rest": [*RAW.values()][2:]},
+        {'key="model"': RAW, f"all else in the file {BY_SHAPE}": {}},
+    ),
+    "an average in two dicts below the weights": (
+        {"a": {"model": RAW | {"ema": [[*RAW.values()][:3], [*RAW.values()][3:]]}}},
+        {'key="a.model"': RAW, f'key="a.model.ema" {BY_SHAPE}': {}},
+    ),
+    "names without any dot": (
+        {"state_dict": prefixed(RAW, "model.") | {f"ema_{name.replace('.', '_')}": t for name, t in EMA.items()}},
+        {
+            'prefix="model.", ignore=[' + ", ".join(f'"ema_{name.replace(".", "_")}"' for name in EMA) + "]": RAW,
+            f"names without `model.` {BY_SHAPE}": {},
+        },
+    ),
     "several ensembles' members": ([RAW, EMA], {'key="0"': RAW, 'key="1"': EMA}),
 }
 
@@ -233,6 +253,50 @@ def test_several_sets_of_weights_in_several_files_are_one_error(tmp_path: Path) 
     assert "members 0 (0.pt), 1 (1.pt): holds more than one set of weights" in str(error)
     assert re.search(r'member 2 \(2.pt\): .* key="params", or key="params_ema"\.', str(error))
     assert "3.pt" not in error.details
+
+
+def test_weights_of_one_place_in_one_file_and_of_another_in_the_next_are_refused(tmp_path: Path) -> None:
+    paths = [saved(tmp_path, {"model": RAW}, "0.pt"), saved(tmp_path, {"model_ema": AVERAGED}, "1.pt")]
+    for load in (lambda: load_ensemble(net, paths, (X,)), lambda: load_members(net, paths)):
+        error = refusal(load)
+        assert 'member 0 (0.pt): key="model", prefix=""\n  member 1 (1.pt): key="model_ema", prefix="module."' in str(
+            error
+        )
+    paths = [saved(tmp_path, {"ema": {f"weights{k}": RAW}}, f"{k}.pt") for k in range(2)]
+    assert "not all read in the same way" in str(refusal(lambda: load_members(net, paths, key="ema")))
+    paths = [saved(tmp_path, {"model": RAW}, "0.pt"), saved(tmp_path, {"model": RAW, "model_ema": EMA}, "1.pt")]
+    assert len(load_members(net, paths, key="model")) == 2
+
+
+def test_a_model_whose_parameters_are_all_frozen_has_rivals_too(tmp_path: Path) -> None:
+    expected = Expected.of(net().requires_grad_(False))
+    path = saved(tmp_path, {"model": RAW, "ema": [*EMA.values()]})
+    error = refusal(lambda: read_state_dict(path, expected))
+    assert f'key="ema" {BY_SHAPE}' in str(error)
+    partly = net()
+    partly.get_submodule("fc").requires_grad_(False)
+    assert Expected.of(partly).trained == collections.Counter({(4,): 2, (2, 4): 1, (2,): 1})
+
+
+def test_the_empty_key_is_the_file_itself(tmp_path: Path) -> None:
+    error = refusal(lambda: read(saved(tmp_path, {"model": RAW}), key=""))
+    assert 'key="", and has no weights there; it has key="model"' in str(error)
+    assert same(read(saved(tmp_path, RAW | {"ema": EMA}), key="")[0], RAW)
+
+
+@pytest.mark.parametrize("content", [{0: RAW, "0": EMA}, {"a": [{"True": RAW, True: EMA}]}])
+def test_keys_that_are_written_alike_are_refused(content: Any, tmp_path: Path) -> None:
+    assert "two keys that are both written" in str(refusal(lambda: read(saved(tmp_path, content))))
+
+
+def test_attributes_of_dicts_and_tensors_are_not_looked_at(tmp_path: Path) -> None:
+    state = Covered({name: covered(tensor.clone()) for name, tensor in RAW.items()})
+    path = saved(tmp_path, {"model": state, "more": [state["fc.weight"]]})
+    with hyperparameters.allowed():
+        loaded = torch.load(path, weights_only=True)
+    assert loaded["model"].items == loaded["model"]["fc.weight"].detach == 3
+    found, _ = read(path)
+    assert same(found, RAW) and not found["fc.weight"].__dict__
 
 
 def test_a_key_that_is_not_there_is_told_with_those_that_are(tmp_path: Path) -> None:
@@ -432,9 +496,20 @@ def test_what_is_allowed_otherwise_stays_allowed(tmp_path: Path) -> None:
         before = set(torch.serialization.get_safe_globals())
         read(path)
         assert set(torch.serialization.get_safe_globals()) == before
+        with hyperparameters.allowed():
+            assert torch.load(path, weights_only=True)["args"] != ARGUMENTS
         assert torch.load(path, weights_only=True)["args"] == ARGUMENTS
     with pytest.raises(pickle.UnpicklingError, match=r"argparse\.Namespace"):
         torch.load(path, weights_only=True)
+
+
+def test_what_another_thread_loads_meanwhile_is_not_read_as_nothing(tmp_path: Path) -> None:
+    with ThreadPoolExecutor(1) as other, hyperparameters.allowed():
+        for name, value in {"a": ARGUMENTS, "b": collections.defaultdict(list)}.items():
+            path = saved(tmp_path, {"weights": RAW, name: value})
+            with pytest.raises(pickle.UnpicklingError, match="in another thread"):
+                other.submit(torch.load, path, weights_only=True).result()
+            torch.load(path, weights_only=True)
 
 
 def test_what_is_read_as_nothing_is_no_weight(tmp_path: Path) -> None:

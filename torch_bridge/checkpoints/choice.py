@@ -32,11 +32,12 @@ class Choice:
     Without any argument there has to be exactly one way to read a file: one dict in it has a tensor of the right shape
     for every name of the model, behind nothing or behind `module.`, `_orig_mod.`, `model.`, `net.` and `ema_model.`,
     alone or one after another; and nothing else in the file could be the model's weights, by the shapes of its tensors.
-    (Optimizers are not looked into.) Where names carry such a prefix, others may be beside them: those of a loss, or a
-    counter. Where they carry none, all of them have to be the model's. What is left out is in `Taken.left_out`.
+    (Optimizers are not looked into, and arrays of numpy are not read.) Where names carry such a prefix, others may be
+    beside them: those of a loss, or a counter. Where they carry none, all of them have to be the model's. What is left
+    out is in `Taken.left_out`.
 
     - `key`: the key of the set of weights in the file; with dots between keys for a dict within another one:
-      `"ema.state_dict"`. The empty key is the file itself.
+      `"ema.state_dict"`. The empty key is the file itself, and no dict within it.
     - `prefix`: what is removed from the beginning of every name: `"net."`. A name that does not begin so is an error,
       unless it is ignored. The empty prefix removes nothing.
     - `rename`: names, or beginnings of names up to a dot, with what takes their place once the prefix is removed:
@@ -89,14 +90,16 @@ class Choice:
         named = [weights for weights in sets if weights.named]
         if expected is None or not expected.tensors:
             if len(named) > 1:
-                raise _several([f"key={_quoted(weights.key)}" for weights in named])
+                raise _several([f"key={quoted(weights.key)}" for weights in named])
             reading = self._read(named[0], self.prefix or "")
         else:
             readings = self._readings(named, expected)
             fitting = distinct((reading for reading in readings if reading.fits(expected)), expected)
-            others = self._others(fitting[0], sets, expected) if len(fitting) == 1 else []
-            if len(fitting) > 1 or others:
-                raise _several(self._ways(fitting, others, expected), more=len(fitting) - _LISTED)
+            only = fitting[0] if len(fitting) == 1 else None
+            elsewhere = self._elsewhere(only, sets, expected) if only else []
+            within = self._within(only, expected) if only else []
+            if len(fitting) > 1 or elsewhere or within:
+                raise _several(self._ways(fitting, elsewhere, within, expected), more=len(fitting) - _LISTED)
             if fitting and self.prefix is None and not fitting[0].has_known_prefix:
                 raise self._offer(fitting[0], expected)
             reading = fitting[0] if fitting else self._nearest(named, readings, expected)
@@ -108,16 +111,16 @@ class Choice:
         found = places(loaded, self.key or "")
         sets = [weights for path, node in found for weights in sets_of(node, path)]
         if self.key is not None:
-            sets = [weights for weights in sets if weights.key == self.key] or sets
+            sets = [weights for weights in sets if weights.key == self.key] or (sets if self.key else [])
         if any(weights.named for weights in sets) and len(found) == 1:
             return sets
-        known = [f"key={_quoted(weights.key)}" for weights in sets_of(loaded) if weights.named]
+        known = [f"key={quoted(weights.key)}" for weights in sets_of(loaded) if weights.named]
         if len(found) > 1:
-            raise InputError(f"has two places for key={_quoted(self.key or '')}: its keys have dots in them")
+            raise InputError(f"has two places for key={quoted(self.key or '')}: its keys have dots in them")
         if known:
             what = "no weights there" if found else "no such key"
             raise InputError(
-                f"was to be read with key={_quoted(self.key or '')}, and has {what}; it has {', '.join(known)}"
+                f"was to be read with key={quoted(self.key or '')}, and has {what}; it has {', '.join(known)}"
             )
         held = children(loaded) if isinstance(loaded, Mapping) else {}
         contents = ",".join(f"\n  {name!r}: {_told(child)}" for name, child in held.items())
@@ -153,45 +156,52 @@ class Choice:
     def _kept(self, weights: WeightSet) -> list[str]:
         return [name for name in weights.tensors if not any(fnmatchcase(name, pattern) for pattern in self.ignore)]
 
-    def _others(self, reading: Reading, sets: Sequence[WeightSet], expected: Expected) -> list[str]:
-        """Where else there are tensors that could be the model's weights, under other names."""
-        rest = {
-            f"key={_quoted(weights.key)}": [weights.tensors[name] for name in self._kept(weights)]
-            for weights in sets
-            if weights is not reading.weights
-        }
-        if self.prefix is None:
-            for pattern, names in grouped(self._without(reading), reading.names.values()).items():
-                rest[pattern] = [reading.weights.tensors[name] for name in names]
-        return [where for where, tensors in rest.items() if resemble(tensors, expected)]
+    def _elsewhere(self, reading: Reading, sets: Iterable[WeightSet], expected: Expected) -> list[str]:
+        """Where else there are tensors that could be the model's weights: in one dict, or in all below one key."""
+        below: dict[tuple[str, ...], list[Tensor]] = defaultdict(list)
+        for weights in sets:
+            for depth in range(len(weights.path) + 1) if weights is not reading.weights else ():
+                below[weights.path[:depth]] += [weights.tensors[name] for name in self._kept(weights)]
+        found = [path for path, tensors in below.items() if resemble(tensors, expected)]
+        around = {path[:depth] for path in found for depth in range(len(path))}
+        return [_place(path, reading) for path in found if path not in around]
+
+    def _within(self, reading: Reading, expected: Expected) -> list[str]:
+        """Such tensors in the same dict, under names that do not begin with the prefix."""
+        without = self._without(reading) if self.prefix is None else []
+        groups = grouped(without, reading.names.values())
+        groups = {**groups, f"names without `{reading.prefix}`": without} if len(groups) > 1 else groups
+        tensors = reading.weights.tensors
+        found = [group for group, names in groups.items() if resemble((tensors[name] for name in names), expected)]
+        return found[:-1] or found  # all together only where no group does by itself
 
     def _without(self, reading: Reading) -> list[str]:
         """The names in a set of weights that do not begin with the prefix."""
         return [name for name in self._kept(reading.weights) if not name.startswith(reading.prefix)]
 
-    def _ways(self, fitting: Sequence[Reading], others: Sequence[str], expected: Expected) -> list[str]:
+    def _ways(
+        self, fitting: Sequence[Reading], elsewhere: Sequence[str], within: Sequence[str], expected: Expected
+    ) -> list[str]:
         """The arguments for each way to read the file, one by one."""
         count = Counter(reading.weights.key for reading in fitting)
-        key = len(count) > 1 or any(other.startswith("key=") for other in others)
-        within = any(not other.startswith("key=") for other in others)
         return [
             self._arguments(
                 reading,
                 expected,
-                key=key,
-                prefix=within or count[reading.weights.key] > 1 or not reading.has_known_prefix,
+                key=len(count) > 1 or bool(elsewhere),
+                prefix=bool(within) or count[reading.weights.key] > 1 or not reading.has_known_prefix,
             )
             for reading in fitting[:_LISTED]
-        ] + [f"{other} (by shapes: its names are not the model's)" for other in others]
+        ] + [f"{other} (by shapes: its names are not the model's)" for other in (*elsewhere, *within)]
 
     def _arguments(self, reading: Reading, expected: Expected, *, key: bool, prefix: bool) -> str:
         """The arguments that make a file be read so and no other way."""
         used = set(reading.used(expected).values())
         unused = grouped([name for name in self._kept(reading.weights) if name not in used], used)
-        given = [f"key={_quoted(reading.weights.key)}"] if key or self.key is not None else []
+        given = [f"key={quoted(reading.weights.key)}"] if key or self.key is not None else []
         if prefix:
-            given += [f"prefix={_quoted(reading.prefix)}"]
-            given += [f"ignore={_quoted([*self.ignore, *unused])}"] if unused else []
+            given += [f"prefix={quoted(reading.prefix)}"]
+            given += [f"ignore={quoted([*self.ignore, *unused])}"] if unused else []
         return ", ".join(given)
 
     def _offer(self, reading: Reading, expected: Expected) -> InputError:
@@ -218,10 +228,10 @@ class Choice:
             if rename and not expected.lacking(renamed(name, rename) for name in best.names):
                 raise InputError(
                     "has names that are the model's but for what is before or within them. If these are the weights "
-                    f"that are meant, read them with rename={_quoted({**self.rename, **rename})}.\n{_ADVICE}"
+                    f"that are meant, read them with rename={quoted({**self.rename, **rename})}.\n{_ADVICE}"
                 )
         if len({reading.weights.key for reading in mine if count(reading) == count(best)}) > 1:
-            rows = [f"key={_quoted(weights.key)} ({len(weights.tensors)} tensors)" for weights in named]
+            rows = [f"key={quoted(weights.key)} ({len(weights.tensors)} tensors)" for weights in named]
             raise _several(rows, "and none has all names and shapes of the model")
         return best
 
@@ -232,7 +242,7 @@ class Choice:
             patterns = grouped(without, reading.names.values())
             raise InputError(
                 f"has names that do not begin with `{reading.prefix}`: {', '.join(patterns)}. To leave them out, add "
-                f"ignore={_quoted([*self.ignore, *patterns])}.\n{_ADVICE}"
+                f"ignore={quoted([*self.ignore, *patterns])}.\n{_ADVICE}"
             )
         found: dict[str, list[str]] = defaultdict(list)
         for name in self._kept(reading.weights):
@@ -264,6 +274,12 @@ def _renamings(names: Iterable[str], expected: Expected) -> Iterator[dict[str, s
         yield {"": lead[:-1]}
 
 
+def _place(path: tuple[str, ...], reading: Reading) -> str:
+    key = f"key={quoted('.'.join(path))}"
+    around = path == reading.weights.path[: len(path)]
+    return f"all else in {key if path else 'the file'}" if around else key
+
+
 def _several(rows: Sequence[str], why: str = "and a guess could be wrong", more: int = 0) -> InputError:
     rest = f",\n  or one of {more} more" if more > 0 else ""
     return InputError(
@@ -277,7 +293,8 @@ def _are_texts(values: Collection[Any]) -> bool:
     return all(isinstance(value, str) for value in values)
 
 
-def _quoted(value: Any) -> str:
+def quoted(value: Any) -> str:
+    """A value as an argument is written, in Python as in JSON."""
     return json.dumps(value, ensure_ascii=False)
 
 

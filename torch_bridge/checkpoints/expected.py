@@ -22,7 +22,7 @@ class Expected:
     - `tensors`: the shape and dtype under each name.
     - `ties`: for a name whose tensor the model holds under several, all of these.
     - `nonfinite`: where the tensors of a model with fresh weights are not finite: masks hold infinities.
-    - `trained`: how many parameters there are of each shape, tied ones once, frozen ones not.
+    - `trained`: how many parameters there are of each shape, tied ones once, frozen ones not unless all are.
     """
 
     tensors: Mapping[str, tuple[Shape, torch.dtype]]
@@ -45,12 +45,14 @@ class Expected:
             if key in saved:
                 names[id(tensor)].append(key)
         fractions = {key: tensor for key, tensor in tensors.items() if key in saved and has_fractions(tensor)}
+        parameters = list(model.parameters())
+        trained = [parameter for parameter in parameters if parameter.requires_grad]
         nonfinite = {key: ~tensor.isfinite() for key, tensor in fractions.items()}
         return cls(
             {key: (tuple(tensor.shape), tensor.dtype) for key, tensor in tensors.items() if key in saved},
             {key: tuple(group) for group in names.values() for key in group if len(group) > 1},
             {key: mask for key, mask in nonfinite.items() if mask.any()},
-            Counter(tuple(parameter.shape) for parameter in model.parameters() if parameter.requires_grad),
+            Counter(tuple(parameter.shape) for parameter in trained or parameters),
         )
 
     @functools.cached_property

@@ -74,7 +74,7 @@ def read_state_dict(
     except InputError as error:
         raise InputError(f"`{path}` {error.details}") from error
     _check_plain(tensors, path)
-    tensors = {name: tensor.detach() for name, tensor in tensors.items()}
+    tensors = {name: Tensor.detach(tensor) for name, tensor in tensors.items()}
     return expected.with_ties(tensors) if expected else tensors, taken
 
 
@@ -214,7 +214,10 @@ def _blocked(path: Path, text: str) -> list[str]:
 
 
 def _check_plain(state: Mapping[str, Tensor], path: Path) -> None:
-    """**Raises:** `InputError` naming every tensor that is not dense and plain, or has no room in the file."""
+    """**Raises:** `InputError` naming every tensor that is not dense and plain, or has no room in the file.
+
+    Methods are the class's own, as a file may set attributes of a tensor to anything.
+    """
     odd = {key: odd_kind(value) for key, value in state.items()}
     odd |= {
         key: f"a tensor of class {type(value).__name__}"
@@ -224,7 +227,7 @@ def _check_plain(state: Mapping[str, Tensor], path: Path) -> None:
     odd |= {
         key: f"{tuple(value.shape)} values out of {value.untyped_storage().nbytes()} bytes, told by strides"
         for key, value in state.items()
-        if not odd[key] and value.numel() * value.element_size() > value.untyped_storage().nbytes()
+        if not odd[key] and Tensor.numel(value) * Tensor.element_size(value) > Tensor.untyped_storage(value).nbytes()
     }
     lines = [f"  {key}: {kind}" for key, kind in odd.items() if kind]
     if lines:

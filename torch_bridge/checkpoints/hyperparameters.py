@@ -8,6 +8,7 @@ are not to be had. What is not in the list is refused as ever.
 
 import collections
 import contextlib
+import pickle
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -57,6 +58,7 @@ class Hyperparameters:
     __slots__ = ()
 
     def __new__(cls, *_: Any) -> "Hyperparameters":
+        _check_thread()
         return object.__new__(cls)
 
     def __init__(self, *_: Any) -> None: ...
@@ -64,8 +66,17 @@ class Hyperparameters:
     def __setstate__(self, state: Any) -> None: ...
 
 
+def _check_thread() -> None:
+    if not getattr(_THREAD, "reads", False):
+        raise pickle.UnpicklingError(
+            "this file was loaded while load_ensemble read another one in another thread, and PyTorch has one list of "
+            "allowed classes for all threads: load it again, or under a lock"
+        )
+
+
 class _Mapping:
     def __new__(cls, *_: Any) -> Any:
+        _check_thread()
         return collections.OrderedDict()  # which PyTorch's loader fills
 
 
@@ -74,14 +85,19 @@ _STAND_INS = [
     for base, names in ((Hyperparameters, ATTRIBUTES), (_Mapping, MAPPINGS))
     for name in names
 ]
+_NAMES = {*ATTRIBUTES, *MAPPINGS}
 _LOCK = threading.Lock()
+_THREAD = threading.local()
 
 
 @contextlib.contextmanager
 def allowed() -> Iterator[None]:
     """While it lasts, PyTorch's loader reads every name of the list as an empty object.
 
-    What was allowed before stays so, and is what it was afterwards.
+    Other classes that were allowed before stay so. One of the list is read as an empty object nonetheless, and is
+    allowed again afterwards. PyTorch has one such list for all threads: files that another thread loads meanwhile and
+    that hold such objects are refused there, or a class of the list that they name without making an object of it is
+    one of ours.
 
     >>> import argparse, tempfile
     >>> with tempfile.NamedTemporaryFile() as file:
@@ -91,5 +107,19 @@ def allowed() -> Iterator[None]:
     >>> type(found).__name__, hasattr(found, "lr")
     ('Namespace', False)
     """
-    with _LOCK, torch.serialization.safe_globals(list(_STAND_INS)):  # the list is the whole process's
-        yield
+    with _LOCK:
+        theirs = [given for given in torch.serialization.get_safe_globals() if _named(given) in _NAMES]
+        with torch.serialization.safe_globals(theirs):
+            pass  # they are allowed no longer once it ends
+        _THREAD.reads = True
+        try:
+            with torch.serialization.safe_globals(list(_STAND_INS)):
+                yield
+        finally:
+            _THREAD.reads = False
+            torch.serialization.add_safe_globals(theirs)
+
+
+def _named(given: Any) -> str:
+    """The name that pickles have for what was allowed, which may be a pair of it and of its name."""
+    return given[1] if isinstance(given, tuple) else f"{given.__module__}.{given.__qualname__}"

@@ -18,7 +18,7 @@ from jaxensemble.sources import Source, Taken
 from torch_bridge import parity
 from torch_bridge.assemble import assembled, convert, tensors_of
 from torch_bridge.caches import fresh
-from torch_bridge.checkpoints.choice import Choice
+from torch_bridge.checkpoints.choice import Choice, quoted
 from torch_bridge.checkpoints.expected import Expected
 from torch_bridge.checkpoints.files import checkpoint_path, checksum, read_state_dict
 from torch_bridge.examples import Arguments, BatchAxis
@@ -53,9 +53,10 @@ def load_ensemble(
 ) -> Ensemble:
     """Ports M checkpoint files of one PyTorch network, in no more memory than the ensemble and one member take.
 
-    All files are looked over before anything is built: their keys, shapes and dtypes have to be the model's. Then each
-    is copied into the stack in turn. Buffers that PyTorch does not save come from the factory's model. What was taken
-    of each file, and what was left out, is in the ensemble's `sources`, and saved with it.
+    All files are looked over before anything is built: their keys, shapes and dtypes have to be the model's, and the
+    weights have to be in the same place of each. Then each is copied into the stack in turn. Buffers that PyTorch does
+    not save come from the factory's model. What was taken of each file, and what was left out, is in the ensemble's
+    `sources`, and saved with it.
 
     **Arguments:**
 
@@ -71,10 +72,10 @@ def load_ensemble(
     - `check`: whether to prove that each member gives what the factory's network gives with that file's weights.
     - `allow_nonfinite`: take weights that are NaN or infinite.
 
-    **Raises:** `InputError` for files that cannot be read, or in more than one way, and for weights that are not finite
-    where the factory's are; `MemberError` with every key, shape and dtype, of all files, that is not the model's;
-    `UnsupportedError` for what cannot be ported exactly; `ParityError` when the proof fails. Warns if two files are the
-    same, byte for byte.
+    **Raises:** `InputError` for files that cannot be read, or in more than one way, or not all in the same way, and for
+    weights that are not finite where the factory's are; `MemberError` with every key, shape and dtype, of all files,
+    that is not the model's; `UnsupportedError` for what cannot be ported exactly; `ParityError` when the proof fails.
+    Warns if two files are the same, byte for byte.
 
     >>> import tempfile, torch
     >>> factory = lambda: nn.Linear(3, 2)
@@ -157,22 +158,31 @@ class _Checkpoints:
         return len(self.files)
 
     def check(self) -> None:
-        """**Raises:** `InputError` with all files that are not read, `MemberError` with all that is not the model's."""
+        """Reads every file once.
+
+        **Raises:** `InputError` with all files that are not read, or if not all are read in the same way; `MemberError`
+        with all that is not the model's.
+        """
         unreadable: dict[str, list[str]] = defaultdict(list)
         found: dict[str, list[str]] = defaultdict(list)
+        ways: dict[tuple[str, str], list[str]] = defaultdict(list)
         for member, file in enumerate(self.files):
             try:
-                problems = list(self.expected.problems(self.read(member)[0]))
+                tensors, taken = self.read(member)
             except InputError as error:
                 unreadable[error.details.removeprefix(f"`{file}` ")].append(self.named(member))
                 continue
-            for problem in problems:
+            ways[taken.key, taken.prefix].append(self.named(member))
+            for problem in self.expected.problems(tensors):
                 found[problem].append(self.named(member))
+            del tensors  # before the next are read
         if unreadable:
             rows = [f"  {_members(which)}: {' '.join(text.split())}" for text, which in unreadable.items()]
             raise InputError("these checkpoints cannot be read:\n" + "\n".join(rows))
         if found:
             raise MemberError(_table(found))
+        if len(ways) > 1:
+            raise InputError(_mixed(ways))
 
 
 def _files(paths: Any) -> list[Path]:
@@ -214,6 +224,16 @@ def _table(found: Mapping[str, Sequence[str]]) -> str:
         + "\nHave `factory` make the network that was saved: where dtypes differ, in the dtype of the files, for "
         "instance with .half(), or save the files anew in that of the model. Names are changed with prefix= and "
         'rename={"old": "new"}, and what the model has no use for is left out with ignore=["pattern.*"].'
+    )
+
+
+def _mixed(ways: Mapping[tuple[str, str], Sequence[str]]) -> str:
+    rows = [f"  {_members(which)}: key={quoted(key)}, prefix={quoted(prefix)}" for (key, prefix), which in ways.items()]
+    return (
+        "these checkpoints are not all read in the same way, and some may hold averaged weights, others the last:\n"
+        + "\n".join(rows)
+        + "\nName the weights that are meant with key= and prefix=, if all files have them. If those above are meant, "
+        "load the files of each way by themselves, and join the ensembles with Ensemble.concatenate."
     )
 
 

@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from torch_bridge.checkpoints.expected import Expected, Shape
@@ -64,8 +65,12 @@ def distinct(readings: Iterable[Reading], expected: Expected) -> list[Reading]:
 
 def resemble(tensors: Iterable[Tensor], expected: Expected) -> bool:
     """Whether tensors could be the model's weights, whatever their names: all shapes of its parameters are there."""
-    shapes = Counter(shape_of(tensor) for tensor in tensors if tensor.is_floating_point() or tensor.is_complex())
+    shapes = Counter(shape_of(tensor) for tensor in tensors if _has_fractions(tensor.dtype))
     return bool(expected.trained) and shapes >= expected.trained
+
+
+def _has_fractions(dtype: torch.dtype) -> bool:
+    return dtype.is_floating_point or dtype.is_complex
 
 
 def shape_of(tensor: Tensor) -> Shape | None:

@@ -9,6 +9,8 @@ from typing import Any
 
 from torch import Tensor
 
+from jaxensemble.errors import InputError
+
 _DEPTH = 8
 """How many dicts deep a set of weights may be: one in the state of a callback is three deep."""
 
@@ -56,14 +58,23 @@ def sets_of(loaded: Any, path: tuple[str, ...] = ()) -> list[WeightSet]:
 
 
 def children(node: Any) -> dict[str, Any]:
-    """What a dict or list holds, by key; nothing for an optimizer's state."""
+    """What a dict or list holds, by key; nothing for an optimizer's state.
+
+    **Raises:** `InputError` for keys that are written alike: `0` and `"0"`.
+    """
     if isinstance(node, Mapping):
         if "state" in node and "param_groups" in node:
             return {}
-        return {
-            str(name) if isinstance(name, str | int) else f"{type(name).__name__} {k}": child
-            for k, (name, child) in enumerate(node.items())
-        }
+        found: dict[str, Any] = {}
+        for k, (name, child) in enumerate(type(node).items(node)):  # a file may set `items` of one dict to anything
+            key = str(name) if isinstance(name, str | int) else f"{type(name).__name__} {k}"
+            if key in found:
+                raise InputError(
+                    f"has a dict with two keys that are both written {key!r}, such as a number and a text; save it "
+                    "anew with other keys"
+                )
+            found[key] = child
+        return found
     return {str(k): child for k, child in enumerate(node)} if isinstance(node, list | tuple) else {}
 
 

@@ -4,6 +4,7 @@ What the payload does, once it is run, is to make the directory `marker`.
 """
 
 import argparse
+import collections
 import importlib
 import io
 import operator
@@ -51,6 +52,21 @@ class Stateful(dict[str, Any]):
 
     def __setstate__(self, state: dict[str, str]) -> None:
         Path(state["marker"]).mkdir()
+
+
+class Covered(dict[str, Any]):
+    """Unpickled, it is an `OrderedDict` with attributes in the place of its methods."""
+
+    def __reduce__(self) -> Any:
+        attributes = dict.fromkeys(("items", "keys", "values", "get"), 3)
+        return collections.OrderedDict, (), attributes, None, iter(self.items())
+
+
+def covered(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor, with attributes in the place of its methods."""
+    for name in ("detach", "numel", "element_size", "is_floating_point", "is_complex"):
+        setattr(tensor, name, 3)
+    return tensor
 
 
 def _archive(path: Path, members: dict[str, bytes], compression: int = zipfile.ZIP_STORED) -> None:
@@ -166,6 +182,11 @@ def _overlapping(path: Path, marker: Path) -> None:
             archive.filelist.append(other)
 
 
+def _attributes(path: Path, marker: Path) -> None:
+    """A dict and a tensor that have attributes in the place of methods."""
+    torch.save({"model": Covered({"weight": covered(torch.zeros(1).expand(2, 3))})}, path)
+
+
 HOSTILE: dict[Callable[[Path, Path], None], str] = {
     _pickled: r"would be to run code: (os|posix|nt)\.mkdir",
     _legacy: r"would be to run code: (os|posix|nt)\.mkdir",
@@ -186,5 +207,6 @@ HOSTILE: dict[Callable[[Path, Path], None], str] = {
     _tar: "is a tar archive",
     _text: "is no checkpoint. It is text",
     _hyperparameters: r"would be to run code: (os|posix|nt)\.mkdir\.",
+    _attributes: r"weight: \(2, 3\) values out of 4 bytes",
     _nothing: "is empty",
 }
