@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 import traceback
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -423,6 +424,14 @@ def test_progress_is_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> Non
         told(History(np.ones((1, 3))))
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """Ctrl-C as it is in a terminal: shells have what they start in the background ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def interrupt_after(programs: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Has Ctrl-C pressed in the middle of JAX, after so many programs of steps."""
     made: list[int] = []
@@ -437,6 +446,7 @@ def interrupt_after(programs: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(minibatches, "stepped_through", interrupted)
 
 
+@pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize("epochs", [0, 2])  # that were whole before the interruption, of two programs each
 def test_an_interruption_says_where_the_checkpoint_is(
     epochs: int, mlp: Ensemble, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -456,6 +466,7 @@ def test_an_interruption_says_where_the_checkpoint_is(
     np.testing.assert_array_equal(history.loss, whole.loss)
 
 
+@pytest.mark.usefixtures("interruptible")
 def test_an_interruption_waits_until_the_checkpoint_is_written(
     mlp: Ensemble, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -474,6 +485,7 @@ def test_an_interruption_waits_until_the_checkpoint_is_written(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["1", "2"]
 
 
+@pytest.mark.usefixtures("interruptible")
 def test_an_interruption_without_checkpoints_says_that_nothing_is_kept(
     mlp: Ensemble, monkeypatch: pytest.MonkeyPatch
 ) -> None:

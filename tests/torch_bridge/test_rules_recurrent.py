@@ -296,7 +296,9 @@ def test_dropout_between_layers() -> None:
 def test_modes() -> None:
     """Ported from training or from evaluation mode, and with no dropout that a mode could change."""
     assert convert(Held(nn.LSTM(I, I, 2, dropout=0.5)), (torch.randn(T, N, I),), 1).network.evaluation_only is None
-    module: Any = to_flax(Held(nn.LSTM(I, I, 2, dropout=0.5)).train(), (torch.randn(T, N, I),), batch_axis=1)
+    module: Any = to_flax(
+        Held(nn.LSTM(I, I, 2, dropout=0.5)).train(), (torch.randn(T, N, I),), batch_axis=1, mode="train"
+    )
     assert not module.rnn.dropout.deterministic
     model = Held(nn.LSTM(I, I, dropout=0.0)).eval()
     module = to_flax(model, (torch.randn(T, N, I),), batch_axis=1)
