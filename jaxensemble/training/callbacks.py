@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 
 from jaxensemble.errors import InputError
@@ -25,9 +26,16 @@ def stopped_by(callbacks: Sequence[Callback], state: TrainState, history: Histor
     """Whether any callback stops the training; all of them are called. Raises `InputError` for other answers."""
     answers = [(callback, callback(len(history) - 1, state, history)) for callback in callbacks]
     for callback, answer in answers:
-        if answer is not None and not isinstance(answer, bool | np.bool_):
+        if answer is not None and not _is_truth(answer):
             raise InputError(
                 f"the callback {getattr(callback, '__qualname__', type(callback).__name__)} must return True to stop "
                 f"the training, and False or None to go on; got {answer!r:.100}"
             )
-    return any(answer for _, answer in answers)
+    return any(bool(answer) for _, answer in answers)
+
+
+def _is_truth(answer: Any) -> bool:
+    """Whether it is one boolean, of Python, NumPy or JAX."""
+    if isinstance(answer, np.ndarray | jax.Array):
+        return answer.ndim == 0 and answer.dtype == np.bool_
+    return isinstance(answer, bool | np.bool_)

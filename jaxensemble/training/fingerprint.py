@@ -10,6 +10,7 @@ import numpy as np
 
 from jaxensemble.artifact.dtypes import is_key
 from jaxensemble.compat import Literal, Program, Var, constants, is_program
+from jaxensemble.errors import InputError
 
 
 def digest(tree: Any) -> str:
@@ -39,7 +40,8 @@ def digest_of_function(function: Callable[..., Any], *arguments: Any) -> str:
 def digest_of_program(program: Program) -> str:
     """A hash of a program's steps, with all numbers and arrays in them; what its functions are called is left out.
 
-    The programs of two processes are the same where JAX and the code are.
+    The programs of two processes are the same where JAX and the code are. Raises `InputError` where a program calls
+    Python, of which a hash says nothing.
 
     >>> square = lambda x: x * x
     >>> digest_of_function(square, 1.0) == digest_of_function(jax.jit(lambda y: y * y), 1.0)
@@ -78,6 +80,12 @@ def _steps_told(program: Program) -> Iterator[str]:
 
     yield " ".join(map(name, (*program.constvars, *program.invars)))
     for step in program.eqns:
+        if step.primitive.name in ("pure_callback", "io_callback"):
+            raise InputError(
+                f"`checkpoints` cannot be kept of a run that calls Python from within JAX ({step.primitive.name}): it "
+                "cannot be told whether what it calls is the same as before. Write it in JAX, or leave `checkpoints` "
+                "out and save `state.ensemble` in a callback of `fit`"
+            )
         yield f"{step.primitive.name} {' '.join(map(name, step.invars))}"
         for key, value in sorted(step.params.items()):
             if key != "name":

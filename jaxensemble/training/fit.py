@@ -52,7 +52,8 @@ def fit(
     - `inputs`, `targets`, `loss`, `plan`: as for [`train_step`][jaxensemble.train_step]; all members learn from the
       same data. `batch` rows make a step; the last one of an epoch has what is left. In the place of inputs, targets
       and `batch` there may be a function of the epoch's number, from 0, which gives an iterable of minibatches, each a
-      pair of inputs and targets. A run goes on to the same bits if the same number gives the same ones.
+      pair of inputs and targets. A run goes on to the same bits if the same number gives the same ones. One that goes
+      on from a checkpoint draws the first minibatch of epoch 0 again, to compare it.
     - `shuffle`: whether every member has an order of its own ("different", unless told), all have the "same" one, or
       the rows are "never" shuffled.
     - `bootstrap`: whether every member has a sample of its own, drawn once with replacement, of as many rows. Members
@@ -73,7 +74,9 @@ def fit(
       finds one there goes on from it, to the same bits as one that was never stopped, and under the same plan unless
       `plan` names another. It must begin as that one did: with the same state, data, arguments, network, loss,
       optimizer, and the same version and precision of JAX. One that finds more epochs than it is to make gives back
-      what it finds; one that a callback stopped stays so, where there are callbacks. An interruption (Ctrl-C) raises a
+      what it finds; one that a callback stopped stays so, where there are callbacks. Numbers and flags that the loss
+      and the optimizer hold are written beside it, to tell how runs differ, and no strings. What calls Python from
+      within JAX (`jax.pure_callback`) cannot be compared, and is refused. An interruption (Ctrl-C) raises a
       `KeyboardInterrupt` that says where the last checkpoint is.
     - `progress`: whether standard error shows how far the training came: a bar on a terminal, elsewhere a line of plain
       text for an epoch, and no more than one a second.

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Literal
 
@@ -102,11 +103,15 @@ class Batches:
         self._state, self._given, self._settings = state, given, settings
         self._steps: dict[str, Step] = {}
         self.plans: dict[str, Any] = {}
+        self._begun: Iterator[Any] | None = None
 
     @functools.cached_property
     def data(self) -> Any:
-        """The first minibatch of all."""
-        return next(self._minibatches(0))
+        """The first minibatch of all. Epoch 0 goes on from there, so that a stream loses none."""
+        minibatches = self._minibatches(0)
+        first = next(minibatches)
+        self._begun = itertools.chain([first], minibatches)
+        return first
 
     @property
     def batch(self) -> int:
@@ -125,7 +130,7 @@ class Batches:
     def epoch(self, number: int, state: TrainState, active: Any) -> tuple[TrainState, np.ndarray]:
         """The state after a step for every minibatch of an epoch, and the losses, `[S, M]`."""
         losses: list[Any] = []
-        for data in self._minibatches(number):
+        for data in self._of_epoch(number):
             name = ", ".join(f"{leaf.dtype}{list(leaf.shape)}" for leaf in jax.tree.leaves(data))
             if name not in self._steps:
                 self._steps[name] = self._settings.step(state, data, None, self.plans.get(name))
@@ -134,6 +139,12 @@ class Batches:
             losses[-1:] = [np.asarray(before, np.float64) for before in losses[-1:]]  # waits: no more than two run
             losses.append(found)
         return state, np.stack([np.asarray(found, np.float64) for found in losses])
+
+    def _of_epoch(self, number: int) -> Iterator[Any]:
+        if number == 0 and self._begun is None:
+            _ = self.data  # kept, since what comes after the epoch asks for it
+        begun, self._begun = self._begun, None
+        return begun if begun is not None and number == 0 else self._minibatches(number)
 
     def _minibatches(self, number: int) -> Iterator[Any]:
         """The data of an epoch, minibatch by minibatch. Raises `InputError` for none, and for what is no pair."""

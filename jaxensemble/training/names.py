@@ -1,4 +1,7 @@
-"""What can be told by name of functions: the numbers in their closures, as those of optax's optimizers are."""
+"""What can be told by name of functions: the numbers in their closures, as those of optax's optimizers are.
+
+It is written into checkpoints and errors. Strings are left out, since they may be secret: keys, names, addresses.
+"""
 
 import contextlib
 import functools
@@ -7,9 +10,10 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-_PLAIN = (bool, int, float, complex, str, type(None), np.generic, np.dtype)
+_PLAIN = (bool, int, float, complex, type(None))
 
 _FEW = 8
 """The numbers of an array that are told at most."""
@@ -24,7 +28,7 @@ _WRAPPERS = {"chain", "with_extra_args_support", "named_chain"}
 
 
 def parts_of(function: Any) -> dict[str, str]:
-    """The numbers, strings and flags that a function of Python holds, and the functions it is made of, by name.
+    """The numbers and flags that a function of Python holds, and the functions it is made of, by name.
 
     Of an optimizer, those of its update; a negative scale is called the learning rate, which is what optax makes of it.
 
@@ -88,7 +92,9 @@ def _walked(value: Any, seen: set[int], depth: int) -> Iterator[tuple[str, str |
         yield from _walked(value.func, seen, depth + 1)
     elif hasattr(value, "__self__") and not isinstance(value.__self__, types.ModuleType):  # a method, but of no module
         yield _owner(value), None, None
-        yield from _told(_owner(value), getattr(value.__self__, "__dict__", {}), seen, depth)
+        named = _names(getattr(value.__func__, "__code__", None)) if isinstance(value, types.MethodType) else set()
+        own = getattr(value.__self__, "__dict__", {})
+        yield from _told(_owner(value), {name: own[name] for name in own if name in named}, seen, depth)
     elif hasattr(value, "__code__"):
         yield _owner(value), None, None
         yield from _told(_owner(value), _held(value), seen, depth)
@@ -96,12 +102,12 @@ def _walked(value: Any, seen: set[int], depth: int) -> Iterator[tuple[str, str |
 
 def _told(owner: str, held: Mapping[str, Any], seen: set[int], depth: int) -> Iterator[tuple[str, str | None, Any]]:
     for name, value in held.items():
-        if isinstance(value, (*_PLAIN, jax.Array, np.ndarray)):
+        if _is_plain(value):
             yield owner, name, value
         elif hasattr(value, "update") and hasattr(value, "init"):  # an optimizer of optax, which is a tuple, too
             yield from _walked(value.update, seen, depth + 1)
-        elif isinstance(value, Mapping):
-            yield from _told(owner, {f"{name} {key}": item for key, item in value.items()}, seen, depth)
+        elif isinstance(value, Mapping):  # whose keys may be any strings
+            yield from _told(owner, {f"{name} {k}": item for k, item in enumerate(value.values())}, seen, depth)
         elif isinstance(value, tuple | list):
             if all(isinstance(item, _PLAIN) for item in value):
                 yield owner, name, list(value)
@@ -109,6 +115,21 @@ def _told(owner: str, held: Mapping[str, Any], seen: set[int], depth: int) -> It
                 yield from _told(owner, {f"{name} {k}": item for k, item in enumerate(value)}, seen, depth)
         elif callable(value):
             yield from _walked(value, seen, depth + 1)
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether a value is a flag, numbers or a dtype of numbers."""
+    if isinstance(value, jax.Array | np.ndarray | np.generic | np.dtype):
+        dtype = value if isinstance(value, np.dtype) else value.dtype
+        return jnp.issubdtype(dtype, jnp.number) or jnp.issubdtype(dtype, jnp.bool_)
+    return isinstance(value, _PLAIN)
+
+
+def _names(code: Any) -> set[str]:
+    """The names in the code of a function, and of those that are defined within it."""
+    if not isinstance(code, types.CodeType):
+        return set()
+    return set(code.co_names).union(*map(_names, code.co_consts))
 
 
 def _held(function: Callable[..., Any]) -> dict[str, Any]:

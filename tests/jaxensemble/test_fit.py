@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import io
+import itertools
 import os
 import re
 import signal
@@ -308,6 +309,48 @@ def test_objects_that_refuse_to_be_looked_into_are_no_hindrance() -> None:
     assert parts_of(lambda: closed)["made of"] == "test_objects_that_refuse_to_be_looked_into_are_no_hindrance"
 
 
+class Trainer:
+    def __init__(self) -> None:
+        self.token = "SECRET-1"
+        self.smoothing, self.unnamed = 0.125, 0.375
+
+    def loss(self, outputs: Any, targets: Any) -> jax.Array:
+        assert self.token
+        return (1 - self.smoothing) * mean_square(outputs, targets)
+
+
+def test_strings_that_a_loss_holds_are_told_nowhere(mlp: Ensemble, tmp_path: Path) -> None:
+    secret, held = "SECRET-2", {"SECRET-3": 0.625, "name": np.array(["SECRET-4"])}
+
+    def closed(outputs: Any, targets: Any, *, by: Any = ("SECRET-5", 3)) -> jax.Array:
+        assert secret and by
+        return held["SECRET-3"] * trainer.loss(outputs, targets)
+
+    trainer = Trainer()
+    told = parts_of(functools.partial(closed, by="SECRET-6"))
+    assert "SECRET" not in str(told) and told["by 1 of closed"] == "3" and told["held 0 of closed"] == "0.625"
+    assert parts_of(trainer.loss) == {"made of": "loss", "smoothing of loss": "0.125"}
+    x, y = data()
+    for loss in (trainer.loss, closed):
+        fit(state_of(mlp), x, y, loss=loss, epochs=1, batch=4, checkpoints=tmp_path / loss.__name__)
+    files = [path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()]
+    assert any(b"smoothing of loss" in content for content in files)
+    assert not any(b"SECRET" in content for content in files)
+
+
+def test_a_loss_that_calls_python_has_no_checkpoints(mlp: Ensemble, tmp_path: Path) -> None:
+    def called(outputs: Any, targets: Any) -> jax.Array:
+        loss = mean_square(outputs, targets)
+        jax.debug.print("{loss}", loss=loss)  # changes nothing
+        return loss + jax.pure_callback(
+            lambda x: x * 5, jax.ShapeDtypeStruct((), loss.dtype), jax.lax.stop_gradient(loss)
+        )
+
+    x, y = data()
+    with pytest.raises(InputError, match=r"run that calls Python from within JAX \(pure_callback\)"):
+        fit(state_of(mlp), x, y, loss=called, epochs=1, batch=4, checkpoints=tmp_path)
+
+
 def test_a_run_in_another_precision_is_another_run(mlp: Ensemble, tmp_path: Path) -> None:
     """Whose bits would be others. Nothing that was traced before, in the same process, may be taken for it."""
     runs(mlp, 1, tmp_path)
@@ -347,13 +390,16 @@ def test_a_run_that_was_killed_goes_on_to_the_same_bits(mlp: Ensemble, tmp_path:
 def test_callbacks_are_called_after_every_epoch_and_stop_the_run(mlp: Ensemble, tmp_path: Path) -> None:
     calls: list[Any] = []
 
+    def small(epoch: int, state: Any, history: History) -> Any:
+        return history.loss[epoch].max() < jnp.float32(0)
+
     def note(epoch: int, state: Any, history: History) -> None:
         calls.append((epoch, len(history), int(state.steps), state.ensemble))
 
     def stop(epoch: int, state: Any, history: History) -> Any:
-        return np.bool_(epoch == 2)
+        return np.asarray(epoch == 2)
 
-    state, history = runs(mlp, 6, tmp_path, callbacks=[stop, note])
+    state, history = runs(mlp, 6, tmp_path, callbacks=[small, stop, note])
     assert [call[:3] for call in calls] == [(0, 1, 4), (1, 2, 8), (2, 3, 12)] and len(history) == 3
     assert calls[-1][3].eval()(data()[0]).shape == (3, 12, 2)
     again, history = runs(mlp, 6, tmp_path, callbacks=[stop, note])  # has stopped, and stays so
@@ -382,6 +428,7 @@ def test_an_epoch_whose_callback_failed_is_made_once_more(mlp: Ensemble, tmp_pat
         (print, r"`callbacks` must be a list of functions of \(epoch, state, history\)"),
         ([3], r"`callbacks` must be a list of functions"),
         ([lambda epoch, state, history: history.loss.mean()], r"the callback .*<lambda> must return True to stop"),
+        ([lambda epoch, state, history: jnp.ones(3, bool)], r"the callback .*<lambda> must return True to stop"),
     ],
 )
 def test_callbacks_that_are_none_are_refused(mlp: Ensemble, callbacks: Any, message: str) -> None:
@@ -512,6 +559,26 @@ def test_minibatches_come_from_a_function_of_the_epoch(mlp: Ensemble) -> None:
     same_bits(got, state)
     close(history.loss, np.array(losses).reshape(2, 3, 3).mean(1))
     assert history.validation["loss"].shape == (2, 3)
+
+
+@pytest.mark.parametrize("checkpointed", [False, True])
+def test_of_a_stream_no_minibatch_is_lost(checkpointed: bool, mlp: Ensemble, tmp_path: Path) -> None:
+    asked, drawn = [], []
+
+    def stream() -> Any:
+        for number in range(100):
+            drawn.append(number)
+            yield data(4)
+
+    endless = stream()
+
+    def three(epoch: int) -> Any:
+        asked.append(epoch)
+        return itertools.islice(endless, 3)
+
+    place = tmp_path if checkpointed else None
+    fit(state_of(mlp), three, loss=mean_square, epochs=2, validation=data(), checkpoints=place)
+    assert asked == [0, 1] and drawn == list(range(6))
 
 
 def noisy(key: jax.Array, batch: Any) -> Any:
