@@ -295,6 +295,15 @@ def test_calls_of_two_kinds_are_found(sample: list[float], kinds: tuple[float, f
     assert found == (kinds and pytest.approx(kinds, rel=0.05))
 
 
+@pytest.mark.parametrize("count", [8, 10, 12, 16, 20, 30])
+def test_calls_of_one_kind_are_rarely_taken_for_two(count: int) -> None:
+    draws = np.random.default_rng(0)
+    for samples in (draws.uniform(1, 2, (600, count)), draws.normal(10, 2, (600, count))):
+        assert np.mean([two_kinds(sample) is not None for sample in samples.tolist()]) < 0.05
+    slow = draws.permuted(np.arange(count) % 3 == 0)
+    assert all(two_kinds(draws.normal(np.where(slow, 30.0, 10.0), 0.5).tolist()) for _ in range(50))
+
+
 @pytest.mark.parametrize("sample", [[3.0], [1.0, 9.0], [1.0, 1.0, 9.0], [9.0, 1.0, 5.0, 2.0], [1.0] * 7 + [50.0] * 6])
 def test_the_median_is_within_the_middle_half(sample: list[float], tmp_path: Path) -> None:
     job = Job(str(tmp_path), "loop", "torch", "cpu", tf32=False, x64=False, threads=1, seconds=0.0)
