@@ -74,8 +74,12 @@ def predict(
         Literal["classification", "regression", "outputs"] | None,
         typer.Option(help="What outputs are read as. Unsaid, one array [M, N, C] is the logits of C classes."),
     ] = None,
+    class_axis: Annotated[
+        int | None,
+        typer.Option(help="The axis of one member's outputs along which classes are: 1 for [N, C, H, W].", metavar="K"),
+    ] = None,
     probabilities: Annotated[
-        Path | None, typer.Option(help="Write the ensemble's probabilities [N, C] into this .npy file.")
+        Path | None, typer.Option(help="Write the ensemble's probabilities, such as [N, C], into this .npy file.")
     ] = None,
     cast: Annotated[
         bool, typer.Option("--cast", help="Round floating-point inputs to the dtypes that the network was ported with.")
@@ -107,7 +111,7 @@ def predict(
             typer.echo(f"jaxensemble: {describe_proof(artifact.manifest)}", err=True)
         arguments = files.arguments(artifact.network, files.read_arrays(inputs), cast=cast)
         returned = artifact.load().eval()(*arguments)
-        outputs, prediction = files.named(returned), _read_as(task, returned, probabilities)
+        outputs, prediction = files.named(returned), _read_as(task, returned, class_axis, probabilities)
         if out is not None:
             files.write_arrays(out, outputs)
         if probabilities is not None:
@@ -144,7 +148,7 @@ def _told(as_json: bool, debug: bool) -> contextlib.AbstractContextManager[None]
     return terminal.told("jaxensemble", as_json, debug)
 
 
-def _read_as(task: str | None, returned: Any, probabilities: Path | None) -> Any:
+def _read_as(task: str | None, returned: Any, class_axis: int | None, probabilities: Path | None) -> Any:
     """What the members predict together, as far as it was asked for or outputs are what a classifier gives."""
     import jax
     import jax.numpy as jnp
@@ -154,10 +158,13 @@ def _read_as(task: str | None, returned: Any, probabilities: Path | None) -> Any
 
     outputs = getattr(returned, "logits", returned)
     logits = isinstance(outputs, jax.Array) and outputs.ndim == 3 and outputs.shape[-1] > 1
-    if task is None and logits and jnp.issubdtype(outputs.dtype, jnp.floating):
+    if task is None and (class_axis is not None or (logits and jnp.issubdtype(outputs.dtype, jnp.floating))):
         task = "classification"
+    if class_axis is not None and task != "classification":
+        raise InputError(f"--class-axis is that of --task classification; got --task {task}")
     read: Any = None if task == "outputs" else task
-    prediction = read and Prediction.from_outputs(outputs, read)
+    options = {} if class_axis is None else {"class_axis": class_axis}
+    prediction = read and Prediction.from_outputs(outputs, read, **options)
     if probabilities is not None and not isinstance(prediction, ClassPrediction):
         raise InputError("--probabilities are those of classes: the outputs are not read as logits [M, N, C] here")
     return prediction
@@ -196,16 +203,22 @@ def _figures(prediction: Any) -> dict[str, Any]:
 
 
 def _table(figures: dict[str, Any]) -> str:
-    """The first rows: integers as they are, other numbers with four digits."""
+    """The first rows: integers as they are, other numbers with four digits, of arrays like images the shape."""
     count = len(next(iter(figures.values())))
     lines = ["row".rjust(5) + "".join(name.rjust(14) for name in figures)]
     for row in range(min(ROWS, count)):
         cells = [array[row] for array in figures.values()]
-        texts = [f"{cell:.4g}" if cell.ndim == 0 else str(cell.round(4)) for cell in cells]
+        texts = [_told_in_short(cell) for cell in cells]
         lines.append(str(row).rjust(5) + "".join(text.rjust(14) for text in texts))
     if count > ROWS:
         lines.append(f"... and {count - ROWS} more rows: --json has them all")
     return "\n".join(lines)
+
+
+def _told_in_short(cell: Any) -> str:
+    if cell.ndim > 1:  # as of the pixels of an image
+        return str(list(cell.shape))
+    return str(cell.round(4)) if cell.ndim else f"{cell:.4g}"
 
 
 if __name__ == "__main__":

@@ -32,7 +32,8 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
 def arguments(network: Network, arrays: dict[str, np.ndarray], *, cast: bool = False) -> list[Any]:
     """The positional arguments of a call, from arrays by the names of the inputs or by position.
 
-    With `cast`, floating-point arrays are rounded to the dtype that their input had when the network was ported.
+    With `cast`, floating-point arrays are rounded to the dtype that their input had when the network was ported, and
+    complex ones likewise.
     """
     names = [ref.name for ref in references(network.inputs) if isinstance(ref, Ref)]
     by_position = {f"arr_{k}": name for k, name in enumerate(names)}
@@ -48,13 +49,19 @@ def arguments(network: Network, arrays: dict[str, np.ndarray], *, cast: bool = F
         if is_too_wide(array.dtype) and array.dtype.kind in "fc" and not is_too_wide(network.input_dtypes.get(name))
     ]
     if wide:
-        raise InputError(f"{'; '.join(wide)}: --cast rounds it, --x64 computes with all of it")
+        rounds = any(_rounds(array, network.input_dtypes.get(name)) for name, array in arrays.items() if not cast)
+        raise InputError(f"{'; '.join(wide)}: {'--cast rounds it, ' if rounds else ''}--x64 computes with all of it")
     return with_fixed(network, [_filled(tree, arrays) for tree in network.open_inputs.values()])
 
 
 def _cast(array: np.ndarray, dtype: str | None) -> np.ndarray:
-    floating = dtype is not None and all(jnp.issubdtype(one, jnp.floating) for one in (array.dtype, jnp.dtype(dtype)))
-    return array.astype(jnp.dtype(dtype)) if floating else array
+    return array.astype(jnp.dtype(dtype)) if _rounds(array, dtype) else array
+
+
+def _rounds(array: np.ndarray, dtype: str | None) -> bool:
+    """Whether both are floating-point, or both complex."""
+    kinds = (jnp.floating, jnp.complexfloating)
+    return any(jnp.issubdtype(array.dtype, kind) and jnp.issubdtype(dtype, kind) for kind in kinds if dtype)
 
 
 def _filled(tree: Any, arrays: dict[str, np.ndarray]) -> Any:

@@ -1,5 +1,6 @@
 """`jaxensemble inspect | verify | predict | source`: results, JSON, exit codes, and no PyTorch."""
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -12,6 +13,7 @@ from typer.testing import CliRunner, Result
 from jaxensemble import Ensemble, files, terminal
 from jaxensemble.artifact import Artifact
 from jaxensemble.cli import app
+from jaxensemble.errors import InputError
 from tests.helpers.artifacts import SAVED, X, run_without_torch
 
 
@@ -144,6 +146,40 @@ def test_predict_reads_outputs_as_it_is_told() -> None:
         assert result.exit_code == 3 and not Path("p.npy").exists()
     np.save("many.npy", np.repeat(X, 5, 0))
     assert "... and 5 more rows" in run("predict", "net", "many.npy").stdout
+
+
+def test_predict_reads_classes_along_another_axis(monkeypatch: pytest.MonkeyPatch) -> None:
+    logits = jax.random.normal(jax.random.key(0), (3, 2, 5, 4, 6))  # [M, N, C, H, W]
+    monkeypatch.setattr(Ensemble, "__call__", lambda self, x: logits)
+    predict = ("predict", "net", "x.npy", "--task", "classification")
+    assert "`class_axis` has to be" in run(*predict).stderr
+    result = run(*predict, "--class-axis", "1", "--probabilities", "p.npy")
+    assert result.exit_code == 0 and "[4, 6]" in result.stdout, result.output
+    np.testing.assert_allclose(np.load("p.npy"), jax.nn.softmax(logits, 2).mean(0), rtol=1e-5)
+    assert run(*predict[:3], "--class-axis", "1").stdout == result.stdout
+    refused = run(*predict[:4], "regression", "--class-axis", "1")
+    assert refused.exit_code == 3 and "--class-axis is that of --task classification" in refused.stderr
+
+
+@pytest.mark.parametrize(
+    ("given", "ported", "cast", "expected"),
+    [
+        ("complex128", "complex64", True, "complex64"),
+        ("float64", "bfloat16", True, "bfloat16"),
+        ("float64", "int32", True, ": --x64 computes with all of it"),
+        ("complex128", "float32", True, ": --x64 computes with all of it"),
+        ("complex128", "complex64", False, ": --cast rounds it, --x64 computes with all of it"),
+    ],
+)
+def test_arrays_are_cast_within_their_kind(given: str, ported: str, cast: bool, expected: str) -> None:
+    network = Artifact.open("net").network
+    network = dataclasses.replace(network, input_dtypes={"x": ported})
+    arrays = {"x": X.astype(given)}
+    if expected.startswith(":"):
+        with pytest.raises(InputError, match=f"was {ported} when the network was ported{expected}"):
+            files.arguments(network, arrays, cast=cast)
+    else:
+        assert files.arguments(network, arrays, cast=cast)[0].dtype == expected
 
 
 def test_a_file_of_another_precision_is_cast_where_that_is_asked_for() -> None:
