@@ -8,6 +8,7 @@ along the mapped dimension.
 
 import contextlib
 import contextvars
+import traceback
 from collections.abc import Callable, Iterator
 from typing import Any, Literal, NamedTuple
 
@@ -26,6 +27,12 @@ Randomness = Literal["error", "different", "same"]
 RANDOM_IN_ERROR_MODE = (
     "vmap: called random operation while in randomness error mode. Please either use the 'same' or 'different' "
     "randomness flags on vmap or perform the randomness operation out of vmap"
+)
+
+
+SPLIT = (
+    "If its random streams are split (nnx.split_rngs), give `Ensemble` their `rngs`, which cannot be made from the "
+    "structure alone, or make it with Ensemble.from_modules."
 )
 
 
@@ -132,13 +139,27 @@ def from_key(structure: Structure, rngs: Tree, key: jax.Array) -> Tree:
 def first_state(structure: Structure) -> Tree:
     """The random state that a module of this structure begins with: for each stream a key of its own, and no draws yet.
 
-    Streams are taken to have one key each; what `jax.random.split` made several of, only its maker can give.
+    Streams are taken to have one key each; what `jax.random.split` made several of, only its maker can give: a call of
+    such a module says so, by `SPLIT`.
     """
     key, values = jax.random.key(0), {}
     for number, leaf in enumerate(structure.streams):
         is_key = issubclass(leaf.type, nnx.RngKey)
         values[leaf.name] = jax.random.fold_in(key, number) if is_key else jnp.zeros((), jnp.uint32)
     return unflatten(values)
+
+
+def single_keys(rngs: Tree) -> bool:
+    """Whether there are random streams, all of one key each, as `first_state` makes them."""
+    keys = [leaf for leaf in jax.tree.leaves(rngs) if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)]
+    return bool(keys) and all(key.shape == () for key in keys)
+
+
+def failed_while_mapped(error: Exception) -> bool:
+    """Whether an error comes from Flax's `nnx.vmap` or `nnx.scan` themselves, and not from what they map."""
+    names = (frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__))
+    own = [name for name in names if name.partition(".")[0] != "jax"]
+    return bool(own) and own[-1].startswith("flax.nnx.transforms")
 
 
 def keys_per_member(rngs: Tree, members: int) -> Tree:

@@ -19,7 +19,15 @@ from jaxensemble.lowering import with_forms
 from jaxensemble.plan import Plan
 from jaxensemble.products import product
 from jaxensemble.program import CONVOLUTION, PRODUCT, rewritten
-from jaxensemble.randomness import forbid, from_key, keys_when_drawn, member_keys
+from jaxensemble.randomness import (
+    SPLIT,
+    failed_while_mapped,
+    forbid,
+    from_key,
+    keys_when_drawn,
+    member_keys,
+    single_keys,
+)
 from jaxensemble.rows import Axes
 from jaxensemble.state import Tree, flatten, merge, split
 from jaxensemble.structure import Structure
@@ -37,6 +45,10 @@ NEEDS_KEY = (
     "`{stream}` draws random numbers, as dropout in training mode does: pass key=jax.random.key(0), "
     "another one for each call, or switch training mode off with ensemble.eval()"
 )
+
+
+class CannotCall(InputError):
+    """The network itself fails for its inputs."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,14 +81,14 @@ class Call:
         return run(params, buffers, rngs, constants, key, inputs)
 
     def _member(self, params: Tree, buffers: Tree, rngs: Tree, constants: Tree, key: Any, inputs: Any) -> Any:
-        rngs = forbid(self.graphdef, rngs, NEEDS_KEY) if key is None else from_key(self.graphdef, rngs, key)
-        module = keys_when_drawn(self.graphdef, merge(self.graphdef, params, buffers, constants, rngs))
-        outputs = _outputs(module, inputs)
+        drawn = forbid(self.graphdef, rngs, NEEDS_KEY) if key is None else from_key(self.graphdef, rngs, key)
+        module = keys_when_drawn(self.graphdef, merge(self.graphdef, params, buffers, constants, drawn))
+        outputs = _outputs(module, inputs, rngs)
         outputs = arrays_alone(outputs) if self.ported else outputs
         return (outputs, _buffers_after(module, buffers)) if self.update else outputs
 
 
-def _outputs(module: nnx.Module, inputs: Any) -> Any:
+def _outputs(module: nnx.Module, inputs: Any, rngs: Tree) -> Any:
     try:
         return module(*inputs)  # type: ignore[operator]
     except JaxEnsembleError:
@@ -84,8 +96,9 @@ def _outputs(module: nnx.Module, inputs: Any) -> Any:
     except Exception as error:  # whatever the network says to inputs that are not for it
         given = ", ".join(str(jax.tree.map(jax.typeof, tree)) for tree in inputs)
         name = type(getattr(module, "to_nnx__module", module)).__name__
-        raise InputError(
-            f"{name} cannot be called with ({given}): {described(error)}",
+        advice = f"\n{SPLIT}" if single_keys(rngs) and failed_while_mapped(error) else ""
+        raise CannotCall(
+            f"{name} cannot be called with ({given}): {described(error)}{advice}",
             details=str(error),
         ) from error
 

@@ -143,8 +143,12 @@ class Structure(nnx.GraphDef):
             for path, evaluating in self.modes().items()
             if path[-1] in flags
             and evaluating is False
-            and self.entries.get((*path[:-1], "rate"), (None, None))[1] != 0
+            and not (path[-1] != STATISTICS and self._drops_nothing(path[:-1]))
         )
+
+    def _drops_nothing(self, path: Path) -> bool:
+        """Whether the layer at a path, of dropout or with dropout in it, has a rate of 0."""
+        return any(self.entries.get((*path, name), (None, None))[1] == 0 for name in ("rate", "dropout_rate"))
 
 
 def _restored(nodes: Any, attributes: Any, num_leaves: int) -> Structure:

@@ -185,6 +185,23 @@ def test_training_mode_needs_a_key_where_it_draws() -> None:
     assert no_rate(X).shape == (3, 4, 2)
 
 
+@pytest.mark.parametrize(("rate", "expected"), [(0.0, ()), (0.1, ("itself",))])
+def test_attention_without_dropout_has_no_training_mode(rate: float, expected: tuple[str, ...]) -> None:
+    attention = nnx.MultiHeadAttention(2, 4, dropout_rate=rate, decode=False, rngs=nnx.Rngs(0))
+    assert Ensemble.from_modules([attention]).train().graphdef.training() == expected
+
+
+class Split(nnx.Module):
+    """Layers whose random streams are split, one key for each of them."""
+
+    def __init__(self, rngs: nnx.Rngs) -> None:
+        self.scale = nnx.Param(jnp.ones(3))
+        self.layers = nnx.split_rngs(splits=2)(nnx.vmap(lambda rngs: nnx.Dropout(0.5, rngs=rngs.fork())))(rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return nnx.vmap(lambda layer, x: layer(x), in_axes=(0, None))(self.layers, self.scale * x).sum(0)
+
+
 def test_random_state_that_is_not_given_begins_by_itself() -> None:
     graphdef: Any = nnx.graphdef(Net(nnx.Rngs(0)))
     ensemble = Ensemble(graphdef, ENSEMBLE.params, ENSEMBLE.buffers, ENSEMBLE.constants)
@@ -195,6 +212,15 @@ def test_random_state_that_is_not_given_begins_by_itself() -> None:
     no_keys = dataclasses.replace(ensemble, rngs={"dropout": {"rngs": {"count": jnp.zeros(3, jnp.uint32)}}})
     with pytest.raises(StateError, match=r"do not fit Net: missing rngs: dropout\.rngs\.key"):
         no_keys(X)
+
+
+def test_random_streams_that_are_split_have_to_be_given() -> None:
+    ensemble = Ensemble.from_modules([Split(nnx.Rngs(seed)) for seed in range(3)]).eval()
+    with pytest.raises(InputError, match=r"(?s)Split cannot be called .*give `Ensemble` their `rngs`.*from_modules"):
+        Ensemble(ensemble.graphdef, ensemble.params, ensemble.buffers)(X)
+    with pytest.raises(InputError, match="Split cannot be called") as raised:
+        ensemble(X[:, :2])
+    assert "from_modules" not in str(raised.value)
 
 
 class Linen(linen.Module):

@@ -17,6 +17,7 @@ from jaxensemble.errors import InputError, UnsupportedError, first_line
 from jaxensemble.inputs import as_arrays
 from jaxensemble.origin import Origin
 from jaxensemble.randomness import as_key
+from jaxensemble.running import CannotCall
 from jaxensemble.sources import describe_sources
 from jaxensemble.structure import listed
 from torch_bridge import reference
@@ -116,8 +117,8 @@ def check(
         layouts = _layouts(ensemble, input_layout, output_layout)
         try:
             return _Check(members, ensemble, arguments, thorough, train, key, layouts).report()
-        except InputError as error:
-            if isinstance(error, reference.CannotRun) or ensemble.network is not None or layouts[0] != "torch":
+        except CannotCall as error:
+            if ensemble.network is not None or layouts[0] != "torch":
                 raise
             advice = "Of an ensemble that takes channels-last inputs, say so: input_layout='NHWC'."
             raise InputError(f"{first_line(error)}\n{advice}", details=error.details) from error
