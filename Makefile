@@ -55,7 +55,7 @@ ifneq ($(shell cat $(STAMP) 2>/dev/null),$(CHOICE))
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-train lint style types test test-newest test-versions tested quick test-gpu slow zoo operators fuzz mutants bench bench-gpu bench-training bench-porting bench-lowering golden format clean
+.PHONY: help setup demo demo-train lint style types test test-newest test-versions tested quick test-gpu slow further zoo operators fuzz mutants bench bench-gpu bench-training bench-porting bench-lowering golden format clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -91,14 +91,14 @@ types: $(STAMP)
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
 # One thread per process: the processes of pytest-xdist already share the cores.
-test tested quick test-gpu slow operators fuzz mutants: export OMP_NUM_THREADS := 1
+test tested further quick test-gpu slow operators fuzz mutants: export OMP_NUM_THREADS := 1
 # Most tests compile a program to run it once: what compiles soonest serves them best.
-test tested quick test-gpu operators fuzz mutants: export JAX_DISABLE_MOST_OPTIMIZATIONS := 1
+test tested further quick test-gpu operators fuzz mutants: export JAX_DISABLE_MOST_OPTIMIZATIONS := 1
 # XLA ends the process at a flag it does not know, and jaxlib 0.11 no longer knows the emitters'.
 EMITTERS = $(if $(wildcard $(VENV)/lib/python*/site-packages/jaxlib-0.10.*),--xla_cpu_use_fusion_emitters=false)
-test tested quick fuzz mutants: export XLA_FLAGS = --xla_cpu_parallel_codegen_split_count=1 $(EMITTERS)
+test tested further quick fuzz mutants: export XLA_FLAGS = --xla_cpu_parallel_codegen_split_count=1 $(EMITTERS)
 # What tests measure is no one's plan.
-test tested quick test-gpu slow: export JAXENSEMBLE_CACHE := $(CURDIR)/build/cache
+test tested further quick test-gpu slow: export JAXENSEMBLE_CACHE := $(CURDIR)/build/cache
 
 # Pyright has one thread, which is best used beside the tests.
 test: $(if $(filter none,$(TORCH)),$(STAMP),style) ## lint and the tests, one in ten of long tables; what needs no PyTorch on the newest Python, too
@@ -149,8 +149,11 @@ test-gpu: export XLA_PYTHON_CLIENT_PREALLOCATE := false
 test-gpu: $(GPU_SETUP) ## the tests of `make test`, on the GPU (JAX=cuda13 unless told otherwise)
 	$(GPU_PYTHON) -m pytest $(if $(INSTALLED),,--numprocesses $(WORKERS)) -m "$(SOON)" $(ARGS)
 
-slow: $(STAMP) ## the slow tests, and all cases that `make test` leaves out
-	$(BIN)/pytest --numprocesses $(WORKERS) -m "slow or further" $(ARGS)
+slow: $(STAMP) further ## the slow tests, and all cases that `make test` leaves out
+	$(BIN)/pytest --numprocesses $(WORKERS) -m slow $(ARGS)
+
+further: $(STAMP)
+	$(BIN)/pytest --numprocesses $(WORKERS) -m "further and not slow" $(ARGS)
 
 # torchvision's wheels need the very torch they were built with; its model definitions do not, and come without the rest.
 build/zoo/torchvision:
