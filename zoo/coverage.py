@@ -38,7 +38,8 @@ def _networks() -> list[str]:
         "largest error, relative to the largest output. *float32*: our error over PyTorch's own, both against float64;",
         "at most 2 passes. *Transposes*: of activations, in the program of one member's call. Those of `transformers`,",
         "one of each family, are small (two layers of 16 features), and are called with masks and flags by name. Those",
-        "of `timm` are the smallest that are published of each of its modules, shortened where even these are large.\n",
+        "of `timm` are the smallest that are published of each of its modules, shortened where even these are large;",
+        "what has not run yet is not listed.\n",
     ]
     for file in sorted(RESULTS.glob("zoo-*.jsonl")):
         results = sorted(load(file).values(), key=lambda result: result.name)
