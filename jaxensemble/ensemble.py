@@ -58,8 +58,8 @@ class Ensemble:
     - `constants`: arrays that all members share.
     - `network`, `origin`: what porting knows of the source and of PyTorch's keys; anything hashable.
     - `plan`: how many members and rows one step takes, where a call does not say; None for a guess: see [`tune`][].
-    - `proof`: the comparison with PyTorch that these very arrays passed, or None. Pickles and `copy.copy` keep it, other
-      copies do not: see [`Proof`][]. Nor has it an ensemble in whose dicts an array was put in the place of another.
+    - `proof`: the comparison with PyTorch that these very arrays passed, or None. Pickles and `copy.copy` keep it, and
+      no other copy, nor an ensemble in whose dicts an array was put in the place of another. See [`Proof`][].
     - `lineage`: the proof of the ensemble that this one was made from by training, slicing or any other method, or
       None. JAX's transformations and `dataclasses.replace` drop it.
     - `sources`: the checkpoint files that these very arrays were read from, or None; see [`Source`][].
