@@ -209,7 +209,7 @@ def _table(figures: dict[str, Any]) -> str:
     for row in range(min(ROWS, count)):
         cells = [array[row] for array in figures.values()]
         texts = [_told_in_short(cell) for cell in cells]
-        lines.append(str(row).rjust(5) + "".join(text.rjust(14) for text in texts))
+        lines.append(str(row).rjust(5) + "".join(f"  {text:>12}" for text in texts))
     if count > ROWS:
         lines.append(f"... and {count - ROWS} more rows: --json has them all")
     return "\n".join(lines)

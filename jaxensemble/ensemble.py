@@ -280,7 +280,10 @@ class Ensemble:
         return Prediction.from_outputs(getattr(outputs, "logits", outputs), task, **options)
 
     def train(self) -> "Ensemble":
-        """The ensemble in training mode, as `nnx.Module.train` sets it: batch statistics and dropout."""
+        """The ensemble in training mode, as `nnx.Module.train` sets it: batch statistics and dropout.
+
+        Raises `StateError` for a network that was ported for evaluation only.
+        """
         return self._in_mode("train")
 
     def eval(self) -> "Ensemble":
@@ -494,6 +497,9 @@ class Ensemble:
         return positions % self.members
 
     def _in_mode(self, mode: Literal["train", "eval"]) -> "Ensemble":
+        reason = self.network.evaluation_only if isinstance(self.network, Network) else None
+        if mode == "train" and reason is not None:
+            raise StateError(f"the network was ported for evaluation only, because {reason}")
         module = merge(*self.state)
         getattr(module, mode)()
         return self._changed(**split(module)._asdict()).read_from(self.sources)

@@ -39,6 +39,7 @@ from torch_bridge.derivatives import Derivatives, written_out
 from torch_bridge.distributions import validation_off
 from torch_bridge.examples import Arguments, BatchAxis, all_parameters_named, prepared
 from torch_bridge.export_errors import explained
+from torch_bridge.foreign_draws import foreign_draws
 from torch_bridge.kept import restored
 from torch_bridge.memory import OWN_MEMORY, without_memory_formats
 from torch_bridge.memos import tensors_forgotten
@@ -298,6 +299,7 @@ def _exported(
         _torch_warnings_off(),
         restored(model),
         decisions() as decided,
+        foreign_draws(model) as drawn,
     ):
         try:
             program, read, derived = _program(model, inputs, dynamic)
@@ -309,6 +311,11 @@ def _exported(
                 multiples = in_multiples(dynamic, found)
                 return _exported(model, inputs, multiples, training=training, factor=found)
             raise explained(error, model, inputs, training=bool(training), line=decided.last) from error
+        if drawn:
+            raise UnsupportedError(
+                f"{type(model).__name__}.forward draws random numbers from {' and '.join(sorted(drawn))}: those of one "
+                "call would be those of all. Draw them by PyTorch, such as torch.rand(()), or make them an input."
+            )
         one = with_rows(inputs, dynamic, factor)
         if decided.of_one and (derived or not _is_right_for_one(model, program, one)):
             raise UnsupportedError(

@@ -59,6 +59,9 @@ def _uncompiled(model: Any) -> Any:
     return model._orig_mod if type(model).__qualname__ == "OptimizedModule" else model
 
 
+_MODES = "Call .eval() on all of them, or pass mode='eval', which ports them for evaluation as they are."
+
+
 def check_members(members: Sequence[nn.Module], *, rates_may_differ: bool = False) -> str | None:
     """Compares every member with member 0. What is returned is why they have no training mode together, if so.
 
@@ -73,12 +76,14 @@ def check_members(members: Sequence[nn.Module], *, rates_may_differ: bool = Fals
     evaluating = not any(module.training for member in members for module in member.modules())
     if rates_may_differ and evaluating and all(_is_rate(members[0], difference) for difference in found):
         rates = dict.fromkeys(difference.where for difference in found)
-        return f"members have different rates of dropout ({'; '.join(rates)})" if rates else None
+        told = f"members have different rates of dropout ({'; '.join(rates)})"
+        return f"{told}: to train them, build them alike, and give TrainState.create(dropout=[...])" if rates else None
+    modes = all(difference.where.endswith(", mode") for difference in found)
     if found:
         raise MemberError(
             f"the {len(members)} members must differ in the values of their tensors only, or they are no one network:\n"
             + "\n".join(_row(difference, _listed(which)) for difference, which in found.items())
-            + "\nPort them as separate ensembles, or build them alike.",
+            + ("\n" + (_MODES if modes else "Port them as separate ensembles, or build them alike.")),
             details="\n".join(_row(difference, _numbers(which)) for difference, which in found.items()),
         )
 

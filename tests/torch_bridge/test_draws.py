@@ -1,5 +1,7 @@
 """Random numbers that a forward draws: of PyTorch's distributions, by keys, and proved with the draws fixed."""
 
+import random
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -151,6 +153,26 @@ def test_draws_of_another_shape_are_another_network() -> None:
     ensemble = torch_bridge.to_ensemble(models, (x,))
     report = torch_bridge.check([Once().eval() for _ in range(2)], ensemble, (x,), thorough=False)
     assert "network" in {row.stage for row in report.rows if not row.passed}
+
+
+@pytest.mark.parametrize("name", ["random", "np.random"])
+@pytest.mark.parametrize("training", [True, False])
+def test_draws_that_are_not_pytorchs_are_refused(name: str, training: bool) -> None:
+    class Foreign(nn.Linear):
+        def forward(self, input: Tensor) -> Tensor:
+            y = super().forward(input)
+            if training and not self.training:
+                return y
+            return y + (random.random() if name == "random" else float(np.random.normal()))
+
+    x = torch.randn(6, 5)
+    models = [Foreign(5, 5).eval() for _ in range(2)]
+    told = rf"draws random numbers from .*`{name}`"
+    if training:
+        network = torch_bridge.to_ensemble(models, (x,)).network
+        assert re.search(told, network.evaluation_only)
+    with pytest.raises(UnsupportedError, match=told):
+        torch_bridge.to_ensemble(models, (x,), mode="train")
 
 
 def test_what_jax_draws_otherwise_is_refused() -> None:
