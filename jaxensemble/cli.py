@@ -84,6 +84,9 @@ def predict(
     cast: Annotated[
         bool, typer.Option("--cast", help="Round floating-point inputs to the dtypes that the network was ported with.")
     ] = False,
+    seed: Annotated[
+        int | None, typer.Option(help="Seed of the random numbers of a network that draws in evaluation mode, too.")
+    ] = None,
     keep: Annotated[
         bool, typer.Option("--keep-compiled", help="Keep the compiled program for the next call, in the user's cache.")
     ] = False,
@@ -93,6 +96,7 @@ def predict(
 ) -> None:
     """Run all members, in evaluation mode, on arrays from a file."""
     with _told(as_json, debug), wide(x64):
+        import jax
         import numpy as np
 
         from jaxensemble import files
@@ -110,7 +114,8 @@ def predict(
         if not artifact.manifest.verified:
             typer.echo(f"jaxensemble: {describe_proof(artifact.manifest)}", err=True)
         arguments = files.arguments(artifact.network, files.read_arrays(inputs), cast=cast)
-        returned = artifact.load().eval()(*arguments)
+        key = None if seed is None else jax.random.key(seed)
+        returned = artifact.load().eval()(*arguments, key=key)
         outputs, prediction = files.named(returned), _read_as(task, returned, class_axis, probabilities)
         if out is not None:
             files.write_arrays(out, outputs)

@@ -13,7 +13,7 @@ import numpy as np
 
 from jaxensemble.arguments import with_fixed
 from jaxensemble.durable import write_file
-from jaxensemble.errors import InputError, first_line
+from jaxensemble.errors import InputError
 from jaxensemble.inputs import is_too_wide
 from jaxensemble.network import Network, Ref, references
 from jaxensemble.state import flatten
@@ -26,7 +26,8 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
             loaded = np.load(file, allow_pickle=False)
             return dict(loaded) if isinstance(loaded, np.lib.npyio.NpzFile) else {"arr_0": loaded}
     except (ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise InputError(f"`{path}` holds no NumPy arrays that can be read: {first_line(error)}") from error
+        kinds = ".npy and .npz files are, unless they hold objects"
+        raise InputError(f"`{path}` holds no NumPy arrays that can be read: {kinds}") from error
 
 
 def arguments(network: Network, arrays: dict[str, np.ndarray], *, cast: bool = False) -> list[Any]:

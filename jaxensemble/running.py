@@ -42,8 +42,8 @@ KEPT = "jaxensemble: kept for the gradient"
 """The name of what convolutions and products give, under a plan with `remat`."""
 
 NEEDS_KEY = (
-    "`{stream}` draws random numbers, as dropout in training mode does: pass key=jax.random.key(0), "
-    "another one for each call, or switch training mode off with ensemble.eval()"
+    "`{stream}` draws random numbers, as dropout in training mode does: pass key=jax.random.key(0) (--seed 0), "
+    "another one for each call, or switch training mode off, if it is on, with ensemble.eval()"
 )
 
 

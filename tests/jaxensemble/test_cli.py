@@ -150,7 +150,7 @@ def test_predict_reads_outputs_as_it_is_told() -> None:
 
 def test_predict_reads_classes_along_another_axis(monkeypatch: pytest.MonkeyPatch) -> None:
     logits = jax.random.normal(jax.random.key(0), (3, 2, 5, 4, 6))  # [M, N, C, H, W]
-    monkeypatch.setattr(Ensemble, "__call__", lambda self, x: logits)
+    monkeypatch.setattr(Ensemble, "__call__", lambda self, x, key=None: logits)
     predict = ("predict", "net", "x.npy", "--task", "classification")
     assert "`class_axis` has to be" in run(*predict).stderr
     result = run(*predict, "--class-axis", "1", "--probabilities", "p.npy")
@@ -188,6 +188,16 @@ def test_a_file_of_another_precision_is_cast_where_that_is_asked_for() -> None:
     assert result.exit_code == 3 and "--cast" in result.stderr
     assert run("predict", "net", "x64.npy", "--cast", "--out", "y.npy").exit_code == 0
     np.testing.assert_array_equal(np.load("y.npy"), Ensemble.load("net")(X))
+
+
+def test_a_network_that_draws_is_given_a_seed() -> None:
+    Ensemble.load("net").train().save("drawing")
+    network = Ensemble.load("drawing")
+    Path("text.csv").write_text("1,2")
+    assert "unless they hold objects" in run("predict", "net", "text.csv").stderr
+    for seed in ("0", "1"):  # of a network that draws nothing in evaluation mode, nothing depends on it
+        assert run("predict", "drawing", "x.npy", "--seed", seed, "-o", "y.npy").exit_code == 0
+        np.testing.assert_array_equal(np.load("y.npy"), network.eval()(X))
 
 
 def test_float64_needs_x64() -> None:
