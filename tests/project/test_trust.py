@@ -28,7 +28,7 @@ class Hypothesis:
         return self._data.draw(st.sampled_from(options))
 
 
-SOON = range(10)
+SOON = range(5)
 
 
 @pytest.mark.parametrize(

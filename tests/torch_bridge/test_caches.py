@@ -79,7 +79,8 @@ def test_members_are_alike_and_compute_the_same_while_their_caches_are_cleared(k
     assert not any(before.changed() for before in kept)
 
 
-@pytest.mark.parametrize("history", ["fresh", "after a forward", "after a forward in training mode"])
+@pytest.mark.thinned
+@pytest.mark.parametrize("history", ["after a forward", "fresh", "after a forward in training mode"])
 def test_all_kinds_port_and_models_stay_as_they_were(history: str) -> None:
     models = [Everything().eval() for _ in range(2)]
     x = torch.randn(2, L, N)

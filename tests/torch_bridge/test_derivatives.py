@@ -277,6 +277,7 @@ class Derived(Net):
         return {"slope": scale * vmap(jacrev(self.f))(x).squeeze(1)}
 
 
+@pytest.mark.thinned
 @pytest.mark.parametrize("make", [Derived, Heat])
 def test_the_proof_runs(make: type[nn.Module]) -> None:
     models = [make(), make()]

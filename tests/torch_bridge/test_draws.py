@@ -107,6 +107,7 @@ def test_members_draw_of_a_key(drawing: Any) -> None:
     np.testing.assert_allclose(ratio, ratio[0], rtol=1e-5)
 
 
+@pytest.mark.further
 def test_another_use_of_what_is_drawn_is_found() -> None:
     x = torch.randn(6, 5)
     models = [Reparameterised().eval() for _ in range(2)]

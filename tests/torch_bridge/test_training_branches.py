@@ -240,13 +240,13 @@ class Flat(nn.Sequential):
 ROWS = torch.randn(6, 5, generator=torch.Generator().manual_seed(1))
 
 CASES: dict[str, tuple[Callable[[], nn.Module], Tensor]] = {
+    "twice": (TwicePath, ROWS),
     "stochastic-depth": (Deep, torch.randn(3, 4, 4, generator=torch.Generator().manual_seed(2))),
     "auxiliary": (Auxiliary, ROWS),
     "mixed": (Mixed, ROWS),
     "normaliser": (Normaliser, ROWS),
     "noisy": (Noisy, ROWS),
     "convolutions": (ConvNet, torch.randn(4, 3, 5, 4, generator=torch.Generator().manual_seed(3))),
-    "twice": (TwicePath, ROWS),
     "gated": (Gated, ROWS),
     "flat": (Flat, torch.randn(4, 3, 5, 4, generator=torch.Generator().manual_seed(4))),
     "gumbel": (Gumbel, ROWS),
@@ -265,6 +265,7 @@ def test_both_modes_are_those_of_pytorch(case: str) -> None:
     assert case == "flat" or "training:" in ensemble.source()
 
 
+@pytest.mark.further
 def test_batches_are_counted_where_normalisation_is_written_out() -> None:
     models = [Force().eval() for _ in range(2)]
     ensemble = torch_bridge.to_ensemble(models, (ROWS,), batch_axis=None)
@@ -318,7 +319,8 @@ class Causal(nn.Module):
         return self.linear(x + self.position) @ torch.ones(5, 5).tril()
 
 
-@pytest.mark.parametrize("make", [Causal, Noisy, Normaliser, Quantiser, ConvNet], ids=lambda make: make.__name__)
+@pytest.mark.thinned
+@pytest.mark.parametrize("make", [Normaliser, Causal, Noisy, Quantiser, ConvNet], ids=lambda make: make.__name__)
 def test_training_moves_nothing_but_parameters_and_what_a_forward_writes(make: Callable[[], nn.Module]) -> None:
     x = CASES["convolutions"][1] if make is ConvNet else ROWS
     ensemble = torch_bridge.to_ensemble([make().eval() for _ in range(2)], (x,), check=False)
