@@ -17,7 +17,7 @@ from torch_bridge.caches import fresh
 from torch_bridge.examples import Arguments, BatchAxis
 from torch_bridge.finite import check_finite
 from torch_bridge.lowering import Lowered
-from torch_bridge.members import as_members, check_members
+from torch_bridge.members import as_members, check_members, rates_of
 from torch_bridge.modes import PortedMode, ported_mode, warn_of_training
 from torch_bridge.proof import proof_of
 from torch_bridge.stacking import Stack, stored_array
@@ -150,10 +150,12 @@ def _check_alike(
 
     **Raises:** `MemberError` naming the members that are not.
     """
-    other = []
-    for k, member in enumerate(members[1:], 1):
-        network = convert(member, arguments, batch_axis, input_layout, evaluation_only=evaluation_only).network
-        other += [] if network == lowered.network else [str(k)]
+    alike = {rates_of(members[0]): True}
+    for member in members[1:]:
+        if rates_of(member) not in alike:
+            lowered_too = convert(member, arguments, batch_axis, input_layout, evaluation_only=evaluation_only)
+            alike[rates_of(member)] = lowered_too.network == lowered.network
+    other = [str(k) for k, member in enumerate(members) if not alike[rates_of(member)]]
     if other:
         raise MemberError(
             f"{evaluation_only}, and the forward of {', '.join(other)} computes with it in evaluation mode, too: build "

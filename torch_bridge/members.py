@@ -91,6 +91,11 @@ def check_members(members: Sequence[nn.Module], *, rates_may_differ: bool = Fals
 _DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
 
 
+def rates_of(model: nn.Module) -> tuple[float, ...]:
+    """The rates of all layers of dropout, in order."""
+    return tuple(module.p for module in model.modules() if isinstance(module, _DROPOUTS))
+
+
 def _is_rate(model: nn.Module, difference: Difference) -> bool:
     """Whether a difference is one of the rate of dropout, which evaluation mode has no use for."""
     path, _, name = difference.where.rpartition(", ")
