@@ -264,8 +264,9 @@ def check_owners(model: nn.Module, evaluation: ExportedProgram, as_it_is: Export
     ours, theirs = ([node for node in each.graph.nodes if node.target in NAMES] for each in (evaluation, as_it_is))
     signature = evaluation.graph_signature
     keys = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
-    wrong = [] if len(ours) == len(theirs) else ["it has other operations with a mode than in evaluation mode"]
-    for node, twin in zip(ours, theirs, strict=False):
+    same = len(ours) == len(theirs)
+    wrong = [] if same else ["it has other operations with a mode than in evaluation mode"]
+    for node, twin in zip(ours, theirs, strict=True) if same else ():
         if modes.of[node.name].when != "by_mode":
             continue
         held = [keys[given.name] for given in node.all_input_nodes if given.name in keys]
