@@ -97,6 +97,8 @@ def _outputs(module: nnx.Module, inputs: Any, rngs: Tree) -> Any:
         given = ", ".join(str(jax.tree.map(jax.typeof, tree)) for tree in inputs)
         name = type(getattr(module, "to_nnx__module", module)).__name__
         advice = f"\n{SPLIT}" if single_keys(rngs) and failed_while_mapped(error) else ""
+        if any(leaf.size == 0 for leaf in jax.tree.leaves(inputs)):  # of which JAX cannot tell what -1 is in a shape
+            advice = "\nAn input has no elements, on which this network cannot run: give at least one row."
         raise CannotCall(
             f"{name} cannot be called with ({given}): {described(error)}{advice}",
             details=str(error),

@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.export import Dim
@@ -40,9 +41,10 @@ class Arguments(NamedTuple):
         if isinstance(inputs, cls):
             return inputs
         if not isinstance(inputs, tuple) or not (inputs or named):
+            foreign = hasattr(inputs, "__dlpack__") and not isinstance(inputs, Tensor)
             raise InputError(
                 f"`{what}` must be a tuple with the positional arguments of one call; got {type(inputs).__name__}. For "
-                "a single tensor x, pass (x,)."
+                f"a single tensor x, pass (x,). {_advice([inputs]) if foreign else ''}".rstrip()
             )
         arguments = cls(inputs, dict(named or {}))
         own = sorted(OF_ENSEMBLES & arguments.named.keys())
@@ -50,19 +52,20 @@ class Arguments(NamedTuple):
             raise InputError(
                 f"{', '.join(own)}: an ensemble has arguments of its own by such names; give the example by position"
             )
-        others = [
-            f"{type(leaf).__name__} in {place}"
+        strangers = [
+            (leaf, place)
             for place, value in zip(arguments.places, arguments.entries, strict=True)
             for leaf in pytree.tree_leaves(value)
             if not (isinstance(leaf, Tensor) or type(leaf) in FIXED)
         ]
+        others = [f"{type(leaf).__name__} in {place}" for leaf, place in strangers]
         others += [
             kind for leaf in pytree.tree_leaves(arguments) if isinstance(leaf, Tensor) and (kind := odd_kind(leaf))
         ]
         if others:
             raise InputError(
                 f"`{what}` must hold tensors, and numbers, strings and None, which are fixed in the ported network; "
-                f"got {', '.join(others)}. Leave it out where it has a default, or fix it in a module around this one."
+                f"got {', '.join(others)}. {_advice([leaf for leaf, _ in strangers])}"
             )
         if not any(isinstance(leaf, Tensor) for leaf in pytree.tree_leaves(arguments)):
             raise InputError(f"`{what}` must hold a tensor: a network of none has nothing to compute with")
@@ -98,6 +101,17 @@ class Arguments(NamedTuple):
     def by_parameter(self, model: nn.Module) -> dict[str, Any]:
         """The arguments by the forward's parameters: those of `*args` are one tuple."""
         return self.call(inspect.signature(model.forward).bind).arguments
+
+
+def _advice(strangers: Sequence[Any]) -> str:
+    """What to write instead of what cannot be an argument."""
+    if any(isinstance(leaf, np.ndarray) for leaf in strangers):
+        return "Of an array of NumPy, write torch.from_numpy(x)."
+    if any(isinstance(leaf, np.generic) for leaf in strangers):
+        return "Of a number of NumPy, write x.item()."
+    if any(hasattr(leaf, "__dlpack__") for leaf in strangers):
+        return "Of an array of another library, write torch.from_dlpack(x)."
+    return "Leave it out where it has a default, or fix it in a module around this one."
 
 
 @contextlib.contextmanager
@@ -151,6 +165,8 @@ def prepared(arguments: Arguments, batch_axis: BatchAxis) -> tuple[Arguments, Ar
             f"`batch_axis` must be None or an axis counted from 0, or one for each input; got {batch_axis!r}."
         )
     size = _batch_size(entries, axes, explicit=isinstance(batch_axis, tuple))
+    if size == 0:
+        raise InputError("the example inputs must have at least one row, of which the network is captured; got none.")
     if size is None and any(axes):
         raise InputError(f"`batch_axis` is {batch_axis!r}, but no example input has as many axes.")
     batch = Dim("batch")

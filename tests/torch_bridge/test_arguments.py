@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -244,3 +245,36 @@ def test_strings_cannot_leave_the_docstring() -> None:
     namespace: dict[str, Any] = {}
     exec(ensemble.source(), namespace)
     assert repr(text) in namespace["__doc__"]
+
+
+FOREIGN: dict[str, tuple[Any, dict[str, Any], str]] = {
+    "numpy": ((np.ones((6, 4), "float32"),), {}, r"got ndarray in input 0\.\s.*write torch.from_numpy\(x\)"),
+    "numpy by name": ((), {"x": np.ones((6, 4), "float32")}, r"got ndarray in `x`\.\s.*write torch.from_numpy\(x\)"),
+    "numpy alone": (np.ones((6, 4), "float32"), {}, r"must be a tuple (?s:.*)write torch.from_numpy\(x\)"),
+    "jax": ((jnp.ones((6, 4)),), {}, r"got ArrayImpl in input 0\.\s.*write torch.from_dlpack\(x\)"),
+    "a number of numpy": ((torch.ones(6, 4), np.float32(2)), {}, r"got float32 in input 1\.\s.*write x.item\(\)"),
+    "a tensor alone": (torch.ones(6, 4), {}, r"For a single tensor x,\spass \(x,\)\.$"),
+    "an object": ((torch.ones(6, 4), object()), {}, r"got object in input 1\.\sLeave it out"),
+    "no rows": ((torch.ones(0, 4),), {}, "must have at least one row"),
+}
+
+
+@pytest.mark.parametrize("case", FOREIGN)
+def test_what_is_no_tensor_is_told_with_what_to_write(case: str) -> None:
+    inputs, named, match = FOREIGN[case]
+    models = made(masked)
+    with pytest.raises(InputError, match=match):
+        torch_bridge.to_ensemble(models, inputs, named)
+    np.testing.assert_array_equal(torch.from_dlpack(jnp.ones(3)).numpy(), np.ones(3))
+
+
+def test_a_call_without_rows_works_or_says_so() -> None:
+    models = made(masked)
+    ensemble = torch_bridge.to_ensemble(models, (X,), check=False)
+    assert ensemble(X[:0]).shape == (2, 0, 3) and ensemble.predict(X[:0]).mean.shape == (0, 3)
+    with pytest.raises(InputError, match="`inputs` must have at least one row"):
+        torch_bridge.check(models, ensemble, (X[:0],))
+    flat = [nn.Sequential(nn.Flatten(), nn.Linear(4, 2)) for _ in range(2)]
+    ensemble = torch_bridge.to_ensemble(flat, (X.reshape(6, 2, 2),), check=False)  # x.reshape(x.shape[0], -1)
+    with pytest.raises(InputError, match=r"cannot be called with(?s:.*)An input has no elements,.* at least one row"):
+        ensemble(torch.ones(0, 2, 2))

@@ -364,8 +364,12 @@ def test_gradients_that_pytorch_cannot_compute_are_a_note() -> None:
 
     models = [Overwrites(3, 2), Overwrites(3, 2)]
     x = torch.randn(4, 3)
-    report = torch_bridge.check(models, torch_bridge.to_ensemble(models, (x,)), (x,))
+    ensemble = torch_bridge.to_ensemble(models, (x,))
+    report = torch_bridge.check(models, ensemble, (x,))
     assert report.passed and "gradients not compared" in " ".join(report.notes)
+    failed = [row for row in torch_bridge.check(models, ensemble, (x,), train=True).rows if not row.passed]
+    assert [row.stage for row in failed] == ["float64, training steps"]  # which were asked for
+    assert "training not compared: one of the variables needed for gradient" in failed[0].note
 
 
 def test_networks_of_integers_are_compared_in_float64_throughout() -> None:

@@ -145,6 +145,17 @@ def test_layouts_are_checked() -> None:
     assert "NHWC" not in str(raised.value)
 
 
+def test_training_that_cannot_be_compared_is_no_pass() -> None:
+    lines = [nn.Linear(3, 2) for _ in range(2)]
+    twins = Ensemble.from_modules([torch_bridge.to_flax(line, (torch.ones(1, 3),)) for line in lines])
+    with pytest.raises(InputError, match="`train=True` is for ensembles that were ported"):
+        torch_bridge.check(lines, twins, (torch.ones(4, 3),), train=True)
+    for batch_axis in (None, (None,)):
+        fixed = torch_bridge.to_ensemble(lines, (torch.ones(4, 3),), batch_axis=batch_axis, check=False)
+        with pytest.raises(InputError, match=r"`train=True` compares training by .* without a batch axis"):
+            torch_bridge.check(lines, fixed, (torch.ones(4, 3),), train=True)
+
+
 def test_a_twin_that_draws_at_every_call_is_not_compared() -> None:
     models = members()
     ensemble = ensemble_of(models, bridged(LinenBlock(training=True)), LINEN)

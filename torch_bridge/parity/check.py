@@ -81,7 +81,8 @@ def check(
     5. outputs and buffers of a call in training mode in float64, where no random numbers are drawn;
     6. with `train=True`, losses, parameters and buffers of ten training steps in float64, by SGD, Adam, AdamW and
        RMSprop, against `torch.optim` in a loop over the members, and one step against `torch.func`'s vmapped `grad`.
-       Networks that draw random numbers are trained in evaluation mode for this.
+       Networks that have no training mode, or whose draws cannot be had in it, are trained in evaluation mode for
+       this. Where PyTorch itself cannot train, that is a failure.
 
     Weights that initialisation leaves constant, which hide errors, are drawn anew on both sides for one more comparison
     of float64 outputs.
@@ -96,7 +97,8 @@ def check(
 
     **Returns:** a `ParityReport`; a failure is a row of it, not an exception.
 
-    **Raises:** `InputError` where models, ensemble and inputs cannot be compared at all.
+    **Raises:** `InputError` where models, ensemble and inputs cannot be compared at all, as without rows; and for
+    `train=True` with an ensemble that was not ported, or that has no batch axis.
 
     >>> import torch, torch_bridge
     >>> models = [torch.nn.Linear(3, 2) for _ in range(3)]
@@ -112,6 +114,7 @@ def check(
     arguments = Arguments.of(inputs, kwargs, "inputs")
     if len(members) != len(ensemble):
         raise InputError(f"`models` and `ensemble` must have equal members; got {len(members)} and {len(ensemble)}")
+    _check_rows(ensemble, arguments, train)
     with fresh(members, arguments):
         key = as_key(jax.random.key(0) if key is None else key)
         layouts = _layouts(ensemble, input_layout, output_layout)
@@ -136,6 +139,24 @@ def _layouts(ensemble: Ensemble, inputs: str | None, outputs: str) -> tuple[str,
     if ported and (inputs, outputs) != (ported, "torch"):
         raise InputError(f"the ensemble was ported with input_layout={ported!r}; got {inputs!r} and {outputs!r}")
     return inputs, outputs
+
+
+def _check_rows(ensemble: Ensemble, inputs: Arguments, train: bool) -> None:
+    """**Raises:** `InputError` for inputs without rows, and for `train` where training steps cannot be compared."""
+    ported = isinstance(ensemble.origin, Origin)
+    rows = reference.batch_size(inputs, ensemble.origin.batch_axis if ported else 0)
+    if rows == 0:
+        raise InputError("`inputs` must have at least one row: of an empty minibatch nothing can be compared")
+    if train and not ported:
+        raise InputError(
+            "`train=True` is for ensembles that were ported: of one that was written by hand it is not known which of "
+            "its weights is which of PyTorch's. Leave `train` out, or port the models by torch_bridge.to_ensemble"
+        )
+    if train and rows is None:
+        raise InputError(
+            "`train=True` compares training by the mean of a loss over rows, and this ensemble was ported without a "
+            "batch axis. Leave `train` out, or port the models with a `batch_axis`"
+        )
 
 
 class _Check:
@@ -187,6 +208,7 @@ class _Check:
                 if drawn is None:
                     raise
                 self.notes.append(f"outputs not compared: {first_line(error)}")
+                self._not_trained(first_line(error))
                 return None
             self.draws = Draws(doubles if drawn else (), self.key)
             self._float64(exact, doubles, inputs)
@@ -344,12 +366,6 @@ class _Check:
             self.rows += found
 
     def _steps(self, exact: Ensemble, doubles: list[nn.Module], inputs: Arguments) -> None:
-        if self.origin is None:
-            self.notes.append("training not compared: the ensemble was not ported from PyTorch")
-            return
-        if self.batch_axis is None:
-            self.notes.append("training not compared: without a batch axis there is no mean over rows")
-            return
         each = reference.per_member(inputs, len(doubles), self.batch_axis)
         tensors = reference.stacked_inputs([self.arrays(member) for member in each])
         arrays = tensors_mapped(lambda tensor: as_arrays(tensor, "inputs"), tensors)
@@ -357,6 +373,13 @@ class _Check:
         rows, notes = steps.compare(exact, doubles, each, arrays, self.draws)
         self.rows += rows
         self.notes += notes
+        if not rows:
+            self._not_trained(notes[-1])
+
+    def _not_trained(self, reason: str) -> None:
+        """What was asked for and could not be compared is no pass."""
+        if self.train:
+            self.rows.append(Row("float64, training steps", "torch.optim", np.inf, steps.LIMIT, reason))
 
     def _working_precision(self, doubles: list[nn.Module], inputs: Arguments) -> None:
         """Both errors against float64, from the very same weights and inputs."""

@@ -104,6 +104,9 @@ def time(
     members, arguments = as_members(models), Arguments.of(inputs, kwargs, "inputs")
     if checked_ensemble(ensemble).network is None:
         raise InputError("`ensemble` must be one that was ported from PyTorch: it is sent to another process")
+    batch = reference.batch_size(arguments, ensemble.origin.batch_axis)
+    if batch == 0:
+        raise InputError("`inputs` must have at least one row: an empty minibatch takes no time that says anything")
     images = any(isinstance(x, Tensor) and x.ndim == 4 for x in pytree.tree_leaves(arguments))
     device = "cuda" if torch.cuda.is_available() and jax.default_backend() == "gpu" else "cpu"
     known = torch_variants(device, images=images)
@@ -139,8 +142,7 @@ def time(
             "members": len(members), "network": type(members[0]).__name__,
             "inputs": [_described(x) for x in pytree.tree_leaves(arguments) if isinstance(x, Tensor)],
         }  # fmt: skip
-        rows = len(members) * (reference.batch_size(arguments, ensemble.origin.batch_axis) or 1)
-        return _timed(runs, half, rows, settings, progress)
+        return _timed(runs, half, len(members) * (batch or 1), settings, progress)
 
 
 def _described(tensor: Tensor) -> str:
