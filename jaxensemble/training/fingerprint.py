@@ -22,6 +22,12 @@ def digest(tree: Any) -> str:
     return found.hexdigest()[:16]
 
 
+def digest_of_shapes(tree: Any) -> str:
+    """A hash of the places, dtypes and shapes of all arrays."""
+    shapes = {place: (str(array.dtype), array.shape) for place, array in named(tree).items()}
+    return hashlib.sha256(repr(shapes).encode()).hexdigest()[:16]
+
+
 def named(tree: Any) -> dict[str, Any]:
     """The arrays by their places; random keys as the numbers they are made of."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)

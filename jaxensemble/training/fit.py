@@ -73,8 +73,8 @@ def fit(
     - `checkpoints`: a directory, written after every epoch by orbax (`pip install 'jaxensemble[train]'`). A run that
       finds one there goes on from it, to the same bits as one that was never stopped, and under the same plan unless
       `plan` names another. It must begin as that one did: with the same state, data, arguments, network, loss,
-      optimizer, and the same version and precision of JAX. One that finds more epochs than it is to make gives back
-      what it finds; one that a callback stopped stays so, where there are callbacks. Numbers and flags that the loss
+      optimizer, and the same version and precision of JAX. One that a callback stopped stays so, where there are
+      callbacks. Numbers and flags that the loss
       and the optimizer hold are written beside it, to tell how runs differ, and no strings. What calls Python from
       within JAX (`jax.pure_callback`) cannot be compared, and is refused. An interruption (Ctrl-C) raises a
       `KeyboardInterrupt` that says where the last checkpoint is.
@@ -83,7 +83,7 @@ def fit(
 
     **Returns:** the state after the last epoch, or the best one with `patience`, and the history.
 
-    **Raises:** `InputError` for arguments that do not fit, and for checkpoints of another run.
+    **Raises:** `InputError` for arguments that do not fit, and for checkpoints of another run, or of more epochs.
 
     >>> import jax
     >>> import jax.numpy as jnp
@@ -133,7 +133,7 @@ def fit(
     interruption = None
     with _opened(checkpoints, settings) as files, shown(progress, epochs) as told:
         try:
-            run, plans = (run, {}) if files is None else _resumed(run, files, bool(callbacks))
+            run, plans = (run, {}) if files is None else _resumed(run, files, epochs, bool(callbacks))
             source.begin(state, plans)
             told(run.history)
             while run.epoch < epochs and run.goes_on:
@@ -163,13 +163,21 @@ def _warn_of_lost(history: History) -> None:
         warnings.warn(f"in epoch {len(history)} the loss of member {members} is not finite any more", stacklevel=3)
 
 
-def _resumed(run: Run, files: Checkpoints, stops: bool) -> tuple[Run, Mapping[str, Any]]:
-    """The run as far as it came, and the plans of its steps. A callback that stopped it counts where there are any."""
+def _resumed(run: Run, files: Checkpoints, epochs: int, stops: bool) -> tuple[Run, Mapping[str, Any]]:
+    """The run as far as it came, and the plans of its steps. A callback that stopped it counts where there are any.
+
+    **Raises:** `InputError` for a run of more epochs than are asked for.
+    """
     found = files.latest((run.state, run.best))
     if found is None:
         return run, {}
     (state, best), record = found
     history = History.from_json(record["history"]) if record["history"]["loss"] else run.history
+    if len(history) > epochs:
+        raise InputError(
+            f"{files.path} holds a run of {len(history)} epochs already, and `epochs` is {epochs}: give "
+            f"epochs={len(history)} to take it, more of them to go on from there, or another directory to train anew"
+        )
     state = state.trained_from(run.state)
     return Run(state, best, history, record["stopped"] and stops), record["plans"]
 

@@ -9,7 +9,7 @@ import jax
 from jaxensemble.inputs import x64_is_on
 from jaxensemble.structure import listed
 from jaxensemble.training.augmentation import Augment
-from jaxensemble.training.fingerprint import digest, digest_of_function, digest_of_program
+from jaxensemble.training.fingerprint import digest, digest_of_function, digest_of_program, digest_of_shapes
 from jaxensemble.training.losses import Loss, number_of
 from jaxensemble.training.names import parts_of, text_of
 from jaxensemble.training.state import TrainState, is_injected, trained
@@ -59,7 +59,7 @@ def of_data(inputs: Any, targets: Any) -> dict[str, Any]:
 
 def of_arrays(tree: Any, parts: Mapping[str, str] | None = None) -> dict[str, Any]:
     """Arrays, and what can be told of them by name."""
-    return {"digest": digest(tree), "kind": "arrays", "parts": parts or {}}
+    return {"digest": digest(tree), "shapes": digest_of_shapes(tree), "kind": "arrays", "parts": parts or {}}
 
 
 def of_function(function: Callable[..., Any], *arguments: Any, named: Any = None) -> dict[str, Any]:
@@ -105,22 +105,24 @@ def differences(now: Mapping[str, Any], then: Mapping[str, Any]) -> list[str]:
     >>> differences(now, then)
     ['batch 8, was 16', 'the optimizer: learning rate 0.1, was 0.01', 'the data: there was none']
     """
-    names = [name for name in dict.fromkeys((*now, *then)) if now.get(name) != then.get(name)]
-    told, untold = [], []
-    plain = [name for name in names if not any(isinstance(side.get(name), dict) for side in (now, then))]
-    for name in names:
+    told, untold, resized = [], [], False
+    for name in dict.fromkeys((*now, *then)):
         a, b = now.get(name), then.get(name)
-        if name in plain:
+        if a == b:
+            continue
+        if not isinstance(a, dict) and not isinstance(b, dict):
             told.append(f"{name} {_shown(a)}, was {_shown(b)}")
+            resized = True
         elif a is None or b is None:
             told.append(f"{name}: there {'is none now' if a is None else 'was none'}")
         elif a["digest"] != b["digest"]:
             lines = list(_parts_told(a["parts"], b["parts"]))
             told += [f"{name}: {line}" for line in lines]
+            resized |= a.get("shapes") != b.get("shapes")
             if not lines:
                 untold.append((name, a["kind"]))
-    # A program depends on sizes of arrays and the like, so that it may be another only because of what was told.
-    passed_over = {"program", "derived"} if plain else {"derived"}
+    # A program depends on settings and on sizes of arrays, so that it may be another only because these are.
+    passed_over = {"program", "derived"} if resized else {"derived"}
     told += [f"{name}: not the same as before" for name, kind in untold if kind not in passed_over]
     return told or [f"{name}: not the same as before" for name, _ in untold]
 

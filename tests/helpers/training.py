@@ -23,8 +23,8 @@ def cross_entropy(outputs: Any, targets: Any) -> jax.Array:
 class MLP(nnx.Module):
     """Three layers, with dropout between them if there is a rate."""
 
-    def __init__(self, rate: float = 0.0, *, rngs: nnx.Rngs):
-        self.fc1, self.fc2 = nnx.Linear(3, 8, rngs=rngs), nnx.Linear(8, 2, rngs=rngs)
+    def __init__(self, rate: float = 0.0, width: int = 8, *, rngs: nnx.Rngs):
+        self.fc1, self.fc2 = nnx.Linear(3, width, rngs=rngs), nnx.Linear(width, 2, rngs=rngs)
         self.dropout = nnx.Dropout(rate, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:

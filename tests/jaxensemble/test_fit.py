@@ -128,6 +128,8 @@ def test_a_run_goes_on_from_its_checkpoints_to_the_same_bits(mlp: Ensemble, tmp_
     got, again = runs(mlp, 5, tmp_path / "run")
     same_bits(got, expected)
     np.testing.assert_array_equal(again.loss, history.loss)
+    with pytest.raises(InputError, match=r"holds a run of 5 epochs already, and `epochs` is 3:\sgive epochs=5 to "):
+        runs(mlp, 3, tmp_path / "run")
     with pytest.raises(InputError, match=r"(?s)checkpoints of another run.*\n  bootstrap True, was False$"):
         runs(mlp, 5, tmp_path / "run", bootstrap=True)
     with pytest.raises(
@@ -207,6 +209,21 @@ OTHER_RUNS: dict[str, tuple[Any, list[str]]] = {
     "dropout": ({"dropout": 0.3}, ["the rates of dropout: dropout.rate [0.3, 0.3, 0.3], was nothing",
          "the network: dropout.rate nothing, was 0.1"]),
     "a key": ({"randomness": "same"}, ["the random keys: not the same as before"]),
+    "fewer rows than a minibatch has": (
+        {"rows": 5},
+        [
+            f"{name}: {part}" for name in ("the data", "the validation set") for part in (
+                "inputs[0] float32[5, 3], was float32[30, 3]", f"targets {TARGETS[name].replace('20', '5')}"
+            )
+        ],
+    ),
+    "a wider network": (
+        {"width": 16},
+        [
+            "the network: fc1.out_features 16, was 8", "the network: fc2.in_features 16, was 8",
+            "the weights of the members: not the same as before",
+        ],
+    ),
     "settings and data": (
         {"batch": 10, "patience": 3, "rows": 20, "frozen": ["fc1"]},
         [
@@ -222,11 +239,11 @@ OTHER_RUNS: dict[str, tuple[Any, list[str]]] = {
 @pytest.mark.thinned
 @pytest.mark.parametrize("case", OTHER_RUNS)
 def test_another_loss_optimizer_or_mode_is_another_run(case: str, tmp_path: Path) -> None:
-    ensemble = Ensemble.from_modules([MLP(0.1, rngs=nnx.Rngs(seed)) for seed in range(3)]).eval()
-
     def run(
-        loss: Any, optimizer: Any, metric: Any, batch: int = 8, patience: Any = None, rows: int = 30, **options: Any
-    ) -> None:
+        loss: Any, optimizer: Any, metric: Any, batch: int = 8, patience: Any = None, rows: int = 30, width: int = 8,
+        **options: Any,
+    ) -> None:  # fmt: skip
+        ensemble = Ensemble.from_modules([MLP(0.1, width, rngs=nnx.Rngs(seed)) for seed in range(3)]).eval()
         x, y = data(rows)
         measured: Any = {"validation": (x, y > 0), "metrics": {"accuracy": metric}}  # other targets than in training
         state = state_of(ensemble, optimizer, **options)
