@@ -61,6 +61,7 @@ def test_what_slows_a_round_slows_both() -> None:
 def test_a_winner_is_named_only_outside_of_the_noise() -> None:
     assert str(Ratio("a", "b", 2.0, 1.8, 2.5, 10)) == "a is 2.00 times as fast as b (1.80 to 2.50)"
     assert str(Ratio("a", "b", 1.1, 0.9, 1.3, 10)).endswith("(0.90 to 1.30, no winner)")
+    assert str(Ratio("a", "b", 2.0, 1.8, 2.5, 10, "it was busy")).endswith("as b (1.80 to 2.50); it was busy")
     assert Ratio("a", "b", 0.5, 0.4, 0.6, 10).decided and not Ratio("a", "b", 0.5, 0.5, 0.5, 1).decided
 
 
@@ -181,8 +182,12 @@ def test_nothing_is_timed_where_outputs_differ(tmp_path: Path) -> None:
         _Ended("shape", tmp_path, x[:5]),
         _Ended("nan", tmp_path, x * np.nan),
     ]
-    with pytest.raises(ParityError, match=r"(?s)not those of loop: .*wrong: 1\.0e-02; shape: inf; nan: nan"):
-        compare([same, near, *others])  # type: ignore[list-item]
+    with pytest.raises(ParityError, match=r"(?s)not those of loop: .*wrong: 1\.0e-02; shape: inf; nan: nan$"):
+        compare([same, near, *others, others[-1]])  # type: ignore[list-item]
+    lost = [_Ended(name, tmp_path, np.where(x > 0.5, value, x)) for name, value in (("lost", np.nan), ("inf", np.inf))]
+    compare([lost[0], lost[0]])  # type: ignore[list-item]
+    with pytest.raises(ParityError, match=r"not those of lost: relative to the largest, inf: inf$"):
+        compare(lost)  # type: ignore[arg-type]
     theirs = _Ended("graph", tmp_path, x + 0.01, framework="torch")
     compare([same, theirs, near])  # type: ignore[list-item]
     assert theirs.failure == "its outputs are not those of loop: 1.0e-02 of the largest"
@@ -364,6 +369,9 @@ def test_a_report_says_what_it_ran_on_and_whose_calls_are_of_two_kinds() -> None
         "Python 3.11, torch 1.2, jax 1.2, jaxlib 1.2, flax 1.2, numpy 1.2; 2026-11-30",
         "BUSY: other processes kept 1.1 of 2 cores at work during the measurement, 0.0 before it",
     ]
+    assert str(report).startswith("Time of one call, on a machine that was BUSY with others' work")
+    idle = dataclasses.replace(report, environment=environment | {"load": {"before": None, "during": 0.1}})
+    assert report.busy and not idle.busy and str(idle).splitlines()[0] == "Time of one call"
 
 
 def test_a_way_with_one_thread_has_a_name_of_its_own() -> None:
@@ -445,6 +453,8 @@ def test_arguments_are_checked() -> None:
     models, ensemble, x = _ported()
     with pytest.raises(InputError, match=r"(?s)`variants` must be some of .*got \['fast'\]"):
         torch_bridge.time(models, ensemble, x, variants=["fast"])
+    with pytest.raises(InputError, match="`inputs` must have at least one row"):
+        torch_bridge.time(models, ensemble, (x[0][:0],))
     with pytest.raises(InputError, match="`rounds` at least 1"):
         torch_bridge.time(models, ensemble, x, rounds=0)
     models[1].train()

@@ -9,7 +9,7 @@ from typing import Any
 
 from jaxensemble.device import human_bytes
 from torch_bridge.report import save_json, table
-from torch_bridge.timing.load import described
+from torch_bridge.timing.load import described, is_busy
 from torch_bridge.timing.statistics import ratio_interval
 
 WIDEST = 1.5
@@ -51,7 +51,7 @@ class Variant:
 class Ratio:
     """How many times faster one variant is than another, and the 95 % interval of that.
 
-    - `why`: what a wide interval comes from, as far as that is known.
+    - `why`: what is to be known beside it, and what a wide interval comes from, as far as that is known.
     """
 
     ours: str
@@ -100,7 +100,9 @@ class Ratio:
                 f"than a factor of {WIDEST:g}; {self.why or 'more rounds may narrow it'}"
             )
         interval = f"{self.low:.2f} to {self.high:.2f}{'' if self.decided else ', no winner'}"
-        return f"{self.ours} is {self.value:.2f} times as fast as {self.theirs} ({interval})"
+        return (
+            f"{self.ours} is {self.value:.2f} times as fast as {self.theirs} ({interval}){self.why and f'; {self.why}'}"
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,10 +123,15 @@ class TimingReport:
     rows: int
     environment: dict[str, Any] = dataclasses.field(default_factory=dict)
 
+    @property
+    def busy(self) -> bool:
+        """Whether other processes took so much of the cores meanwhile that figures are not to be trusted."""
+        load = self.environment.get("load")
+        return load is not None and is_busy(load["before"], load["during"], self.environment["cores"])
+
     def __str__(self) -> str:
-        text = table(
-            "Time of one call", _COLUMNS, [self._row(v) for v in sorted(self.variants, key=lambda v: v.median)]
-        )
+        title = "Time of one call" + (", on a machine that was BUSY with others' work" if self.busy else "")
+        text = table(title, _COLUMNS, [self._row(v) for v in sorted(self.variants, key=lambda v: v.median)])
         return "\n".join([text, *self._told()])
 
     def _told(self) -> list[str]:
