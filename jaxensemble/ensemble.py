@@ -33,6 +33,7 @@ from jaxensemble.state import State, Tree, flatten, merge, split
 from jaxensemble.structure import MODE_FLAGS, STATISTICS, Structure, listed
 from jaxensemble.tuning import Tuned, explained, known, tuned
 from jaxensemble.uncertainty import Prediction
+from jaxensemble.uncertainty.checks import check_options
 
 Randomness = Literal["different", "same"]
 
@@ -264,7 +265,8 @@ class Ensemble:
         of Hugging Face has it, these are taken.
 
         Warns with a `TrainingModeWarning` of layers in training mode; given a `key`, as for Monte-Carlo dropout, only
-        of those whose statistics are the minibatch's.
+        of those whose statistics are the minibatch's. Warns with a `NotANumberWarning` of members and rows that are
+        NaN. Raises `InputError` for arguments that are unknown, and as a call does.
         """
         training = self.graphdef.training(MODE_FLAGS if key is None else (STATISTICS,))
         if training:
@@ -276,6 +278,7 @@ class Ensemble:
             )
         names = self.network.arguments if isinstance(self.network, Network) else ()
         named = {name: options.pop(name) for name in names if name in options}
+        check_options(task, options, ("key", "randomness", "plan"), list(filter(None, names)))
         outputs = self(*inputs, key=key, randomness=randomness, plan=plan, **named)
         return Prediction.from_outputs(getattr(outputs, "logits", outputs), task, **options)
 

@@ -155,5 +155,9 @@ class NarrowIntegerWarning(UserWarning):
     """A network computes with 64-bit integers, and JAX has only 32-bit ones while x64 is off."""
 
 
+class NotANumberWarning(UserWarning):
+    """Members give NaN, and what is predicted of those rows, such as a class, is an arbitrary number."""
+
+
 class TrainingModeWarning(UserWarning):
     """Layers are in training mode where evaluation is probably meant: a forgotten `.eval()`."""

@@ -129,6 +129,6 @@ def write_arrays(path: Path, outputs: dict[str, np.ndarray]) -> None:
 
 def values(array: np.ndarray) -> Any:
     """Numbers as JSON has them: what is not finite, or complex, as text."""
-    if array.dtype.kind == "c" or not np.isfinite(array).all():
+    if array.dtype != object and (array.dtype.kind == "c" or not np.isfinite(array).all()):
         return np.vectorize(str, otypes=[object])(array).tolist()
     return array.tolist()

@@ -8,6 +8,7 @@ from jaxensemble.errors import JaxEnsembleError as JaxEnsembleError
 from jaxensemble.errors import MemberError as MemberError
 from jaxensemble.errors import MemberIndexError as MemberIndexError
 from jaxensemble.errors import NarrowIntegerWarning as NarrowIntegerWarning
+from jaxensemble.errors import NotANumberWarning as NotANumberWarning
 from jaxensemble.errors import ParityError as ParityError
 from jaxensemble.errors import RandomnessError as RandomnessError
 from jaxensemble.errors import StateError as StateError

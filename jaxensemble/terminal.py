@@ -3,6 +3,7 @@
 import contextlib
 import importlib.metadata
 import json
+import warnings
 from collections.abc import Iterator, Sequence
 from typing import Annotated, Any
 
@@ -79,9 +80,11 @@ def wide(x64: bool) -> contextlib.AbstractContextManager[Any]:
 
 @contextlib.contextmanager
 def told(program: str, as_json: bool, debug: bool) -> Iterator[None]:
-    """Errors as one message and an exit code, without a traceback unless one is asked for."""
+    """Errors as one message and an exit code, without a traceback unless one is asked for; our warnings as one, too."""
     try:
-        yield
+        with warnings.catch_warnings():
+            _tell_warnings(program)
+            yield
     except (JaxEnsembleError, ImportError, OSError, KeyboardInterrupt) as error:
         details = plain(error.details) if isinstance(error, JaxEnsembleError) else ""
         if debug:
@@ -96,6 +99,19 @@ def told(program: str, as_json: bool, debug: bool) -> Iterator[None]:
             typer.echo(json.dumps(content, indent=2))
         typer.echo(f"{program}: {message}", err=True)
         raise typer.Exit(code) from error
+
+
+def _tell_warnings(program: str) -> None:
+    """Has our own warnings printed as errors are, without a place in the code; until filters are reset."""
+    others = warnings.showwarning
+
+    def shown(message: Warning | str, category: type[Warning], *place: Any) -> None:
+        if category.__module__ == JaxEnsembleError.__module__:
+            typer.echo(f"{program}: {plain(str(message))}", err=True)
+        else:
+            others(message, category, *place)
+
+    warnings.showwarning = shown
 
 
 def show(result: Any, as_json: bool) -> None:

@@ -1,6 +1,8 @@
 """What probabilities, labels and quantile levels have to be."""
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Collection, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -8,8 +10,12 @@ import numpy as np
 from jax.typing import ArrayLike, DTypeLike
 
 from jaxensemble.compat import Tracer
-from jaxensemble.errors import InputError
+from jaxensemble.errors import InputError, NotANumberWarning
 from jaxensemble.inputs import as_array
+from jaxensemble.structure import listed
+
+OPTIONS = {"classification": ("outputs_are", "class_axis"), "regression": (), "gaussian": ()}
+"""The tasks, and what else each is told."""
 
 NOT_ONE = 0.05
 """What tells logits from probabilities: logarithms rounded to bfloat16 move the sum of 1,000 classes by 0.02."""
@@ -74,6 +80,43 @@ def require_distribution(values: jax.Array, axis: int, name: str) -> None:
                 f"`{name}` must be at least 0 and sum to 1 over the classes; got a least value of {values.min():g} "
                 f"and sums from {sums.min():g} to {sums.max():g}"
             )
+
+
+def warn_of_nan(values: jax.Array, axis: int | None = None) -> None:
+    """Warns of the members and rows in `[M, N, ...]` that have a NaN; classes, if any, are along `axis`.
+
+    The class of such a row is an integer, which cannot be NaN itself. Nothing is looked at while tracing.
+    """
+    if isinstance(values, Tracer):
+        return
+    with jax.ensure_compile_time_eval():  # known values can also be met while tracing something else
+        lost: Any = jnp.isnan(values)
+        if not lost.any():
+            return
+        lost = np.asarray(lost if axis is None else lost.any(axis))
+    found = lost.reshape(*lost.shape[:2], -1).any(2)  # [M, N]
+    members, rows = ([str(k) for k in np.flatnonzero(found.any(axis))] for axis in (1, 0))
+    warnings.warn(
+        f"member {listed(members)} gives NaN for {len(rows)} of {found.shape[1]} rows ({listed(rows)}): what is "
+        "predicted of these, such as a class or votes, means nothing",
+        NotANumberWarning,
+        stacklevel=3,
+    )
+
+
+def check_options(task: Any, options: Collection[str], others: Sequence[str] = (), inputs: Sequence[str] = ()) -> None:
+    """**Raises:** `InputError` for an unknown task, and for options that it has not.
+
+    `others` are further arguments of the call, and `inputs` those of the network by name, to be told of.
+    """
+    if not isinstance(task, str) or task not in OPTIONS:
+        raise InputError(f"`task` must be {', '.join(map(repr, OPTIONS))}; got {task!r}")
+    unknown = [f"`{name}`" for name in options if name not in OPTIONS[task]]
+    if unknown:
+        known = [*OPTIONS[task], *others, *inputs]
+        raise InputError(
+            f"{', '.join(unknown)}: no such argument; with task={task!r} there are {', '.join(known) or 'none'}"
+        )
 
 
 def labelled_rows(

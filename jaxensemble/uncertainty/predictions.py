@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Sequence
-from typing import Any, Literal, overload
+from typing import Any, Literal, cast, overload
 
 import jax
 import jax.numpy as jnp
@@ -12,11 +12,13 @@ from jax.typing import ArrayLike
 
 from jaxensemble.errors import InputError
 from jaxensemble.uncertainty.checks import (
+    check_options,
     class_axis_of,
     floating,
     quantile_levels,
     require_distribution,
     require_rank,
+    warn_of_nan,
 )
 
 Task = Literal["classification", "regression", "gaussian"]
@@ -24,7 +26,18 @@ Scale = Literal["logits", "probabilities", "log_probabilities"]
 
 
 class Prediction:
-    """What an ensemble predicts: `ClassPrediction`, `RegressionPrediction` or `GaussianPrediction`, made here."""
+    """What an ensemble predicts: `ClassPrediction`, `RegressionPrediction` or `GaussianPrediction`, made here.
+
+    All warn with a `NotANumberWarning` of members and rows that are NaN, but not while tracing. Their `repr` tells
+    shapes and dtypes.
+
+    >>> Prediction.regression(jnp.zeros((5, 8)))
+    RegressionPrediction(outputs=float32[5, 8])
+    """
+
+    def __repr__(self) -> str:
+        names = [field.name for field in dataclasses.fields(cast(Any, self))]
+        return f"{type(self).__name__}({', '.join(f'{name}={_told(getattr(self, name))}' for name in names)})"
 
     @overload
     @staticmethod
@@ -48,18 +61,18 @@ class Prediction:
     def from_outputs(outputs: Any, task: Task = "classification", **options: Any) -> "Prediction":
         """The prediction for a task: `classification`, `regression`, or `gaussian` for (mean, log-variance) pairs.
 
-        Takes the options of the constructor of that name, and raises what it raises.
+        Takes the options of the constructor of that name, and raises what it raises; `InputError` for other tasks and
+        options.
         """
+        check_options(task, options)
         match task:
             case "classification":
                 return Prediction.classification(outputs, **options)
             case "regression":
-                return Prediction.regression(outputs, **options)
-            case "gaussian":
-                if isinstance(outputs, tuple | list) and len(outputs) == 2:
-                    return Prediction.gaussian(*outputs, **options)
-                raise InputError(f"`outputs` must be a pair (means, log_variances); got {type(outputs).__name__}")
-        raise InputError(f"`task` must be 'classification', 'regression' or 'gaussian'; got {task!r}")
+                return Prediction.regression(outputs)
+        if isinstance(outputs, tuple | list) and len(outputs) == 2:
+            return Prediction.gaussian(*outputs)
+        raise InputError(f"`outputs` must be a pair (means, log_variances); got {type(outputs).__name__}")
 
     @staticmethod
     def classification(
@@ -93,6 +106,7 @@ class Prediction:
                 raise InputError(
                     f"`outputs_are` must be 'logits', 'probabilities' or 'log_probabilities'; got {outputs_are!r}"
                 )
+        warn_of_nan(log_probabilities, axis)
         return ClassPrediction(log_probabilities, classes, axis)
 
     @staticmethod
@@ -104,6 +118,7 @@ class Prediction:
         """
         values = floating(outputs, "outputs")
         require_rank(values, "outputs", "MN")
+        warn_of_nan(values)
         return RegressionPrediction(values)
 
     @staticmethod
@@ -122,11 +137,12 @@ class Prediction:
             raise InputError(
                 f"`log_variances` must have the shape of `means`; expected {values.shape}, got {logs.shape}"
             )
+        warn_of_nan(jnp.where(jnp.isnan(logs), logs, values))
         return GaussianPrediction(values, logs)
 
 
 @jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class ClassPrediction(Prediction):
     """What M members say of C classes. Shapes below are for the usual `[M, N, C]`; classes stay where they were."""
 
@@ -229,7 +245,7 @@ class ClassPrediction(Prediction):
 
 
 @jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class RegressionPrediction(Prediction):
     """What M members say of a quantity."""
 
@@ -283,7 +299,7 @@ class RegressionPrediction(Prediction):
 
 
 @jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class GaussianPrediction(RegressionPrediction):
     """What M members say of a quantity, each with a normal distribution; the ensemble is the mixture of these."""
 
@@ -317,6 +333,11 @@ class GaussianPrediction(RegressionPrediction):
         levels = quantile_levels(q, "q", self.outputs.dtype)
         find = functools.partial(_mixture_quantile, self.outputs, jnp.exp(self.log_variances / 2))
         return jax.vmap(find)(levels) if levels.ndim else find(levels)
+
+
+def _told(value: Any) -> str:
+    """An array by its dtype and shape."""
+    return f"{value.dtype}{list(value.shape)}" if hasattr(value, "dtype") else repr(value)
 
 
 def _entropy(log_probabilities: jax.Array, axis: int) -> jax.Array:

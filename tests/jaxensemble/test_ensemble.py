@@ -512,6 +512,10 @@ def test_predictions() -> None:
     _close(prediction.mean, jax.nn.softmax(ENSEMBLE(X)).mean(0))
     regression: Any = ENSEMBLE.predict(X, task="regression")
     _close(regression.mean, ENSEMBLE(X).mean(0))
+    with pytest.raises(InputError, match=r"`axis`: no such .* outputs_are, class_axis, key, randomness, plan$"):
+        ENSEMBLE.predict(X, axis=1)
+    with pytest.raises(InputError, match=r"`task` must be .*; got \['classification'\]"):
+        ENSEMBLE.predict(X, task=["classification"])
 
 
 def test_predictions_of_networks_that_draw() -> None:

@@ -17,7 +17,7 @@ import scipy.stats
 import sklearn.metrics
 from jax.test_util import check_grads
 
-from jaxensemble.errors import InputError
+from jaxensemble.errors import InputError, NotANumberWarning
 from jaxensemble.uncertainty import (
     ClassPrediction,
     GaussianPrediction,
@@ -228,6 +228,26 @@ def test_mutual_information_of_any_size_is_accurate_in_float32(scale: float) -> 
     np.testing.assert_allclose(single, double, rtol=1e-3)
 
 
+LOST = jnp.zeros((3, 6, 4)).at[1, 5, 2].set(jnp.nan).at[2, (0, 2, 3), 1].set(jnp.inf)
+TOLD = r"member 1, 2 gives NaN for 4 of 6 rows \(0, 2, 3 and 1 more\)"
+
+
+@pytest.mark.parametrize(
+    ("read", "told"),
+    [
+        (lambda: Prediction.classification(LOST), TOLD),
+        (lambda: Prediction.classification(LOST.swapaxes(1, 2), class_axis=0), TOLD),
+        (lambda: Prediction.classification(jnp.stack([LOST] * 2, -1), class_axis=1), TOLD),
+        (lambda: Prediction.regression(LOST), r"member 1 gives NaN for 1 of 6 rows \(5\)"),
+        (lambda: Prediction.gaussian(LOST[..., 0], LOST[..., 2]), r"member 1 gives NaN for 1 of 6 rows \(5\)"),
+    ],
+)
+def test_members_and_rows_that_are_nan_are_told(read: Any, told: str) -> None:
+    with pytest.warns(NotANumberWarning, match=told):
+        read()
+    jax.jit(Prediction.classification)(LOST)  # nothing is known of the values while it is traced
+
+
 def test_masked_classes_have_no_entropy_and_no_nan_in_the_gradient() -> None:
     logits = jnp.array([[[0.0, 0.0, -jnp.inf]], [[0.0, -jnp.inf, -jnp.inf]]])
 
@@ -259,7 +279,8 @@ def test_probabilities_rounded_to_bfloat16_are_still_probabilities() -> None:
 
 
 def test_nan_stays_visible() -> None:
-    prediction = Prediction.from_outputs(jnp.zeros((3, 2, 4)).at[1, 0, 2].set(jnp.nan))
+    with pytest.warns(NotANumberWarning):
+        prediction = Prediction.from_outputs(jnp.zeros((3, 2, 4)).at[1, 0, 2].set(jnp.nan))
     figures = _figures(prediction)
     for name in ("predictive_entropy", "expected_entropy", "mutual_information", "confidence"):
         assert jnp.isnan(figures[name]).tolist() == [True, False], name
@@ -397,8 +418,15 @@ def test_kinds() -> None:
     assert type(Prediction.from_outputs(outputs)) is ClassPrediction
     assert type(Prediction.from_outputs(outputs, task="regression")) is RegressionPrediction
     assert type(Prediction.from_outputs((outputs, outputs), task="gaussian")) is GaussianPrediction
-    with pytest.raises(TypeError, match="unexpected keyword argument 'class_axis'"):
-        Prediction.from_outputs(outputs, task="regression", class_axis=1)
+
+
+def test_what_is_printed_of_a_prediction_is_short() -> None:
+    outputs = jnp.zeros((2, 3, 4))
+    told = "log_probabilities=float32[2, 3, 4], member_classes=int32[2, 3], class_axis=-1"
+    assert repr(Prediction.from_outputs(outputs)) == f"ClassPrediction({told})"
+    told = "outputs=float32[2, 3, 4], log_variances=float32[2, 3, 4]"
+    assert repr(Prediction.gaussian(outputs, outputs)) == f"GaussianPrediction({told})"
+    assert "class_axis=-1" in repr(jax.tree.map(lambda leaf: None, Prediction.from_outputs(outputs)))
 
 
 @pytest.mark.usefixtures("x64")
@@ -469,6 +497,14 @@ LOGITS = jnp.zeros((2, 3, 4))
 HALVES = jnp.full((3, 2), 0.5)
 REFUSED = {
     "task": (lambda: Prediction.from_outputs(LOGITS, cast(Any, "ranking")), "`task` must be .* got 'ranking'"),
+    "option": (
+        lambda: Prediction.from_outputs(LOGITS, "classification", axis=1),
+        "`axis`: no such argument; with task='classification' there are outputs_are, class_axis",
+    ),
+    "option of another task": (
+        lambda: Prediction.from_outputs(LOGITS, "regression", class_axis=1),
+        "`class_axis`: no such argument; with task='regression' there are none",
+    ),
     "scale": (lambda: Prediction.from_outputs(LOGITS, outputs_are="odds"), "`outputs_are` must be .* got 'odds'"),
     "integers": (lambda: Prediction.from_outputs(LOGITS.astype(int)), r"floating-point dtype; got int32 \(2, 3, 4\)"),
     "more bits than JAX is set to": (lambda: Prediction.from_outputs(np.zeros((2, 3, 4))), "`outputs` .* float64"),
