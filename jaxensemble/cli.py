@@ -39,7 +39,7 @@ OutOption = Annotated[
 
 @app.command()
 def inspect(folder: Folder, as_json: JsonOption = False, debug: DebugOption = False) -> None:
-    """Say what is in an artifact, from its headers alone: members, arrays, inputs, and whether it was ever verified."""
+    """Say what is in an artifact: members, arrays, inputs, and whether it was ever verified. Weights are not read."""
     with _told(as_json, debug):
         from jaxensemble.artifact import Artifact
         from jaxensemble.artifact.description import describe, describe_in_text
@@ -204,7 +204,10 @@ def _figures(prediction: Any) -> dict[str, Any]:
     names = {"mean": "mean", "std": "std"}
     if isinstance(prediction, ClassPrediction):
         names = {"class": "soft_vote", "confidence": "confidence", "entropy": "predictive_entropy"}
-    return {shown: np.asarray(getattr(prediction, name)) for shown, name in names.items()}
+    figures = {shown: np.asarray(getattr(prediction, name)) for shown, name in names.items()}
+    if "class" in figures and np.isnan(figures["confidence"]).any():  # an integer cannot say that there is none
+        figures["class"] = np.where(np.isnan(figures["confidence"]), "nan", figures["class"].astype(object))
+    return figures
 
 
 def _table(figures: dict[str, Any]) -> str:
@@ -221,9 +224,14 @@ def _table(figures: dict[str, Any]) -> str:
 
 
 def _told_in_short(cell: Any) -> str:
-    if cell.ndim > 1:  # as of the pixels of an image
-        return str(list(cell.shape))
-    return str(cell.round(4)) if cell.ndim else f"{cell:.4g}"
+    import numpy as np
+
+    array = np.asarray(cell)
+    if array.ndim > 1:  # as of the pixels of an image
+        return str(list(array.shape))
+    if array.dtype.kind in "OU":  # the classes of rows of which some are NaN
+        return str(array)
+    return str(array.round(4)) if array.ndim else f"{cell:.4g}"
 
 
 if __name__ == "__main__":

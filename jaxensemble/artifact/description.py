@@ -25,6 +25,7 @@ def describe(artifact: Artifact) -> dict[str, Any]:
         "fixed": {place: value if isinstance(value, _PLAIN) else repr(value) for place, value in network.fixed.items()},
         "training": list(artifact.training()),
         "verified": manifest.verified,
+        "weights_checked": False,
         "proof": describe_proof(manifest),
         "trained_from_verified": manifest.lineage is not None and manifest.lineage.trained,
         "versions": dict(manifest.versions),
@@ -52,6 +53,8 @@ def describe_in_text(artifact: Artifact) -> str:
             *([f"fixed: {fixed}"] if fixed else []),
             *([mode] if training else []),
             describe_proof(manifest),
+            f"the bytes of the weights were not read here: `jaxensemble verify {artifact.folder}` compares them with "
+            "those that were saved",
             f"written by {', '.join(f'{name} {version}' for name, version in manifest.versions.items())}",
             *(f"weights of {line}" for line in describe_sources(manifest.sources)),
             *(f"  {name:{wide}}  {x.kind:9}  {x.dtype}{list(x.shape)}" for name, x in manifest.leaves.items()),

@@ -3,9 +3,11 @@
 import dataclasses
 import json
 import shutil
+import warnings
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from typer.testing import CliRunner, Result
@@ -53,11 +55,13 @@ def test_inspect_tells_what_is_there() -> None:
         "3 x Net, 73 parameters each",
         "inputs: x [N, 1, 3, 3]",
         "verified against PyTorch on",
+        "the bytes of the weights were not read here: `jaxensemble verify net` compares them with those",
         "float32[3, 3]",
     ):
         assert text in result.stdout
     told = json.loads(run("inspect", "net", "--json").stdout)
     assert told["members"] == 3 and told["verified"] is True and told["arrays"]["bn.mean"]["shape"] == [3, 3]
+    assert told["weights_checked"] is False
     assert "NOT verified" in run("inspect", "unproven").stdout
 
 
@@ -134,6 +138,26 @@ def test_predict_tells_of_each_row_what_the_ensemble_predicts() -> None:
     np.testing.assert_allclose(np.load("p.npy"), prediction.mean, rtol=1e-6)
     told = json.loads(run("predict", "net", "x.npy", "--json").stdout)["prediction"]
     assert told["class"] == prediction.soft_vote.tolist() and set(told) == {"class", "confidence", "entropy"}
+
+
+def test_rows_that_are_nan_have_no_class(monkeypatch: pytest.MonkeyPatch) -> None:
+    logits = jnp.zeros((3, 4, 5)).at[1, 2].set(jnp.nan).at[:, 0, 3].set(9.0)
+    monkeypatch.setattr(Ensemble, "__call__", lambda self, x, key=None: logits)
+    with warnings.catch_warnings():
+        warnings.simplefilter("default")
+        result = run("predict", "net", "x.npy")
+    assert result.exit_code == 0, result.exception
+    assert result.stderr.startswith("jaxensemble: member 1 gives NaN for 1 of 4 rows (2): what is predicted of these")
+    rows = [line.split() for line in result.stdout.splitlines()[2:]]
+    assert [row[1] for row in rows] == ["3", "0", "nan", "0"] and rows[2][2:] == ["nan", "nan"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        told = json.loads(run("predict", "net", "x.npy", "--json").stdout)["prediction"]
+        assert told["class"] == [3, 0, "nan", 0] and told["entropy"][2] == "nan"
+        pixels = jnp.stack([logits] * 2, -1)
+        monkeypatch.setattr(Ensemble, "__call__", lambda self, x, key=None: pixels)
+        result = run("predict", "net", "x.npy", "--task", "classification", "--class-axis", "1")
+    assert "['nan' 'nan']" in result.stdout and "[3 3]" in result.stdout, result.output
 
 
 def test_predict_reads_outputs_as_it_is_told() -> None:
