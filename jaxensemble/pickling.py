@@ -1,10 +1,14 @@
-"""Ensembles as `pickle` takes them: for other processes (multiprocessing, joblib, Ray), not for files from strangers.
+"""Ensembles and members as `pickle` takes them: for other processes (multiprocessing, joblib, Ray), not for files.
 
-The class of a ported network is made from its source, so that no other process could import it: what travels is the
-network as data, in the mode that the ensemble is in, and the arrays.
+The class of a ported network is made from its source, so that no other process could import it. Of an ensemble travels
+the network as data, in the mode that the ensemble is in, and the arrays; of a member its structure, in which classes
+stand with their source. Functions that JAX has wrapped, as `jax.nn.relu`, travel by name.
 """
 
 import dataclasses
+import functools
+import pkgutil
+import types
 import warnings
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
@@ -22,8 +26,9 @@ from jaxensemble.inputs import ENABLE, require_x64, x64_is_on
 from jaxensemble.network import Network
 from jaxensemble.plan import Plan
 from jaxensemble.proof import Lineage, Proof
+from jaxensemble.source import made_from, source_of
 from jaxensemble.sources import Source
-from jaxensemble.state import KINDS
+from jaxensemble.state import KINDS, merge, split
 from jaxensemble.structure import Structure
 
 if TYPE_CHECKING:
@@ -78,6 +83,56 @@ def _restored(
         proof = None
     ensemble = cls(graphdef, **arrays, network=network, origin=origin, plan=plan)
     return ensemble.proven(proof, lineage).read_from(sources)
+
+
+def reduced_module(module: Any) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+    """What `__reduce__` of a module whose class was made from source returns."""
+    state = split(module)
+    return _restored_module, (state.graphdef, *(jax.tree.map(_packed, getattr(state, kind)) for kind in KINDS))
+
+
+def _restored_module(graphdef: Structure, *trees: Any) -> Any:
+    return merge(graphdef, *(jax.tree.map(_unpacked, tree) for tree in trees))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Call:
+    """A call that has been made where it is unpickled."""
+
+    function: Callable[..., Any]
+    arguments: tuple[Any, ...]
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        return self.function, self.arguments
+
+
+def portable(value: Any) -> Any:
+    """A part of a structure, with what `pickle` does not find in other processes replaced by what makes it there."""
+    if isinstance(value, functools.partial):
+        return _Call(_partial, (portable(value.func), portable(value.args), portable(value.keywords)))
+    if type(value) in (tuple, list):
+        return type(value)(map(portable, value))
+    if type(value) is dict:
+        return {key: portable(item) for key, item in value.items()}
+    if isinstance(value, type | types.FunctionType):
+        source = source_of(value)
+        return value if source is None else _Call(made_from, (*source, value.__qualname__))
+    if hasattr(value, "__wrapped__"):
+        name = f"{value.__module__}:{value.__qualname__}"
+        if _found(name) is value:
+            return _Call(pkgutil.resolve_name, (name,))
+    return value
+
+
+def _partial(function: Any, arguments: tuple[Any, ...], named: Mapping[str, Any]) -> Any:
+    return functools.partial(function, *arguments, **named)
+
+
+def _found(name: str) -> Any:
+    try:
+        return pkgutil.resolve_name(name)
+    except (ImportError, AttributeError, ValueError):  # as of what was made within a function
+        return None
 
 
 def _packed(leaf: Any) -> Any:

@@ -118,11 +118,31 @@ class Structure(nnx.GraphDef):
             return NotImplemented
         return self._hash == other._hash and self._key == other._key
 
+    def __copy__(self) -> "Structure":
+        return self
+
     def __deepcopy__(self, memo: dict[int, Any]) -> "Structure":
         return self
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _restored, (self.nodes, self.attributes, self.num_leaves)
+        from jaxensemble.pickling import portable  # which needs what is defined here
+
+        nodes = [
+            dataclasses.replace(node, type=portable(node.type), metadata=portable(node.metadata))
+            if isinstance(node, NodeDef)
+            else node
+            for node in self.nodes
+        ]
+        attributes = [
+            (
+                key,
+                kind
+                if isinstance(kind, NodeAttr | LeafAttr)
+                else dataclasses.replace(kind, value=portable(kind.value)),
+            )
+            for key, kind in self.attributes
+        ]
+        return _restored, (nodes, attributes, self.num_leaves)
 
     def __repr__(self) -> str:
         return f"Structure({self.root.type.__name__}, {len(self.leaves)} leaves)"

@@ -15,7 +15,7 @@ from jaxensemble.network import Network
 from jaxensemble.source.plan import Plan
 from jaxensemble.source.printing import Printer
 
-__all__ = ["load_class", "print_source"]
+__all__ = ["load_class", "made_from", "print_source", "source_of"]
 
 
 def print_source(network: Network) -> str:
@@ -39,6 +39,19 @@ def load_class(network: Network) -> type[Any]:
     return _loaded(printer.text(), printer.class_name)
 
 
+def source_of(made: Any) -> tuple[str, str] | None:
+    """The source that a class or a function was made from, and its network's class; None for any other one."""
+    return _SOURCES.get(made.__module__)
+
+
+def made_from(text: str, class_name: str, name: str) -> Any:
+    """The class or the function of this name in the source of a network: the inverse of `source_of`."""
+    return getattr(sys.modules[_loaded(text, class_name).__module__], name)
+
+
+_SOURCES: dict[str, tuple[str, str]] = {}  # by the modules that were made
+
+
 @cache
 def _loaded(text: str, class_name: str) -> type[Any]:
     digest = hashlib.sha256(text.encode()).hexdigest()[:12]
@@ -48,4 +61,21 @@ def _loaded(text: str, class_name: str) -> type[Any]:
     sys.modules[module.__name__] = module  # where inspect and pickle look for it
     linecache.cache[filename] = (len(text), None, text.splitlines(keepends=True), filename)
     exec(compile(text, filename, "exec", dont_inherit=True), module.__dict__)
+    _SOURCES[module.__name__] = text, class_name
+    for kind in vars(module).values():
+        if isinstance(kind, type) and kind.__module__ == module.__name__:
+            kind.__reduce__, kind.__copy__ = _reduced, _copied  # type: ignore[attr-defined]
     return getattr(module, class_name)
+
+
+def _reduced(module: Any) -> Any:
+    from jaxensemble.pickling import reduced_module  # which needs what is defined here
+
+    return reduced_module(module)
+
+
+def _copied(module: Any) -> Any:
+    """A copy that shares its arrays, as those of other modules do."""
+    copied = object.__new__(type(module))
+    copied.__setstate__(module.__getstate__())
+    return copied

@@ -2,9 +2,11 @@
 
 import copy
 import dataclasses
+import functools
 import multiprocessing
 import pickle
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +15,7 @@ import pytest
 from flax import nnx
 
 from jaxensemble import Ensemble, InputError, NarrowIntegerWarning, Plan, StateError
+from jaxensemble.structure import Structure
 from tests.helpers.artifacts import SAVED, X, same_bits
 
 
@@ -65,15 +68,57 @@ def test_a_proof_goes_along() -> None:
     assert pickled(ensemble.astype(jnp.bfloat16)).proof is None
 
 
-def outputs_of(ensemble: Ensemble, x: np.ndarray) -> np.ndarray:
-    return np.asarray(ensemble(x))
+class Activated(nnx.Module):
+    """A network that holds functions: wrapped by JAX, by Python, and not at all."""
+
+    def __init__(self, rngs: nnx.Rngs) -> None:
+        self.linear, self.relu, self.silu = nnx.Linear(3, 2, rngs=rngs), nnx.relu, nnx.silu
+        self.leaky, self.exact = functools.partial(nnx.leaky_relu, negative_slope=0.1), nnx.gelu
+        self.both = {"all": (nnx.tanh, functools.partial(nnx.softmax, axis=-1))}
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        for function in (self.relu, self.silu, self.leaky, self.exact, *self.both["all"]):
+            x = function(x - 0.1)
+        return self.linear(x)
+
+
+def outputs_of(called: list[tuple[Any, np.ndarray]]) -> list[np.ndarray]:
+    return [np.asarray(network(x)) for network, x in called]
 
 
 def test_another_process_computes_the_same() -> None:
-    ensemble = Ensemble.load(SAVED / "net")
+    """Of ensembles, ported and not, of a member, of a part of one, and of an ensemble of members."""
+    ensemble, words = Ensemble.load(SAVED / "net"), Ensemble.load(SAVED / "words")
+    ones, ids = np.ones((4, 3), np.float32), np.arange(4).reshape(2, 2).astype("int32")
+    networks = [
+        (ensemble, X),
+        (ensemble[0], X),
+        (ensemble[0].conv, np.ones((1, 3, 3, 1), np.float32)),
+        (words[1], ids),
+        (Ensemble.from_modules([words[0], words[1]]), ids),
+        (Ensemble.from_modules([Activated(nnx.Rngs(seed)) for seed in range(2)]), ones),
+    ]
     with multiprocessing.get_context("spawn").Pool(1) as pool:
-        outputs = pool.apply(outputs_of, (ensemble, X))
-    np.testing.assert_array_equal(outputs, outputs_of(ensemble, X))
+        found = pool.apply(outputs_of, (networks,))
+    for outputs, expected in zip(found, outputs_of(networks), strict=True):
+        np.testing.assert_array_equal(outputs, expected)
+
+
+def test_a_member_is_copied_as_other_modules_are() -> None:
+    member = Ensemble.load(SAVED / "net")[0]
+    shallow, deep = copy.copy(member), copy.deepcopy(member)
+    assert shallow.conv is member.conv and deep.conv is not member.conv
+    np.testing.assert_array_equal(deep(X), member(X))
+    structure = nnx.graphdef(member)
+    assert copy.copy(Structure.of(structure)) is Structure.of(structure)
+
+
+def test_functions_that_no_process_finds_are_refused() -> None:
+    wrapped = jax.jit(lambda x: x)
+    module = Activated(nnx.Rngs(0))
+    module.relu = wrapped
+    with pytest.raises((pickle.PicklingError, AttributeError), match="<lambda>"):
+        pickle.dumps(Ensemble.from_modules([module]))
 
 
 def test_what_is_wide_is_not_rounded() -> None:

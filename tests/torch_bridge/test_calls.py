@@ -1,5 +1,8 @@
 """Calls of ensembles with PyTorch's tensors, of every kind, and with the inputs that networks were ported with."""
 
+import functools
+import pickle
+import sys
 from typing import Any
 
 import jax.numpy as jnp
@@ -9,7 +12,7 @@ import torch
 from flax import nnx
 
 import torch_bridge
-from jaxensemble import Ensemble, InputError, Plan
+from jaxensemble import Ensemble, InputError, Plan, source
 
 ENSEMBLE = Ensemble.from_modules([nnx.Linear(3, 2, rngs=nnx.Rngs(seed)) for seed in range(3)])
 X = np.linspace(-1, 1, 12, dtype=np.float32).reshape(4, 3)
@@ -62,3 +65,15 @@ def test_plans_take_the_inputs_that_a_network_was_ported_with() -> None:
     few, whole = (ensemble(x, scale, plan=plan) for plan in (Plan(members=2, rows=4), Plan()))
     np.testing.assert_allclose(few, whole, rtol=1e-5, atol=1e-5)
     assert "rows=4" in repr(next(call.plan for call in ensemble._calls.values() if call.plan.rows))
+
+
+def test_a_member_with_activations_is_pickled_with_its_source(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Functions of JAX, and one that the source defines; read as where the source was never loaded."""
+    layers = (torch.nn.Linear(3, 3), torch.nn.ReLU(), torch.nn.LeakyReLU(0.2), torch.nn.Softmax(-1))
+    member = torch_bridge.to_ensemble([torch.nn.Sequential(*layers)], (torch.from_numpy(X),), check=False)[0]
+    content, expected = pickle.dumps(member), member(X)
+    monkeypatch.delitem(sys.modules, type(member).__module__)
+    monkeypatch.setattr(source, "_loaded", functools.cache(source._loaded.__wrapped__))
+    again = pickle.loads(content)
+    assert type(again) is not type(member)
+    np.testing.assert_array_equal(again(X), expected)
