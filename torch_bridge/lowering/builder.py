@@ -75,11 +75,11 @@ class Builder:
         """The path of the innermost module around the node being lowered; empty for the root."""
         return self.scope[-1].partition("@")[0] if self.scope else ""
 
-    def unsupported(self, reason: str) -> UnsupportedError:
-        """The error for what cannot be carried exactly, with the place it comes from."""
+    def unsupported(self, reason: str = "") -> UnsupportedError:
+        """The error for what cannot be carried exactly: operation, module and line, and why, where that is known."""
         where = source_line(self.node)
-        path = self.module_path or "the root module"
-        return UnsupportedError(f"{self.node.target} in {path}: {reason}" + (f" ({where})" if where else ""))
+        place = f"{self.node.target} in {self.module_path or 'the root module'}" + (f" ({where})" if where else "")
+        return UnsupportedError(f"{place}: {reason}" if reason else place)
 
     def open(self, what: str, *sizes: Any) -> UnsupportedError:
         """The error for what depends on sizes that are no numbers: on the batch size, or on values."""

@@ -94,11 +94,8 @@ class _Refused:
     def may_be_called(self, node: fx.Node) -> bool:
         """Whether there is a rule, and all that it takes. Without a rule, the node is noted down."""
         if not (_is_structural(node) or str(node.target) in RULES or _is_constant(node)):
-            path = self.builder.module_path or "the root module"
-            where, reason = source_line(node), REFUSALS.get(str(node.target))
-            line = f"{node.target} in {path}" + (f" ({where})" if where else "") + (f": {reason}" if reason else "")
             self.unknown += 1
-            self.add(node, UnsupportedError(line))
+            self.add(node, self.builder.unsupported(REFUSALS.get(str(node.target), "")))
             return False
         if self.lost.isdisjoint(node.all_input_nodes):
             return True
