@@ -81,7 +81,7 @@ def _abstract_members(tree: Tree) -> Tree:
 
 
 def _check_modes(states: Sequence[State], caller: str) -> None:
-    first, *others = [state.graphdef.modes() for state in states]
+    first, *others = [state.graphdef.modes for state in states]
     places = [
         f"\n  member {member}, `{'.'.join(path)}`: expected {first[path]}, got {mode[path]}"
         for member, mode in enumerate(others, start=1)

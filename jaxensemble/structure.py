@@ -74,13 +74,14 @@ class Structure(nnx.GraphDef):
     (True, ['bias', 'kernel'])
     """
 
-    __slots__ = ("__weakref__", "_hash", "_key", "entries", "leaves", "root", "streams", "ties")
+    __slots__ = ("__weakref__", "_hash", "_key", "entries", "leaves", "modes", "root", "streams", "ties")
 
     root: Node
     leaves: tuple[Leaf, ...]  # in the order of the graph definition's leaves
     streams: tuple[Leaf, ...]  # those of the leaves that are random state: keys, and counts of draws
     ties: dict[Path, Leaf]  # further attributes that hold a variable already seen, by path
     entries: dict[Path, tuple[Any, Any]]  # path -> (what is compared, what is shown)
+    modes: dict[Path, Any]  # the training or evaluation flags of all submodules, by path
     _key: Any
     _hash: int
 
@@ -103,7 +104,8 @@ class Structure(nnx.GraphDef):
         self = cls(graphdef.nodes, graphdef.attributes, graphdef.num_leaves)
         streams = tuple(leaf for leaf in reader.leaves if issubclass(leaf.type, nnx.RngState))
         read = {"root": root, "leaves": tuple(reader.leaves), "streams": streams, "ties": reader.ties}
-        read |= {"entries": reader.entries, "_key": key, "_hash": hash(key)}
+        modes = {path: shown for path, (_, shown) in reader.entries.items() if path and path[-1] in MODE_FLAGS}
+        read |= {"entries": reader.entries, "modes": modes, "_key": key, "_hash": hash(key)}
         for name, value in read.items():
             object.__setattr__(self, name, value)  # frozen, like nnx.GraphDef
         return _KNOWN.setdefault(key, self)
@@ -147,10 +149,6 @@ class Structure(nnx.GraphDef):
     def __repr__(self) -> str:
         return f"Structure({self.root.type.__name__}, {len(self.leaves)} leaves)"
 
-    def modes(self) -> dict[Path, Any]:
-        """The training or evaluation flags of all submodules, by path."""
-        return {path: shown for path, (_, shown) in self.entries.items() if path and path[-1] in MODE_FLAGS}
-
     def training(self, flags: Collection[str] = MODE_FLAGS) -> tuple[str, ...]:
         """The layers that are in training mode by one of these flags, by path, where that makes a difference.
 
@@ -160,7 +158,7 @@ class Structure(nnx.GraphDef):
 
         return tuple(
             ".".join(path[: -2 if self.entries[path[:-1]][1] is Training else -1]) or "itself"
-            for path, evaluating in self.modes().items()
+            for path, evaluating in self.modes.items()
             if path[-1] in flags
             and evaluating is False
             and not (path[-1] != STATISTICS and self._drops_nothing(path[:-1]))

@@ -120,7 +120,7 @@ def _check_fit(state: State, ensemble: "Ensemble") -> None:
 def _training(network: Network, structure: Structure) -> tuple[str, ...]:
     """The layers in training mode, by the flags that they and what they hold have; those without keep what is said."""
     flags: dict[str, bool] = {}
-    for path, evaluating in structure.modes().items():
+    for path, evaluating in structure.modes.items():
         parts = path[:-1]
         flags |= {".".join(parts[:k]): not evaluating for k in range(1, len(parts) + 1)}
     said = set(network.training)
