@@ -96,8 +96,9 @@ def warn_of_nan(values: jax.Array, axis: int | None = None) -> None:
         lost = np.asarray(lost if axis is None else lost.any(axis))
     found = lost.reshape(*lost.shape[:2], -1).any(2)  # [M, N]
     members, rows = ([str(k) for k in np.flatnonzero(found.any(axis))] for axis in (1, 0))
+    who = f"member {members[0]} gives" if len(members) == 1 else f"members {listed(members)} give"
     warnings.warn(
-        f"member {listed(members)} gives NaN for {len(rows)} of {found.shape[1]} rows ({listed(rows)}): what is "
+        f"{who} NaN for {len(rows)} of {found.shape[1]} rows ({listed(rows)}): what is "
         "predicted of these, such as a class or votes, means nothing",
         NotANumberWarning,
         stacklevel=3,

@@ -229,7 +229,7 @@ def test_mutual_information_of_any_size_is_accurate_in_float32(scale: float) -> 
 
 
 LOST = jnp.zeros((3, 6, 4)).at[1, 5, 2].set(jnp.nan).at[2, (0, 2, 3), 1].set(jnp.inf)
-TOLD = r"member 1, 2 gives NaN for 4 of 6 rows \(0, 2, 3 and 1 more\)"
+TOLD = r"members 1, 2 give NaN for 4 of 6 rows \(0, 2, 3 and 1 more\)"
 
 
 @pytest.mark.parametrize(
