@@ -7,14 +7,17 @@ from collections.abc import Callable
 from typing import Any
 
 from jaxensemble.errors import InputError
-from jaxensemble.network import Call, Dtype, Fixed, Func, Layer, Network, Record, Ref, Slice, Var, Variable
+from jaxensemble.network import Call, Dtype, Fixed, Func, Layer, Network, Record, Ref, Sizes, Slice, Var, Variable
 from jaxensemble.validation import validate
 
-FORMAT = 2
+FORMAT = 3
 """The number of the layout written here."""
 
-READ = (1, FORMAT)
-"""The layouts that are read; others are refused. The first one has no `arguments`, nothing fixed, and no records."""
+READ = (1, 2, FORMAT)
+"""The layouts that are read; others are refused.
+
+The first has no `arguments`, nothing fixed, and no records; the second no open sizes but the batch's.
+"""
 
 _NAMED: dict[str, Callable[[str], Any]] = {"ref": Ref, "var": Var, "dtype": Dtype, "func": Func}
 
@@ -36,6 +39,7 @@ def to_json(network: Network) -> str:
         "modules": dict(network.modules),
         "input_shapes": dict(network.input_shapes),
         "input_dtypes": dict(network.input_dtypes),
+        "sizes": {name: dataclasses.asdict(sizes) for name, sizes in network.sizes.items()},
     }
     return json.dumps({"format": FORMAT} | fields, indent=1, allow_nan=False)
 
@@ -72,6 +76,7 @@ def _network(fields: dict[str, Any]) -> Network:
         "input_shapes": {name: tuple(shape) for name, shape in fields["input_shapes"].items()},
         "input_dtypes": dict(fields["input_dtypes"]),
         "arguments": tuple(fields.get("arguments", ())),
+        "sizes": {name: Sizes(**sizes) for name, sizes in fields.get("sizes", {}).items()},
     }
     return Network(**fields)
 

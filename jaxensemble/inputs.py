@@ -13,7 +13,7 @@ import numpy as np
 
 from jaxensemble.compat import Tracer
 from jaxensemble.errors import InputError, first_line
-from jaxensemble.network import Network, Ref
+from jaxensemble.network import InputShape, Network, Ref
 
 _SCALARS = (bool, int, float, complex)
 _NARROW = {"int64": np.int32, "uint64": np.uint32}  # what integers become while 64-bit types are off
@@ -64,30 +64,46 @@ def check_inputs(network: Network, inputs: tuple[Any, ...], *, each: bool) -> No
     """Raises `InputError` with every input whose place, shape or kind is not the network's; with `each`, members come
     first.
 
-    The batch size is open, but one number for all inputs. They are those that hold arrays: see
-    [`bound`][jaxensemble.arguments.bound].
+    Open sizes, the batch's among them, are one number for all inputs that have them. Inputs are those that hold arrays:
+    see [`bound`][jaxensemble.arguments.bound].
     """
     problems: list[str] = []
     found = dict(_named(tuple(network.open_inputs.values()), inputs, "inputs", problems))
-    batches = {}
+    open_sizes: dict[str | None, dict[str, int]] = {}
     for name, value in found.items():
         if name not in network.input_shapes:
             continue
         shape, expected = np.shape(value)[1:] if each else np.shape(value), network.input_shapes[name]
-        if len(shape) != len(expected) or any(e not in (None, g) for e, g in zip(expected, shape, strict=True)):
+        if len(shape) != len(expected) or any(
+            isinstance(e, int) and e != g for e, g in zip(expected, shape, strict=True)
+        ):
             problems.append(f"`{name}`: expected {shape_text(expected)}, got {list(shape)}")
-        elif None in expected:
-            batches[name] = shape[expected.index(None)]
+        else:
+            for e, g in zip(expected, shape, strict=True):
+                if not isinstance(e, int):
+                    open_sizes.setdefault(e, {})[name] = g
         dtype, wanted = jnp.result_type(value), network.input_dtypes.get(name)
         if wanted is not None and _kind(dtype) != _kind(wanted) and not isinstance(value, _SCALARS):
             problems.append(f"`{name}`: expected {wanted}, got {dtype}")
-    if not problems and len(set(batches.values())) > 1:
-        problems = [f"`{name}`: batch of {size}" for name, size in batches.items()]
+    if not problems:
+        problems = [line for size, found in open_sizes.items() for line in _size_problems(network, size, found)]
     if problems:
+        one = ", ".join(["batch size N", *network.sizes])
         raise InputError(
             f"inputs must have the places, shapes and kinds of numbers that {network.name} was ported with, and one "
-            f"batch size N; got {'; '.join(problems)}. Port it again with example inputs of the kind you need."
+            f"{one}; got {'; '.join(problems)}. Port it again with example inputs of the kind you need."
         )
+
+
+def _size_problems(network: Network, size: str | None, found: dict[str, int]) -> Iterator[str]:
+    """What is wrong with an open size, by the inputs that have it."""
+    what = "batch" if size is None else size
+    if len(set(found.values())) > 1:
+        yield from (f"`{name}`: {what} of {number}" for name, number in found.items())
+        return
+    number = next(iter(found.values()))
+    if size is not None and number not in network.sizes[size]:
+        yield f"{', '.join(f'`{name}`' for name in found)}: {size} of {number}, which must be {network.sizes[size]}"
 
 
 def batch_axes(network: Network | None, inputs: tuple[Any, ...], *, each: bool) -> tuple[int | None, ...]:
@@ -162,11 +178,11 @@ def _kind(dtype: Any) -> str:
     return next((kind.__name__ for kind in _KINDS if jnp.issubdtype(dtype, kind)), str(dtype))
 
 
-def shape_text(shape: tuple[int | None, ...]) -> str:
+def shape_text(shape: InputShape) -> str:
     """The shape of an input, `N` for the size of the batch.
 
-    >>> shape_text((None, 28, 28))
-    '[N, 28, 28]'
+    >>> shape_text((None, 3, "height", "width"))
+    '[N, 3, height, width]'
     """
     return f"[{', '.join('N' if size is None else str(size) for size in shape)}]"
 

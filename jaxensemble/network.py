@@ -87,6 +87,29 @@ Tree: TypeAlias = Ref | Fixed | Record | tuple["Tree", ...] | list["Tree"] | dic
 
 
 @dataclasses.dataclass(frozen=True)
+class Sizes:
+    """The sizes that an open axis may have: multiples of a number, from the least to the most (None: no end).
+
+    >>> 96 in Sizes(least=32, multiple=32), 100 in Sizes(least=32, multiple=32)
+    (True, False)
+    >>> print(Sizes(least=32, multiple=32))
+    a multiple of 32, at least 32
+    """
+
+    least: int = 1
+    most: int | None = None
+    multiple: int = 1
+
+    def __contains__(self, size: int) -> bool:
+        return size >= self.least and (self.most is None or size <= self.most) and size % self.multiple == 0
+
+    def __str__(self) -> str:
+        said = [f"a multiple of {self.multiple}"] if self.multiple > 1 else []
+        said += [f"at least {self.least}"] + ([] if self.most is None else [f"at most {self.most}"])
+        return ", ".join(said)
+
+
+@dataclasses.dataclass(frozen=True)
 class Layer:
     """A submodule that is a layer of Flax or of `jaxensemble.layers`.
 
@@ -135,6 +158,10 @@ class Call:
     scope: tuple[str, ...] = ()
 
 
+InputShape: TypeAlias = tuple[int | str | None, ...]
+"""The shape of an input: see `Network`."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Network:
     """One member's computation, channels-last inside.
@@ -152,8 +179,10 @@ class Network:
       named children without a class of their own (`nn.ModuleDict`), `function` for one that holds nothing
       (`nn.ReLU`): its calls stand in the module around it; `module` otherwise. The root has path `""`.
     - `evaluation_only`: why this network has no training mode, or None when it has one.
-    - `input_shapes`: the shape of every input by its name, None where the size is the batch's, which is one number.
-      Sizes may be part of what the network computes, so that no others are taken.
+    - `input_shapes`: the shape of every input by its name: a number; None for the size of the batch, which is one
+      number; or the name of another size that is open. Sizes may be part of what the network computes, so that no
+      others are taken.
+    - `sizes`: what each open size with a name may be.
     - `input_dtypes`: the dtype of every input by its name; others of the same kind (floating, integer ...) are taken.
     - `training`: the paths of the layers that are in training mode; all others are in evaluation mode.
     - `arguments`: the name of every input, by which a call may give it; `""` for one that is given by position only.
@@ -169,9 +198,10 @@ class Network:
     modules: Mapping[str, tuple[str, str]]
     evaluation_only: str | None = None
     training: tuple[str, ...] = ()
-    input_shapes: Mapping[str, tuple[int | None, ...]] = dataclasses.field(default_factory=dict)
+    input_shapes: Mapping[str, InputShape] = dataclasses.field(default_factory=dict)
     input_dtypes: Mapping[str, str] = dataclasses.field(default_factory=dict)
     arguments: tuple[str, ...] = ()
+    sizes: Mapping[str, Sizes] = dataclasses.field(default_factory=dict)
 
     @functools.cached_property
     def open_inputs(self) -> dict[int, Tree]:

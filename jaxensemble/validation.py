@@ -91,8 +91,14 @@ def _mistyped(network: Network) -> Iterator[str]:
     for call in network.calls:
         yield from (f"call {call.out}: {value!r} is no argument" for value in _strange((call.args, dict(call.kwargs))))
     for name, shape in network.input_shapes.items():
-        if not _is_shape(tuple(0 if size is None else size for size in shape)):
-            yield f"input {name}: a shape is a tuple of sizes, None for the batch; got {shape!r}"
+        if not _is_shape(tuple(0 if size is None or _is_name(size) else size for size in shape)):
+            yield f"input {name}: a shape is a tuple of sizes, None for the batch, and names; got {shape!r}"
+        for size in {size for size in shape if isinstance(size, str) and size not in network.sizes}:
+            yield f"input {name}: `sizes` does not say what {size!r} may be"
+    for name, sizes in network.sizes.items():
+        numbers = (sizes.least, sizes.multiple, sizes.least if sizes.most is None else sizes.most)
+        if not _is_name(name) or not all(type(number) is int and number > 0 for number in numbers):
+            yield f"`sizes`: {name!r} must be a name with numbers above 0; got {sizes!r}"
     for name, dtype in network.input_dtypes.items():
         if dtype not in DTYPES:
             yield f"input {name}: {dtype!r} is no dtype of an array"

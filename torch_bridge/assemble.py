@@ -21,6 +21,7 @@ from torch_bridge.examples import Arguments, BatchAxis
 from torch_bridge.lowering import Lowered, lower
 from torch_bridge.lowering.builder import Drawn
 from torch_bridge.merged import has_branches
+from torch_bridge.opened import Opened
 from torch_bridge.stacking import Stack
 
 LAYOUTS = ("torch", "NHWC")
@@ -29,7 +30,7 @@ LAYOUTS = ("torch", "NHWC")
 def convert(
     model: nn.Module,
     example_inputs: Arguments | tuple[Any, ...],
-    batch_axis: BatchAxis = 0,
+    opened: Opened | None = None,
     input_layout: str = "torch",
     *,
     drawn: Drawn | None = None,
@@ -37,8 +38,9 @@ def convert(
 ) -> Lowered:
     """A module's network and the map of its weights; the weights themselves are left where they are.
 
-    `evaluation_only` says why there is no training mode, where that is known before. With `drawn`, the network gives
-    the random numbers of this mode beside its outputs: see `lower`.
+    `opened` says which sizes stay open; without, that of the first axis. `evaluation_only` says why there is no
+    training mode, where that is known before. With `drawn`, the network gives the random numbers of this mode beside
+    its outputs: see `lower`.
     """
     if not isinstance(model, nn.Module):
         raise InputError(f"`model` must be a torch.nn.Module; got {type(model).__name__}")
@@ -50,7 +52,7 @@ def convert(
 
     check_tensors(model)
     with fresh([model], example_inputs):
-        captured = capture(model, example_inputs, batch_axis, evaluation_only)
+        captured = capture(model, example_inputs, opened, evaluation_only)
         check_signs(model, captured.graph, Arguments.of(example_inputs))
     lowered = lower(captured, input_layout, drawn=drawn)
     if has_branches(captured.graph) and len({module.training for module in model.modules()}) > 1:

@@ -20,9 +20,8 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import ConstantArgument
 
 from jaxensemble.errors import UnsupportedError, described, first_line
-from jaxensemble.network import Fixed, Ref, Tree
+from jaxensemble.network import Fixed, Ref, Sizes, Tree
 from torch_bridge.attributes import changes_of
-from torch_bridge.batch_sizes import decisions, in_multiples, is_same, open_size, with_rows
 from torch_bridge.below_autograd import DECOMPOSITIONS as BELOW_AUTOGRAD
 from torch_bridge.caches import check_calls_repeat, fresh
 from torch_bridge.compat import (
@@ -35,10 +34,11 @@ from torch_bridge.compat import (
     pytree,
     writes,
 )
+from torch_bridge.decisions import FixedSize, decisions, is_same
 from torch_bridge.derivatives import Derivatives, written_out
 from torch_bridge.distributions import validation_off
-from torch_bridge.examples import Arguments, BatchAxis, all_parameters_named, prepared
-from torch_bridge.export_errors import explained
+from torch_bridge.examples import Arguments, all_parameters_named
+from torch_bridge.export_errors import explained, fixed_size
 from torch_bridge.foreign_draws import foreign_draws
 from torch_bridge.kept import restored
 from torch_bridge.memory import OWN_MEMORY, without_memory_formats
@@ -57,6 +57,7 @@ from torch_bridge.modes import (
     uncounted,
 )
 from torch_bridge.open_sizes import DirectDistances, OpenSizes, open_roots
+from torch_bridge.opened import BATCH, Example, Limits, Opened
 from torch_bridge.outputs import filled, taken_apart
 from torch_bridge.own_gradients import check_own_gradients, own_functions
 from torch_bridge.regions import inline_regions
@@ -73,6 +74,8 @@ class TorchGraph:
       their names, empty for those that are given by position alone. `outputs`: a tree of nodes and what is fixed.
     - `modules`: path to module, for every submodule.
     - `evaluation_only`: why there is no training mode, or None.
+    - `open_axes`: placeholder name to the names of the open axes of that input; `sizes`: what those may be, but the
+      batch's.
     - `uncounted`: the keys of counters of batches that the forward leaves as they are in training.
     - `updates`: the keys of buffers that the forward itself writes in training, and the values it leaves in them.
     """
@@ -84,6 +87,8 @@ class TorchGraph:
     outputs: Any
     weights: Mapping[str, str]
     constants: Mapping[str, Tensor]
+    open_axes: Mapping[str, Mapping[int, str]]
+    sizes: Limits
     evaluation_only: str | None = None
     updates: Mapping[str, fx.Node] = dataclasses.field(default_factory=dict)
     uncounted: frozenset[str] = frozenset()
@@ -92,31 +97,33 @@ class TorchGraph:
 def capture(
     model: nn.Module,
     example_inputs: Arguments | tuple[Any, ...],
-    batch_axis: BatchAxis = 0,
+    opened: Opened | None = None,
     evaluation_only: str | None = None,
 ) -> TorchGraph:
-    """Exports the module's forward, with the batch dimension left open.
+    """Exports the module's forward, with the batch dimension left open, and whatever else `opened` says.
 
     **Arguments:**
 
     - `example_inputs`: the arguments of one call, or a tuple of its positional ones.
-    - `batch_axis`: the axis along which inputs are batched; a tuple gives one for each argument; None fixes shapes.
     - `evaluation_only`: why training mode is left out, if it is.
 
     **Raises:** `UnsupportedError` where `torch.export` cannot follow the forward, with its reason.
     """
     arguments = Arguments.of(example_inputs)
-    inputs, dynamic = prepared(arguments, batch_axis)
+    example = Example.of(arguments, opened or Opened())
     with (
-        fresh([model], inputs),
+        fresh([model], example.inputs),
         validation_off(),
         fast_paths_off(),
         masks_not_looked_into(),
         lstm_states_mended(),
     ):
-        evaluation, reads = _repeatable(model, inputs, dynamic, training=False)
+        evaluation, reads = _repeatable(model, example, training=False)
+        example = example._replace(limits=evaluation.graph_module.meta[LIMITS])
         asked = reads or any(map(hides_its_mode, model.modules()))  # else the program would be the same once more
-        training = evaluation_only or (_training(model, evaluation, inputs, dynamic) if asked else evaluation)
+        training = evaluation_only or (_training(model, evaluation, example) if asked else evaluation)
+        if isinstance(training, ExportedProgram):
+            example = example._replace(limits=training.graph_module.meta[LIMITS])
         left = uncounted(model, training) if isinstance(training, ExportedProgram) and asked else frozenset[str]()
         names, returned = arguments.names(model), evaluation.graph_module.meta[RETURNED]
         modes = training if isinstance(training, str) else aligned(evaluation, training)
@@ -124,16 +131,16 @@ def capture(
             modes = aligned(evaluation, training)
         if isinstance(modes, Modes):
             if len({module.training for module in model.modules()}) > 1:
-                as_it_is, _ = _export(model, inputs, dynamic, training=None)
+                as_it_is, _ = _export(model, example, training=None)
                 check_owners(model, evaluation, as_it_is, modes)
             add_dropout(modes)
-            graph = _to_graph(model, _functional(model, evaluation, modes), names, returned)
+            graph = _to_graph(model, _functional(model, evaluation, modes), names, returned, example)
             return dataclasses.replace(graph, uncounted=left)
         if isinstance(training, str):
             evaluation, found = _functional(model, evaluation), training
         else:
             evaluation, found = _merged(model, evaluation, training, reads)
-    graph = _to_graph(model, evaluation, names, returned)
+    graph = _to_graph(model, evaluation, names, returned, example)
     if isinstance(found, str):
         return dataclasses.replace(graph, evaluation_only=found)
     outputs = filled(returned, found.outputs)
@@ -142,9 +149,7 @@ def capture(
     )
 
 
-def _repeatable(
-    model: nn.Module, inputs: Arguments, dynamic: Arguments, *, training: bool
-) -> tuple[ExportedProgram, list[nn.Module]]:
+def _repeatable(model: nn.Module, example: Example, *, training: bool) -> tuple[ExportedProgram, list[nn.Module]]:
     """As `_export`.
 
     **Raises:** `UnsupportedError` for a forward that leaves what its next call computes with, or has gradients of its
@@ -152,12 +157,12 @@ def _repeatable(
     """
     with in_mode([model], training):
         with changes_of(model) as changed, own_functions() as functions:
-            program, reads = _export(model, inputs, dynamic, training=training)
-        check_own_gradients(model, inputs, functions)
-        check_calls_repeat(model, inputs, training=training)
+            program, reads = _export(model, example, training=training)
+        check_own_gradients(model, example.inputs, functions)
+        check_calls_repeat(model, example.inputs, training=training)
         if changed:
             with changed.made():
-                again, _ = _export(model, inputs, dynamic, training=training)
+                again, _ = _export(model, example, training=training)
             if not _is_same(program, again):
                 raise UnsupportedError(
                     f"{type(model).__name__}.forward changes what its next call computes with: {changed}. A network is "
@@ -166,12 +171,10 @@ def _repeatable(
     return program, reads
 
 
-def _training(
-    model: nn.Module, evaluation: ExportedProgram, inputs: Arguments, dynamic: Arguments
-) -> ExportedProgram | str:
+def _training(model: nn.Module, evaluation: ExportedProgram, example: Example) -> ExportedProgram | str:
     """The program of training mode, or why there is none."""
     try:
-        program, _ = _repeatable(model, inputs, dynamic, training=True)
+        program, _ = _repeatable(model, example, training=True)
     except UnsupportedError as error:
         return first_line(error)
     if evaluation.graph_module.meta[RETURNED] != program.graph_module.meta[RETURNED]:
@@ -275,61 +278,80 @@ def _computing(graph: fx.Graph) -> Iterator[fx.Node]:
                 yield node
 
 
-def _export(
-    model: nn.Module, inputs: Arguments, dynamic: Arguments, *, training: bool | None
-) -> tuple[ExportedProgram, list[nn.Module]]:
+def _export(model: nn.Module, example: Example, *, training: bool | None) -> tuple[ExportedProgram, list[nn.Module]]:
     """The exported program of a mode, or of all modules as they are, and the modules whose mode was read.
 
     Cached functions compute their tensors anew for it, and forget those of the exporter, which have no values.
     """
     with tensors_forgotten():
-        return _exported(model, inputs, dynamic, training=training)
+        return _exported(model, example, training=training)
 
 
 RETURNED = "torch_bridge: the tree that the outputs stand in"
 """Where an exported graph keeps it, in its `meta`."""
 
 
-def _exported(
-    model: nn.Module, inputs: Arguments, dynamic: Arguments, *, training: bool | None, factor: int = 1
-) -> tuple[ExportedProgram, list[nn.Module]]:
+LIMITS = "torch_bridge: what open sizes may be"
+"""Where an exported graph keeps it, in its `meta`."""
+
+
+def _exported(model: nn.Module, example: Example, *, training: bool | None) -> tuple[ExportedProgram, list[nn.Module]]:
+    inputs, limits = example.inputs, example.limits
     with (
         in_mode([model], training),
         _cumulative_averages_fixed(model),
         _torch_warnings_off(),
         restored(model),
-        decisions() as decided,
+        decisions(model, example) as decided,
         foreign_draws(model) as drawn,
     ):
         try:
-            program, read, derived = _program(model, inputs, dynamic)
+            program, read, derived = _program(model, example)
+            if decided.named_limits(example) != limits:
+                return _exported(model, example._replace(limits=decided.named_limits(example)), training=training)
+        except FixedSize as fixed:
+            raise fixed_size(model, fixed.name, fixed.place) from fixed
         except UnsupportedError:
             raise
         except Exception as error:  # whatever a user's forward or the exporter raises is told as one kind of error
-            found = decided.factor(open_size(inputs, dynamic)) if factor == 1 else None
-            if found is not None:
-                multiples = in_multiples(dynamic, found)
-                return _exported(model, inputs, multiples, training=training, factor=found)
-            raise explained(error, model, inputs, training=bool(training), line=decided.last) from error
+            try:
+                narrower = decided.limits(example)
+            except FixedSize as fixed:
+                raise explained(
+                    error, model, inputs, training=bool(training), fixed=(fixed.name, fixed.place)
+                ) from error
+            if narrower != limits:
+                return _exported(model, example._replace(limits=narrower), training=training)
+            raise explained(error, model, inputs, training=bool(training)) from error
         if drawn:
             raise UnsupportedError(
                 f"{type(model).__name__}.forward draws random numbers from {' and '.join(sorted(drawn))}: those of one "
                 "call would be those of all. Draw them by PyTorch, such as torch.rand(()), or make them an input."
             )
-        one = with_rows(inputs, dynamic, factor)
-        if decided.of_one and (derived or not _is_right_for_one(model, program, one)):
+        one = {BATCH: limits.get(BATCH, Sizes()).multiple}
+        if decided.of_one and (derived or not _is_right_for(model, program, example, one)):
             raise UnsupportedError(
                 f"{type(model).__name__}.forward takes another way for a batch of one ({decided.of_one[0]}), and a "
                 "ported network takes the same way for all batch sizes. Write it without this decision, or pass "
                 "batch_axis=None to port it for the size of the example."
             )
+        program.graph_module.meta[LIMITS] = _with_least(model, program, example)
     inline_regions(program.graph_module)
     mark_counters(model, program)
     return program, read
 
 
+def _with_least(model: nn.Module, program: ExportedProgram, example: Example) -> Limits:
+    """The limits of sizes, down to the least ones if the program is right for those, too."""
+    found = {name: example.limits.get(name, Sizes()) for name in example.named}
+    ends = {name: sizes.multiple for name, sizes in found.items() if sizes.least <= sizes.multiple}
+    if ends and not _is_right_for(model, program, example, ends):
+        found |= {name: dataclasses.replace(found[name], least=2 * size) for name, size in ends.items()}
+    return {**example.limits, **found}
+
+
 def _program(
-    model: nn.Module, inputs: Arguments, dynamic: Arguments, derivatives: bool = False
+    model: nn.Module, example: Example, derivatives: bool = False
 ) -> tuple[ExportedProgram, list[nn.Module], bool]:
     """What the exporter makes of a forward, the modules whose mode was read, and whether it takes derivatives.
 
@@ -337,10 +359,10 @@ def _program(
     """
     taken = Derivatives()
     try:
-        with _tracing(model, inputs) as returned, reads_of_mode() as read:
-            with written_out(model, inputs, dynamic, _known()) if derivatives else taken:
-                shapes = dynamic.by_parameter(model)
-                program = torch.export.export(model, *inputs, dynamic_shapes=shapes, strict=False)
+        with _tracing(model, example.inputs) as returned, reads_of_mode() as read:
+            with written_out(model, example, _known()) if derivatives else taken:
+                shapes = example.shapes().by_parameter(model)
+                program = torch.export.export(model, *example.inputs, dynamic_shapes=shapes, strict=False)
     except Exception as error:
         if derivatives or not taken.stopped(error):
             raise
@@ -348,7 +370,7 @@ def _program(
         if derivatives or not taken.left(program.graph):
             program.graph_module.meta[RETURNED] = returned[0]  # what is written out returns no more than tensors
             return program, read, derivatives
-    return _program(model, inputs, dynamic, derivatives=True)
+    return _program(model, example, derivatives=True)
 
 
 @contextlib.contextmanager
@@ -367,11 +389,12 @@ def _tracing(model: nn.Module, inputs: Arguments) -> Iterator[list[Tree]]:
         yield returned
 
 
-def _is_right_for_one(model: nn.Module, program: ExportedProgram, of_one: Arguments) -> bool:
-    """Whether a batch of one is treated as larger ones are, or refused by the forward itself."""
+def _is_right_for(model: nn.Module, program: ExportedProgram, example: Example, sizes: Mapping[str, int]) -> bool:
+    """Whether the least sizes are treated as larger ones are, or refused by the forward itself."""
+    inputs = example.resized(sizes)
     try:
-        with _tracing(model, of_one):
-            return is_same(program, torch.export.export(model, *of_one, strict=False))
+        with _tracing(model, inputs):
+            return is_same(program, torch.export.export(model, *inputs, strict=False))
     except Exception:  # which is the forward's own, as of `assert x.shape[0] > 1`
         return True
 
@@ -455,7 +478,9 @@ def _alike(node: fx.Node, other: fx.Node) -> bool:
     return a.dtype == b.dtype and [str(size) for size in a.shape] == [str(size) for size in b.shape]
 
 
-def _to_graph(model: nn.Module, program: ExportedProgram, names: tuple[str, ...], returned: Tree) -> TorchGraph:
+def _to_graph(
+    model: nn.Module, program: ExportedProgram, names: tuple[str, ...], returned: Tree, example: Example
+) -> TorchGraph:
     signature = program.graph_signature
     mutated = {**signature.buffers_to_mutate, **signature.user_inputs_to_mutate, **signature.parameters_to_mutate}
     if mutated:
@@ -483,6 +508,10 @@ def _to_graph(model: nn.Module, program: ExportedProgram, names: tuple[str, ...]
         outputs=filled(returned, user),
         weights={**signature.inputs_to_parameters, **signature.inputs_to_buffers},
         constants=constants,
+        open_axes={
+            ref.name: axes for ref, axes in zip(given, example.axes, strict=True) if isinstance(ref, Ref) and axes
+        },
+        sizes={name: example.limits[name] for name in sorted(example.named)},
     )
 
 

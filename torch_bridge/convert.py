@@ -19,6 +19,7 @@ from torch_bridge.finite import check_finite
 from torch_bridge.lowering import Lowered
 from torch_bridge.members import as_members, check_members, rates_of
 from torch_bridge.modes import PortedMode, ported_mode, warn_of_training
+from torch_bridge.opened import Dynamic, Opened
 from torch_bridge.proof import proof_of
 from torch_bridge.stacking import Stack, stored_array
 
@@ -29,6 +30,7 @@ def to_flax(
     example_kwargs: Mapping[str, Any] | None = None,
     *,
     batch_axis: BatchAxis = 0,
+    dynamic: Dynamic = None,
     input_layout: str = "torch",
     mode: PortedMode | None = None,
 ) -> nnx.Module:
@@ -41,6 +43,10 @@ def to_flax(
       What is no tensor (a flag, a number, a string, None) is fixed: `network.fixed` and the source say so.
     - `example_kwargs`: the arguments that are given by name.
     - `batch_axis`: the axis of the inputs whose size stays open; a tuple names one for each input; None fixes shapes.
+    - `dynamic`: further axes whose sizes stay open, by argument (its name, or its place) and with names of their own:
+      `{"ids": {1: "length"}, "mask": {1: "length"}}`. Axes of one name have one size. In place of a name,
+      `torch.export.Dim("length", min=2, max=512)` says what the size may be; what the forward needs, as a kernel's
+      size or a multiple of 32, is found by itself and stands in `network.sizes`. Every size is one more compilation.
     - `input_layout`: `"torch"` for inputs laid out as PyTorch's (`[N, C, H, W]`), `"NHWC"` for channels-last ones.
       Outputs have PyTorch's layout.
     - `mode`: `"eval"` or `"train"` to port the model in that mode, which it is put into meanwhile; `"as_is"` for the
@@ -59,7 +65,9 @@ def to_flax(
     True
     """
     with ported_mode([model], mode):
-        lowered = convert(model, Arguments.of(example_inputs, example_kwargs), batch_axis, input_layout)
+        arguments = Arguments.of(example_inputs, example_kwargs)
+        opened = Opened.of(arguments, arguments.names(model), batch_axis, dynamic)
+        lowered = convert(model, arguments, opened, input_layout)
     tensors = tensors_of(model)
     arrays = {
         entry.path: jnp.array(stored_array(entry, tensors[entry.keys[0]], f"`{entry.keys[0]}`"))
@@ -76,6 +84,7 @@ def to_ensemble(
     example_kwargs: Mapping[str, Any] | None = None,
     *,
     batch_axis: BatchAxis = 0,
+    dynamic: Dynamic = None,
     input_layout: str = "torch",
     mode: PortedMode | None = None,
     check: bool = True,
@@ -86,7 +95,7 @@ def to_ensemble(
     **Arguments:**
 
     - `models`: modules that differ in the values of their tensors only.
-    - `example_inputs`, `example_kwargs`, `batch_axis`, `input_layout`, `mode`: as in `to_flax`.
+    - `example_inputs`, `example_kwargs`, `batch_axis`, `dynamic`, `input_layout`, `mode`: as in `to_flax`.
     - `check`: whether to prove at once that the ensemble gives what the models give: weights bit for bit, and outputs
       for the example inputs in float64 and in the models' own precision; the ensemble's `proof` says what was found.
       `torch_bridge.check` proves more.
@@ -104,8 +113,9 @@ def to_ensemble(
     members, arguments = as_members(models), Arguments.of(example_inputs, example_kwargs)
     for member in members:
         check_tensors(member)
+    opened = Opened.of(arguments, arguments.names(members[0]), batch_axis, dynamic)
     with ported_mode(members, mode), fresh(members, arguments):
-        ensemble = _ported(members, arguments, batch_axis, input_layout, check, allow_nonfinite)
+        ensemble = _ported(members, arguments, opened, input_layout, check, allow_nonfinite)
     warn_of_training(ensemble.graphdef, mode)
     return ensemble
 
@@ -113,7 +123,7 @@ def to_ensemble(
 def _ported(
     members: list[nn.Module],
     arguments: Arguments,
-    batch_axis: BatchAxis,
+    opened: Opened,
     input_layout: str,
     check: bool,
     allow_nonfinite: bool,
@@ -121,13 +131,13 @@ def _ported(
     evaluation_only = check_members(members, rates_may_differ=check)  # which a forward could use, for all one knows
     if not allow_nonfinite:
         check_finite(members)
-    lowered = convert(members[0], arguments, batch_axis, input_layout, evaluation_only=evaluation_only)
+    lowered = convert(members[0], arguments, opened, input_layout, evaluation_only=evaluation_only)
     if evaluation_only is not None:
-        _check_alike(members, arguments, lowered, batch_axis, input_layout, evaluation_only)
+        _check_alike(members, arguments, lowered, opened, input_layout, evaluation_only)
     stack = Stack(lowered.weights, len(members))
     for k, member in enumerate(members):
         stack.put(k, tensors_of(member))
-    ensemble = assembled(lowered, stack, type(members[0]).__name__, batch_axis, input_layout)
+    ensemble = assembled(lowered, stack, type(members[0]).__name__, opened.batch_axis, input_layout)
     if check:
         report = parity.check(members, ensemble, arguments, thorough=False)
         if not report.passed:
@@ -142,7 +152,7 @@ def _check_alike(
     members: list[nn.Module],
     arguments: Arguments,
     lowered: Lowered,
-    batch_axis: BatchAxis,
+    opened: Opened,
     input_layout: str,
     evaluation_only: str,
 ) -> None:
@@ -153,7 +163,7 @@ def _check_alike(
     alike = {rates_of(members[0]): True}
     for member in members[1:]:
         if rates_of(member) not in alike:
-            lowered_too = convert(member, arguments, batch_axis, input_layout, evaluation_only=evaluation_only)
+            lowered_too = convert(member, arguments, opened, input_layout, evaluation_only=evaluation_only)
             alike[rates_of(member)] = lowered_too.network == lowered.network
     other = [str(k) for k, member in enumerate(members) if not alike[rates_of(member)]]
     if other:

@@ -19,12 +19,12 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from jaxensemble.errors import InputError, UnsupportedError, described
-from torch_bridge.batch_sizes import axes_of
 from torch_bridge.batch_traces import NotOne, generalise
 from torch_bridge.below_autograd import tidy
 from torch_bridge.compat import graph_being_traced, graph_traced, pytree, writes
 from torch_bridge.examples import Arguments
 from torch_bridge.export_errors import explained, place
+from torch_bridge.opened import Example
 
 _ATEN = torch.ops.aten
 
@@ -61,23 +61,26 @@ class Derivatives(TorchFunctionMode):
 
 
 @contextlib.contextmanager
-def written_out(
-    model: nn.Module, inputs: Arguments, dynamic: Arguments, decompositions: Mapping[Any, Any]
-) -> Iterator[None]:
+def written_out(model: nn.Module, example: Example, decompositions: Mapping[Any, Any]) -> Iterator[None]:
     """Within it, the module has a forward of operations only, which does what its own does in the present mode.
 
     **Raises:** `UnsupportedError` where there is no such forward, or none for all batch sizes.
     """
     name = type(model).__name__
+    if example.named:
+        raise UnsupportedError(
+            f"{name}.forward takes derivatives, and cannot be followed with open sizes but the batch's: leave "
+            f"{', '.join(sorted(example.named))} out of `dynamic`"
+        )
     try:
-        graph = _traced(model, inputs, axes_of(inputs, dynamic), decompositions)
+        graph = _traced(model, example.inputs, example.batch_axes, decompositions)
     except NotOne as error:
         raise UnsupportedError(
             f"{name}.forward takes derivatives, and cannot be followed with an open batch size: {error}. Pass "
             "batch_axis=None to fix all shapes."
         ) from error
     except Exception as error:  # whatever a forward or a trace of it raises
-        told = explained(error, model, inputs, training=model.training)
+        told = explained(error, model, example.inputs, training=model.training)
         if isinstance(told, InputError):
             raise told from error
         raise UnsupportedError(

@@ -1,15 +1,12 @@
-"""The arguments of one call that a network is captured with, and which of their dimensions stay open."""
+"""The arguments of one call that a network is captured with, and their batch axes."""
 
 import contextlib
-import dataclasses
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from torch import Tensor, nn
-from torch.export import Dim
 
 from jaxensemble.arguments import OF_ENSEMBLES
 from jaxensemble.errors import InputError
@@ -150,10 +147,10 @@ def axes_of(arguments: Arguments, batch_axis: BatchAxis) -> tuple[int | None, ..
     return batch_axis if isinstance(batch_axis, tuple) else (batch_axis,) * len(arguments.entries)
 
 
-def prepared(arguments: Arguments, batch_axis: BatchAxis) -> tuple[Arguments, Arguments]:
-    """The arguments to export with, and which of their dimensions are dynamic.
+def batch_axes(arguments: Arguments, batch_axis: BatchAxis) -> list[tuple[Tensor, int | None]]:
+    """Every tensor among the arguments with its batch axis; None for one that has no rows, or not as many.
 
-    A batch of one is doubled: `torch.export` takes sizes 0 and 1 for constants.
+    **Raises:** `InputError` for what is no batch axis of these arguments.
     """
     entries, axes = arguments.entries, axes_of(arguments, batch_axis)
     if len(axes) != len(entries):
@@ -169,32 +166,12 @@ def prepared(arguments: Arguments, batch_axis: BatchAxis) -> tuple[Arguments, Ar
         raise InputError("the example inputs must have at least one row, of which the network is captured; got none.")
     if size is None and any(axes):
         raise InputError(f"`batch_axis` is {batch_axis!r}, but no example input has as many axes.")
-    batch = Dim("batch")
-    pairs = [
-        pytree.tree_map(lambda leaf, axis=axis: _with_batch(leaf, axis, size, batch), value)
+    return [
+        (leaf, axis if axis is not None and leaf.ndim > axis and leaf.shape[axis] == size else None)
         for value, axis in zip(entries, axes, strict=True)
+        for leaf in pytree.tree_leaves(value)
+        if isinstance(leaf, Tensor)
     ]
-    is_pair = lambda node: isinstance(node, _Example)  # noqa: E731
-    values = [pytree.tree_map(lambda pair: pair.value, pair, is_leaf=is_pair) for pair in pairs]
-    dynamic = [pytree.tree_map(lambda pair: pair.dynamic, pair, is_leaf=is_pair) for pair in pairs]
-    return arguments.replaced(values), arguments.replaced(dynamic)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Example:
-    value: Any
-    dynamic: Any
-
-
-def _with_batch(leaf: Any, axis: int | None, size: int | None, batch: Any) -> _Example:
-    if not isinstance(leaf, Tensor):
-        return _Example(leaf, None)
-    leaf = leaf.detach()
-    if axis is None or leaf.ndim <= axis or leaf.shape[axis] != size:
-        return _Example(leaf, {})
-    if size == 1:
-        leaf = torch.cat([leaf, leaf], axis)
-    return _Example(leaf, {axis: batch})
 
 
 def _batch_size(inputs: tuple[Any, ...], axes: tuple[int | None, ...], *, explicit: bool) -> int | None:

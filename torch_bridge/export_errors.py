@@ -14,17 +14,18 @@ from torch import Tensor, nn
 from jaxensemble.errors import InputError, JaxEnsembleError, UnsupportedError, described
 from torch_bridge.compat import pytree
 from torch_bridge.examples import Arguments
+from torch_bridge.opened import BATCH
 from torch_bridge.reference import evaluated
 
 _MODE_NAMES = {True: "training", False: "evaluation"}
 
 
 def explained(
-    error: Exception, model: nn.Module, inputs: Arguments, *, training: bool, line: str = ""
+    error: Exception, model: nn.Module, inputs: Arguments, *, training: bool, fixed: tuple[str, str] | None = None
 ) -> JaxEnsembleError:
     """The error to raise for one of the exporter's: `InputError` where PyTorch itself fails on these inputs.
 
-    `line` is the one that fixed the size of the batch, if one did.
+    `fixed` is the size that the forward takes for a fixed number, and the line where, if there is one.
     """
     name = type(model).__name__
     own = None if training else _own_error(model, inputs)
@@ -46,7 +47,9 @@ def explained(
     if refused := _refused(error):
         return UnsupportedError(f"torch.export cannot follow {name}.forward{where}: {refused}.", details=said)
     if "Constraints violated" in text or "specialized it to be a constant" in text:
-        where = f" ({line})" if line else where
+        if fixed is not None and fixed[0] != BATCH:
+            return fixed_size(model, *fixed, details=said)
+        where = f" ({fixed[1]})" if fixed is not None and fixed[1] else where
         return UnsupportedError(
             f"torch.export cannot follow {name}.forward with an open batch size{where}: it takes the size of the batch "
             "axis for a fixed number, or decides by it. Write x.shape[0] or -1 instead; or, if the inputs have no "
@@ -56,6 +59,16 @@ def explained(
     return UnsupportedError(
         f"torch.export cannot follow {name}.forward in {_MODE_NAMES[training]} mode{where}: {described(error)}",
         details=said,
+    )
+
+
+def fixed_size(model: nn.Module, size: str, line: str, details: str = "") -> UnsupportedError:
+    """The error for a size with a name that is to be open, and that a line of the forward fixes."""
+    where = f" ({line})" if line else ""
+    return UnsupportedError(
+        f"{type(model).__name__}.forward takes {size} for a fixed number, or decides by it{where}, so that it cannot "
+        "stay open. Write x.shape[...] or -1 in place of a number, or leave it out of `dynamic`.",
+        details=details,
     )
 
 
@@ -102,5 +115,5 @@ def is_the_users(file: str) -> bool:
     """Whether a file is none of PyTorch, what it computes sizes with, this package and Python itself."""
     modules = (torch.__file__, sympy.__file__, __file__, os.__file__)
     *others, python = (f"{Path(module).parent}{os.sep}" for module in modules)
-    foreign = (*others, "<eval_with_key>")  # of graphs that PyTorch runs
+    foreign = (*others, "<eval_with_key>", "<string>")  # of graphs that PyTorch runs, and of classes it makes
     return not file.startswith(foreign) and (not file.startswith(python) or "site-packages" in file)

@@ -19,7 +19,7 @@ from typing import NamedTuple, TypeAlias
 import sympy
 
 Size: TypeAlias = int | sympy.Expr
-"""A number, or an expression in the dynamic batch size."""
+"""A number, or an expression in the sizes that are open."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -107,18 +107,17 @@ def reshaped(layout: Layout, shape: Sequence[Size]) -> Layout | None:
 
 
 def divide(size: Size, by: Size) -> Size | None:
-    """`size / by` where that is a whole number for every batch size, else None."""
+    """`size / by` where that is a whole number for all open sizes, else None."""
     if isinstance(size, int) and isinstance(by, int):
         return size // by if by and size % by == 0 else None
     quotient = sympy.cancel(sympy.sympify(size) / sympy.sympify(by))
     numerator, denominator = sympy.fraction(quotient)
-    if denominator != 1 or not all(c.is_Integer for c in sympy.Poly(numerator, *_symbols(numerator)).coeffs()):
+    if quotient.is_Integer:
+        return int(quotient)
+    polynomial = numerator.as_poly()  # None of what is no more than a number
+    if denominator != 1 or polynomial is None or not all(c.is_Integer for c in polynomial.coeffs()):
         return None
-    return int(quotient) if quotient.is_Integer else quotient
-
-
-def _symbols(expr: sympy.Expr) -> list[sympy.Basic]:
-    return sorted(expr.free_symbols, key=str) or [sympy.Symbol("_")]
+    return quotient
 
 
 def replaced(groups: Sequence[Group], parts: dict[Atom, Group]) -> tuple[Group, ...]:

@@ -71,6 +71,21 @@ def _corrcoef(x: Tensor) -> Any:
     return (covariances / deviations.unsqueeze(1) / deviations).clip(-1, 1)
 
 
+def _recurrent(name: str) -> Callable[..., Any]:
+    """A recurrent layer over a sequence of open length, which the exporter would write out step by step."""
+
+    def layer(x: Tensor, hx: Any, params: Any, *options: Any) -> Any:
+        if not isinstance(params, list | tuple) or not isinstance(options[0], bool):  # packed sequences
+            return NotImplemented
+        has_biases, num_layers, dropout, train, bidirectional, batch_first = options
+        if x.ndim != 3 or not isinstance(x.shape[1 if batch_first else 0], torch.SymInt):
+            return NotImplemented
+        mode = "always" if train and dropout and num_layers > 1 else "never"
+        return stand_in(name)(x, hx, params, has_biases, num_layers, dropout, bidirectional, batch_first, mode)
+
+    return layer
+
+
 def _size(entry: Any) -> Any:
     return entry.node.expr if isinstance(entry, torch.SymInt) else entry
 
@@ -85,6 +100,7 @@ _OTHER_WAYS: dict[Any, Callable[..., Any]] = {
     **dict.fromkeys((torch.cov, Tensor.cov), _cov),
     **dict.fromkeys((torch.corrcoef, Tensor.corrcoef), _corrcoef),
     Tensor.fill_diagonal_: _fill_diagonal,
+    **{getattr(torch, name): _recurrent(name) for name in ("lstm", "gru", "rnn_tanh", "rnn_relu")},
 }
 
 

@@ -17,6 +17,7 @@ from jaxensemble import Ensemble, InputError, JaxEnsembleError, Plan, Unsupporte
 from torch_bridge import assemble, reference
 from torch_bridge.caches import fresh
 from torch_bridge.lowering import Lowered
+from torch_bridge.opened import Opened
 from torch_bridge.parity.draws import draws_numbers
 from torch_bridge.parity.float64 import in_float64
 from torch_bridge.parity.training import STAGE
@@ -115,7 +116,7 @@ def mutants(choices: Choices, wanted: Sequence[str]) -> list[Mutant]:
         network = drawn(choices)
         try:
             right = _ported(network)
-            lowered = assemble.convert(network.models[0], network.inputs, network.batch_axis)
+            lowered = assemble.convert(network.models[0], network.inputs, Opened(network.batch_axis))
         except UnsupportedError:
             return []
         return [mutant for name in wanted if (mutant := _mutant(network, right, lowered, name)) is not None]

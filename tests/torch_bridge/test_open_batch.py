@@ -15,6 +15,7 @@ from jaxensemble.plan import Plan
 from tests.helpers.porting import Fn, assert_close, assert_ports
 from torch_bridge.assemble import convert
 from torch_bridge.open_sizes import DirectDistances
+from torch_bridge.opened import Opened
 
 WIDE = (4, 6)
 MAPS = (4, 3, 4, 5)
@@ -487,7 +488,7 @@ def test_what_no_open_batch_allows_names_the_line_and_the_cure(case: str) -> Non
     line = forward.__code__.co_firstlineno
     with pytest.raises(UnsupportedError, match=rf"(?s)test_open_batch\.py:{line}: .*batch_axis=None"):
         convert(Fn(forward), (x,))
-    convert(Fn(forward), (x,), batch_axis=None)
+    convert(Fn(forward), (x,), opened=Opened(None))
 
 
 class Apart(nn.Linear):

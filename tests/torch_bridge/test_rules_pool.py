@@ -14,6 +14,7 @@ from jaxensemble import ops
 from jaxensemble.errors import UnsupportedError
 from tests.helpers.porting import assert_ports
 from torch_bridge.convert import convert
+from torch_bridge.opened import Opened
 
 Op = Callable[[Tensor], Tensor | tuple[Tensor, ...]]
 
@@ -255,7 +256,7 @@ def test_random_windows_are_refused() -> None:
     samples = torch.rand(2, 3, 2)
     model = Each(given=lambda x: F.fractional_max_pool2d(x, 2, output_size=3, _random_samples=samples))
     with pytest.raises(UnsupportedError, match="at random"):
-        convert(model, (torch.randn(2, 3, 5, 6),), batch_axis=None)
+        convert(model, (torch.randn(2, 3, 5, 6),), opened=Opened(None))
 
 
 def test_float32_stays_float32_where_float64_is_allowed() -> None:

@@ -22,6 +22,7 @@ from torch_bridge.assemble import convert
 from torch_bridge.capture import capture
 from torch_bridge.convert import to_flax
 from torch_bridge.lowering import lower
+from torch_bridge.opened import Opened
 
 
 class Held(nn.Module):
@@ -295,7 +296,9 @@ def test_dropout_between_layers() -> None:
 
 def test_modes() -> None:
     """Ported from training or from evaluation mode, and with no dropout that a mode could change."""
-    assert convert(Held(nn.LSTM(I, I, 2, dropout=0.5)), (torch.randn(T, N, I),), 1).network.evaluation_only is None
+    assert (
+        convert(Held(nn.LSTM(I, I, 2, dropout=0.5)), (torch.randn(T, N, I),), Opened(1)).network.evaluation_only is None
+    )
     module: Any = to_flax(
         Held(nn.LSTM(I, I, 2, dropout=0.5)).train(), (torch.randn(T, N, I),), batch_axis=1, mode="train"
     )

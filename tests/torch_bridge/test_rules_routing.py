@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from jaxensemble.errors import UnsupportedError
 from tests.helpers.porting import Fn, assert_ports
 from torch_bridge.assemble import convert
+from torch_bridge.opened import Opened
 
 attend: Any = F.scaled_dot_product_attention
 CAUSAL = torch.ones(4, 4).tril().bool()
@@ -145,4 +146,4 @@ def test_counted_and_searched() -> None:
 )
 def test_sizes_that_depend_on_values_are_refused_with_advice(forward: Callable[[Tensor], Any], advice: str) -> None:
     with pytest.raises(UnsupportedError, match=advice):
-        convert(Fn(forward), (torch.randn(3, 3, 5),), batch_axis=None)
+        convert(Fn(forward), (torch.randn(3, 3, 5),), opened=Opened(None))

@@ -24,6 +24,7 @@ from torch_bridge.checkpoints.files import checkpoint_path, checksum, read_state
 from torch_bridge.examples import Arguments, BatchAxis
 from torch_bridge.finite import check_rows, nonfinite_values
 from torch_bridge.modes import PortedMode, ported_mode, warn_of_training
+from torch_bridge.opened import Dynamic, Opened
 from torch_bridge.proof import proof_of
 from torch_bridge.stacking import Stack
 
@@ -46,6 +47,7 @@ def load_ensemble(
     rename: Mapping[str, str] | None = None,
     ignore: Sequence[str] = (),
     batch_axis: BatchAxis = 0,
+    dynamic: Dynamic = None,
     input_layout: str = "torch",
     mode: PortedMode | None = None,
     check: bool = True,
@@ -63,7 +65,7 @@ def load_ensemble(
     - `factory`: makes the network, with whatever weights; called without arguments.
     - `paths`: a file for each member: `.safetensors`, or `.pt`, `.pth`, `.bin`, `.ckpt` of `torch.save`, which are read
       without running what they may hold. See [`read_state_dict`][torch_bridge.checkpoints.read_state_dict].
-    - `example_inputs`, `example_kwargs`, `batch_axis`, `input_layout`, `mode`: as in `to_ensemble`.
+    - `example_inputs`, `example_kwargs`, `batch_axis`, `dynamic`, `input_layout`, `mode`: as in `to_ensemble`.
     - `key`: which of several sets of weights in a file is meant: `"model_ema"`, `"ema.state_dict"`.
     - `prefix`: what is removed from the beginning of every name: `"encoder."`.
     - `rename`: names, or beginnings of names, with what takes their place afterwards: `{"fc": "head"}`.
@@ -95,8 +97,9 @@ def load_ensemble(
     checkpoints = _Checkpoints(files, Expected.of(model), choice)
     checkpoints.check()
     checkpoints.put_into(model, 0)
+    opened = Opened.of(arguments, arguments.names(model), batch_axis, dynamic)
     with ported_mode([model], mode), fresh([model], arguments):
-        name, lowered = type(model).__name__, convert(model, arguments, batch_axis, input_layout)
+        name, lowered = type(model).__name__, convert(model, arguments, opened, input_layout)
         saved = checkpoints.expected.tensors
         unsaved = {key: tensor.clone() for key, tensor in tensors_of(model).items() if key not in saved}
     del model

@@ -19,6 +19,7 @@ from torch_bridge.lowering.sizes import computed
 from torch_bridge.lowering.state import ModuleState
 from torch_bridge.lowering.values import DTYPES, Storage, Value, module_scope, size, sizes
 from torch_bridge.modes import source_line
+from torch_bridge.opened import BATCH
 
 Wanted = tuple[Value | None, Layout | None]
 """A leaf of a layer: the weight that fills it, and the layout it is stored in (None: as PyTorch has it)."""
@@ -47,6 +48,7 @@ class Builder:
         self.storage: dict[str, Storage] = {}
         self.sources: list[Value] = []
         self.sized: list[Value] = []
+        self.names: dict[Any, str] = {}  # of open sizes
         self.evaluation_only = captured.evaluation_only
         self._filled: dict[str, dict[str, str | None]] = {}
         self.expanded: dict[Value, Value] = {}
@@ -82,10 +84,20 @@ class Builder:
         return UnsupportedError(f"{place}: {reason}" if reason else place)
 
     def open(self, what: str, *sizes: Any) -> UnsupportedError:
-        """The error for what depends on sizes that are no numbers: on the batch size, or on values."""
-        if any(free_unbacked_symbols(entry) for entry in sizes if not isinstance(entry, int)):
+        """The error for what depends on sizes that are no numbers: on those that are open, or on values."""
+        sizes = tuple(entry for entry in map(size, sizes) if not isinstance(entry, int | float))
+        if any(map(free_unbacked_symbols, sizes)):
             return self.unsupported(f"{what} on values, and XLA needs fixed sizes; give it as a number")
+        symbols = set().union(*(entry.free_symbols for entry in sizes))
+        found = {name for entry, name in self.names.items() if name != BATCH and entry.free_symbols & symbols}
+        if found:
+            return self.unsupported(f"{what} on {' and '.join(sorted(found))}; leave it out of `dynamic`")
         return self.unsupported(f"{what} on the batch size; pass batch_axis=None to fix all shapes")
+
+    def named(self, entry: Any) -> str | None:
+        """The name of an open size of an input; None for the batch's."""
+        name = self.names.get(entry)
+        return None if name == BATCH else name
 
     # Values
 

@@ -224,7 +224,7 @@ def repeat_interleave(
     value, dim = (value, dim) if dim is not None else (reshape_to(b, b.plain(value), (_count(value),)), 0)
     size = value.shape[dim % value.ndim]
     if not isinstance(size, int):
-        raise b.unsupported("repeats along the batch; pass batch_axis=None to fix all shapes")
+        raise b.open("the number of repeats depends", size)
     where = torch.arange(size).repeat_interleave(repeats.expand(size) if repeats.numel() == 1 else repeats)
     settle([b.result.shape[dim]], [len(where)])
     return _index_one(b, value, dim % value.ndim, where)

@@ -174,6 +174,7 @@ def _placeholder(builder: Builder, node: fx.Node, input_layout: str) -> Any:
     if not isinstance(val, Tensor):
         return None  # what is fixed: the graph has its value wherever it is used
     value = builder.new(Ref(node.name), sizes(val.shape), val.dtype)
+    builder.names |= {value.shape[axis]: name for axis, name in captured.open_axes.get(node.name, {}).items()}
     if input_layout == "NHWC" and value.ndim >= 3:
         dims = value.layout.dims
         value = dataclasses.replace(value, layout=Layout(dims, (dims[0], *dims[2:], dims[1])))
@@ -220,7 +221,7 @@ def _argument(builder: Builder, leaf: Any, env: dict[fx.Node, Any]) -> Any:
     if isinstance(value, torch.SymFloat | torch.SymBool):
         if free_unbacked_symbols(value):
             raise builder.unsupported("it uses a tensor's value as a number (.item()); use the tensor itself")
-        raise builder.unsupported(f"{value} depends on the batch size; pass batch_axis=None to fix all shapes")
+        raise builder.open(f"{value} depends", value)
     return builder.resolved(value) if isinstance(value, Value) and value.open else value
 
 
@@ -304,12 +305,15 @@ def _assemble(builder: Builder, outputs: Tree) -> Lowered:
         modules=_modules(builder),
         evaluation_only=builder.evaluation_only,
         input_shapes={
-            value.expr.name: tuple(size if isinstance(size, int) else None for size in value.layout.stored_shape)
+            value.expr.name: tuple(
+                size if isinstance(size, int) else builder.named(size) for size in value.layout.stored_shape
+            )
             for value in builder.sources
             if isinstance(value.expr, Ref)
         },
         input_dtypes={value.expr.name: DTYPES[value.dtype] for value in builder.sources if isinstance(value.expr, Ref)},
         training=tuple(path for path in builder.layers if _is_training(path, state)),
+        sizes=captured.sizes,
     )
     return Lowered(network, WeightMap(entries), builder.constants)
 

@@ -11,8 +11,9 @@ from jaxensemble.ops.windows import window_count
 from torch_bridge.layout import Atom, Group, Layout, Size, reshaped
 from torch_bridge.lowering.builder import Builder
 from torch_bridge.lowering.conv import Ints, each, feature_map, unless_ones
+from torch_bridge.lowering.sizes import is_never_negative
 from torch_bridge.lowering.table import register
-from torch_bridge.lowering.values import Value
+from torch_bridge.lowering.values import Value, sizes
 
 # Interpolation
 
@@ -61,23 +62,25 @@ def _resize(b: Builder, x: Value, scale: Sequence[float] | None, method: str, **
         raise b.unsupported("interpolated whole numbers are rounded; convert the input to floating point first")
     spatial = x.ndim - 2
     x = b.channels_last(x, spatial)
-    before, after = _ints(b, x.shape[2:]), _ints(b, b.result_shape[2:])
-    if "antialias" in options and after[1] == 1 and after[0] != before[0]:
+    before, after = x.shape[2:], b.result_shape[2:]
+    if "antialias" in options and _ints(b, after)[1] == 1 and after[0] != before[0]:
         raise b.unsupported("PyTorch repeats the first row of an antialiased image one pixel wide; resize width last")
     if scale is not None and any(_differs(*axis) for axis in zip(before, after, scale, strict=True)):
         options["scale"] = tuple(float(factor) for factor in scale)
     return feature_map(b, b.emit("ops.resize", x.expr, after, method, **options), spatial)
 
 
-def _differs(before: int, after: int, scale: float) -> bool:
+def _differs(before: Size, after: Size, scale: float) -> bool:
     """Whether a factor says anything that the sizes do not, in either precision that PyTorch computes with."""
+    if not (isinstance(before, int) and isinstance(after, int)):
+        return scale not in (1, 2, 4, 8) or after != int(scale) * before
     step, implied = 1.0 / scale, before / after
     return step != implied or np.float32(step) != np.float32(before) / np.float32(after)
 
 
 def _ints(b: Builder, sizes: Sequence[Size]) -> tuple[int, ...]:
     if not all(isinstance(size, int) for size in sizes):
-        raise b.unsupported("spatial sizes depend on the batch size; pass batch_axis=None to fix all shapes")
+        raise b.open("spatial sizes depend", *sizes)
     return tuple(int(size) for size in sizes)
 
 
@@ -115,10 +118,15 @@ PAD_MODES = {"reflect": "reflect", "replicate": "edge", "circular": "wrap"}
 def pad(b: Builder, x: Value, pad: Sequence[int], mode: str = "constant", value: float | None = None) -> Value:
     """`pad` holds pairs for the last dimension, the one before it, and so on; negative ones crop."""
     x = b.tidy(x)
-    widths = [(0, 0)] * x.ndim
-    for k, pair in enumerate(zip(_ints(b, pad[::2]), _ints(b, pad[1::2]), strict=True)):
+    widths: list[tuple[Size, Size]] = [(0, 0)] * x.ndim
+    for k, pair in enumerate(zip(sizes(pad[::2]), sizes(pad[1::2]), strict=True)):
+        for width in pair:
+            if not isinstance(width, int) and not is_never_negative(width):
+                raise b.open("whether it pads or crops depends", width)
         widths[x.axis(x.ndim - 1 - k)] = pair
-    if mode == "circular" and any(min(pair) < 0 < max(pair) for pair in widths):
+    if mode == "circular" and any(
+        any(map(_is_crop, pair)) and not all(_is_crop(width) or width == 0 for width in pair) for pair in widths
+    ):
         raise b.unsupported("circular padding of one side and cropping of the other; crop in a step of its own")
     return _with_sizes(b, x, _cropped(b, _padded(b, x.expr, widths, mode, value), widths))
 
@@ -128,8 +136,8 @@ def constant_pad(b: Builder, x: Value, pad_: Sequence[int], value: Any = 0) -> V
     return pad(b, x, pad_, value=value)
 
 
-def _padded(b: Builder, expr: Ref | Var, widths: list[tuple[int, int]], mode: str, value: float | None) -> Ref | Var:
-    grown = tuple((max(before, 0), max(after, 0)) for before, after in widths)
+def _padded(b: Builder, expr: Ref | Var, widths: list[tuple[Size, Size]], mode: str, value: float | None) -> Ref | Var:
+    grown = tuple(tuple(0 if _is_crop(width) else width for width in pair) for pair in widths)
     if not any(map(any, grown)):
         return expr
     if mode == "constant":
@@ -138,8 +146,15 @@ def _padded(b: Builder, expr: Ref | Var, widths: list[tuple[int, int]], mode: st
     return b.emit("jnp.pad", expr, grown, mode=PAD_MODES[mode])
 
 
-def _cropped(b: Builder, expr: Ref | Var, widths: list[tuple[int, int]]) -> Ref | Var:
-    ranges = tuple(Slice(-before if before < 0 else None, after if after < 0 else None) for before, after in widths)
+def _is_crop(width: Size) -> bool:
+    return isinstance(width, int) and width < 0
+
+
+def _cropped(b: Builder, expr: Ref | Var, widths: list[tuple[Size, Size]]) -> Ref | Var:
+    ranges = tuple(
+        Slice(-int(before) if _is_crop(before) else None, int(after) if _is_crop(after) else None)
+        for before, after in widths
+    )
     while ranges and ranges[-1] == Slice():
         ranges = ranges[:-1]
     return b.emit("[]", expr, ranges) if ranges else expr

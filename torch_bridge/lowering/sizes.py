@@ -1,5 +1,6 @@
 """Sizes and numbers that a forward computes from the size of its batch, as calls of the network."""
 
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
@@ -45,6 +46,8 @@ def computed(emit: Emit, wanted: Any, known: Known) -> Arg | None:
         return computed(emit, parts[0], known)
     if name == "OpaqueUnaryFn_sqrt":
         return _joined(emit, "**", [parts[0], sympy.Float(0.5)], known)
+    if name in ("TruncToInt", "FloorToInt"):
+        return _scaled(emit, parts[0], known)
     if name in _OPERATORS:
         return _joined(emit, _OPERATORS[name], parts, known)
     if isinstance(wanted, sympy.Add):
@@ -55,6 +58,17 @@ def computed(emit: Emit, wanted: Any, known: Known) -> Arg | None:
     if isinstance(wanted, sympy.Pow):
         return _joined(emit, "**", parts, known)
     return None
+
+
+def _scaled(emit: Emit, product: Any, known: Known) -> Arg | None:
+    """The whole part of a size times a number that computers have exactly, such as 0.5 or 1.5."""
+    number, size = product.as_coeff_Mul()
+    above, below = float(number).as_integer_ratio()
+    whole = computed(emit, size, known) if type(size).__name__ == "ToFloat" and below <= 1024 and above > 0 else None
+    if whole is None:
+        return None
+    whole = whole if above == 1 else emit("*", whole, above)
+    return whole if below == 1 else emit("//", whole, below)
 
 
 def _joined(emit: Emit, operator: str, parts: Sequence[Any], known: Known) -> Arg | None:
@@ -91,3 +105,13 @@ def _solved(emit: Emit, symbol: sympy.Symbol, known: Known) -> Arg | None:
                 found = found if rest == 0 else emit("-", found, int(rest))
                 return found if factor == 1 else emit("//", found, int(factor))
     return None
+
+
+def is_never_negative(number: sympy.Expr) -> bool:
+    """Whether a number is 0 at least, whatever the open sizes that it is computed from."""
+    symbols = sorted(number.free_symbols, key=str)
+    tried = itertools.product(_TRIED, repeat=len(symbols))
+    return all(number.subs(dict(zip(symbols, sizes, strict=True))) >= 0 for sizes in tried)
+
+
+_TRIED = (1, 2, 3, 6, 7, 16, 31, 100)

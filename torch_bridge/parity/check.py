@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from jaxensemble.ensemble import Ensemble
 from jaxensemble.errors import InputError, UnsupportedError, first_line
 from jaxensemble.inputs import as_arrays
+from jaxensemble.network import Sizes
 from jaxensemble.origin import Origin
 from jaxensemble.randomness import as_key
 from jaxensemble.running import CannotCall
@@ -29,6 +30,7 @@ from torch_bridge.examples import Arguments, tensors_mapped
 from torch_bridge.finite import has_fractions
 from torch_bridge.members import as_members
 from torch_bridge.modes import in_mode
+from torch_bridge.opened import Opened, given_sizes, with_sizes
 from torch_bridge.outputs import constants_of
 from torch_bridge.parity import gradients, steps, training
 from torch_bridge.parity.divergence import first_divergence
@@ -75,7 +77,8 @@ def check(
 
     1. weights, bit for bit, by way of `to_torch`;
     2. outputs in float64, normwise, against a loop over the members and against `torch.func.vmap`, for the same
-       minibatch and for one per member, for batch sizes of 1, an odd one and a large one;
+       minibatch and for one per member, for batch sizes of 1, an odd one and a large one, and for other sizes of axes
+       that are open by name;
     3. outputs in the models' own precision: the error against the float64 truth, beside PyTorch's own error;
     4. gradients of every parameter in float64;
     5. outputs and buffers of a call in training mode in float64, where no random numbers are drawn;
@@ -176,7 +179,8 @@ class _Check:
         self.thorough, self.train, self.key = thorough, train, key
         self.input_layout, self.output_layout = layouts
         self.origin = ensemble.origin if isinstance(ensemble.origin, Origin) else None
-        self.batch_axis = self.origin.batch_axis if self.origin else 0
+        self.opened = Opened.again(ensemble) if self.origin else Opened()
+        self.batch_axis = self.opened.batch_axis
         layers = len(ensemble.network.layers) if ensemble.network is not None else 0
         self.exact = EXACT if layers <= 100 else EXACT_DEEP
         self.rows: list[Row] = []
@@ -231,8 +235,8 @@ class _Check:
         if self.origin is None:
             return
         member = copy.deepcopy(self.members[0]).eval()
-        reason, origin = self.ensemble.network.evaluation_only, self.origin
-        captured = convert(member, self.inputs, origin.batch_axis, origin.input_layout, evaluation_only=reason).network
+        reason, layout = self.ensemble.network.evaluation_only, self.origin.input_layout
+        captured = convert(member, self.inputs, self.opened, layout, evaluation_only=reason).network
         same = captured == dataclasses.replace(self.ensemble.network, training=captured.training)
         self.rows.append(Row("network", "captured anew", 0 if same else np.inf, 0))
 
@@ -265,6 +269,7 @@ class _Check:
     def _float64(self, exact: Ensemble, doubles: list[nn.Module], inputs: Arguments) -> None:
         each = reference.per_member(inputs, len(doubles), self.batch_axis)
         self._compare("float64, each its own", exact, doubles, each, vmap=self.thorough)
+        self._sizes(exact, doubles, inputs)
         if not self.thorough:
             return
         self._compare("float64, same for all", exact, doubles, inputs, vmap=True)
@@ -276,6 +281,24 @@ class _Check:
                     self._compare(f"float64, batch of {size}", exact, doubles, resized, vmap=False)
                 except reference.CannotRun as error:  # as of GroupNorm of a single value
                     self.notes.append(f"not compared for a batch of {size}: {first_line(error)}")
+
+    def _sizes(self, exact: Ensemble, doubles: list[nn.Module], inputs: Arguments) -> None:
+        """Outputs for other sizes of the axes that were left open by name."""
+        if not self.opened.names:
+            return
+        given, limits = given_sizes(inputs, self.opened.names), self.opened.limits
+        others = [{name: _another(size, limits[name], k + 1) for k, (name, size) in enumerate(given.items())}]
+        if self.thorough:
+            others.append({name: limits[name].least for name in given})
+        silent = set(self.silent)
+        for sizes in others:
+            said = ", ".join(f"{name} {size}" for name, size in sizes.items())
+            resized = with_sizes(inputs, self.opened.names, sizes)
+            try:
+                self._compare(f"float64, {said}", exact, doubles, resized, vmap=False)
+            except reference.CannotRun as error:
+                self.notes.append(f"not compared for {said}: {first_line(error)}")
+        self.silent = silent  # as of a standard deviation over a length of one, which is NaN
 
     def _perturbed(self, exact: Ensemble, doubles: list[nn.Module], inputs: Arguments) -> None:
         changed = perturbed(exact, doubles) if self.origin is not None else None
@@ -434,6 +457,12 @@ class _Check:
         tensors = [*tensors_of(self.members[0]).values(), *pytree.tree_leaves(self.inputs)]
         fractions = {tensor.dtype for tensor in tensors if isinstance(tensor, Tensor) and has_fractions(tensor)}
         return bool(fractions) and fractions <= {torch.float64, torch.complex128}
+
+
+def _another(size: int, limits: Sizes, steps: int) -> int:
+    """Another size within limits, some steps further or back."""
+    found = [size + sign * k * limits.multiple for k in range(steps, 0, -1) for sign in (1, -1)]
+    return next((other for other in found if other in limits), size)
 
 
 _TORCH = {

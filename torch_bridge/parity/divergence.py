@@ -16,6 +16,7 @@ from torch_bridge import reference
 from torch_bridge.capture import capture
 from torch_bridge.compat import is_functorch_wrapped_tensor
 from torch_bridge.lowering import lower
+from torch_bridge.opened import Opened
 from torch_bridge.parity.metrics import normwise
 
 
@@ -31,7 +32,7 @@ def first_divergence(
     origin = ensemble.origin
     if not isinstance(origin, Origin):
         return None
-    lowered = lower(capture(doubles[0], inputs, origin.batch_axis), origin.input_layout, observed=True)
+    lowered = lower(capture(doubles[0], inputs, Opened.again(ensemble)), origin.input_layout, observed=True)
     state = skeleton(lowered.network)
     arrays = jax.tree.map(np.asarray, bound(ensemble.network, arrays))
 

@@ -15,6 +15,7 @@ from jaxensemble.origin import Origin, WeightMap
 from jaxensemble.randomness import keys_per_member
 from torch_bridge.assemble import constants_of, convert
 from torch_bridge.lowering.builder import Drawn
+from torch_bridge.opened import Opened
 
 
 def in_float64(ensemble: Ensemble, double: nn.Module, inputs: tuple[Any, ...], drawn: Drawn | None = None) -> Ensemble:
@@ -37,7 +38,7 @@ def captured_anew(
     if not isinstance(origin, Origin):
         return ensemble
     reason = ensemble.network.evaluation_only
-    lowered = convert(model, inputs, origin.batch_axis, origin.input_layout, drawn=drawn, evaluation_only=reason)
+    lowered = convert(model, inputs, Opened.again(ensemble), origin.input_layout, drawn=drawn, evaluation_only=reason)
     if drawn is not None and _stored(lowered.weights) != _stored(origin.weights):
         raise UnsupportedError("the network with its random numbers beside its outputs stores its weights otherwise")
     state = skeleton(lowered.network)

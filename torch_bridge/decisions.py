@@ -1,0 +1,271 @@
+"""Where a forward decides by a size that is open, of which `torch.export` sees one."""
+
+import contextlib
+import dataclasses
+import functools
+import itertools
+import linecache
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import sympy
+import torch
+from torch import fx, nn
+from torch.export import ExportedProgram
+
+from jaxensemble.network import Sizes
+from torch_bridge.compat import guards_told, pytree
+from torch_bridge.export_errors import is_the_users
+from torch_bridge.modes import has_tensors
+from torch_bridge.opened import BATCH, Example, Limits
+
+
+@dataclasses.dataclass(frozen=True)
+class Decisions:
+    """The lines of a forward that decide by an open size, in order.
+
+    - `names`: the open sizes, by what the exporter calls them or a part of them, and `units`: what parts.
+    - `fixing`: what bounds the size of the batch or fixes it, and the line of the forward that has PyTorch do so.
+    - `own`: those lines among them that compare sizes themselves, and do not assert what they find.
+    - `of_one`: those that take another way for a batch of one than for more.
+    - `named`: the same as `fixing` for the other sizes, which may be bounded.
+    """
+
+    names: dict[Any, str] = dataclasses.field(default_factory=dict)
+    units: dict[Any, Any] = dataclasses.field(default_factory=dict)
+    fixing: list[tuple[str, Any]] = dataclasses.field(default_factory=list)
+    own: list[str] = dataclasses.field(default_factory=list)
+    of_one: list[str] = dataclasses.field(default_factory=list)
+    named: list[tuple[str, Any]] = dataclasses.field(default_factory=list)
+
+    @property
+    def last(self) -> str:
+        """The line that fixed the size of the batch last; empty if none did."""
+        return next((place for place, _ in reversed(self.fixing) if place), "")
+
+    def learn(self, size: Any, name: str, times: int = 1) -> None:
+        """Takes note of an expression that is so many times an open size."""
+        symbols = size.free_symbols
+        if len(symbols) == 1:
+            (symbol,) = symbols
+            self.names[symbol], self.units[symbol] = name, size.coeff(symbol) * times
+
+    def of(self, guard: Any) -> set[str]:
+        """The names of the open sizes that a condition is about, the batch's left out."""
+        known = [symbol for symbol in guard.free_symbols if symbol in self.names]
+        if len(known) == 1 and len(guard.free_symbols) == 2 and isinstance(guard, sympy.Eq) and guard.lhs == known[0]:
+            self.learn(guard.rhs, self.names[known[0]], self.units[known[0]])  # as `height == 2 * _height`
+        return {self.names[symbol] for symbol in known} - {BATCH}
+
+    def limits(self, example: Example) -> Limits:
+        """What sizes have to be for all conditions to hold that were found for an example.
+
+        **Raises:** `FixedSize` where there is no telling.
+        """
+        found = self.named_limits(example)
+        if self.fixing:
+            factor = None if BATCH in found else self._factor(example.sizes[BATCH])
+            if factor is None:
+                raise FixedSize(BATCH, self.last)
+            found[BATCH] = Sizes(multiple=factor)
+        return found
+
+    def named_limits(self, example: Example) -> dict[str, Sizes]:
+        """The same for conditions on other sizes than the batch's."""
+        found = dict(example.limits)
+        about = [(self.of(guard), place, guard) for place, guard in self.named]
+        for name, given in example.sizes.items():
+            guards = [(place, guard) for names, place, guard in about if names == {name} and not self._has_batch(guard)]
+            if not guards:
+                continue
+            sizes = self._narrowed([guard for _, guard in guards], name, found.get(name, Sizes()), given)
+            if sizes is None or sizes.least == sizes.most:
+                raise FixedSize(name, next((place for place, _ in reversed(guards) if place), ""))
+            found[name] = sizes
+        for names, place, guard in about:
+            if (len(names) > 1 or self._has_batch(guard)) and not self.holds(guard, found):
+                raise FixedSize(" and ".join(sorted(names)), place)
+        return found
+
+    def _has_batch(self, guard: Any) -> bool:
+        return any(self.names.get(symbol, BATCH) == BATCH for symbol in guard.free_symbols)
+
+    def holds(self, guard: Any, limits: Limits) -> bool:
+        """Whether a condition is true for all sizes within limits."""
+        names = list(dict.fromkeys(self.names.get(symbol, BATCH) for symbol in guard.free_symbols))
+        few = SIZES if len(names) == 1 else FEW
+        tried = [_within(Sizes() if name == BATCH else limits.get(name, Sizes()), few) for name in names]
+        return bool(names) and all(
+            self._is_true(guard, dict(zip(names, sizes, strict=True))) for sizes in itertools.product(*tried)
+        )
+
+    def _is_true(self, guard: Any, sizes: Mapping[str, int]) -> bool:
+        return _is_true(
+            guard,
+            {s: sizes[self.names.get(s, BATCH)] // self.units.get(s, 1) for s in guard.free_symbols},
+        )
+
+    def _narrowed(self, guards: Sequence[Any], name: str, before: Sizes, given: int) -> Sizes | None:
+        """The sizes for which all conditions on one hold, as they do for the example's; None if they are no `Sizes`."""
+
+        @functools.cache
+        def hold(size: int) -> bool:
+            return size in before and all(self._is_true(guard, {name: size}) for guard in guards)
+
+        unit = before.multiple
+        for factor in (k for k in range(unit, given + 1, unit) if given % k == 0):
+            least, most = _furthest(hold, given, -factor), _furthest(hold, given, factor)
+            found = Sizes(factor if least is None or least < 2 * factor or least <= 2 else least, most, factor)
+            ends = (size + sign * unit for size in (found.least, most or unit) for sign in (-1, 1))
+            tried = (*(unit * size for size in (*SIZES, *range(40, 130))), *ends)
+            if all(hold(size) == (size in found) for size in tried if size >= max(2, found.least)):
+                return found
+        return None
+
+    def _factor(self, size: int) -> int | None:
+        """The number of whose multiples all is true that was found for an example of a size; None if there is none."""
+        if self.own:
+            return None
+        guards = [guard for _, guard in self.fixing]
+        return next((k for k in range(2, size + 1) if size % k == 0 and _are_about_multiples(guards, k)), None)
+
+
+class FixedSize(Exception):
+    """The name of a size that a forward decides by, and the line."""
+
+    def __init__(self, name: str, place: str) -> None:
+        super().__init__(name, place)
+        self.name, self.place = name, place
+
+
+SIZES = (*range(2, 40), 97, 1000, 12345)
+"""Sizes for which conditions are tried; the exporter assumes that they are two at least."""
+
+FEW = (2, 3, 7, 10, 31, 1000)
+"""The same where a condition is about several."""
+
+
+def _within(sizes: Sizes, tried: Sequence[int]) -> list[int]:
+    """Some sizes within limits, the ends among them."""
+    k, most = sizes.multiple, sizes.most
+    least = -(-max(sizes.least, 2) // k) * k
+    ends = [least, least + k] if most is None else [least, most // k * k]
+    return sorted({size for size in (*(k * size for size in tried), *ends) if size >= least and size in sizes})
+
+
+def _furthest(hold: Callable[[int], bool], start: int, step: int) -> int | None:
+    """The last size by steps from `start` for which an interval holds that it lies in; None if there is no end."""
+    inside, outside = 0, 2**24 // step if step > 0 else (start - 2) // -step
+    if hold(start + outside * step):
+        return None if step > 0 else start + outside * step
+    while outside - inside > 1:
+        middle = (inside + outside) // 2
+        inside, outside = (middle, outside) if hold(start + middle * step) else (inside, middle)
+    return start + inside * step
+
+
+@contextlib.contextmanager
+def decisions(model: nn.Module, example: Example) -> Iterator[Decisions]:
+    """The decisions by open sizes that are made within it, while `torch.export` runs the forward of a model.
+
+    What is true for all sizes is none, although the exporter cannot always tell.
+    """
+    found = Decisions()
+    evaluated = torch.SymBool.__bool__
+
+    def decide(guard: Any) -> None:
+        if found.of(guard):
+            found.named.append((_users_line(sys._getframe(2)), guard))
+        elif not found.holds(guard, {}):
+            found.fixing.append((_users_line(sys._getframe(2)), guard))
+
+    def evaluate(condition: torch.SymBool) -> bool:
+        caller, fixed = sys._getframe(1), len(found.fixing)
+        result = evaluated(condition)
+        if is_the_users(caller.f_code.co_filename):
+            if len(found.fixing) > fixed and not _described(caller).partition(": ")[2].startswith("assert "):
+                found.own.append(_described(caller))
+            if result != _for_one(condition, result) and not found.of(condition.node.expr):
+                found.of_one.append(_described(caller))
+        return result
+
+    def name(module: nn.Module, args: Any, kwargs: Any) -> None:
+        for tensor, axes in zip(pytree.tree_leaves((args, kwargs)), example.axes, strict=True):
+            for axis, size in (axes or {}).items():
+                if isinstance(tensor.shape[axis], torch.SymInt):
+                    found.learn(tensor.shape[axis].node.expr, size)
+
+    hook = model.register_forward_pre_hook(name, with_kwargs=True) if example.named else None
+    torch.SymBool.__bool__ = evaluate  # type: ignore[method-assign]
+    try:
+        with guards_told(decide, lambda guard: found.holds(guard, example.limits if found.of(guard) else {})):
+            yield found
+    finally:
+        torch.SymBool.__bool__ = evaluated  # type: ignore[method-assign]
+        if hook is not None:
+            hook.remove()
+
+
+def _is_true(guard: Any, sizes: Mapping[Any, int]) -> bool:
+    try:
+        return guard.subs(sizes) == True  # noqa: E712
+    except ZeroDivisionError:  # as of `batch % (batch // 2)` for a batch of one
+        return False
+
+
+def _holds(guard: Any, sizes: Iterable[int]) -> bool:
+    """Whether a condition on one size is true for all these."""
+    symbols = list(guard.free_symbols)
+    return len(symbols) == 1 and all(_is_true(guard, {symbols[0]: size}) for size in sizes)
+
+
+def _are_about_multiples(guards: Sequence[Any], factor: int) -> bool:
+    """Whether all conditions hold for the multiples of a number, and for no other size."""
+    if not all(_holds(guard, [factor * size for size in SIZES]) for guard in guards):
+        return False
+    others = (size for size in SIZES if size % factor)
+    return not any(all(_holds(guard, [size]) for guard in guards) for size in others)
+
+
+def _for_one(condition: torch.SymBool, otherwise: bool) -> bool:
+    """What a condition is for a batch of one, if it is about that."""
+    expression = condition.node.expr
+    symbols = getattr(expression, "free_symbols", ())
+    value = expression.subs(dict.fromkeys(symbols, 1)) if len(symbols) == 1 else None
+    return bool(value) if value in (True, False) else otherwise
+
+
+def _users_line(frame: FrameType | None) -> str:
+    """The innermost line of the forward around a frame of PyTorch's; empty where there is none."""
+    while frame is not None and frame.f_globals.get("__name__") != "torch_bridge.capture":
+        if is_the_users(frame.f_code.co_filename):
+            return _described(frame)
+        frame = frame.f_back
+    return ""
+
+
+def _described(frame: FrameType) -> str:
+    file, line = frame.f_code.co_filename, frame.f_lineno
+    return f"{Path(file).name}:{line}: {linecache.getline(file, line).strip()}"
+
+
+def is_same(program: ExportedProgram, of_one: ExportedProgram) -> bool:
+    """Whether a program for an open batch does to a batch of one what the other, made for that alone, does."""
+    ours, theirs = ([node for node in each.graph.nodes if has_tensors(node)] for each in (program, of_one))
+    if len(ours) != len(theirs):
+        return False
+    twins = dict(zip(ours, theirs, strict=True))
+    return all(node.target == twin.target and _alike(node, twin, twins) for node, twin in twins.items())
+
+
+def _alike(node: fx.Node, twin: fx.Node, twins: dict[fx.Node, fx.Node]) -> bool:
+    """Whether two nodes have the same arguments, computed sizes left out."""
+    if node.op == "placeholder":
+        return True
+    ours, theirs = (pytree.tree_leaves((each.args, each.kwargs)) for each in (node, twin))
+    return len(ours) == len(theirs) and all(
+        twins[a] is b if a in twins else isinstance(a, fx.Node) or a == b for a, b in zip(ours, theirs, strict=True)
+    )
