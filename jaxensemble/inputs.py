@@ -88,7 +88,7 @@ def check_inputs(network: Network, inputs: tuple[Any, ...], *, each: bool) -> No
     if not problems:
         problems = [line for size, found in open_sizes.items() for line in _size_problems(network, size, found)]
     if problems:
-        one = ", ".join(["batch size N", *network.sizes])
+        one = ", one ".join(["batch size N", *network.sizes])
         raise InputError(
             f"inputs must have the places, shapes and kinds of numbers that {network.name} was ported with, and one "
             f"{one}; got {'; '.join(problems)}. Port it again with example inputs of the kind you need."

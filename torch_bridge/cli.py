@@ -40,6 +40,10 @@ InputsOption = Annotated[
         "value:0.5, value:True, value:None. By name: mask=bool:64,16. Repeatable.",
     ),
 ]
+DynamicOption = Annotated[
+    list[str] | None,
+    typer.Option("--dynamic", help="Axes of an input whose sizes stay open, by names: x:2=height,3=width. Repeatable."),
+]
 CheckpointsOption = Annotated[
     list[str] | None, typer.Option("--checkpoints", "-c", help="Checkpoint files, by path or glob; a member each.")
 ]
@@ -95,6 +99,7 @@ def port(
     members: MembersOption = 2,
     seed: SeedOption = 0,
     layout: LayoutOption = "torch",
+    dynamic: DynamicOption = None,
     mode: Annotated[
         Literal["eval", "train", "as_is"], typer.Option(help="The mode to port in; as_is: as the factory leaves it.")
     ] = "eval",
@@ -116,8 +121,9 @@ def port(
             check_target(out, force=force)
         read = _read(checkpoints, more, key, prefix, rename, ignore)
         ensemble, _ = _ported(
-            factory, inputs, read, members, seed, layout, mode=mode, check=check, allow_nonfinite=allow_nonfinite
-        )
+            factory, inputs, read, members, seed, layout, dynamic,
+            mode=mode, check=check, allow_nonfinite=allow_nonfinite,
+        )  # fmt: skip
         if out is not None:
             ensemble.save(out, force=force)
         result = {"ensemble": repr(ensemble), "members": len(ensemble), "passed": True if ensemble.proof else None}
@@ -141,6 +147,7 @@ def check(
     members: MembersOption = 2,
     seed: SeedOption = 0,
     layout: LayoutOption = "torch",
+    dynamic: DynamicOption = None,
     save: SaveOption = None,
     train: Annotated[bool, typer.Option("--train", help="Compare ten training steps, too.")] = False,
     x64: X64Option = False,
@@ -153,7 +160,7 @@ def check(
 
         _check_folders(save)
         read = _read(checkpoints, more, key, prefix, rename, ignore)
-        ensemble, models = _ported(factory, inputs, read, members, seed, layout, check=False)
+        ensemble, models = _ported(factory, inputs, read, members, seed, layout, dynamic, check=False)
         with _status("comparing with PyTorch"):
             report = parity.check(models(), ensemble, *_examples(inputs, seed), train=train)
         show(report.to_json() if as_json else str(report), as_json)
@@ -176,6 +183,7 @@ def bench(
     members: MembersOption = 10,
     seed: SeedOption = 0,
     layout: LayoutOption = "torch",
+    dynamic: DynamicOption = None,
     dtype: Annotated[str, typer.Option(help="What both compute in: float32, bfloat16, float16 or float64.")] = "",
     variants: Annotated[
         list[str] | None, typer.Option("--variant", help="One of PyTorch's ways; all without. Repeatable.")
@@ -202,7 +210,7 @@ def bench(
             )
         kind = _floating(dtype) if dtype else None
         read = _read(checkpoints, more, key, prefix, rename, ignore)
-        ensemble, models = _ported(factory, inputs, read, members, seed, layout, check=False)
+        ensemble, models = _ported(factory, inputs, read, members, seed, layout, dynamic, check=False)
         made, examples = models(), _examples(inputs, seed)
         if kind is not None:
             ensemble, made = ensemble.astype(dtype), [model.to(kind) for model in made]
@@ -240,13 +248,14 @@ def source(
     factory: Factory,
     inputs: InputsOption,
     layout: LayoutOption = "torch",
+    dynamic: DynamicOption = None,
     x64: X64Option = False,
     as_json: JsonOption = False,
     debug: DebugOption = False,
 ) -> None:
     """Print the Flax source of a network."""
     with _told(as_json, debug), wide(x64):
-        ensemble, _ = _ported(factory, inputs, None, 1, 0, layout, check=False)
+        ensemble, _ = _ported(factory, inputs, None, 1, 0, layout, dynamic, check=False)
         show({"source": ensemble.source()} if as_json else ensemble.source().rstrip("\n"), as_json)
 
 
@@ -286,6 +295,7 @@ def _ported(
     members: int,
     seed: int,
     layout: str,
+    dynamic: list[str] | None,
     *,
     mode: Literal["eval", "train", "as_is"] = "eval",
     check: bool,
@@ -304,6 +314,7 @@ def _ported(
                 make,
                 example_inputs=examples.positional,
                 example_kwargs=examples.named,
+                dynamic=_open_sizes(dynamic),
                 input_layout=layout,
                 mode=mode,
                 check=check,
@@ -317,8 +328,9 @@ def _ported(
         models.append(make())
     with _status(f"porting {members} members"):
         ensemble = to_ensemble(
-            models, *examples, input_layout=layout, mode=mode, check=check, allow_nonfinite=allow_nonfinite
-        )
+            models, *examples, dynamic=_open_sizes(dynamic),
+            input_layout=layout, mode=mode, check=check, allow_nonfinite=allow_nonfinite,
+        )  # fmt: skip
     return ensemble, lambda: models
 
 
@@ -398,6 +410,18 @@ def _example(spec: str, generator: "torch.Generator") -> Any:
         wide = torch.complex128 if dtype.is_complex else torch.float64
         return torch.randn(shape, generator=generator, dtype=wide).to(dtype)
     return torch.randint(bound, shape, generator=generator).to(dtype)
+
+
+def _open_sizes(specs: list[str] | None) -> dict[str | int, dict[int, str]]:
+    """`x:2=height,3=width` or `0:1=length`: the names of open axes by the name of an input, or by its place."""
+    found: dict[str | int, dict[int, str]] = {}
+    for spec in specs or ():
+        place, _, axes = spec.rpartition(":")
+        if not re.fullmatch(r"\w+:\d+=\w+(,\d+=\w+)*", spec):
+            raise typer.BadParameter(f"expected x:2=height,3=width; got {spec!r}", param_hint="--dynamic")
+        pairs = [axis.split("=") for axis in axes.split(",")]
+        found.setdefault(int(place) if place.isdigit() else place, {}).update({int(k): name for k, name in pairs})
+    return found
 
 
 def _value(text: str) -> Any:

@@ -32,6 +32,7 @@ class Decisions:
     - `own`: those lines among them that compare sizes themselves, and do not assert what they find.
     - `of_one`: those that take another way for a batch of one than for more.
     - `named`: the same as `fixing` for the other sizes, which may be bounded.
+    - `known`: conditions with sizes for which it is known whether they are true.
     """
 
     names: dict[Any, str] = dataclasses.field(default_factory=dict)
@@ -40,6 +41,7 @@ class Decisions:
     own: list[str] = dataclasses.field(default_factory=list)
     of_one: list[str] = dataclasses.field(default_factory=list)
     named: list[tuple[str, Any]] = dataclasses.field(default_factory=list)
+    known: dict[Any, bool] = dataclasses.field(default_factory=dict)
 
     @property
     def last(self) -> str:
@@ -65,13 +67,12 @@ class Decisions:
 
         **Raises:** `FixedSize` where there is no telling.
         """
-        found = self.named_limits(example)
-        if self.fixing:
-            factor = None if BATCH in found else self._factor(example.sizes[BATCH])
-            if factor is None:
-                raise FixedSize(BATCH, self.last)
-            found[BATCH] = Sizes(multiple=factor)
-        return found
+        if not self.fixing:
+            return self.named_limits(example)
+        factor = None if BATCH in example.limits else self._factor(example.sizes[BATCH])
+        if factor is None:
+            raise FixedSize(BATCH, self.last)
+        return self.named_limits(example._replace(limits={**example.limits, BATCH: Sizes(multiple=factor)}))
 
     def named_limits(self, example: Example) -> dict[str, Sizes]:
         """The same for conditions on other sizes than the batch's."""
@@ -96,17 +97,19 @@ class Decisions:
     def holds(self, guard: Any, limits: Limits) -> bool:
         """Whether a condition is true for all sizes within limits."""
         names = list(dict.fromkeys(self.names.get(symbol, BATCH) for symbol in guard.free_symbols))
-        few = SIZES if len(names) == 1 else FEW
-        tried = [_within(Sizes() if name == BATCH else limits.get(name, Sizes()), few) for name in names]
+        few = {1: SIZES, 2: FEW}.get(len(names), FEW[:3])
+        tried = [_within(limits.get(name, Sizes()), few) for name in names]
         return bool(names) and all(
             self._is_true(guard, dict(zip(names, sizes, strict=True))) for sizes in itertools.product(*tried)
         )
 
     def _is_true(self, guard: Any, sizes: Mapping[str, int]) -> bool:
-        return _is_true(
-            guard,
-            {s: sizes[self.names.get(s, BATCH)] // self.units.get(s, 1) for s in guard.free_symbols},
-        )
+        values = {symbol: sizes[self.names.get(symbol, BATCH)] for symbol in guard.free_symbols}
+        values = {symbol: size // self.units.get(symbol, 1) for symbol, size in values.items()}
+        key = guard, frozenset(values.items())
+        if key not in self.known:
+            self.known[key] = _is_true(guard, values)
+        return self.known[key]
 
     def _narrowed(self, guards: Sequence[Any], name: str, before: Sizes, given: int) -> Sizes | None:
         """The sizes for which all conditions on one hold, as they do for the example's; None if they are no `Sizes`."""
@@ -144,7 +147,7 @@ class FixedSize(Exception):
 SIZES = (*range(2, 40), 97, 1000, 12345)
 """Sizes for which conditions are tried; the exporter assumes that they are two at least."""
 
-FEW = (2, 3, 7, 10, 31, 1000)
+FEW = (2, 3, 10, 7, 31, 1000)
 """The same where a condition is about several."""
 
 
@@ -178,7 +181,8 @@ def decisions(model: nn.Module, example: Example) -> Iterator[Decisions]:
 
     def decide(guard: Any) -> None:
         if found.of(guard):
-            found.named.append((_users_line(sys._getframe(2)), guard))
+            if all(other != guard for _, other in found.named):
+                found.named.append((_users_line(sys._getframe(2)), guard))
         elif not found.holds(guard, {}):
             found.fixing.append((_users_line(sys._getframe(2)), guard))
 

@@ -65,6 +65,11 @@ class Opened(NamedTuple):
                 problems += _problems(f"axis {axis} of {place}", tensor, axis, name, batch, sizes)
                 if isinstance(name, Dim):
                     limits[name.__name__] = _limits(name)
+        problems += [
+            f"{sizes[name][0]}: {name} is {sizes[name][1]} in the example, which must be {limits[name]}"
+            for name in limits
+            if name in sizes and sizes[name][1] not in limits[name]
+        ]
         if problems:
             listing = "\n".join(f"  {line}" for line in dict.fromkeys(problems))
             raise InputError(f"`dynamic` must name axes by argument, as {{'ids': {{1: 'length'}}}}; got\n{listing}")

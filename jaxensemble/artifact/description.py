@@ -1,5 +1,6 @@
 """What an artifact says about itself, for people and for programs."""
 
+import dataclasses
 import math
 from typing import Any
 
@@ -22,6 +23,7 @@ def describe(artifact: Artifact) -> dict[str, Any]:
         "parameters_each": _parameters(manifest),
         "bytes": sum(record.size for record in manifest.files.values()),
         "inputs": {name: list(shape) for name, shape in network.input_shapes.items()},
+        "sizes": {name: dataclasses.asdict(sizes) for name, sizes in network.sizes.items()},
         "fixed": {place: value if isinstance(value, _PLAIN) else repr(value) for place, value in network.fixed.items()},
         "training": list(artifact.training()),
         "verified": manifest.verified,
@@ -50,6 +52,7 @@ def describe_in_text(artifact: Artifact) -> str:
         [
             f"{manifest.members} x {network.name}, {_parameters(manifest):,} parameters each, {size:,} bytes",
             f"inputs: {', '.join(f'{name} {shape_text(shape)}' for name, shape in network.input_shapes.items())}",
+            *(f"{name}: {sizes}" for name, sizes in network.sizes.items()),
             *([f"fixed: {fixed}"] if fixed else []),
             *([mode] if training else []),
             describe_proof(manifest),

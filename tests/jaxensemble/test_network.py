@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from jaxensemble import Ensemble, codec
 from jaxensemble.codec import from_json, to_json
 from jaxensemble.errors import InputError
-from jaxensemble.network import Call, Dtype, Fixed, Func, Layer, Network, Record, Ref, Slice, Var, Variable
+from jaxensemble.inputs import check_inputs
+from jaxensemble.network import Call, Dtype, Fixed, Func, Layer, Network, Record, Ref, Sizes, Slice, Var, Variable
 from jaxensemble.source import load_class, print_source
 from jaxensemble.validation import validate
 from tests.jaxensemble.test_source import CASES, trees
@@ -110,6 +111,10 @@ BROKEN = {
     "no variable 'enc.scale'": broken(variables=()),
     "expected a kind in": broken(variables=(Variable("enc.scale", "weight", (2,), "float32"),)),  # type: ignore[arg-type]
     "a shape is a tuple of sizes": broken(variables=(Variable("enc.scale", "param", (-2,), "float32"),)),
+    "`sizes` does not say what 'length'": broken(input_shapes={"x": (None, "length")}),
+    "None for the batch, and names": broken(input_shapes={"x": (None, "a length")}, sizes={"a length": Sizes()}),
+    "numbers above 0": broken(input_shapes={"x": (None, "length")}, sizes={"length": Sizes(multiple=0)}),
+    "with numbers above 0": broken(sizes={"length": Sizes(most="8")}),  # type: ignore[arg-type]
     "`training` names 'enc'": broken(training=("enc",)),
     "expected 2 operands; got 1": broken(calls=(Call("y", "+", (Ref("x"),)),)),
     "the number of an axis": broken(calls=(Call("y", ".shape", (Ref("x"), 0.5)),)),
@@ -175,6 +180,26 @@ def test_all_that_is_wrong_is_listed() -> None:
 def test_json_is_validated() -> None:
     with pytest.raises(InputError, match="does not hold together"):
         from_json(to_json(broken(outputs=Ref("z"))))
+
+
+def test_sizes_of_inputs_that_are_open_by_name() -> None:
+    """They are one for all inputs, within their limits, and survive JSON."""
+    network = broken(
+        inputs=(Ref("x"), Ref("mask")),
+        input_shapes={"x": (None, "length", 2), "mask": (None, "length")},
+        sizes={"length": Sizes(4, 12, 2)},
+    )
+    assert from_json(to_json(network)) == network
+    check_inputs(network, (np.ones((3, 6, 2)), np.ones((3, 6))), each=False)
+    check_inputs(network, (np.ones((5, 3, 6, 2)), np.ones((5, 3, 6))), each=True)
+    for shapes, text in (
+        (((3, 6, 2), (3, 8)), "one batch size N, one length; got `x`: length of 6; `mask`: length of 8"),
+        (((3, 5, 2), (3, 5)), "`x`, `mask`: length of 5, which must be a multiple of 2, at least 4, at most 12"),
+        (((3, 14, 2), (4, 14)), "`x`: batch of 3; `mask`: batch of 4; `x`, `mask`: length of 14, which must be"),
+        (((3, 6), (3, 6)), r"`x`: expected \[N, length, 2\], got \[3, 6\]"),
+    ):
+        with pytest.raises(InputError, match=text):
+            check_inputs(network, tuple(map(np.ones, shapes)), each=False)
 
 
 def test_numbers_keep_their_signs() -> None:

@@ -159,6 +159,18 @@ def test_source_is_printed() -> None:
     compile(result.stdout, "<source>", "exec")
 
 
+def test_sizes_that_stay_open() -> None:
+    port = ["port", "mine:Ids", "-i", "int64:2,6:5", "--dynamic", "ids:1=length", "-o", "lengths"]
+    assert run(*port).exit_code == 0
+    np.save("ids.npy", np.zeros((3, 9), np.int64))
+    told = CliRunner().invoke(jaxensemble.cli.app, ["inspect", "lengths"])
+    assert "inputs: ids [N, length]\nlength: at least 1" in told.output
+    assert CliRunner().invoke(jaxensemble.cli.app, ["predict", "lengths", "ids.npy"]).exit_code == 0
+    wrong = run(*port[:-3], "ids=length")
+    assert wrong.exit_code == 2
+    assert "expected x:2=height,3=width; got 'ids=length'" in " ".join(wrong.output.split())
+
+
 def test_integer_and_float64_inputs() -> None:
     assert run("port", "factories:Ids", "-i", "int64:6:5").exit_code == 0
 
