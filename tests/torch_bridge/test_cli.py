@@ -160,7 +160,7 @@ def test_source_is_printed() -> None:
 
 
 def test_sizes_that_stay_open() -> None:
-    port = ["port", "mine:Ids", "-i", "int64:2,6:5", "--dynamic", "ids:1=length", "-o", "lengths"]
+    port = ["port", "factories:Ids", "-i", "int64:2,6:5", "--dynamic", "ids:1=length", "-o", "lengths"]
     assert run(*port).exit_code == 0
     np.save("ids.npy", np.zeros((3, 9), np.int64))
     told = CliRunner().invoke(jaxensemble.cli.app, ["inspect", "lengths"])

@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import re
 from typing import Any
 
 import jax
@@ -32,7 +33,7 @@ IDS = torch.randint(0, 9, (2, 6))
 
 
 def conv(inputs: int, outputs: int, **options: Any) -> nn.Conv2d:
-    return nn.Conv2d(inputs, outputs, **{"kernel_size": 3, "padding": 1} | options)
+    return nn.Conv2d(inputs, outputs, 3, padding=1, **options)
 
 
 class Residual(nn.Module):
@@ -112,12 +113,20 @@ class Recurrent(nn.Module):
         return y[:, -1], y.max(1).values
 
 
-class Averaged(nn.Linear):
+class Held(nn.Module):
+    """A linear layer for forwards of any kind."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.fc = nn.Linear(inputs, outputs)
+
+
+class Averaged(Held):
     """A mean over what a mask leaves, of a dict of inputs."""
 
     def forward(self, batch: dict[str, Tensor]) -> Tensor:
         mask = batch["mask"].unsqueeze(-1)
-        return (super().forward(batch["x"]) * mask).sum(1) / mask.sum(1).clamp(min=1)
+        return (self.fc(batch["x"]) * mask).sum(1) / mask.sum(1).clamp(min=1)
 
 
 class Crossed(nn.Module):
@@ -146,19 +155,19 @@ class Patches(nn.Module):
         return self.layer(x.flatten(2).transpose(1, 2)).mean(1)
 
 
-class Windows(nn.Linear):
+class Windows(Held):
     """Windows of four by four."""
 
     def forward(self, x: Tensor) -> Tensor:
         n, h, w, c = x.shape
         x = x.view(n, h // 4, 4, w // 4, 4, c).permute(0, 1, 3, 2, 4, 5).reshape(-1, 16, c)
-        x = super().forward(x).softmax(1)
+        x = self.fc(x).softmax(1)
         return x.view(n, h // 4, w // 4, 4, 4, c).permute(0, 1, 3, 2, 4, 5).reshape(n, h, w, c)
 
 
-class Longer(nn.Linear):
+class Longer(Held):
     def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x * 2 if x.shape[1] > 5 else x).mean(1)
+        return self.fc(x * 2 if x.shape[1] > 5 else x).mean(1)
 
 
 def after_linear(forward: Any) -> nn.Module:
@@ -307,8 +316,9 @@ def test_what_cannot_stay_open_is_refused_by_name() -> None:
         (Fn(lambda x: F.interpolate(x, scale_factor=1 / 3)), X, IMAGE, "depends on height; leave it out of `dynamic`"),
         (Fn(lambda x: torch.func.grad(lambda x: x.sin().sum())(x)), ROWS, LENGTH, "leave length out of `dynamic`"),
     ):
-        with pytest.raises(UnsupportedError, match=r"(?s)" + text):
+        with pytest.raises(UnsupportedError) as caught:
             torch_bridge.to_flax(model.eval(), (x,), dynamic=dynamic)
+        assert re.search(text, " ".join(str(caught.value).split()))
 
 
 def test_everything_wrong_with_dynamic_is_told_at_once() -> None:
