@@ -109,7 +109,7 @@ test: $(if $(filter none,$(TORCH)),$(STAMP),style) ## lint and the tests, one in
 SOON := not slow and not further
 
 tested: $(STAMP)
-	$(BIN)/pytest --numprocesses $(WORKERS) -m "$(SOON)" $(TESTED) $(ARGS)
+	$(BIN)/pytest --numprocesses $(WORKERS) --dist worksteal -m "$(SOON)" $(TESTED) $(ARGS)
 
 PYTHONS = $(foreach version,$(1),python$(version) $(HOME)/.pyenv/versions/$(version).*/bin/python)
 FIND = find() { for python in "$$@"; do "$$python" -c '' 2>/dev/null && echo "$$python" && return; done; }

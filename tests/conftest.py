@@ -78,6 +78,9 @@ def _has_gpu() -> bool:
     return any(device.platform == "gpu" for device in jax.devices())
 
 
+LONG = "timing/run.py::torch_bridge.timing.run.time"
+"""An example that starts processes, as tests do with more of them: it is for `make slow`, too."""
+
 FEW = 10
 """Of cases that are `thinned`, the first of so many is for `make test`."""
 
@@ -95,6 +98,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             seen[name] = seen.get(name, -1) + 1
             if seen[name] % FEW:
                 item.add_marker("further")
+        if item.nodeid.endswith(LONG):
+            item.add_marker("further")
     marked = [item for item in items if item.get_closest_marker("gpu")]
     if marked and not _has_gpu():
         skip = pytest.mark.skip(reason=f"needs a GPU; JAX sees {jax.devices()}")

@@ -510,6 +510,7 @@ def interrupt_after(programs: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(minibatches, "stepped_through", interrupted)
 
 
+@pytest.mark.thinned
 @pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize("epochs", [0, 2])  # that were whole before the interruption, of two programs each
 def test_an_interruption_says_where_the_checkpoint_is(
@@ -607,6 +608,7 @@ def noisy(key: jax.Array, batch: Any) -> Any:
     return share * inputs + (1 - share) * inputs[::-1], share * targets + (1 - share) * targets[::-1]
 
 
+@pytest.mark.thinned
 @pytest.mark.parametrize("given", ["rows", "batches"])
 def test_augmentation_has_a_key_for_every_member_and_step_and_goes_on_to_the_same_bits(
     given: str, mlp: Ensemble, tmp_path: Path

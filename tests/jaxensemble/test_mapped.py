@@ -51,6 +51,7 @@ def _arrays(kind: str) -> tuple[jax.Array, jax.Array, Two, Two]:
     return x, k, of(convolved), of(lax.conv_general_dilated)
 
 
+@pytest.mark.thinned
 @pytest.mark.parametrize("kind", KINDS)
 def test_values_and_derivatives_are_those_of_jax(kind: str) -> None:
     x, k, ours, theirs = _arrays(kind)

@@ -46,6 +46,7 @@ VARIANTS: dict[str, Callable[[Ensemble], Ensemble]] = {
 }
 
 
+@pytest.mark.thinned
 @pytest.mark.parametrize("variant", VARIANTS.values(), ids=list(VARIANTS))
 @pytest.mark.parametrize("how", [copy.copy, copy.deepcopy, pickled])
 @pytest.mark.parametrize("source", ["ported", "modules"])

@@ -1255,7 +1255,7 @@ class Drawn:
         return self.sketch.linear(self._free(path), x, 4, 4)
 
 
-@settings(max_examples=40)
+@settings(max_examples=15)
 @given(data=st.data())
 def test_any_network_computes_what_its_calls_say(data: st.DataObject) -> None:
     network = Drawn(data).build(data.draw(st.integers(2, 7)))

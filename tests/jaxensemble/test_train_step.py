@@ -222,6 +222,7 @@ def masked(logits: Any, labels: Any) -> Any:
     return jnp.where(kept, losses, 0).sum() / jnp.maximum(kept.sum(), 1)
 
 
+@pytest.mark.thinned
 @pytest.mark.parametrize("rows", [1, 4])
 def test_gradients_are_not_added_up_of_losses_that_are_no_plain_mean(mlp: Ensemble, rows: int) -> None:
     x, y = data()

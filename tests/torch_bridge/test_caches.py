@@ -61,6 +61,7 @@ def tensors_in(model: nn.Module) -> Iterator[Tensor]:
             yield from (leaf for _, leaf in leaves(value) if isinstance(leaf, Tensor))
 
 
+@pytest.mark.thinned
 @pytest.mark.parametrize("history", HISTORIES)
 @pytest.mark.parametrize("kind", CACHING)
 def test_members_are_alike_and_compute_the_same_while_their_caches_are_cleared(kind: Any, history: str) -> None:

@@ -115,7 +115,7 @@ def test_a_mode_is_evaluation_unless_another_one_is_asked_for() -> None:
     torch.save(factories.dropping().state_dict(), "member.pt")
     for files in ((), ("-c", "member.pt")):
         for mode, told in (((), ""), (("--mode", "train"), "in training mode: 1"), (("--mode", "as_is"), "mode: 1")):
-            result = run("port", "factories:dropping", "-i", "8,4", *files, *mode)
+            result = run("port", "factories:dropping", "-i", "8,4", "--no-check", *files, *mode)
             assert result.exit_code == 0, result.output
             assert told in result.stdout and (bool(told) == ("training" in result.stdout))
 

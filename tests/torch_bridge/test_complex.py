@@ -81,6 +81,7 @@ ONE: dict[str, tuple[Callable[[Tensor], Any], ...]] = {
 }
 
 
+@pytest.mark.thinned
 @pytest.mark.filterwarnings("ignore:Casting complex values to real discards")
 @pytest.mark.parametrize("name", ONE)
 def test_functions_of_complex_numbers(name: str) -> None:
@@ -121,6 +122,7 @@ def _written(z: Tensor, w: Tensor) -> Tensor:
     return out
 
 
+@pytest.mark.thinned
 @pytest.mark.parametrize("name", TWO)
 def test_functions_of_two_complex_arrays(name: str) -> None:
     assert_ports(Fn(*TWO[name]), numbers(2, 6), numbers(2, 6, seed=1), batch_axis=None)
@@ -164,6 +166,7 @@ TRANSFORMS: dict[str, Callable[[Tensor], Any]] = {
 }
 
 
+@pytest.mark.thinned
 @pytest.mark.filterwarnings("ignore:A window was not provided")
 @pytest.mark.parametrize("name", TRANSFORMS)
 def test_transforms(name: str) -> None:
@@ -201,6 +204,7 @@ BACK: dict[str, Callable[[Tensor], Any]] = {
 }
 
 
+@pytest.mark.thinned
 @pytest.mark.filterwarnings("ignore:The length of signal is shorter", "ignore:A window was not provided")
 @pytest.mark.parametrize("name", BACK)
 def test_transforms_of_complex_numbers(name: str) -> None:

@@ -330,6 +330,7 @@ class Broken(Net):
         return torch.autograd.grad(self.f(x).sum(), x.clone())[0]
 
 
+@pytest.mark.thinned
 @pytest.mark.parametrize(
     ("make", "text"),
     [

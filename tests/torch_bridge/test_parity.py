@@ -412,6 +412,7 @@ class Resampled(nn.Module):
         return nn.functional.grid_sample(self.conv(x), grid.expand(x.shape[0], -1, -1, -1), align_corners=False)
 
 
+@pytest.mark.thinned
 @pytest.mark.parametrize(
     ("model", "x"),
     [
@@ -441,6 +442,7 @@ class Masked(nn.Module):
         return y.masked_fill(~self.get_buffer("keep"), torch.finfo(y.dtype).min if self.fill is None else self.fill)
 
 
+@pytest.mark.thinned
 @pytest.mark.parametrize("fill", [-1e9, -1e30, None])
 def test_what_a_mask_fills_hides_no_error(fill: float | None) -> None:
     torch.manual_seed(0)

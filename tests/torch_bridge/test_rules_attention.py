@@ -73,6 +73,7 @@ def test_unbatched() -> None:
     assert_ports(Attention(), torch.randn(L, E), torch.randn(S, E), torch.randn(S, E), batch_axis=None)
 
 
+@pytest.mark.thinned
 @pytest.mark.parametrize("call", [{}, {"need_weights": False}, {"attn_mask": BANNED}], ids=["", "no-weights", "mask"])
 def test_padding(call: dict[str, Any]) -> None:
     """Of keys, with a batch of its own: an input."""
@@ -202,6 +203,7 @@ def test_weights_are_dropped_in_training() -> None:
     assert not np.array_equal(y, module(x.numpy()))
 
 
+@pytest.mark.thinned
 @pytest.mark.parametrize("need_weights", [True, False])
 def test_multihead_attention_by_mode(need_weights: bool) -> None:
     """With the weights returned, PyTorch's training graph has a dropout that its evaluation graph lacks."""

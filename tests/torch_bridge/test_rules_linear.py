@@ -191,6 +191,7 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], int]] = {
 }
 
 
+@pytest.mark.thinned
 @pytest.mark.parametrize("case", NETWORKS)
 def test_network(case: str) -> None:
     make, shape, count = NETWORKS[case]

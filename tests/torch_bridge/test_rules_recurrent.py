@@ -127,6 +127,7 @@ def test_one_state_of_zeros() -> None:
 UNBATCHED = ["rnn-no-bias", "gru-both-ways", "lstm-projected-both-ways"]
 
 
+@pytest.mark.thinned
 @pytest.mark.parametrize("case", UNBATCHED)
 def test_unbatched(case: str) -> None:
     module = assert_ports(Held(LAYERS[case]()), torch.randn(T, I), batch_axis=None)
@@ -314,6 +315,7 @@ def test_modes() -> None:
 # Weights
 
 
+@pytest.mark.thinned
 # PyTorch says once in a process that it has no fast kernel for projections in float32.
 @pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN:UserWarning")
 @pytest.mark.parametrize("case", ["rnn-no-bias", "gru-both-ways", "lstm-projected-both-ways"])
@@ -357,6 +359,7 @@ def test_mistakes_would_show() -> None:
 # Ensembles
 
 
+@pytest.mark.thinned
 @pytest.mark.parametrize("case", ["rnn-relu", "gru-both-ways", "lstm-projected"])
 def test_gradients_of_members(case: str) -> None:
     """float64 gradients with respect to every weight, all members at once under `jax.vmap`."""

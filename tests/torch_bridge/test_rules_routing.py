@@ -42,6 +42,7 @@ ATTENTION: dict[str, tuple[Callable[[Tensor], Any], ...]] = {
 }
 
 
+@pytest.mark.thinned
 @pytest.mark.parametrize("case", ATTENTION)
 def test_attention(case: str) -> None:
     assert_ports(Fn(*ATTENTION[case]), torch.randn(2, 6, 4, 4), batches=(1,))

@@ -364,6 +364,7 @@ class Reaching(nn.Module):
         return F.batch_norm(x, norm.running_mean, norm.running_var, norm.weight, norm.bias, self.training, 0.1, 1e-5)
 
 
+@pytest.mark.thinned
 @pytest.mark.parametrize("what", ["dropout", "normalisation", "own"])
 def test_a_mode_of_another_module_is_refused_where_modes_differ(what: str) -> None:
     models = [Reaching(what) for _ in range(2)]

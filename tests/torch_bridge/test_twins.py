@@ -112,6 +112,7 @@ def ensemble_of(models: list[nn.Module], twin: nnx.Module, names: dict[str, str]
     return Ensemble(graphdef, *torch_bridge.stack_state_dicts(dicts, twin, LAST, names=names))
 
 
+@pytest.mark.thinned
 @pytest.mark.parametrize("name", TWINS)
 def test_a_twin_is_compared_with_pytorch(name: str) -> None:
     twin, names = TWINS[name]
