@@ -34,13 +34,14 @@ from torch_bridge.compat import (
     pytree,
     writes,
 )
-from torch_bridge.decisions import FixedSize, decisions, is_same
+from torch_bridge.decisions import Decisions, FixedSize, decisions
 from torch_bridge.derivatives import Derivatives, written_out
 from torch_bridge.distributions import validation_off
 from torch_bridge.examples import Arguments, all_parameters_named
 from torch_bridge.export_errors import explained, fixed_size
 from torch_bridge.foreign_draws import foreign_draws
 from torch_bridge.kept import restored
+from torch_bridge.likeness import is_same
 from torch_bridge.memory import OWN_MEMORY, without_memory_formats
 from torch_bridge.memos import tensors_forgotten
 from torch_bridge.merged import Merged, merged
@@ -329,23 +330,23 @@ def _exported(model: nn.Module, example: Example, *, training: bool | None) -> t
                 "call would be those of all. Draw them by PyTorch, such as torch.rand(()), or make them an input."
             )
         one = {BATCH: limits.get(BATCH, Sizes()).multiple}
-        if decided.of_one and (derived or not _is_right_for(model, program, example, one)):
+        if decided.of_one and (derived or _is_right_for(model, program, example, one, decided) is False):
             raise UnsupportedError(
                 f"{type(model).__name__}.forward takes another way for a batch of one ({decided.of_one[0]}), and a "
                 "ported network takes the same way for all batch sizes. Write it without this decision, or pass "
                 "batch_axis=None to port it for the size of the example."
             )
-        program.graph_module.meta[LIMITS] = _with_least(model, program, example)
+        program.graph_module.meta[LIMITS] = _with_least(model, program, example, decided)
     inline_regions(program.graph_module)
     mark_counters(model, program)
     return program, read
 
 
-def _with_least(model: nn.Module, program: ExportedProgram, example: Example) -> Limits:
+def _with_least(model: nn.Module, program: ExportedProgram, example: Example, decided: Decisions) -> Limits:
     """The limits of sizes, down to the least ones if the program is right for those, too."""
     found = {name: example.limits.get(name, Sizes()) for name in example.named}
     ends = {name: sizes.multiple for name, sizes in found.items() if sizes.least <= sizes.multiple}
-    if ends and not _is_right_for(model, program, example, ends):
+    if ends and not _is_right_for(model, program, example, ends, decided):
         found |= {name: dataclasses.replace(found[name], least=2 * size) for name, size in ends.items()}
     return {**example.limits, **found}
 
@@ -389,14 +390,17 @@ def _tracing(model: nn.Module, inputs: Arguments) -> Iterator[list[Tree]]:
         yield returned
 
 
-def _is_right_for(model: nn.Module, program: ExportedProgram, example: Example, sizes: Mapping[str, int]) -> bool:
-    """Whether the least sizes are treated as larger ones are, or refused by the forward itself."""
+def _is_right_for(
+    model: nn.Module, program: ExportedProgram, example: Example, sizes: Mapping[str, int], decided: Decisions
+) -> bool | None:
+    """Whether the least sizes are treated as larger ones are; None where the forward refuses them."""
     inputs = example.resized(sizes)
     try:
         with _tracing(model, inputs):
-            return is_same(program, torch.export.export(model, *inputs, strict=False))
+            of_one = torch.export.export(model, *inputs, strict=False)
+            return is_same(program, of_one, lambda expression: decided.value(expression, example.sizes | dict(sizes)))
     except Exception:  # which is the forward's own, as of `assert x.shape[0] > 1`
-        return True
+        return None
 
 
 @contextlib.contextmanager

@@ -13,14 +13,13 @@ from typing import Any
 
 import sympy
 import torch
-from torch import fx, nn
-from torch.export import ExportedProgram
+from torch import nn
 
 from jaxensemble.network import Sizes
 from torch_bridge.compat import guards_told, pytree
 from torch_bridge.export_errors import is_the_users
-from torch_bridge.modes import has_tensors
 from torch_bridge.opened import BATCH, Example, Limits
+from torch_bridge.size_values import value_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,18 +97,49 @@ class Decisions:
         """Whether a condition is true for all sizes within limits."""
         names = list(dict.fromkeys(self.names.get(symbol, BATCH) for symbol in guard.free_symbols))
         few = {1: SIZES, 2: FEW}.get(len(names), FEW[:3])
-        tried = [_within(limits.get(name, Sizes()), few) for name in names]
-        return bool(names) and all(
-            self._is_true(guard, dict(zip(names, sizes, strict=True))) for sizes in itertools.product(*tried)
-        )
+
+        def hold(sizes: Mapping[str, int]) -> bool:
+            if len(sizes) == len(names):
+                return self._is_true(guard, sizes)
+            name = names[len(sizes)]
+            tried = _within(limits.get(name, Sizes()), few, self._critical(guard, sizes))
+            return all(hold({**sizes, name: size}) for size in tried)
+
+        return bool(names) and hold({})
+
+    def value(self, expression: Any, sizes: Mapping[str, int]) -> int | float:
+        """What an expression in open sizes is for some of these."""
+        return value_of(expression, self._values(expression, sizes))
 
     def _is_true(self, guard: Any, sizes: Mapping[str, int]) -> bool:
-        values = {symbol: sizes[self.names.get(symbol, BATCH)] for symbol in guard.free_symbols}
-        values = {symbol: size // self.units.get(symbol, 1) for symbol, size in values.items()}
+        values = self._values(guard, sizes)
         key = guard, frozenset(values.items())
         if key not in self.known:
             self.known[key] = _is_true(guard, values)
         return self.known[key]
+
+    def _values(self, guard: Any, sizes: Mapping[str, int]) -> dict[Any, int]:
+        """The values of the symbols of a condition, of those sizes that are given."""
+        names = {symbol: self.names.get(symbol, BATCH) for symbol in guard.free_symbols}
+        return {symbol: sizes[name] // self.units.get(symbol, 1) for symbol, name in names.items() if name in sizes}
+
+    def _critical(self, guard: Any, sizes: Mapping[str, int]) -> set[int]:
+        """Sizes at which a condition may be another than for those around them.
+
+        `sizes` are those that are known of several. Of the last of them, only what may be equal matters.
+        """
+        known = self._values(guard, sizes)
+        if len(guard.free_symbols) > 1:
+            if not isinstance(guard, sympy.Eq | sympy.Ne) or len(known) + 1 < len(guard.free_symbols):
+                return set()
+            with contextlib.suppress(ZeroDivisionError):
+                guard = guard.subs(known)
+        if len(guard.free_symbols) != 1:
+            return set()
+        (symbol,) = guard.free_symbols
+        unit = self.units.get(symbol, 1)
+        around = (unit * (size + step) for size in _turning_points(guard, symbol) for step in (-1, 0, 1))
+        return {int(size) for size in around if 2 <= size <= MOST}
 
     def _narrowed(self, guards: Sequence[Any], name: str, before: Sizes, given: int) -> Sizes | None:
         """The sizes for which all conditions on one hold, as they do for the example's; None if they are no `Sizes`."""
@@ -119,11 +149,12 @@ class Decisions:
             return size in before and all(self._is_true(guard, {name: size}) for guard in guards)
 
         unit = before.multiple
+        critical = set[int]().union(*(self._critical(guard, {}) for guard in guards))
         for factor in (k for k in range(unit, given + 1, unit) if given % k == 0):
             least, most = _furthest(hold, given, -factor), _furthest(hold, given, factor)
             found = Sizes(factor if least is None or least < 2 * factor or least <= 2 else least, most, factor)
             ends = (size + sign * unit for size in (found.least, most or unit) for sign in (-1, 1))
-            tried = (*(unit * size for size in (*SIZES, *range(40, 130))), *ends)
+            tried = (*(unit * size for size in (*SIZES, *range(40, 130))), *ends, *critical)
             if all(hold(size) == (size in found) for size in tried if size >= max(2, found.least)):
                 return found
         return None
@@ -151,17 +182,40 @@ FEW = (2, 3, 10, 7, 31, 1000)
 """The same where a condition is about several."""
 
 
-def _within(sizes: Sizes, tried: Sequence[int]) -> list[int]:
+MOST = 2**24
+"""The largest size for which conditions are tried."""
+
+
+def _turning_points(guard: Any, symbol: Any) -> set[int]:
+    """Where a condition on one symbol may become true or false: by its numbers, and where its two sides meet."""
+    numbers = {abs(int(number)) for number in guard.atoms(sympy.Integer)}
+    found = numbers | {a * b for a, b in itertools.combinations_with_replacement(numbers, 2)}
+    if not isinstance(guard, sympy.Eq | sympy.Ne):
+        return found
+    sides: Any = guard.args
+    difference, (low, high) = sides[0] - sides[1], (1, MOST)
+    with contextlib.suppress(ZeroDivisionError):
+        before = value_of(difference, {symbol: 2}) < 0
+        while high - low > 1:
+            middle = (low + high) // 2
+            is_before = (value_of(difference, {symbol: middle}) < 0) == before
+            low, high = (middle, high) if is_before else (low, middle)
+    return found | {high}
+
+
+def _within(sizes: Sizes, tried: Sequence[int], critical: set[int]) -> list[int]:
     """Some sizes within limits, the ends among them."""
     k, most = sizes.multiple, sizes.most
     least = -(-max(sizes.least, 2) // k) * k
     ends = [least, least + k] if most is None else [least, most // k * k]
-    return sorted({size for size in (*(k * size for size in tried), *ends) if size >= least and size in sizes})
+    return sorted(
+        {size for size in (*(k * size for size in tried), *ends, *critical) if size >= least and size in sizes}
+    )
 
 
 def _furthest(hold: Callable[[int], bool], start: int, step: int) -> int | None:
     """The last size by steps from `start` for which an interval holds that it lies in; None if there is no end."""
-    inside, outside = 0, 2**24 // step if step > 0 else (start - 2) // -step
+    inside, outside = 0, MOST // step if step > 0 else (start - 2) // -step
     if hold(start + outside * step):
         return None if step > 0 else start + outside * step
     while outside - inside > 1:
@@ -215,7 +269,7 @@ def decisions(model: nn.Module, example: Example) -> Iterator[Decisions]:
 
 def _is_true(guard: Any, sizes: Mapping[Any, int]) -> bool:
     try:
-        return guard.subs(sizes) == True  # noqa: E712
+        return value_of(guard, sizes)
     except ZeroDivisionError:  # as of `batch % (batch // 2)` for a batch of one
         return False
 
@@ -254,22 +308,3 @@ def _users_line(frame: FrameType | None) -> str:
 def _described(frame: FrameType) -> str:
     file, line = frame.f_code.co_filename, frame.f_lineno
     return f"{Path(file).name}:{line}: {linecache.getline(file, line).strip()}"
-
-
-def is_same(program: ExportedProgram, of_one: ExportedProgram) -> bool:
-    """Whether a program for an open batch does to a batch of one what the other, made for that alone, does."""
-    ours, theirs = ([node for node in each.graph.nodes if has_tensors(node)] for each in (program, of_one))
-    if len(ours) != len(theirs):
-        return False
-    twins = dict(zip(ours, theirs, strict=True))
-    return all(node.target == twin.target and _alike(node, twin, twins) for node, twin in twins.items())
-
-
-def _alike(node: fx.Node, twin: fx.Node, twins: dict[fx.Node, fx.Node]) -> bool:
-    """Whether two nodes have the same arguments, computed sizes left out."""
-    if node.op == "placeholder":
-        return True
-    ours, theirs = (pytree.tree_leaves((each.args, each.kwargs)) for each in (node, twin))
-    return len(ours) == len(theirs) and all(
-        twins[a] is b if a in twins else isinstance(a, fx.Node) or a == b for a, b in zip(ours, theirs, strict=True)
-    )

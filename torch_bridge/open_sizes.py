@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
@@ -71,6 +72,52 @@ def _corrcoef(x: Tensor) -> Any:
     return (covariances / deviations.unsqueeze(1) / deviations).clip(-1, 1)
 
 
+def _einsum(equation: Any, *operands: Any) -> Any:
+    """Of three operands or more, two by two from the left: a search for a better order asks for numbers."""
+    tensors = operands[0] if len(operands) == 1 and isinstance(operands[0], list | tuple) else operands
+    if not isinstance(equation, str) or len(tensors) < 3 or not any(map(_is_open, tensors)):
+        return NotImplemented
+    with torch.backends.opt_einsum.flags(enabled=False):
+        return torch.einsum(equation, *tensors)
+
+
+def _max_pool1d(
+    x: Tensor,
+    kernel_size: Any,
+    stride: Any = None,
+    padding: Any = 0,
+    dilation: Any = 1,
+    ceil_mode: bool = False,
+    return_indices: bool = False,
+) -> Any:
+    if return_indices or not _is_open(x):
+        return NotImplemented
+    return torch.max_pool1d_with_indices(x, kernel_size, stride or (), padding, dilation, ceil_mode)[0]
+
+
+def _pooled(whole: Callable[[Tensor], Tensor], otherwise: Callable[..., Any] | None = None) -> Callable[..., Any]:
+    """A pooling whose one window may be all there is, of open size: `F.avg_pool2d(x, x.shape[2:])`."""
+
+    def pool(x: Tensor, kernel_size: Any, stride: Any = None, padding: Any = 0, *rest: Any, **options: Any) -> Any:
+        window = kernel_size if isinstance(kernel_size, list | tuple) else (kernel_size,)
+        given = x.shape[x.ndim - len(window) :]
+        is_whole = any(isinstance(entry, torch.SymInt) for entry in window)
+        is_whole = is_whole and [_size(entry) for entry in window] == [_size(entry) for entry in given]
+        if is_whole and padding == 0 and not rest and not options.get("return_indices"):
+            return whole(x.flatten(-len(window))).reshape(*x.shape[: x.ndim - len(window)], *(1 for _ in window))
+        return NotImplemented if otherwise is None else otherwise(x, kernel_size, stride, padding, *rest, **options)
+
+    return pool
+
+
+def _mean(x: Tensor) -> Tensor:
+    return x.mean(-1)
+
+
+def _max(x: Tensor) -> Tensor:
+    return x.max(-1).values
+
+
 def _recurrent(name: str) -> Callable[..., Any]:
     """A recurrent layer over a sequence of open length, which the exporter would write out step by step."""
 
@@ -100,6 +147,10 @@ _OTHER_WAYS: dict[Any, Callable[..., Any]] = {
     **dict.fromkeys((torch.cov, Tensor.cov), _cov),
     **dict.fromkeys((torch.corrcoef, Tensor.corrcoef), _corrcoef),
     Tensor.fill_diagonal_: _fill_diagonal,
+    torch.einsum: _einsum,
+    **dict.fromkeys((F.max_pool1d, torch.max_pool1d), _pooled(_max, _max_pool1d)),
+    **dict.fromkeys((F.max_pool2d, torch.max_pool2d, F.max_pool3d, torch.max_pool3d), _pooled(_max)),
+    **dict.fromkeys((F.avg_pool1d, F.avg_pool2d, F.avg_pool3d), _pooled(_mean)),
     **{getattr(torch, name): _recurrent(name) for name in ("lstm", "gru", "rnn_tanh", "rnn_relu")},
 }
 

@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import math
 import re
 from typing import Any
 
@@ -262,6 +263,13 @@ def ported(case: str, **options: Any) -> tuple[list[nn.Module], Ensemble, Argume
     return models, torch_bridge.to_ensemble(models, *inputs, dynamic=dynamic, **options), inputs
 
 
+def assert_outputs(models: list[nn.Module], ensemble: Ensemble, inputs: Arguments, sizes: dict[str, int]) -> None:
+    resized = with_sizes(inputs, Opened.again(ensemble).names, sizes)
+    actual = by_place(ensemble(*resized.entries))
+    for place, theirs in stacked(reference.loop(models, resized)).items():
+        np.testing.assert_allclose(actual[place], theirs, rtol=0, atol=1e-12, err_msg=f"{place} for {sizes}")
+
+
 @pytest.mark.thinned
 @pytest.mark.parametrize("case", CASES)
 def test_outputs_of_other_sizes(case: str) -> None:
@@ -270,15 +278,72 @@ def test_outputs_of_other_sizes(case: str) -> None:
     with jax.enable_x64(True):
         models, ensemble, inputs = ported(case, check=False)
         assert ensemble.network.sizes == expected
-        for sizes in (
-            {name: size.least for name, size in expected.items()},
-            {name: 12 + 4 * k for k, name in enumerate(expected)},
-        ):
-            resized = with_sizes(inputs, Opened.again(ensemble).names, sizes)
-            for place, theirs in stacked(reference.loop(models, resized)).items():
-                np.testing.assert_allclose(
-                    by_place(ensemble(*resized.positional))[place], theirs, rtol=0, atol=1e-12, err_msg=str(sizes)
-                )
+        assert_outputs(models, ensemble, inputs, {name: size.least for name, size in expected.items()})
+        assert_outputs(models, ensemble, inputs, {name: 12 + 4 * k for k, name in enumerate(expected)})
+
+
+SEVERAL: dict[str, tuple[nn.Module, Tensor, dict[Any, Any], dict[str, Sizes], tuple[dict[str, int], ...]]] = {
+    "length": (
+        nn.Sequential(
+            nn.Linear(8, 8),
+            Fn(
+                lambda x: x * (torch.arange(x.shape[1]) >= x.shape[1] - 2).unsqueeze(1),
+                lambda x: torch.where(x > x.shape[1] / 20, x.shape[1], 0.5),
+                lambda x: F.layer_norm(x, x.shape[1:]) + F.rms_norm(x, x.shape[1:]),
+                lambda x: F.max_pool1d(x.mT, 3, 2, 1, ceil_mode=True),
+                lambda x: F.max_pool1d(x.mT, x.shape[1]).squeeze(2) + F.avg_pool1d(x.mT, x.shape[1]).squeeze(2),
+                lambda x: torch.einsum("nic,njc,njd->nid", x, x, x),
+                lambda x: x[:, : math.ceil(x.shape[1] / 2)],
+            ),
+        ),
+        ROWS,
+        LENGTH,
+        {"length": Sizes(3)},
+        ({"length": 3}, {"length": 4}, {"length": 9}),
+    ),
+    "image": (
+        nn.Sequential(
+            conv(3, 4),
+            Fn(
+                lambda x: x.flatten(2).argmax(-1),
+                lambda x: x.flatten(2).argmin(-1, keepdim=True),
+                lambda x: F.avg_pool2d(x, x.shape[2:]) * F.max_pool2d(x, kernel_size=x.size()[2:]),
+                lambda x: F.layer_norm(x, x.shape[1:]),
+                lambda x: F.pixel_unshuffle(x, 2),
+                lambda x: F.glu(x, 3),
+            ),
+        ),
+        X,
+        IMAGE,
+        image(4, 2),
+        ({"height": 4, "width": 10}, {"height": 26, "width": 4}),
+    ),
+}
+
+
+@pytest.mark.parametrize("case", SEVERAL)
+def test_outputs_of_several_operations(case: str) -> None:
+    """What once was wrong, or not taken, each for several sizes."""
+    model, x, dynamic, expected, tried = SEVERAL[case]
+    with jax.enable_x64(True):
+        models, inputs = members_of(model), reference.doubled(Arguments.of((x,)))
+        ensemble = torch_bridge.to_ensemble(models, *inputs, dynamic=dynamic, check=False)
+        assert ensemble.network.sizes == expected
+        for sizes in tried:
+            assert_outputs(models, ensemble, inputs, sizes)
+
+
+def test_sizes_of_one_are_left_out_where_they_are_another_matter() -> None:
+    """Where the forward refuses them, or computes something else, although no condition says so."""
+
+    def asserted(x: Tensor) -> Tensor:
+        assert x.shape[1] > 1
+        return x
+
+    for forward in (asserted, lambda x: x.sum(1) / (x.shape[1] - 1 or 1), lambda x: torch.cov(x[0])):
+        ensemble = torch_bridge.to_ensemble([after_linear(forward)], (ROWS,), dynamic=LENGTH, check=False)
+        with pytest.raises(InputError, match="length of 1, which must be at least 2"):
+            ensemble(np.zeros((2, 1, 8), np.float32))
 
 
 def test_the_proof_runs_at_two_sizes() -> None:
@@ -311,6 +376,14 @@ def test_what_cannot_stay_open_is_refused_by_name() -> None:
         (nn.Sequential(conv(3, 4), nn.Flatten(), nn.Linear(1280, 3)), X, IMAGE, r"takes height and width for a fixed"),
         (nn.Sequential(conv(3, 4), nn.LayerNorm([4, 16, 20])), X, IMAGE, r"takes height and width for a fixed number"),
         (Fn(lambda x: x + torch.ones(6, 8)), ROWS, LENGTH, r"length .*\(test_dynamic.py:\d+: .*torch.ones\(6, 8\)"),
+        (Fn(lambda x: x * 2 if x.shape[1] == 200 else x), ROWS, LENGTH, r"takes length .*shape\[1\] == 200"),
+        (Fn(lambda x: x * 2 if x.shape[1] // 3 == 77 else x), ROWS, LENGTH, r"takes length .*shape\[1\] // 3 == 77"),
+        (Fn(lambda x: x * 2 if x.shape[2] == 2 * x.shape[3] else x), X, IMAGE, r"takes height and width .*== 2 \*"),
+        (Fn(lambda x: x * 2 if 2 * x.shape[2] == x.shape[3] else x), X, IMAGE, r"takes height and width .*== x"),
+        (Fn(lambda x: x * 2 if 3 * x.shape[1] - 1 == 602 else x), ROWS, LENGTH, r"takes length .*== 602"),
+        (Fn(lambda x: x * 2 if x.shape[2] - x.shape[3] == 9 else x), X, IMAGE, r"takes height and width .*== 9"),
+        (Fn(lambda x: x.squeeze(1)), ROWS, LENGTH, "it would drop a length of one as well"),
+        (Fn(lambda x: x + torch.arange(0, 1, 1 / x.shape[1])[:, None]), ROWS, LENGTH, "sizes are equal .* on length"),
         (steps, ROWS, LENGTH, r"takes length for a fixed number.* range\(x.shape"),
         (Fn(lambda x: x.sum(1) if x.shape[1] in (6, 9) else x.mean(1)), ROWS, LENGTH, "takes length"),
         (Fn(lambda x: F.interpolate(x, scale_factor=1 / 3)), X, IMAGE, "depends on height; leave it out of `dynamic`"),

@@ -137,7 +137,7 @@ def _axis(x: Value, dim: int) -> dict[str, Arg]:
 @register("aten.glu.default")
 def glu(b: Builder, x: Value, dim: int = -1) -> Value:
     x = b.tidy(x)
-    half = span(int(x.shape[dim]) // 2)
+    half = span(b.result_shape[dim])
     return redimensioned(b, x, b.emit("nnx.glu", x.expr, **_axis(x, dim)), {dim % x.ndim: half})
 
 

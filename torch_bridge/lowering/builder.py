@@ -322,6 +322,8 @@ class Builder:
         rank = max(value.ndim for value in values)
         layouts = alignment.unified([alignment.ranked(value.layout, rank) for value in values])
         if layouts is None:
+            if all(len(dim) <= 1 for value in values for dim in value.layout.dims):
+                raise self.open("whether sizes are equal depends", *(size for value in values for size in value.shape))
             return self.aligned(*[self.opaque(value) for value in values])
         dims, axes = alignment.common_axes(layouts, self._lead(values))
         values = [dataclasses.replace(value, layout=layout) for value, layout in zip(values, layouts, strict=True)]

@@ -183,7 +183,10 @@ def pinv_by_ratio(b: Builder, x: Value, rcond: Any = 1e-15, hermitian: bool = Fa
 def pinv(b: Builder, x: Value, *, atol: Any = None, rtol: Any = None, hermitian: bool = False) -> Value:
     value = b.plain(x)
     if rtol is None and not (isinstance(atol, int | float) and atol > 0):
-        rtol = max(int(size) for size in value.shape[-2:]) * torch.finfo(value.dtype).eps
+        sizes = value.shape[-2:]
+        if not all(isinstance(size, int) for size in sizes):
+            raise b.open("what counts as zero depends", *sizes)
+        rtol = max(map(int, sizes)) * torch.finfo(value.dtype).eps
     limits = {"atol": atol, "rtol": rtol}
     options: dict[str, Arg] = {
         name: b.plain(limit).expr if isinstance(limit, Value | Tensor) else limit

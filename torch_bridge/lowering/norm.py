@@ -4,7 +4,7 @@ import dataclasses
 import math
 from collections.abc import Sequence
 from decimal import Decimal
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import nn
@@ -121,6 +121,10 @@ def layer_norm(
     eps: float = 1e-5,
     cudnn_enable: bool = True,
 ) -> Value:
+    if _is_open(normalized_shape):
+        x = b.value(x)
+        centred = apply(b, "-", x, reduced(b, "jnp.mean", x, range(-len(normalized_shape), 0), True))
+        return _by_root_mean_square(b, centred, len(normalized_shape), eps)
     options = _eps(eps, 1e-6) | _affine(weight, bias) | {"use_fast_variance": False}
     return _over_features(b, "nnx.LayerNorm", x, normalized_shape, (weight, bias), options)
 
@@ -131,12 +135,22 @@ def rms_norm(
 ) -> Value:
     x = b.value(x)
     eps = torch.finfo(x.dtype).eps if eps is None else eps
-    if x.dtype.is_complex:  # squares, where Flax takes those of sizes
-        mean = reduced(b, "jnp.mean", apply(b, "jnp.square", x), range(-len(normalized_shape), 0), True)
-        y = apply(b, "*", x, apply(b, "lax.rsqrt", apply(b, "+", mean, eps)))
+    if x.dtype.is_complex or _is_open(normalized_shape):  # squares, where Flax takes those of sizes
+        y = _by_root_mean_square(b, x, len(normalized_shape), eps)
         return y if weight is None else apply(b, "*", y, weight)
     options = _eps(eps, 1e-6) | ({} if weight is not None else {"use_scale": False})
     return _over_features(b, "nnx.RMSNorm", x, normalized_shape, (weight, None), options)
+
+
+def _is_open(shape: Sequence[Any]) -> bool:
+    """Whether a normalisation is over a size that stays open, so that no layer can hold weights for it."""
+    return not all(isinstance(size, int) for size in shape)
+
+
+def _by_root_mean_square(b: Builder, x: Value, count: int, eps: float) -> Value:
+    """A value over the root of the mean of its squares along as many last dimensions."""
+    mean = reduced(b, "jnp.mean", apply(b, "jnp.square", x), range(-count, 0), True)
+    return apply(b, "*", x, apply(b, "lax.rsqrt", apply(b, "+", mean, eps)))
 
 
 def _over_features(

@@ -20,7 +20,7 @@ def _place(target: str) -> Callable[..., Value]:
         if dim is None:
             expr = b.emit(target, b.plain(value).expr)
             return relabelled(b.new(expr, ()), [()] * value.ndim if keepdim else [])
-        return reduced(b, target, value, dim, keepdim) if value.ndim else b.new(b.emit(target, value.expr))
+        return reduced(b, target, b.tidy(value), dim, keepdim) if value.ndim else b.new(b.emit(target, value.expr))
 
     return rule
 

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import sympy
 import torch
 from torch import Tensor
 
@@ -72,6 +73,8 @@ def common_dtype(*operands: Any) -> torch.dtype:
 def _like(operand: Any) -> Any:
     if isinstance(operand, Value):
         return torch.empty((1,) * operand.ndim, dtype=operand.dtype, device="meta")
+    if isinstance(operand, sympy.Expr):  # computed from open sizes
+        return 0 if operand.is_integer else 0.0
     return operand
 
 

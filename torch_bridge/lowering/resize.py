@@ -191,9 +191,10 @@ def pixel_shuffle(b: Builder, x: Value, upscale_factor: int) -> Value:
 @register("aten.pixel_unshuffle.default")
 def pixel_unshuffle(b: Builder, x: Value, downscale_factor: int) -> Value:
     """`[..., C, H x r, W x s]` to `[..., C x r x s, H, W]`."""
-    *lead, channels, height, width = b.value(x).shape
+    *lead, channels, _, _ = b.value(x).shape
+    *_, height, width = b.result_shape
     r = downscale_factor
-    value, (*ahead, c, h, rows, w, columns) = _split(b, x, (*lead, channels, int(height) // r, r, int(width) // r, r))
+    value, (*ahead, c, h, rows, w, columns) = _split(b, x, (*lead, channels, height, r, width, r))
     return _regrouped(value, (*ahead, (*c, *rows, *columns), h, w))
 
 

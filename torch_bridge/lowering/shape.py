@@ -97,8 +97,10 @@ def squeeze(b: Builder, x: Value, dim: int | Sequence[int]) -> Value:
 
 def _refuse_batch_squeeze(b: Builder, value: Value, dims: Iterable[int]) -> None:
     """Dropping a batch of one, and no other, would make the rank of outputs depend on the batch size."""
-    if any(not isinstance(value.shape[dim], int) for dim in dims):
-        raise b.unsupported("it would drop a batch of one as well; name the dimension to squeeze, such as squeeze(-1)")
+    for size in (value.shape[dim] for dim in dims):
+        if not isinstance(size, int):
+            what = b.named(size) or "batch"
+            raise b.unsupported(f"it would drop a {what} of one as well; name another dimension, such as squeeze(-1)")
 
 
 @register("aten.as_strided.default")

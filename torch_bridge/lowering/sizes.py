@@ -46,6 +46,9 @@ def computed(emit: Emit, wanted: Any, known: Known) -> Arg | None:
         return computed(emit, parts[0], known)
     if name == "OpaqueUnaryFn_sqrt":
         return _joined(emit, "**", [parts[0], sympy.Float(0.5)], known)
+    if name == "CeilToInt" and type(parts[0]).__name__ == "IntTrueDiv":  # as `-(-size // number)`
+        above, below = (computed(emit, part, known) for part in parts[0].args)
+        return None if above is None or below is None else emit("neg", emit("//", emit("neg", above), below))
     if name in ("TruncToInt", "FloorToInt"):
         return _scaled(emit, parts[0], known)
     if name in _OPERATORS:
