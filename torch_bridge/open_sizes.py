@@ -119,15 +119,19 @@ def _max(x: Tensor) -> Tensor:
 
 
 def _recurrent(name: str) -> Callable[..., Any]:
-    """A recurrent layer over a sequence of open length, which the exporter would write out step by step."""
+    """A recurrent layer over a sequence, which the exporter would write out step by step to find its shapes.
+
+    One that drops is left to it while the length is fixed, for both modes to be compared.
+    """
 
     def layer(x: Tensor, hx: Any, params: Any, *options: Any) -> Any:
         if not isinstance(params, list | tuple) or not isinstance(options[0], bool):  # packed sequences
             return NotImplemented
         has_biases, num_layers, dropout, train, bidirectional, batch_first = options
-        if x.ndim != 3 or not isinstance(x.shape[1 if batch_first else 0], torch.SymInt):
+        drops = dropout and num_layers > 1
+        if x.ndim != 3 or (drops and not isinstance(x.shape[1 if batch_first else 0], torch.SymInt)):
             return NotImplemented
-        mode = "always" if train and dropout and num_layers > 1 else "never"
+        mode = "always" if train and drops else "never"
         return stand_in(name)(x, hx, params, has_biases, num_layers, dropout, bidirectional, batch_first, mode)
 
     return layer
