@@ -34,7 +34,7 @@ from torch_bridge.compat import (
     pytree,
     writes,
 )
-from torch_bridge.decisions import Decisions, FixedSize, decisions
+from torch_bridge.decisions import MOST, Decisions, FixedSize, decisions
 from torch_bridge.derivatives import Derivatives, written_out
 from torch_bridge.distributions import validation_off
 from torch_bridge.examples import Arguments, all_parameters_named
@@ -296,8 +296,12 @@ LIMITS = "torch_bridge: what open sizes may be"
 """Where an exported graph keeps it, in its `meta`."""
 
 
-def _exported(model: nn.Module, example: Example, *, training: bool | None) -> tuple[ExportedProgram, list[nn.Module]]:
+def _exported(
+    model: nn.Module, example: Example, *, training: bool | None, widest: Limits | None = None
+) -> tuple[ExportedProgram, list[nn.Module]]:
+    """The same; `widest` are the limits of sizes before what was found of them."""
     inputs, limits = example.inputs, example.limits
+    widest = limits if widest is None else widest
     with (
         in_mode([model], training),
         _cumulative_averages_fixed(model),
@@ -309,7 +313,8 @@ def _exported(model: nn.Module, example: Example, *, training: bool | None) -> t
         try:
             program, read, derived = _program(model, example)
             if decided.named_limits(example) != limits:
-                return _exported(model, example._replace(limits=decided.named_limits(example)), training=training)
+                narrower = decided.named_limits(example)
+                return _exported(model, example._replace(limits=narrower), training=training, widest=widest)
         except FixedSize as fixed:
             raise fixed_size(model, fixed.name, fixed.place) from fixed
         except UnsupportedError:
@@ -322,7 +327,7 @@ def _exported(model: nn.Module, example: Example, *, training: bool | None) -> t
                     error, model, inputs, training=bool(training), fixed=(fixed.name, fixed.place)
                 ) from error
             if narrower != limits:
-                return _exported(model, example._replace(limits=narrower), training=training)
+                return _exported(model, example._replace(limits=narrower), training=training, widest=widest)
             raise explained(error, model, inputs, training=bool(training)) from error
         if drawn:
             raise UnsupportedError(
@@ -336,18 +341,24 @@ def _exported(model: nn.Module, example: Example, *, training: bool | None) -> t
                 "ported network takes the same way for all batch sizes. Write it without this decision, or pass "
                 "batch_axis=None to port it for the size of the example."
             )
-        program.graph_module.meta[LIMITS] = _with_least(model, program, example, decided)
+        program.graph_module.meta[LIMITS] = _with_ends(model, program, example, widest, decided)
     inline_regions(program.graph_module)
     mark_counters(model, program)
     return program, read
 
 
-def _with_least(model: nn.Module, program: ExportedProgram, example: Example, decided: Decisions) -> Limits:
-    """The limits of sizes, down to the least ones if the program is right for those, too."""
+def _with_ends(
+    model: nn.Module, program: ExportedProgram, example: Example, widest: Limits, decided: Decisions
+) -> Limits:
+    """The limits of sizes, where the program is right for the least ones, and for those that follow the most."""
     found = {name: example.limits.get(name, Sizes()) for name in example.named}
     ends = {name: sizes.multiple for name, sizes in found.items() if sizes.least <= sizes.multiple}
     if ends and not _is_right_for(model, program, example, ends, decided):
         found |= {name: dataclasses.replace(found[name], least=2 * size) for name, size in ends.items()}
+    further = {name: sizes.most + sizes.multiple for name, sizes in found.items() if sizes.most is not None}
+    further = {name: size for name, size in further.items() if size in widest.get(name, Sizes()) and size < MOST}
+    if further and _is_right_for(model, program, example, further, decided):  # as of all that a table has
+        found |= {name: dataclasses.replace(found[name], most=size) for name, size in further.items()}
     return {**example.limits, **found}
 
 
@@ -393,7 +404,7 @@ def _tracing(model: nn.Module, inputs: Arguments) -> Iterator[list[Tree]]:
 def _is_right_for(
     model: nn.Module, program: ExportedProgram, example: Example, sizes: Mapping[str, int], decided: Decisions
 ) -> bool | None:
-    """Whether the least sizes are treated as larger ones are; None where the forward refuses them."""
+    """Whether these sizes are treated as others are; None where the forward refuses them."""
     inputs = example.resized(sizes)
     try:
         with _tracing(model, inputs):

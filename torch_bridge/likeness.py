@@ -1,45 +1,78 @@
 """Whether two programs of one forward are alike: that for open sizes, and another for some of those alone."""
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, TypeAlias
 
 import torch
-from torch import fx
+from torch import Tensor, fx
 from torch.export import ExportedProgram
 
 from torch_bridge.compat import pytree
 from torch_bridge.modes import has_tensors
+from torch_bridge.stand_ins import NAMES, Mode, all_args, stand_in, stand_in_args
+
+Valued: TypeAlias = Callable[[Any], Any]
+"""What an expression in open sizes is for some of those."""
 
 
-def is_same(program: ExportedProgram, of_one: ExportedProgram, value: Callable[[Any], Any]) -> bool:
-    """Whether a program for open sizes does for the least ones what the other, made for those alone, does.
-
-    `value` says what an expression in open sizes is then.
-    """
-    ours, theirs = ([node for node in each.graph.nodes if has_tensors(node)] for each in (program, of_one))
-    if len(ours) != len(theirs):
-        return False
-    twins = dict(zip(ours, theirs, strict=True))
-    return all(node.target == twin.target and _alike(node, twin, twins, value) for node, twin in twins.items())
+_SLICE = torch.ops.aten.slice.Tensor
 
 
-def _alike(node: fx.Node, twin: fx.Node, twins: dict[fx.Node, fx.Node], value: Callable[[Any], Any]) -> bool:
-    """Whether two nodes have the same arguments, and results with as many dimensions, of which `squeeze` drops some."""
-    if node.op == "placeholder":
-        return True
-    ours, theirs = (pytree.tree_leaves((each.args, each.kwargs)) for each in (node, twin))
-    return (
-        _ranks(node) == _ranks(twin)
-        and len(ours) == len(theirs)
-        and all(twins[a] is b if a in twins else _number(a, value) == b for a, b in zip(ours, theirs, strict=True))
+def is_same(program: ExportedProgram, of_some: ExportedProgram, value: Valued) -> bool:
+    """Whether a program for open sizes does for some of those what the other, made for these alone, does."""
+    (ours, whole), (theirs, others_whole) = _steps(program, value), _steps(of_some, value)
+    twins: dict[Any, fx.Node] = dict(zip(ours, theirs, strict=False))
+    twins |= {node: twins.get(source, source) for node, source in whole.items()}
+    return len(ours) == len(theirs) and all(
+        _alike(node, twins[node], twins, others_whole, value) for node in ours if node.op != "placeholder"
     )
 
 
-def _number(argument: Any, value: Callable[[Any], Any]) -> Any:
+def _steps(program: ExportedProgram, value: Valued) -> tuple[list[fx.Node], dict[Any, fx.Node]]:
+    """The operations on tensors; and, apart from these, slices that are all of what they are taken from."""
+    steps: list[fx.Node] = []
+    whole: dict[Any, fx.Node] = {}
+    for node in filter(has_tensors, program.graph.nodes):
+        if node.target == torch.ops.aten.alias.default or (node.target == _SLICE and _is_whole(node, value)):
+            whole[node] = whole.get(node.args[0], node.args[0])
+        else:
+            steps.append(node)
+    return steps, whole
+
+
+def _is_whole(node: fx.Node, value: Valued) -> bool:
+    x, dim, start, end, step = (_number(argument, value) for argument in all_args(node))
+    return start in (None, 0) and step == 1 and (end is None or end >= _number(x.shape[dim], value))
+
+
+def _alike(
+    node: fx.Node, twin: fx.Node, twins: Mapping[Any, fx.Node], others_whole: Mapping[Any, fx.Node], value: Valued
+) -> bool:
+    """Whether two nodes have the same arguments, and results with as many dimensions, of which `squeeze` drops some."""
+    name = NAMES.get(twin.target)
+    given: Any = (twin.args, twin.kwargs)
+    if name is not None and node.target == stand_in(name):  # a recurrent layer of open length
+        given = (stand_in_args(name, all_args(twin), Mode(node.args[-1])), {})  # type: ignore[arg-type]
+    elif node.target != twin.target:
+        return False
+    ours, theirs = (pytree.tree_leaves(each) for each in ((node.args, node.kwargs), given))
+    if node.target == _SLICE:
+        ours, theirs = ([entry or 0 for entry in all_args(each)] for each in (node, twin))  # None is the start, too
+    return (
+        _ranks(node) == _ranks(twin)
+        and len(ours) == len(theirs)
+        and all(
+            twins[a] is others_whole.get(b, b) if a in twins else _number(a, value) == b
+            for a, b in zip(ours, theirs, strict=True)
+        )
+    )
+
+
+def _number(argument: Any, value: Valued) -> Any:
     """What an argument that may be computed from open sizes is."""
     val = argument.meta["val"] if isinstance(argument, fx.Node) else argument
     return value(val.node.expr) if isinstance(val, torch.SymInt | torch.SymFloat) else val
 
 
 def _ranks(node: fx.Node) -> list[int]:
-    return [leaf.ndim for leaf in pytree.tree_leaves(node.meta.get("val")) if isinstance(leaf, torch.Tensor)]
+    return [leaf.ndim for leaf in pytree.tree_leaves(node.meta.get("val")) if isinstance(leaf, Tensor)]

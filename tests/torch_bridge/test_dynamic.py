@@ -189,10 +189,10 @@ def image(least: int = 1, multiple: int = 1) -> dict[str, Sizes]:
 
 SEQUENCES: dict[str, tuple[nn.Module, Tensor, Sizes]] = {
     "causal": (Causal(), IDS, ANY),
-    "table": (Flash(), IDS, Sizes(2, 32)),
-    "gru": (Recurrent(nn.GRU, bidirectional=True), IDS, Sizes(2)),
-    "lstm": (Recurrent(nn.LSTM, num_layers=2, dropout=0.5), IDS, Sizes(2)),
-    "rnn": (Recurrent(nn.RNN, nonlinearity="relu"), IDS, Sizes(2)),
+    "table": (Flash(), IDS, Sizes(1, 32)),
+    "gru": (Recurrent(nn.GRU, bidirectional=True), IDS, ANY),
+    "lstm": (Recurrent(nn.LSTM, num_layers=2, dropout=0.5), IDS, ANY),
+    "rnn": (Recurrent(nn.RNN, nonlinearity="relu"), IDS, ANY),
     "decided": (Longer(8, 3), ROWS, Sizes(6)),
     "sums": (after_linear(normalised), ROWS, ANY),
     "spectrum": (after_linear(lambda x: torch.fft.irfft(torch.fft.rfft(x, dim=1), n=x.shape[1], dim=1)), ROWS, ANY),
@@ -333,6 +333,31 @@ def test_outputs_of_several_operations(case: str) -> None:
             assert_outputs(models, ensemble, inputs, sizes)
 
 
+class Tables(nn.Module):
+    """All that a table holds may be asked for; a recurrent layer may go one step."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mask, self.places = nn.Buffer(torch.ones(1, 12, 12).tril()), nn.Parameter(torch.randn(12, 8))
+        self.layer = nn.GRU(8, 8, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        n = x.shape[1]
+        x = self.layer(x + self.places[:n])[0]
+        return (x @ x.mT).masked_fill(self.mask[:, :n, :n] == 0, -1e9).softmax(-1) @ x
+
+
+def test_sizes_at_the_ends() -> None:
+    with jax.enable_x64(True):
+        models, inputs = members_of(Tables()), reference.doubled(Arguments.of((ROWS,)))
+        ensemble = torch_bridge.to_ensemble(models, *inputs, dynamic=LENGTH, check=False)
+        assert ensemble.network.sizes == {"length": Sizes(1, 12)}
+        for length in (1, 12):
+            assert_outputs(models, ensemble, inputs, {"length": length})
+        bounded = torch_bridge.to_ensemble(models, *inputs, dynamic={0: {1: Dim("length", max=9)}}, check=False)
+        assert bounded.network.sizes == {"length": Sizes(1, 9)}
+
+
 def test_sizes_of_one_are_left_out_where_they_are_another_matter() -> None:
     """Where the forward refuses them, or computes something else, although no condition says so."""
 
@@ -431,8 +456,8 @@ def test_calls_are_held_to_the_sizes_that_there_may_be() -> None:
     assert again == ensemble.network
     assert ensemble(torch.zeros(5, 32, dtype=torch.int64)).shape == (2, 5, 32, 9)
     assert ensemble.each(torch.zeros(2, 5, 3, dtype=torch.int64)).shape == (2, 5, 3, 9)
-    for length in (1, 33):
-        with pytest.raises(InputError, match=f"`ids`: length of {length}, which must be at least 2, at most 32"):
+    for length in (0, 33):
+        with pytest.raises(InputError, match=f"`ids`: length of {length}, which must be at least 1, at most 32"):
             ensemble(torch.zeros(5, length, dtype=torch.int64))
 
 
