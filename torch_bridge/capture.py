@@ -63,6 +63,7 @@ from torch_bridge.outputs import filled, taken_apart
 from torch_bridge.own_gradients import check_own_gradients, own_functions
 from torch_bridge.regions import inline_regions
 from torch_bridge.stand_ins import replace_moded, stand_in
+from torch_bridge.tables import within_tables
 
 
 @dataclasses.dataclass(frozen=True)
@@ -359,7 +360,7 @@ def _with_ends(
     further = {name: size for name, size in further.items() if size in widest.get(name, Sizes()) and size < MOST}
     if further and _is_right_for(model, program, example, further, decided):  # as of all that a table has
         found |= {name: dataclasses.replace(found[name], most=size) for name, size in further.items()}
-    return {**example.limits, **found}
+    return {**example.limits, **within_tables(program, found, example.sizes, decided.value)}
 
 
 def _program(

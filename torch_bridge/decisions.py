@@ -52,7 +52,7 @@ class Decisions:
         symbols = size.free_symbols
         if len(symbols) == 1:
             (symbol,) = symbols
-            self.names[symbol], self.units[symbol] = name, size.coeff(symbol) * times
+            self.names[symbol], self.units[symbol] = name, int(size.coeff(symbol)) * times
 
     def of(self, guard: Any) -> set[str]:
         """The names of the open sizes that a condition is about, the batch's left out."""

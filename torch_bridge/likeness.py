@@ -31,7 +31,7 @@ def is_same(program: ExportedProgram, of_some: ExportedProgram, value: Valued) -
 def _steps(program: ExportedProgram, value: Valued) -> tuple[list[fx.Node], dict[Any, fx.Node]]:
     """The operations on tensors; and, apart from these, slices that are all of what they are taken from."""
     steps: list[fx.Node] = []
-    whole: dict[Any, fx.Node] = {}
+    whole: dict[Any, Any] = {}
     for node in filter(has_tensors, program.graph.nodes):
         if node.target == torch.ops.aten.alias.default or (node.target == _SLICE and _is_whole(node, value)):
             whole[node] = whole.get(node.args[0], node.args[0])
@@ -41,8 +41,8 @@ def _steps(program: ExportedProgram, value: Valued) -> tuple[list[fx.Node], dict
 
 
 def _is_whole(node: fx.Node, value: Valued) -> bool:
-    x, dim, start, end, step = (_number(argument, value) for argument in all_args(node))
-    return start in (None, 0) and step == 1 and (end is None or end >= _number(x.shape[dim], value))
+    x, dim, start, end, step = (number_of(argument, value) for argument in all_args(node))
+    return start in (None, 0) and step == 1 and (end is None or end >= number_of(x.shape[dim], value))
 
 
 def _alike(
@@ -62,13 +62,13 @@ def _alike(
         _ranks(node) == _ranks(twin)
         and len(ours) == len(theirs)
         and all(
-            twins[a] is others_whole.get(b, b) if a in twins else _number(a, value) == b
+            twins[a] is others_whole.get(b, b) if a in twins else number_of(a, value) == b
             for a, b in zip(ours, theirs, strict=True)
         )
     )
 
 
-def _number(argument: Any, value: Valued) -> Any:
+def number_of(argument: Any, value: Valued) -> Any:
     """What an argument that may be computed from open sizes is."""
     val = argument.meta["val"] if isinstance(argument, fx.Node) else argument
     return value(val.node.expr) if isinstance(val, torch.SymInt | torch.SymFloat) else val

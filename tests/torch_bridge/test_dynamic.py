@@ -188,7 +188,7 @@ def image(least: int = 1, multiple: int = 1) -> dict[str, Sizes]:
 
 
 SEQUENCES: dict[str, tuple[nn.Module, Tensor, Sizes]] = {
-    "causal": (Causal(), IDS, ANY),
+    "causal": (Causal(), IDS, Sizes(1, 32)),
     "table": (Flash(), IDS, Sizes(1, 32)),
     "gru": (Recurrent(nn.GRU, bidirectional=True), IDS, ANY),
     "lstm": (Recurrent(nn.LSTM, num_layers=2, dropout=0.5), IDS, ANY),
@@ -336,14 +336,15 @@ def test_outputs_of_several_operations(case: str) -> None:
 class Tables(nn.Module):
     """All that a table holds may be asked for; a recurrent layer may go one step."""
 
-    def __init__(self) -> None:
+    def __init__(self, offset: int = 2) -> None:
         super().__init__()
+        self.offset = offset
         self.mask, self.places = nn.Buffer(torch.ones(1, 12, 12).tril()), nn.Parameter(torch.randn(12, 8))
-        self.layer = nn.GRU(8, 8, batch_first=True)
+        self.layer, self.words = nn.GRU(8, 8, batch_first=True), nn.Embedding(14, 8)
 
     def forward(self, x: Tensor) -> Tensor:
         n = x.shape[1]
-        x = self.layer(x + self.places[:n])[0]
+        x = self.layer(x + self.places[:n] + self.words(torch.arange(self.offset, n + self.offset)))[0]
         return (x @ x.mT).masked_fill(self.mask[:, :n, :n] == 0, -1e9).softmax(-1) @ x
 
 
@@ -356,6 +357,8 @@ def test_sizes_at_the_ends() -> None:
             assert_outputs(models, ensemble, inputs, {"length": length})
         bounded = torch_bridge.to_ensemble(models, *inputs, dynamic={0: {1: Dim("length", max=9)}}, check=False)
         assert bounded.network.sizes == {"length": Sizes(1, 9)}
+        later = torch_bridge.to_ensemble(members_of(Tables(6)), *inputs, dynamic=LENGTH, check=False)
+        assert later.network.sizes == {"length": Sizes(1, 8)}
 
 
 def test_sizes_of_one_are_left_out_where_they_are_another_matter() -> None:

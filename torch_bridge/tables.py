@@ -1,0 +1,65 @@
+"""How long a sequence may be for tables of embeddings to have a row for every place."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.export import ExportedProgram
+
+from jaxensemble.network import Sizes
+from torch_bridge.compat import pytree
+from torch_bridge.likeness import number_of
+from torch_bridge.modes import has_tensors
+
+Valued = Callable[[Any, Mapping[str, int]], Any]
+"""What an expression in open sizes is, for sizes by name."""
+
+
+def within_tables(
+    program: ExportedProgram, limits: Mapping[str, Sizes], given: Mapping[str, int], value: Valued
+) -> dict[str, Sizes]:
+    """Limits narrowed to where every index that open sizes alone decide, as `torch.arange(x.shape[1])`, has a row.
+
+    PyTorch refuses others, of which the exporter tells nothing. `given` are the sizes of the example.
+    """
+    found = dict(limits)
+    for index, rows in _lookups(program):
+        for name, sizes in limits.items():
+            has_rows = functools.partial(_has_rows, index, rows, name, given, value)
+            inside, outside = given[name], 2 * max(rows, given[name]) + 2
+            if has_rows(outside):
+                continue
+            while outside - inside > 1:
+                middle = (inside + outside) // 2
+                inside, outside = (middle, outside) if has_rows(middle) else (inside, middle)
+            most = inside // sizes.multiple * sizes.multiple
+            found[name] = dataclasses.replace(found[name], most=min(found[name].most or most, most))
+    return found
+
+
+def _lookups(program: ExportedProgram) -> Iterator[tuple[fx.Node, int]]:
+    """Indices of embeddings that are computed from sizes alone, and how many rows there are for them."""
+    from_inputs: set[fx.Node] = set()
+    for node in program.graph.nodes:
+        if has_tensors(node) and (node.op != "call_function" or not from_inputs.isdisjoint(node.all_input_nodes)):
+            from_inputs.add(node)
+        if node.target == torch.ops.aten.embedding.default and node.args[1] not in from_inputs:
+            yield node.args[1], int(node.args[0].meta["val"].shape[0])
+
+
+def _has_rows(index: fx.Node, rows: int, name: str, given: Mapping[str, int], value: Valued, size: int) -> bool:
+    """Whether all places have a row when the open size of a name is this."""
+    places = _computed(index, lambda expression: value(expression, {**given, name: size}))
+    return not places.numel() or (int(places.min()) >= 0 and int(places.max()) < rows)
+
+
+def _computed(node: fx.Node, value: Callable[[Any], Any]) -> Tensor:
+    def argument(leaf: Any) -> Any:
+        return _computed(leaf, value) if isinstance(leaf, fx.Node) and has_tensors(leaf) else number_of(leaf, value)
+
+    args, kwargs = pytree.tree_map(argument, (node.args, dict(node.kwargs)))
+    with torch.random.fork_rng(devices=[]):  # of a place that is drawn
+        return node.target(*args, **kwargs)  # type: ignore[operator]
