@@ -69,7 +69,7 @@ def check_inputs(network: Network, inputs: tuple[Any, ...], *, each: bool) -> No
     """
     problems: list[str] = []
     found = dict(_named(tuple(network.open_inputs.values()), inputs, "inputs", problems))
-    open_sizes: dict[str | None, dict[str, int]] = {}
+    open_sizes: dict[str | None, list[tuple[str, int]]] = {}
     for name, value in found.items():
         if name not in network.input_shapes:
             continue
@@ -81,7 +81,7 @@ def check_inputs(network: Network, inputs: tuple[Any, ...], *, each: bool) -> No
         else:
             for e, g in zip(expected, shape, strict=True):
                 if not isinstance(e, int):
-                    open_sizes.setdefault(e, {})[name] = g
+                    open_sizes.setdefault(e, []).append((name, g))
         dtype, wanted = jnp.result_type(value), network.input_dtypes.get(name)
         if wanted is not None and _kind(dtype) != _kind(wanted) and not isinstance(value, _SCALARS):
             problems.append(f"`{name}`: expected {wanted}, got {dtype}")
@@ -95,15 +95,15 @@ def check_inputs(network: Network, inputs: tuple[Any, ...], *, each: bool) -> No
         )
 
 
-def _size_problems(network: Network, size: str | None, found: dict[str, int]) -> Iterator[str]:
+def _size_problems(network: Network, size: str | None, found: list[tuple[str, int]]) -> Iterator[str]:
     """What is wrong with an open size, by the inputs that have it."""
     what = "batch" if size is None else size
-    if len(set(found.values())) > 1:
-        yield from (f"`{name}`: {what} of {number}" for name, number in found.items())
+    if len({number for _, number in found}) > 1:
+        yield from (f"`{name}`: {what} of {number}" for name, number in found)
         return
-    number = next(iter(found.values()))
+    names, number = dict.fromkeys(f"`{name}`" for name, _ in found), found[0][1]
     if size is not None and number not in network.sizes[size]:
-        yield f"{', '.join(f'`{name}`' for name in found)}: {size} of {number}, which must be {network.sizes[size]}"
+        yield f"{', '.join(names)}: {size} of {number}, which must be {network.sizes[size]}"
 
 
 def batch_axes(network: Network | None, inputs: tuple[Any, ...], *, each: bool) -> tuple[int | None, ...]:

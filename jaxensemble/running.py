@@ -15,6 +15,7 @@ from jaxensemble.arguments import arrays_alone
 from jaxensemble.elementary import tanh
 from jaxensemble.errors import InputError, JaxEnsembleError, StateError, described
 from jaxensemble.extremes import EXTREMES
+from jaxensemble.inputs import ENABLE
 from jaxensemble.lowering import with_forms
 from jaxensemble.plan import Plan
 from jaxensemble.products import product
@@ -99,6 +100,8 @@ def _outputs(module: nnx.Module, inputs: Any, rngs: Tree) -> Any:
         advice = f"\n{SPLIT}" if single_keys(rngs) and failed_while_mapped(error) else ""
         if any(leaf.size == 0 for leaf in jax.tree.leaves(inputs)):  # of which JAX cannot tell what -1 is in a shape
             advice = "\nAn input has no elements, on which this network cannot run: give at least one row."
+        if isinstance(error, OverflowError):
+            advice = f"\nThe network computes with a whole number beyond 32 bits: {ENABLE}."
         raise CannotCall(
             f"{name} cannot be called with ({given}): {described(error)}{advice}",
             details=str(error),

@@ -67,7 +67,8 @@ def fixed_size(model: nn.Module, size: str, line: str, details: str = "") -> Uns
     where = f" ({line})" if line else ""
     return UnsupportedError(
         f"{type(model).__name__}.forward takes {size} for a fixed number, or decides by it{where}, so that it cannot "
-        "stay open. Write x.shape[...] or -1 in place of a number, or leave it out of `dynamic`.",
+        "stay open. Write x.shape[...] or -1 in place of a number; give all axes of one size, in all inputs, one name; "
+        "or leave it out of `dynamic`.",
         details=details,
     )
 

@@ -54,7 +54,7 @@ def _take_along_dim(x: Tensor, indices: Tensor, dim: int | None = None) -> Any:
     if dim is None or x.ndim != indices.ndim or not (_is_open(x) or _is_open(indices)):
         return NotImplemented
     pairs = zip(x.shape, indices.shape, strict=True)
-    same = all(_size(own) == _size(other) for k, (own, other) in enumerate(pairs) if k != dim % x.ndim)
+    same = all(own == other for k, (own, other) in enumerate(pairs) if k != dim % x.ndim)
     return x.gather(dim, indices) if same else NotImplemented
 
 

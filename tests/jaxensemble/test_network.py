@@ -203,6 +203,13 @@ def test_sizes_of_inputs_that_are_open_by_name() -> None:
         assert text in " ".join(str(caught.value).split())
 
 
+def test_two_axes_of_one_input_may_have_one_size() -> None:
+    network = broken(input_shapes={"x": (None, 1, "side", "side")}, sizes={"side": Sizes()})
+    check_inputs(network, (np.ones((2, 1, 8, 8)),), each=False)
+    with pytest.raises(InputError, match="`x`: side of 16; `x`: side of 32"):
+        check_inputs(network, (np.ones((2, 1, 16, 32)),), each=False)
+
+
 def test_numbers_keep_their_signs() -> None:
     call = Call("y", "*", (Ref("x"), complex(-0.0, math.inf)))
     again = from_json(to_json(broken(calls=(call,), layers=(), variables=(), training=())))

@@ -534,3 +534,9 @@ def test_rows_that_know_of_each_other_are_not_run_apart(forward: Callable[[Tenso
     ensemble = torch_bridge.to_ensemble([nn.Sequential(nn.Linear(6, 6), Fn(forward)) for _ in range(2)], (x,))
     with pytest.raises(InputError, match="rows"):
         ensemble(x.numpy(), plan=Plan(members=1, rows=2))
+
+
+def test_entries_may_be_taken_along_an_axis_by_another_input() -> None:
+    """Whose batch the exporter tells from the first one's until it has compared them."""
+    forward = Fn(lambda x, places: torch.take_along_dim(x, places, 1))
+    assert_ports(forward, torch.randn(4, 5), torch.randint(0, 5, (4, 2)))

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 import torch_bridge
 from jaxensemble import Ensemble, InputError
+from jaxensemble.errors import ParityError
 from jaxensemble.state import flatten, unflatten
 from torch_bridge import reference
 from torch_bridge.parity import gradients
@@ -682,3 +683,9 @@ def test_legacy_weight_norm_is_compared_in_every_stage() -> None:
     x = torch.randn(5, 4)
     report = torch_bridge.check(models, torch_bridge.to_ensemble(models, (x,), check=False), (x,))
     assert report.passed, report
+
+
+def test_outputs_without_a_finite_number_prove_nothing() -> None:
+    models = [nn.Linear(3, 2) for _ in range(2)]
+    with pytest.raises(ParityError, match="PyTorch's outputs have no finite number to compare"):
+        torch_bridge.to_ensemble(models, (torch.full((4, 3), torch.nan),))

@@ -12,10 +12,11 @@ from flax import nnx
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
+import torch_bridge
 from jaxensemble import layers
 from jaxensemble.errors import InputError, UnsupportedError
 from jaxensemble.state import flatten, split
-from tests.helpers.porting import assert_close, assert_ports, assert_trains, randomised
+from tests.helpers.porting import Fn, assert_close, assert_ports, assert_trains, randomised
 from torch_bridge.capture import capture
 from torch_bridge.convert import to_flax
 from torch_bridge.lowering import Lowered, lower
@@ -486,3 +487,9 @@ def test_batch_norms_that_do_more_keep_their_statistics() -> None:
         "inside.4.num_batches_tracked",
         "norm.num_batches_tracked",
     ]
+
+
+def test_the_default_of_rms_norm_is_that_of_its_dtype_in_the_proof() -> None:
+    """PyTorch's is the dtype's own resolution, which is another one in float64."""
+    models = [nn.Sequential(nn.RMSNorm(6), Fn(lambda x: F.rms_norm(x * 0.01, (6,))), nn.Linear(6, 2)) for _ in range(2)]
+    assert torch_bridge.to_ensemble(models, (torch.randn(4, 6),)).proof is not None

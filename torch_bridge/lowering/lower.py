@@ -23,7 +23,7 @@ from torch_bridge.lowering.mode import update
 from torch_bridge.lowering.state import ModuleState
 from torch_bridge.lowering.table import REFUSALS, RULES
 from torch_bridge.lowering.values import DTYPES, Value, module_scope, settle, size, sizes
-from torch_bridge.modes import has_tensors, is_size, source_line
+from torch_bridge.modes import has_tensors, is_size
 
 RANDOM = torch.Tag.nondeterministic_seeded
 
@@ -264,7 +264,10 @@ def _outputs(builder: Builder, tree: Any, env: dict[fx.Node, Any]) -> Tree:
             value = env[tree]
             builder.node = tree
             if not isinstance(value, Value | Tensor):
-                raise UnsupportedError(f"outputs must be tensors; got {value!r} ({source_line(tree) or tree.name})")
+                raise UnsupportedError(
+                    f"outputs must be tensors, and sizes that are fixed; got {value!r}, a size that stays open. Leave "
+                    "it out: whoever calls the network knows it from its inputs."
+                )
             return _returned(builder, value)
         case dict():
             if not all(isinstance(key, str) for key in tree):

@@ -55,6 +55,8 @@ from torch_bridge.stacking import checked_ensemble, tensors_of_members
 SILENT = 1e-6
 """An output whose error may be larger than this is left to rounding."""
 
+_FIRST = "float64, each its own"
+
 Coarse = Callable[[str], float]
 """How far PyTorch's output at a place is in float32 from that in float64."""
 
@@ -268,7 +270,7 @@ class _Check:
 
     def _float64(self, exact: Ensemble, doubles: list[nn.Module], inputs: Arguments) -> None:
         each = reference.per_member(inputs, len(doubles), self.batch_axis)
-        self._compare("float64, each its own", exact, doubles, each, vmap=self.thorough)
+        self._compare(_FIRST, exact, doubles, each, vmap=self.thorough)
         self._sizes(exact, doubles, inputs)
         if not self.thorough:
             return
@@ -357,6 +359,9 @@ class _Check:
         if list(ours) != list(theirs):
             self.rows.append(Row(case, what, np.inf, self.exact, f"outputs {list(ours)} for {list(theirs)}"))
             return
+        some = any(np.isfinite(expected).any() or not expected.size for expected in theirs.values())
+        if theirs and not some and case == _FIRST:
+            self.rows.append(Row(case, what, np.inf, self.exact, "PyTorch's outputs have no finite number to compare"))
         for place, expected in theirs.items():
             if not (np.isfinite(expected) & (expected != 0)).any():
                 self.silent.add(place)
@@ -364,7 +369,7 @@ class _Check:
             limit, remark = allowed(error, self.exact, lambda place=place: coarse(place))  # type: ignore[misc]
             if limit > SILENT:
                 self.silent.add(place)
-                if case == ("float64, same for all" if self.thorough else "float64, each its own"):
+                if case == ("float64, same for all" if self.thorough else _FIRST):
                     self.rounding.add(place)
             self.rows.append(Row(case, _case(what, place, theirs), error, limit, f"member {member}{remark}"))
 

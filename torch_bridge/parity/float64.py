@@ -74,6 +74,9 @@ def depends_on_dtype(network: Network) -> bool:
     """Whether the network computes with constants or casts that a float64 network would have otherwise."""
     if any(variable.kind == "constant" and _is_inexact(variable.dtype) for variable in network.variables):
         return True
+    options = (tuple(layer.options.values()) for layer in network.layers)
+    if any(isinstance(option, float) and option in _LIMITS for values in options for option in values):
+        return True  # as of `nn.RMSNorm`, whose default is the dtype's own
     return any(_names_float((call.args, call.kwargs)) for call in network.calls)
 
 
