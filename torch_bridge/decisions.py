@@ -142,7 +142,7 @@ class Decisions:
         return {int(size) for size in around if 2 <= size <= MOST}
 
     def _narrowed(self, guards: Sequence[Any], name: str, before: Sizes, given: int) -> Sizes | None:
-        """The sizes for which all conditions on one hold, as they do for the example's; None if they are no `Sizes`."""
+        """The sizes for which all conditions on one hold, or as many of them as `Sizes` can say."""
 
         @functools.cache
         def hold(size: int) -> bool:
@@ -150,14 +150,23 @@ class Decisions:
 
         unit = before.multiple
         critical = set[int]().union(*(self._critical(guard, {}) for guard in guards))
+        candidates: dict[int, Sizes] = {}
         for factor in (k for k in range(unit, given + 1, unit) if given % k == 0):
             least, most = _furthest(hold, given, -factor), _furthest(hold, given, factor)
             found = Sizes(factor if least is None or least < 2 * factor or least <= 2 else least, most, factor)
             ends = (size + sign * unit for size in (found.least, most or unit) for sign in (-1, 1))
             tried = (*(unit * size for size in (*SIZES, *range(40, 130))), *ends, *critical)
-            if all(hold(size) == (size in found) for size in tried if size >= max(2, found.least)):
+            tried = sorted({size for size in tried if size >= max(2, found.least)})
+            if all(hold(size) == (size in found) for size in tried):
                 return found
-        return None
+            wrong = [size for size in tried if size in found and not hold(size)]
+            if wrong and wrong[-1] < given:
+                found = dataclasses.replace(found, least=wrong[-1] + factor)
+            elif wrong and wrong[0] > given:
+                found = dataclasses.replace(found, most=wrong[0] - factor)
+            if not wrong or not wrong[0] < given < wrong[-1]:
+                candidates.setdefault(sum(size in found for size in tried), found)
+        return candidates[max(candidates)] if candidates else None
 
     def _factor(self, size: int) -> int | None:
         """The number of whose multiples all is true that was found for an example of a size; None if there is none."""

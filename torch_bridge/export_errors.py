@@ -68,7 +68,8 @@ def fixed_size(model: nn.Module, size: str, line: str, details: str = "") -> Uns
     return UnsupportedError(
         f"{type(model).__name__}.forward takes {size} for a fixed number, or decides by it{where}, so that it cannot "
         "stay open. Write x.shape[...] or -1 in place of a number; give all axes of one size, in all inputs, one name; "
-        "or leave it out of `dynamic`.",
+        "take an example of another size, where this one is all of a table or a multiple of a window; or leave it out "
+        "of `dynamic`.",
         details=details,
     )
 

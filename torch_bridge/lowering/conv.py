@@ -94,7 +94,10 @@ def conv_transpose(
     kernel = tuple(int(size) for size in weight.shape[2:])
     strides, dilations = each(stride, spatial), each(dilation, spatial)
     reach = [d * (k - 1) for k, d in zip(kernel, dilations, strict=True)]
-    sides = zip(reach, each(padding, spatial), each(output_padding, spatial), strict=True)
+    extras = each(output_padding, spatial)
+    if not all(isinstance(extra, int) for extra in extras):
+        raise b.open("the padding of the output depends", *extras)
+    sides = zip(reach, each(padding, spatial), extras, strict=True)
     pairs = tuple((r - p, r - p + extra) for r, p, extra in sides)
     shared: dict[str, Any] = {
         "in_features": weight.shape[0],

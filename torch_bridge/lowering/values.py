@@ -1,6 +1,7 @@
 """What rules pass around: arrays of the network being built, with their layout."""
 
 import dataclasses
+import functools
 import itertools
 from collections.abc import Sequence
 from typing import Any, TypeAlias
@@ -96,9 +97,20 @@ def size(entry: Any) -> Any:
     A float that values decide stays as it is.
     """
     if isinstance(entry, torch.SymInt) or (isinstance(entry, torch.SymFloat) and not free_unbacked_symbols(entry)):
-        expr = entry.node.expr
+        expr = _whole(entry.node.expr)
         return int(expr) if expr.is_Integer else float(expr) if expr.is_Number else expr
     return entry
+
+
+@functools.lru_cache(4096)
+def _whole(expr: Any) -> Any:
+    """An expression with `int(2.0 * size)`, which is how interpolation has its sizes, as `2 * size`."""
+    if not expr.args or type(expr).__name__ != "TruncToInt":
+        parts = [_whole(part) for part in expr.args]
+        return expr if all(new is old for new, old in zip(parts, expr.args, strict=True)) else expr.func(*parts)
+    number, floating = expr.args[0].as_coeff_Mul()
+    is_exact = type(floating).__name__ == "ToFloat" and float(number).is_integer()
+    return int(number) * floating.args[0] if is_exact else expr
 
 
 def sizes(shape: Any) -> tuple[Size, ...]:
