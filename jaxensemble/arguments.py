@@ -75,8 +75,8 @@ def _given(
         if name not in positions:
             known = ", ".join(positions) or "none by name"
             problems.append(
-                f"`{name}` is none of its arguments, which are {known}. What the example inputs left out has the "
-                "default of the forward: port the network again with it to change that"
+                f"`{name}` is none of its arguments, which are {known}. If the forward has it, the example inputs left "
+                "it out, so that it is fixed to its default: port the network again with it in the example"
             )
         elif positions[name] in given:
             problems.append(f"`{name}` is given by position and by name")

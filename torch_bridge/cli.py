@@ -68,7 +68,10 @@ MoreFiles = Annotated[
         metavar="[FILE]...", help="Further checkpoint files, as shells write a pattern after --checkpoints out."
     ),
 ]
-MembersOption = Annotated[int, typer.Option(min=1, help="How many members to make where there are no checkpoints.")]
+MembersOption = Annotated[
+    int | None,
+    typer.Option(min=1, help="How many members to make where there are no checkpoints: 2, and 10 to time, without it."),
+]
 SeedOption = Annotated[int, typer.Option(help="Seed of the first member; the next ones count up.")]
 LayoutOption = Annotated[
     Literal["torch", "NHWC"], typer.Option(help="Layout of the ported network's inputs.", case_sensitive=True)
@@ -96,7 +99,7 @@ def port(
     prefix: PrefixOption = None,
     rename: RenameOption = None,
     ignore: IgnoreOption = None,
-    members: MembersOption = 2,
+    members: MembersOption = None,
     seed: SeedOption = 0,
     layout: LayoutOption = "torch",
     dynamic: DynamicOption = None,
@@ -119,9 +122,9 @@ def port(
 
         if out is not None:
             check_target(out, force=force)
-        read = _read(checkpoints, more, key, prefix, rename, ignore)
+        read = _read(checkpoints, more, members, key, prefix, rename, ignore)
         ensemble, _ = _ported(
-            factory, inputs, read, members, seed, layout, dynamic,
+            factory, inputs, read, members or 2, seed, layout, dynamic,
             mode=mode, check=check, allow_nonfinite=allow_nonfinite,
         )  # fmt: skip
         if out is not None:
@@ -144,7 +147,7 @@ def check(
     prefix: PrefixOption = None,
     rename: RenameOption = None,
     ignore: IgnoreOption = None,
-    members: MembersOption = 2,
+    members: MembersOption = None,
     seed: SeedOption = 0,
     layout: LayoutOption = "torch",
     dynamic: DynamicOption = None,
@@ -159,8 +162,8 @@ def check(
         from torch_bridge import parity
 
         _check_folders(save)
-        read = _read(checkpoints, more, key, prefix, rename, ignore)
-        ensemble, models = _ported(factory, inputs, read, members, seed, layout, dynamic, check=False)
+        read = _read(checkpoints, more, members, key, prefix, rename, ignore)
+        ensemble, models = _ported(factory, inputs, read, members or 2, seed, layout, dynamic, check=False)
         with _status("comparing with PyTorch"):
             report = parity.check(models(), ensemble, *_examples(inputs, seed), train=train)
         show(report.to_json() if as_json else str(report), as_json)
@@ -180,7 +183,7 @@ def bench(
     prefix: PrefixOption = None,
     rename: RenameOption = None,
     ignore: IgnoreOption = None,
-    members: MembersOption = 10,
+    members: MembersOption = None,
     seed: SeedOption = 0,
     layout: LayoutOption = "torch",
     dynamic: DynamicOption = None,
@@ -209,8 +212,8 @@ def bench(
                 f"expected a file ending in {', '.join(PICTURES)}; got {plot}", param_hint="--plot"
             )
         kind = _floating(dtype) if dtype else None
-        read = _read(checkpoints, more, key, prefix, rename, ignore)
-        ensemble, models = _ported(factory, inputs, read, members, seed, layout, dynamic, check=False)
+        read = _read(checkpoints, more, members, key, prefix, rename, ignore)
+        ensemble, models = _ported(factory, inputs, read, members or 10, seed, layout, dynamic, check=False)
         made, examples = models(), _examples(inputs, seed)
         if kind is not None:
             ensemble, made = ensemble.astype(dtype), [model.to(kind) for model in made]
@@ -359,6 +362,9 @@ def _factory(name: str) -> Callable[[], Any]:
     module, _, attribute = name.partition(":")
     if not module or not attribute:
         raise typer.BadParameter(f"expected package.module:factory; got {name!r}", param_hint="FACTORY")
+    if "/" in module or Path(module).is_file():
+        dotted = ".".join(Path(module).with_suffix("").parts)
+        raise typer.BadParameter(f"a module is named without .py: {dotted}:{attribute}", param_hint="FACTORY")
     if str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))
     try:
@@ -435,6 +441,7 @@ def _value(text: str) -> Any:
 def _read(
     checkpoints: list[str] | None,
     more: list[str] | None,
+    members: int | None,
     key: str | None,
     prefix: str | None,
     rename: list[str] | None,
@@ -445,6 +452,8 @@ def _read(
     if odd := [old for old, separator, _ in pairs if not separator]:
         raise typer.BadParameter(f"expected old=new; got {', '.join(odd)}", param_hint="--rename")
     chosen = {"key": key, "prefix": prefix, "rename": {old: new for old, _, new in pairs}, "ignore": ignore or []}
+    if checkpoints and members is not None:
+        raise typer.BadParameter("every file of --checkpoints is a member: leave it out", param_hint="--members")
     if checkpoints:
         return {"paths": _paths([*checkpoints, *(more or ())]), **chosen}
     if more:
@@ -456,6 +465,11 @@ def _read(
 
 def _paths(patterns: list[str]) -> list[Path]:
     """Files by path or glob, each pattern's in the order of their names."""
+    from torch_bridge.checkpoints.files import files_in
+
+    if folders := [Path(pattern) for pattern in patterns if Path(pattern).is_dir()]:
+        named = " ".join(f"'{folder / files_in(folder)}'" for folder in folders)
+        raise InputError(f"{', '.join(map(str, folders))}: a directory; name the files in it: --checkpoints {named}")
     found = [(pattern, _matching(pattern)) for pattern in patterns]
     empty = [pattern for pattern, paths in found if not paths]
     if empty:

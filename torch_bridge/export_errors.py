@@ -4,18 +4,16 @@ import functools
 import os
 import re
 import traceback
-from collections.abc import Iterator
 from pathlib import Path
 
 import sympy
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from jaxensemble.errors import InputError, JaxEnsembleError, UnsupportedError, described
-from torch_bridge.compat import pytree
 from torch_bridge.examples import Arguments
 from torch_bridge.opened import BATCH
-from torch_bridge.reference import evaluated
+from torch_bridge.reference import evaluated, shapes
 
 _MODE_NAMES = {True: "training", False: "evaluation"}
 
@@ -31,7 +29,7 @@ def explained(
     own = None if training else _own_error(model, inputs)
     if own is not None:
         return InputError(
-            f"PyTorch itself cannot run {name} on the example inputs ({', '.join(_shapes(inputs))}): {described(own)}",
+            f"PyTorch itself cannot run {name} on the example inputs ({shapes(inputs)}): {described(own)}",
             details=str(own),
         )
     text = str(error)
@@ -90,12 +88,6 @@ def _own_error(model: nn.Module, inputs: Arguments) -> Exception | None:
     except Exception as error:  # which is what is asked for
         return error
     return None
-
-
-def _shapes(inputs: Arguments) -> Iterator[str]:
-    for leaf in pytree.tree_leaves(inputs):
-        is_tensor = isinstance(leaf, Tensor)
-        yield f"{str(leaf.dtype).removeprefix('torch.')} {list(leaf.shape)}" if is_tensor else repr(leaf)
 
 
 def place(error: BaseException | None) -> str:

@@ -154,10 +154,31 @@ def loop(models: Sequence[nn.Module], inputs: Inputs | Sequence[Inputs]) -> list
     except CannotRun:
         raise
     except Exception as error:  # as of inputs for other models
+        own = _in_own_precision(models[0], per_member[0]) or error
         raise CannotRun(
-            f"PyTorch itself cannot run {type(models[0]).__name__} on these inputs: {described(error)}",
-            details=str(error),
+            f"PyTorch itself cannot run {type(models[0]).__name__} on these inputs ({shapes(per_member[0])}): "
+            f"{described(own)}",
+            details=str(own),
         ) from error
+
+
+def _in_own_precision(model: nn.Module, inputs: Inputs) -> Exception | None:
+    """What the model says in float32, if it fails there as well: of a copy in float64, users know nothing."""
+    (single_model,), single_inputs = in_single([model], inputs)
+    try:
+        with single():
+            evaluated(single_model, single_inputs)
+    except Exception as error:  # which is what is asked for
+        return error
+    return None
+
+
+def shapes(inputs: Any) -> str:
+    """Dtypes and shapes of inputs, as errors name them."""
+    leaves = pytree.tree_leaves(inputs)
+    return ", ".join(
+        f"{str(x.dtype).removeprefix('torch.')} {list(x.shape)}" if isinstance(x, Tensor) else repr(x) for x in leaves
+    )
 
 
 def called(model: nn.Module, inputs: Inputs) -> Any:

@@ -55,6 +55,10 @@ def verify(path: Path | str) -> Manifest:
     return artifact.manifest
 
 
+class _Damaged(InputError):
+    """A file is not the one that was saved."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Artifact:
     """A directory whose files are there, sound and of one piece; the arrays in it are not read yet."""
@@ -80,7 +84,8 @@ class Artifact:
             if problems:
                 raise InputError(f"{WEIGHTS} does not hold the arrays that {MANIFEST} lists:{_lines(problems)}")
         except JaxEnsembleError as error:
-            raise InputError(f"`{folder}` is no artifact: {error.details}") from error
+            what = "is damaged" if isinstance(error, _Damaged) else "is no artifact"
+            raise InputError(f"`{folder}` {what}: {error.details}") from error
         return cls(folder, manifest, network)
 
     def load(self) -> Ensemble:
@@ -218,7 +223,7 @@ def _check_sizes(folder: Path, manifest: Manifest) -> None:
         if sizes[name] != record.size
     ]
     if problems:
-        raise InputError("; ".join(problems))
+        raise _Damaged("; ".join(problems))
 
 
 def _read(folder: Path, name: str) -> bytes:
@@ -233,7 +238,7 @@ def _read(folder: Path, name: str) -> bytes:
 def _checked_text(folder: Path, name: str, record: FileRecord) -> str:
     content = _read(folder, name)
     if hashlib.sha256(content).hexdigest() != record.sha256:
-        raise InputError(f"{name}: its SHA-256 is not that of the file that was saved")
+        raise _Damaged(f"{name}: its SHA-256 is not that of the file that was saved")
     try:
         return content.decode()
     except UnicodeDecodeError as error:

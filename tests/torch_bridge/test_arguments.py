@@ -141,7 +141,11 @@ def test_fixed_arguments_may_be_left_out_or_given_again(ported: Any) -> None:
         ((X, X), {"mask": MASK}, "`scale` was fixed to 2.0 when the network was ported; got Tensor"),
         ((X,), {"double": False, "mask": MASK}, "`double` was fixed to True"),
         ((X,), {}, "`mask` is missing"),
-        ((X,), {"mask": MASK, "temperature": 1.0}, "`temperature` is none of its arguments, which are x, scale"),
+        (
+            (X,),
+            {"mask": MASK, "temperature": 1.0},
+            "`temperature` is none of its arguments, which are x, scale.*left it out, so that it is fixed",
+        ),
         ((X, 2.0, True, MASK), {"mask": MASK}, "`mask` is given by position and by name"),
         ((X, 2.0, True, MASK, None), {}, "at most 4 arguments, got 5"),
         ((X,), {"mask": None}, "expected an array, got NoneType"),

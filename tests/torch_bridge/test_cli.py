@@ -109,6 +109,15 @@ def test_port_of_checkpoints_by_glob() -> None:
     assert result.exit_code == 2 and "--checkpoints has to come before" in result.stderr
 
 
+def test_of_a_folder_the_error_says_which_files_to_name() -> None:
+    for file in ("runs/a.ckpt", "runs/b.ckpt", "runs/c.pt", "nested/0/last.safetensors"):
+        Path(file).parent.mkdir(parents=True, exist_ok=True)
+        Path(file).touch()
+    result = run("port", "factories:mlp", "-i", "8,4", "-c", "runs", "nested")
+    assert result.exit_code == 3
+    assert "--checkpoints 'runs/*.ckpt' 'nested/*/*.safetensors'" in result.stderr
+
+
 def test_a_mode_is_evaluation_unless_another_one_is_asked_for() -> None:
     import factories  # pyright: ignore[reportMissingImports]
 
@@ -201,10 +210,16 @@ def test_inputs_by_name_and_of_every_kind() -> None:
         (("port", "factories:number", "-i", "4"), 3, "no function or class 'number'"),
         (("port", "no_such_module:f", "-i", "4"), 3, "no module 'no_such_module'"),
         (("port", "factories", "-i", "4"), 2, "package.module:factory"),
+        (("port", "factories.py:mlp", "-i", "4"), 2, "without .py: factories:mlp"),
+        (("port", "./factories.py:mlp", "-i", "4"), 2, "without .py: factories:mlp"),
         (("port", "factories:mlp", "-i", "4,x"), 2, "expected a shape"),
         (("port", "factories:mlp", "-i", "int32000:4"), 2, "expected a shape"),
         (("port", "factories:mlp", "-i", "8,5"), 3, "PyTorch itself cannot run Sequential"),
+        (("port", "factories:mlp", "-i", "int64:8,4"), 3, "inputs (int64 [8, 4]): RuntimeError: mat1 and mat2 must"),
         (("port", "factories:mlp", "-i", "8,4", "-c", "none*.pt"), 6, "no file matches 'none*.pt'"),
+        (("port", "factories:mlp", "-i", "8,4", "-c", "f*.pt", "--members", "5"), 2, "--members"),
+        (("check", "factories:mlp", "-i", "8,4", "-c", "f*.pt", "--members", "2"), 2, "--members"),
+        (("bench", "factories:mlp", "-i", "8,4", "-c", "f*.pt", "--members", "10"), 2, "--members"),
         (("port", "factories:mlp", "-i", "8,4", "--key", "model"), 2, "--key"),
         (("port", "factories:mlp", "-i", "8,4", "-c", "f*.py", "--rename", "a"), 2, "expected old=new; got a"),
         (("port", "factories:mlp"), 2, "--input"),

@@ -84,7 +84,9 @@ def checkpoint_path(path: Any) -> Path:
         raise InputError(f"a checkpoint is named by a str or a Path; got {type(path).__name__}")
     path = Path(path)
     if path.is_dir():
-        raise InputError(f"`{path}` is a directory; name its files: sorted(Path({str(path)!r}).glob('*.pt'))")
+        raise InputError(
+            f"`{path}` is a directory; name its files: sorted(Path({str(path)!r}).glob({files_in(path)!r}))"
+        )
     if not path.exists():
         hint = ""
         if any(character in str(path) for character in "*?["):
@@ -98,6 +100,23 @@ def checkpoint_path(path: Any) -> Path:
     if path.stat().st_size == 0:
         raise InputError(f"`{path}` is empty")
     return path
+
+
+def files_in(folder: Path) -> str:
+    """A pattern of the checkpoints in a folder, or in those within it, by the suffix that most of them have.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     (Path(folder) / "seed0.ckpt").touch()
+    ...     files_in(Path(folder))
+    '*.ckpt'
+    """
+    for pattern in ("*", "*/*"):
+        suffixes = Counter(path.suffix for path in sorted(folder.glob(pattern)) if path.is_file())
+        known = {suffix: count for suffix, count in suffixes.items() if suffix in (*PICKLED, SAFETENSORS)}
+        if known:
+            return f"{pattern}{max(known, key=known.__getitem__)}"
+    return "*.pt"
 
 
 def checksum(path: Path) -> str:
