@@ -29,13 +29,14 @@ from jaxensemble.running import Call, run_members
 from jaxensemble.source import print_source
 from jaxensemble.sources import Source
 from jaxensemble.stacking import check_same_architecture, count_members, stack_states
-from jaxensemble.state import State, Tree, flatten, merge, split
+from jaxensemble.state import KINDS, State, Tree, check_names, flatten, merge, split
 from jaxensemble.structure import MODE_FLAGS, STATISTICS, Structure, listed
 from jaxensemble.tuning import Tuned, explained, known, tuned
 from jaxensemble.uncertainty import Prediction
 from jaxensemble.uncertainty.checks import check_options
 
 Randomness = Literal["different", "same"]
+Mode = Literal["eval", "train", "as_is"]
 
 STACKED = ("params", "buffers", "rngs")  # what has a member axis
 
@@ -53,7 +54,9 @@ class Ensemble:
     see [`with_params`][]. Nothing changes an ensemble; methods return new ones. It can be copied and pickled, for other
     processes; to keep it, [`save`][] it.
 
-    - `graphdef`: what the network is; any `nnx.GraphDef` is taken and kept as a `Structure`.
+    - `graphdef`: what the network is; any `nnx.GraphDef` is taken and kept as a `Structure`. One in training mode warns
+      with a `TrainingModeWarning`: a Flax module is in that mode until its `eval()` was called. Training is what
+      `train()` is for.
     - `params`, `buffers`, `rngs`: nested dicts of `[M, ...]` arrays, as [`jaxensemble.state.split`][] names them.
       Without `rngs`, random streams, as those of dropout, begin with keys of their own. A call's `key` counts for them.
     - `constants`: arrays that all members share.
@@ -87,20 +90,51 @@ class Ensemble:
     _sources: tuple[tuple[Source, ...], list[Any]] | None = dataclasses.field(default=None, init=False)
 
     def __post_init__(self) -> None:
+        begun = not isinstance(self.graphdef, Structure)  # by hand, and not made from other ensembles or modules
         object.__setattr__(self, "graphdef", Structure.of(self.graphdef))
         if self.graphdef.streams and isinstance(self.rngs, dict) and not self.rngs:
             shapes = [np.shape(leaf) for leaf in jax.tree.leaves((self.params, self.buffers))[:1]]
             members = shapes[0][0] if shapes and shapes[0] else 0  # of which `members` says what is wrong
             object.__setattr__(self, "rngs", keys_per_member(first_state(self.graphdef), members))
+        if begun:
+            odd = [kind for kind in KINDS if not isinstance(getattr(self, kind), Mapping)]
+            if odd:
+                raise InputError(f"`{'`, `'.join(odd)}` must be nested dicts of arrays [M, ...]")
+            check_names(self.state)
+            _warn_of_training(
+                self.graphdef,
+                MODE_FLAGS,
+                "is in training mode",
+                "call `.eval()` of the module before its graph definition is taken, and ensemble.train() to train",
+                stacklevel=4,
+            )
 
     @classmethod
-    def from_modules(cls, modules: Sequence[nnx.Module], *, network: Any = None, origin: Any = None) -> "Ensemble":
+    def from_modules(
+        cls, modules: Sequence[nnx.Module], *, mode: Mode | None = None, network: Any = None, origin: Any = None
+    ) -> "Ensemble":
         """An ensemble of Flax modules, whose arrays are copied into the stack.
 
+        `mode` is the one that the ensemble is in: `"eval"`, `"train"`, or `"as_is"` for that of the modules. Without,
+        it is that one, too, with a `TrainingModeWarning` where layers are in training mode, which Flax's modules are
+        until their `eval()` was called.
+
         Raises `MemberError` for no modules, and one with every difference if they differ in more than values.
+
+        >>> modules = [nnx.BatchNorm(3, rngs=nnx.Rngs(seed)) for seed in range(5)]
+        >>> Ensemble.from_modules(modules, mode="eval")
+        Ensemble(5 x BatchNorm, 6 parameters each, float32, 240 bytes)
         """
+        if mode not in ("eval", "train", "as_is", None):
+            raise InputError(f"`mode` must be 'eval', 'train' or 'as_is'; got {mode!r}")
         state = stack_states(modules, "Ensemble.from_modules")
-        return cls(**state._asdict(), network=network, origin=origin)
+        ensemble = cls(**state._asdict(), network=network, origin=origin)
+        if mode == "eval" or mode == "train":
+            return ensemble._in_mode(mode)
+        if mode is None:
+            advice = "mode='eval' is for evaluation, mode='as_is' says that this is meant"
+            _warn_of_training(ensemble.graphdef, MODE_FLAGS, "is in training mode", advice, stacklevel=3)
+        return ensemble
 
     @classmethod
     def concatenate(cls, ensembles: Sequence["Ensemble"]) -> "Ensemble":
@@ -268,14 +302,9 @@ class Ensemble:
         of those whose statistics are the minibatch's. Warns with a `NotANumberWarning` of members and rows that are
         NaN. Raises `InputError` for arguments that are unknown, and as a call does.
         """
-        training = self.graphdef.training(MODE_FLAGS if key is None else (STATISTICS,))
-        if training:
-            warnings.warn(
-                f"{self.graphdef.root.type.__name__} predicts in training mode ({listed(training)}): call it as "
-                "ensemble.eval().predict(...) if evaluation is meant",
-                TrainingModeWarning,
-                stacklevel=2,
-            )
+        flags = MODE_FLAGS if key is None else (STATISTICS,)
+        advice = "call it as ensemble.eval().predict(...) if evaluation is meant"
+        _warn_of_training(self.graphdef, flags, "predicts in training mode", advice, stacklevel=3)
         names = self.network.arguments if isinstance(self.network, Network) else ()
         named = {name: options.pop(name) for name in names if name in options}
         check_options(task, options, ("key", "randomness", "plan"), list(filter(None, names)))
@@ -578,6 +607,13 @@ class Ensemble:
     @functools.cached_property
     def _calls(self) -> dict[Any, Call]:
         return {}
+
+
+def _warn_of_training(structure: Structure, flags: Sequence[str], told: str, advice: str, stacklevel: int) -> None:
+    training = structure.training(flags)
+    if training:
+        message = f"{structure.root.type.__name__} {told} ({listed(training)}): {advice}"
+        warnings.warn(message, TrainingModeWarning, stacklevel=stacklevel)
 
 
 def _cast_to(dtype: Any, array: Any) -> np.dtype:

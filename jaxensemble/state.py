@@ -88,17 +88,18 @@ def merge(
     (1, 3)
     """
     structure = Structure.of(graphdef)
-    trees: dict[Kind, Tree | None] = dict(zip(KINDS, (params, buffers, constants, rngs), strict=True))
-    given: dict[Kind, dict[str, Any]] = {kind: flatten(tree or {}) for kind, tree in trees.items()}
+    given = check_names(State(structure, params or {}, buffers or {}, constants or {}, rngs or {}))
+    return nnx.merge(structure, [given[kind_of(leaf)][leaf.name] for leaf in structure.leaves])
+
+
+def check_names(state: State) -> dict[Kind, dict[str, Any]]:
+    """The arrays of a state by kind and dotted name. Raises `StateError` for others than those the module needs."""
+    given: dict[Kind, dict[str, Any]] = {kind: flatten(getattr(state, kind)) for kind in KINDS}
+    structure = state.graphdef
     needed: list[tuple[Kind, str]] = [(kind_of(leaf), leaf.name) for leaf in structure.leaves]
-    _check_keys(structure, given, needed)
-    return nnx.merge(structure, [given[kind][name] for kind, name in needed])
-
-
-def _check_keys(structure: Structure, given: dict[Kind, dict[str, Any]], needed: list[tuple[Kind, str]]) -> None:
     present = {(kind, name) for kind, group in given.items() for name in group}
     if present == set(needed):
-        return
+        return given
     missing = [f"{kind}: {name}" for kind, name in needed if (kind, name) not in present]
     extra = [f"{kind}: {name}" for kind, name in sorted(present - set(needed))]
     parts = [f"{what} {', '.join(names)}" for what, names in (("missing", missing), ("unexpected", extra)) if names]

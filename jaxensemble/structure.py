@@ -86,13 +86,18 @@ class Structure(nnx.GraphDef):
     _hash: int
 
     @classmethod
-    def of(cls, graphdef: nnx.GraphDef) -> "Structure":
+    def of(cls, graphdef: Any) -> "Structure":
         """The structure of a graph definition; equal ones are one object as long as one of them is in use.
 
         Raises `UnsupportedError` for array references and names with dots, which paths cannot express.
         """
         if isinstance(graphdef, cls):
             return graphdef
+        if not isinstance(graphdef, nnx.GraphDef):
+            raise InputError(
+                "`graphdef` must be the graph definition of a module, as of nnx.graphdef(module); got "
+                f"{type(graphdef).__name__}. Ensemble.from_modules(modules) makes an ensemble of modules and their weights."
+            )
         reader = _Reader(graphdef)
         root = reader.read(())
         if not isinstance(root, Node):

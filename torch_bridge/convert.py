@@ -51,6 +51,7 @@ def to_flax(
       Outputs have PyTorch's layout.
     - `mode`: `"eval"` or `"train"` to port the model in that mode, which it is put into meanwhile; `"as_is"` for the
       mode that it is in. Without, it is that mode, too, with a `TrainingModeWarning` where layers are in training mode.
+      `predict` of an ensemble warns of these whatever was said here.
 
     **Returns:** an `nnx.Module` in that mode, its submodules named as PyTorch's. It takes the arguments that hold
     tensors, and leaves out those that are fixed.

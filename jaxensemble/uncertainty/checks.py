@@ -26,7 +26,8 @@ def floating(array: ArrayLike, name: str) -> jax.Array:
     if isinstance(array, dict | tuple | list):
         raise InputError(
             f"`{name}` must be one array; got a {type(array).__name__} of {len(array)}. Of a network with several "
-            "outputs choose the one to read."
+            "outputs choose the one to read: Prediction.from_outputs(ensemble(x)"
+            f"[{next(iter(array), 'name') if isinstance(array, dict) else 0!r}])"
         )
     values = jnp.asarray(as_array(array, name))
     if not jnp.issubdtype(values.dtype, jnp.floating):
@@ -46,7 +47,7 @@ def require_rank(values: jax.Array, name: str, axes: str) -> None:
 
 
 def class_axis_of(values: jax.Array, class_axis: int | None, name: str, axes: str) -> int:
-    """`class_axis`, which does not count a members axis M, from the end."""
+    """`class_axis`, which does not count a members axis M, from the end. Of the axes that it counts, the first is N."""
     require_rank(values, name, axes)
     rank = values.ndim - axes.count("M")
     if class_axis is None and rank > 2:
@@ -56,9 +57,12 @@ def class_axis_of(values: jax.Array, class_axis: int | None, name: str, axes: st
             f"[N, ..., C] ({values.shape[-1]} classes)"
         )
     class_axis = -1 if class_axis is None else class_axis
-    if not isinstance(class_axis, int) or not -rank <= class_axis < rank:
+    allowed = (*range(1, rank), *range(1 - rank, 0))
+    if not isinstance(class_axis, int) or class_axis not in allowed:
+        without = " without the members axis" if "M" in axes else ""
         raise InputError(
-            f"`class_axis` must be from {-rank} to {rank - 1} for `{name}` of shape {values.shape}; got {class_axis}"
+            f"`class_axis` must be one of {', '.join(map(str, allowed))} for `{name}` of shape {values.shape}, counted"
+            f"{without} from the rows, which are axis 0; got {class_axis}"
         )
     axis = class_axis if class_axis < 0 else class_axis - rank
     if values.shape[axis] < 2:

@@ -78,10 +78,10 @@ class Prediction:
     def classification(
         outputs: ArrayLike, *, outputs_are: Scale = "logits", class_axis: int | None = None
     ) -> "ClassPrediction":
-        """Reads floating-point `outputs` `[M, N, C]`, or classes at any other axis.
+        """Reads floating-point `outputs` `[M, N, C]`, or classes at any other axis after the rows N.
 
         `class_axis` counts without the members axis, as in one PyTorch output: 1 for `[N, C, H, W]`, which is
-        `[M, N, C, H, W]` here. Of outputs with more axes than `[M, N, C]` it has to be said.
+        `[M, N, C, H, W]` here; 0 would be the rows. Of outputs with more axes than `[M, N, C]` it has to be said.
         `outputs_are` says what the values are: logits (softmax is applied), probabilities or their logarithms (taken as
         they are). Raises `InputError` for another dtype or rank, a class axis that is
         absent or has one class, and probabilities that do not sum to 1 (not looked at while tracing).

@@ -46,7 +46,7 @@ def close(a: Any, b: Any, tolerance: float = 1e-6) -> None:
 
 
 def runs(mlp: Ensemble, epochs: int, folder: Path | None, **options: Any) -> tuple[TrainState, History]:
-    ensemble = Ensemble.from_modules([MLP(0.2, rngs=nnx.Rngs(seed)) for seed in range(3)])
+    ensemble = Ensemble.from_modules([MLP(0.2, rngs=nnx.Rngs(seed)) for seed in range(3)], mode="as_is")
     x, y = data(30)
     state = state_of(ensemble, optax.adam(0.05))
     return fit(

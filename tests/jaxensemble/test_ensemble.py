@@ -5,7 +5,7 @@ import dataclasses
 import functools
 import re
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +18,7 @@ from jaxensemble import Constant, Ensemble, functional_call, vmap
 from jaxensemble.errors import InputError, MemberError, StateError, TrainingModeWarning
 from jaxensemble.state import merge, split
 
+MODES: tuple[Literal["eval", "train", "as_is"], ...] = ("eval", "train", "as_is")
 TRACES: list[str] = []
 
 
@@ -204,7 +205,8 @@ class Split(nnx.Module):
 
 def test_random_state_that_is_not_given_begins_by_itself() -> None:
     graphdef: Any = nnx.graphdef(Net(nnx.Rngs(0)))
-    ensemble = Ensemble(graphdef, ENSEMBLE.params, ENSEMBLE.buffers, ENSEMBLE.constants)
+    with pytest.warns(TrainingModeWarning, match=r"Net is in training mode \(dropout, norm\): call `.eval\(\)` of"):
+        ensemble = Ensemble(graphdef, ENSEMBLE.params, ENSEMBLE.buffers, ENSEMBLE.constants)
     np.testing.assert_array_equal(ensemble.eval()(X), ENSEMBLE(X))
     np.testing.assert_array_equal(ensemble(X, key=KEY), TRAINING(X, key=KEY))
     keys = jax.random.key_data(ensemble.rngs["dropout"]["rngs"]["key"])
@@ -215,7 +217,7 @@ def test_random_state_that_is_not_given_begins_by_itself() -> None:
 
 
 def test_random_streams_that_are_split_have_to_be_given() -> None:
-    ensemble = Ensemble.from_modules([Split(nnx.Rngs(seed)) for seed in range(3)]).eval()
+    ensemble = Ensemble.from_modules([Split(nnx.Rngs(seed)) for seed in range(3)], mode="eval")
     with pytest.raises(InputError, match=r"(?s)Split cannot be called .*give `Ensemble` their `rngs`.*from_modules"):
         Ensemble(ensemble.graphdef, ensemble.params, ensemble.buffers)(X)
     with pytest.raises(InputError, match="Split cannot be called") as raised:
@@ -277,7 +279,7 @@ def test_layers_draw_apart() -> None:
         def __call__(self, x: jax.Array) -> Any:
             return [layer(x * self.scale) for layer in self.layers]
 
-    first, second = Ensemble.from_modules([Two()])(np.ones(64, np.float32), key=KEY)
+    first, second = Ensemble.from_modules([Two()], mode="as_is")(np.ones(64, np.float32), key=KEY)
     assert bool(jnp.any(first != second))
 
 
@@ -286,7 +288,7 @@ def test_updating_gives_the_buffers_that_modules_have_after_a_call(each: bool) -
     modules = _modules(rate=0.0)
     for module in modules:
         module.train()
-    ensemble = Ensemble.from_modules(modules)
+    ensemble = Ensemble.from_modules(modules, mode="as_is")
     inputs = np.stack([X, 2 * X, 3 * X]) if each else X
     outputs, updated = ensemble.update(inputs, each=each)
     for member, module in enumerate(modules):
@@ -432,6 +434,36 @@ def test_a_plain_graph_definition_is_taken() -> None:
     assert ensemble.graphdef is ENSEMBLE.graphdef
 
 
+def test_a_definition_and_arrays_that_do_not_fit_are_refused_at_once() -> None:
+    graphdef: Any = nnx.graphdef(_modules(1)[0])
+    _, params, buffers, constants, _ = ENSEMBLE.state
+    with pytest.raises(
+        StateError, match=r"(?s)do not fit Net: missing .*params: linear\.bias.*; unexpected .*buffers: linear"
+    ):
+        Ensemble(graphdef, buffers, params, constants)
+    with pytest.raises(InputError, match=r"`params` must be nested dicts of arrays"):
+        Ensemble(graphdef, _modules(1), buffers, constants)  # type: ignore[arg-type]
+    module: Any = _modules(1)[0]
+    with pytest.raises(
+        InputError, match=r"as of nnx.graphdef\(module\); got Net\..* Ensemble.from_modules\(modules\) makes"
+    ):
+        Ensemble(module, params, buffers, constants)
+
+
+def test_modules_in_training_mode_are_told_unless_a_mode_says_that_they_are_meant() -> None:
+    modules = _modules(2)
+    for module in modules:
+        module.norm.train()
+    with pytest.warns(TrainingModeWarning, match=r"Net is in training mode \(norm\): mode='eval' is"):
+        told = Ensemble.from_modules(modules)
+    training = {mode: Ensemble.from_modules(modules, mode=mode).graphdef.training() for mode in MODES}
+    assert training == {"eval": (), "train": ("dropout", "norm"), "as_is": ("norm",)}
+    copied = jax.tree.map(lambda leaf: leaf, dataclasses.replace(told, plan=None)[:1])  # which says nothing again
+    assert copied.graphdef.training() == ("norm",)
+    with pytest.raises(InputError, match="`mode` must be 'eval', 'train' or 'as_is'; got 'evaluation'"):
+        Ensemble.from_modules(modules, mode="evaluation")  # type: ignore[arg-type]
+
+
 def test_it_passes_through_jax() -> None:
     _close(jax.jit(lambda ensemble, x: ensemble(x))(ENSEMBLE, X), ENSEMBLE(X))
     _close(jax.device_put(ENSEMBLE)(X), ENSEMBLE(X))
@@ -565,7 +597,7 @@ class Shifted(nnx.Module):
 @pytest.mark.parametrize("training", [False, True])
 @pytest.mark.parametrize("each", [False, True])
 def test_what_is_no_parameter_has_no_gradient(training: bool, each: bool) -> None:
-    ensemble = Ensemble.from_modules([Shifted(seed) for seed in range(3)])
+    ensemble = Ensemble.from_modules([Shifted(seed) for seed in range(3)], mode="as_is")
     ensemble = ensemble.train() if training else ensemble.eval()
     x = np.stack([X, X + 1, X - 1]) if each else X
     gradient = jax.grad(lambda ensemble: ((ensemble.each if each else ensemble)(x) ** 2).sum())(ensemble)
@@ -574,7 +606,7 @@ def test_what_is_no_parameter_has_no_gradient(training: bool, each: bool) -> Non
 
 
 def test_weight_decay_moves_parameters_and_nothing_else() -> None:
-    ensemble = Ensemble.from_modules([Shifted(seed) for seed in range(3)])
+    ensemble = Ensemble.from_modules([Shifted(seed) for seed in range(3)], mode="as_is")
     optimizer = optax.adamw(0.1, weight_decay=0.1)
     after, state = ensemble, optimizer.init(ensemble.params)
     for _ in range(10):

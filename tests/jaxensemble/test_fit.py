@@ -243,7 +243,7 @@ def test_another_loss_optimizer_or_mode_is_another_run(case: str, tmp_path: Path
         loss: Any, optimizer: Any, metric: Any, batch: int = 8, patience: Any = None, rows: int = 30, width: int = 8,
         **options: Any,
     ) -> None:  # fmt: skip
-        ensemble = Ensemble.from_modules([MLP(0.1, width, rngs=nnx.Rngs(seed)) for seed in range(3)]).eval()
+        ensemble = Ensemble.from_modules([MLP(0.1, width, rngs=nnx.Rngs(seed)) for seed in range(3)], mode="eval")
         x, y = data(rows)
         measured: Any = {"validation": (x, y > 0), "metrics": {"accuracy": metric}}  # other targets than in training
         state = state_of(ensemble, optimizer, **options)
@@ -705,7 +705,7 @@ def test_fit_refuses_a_last_minibatch_that_is_too_small_before_it_begins() -> No
         def __call__(self, x: jax.Array) -> jax.Array:
             return self.linear(self.norm(x))
 
-    ensemble = Ensemble.from_modules([Normed(nnx.Rngs(seed)) for seed in range(2)])
+    ensemble = Ensemble.from_modules([Normed(nnx.Rngs(seed)) for seed in range(2)], mode="as_is")
     x, y = np.ones((9, 4), "float32"), np.ones((9, 2), "float32")
     with pytest.raises(InputError, match=r"(?s)`batch` leaves 1 of 9 rows .*more than one value"):
         fit(state_of(ensemble), x, y, loss=mean_square, epochs=1, batch=4)

@@ -30,7 +30,7 @@ class Dropping(nnx.Module):
 
 
 def of_modules() -> Ensemble:
-    return Ensemble.from_modules([Dropping(nnx.Rngs(seed)) for seed in range(3)])
+    return Ensemble.from_modules([Dropping(nnx.Rngs(seed)) for seed in range(3)], mode="as_is")
 
 
 def pickled(ensemble: Ensemble) -> Ensemble:

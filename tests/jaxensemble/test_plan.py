@@ -42,7 +42,7 @@ class Net(nnx.Module):
 
 
 M, N = 5, 7
-ENSEMBLE = Ensemble.from_modules([Net(nnx.Rngs(seed)) for seed in range(M)]).eval()
+ENSEMBLE = Ensemble.from_modules([Net(nnx.Rngs(seed)) for seed in range(M)], mode="eval")
 X = np.random.default_rng(0).normal(size=(N, 6, 5, 3)).astype(np.float32)
 XS = np.stack([X * (k + 1) for k in range(M)])
 PLANS = {
@@ -336,7 +336,7 @@ def test_nothing_is_measured_while_tracing(empty_cache: Path, monkeypatch: pytes
 
 
 def test_updates_and_predictions_take_a_plan():
-    ensemble = Ensemble.from_modules([nnx.BatchNorm(3, rngs=nnx.Rngs(seed)) for seed in range(3)]).train()
+    ensemble = Ensemble.from_modules([nnx.BatchNorm(3, rngs=nnx.Rngs(seed)) for seed in range(3)], mode="train")
     x = np.random.default_rng(0).normal(size=(4, 3)).astype("f")
     (outputs, after), (others, same) = (ensemble.update(x, plan=plan) for plan in (Plan(), Plan(members=1)))
     np.testing.assert_allclose(outputs, others, atol=1e-6)

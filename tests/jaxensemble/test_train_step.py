@@ -162,7 +162,7 @@ def test_dropout_has_the_rate_of_its_member() -> None:
         def __call__(self, x: jax.Array) -> jax.Array:
             return self.scale * self.same(x)
 
-    ensemble = Ensemble.from_modules([Dropping(nnx.Rngs(seed)) for seed in range(4)])
+    ensemble = Ensemble.from_modules([Dropping(nnx.Rngs(seed)) for seed in range(4)], mode="as_is")
     x = np.ones((4000, 1), "float32")
     rates = [0.0, 0.25, 0.9, 1.0]
 
@@ -184,7 +184,7 @@ def test_dropout_has_the_rate_of_its_member() -> None:
 
 
 def test_members_draw_different_numbers_or_the_same() -> None:
-    ensemble = Ensemble.from_modules([MLP(0.5, rngs=nnx.Rngs(0)) for _ in range(3)])
+    ensemble = Ensemble.from_modules([MLP(0.5, rngs=nnx.Rngs(0)) for _ in range(3)], mode="as_is")
     x, y = data()
     for randomness, alike in (("different", False), ("same", True)):
         state = TrainState.create(ensemble, optax.sgd(0.1), jax.random.key(0), randomness=randomness)  # type: ignore[arg-type]
@@ -198,7 +198,7 @@ def test_members_draw_different_numbers_or_the_same() -> None:
 
 
 def test_accumulating_gradients_draws_anew_for_every_few_rows() -> None:
-    ensemble = Ensemble.from_modules([MLP(0.5, rngs=nnx.Rngs(0)) for _ in range(2)])
+    ensemble = Ensemble.from_modules([MLP(0.5, rngs=nnx.Rngs(0)) for _ in range(2)], mode="as_is")
     x, y = np.ones((64, 3), "float32"), np.zeros((64, 2), "float32")
     state = state_of(ensemble)
     _, whole = train_step(state, x, y, loss=mean_square)

@@ -63,7 +63,6 @@ LAYOUTS = {  # shape of the outputs, class axis without the members axis
     "rows, counted from the front": ((5, 7, 3), 1),
     "segmentation": ((4, 2, 3, 2, 5), 1),
     "segmentation, channels last": ((4, 2, 2, 5, 3), -1),
-    "classes first": ((4, 3, 6), 0),
     "one member": ((1, 7, 3), -1),
     "no rows": ((5, 0, 3), -1),
 }
@@ -236,7 +235,6 @@ TOLD = r"members 1, 2 give NaN for 4 of 6 rows \(0, 2, 3 and 1 more\)"
     ("read", "told"),
     [
         (lambda: Prediction.classification(LOST), TOLD),
-        (lambda: Prediction.classification(LOST.swapaxes(1, 2), class_axis=0), TOLD),
         (lambda: Prediction.classification(jnp.stack([LOST] * 2, -1), class_axis=1), TOLD),
         (lambda: Prediction.regression(LOST), r"member 1 gives NaN for 1 of 6 rows \(5\)"),
         (lambda: Prediction.gaussian(LOST[..., 0], LOST[..., 2]), r"member 1 gives NaN for 1 of 6 rows \(5\)"),
@@ -508,10 +506,25 @@ REFUSED = {
     "scale": (lambda: Prediction.from_outputs(LOGITS, outputs_are="odds"), "`outputs_are` must be .* got 'odds'"),
     "integers": (lambda: Prediction.from_outputs(LOGITS.astype(int)), r"floating-point dtype; got int32 \(2, 3, 4\)"),
     "more bits than JAX is set to": (lambda: Prediction.from_outputs(np.zeros((2, 3, 4))), "`outputs` .* float64"),
-    "several outputs": (lambda: Prediction.from_outputs({"logits": LOGITS}), "one array; got a dict of 1"),
+    "several outputs": (
+        lambda: Prediction.from_outputs({"scores": LOGITS}),
+        r"one array; got a dict of 1\..*: Prediction\.from_outputs\(ensemble\(x\)\['scores'\]\)",
+    ),
+    "a tuple of outputs": (
+        lambda: Prediction.from_outputs((LOGITS, LOGITS), "regression"),
+        r"got a tuple of 2\..*: Prediction\.from_outputs\(ensemble\(x\)\[0\]\)",
+    ),
     "no members axis": (lambda: Prediction.from_outputs(LOGITS[0]), r"at least 3 axes, \[M, N, C.*got shape \(3, 4\)"),
     "no members": (lambda: Prediction.from_outputs(LOGITS[:0]), r"along its first axis; got shape \(0, 3, 4\)"),
-    "class axis": (lambda: Prediction.from_outputs(LOGITS, class_axis=2), "`class_axis` must be from -2 to 1 .* got 2"),
+    "class axis": (lambda: Prediction.from_outputs(LOGITS, class_axis=2), "one of 1, -1 for .* got 2"),
+    "class axis that is the rows": (
+        lambda: Prediction.from_outputs(LOGITS, class_axis=0),
+        r"`class_axis` must be one of 1, -1 for .* without the members axis from the rows, which are axis 0; got 0",
+    ),
+    "class axis that is the rows, from the end": (
+        lambda: brier_score(jnp.full((8, 3, 4), 1 / 3), jnp.zeros((8, 4), int), class_axis=-3),
+        "`class_axis` must be one of 1, 2, -2, -1 .* got -3",
+    ),
     "class axis unsaid": (
         lambda: Prediction.from_outputs(jnp.zeros((5, 8, 3, 4, 6))),
         r"`class_axis` has to be said:\s1 .* \(3 classes\), -1 .* \(6 classes\)",

@@ -436,7 +436,7 @@ def test_other_wrong_arguments_are_refused(mlp: Ensemble) -> None:
         state_of(mlp, scheduled, hyperparams={"learning_rate": [1, 2, 3]})
     with pytest.raises(InputError, match=r"`hyperparams\['learning_rate'\]` must be \[3\]"):
         state_of(mlp, optimizer, hyperparams={"learning_rate": [1, 2]})
-    dropping = Ensemble.from_modules([MLP(0.5, rngs=nnx.Rngs(0))])
+    dropping = Ensemble.from_modules([MLP(0.5, rngs=nnx.Rngs(0))], mode="as_is")
     alpha = torch_bridge.to_ensemble(
         [nn.Sequential(nn.Linear(3, 3), nn.AlphaDropout(0.5))], (torch.ones(2, 3),), mode="as_is", check=False
     )

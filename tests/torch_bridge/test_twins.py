@@ -108,6 +108,7 @@ def members() -> list[nn.Module]:
 
 def ensemble_of(models: list[nn.Module], twin: nnx.Module, names: dict[str, str]) -> Ensemble:
     dicts = [model.state_dict() for model in models]
+    twin.eval()
     graphdef: Any = nnx.graphdef(twin)
     return Ensemble(graphdef, *torch_bridge.stack_state_dicts(dicts, twin, LAST, names=names))
 
