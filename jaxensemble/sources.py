@@ -17,6 +17,8 @@ class Taken:
     - `renamed`: the names, or beginnings of names, that were replaced.
     - `left_out`: what else is in the file: keys beside the set of weights, then names in it. `criterion.*` is all
       names that begin with `criterion.`; patterns that were given are listed as they are.
+    - `not_held`: counters of batches that the file lacks, and that are as in the factory's model: PyTorch before 0.4.1
+      wrote none, and its own `load_state_dict` does the same.
 
     >>> print(Taken("state_dict", "model.", {}, ("epoch", "criterion.*")))
     taken from `state_dict`; prefix `model.` removed; left out: `epoch`, `criterion.*`
@@ -26,12 +28,15 @@ class Taken:
     prefix: str = ""
     renamed: Mapping[str, str] = dataclasses.field(default_factory=dict)
     left_out: tuple[str, ...] = ()
+    not_held: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         parts = [f"taken from `{self.key}`"] if self.key else []
         parts += [f"prefix `{self.prefix}` removed"] if self.prefix else []
         parts += [_renaming(old, new) for old, new in self.renamed.items()]
         parts += [f"left out: {', '.join(f'`{name}`' for name in self.left_out)}"] if self.left_out else []
+        names = [f"`{name}`" for name in self.not_held]
+        parts += [f"not in the file, and as the factory makes it: {_few(names)}"] if names else []
         return "; ".join(parts)
 
 

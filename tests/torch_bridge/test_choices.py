@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
+import torch_bridge
 from jaxensemble import Ensemble
 from jaxensemble.errors import InputError, MemberError
 from jaxensemble.sources import Taken
@@ -246,6 +247,12 @@ def test_of_several_sets_of_weights_one_has_to_be_named(name: str, tmp_path: Pat
             )
 
 
+def test_of_members_in_one_file_the_error_says_how_all_are_read(tmp_path: Path) -> None:
+    advice = "one call for each, and Ensemble.concatenate"
+    assert advice in str(refusal(lambda: read(saved(tmp_path, {f"member{k}": dict(RAW) for k in range(12)}))))
+    assert advice not in str(refusal(lambda: read(saved(tmp_path, {"model": RAW, "ema": EMA}))))
+
+
 def test_several_sets_of_weights_in_several_files_are_one_error(tmp_path: Path) -> None:
     paths = [saved(tmp_path, {"model": RAW, "ema": EMA}, f"{k}.pt") for k in range(2)]
     paths += [saved(tmp_path, {"params": RAW, "params_ema": EMA}, "2.pt"), saved(tmp_path, RAW, "3.pt")]
@@ -313,6 +320,41 @@ def test_a_key_that_is_not_there_is_told_with_those_that_are(tmp_path: Path) -> 
 
 
 # Names
+
+
+def test_counters_that_a_file_lacks_are_as_pytorch_has_them(tmp_path: Path) -> None:
+    def counting() -> nn.Module:
+        model = net()
+        model.get_submodule("bn").num_batches_tracked.fill_(7)  # pyright: ignore[reportCallIssue]
+        return model
+
+    old = {name: tensor for name, tensor in RAW.items() if name != "bn.num_batches_tracked"}
+    paths = [
+        saved(tmp_path, content, f"{k}.pt") for k, content in enumerate((old, {"model": prefixed(old, "module.")}))
+    ]
+    model = counting()
+    model.load_state_dict(old)
+    for path in paths:
+        ensemble = load_ensemble(counting, [path], (X,))
+        assert same(torch_bridge.to_torch(ensemble)[0], model.state_dict())
+        assert ensemble.sources is not None and ensemble.sources[0].taken.not_held == ("bn.num_batches_tracked",)
+    told = "prefix `module.` removed; not in the file, and as the factory makes it: `bn.num_batches_tracked`"
+    assert told in str(read(paths[1])[1])
+    assert "key=" in str(refusal(lambda: read(saved(tmp_path, {"a": RAW, "b": old}))))
+    del old["bn.running_mean"]
+    with pytest.raises(MemberError, match=r"`bn\.running_mean`: missing") as caught:
+        load_ensemble(net, [saved(tmp_path, old)], (X,))
+    assert "num_batches_tracked" not in caught.value.details
+
+
+def test_what_fits_no_name_in_any_file_is_refused(tmp_path: Path) -> None:
+    paths = [saved(tmp_path, content, f"{k}.pt") for k, content in enumerate((RAW | {"queue": torch.ones(1)}, EMA))]
+    load_ensemble(net, paths, (X,), ignore=["queue"], rename={"head.": "head"}, check=False)
+    with pytest.raises(
+        InputError, match=r'^rename=\{"hed": "head"\}, ignore=\["quue"\]: no name in any of these'
+    ) as caught:
+        load_ensemble(net, paths, (X,), ignore=["queue", "quue"], rename={"hed": "head", "fc": "fc"})
+    assert '"queue"' not in str(caught.value)
 
 
 def test_prefix_rename_and_ignore(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
@@ -104,7 +105,7 @@ class Choice:
                 raise self._offer(fitting[0], expected)
             reading = fitting[0] if fitting else self._nearest(named, readings, expected)
         self._check(reading)
-        return reading.tensors, self._taken(loaded, reading)
+        return reading.tensors, self._taken(loaded, reading, expected)
 
     def _sets(self, loaded: Any) -> list[WeightSet]:
         """The sets of weights that may be meant. **Raises:** `InputError` if there are none."""
@@ -225,7 +226,7 @@ class Choice:
         if count(any_best) > count(best) and 2 * count(any_best) >= len(expected.tensors):
             raise self._offer(any_best, expected)
         for rename in _renamings(best.names, expected):
-            if rename and not expected.lacking(renamed(name, rename) for name in best.names):
+            if rename and expected.suffices(renamed(name, rename) for name in best.names):
                 raise InputError(
                     "has names that are the model's but for what is before or within them. If these are the weights "
                     f"that are meant, read them with rename={quoted({**self.rename, **rename})}.\n{_ADVICE}"
@@ -254,15 +255,28 @@ class Choice:
                 f"has names that `rename` makes one: {'; '.join(twice)}. Change `rename`, or ignore all but one"
             )
 
-    def _taken(self, loaded: Any, reading: Reading) -> Taken:
+    def unused(self, taken: Sequence[Taken]) -> list[str]:
+        """Which entries of `rename` and `ignore` matched nothing in any of the files of which this was taken."""
+        renamed_names = {old for each in taken for old in each.renamed}
+        left_out = {name for each in taken for name in each.left_out}
+        return [f"rename={quoted({old: new})}" for old, new in self.rename.items() if old not in renamed_names] + [
+            f"ignore={quoted([pattern])}" for pattern in self.ignore if pattern not in left_out
+        ]
+
+    def _taken(self, loaded: Any, reading: Reading, expected: Expected | None) -> Taken:
         names = list(reading.weights.tensors)
         rest = [name[len(reading.prefix) :] for name in reading.names.values()]
         used = {old for name in rest if (old := beginning(name, self.rename)) is not None}
         ignored = [pattern for pattern in self.ignore if any(fnmatchcase(name, pattern) for name in names)]
         without = grouped(self._without(reading), reading.names.values())
         left_out = (*beside(loaded, reading.weights.path), *ignored, *without)
+        lacking = expected.lacking(reading.names) if expected else ()
         return Taken(
-            reading.weights.key, reading.prefix, {old: new for old, new in self.rename.items() if old in used}, left_out
+            reading.weights.key,
+            reading.prefix,
+            {old: new for old, new in self.rename.items() if old in used},
+            left_out,
+            tuple(key for key in lacking if expected and key in expected.counters),
         )
 
 
@@ -282,10 +296,12 @@ def _place(path: tuple[str, ...], reading: Reading) -> str:
 
 def _several(rows: Sequence[str], why: str = "and a guess could be wrong", more: int = 0) -> InputError:
     rest = f",\n  or one of {more} more" if more > 0 else ""
+    one_each = len({re.sub(r"\d+", "", row) for row in rows}) == 1  # member0, member1
+    joined = "\nIf each is a member: one call for each, and Ensemble.concatenate of what they give." if one_each else ""
     return InputError(
         f"holds more than one set of weights, {why}. Name the one that is meant:\n  "
         + ",\n  or ".join(rows)
-        + f"{rest}.\n{_ADVICE}"
+        + f"{rest}.{joined}\n{_ADVICE}"
     )
 
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from jaxensemble.errors import InputError
 from torch_bridge.assemble import tensors_of
 from torch_bridge.finite import has_fractions
+from torch_bridge.modes import is_counter
 
 Shape = tuple[int, ...]
 
@@ -22,12 +23,15 @@ class Expected:
     - `tensors`: the shape and dtype under each name.
     - `ties`: for a name whose tensor the model holds under several, all of these.
     - `nonfinite`: where the tensors of a model with fresh weights are not finite: masks hold infinities.
+    - `counters`: batches counted by normalisation, as the model has them. A file may lack them: PyTorch did not always
+      have them, and its own `load_state_dict` leaves the model's.
     - `trained`: how many parameters there are of each shape, tied ones once, frozen ones not unless all are.
     """
 
     tensors: Mapping[str, tuple[Shape, torch.dtype]]
     ties: Mapping[str, tuple[str, ...]]
     nonfinite: Mapping[str, Tensor]
+    counters: Mapping[str, Tensor]
     trained: Counter[Shape]
 
     @classmethod
@@ -52,27 +56,32 @@ class Expected:
             {key: (tuple(tensor.shape), tensor.dtype) for key, tensor in tensors.items() if key in saved},
             {key: tuple(group) for group in names.values() for key in group if len(group) > 1},
             {key: mask for key, mask in nonfinite.items() if mask.any()},
+            {key: tensor.clone() for key, tensor in tensors.items() if key in saved and is_counter(model, key)},
             Counter(tuple(parameter.shape) for parameter in trained or parameters),
         )
 
     @functools.cached_property
     def distinct(self) -> int:
-        """The number of tensors, tied ones once."""
-        return len({self.ties.get(key, (key,)) for key in self.tensors})
+        """The number of tensors that a file has to hold, tied ones once."""
+        return len({self.ties.get(key, (key,)) for key in self.tensors if key not in self.counters})
 
     def lacking(self, names: Iterable[str]) -> list[str]:
         """The names of the model that are not among these. Of tied tensors, one suffices."""
         given = set(names)
         return [key for key in self.tensors if given.isdisjoint(self.ties.get(key, (key,)))]
 
-    def with_ties(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The tensors under all names of the model: safetensors stores none twice."""
+    def suffices(self, names: Iterable[str]) -> bool:
+        """Whether these are all names of the model, but for counters."""
+        return self.counters.keys() >= set(self.lacking(names))
+
+    def completed(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The tensors under all names of the model: safetensors stores none twice, and counters may lack."""
         whole = dict(tensors)
         for key, group in self.ties.items():
             present = [name for name in group if name in tensors]
             if key not in tensors and present:
                 whole[key] = tensors[present[0]]
-        return whole
+        return {**{key: self.counters[key].clone() for key in self.counters if key not in whole}, **whole}
 
     def problems(self, tensors: Mapping[str, Tensor]) -> Iterator[str]:
         """Every difference to what a checkpoint has to hold."""

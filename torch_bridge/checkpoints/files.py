@@ -75,7 +75,7 @@ def read_state_dict(
         raise InputError(f"`{path}` {error.details}") from error
     _check_plain(tensors, path)
     tensors = {name: Tensor.detach(tensor) for name, tensor in tensors.items()}
-    return expected.with_ties(tensors) if expected else tensors, taken
+    return expected.completed(tensors) if expected else tensors, taken
 
 
 def checkpoint_path(path: Any) -> Path:

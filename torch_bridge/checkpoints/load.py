@@ -163,18 +163,20 @@ class _Checkpoints:
     def check(self) -> None:
         """Reads every file once.
 
-        **Raises:** `InputError` with all files that are not read, or if not all are read in the same way; `MemberError`
-        with all that is not the model's.
+        **Raises:** `InputError` with all files that are not read, for a renaming or a pattern that fits no name of any,
+        or if not all are read in the same way; `MemberError` with all that is not the model's.
         """
         unreadable: dict[str, list[str]] = defaultdict(list)
         found: dict[str, list[str]] = defaultdict(list)
         ways: dict[tuple[str, str], list[str]] = defaultdict(list)
+        read: list[Taken] = []
         for member, file in enumerate(self.files):
             try:
                 tensors, taken = self.read(member)
             except InputError as error:
                 unreadable[error.details.removeprefix(f"`{file}` ")].append(self.named(member))
                 continue
+            read.append(taken)
             ways[taken.key, taken.prefix].append(self.named(member))
             for problem in self.expected.problems(tensors):
                 found[problem].append(self.named(member))
@@ -182,6 +184,11 @@ class _Checkpoints:
         if unreadable:
             rows = [f"  {_members(which)}: {' '.join(text.split())}" for text, which in unreadable.items()]
             raise InputError("these checkpoints cannot be read:\n" + "\n".join(rows))
+        if unused := self.choice.unused(read):
+            raise InputError(
+                f"{', '.join(unused)}: no name in any of these checkpoints fits it. Correct it, or leave it out; names "
+                "are looked for in the weights that are meant, for `rename` without the prefix"
+            )
         if found:
             raise MemberError(_table(found))
         if len(ways) > 1:

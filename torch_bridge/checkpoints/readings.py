@@ -48,8 +48,8 @@ class Reading:
         return len(expected.tensors) - len(expected.lacking(self.names))
 
     def fits(self, expected: Expected) -> bool:
-        """Whether there is a tensor of the right shape for every name of the model."""
-        if len(self.names) < expected.distinct or expected.lacking(self.names):
+        """Whether there is a tensor of the right shape for every name of the model, but for counters."""
+        if len(self.names) < expected.distinct or not expected.suffices(self.names):
             return False
         used = self.used(expected)
         return all(shape_of(self.weights.tensors[old]) == expected.tensors[new][0] for new, old in used.items())

@@ -12,7 +12,7 @@ def source(**changes: Any) -> dict[str, Any]:
     return {
         "file": "a.pt",
         "sha256": "0" * 64,
-        "taken": {"key": "", "prefix": "", "renamed": {}, "left_out": []},
+        "taken": {"key": "", "prefix": "", "renamed": {}, "left_out": [], "not_held": []},
     } | changes
 
 
