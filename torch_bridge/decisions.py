@@ -5,6 +5,7 @@ import dataclasses
 import functools
 import itertools
 import linecache
+import math
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -86,9 +87,22 @@ class Decisions:
                 raise FixedSize(name, next((place for place, _ in reversed(guards) if place), ""))
             found[name] = sizes
         for names, place, guard in about:
-            if (len(names) > 1 or self._has_batch(guard)) and not self.holds(guard, found):
-                raise FixedSize(" and ".join(sorted(names)), place)
+            if len(names) > 1 or self._has_batch(guard):
+                found = self._in_step(guard, names, place, found, example.sizes)
         return found
+
+    def _in_step(
+        self, guard: Any, names: set[str], place: str, limits: dict[str, Sizes], given: Mapping[str, int]
+    ) -> dict[str, Sizes]:
+        """Limits within which a condition on several sizes holds: as they are, or for multiples of a small number.
+
+        As of images that a forward pads to an even size: those that are even stay as they are.
+        """
+        for factor in range(1, 33):
+            found = limits | {name: _multiples(limits.get(name, Sizes()), factor) for name in names}
+            if all(given[name] in found[name] for name in names) and self.holds(guard, found):
+                return found
+        raise FixedSize(" and ".join(sorted(names)), place)
 
     def _has_batch(self, guard: Any) -> bool:
         return any(self.names.get(symbol, BATCH) == BATCH for symbol in guard.free_symbols)
@@ -174,6 +188,11 @@ class Decisions:
             return None
         guards = [guard for _, guard in self.fixing]
         return next((k for k in range(2, size + 1) if size % k == 0 and _are_about_multiples(guards, k)), None)
+
+
+def _multiples(sizes: Sizes, factor: int) -> Sizes:
+    multiple = math.lcm(sizes.multiple, factor)
+    return Sizes(-(-sizes.least // multiple) * multiple, sizes.most, multiple)
 
 
 class FixedSize(Exception):
