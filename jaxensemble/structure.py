@@ -96,7 +96,8 @@ class Structure(nnx.GraphDef):
         if not isinstance(graphdef, nnx.GraphDef):
             raise InputError(
                 "`graphdef` must be the graph definition of a module, as of nnx.graphdef(module); got "
-                f"{type(graphdef).__name__}. Ensemble.from_modules(modules) makes an ensemble of modules and their weights."
+                f"{type(graphdef).__name__}. Ensemble.from_modules(modules) makes an ensemble of modules and their "
+                "weights."
             )
         reader = _Reader(graphdef)
         root = reader.read(())

@@ -45,6 +45,8 @@ class Opened(NamedTuple):
         """
         if not dynamic:
             return cls(batch_axis)
+        if not isinstance(dynamic, Mapping):
+            raise InputError(f"`dynamic` must name axes by argument, as {{'ids': {{1: 'length'}}}}; got {dynamic!r}")
         problems: list[str] = []
         places = [name or f"inputs[{k}]" for k, name in enumerate(names)]
         known = {**dict(enumerate(places)), **{place: place for place in places}}
