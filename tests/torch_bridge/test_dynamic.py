@@ -461,8 +461,9 @@ def test_everything_wrong_with_dynamic_is_told_at_once() -> None:
         "axis 1 of q: expected a name, such as 'length'; got 'not a name'",
         "axis 1 of kv: expected a name, such as 'length'; got 'batch'",
     ]
+    listed: Any = [1]
     for inputs, wrong, text in (
-        ((ROWS, ROWS), [1], r"must name axes by argument, as .*; got \[1\]"),
+        ((ROWS, ROWS), listed, r"must name axes by argument, as .*; got \[1\]"),
         ((ROWS, torch.randn(2, 1, 8)), {"kv": {1: "keys"}}, "axis 1 of kv: its size is 1 in the example"),
         ((ROWS, torch.randn(2, 9, 8)), {"q": {1: "n"}, "kv": {1: "n"}}, "axis 1 of kv: n is 9, but 6 for axis 1 of q"),
         ((ROWS, ROWS), {"q": "length"}, "q: expected the names of axes by their numbers; got 'length'"),
