@@ -43,9 +43,15 @@ def keep_compiled(directory: str | Path | None = None) -> Path:
     path = (cache_directory() / "programs" if directory is None else Path(directory).expanduser()).absolute()
     _make_private(path)
     if open_to_others := [str(place) for place in open_places(path)]:
+        shared = path.stat().st_uid != os.getuid() or path.stat().st_mode & stat.S_ISVTX  # as /tmp is
+        advice = (
+            f"take one of your own below it, made for this user alone: keep_compiled({str(path / 'programs')!r})"
+            if shared
+            else f"take another directory, or make this one your own: chmod 700 {path}"
+        )
         raise InputError(
             f"compiled programs are run, and {', '.join(open_to_others)} can be written to by others than this user: "
-            f"take another directory, or make this one your own: chmod 700 {path}"
+            f"{advice}"
         )
     jax.config.update("jax_compilation_cache_dir", str(path))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)

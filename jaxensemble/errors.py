@@ -5,6 +5,7 @@ PyTorch's goes on working.
 """
 
 import re
+from typing import Any
 
 FIRST = 200
 """Characters that the first line of a message has at most; what another library says may be longer elsewhere."""
@@ -121,6 +122,13 @@ def _broken(line: str) -> list[str]:
         if ends := [found.end() for found in re.finditer(end, line[: FIRST + 1])]:
             return [line[: ends[-1]].rstrip(), line[ends[-1] :]]
     return [line[:FIRST], line[FIRST:]]
+
+
+def of_pytorch(value: Any) -> str:
+    """The end of an error about a module or a tensor of PyTorch: what ports it. Nothing for anything else."""
+    if not any(base.__module__.partition(".")[0] == "torch" for base in type(value).__mro__):
+        return ""
+    return ". PyTorch's modules, with their weights, are ported by torch_bridge.to_flax and torch_bridge.to_ensemble"
 
 
 class InputError(JaxEnsembleError, ValueError):

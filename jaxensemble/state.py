@@ -16,7 +16,7 @@ from typing import Any, Literal, NamedTuple
 
 from flax import nnx
 
-from jaxensemble.errors import InputError, StateError
+from jaxensemble.errors import InputError, StateError, of_pytorch
 from jaxensemble.structure import Leaf, Structure
 
 Tree = dict[str, Any]  # nested dicts; the leaves are arrays
@@ -57,7 +57,8 @@ def split(module: nnx.Module) -> State:
     (['bias', 'scale'], ['mean', 'var'])
     """
     if not isinstance(module, nnx.Module):
-        raise InputError(f"`module` must be a flax.nnx.Module; got {type(module).__module__}.{type(module).__name__}")
+        got = f"{type(module).__module__}.{type(module).__name__}"
+        raise InputError(f"`module` must be a flax.nnx.Module; got {got}{of_pytorch(module)}")
     graphdef, variables = nnx.split(module, graph=True)
     structure = Structure.of(graphdef)
     groups: dict[Kind, dict[str, Any]] = {kind: {} for kind in KINDS}

@@ -1,11 +1,15 @@
 """Functions that change a minibatch at random, for every member on its own, within the compiled step."""
 
+import random
 from collections.abc import Callable
 from typing import Any
 
 import jax
+import numpy as np
 
+from jaxensemble.compat import Program
 from jaxensemble.errors import InputError, JaxEnsembleError, described
+from jaxensemble.training.fingerprint import is_same_program
 
 Augment = Callable[[jax.Array, tuple[Any, Any]], tuple[Any, Any]]
 
@@ -20,6 +24,27 @@ def check_augment(function: Any) -> None:
             "`augment` must be a function of (key, (inputs, targets)) made of JAX's operations, which gives back such "
             f"a pair; got {type(function).__name__}"
         )
+
+
+def check_draws(trace: Callable[[], Program]) -> None:
+    """Raises `InputError` for a function that draws from Python or numpy, and not by its key.
+
+    Every step would have the numbers that it was compiled with. `trace` traces it anew: numbers of a generator of
+    one's own are others at the second time.
+    """
+    before = _states()
+    first, second = trace(), trace()
+    if _states() != before or not is_same_program(first, second):
+        raise InputError(
+            "`augment` must draw its random numbers from `key`, as by jax.random.normal(key, inputs.shape): those of "
+            "Python and numpy are drawn once, when it is compiled, and would be the same at every step"
+        )
+
+
+def _states() -> list[Any]:
+    """Of the generators that Python and numpy share among all callers."""
+    numbers: Any = np.random.get_state()
+    return [random.getstate(), *(part.tobytes() if isinstance(part, np.ndarray) else part for part in numbers)]
 
 
 def augmented(function: Augment, key: jax.Array, data: tuple[Any, Any]) -> tuple[Any, Any]:
@@ -40,7 +65,7 @@ def augmented(function: Augment, key: jax.Array, data: tuple[Any, Any]) -> tuple
             details=str(error),
         ) from error
     if not isinstance(found, tuple) or len(found) != 2:
-        raise InputError(f"`augment` must give back a pair, (inputs, targets); got {type(found).__name__}")
+        raise InputError(f"`augment` must give back a pair, (inputs, targets); got {_told(found)}")
     after = ((found[0],) if alone else found[0], found[1])
     if jax.tree.structure(after[0]) != jax.tree.structure(inputs):
         raise InputError(
@@ -48,6 +73,10 @@ def augmented(function: Augment, key: jax.Array, data: tuple[Any, Any]) -> tuple
             f"{jax.tree.structure(found[0])}"
         )
     return after
+
+
+def _told(found: Any) -> str:
+    return f"one array, {jax.typeof(found)}" if isinstance(found, jax.Array) else type(found).__name__
 
 
 def keys_of(keys: jax.Array, steps: jax.Array) -> jax.Array:

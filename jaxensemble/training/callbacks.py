@@ -1,5 +1,6 @@
 """Functions that `fit` calls after every epoch."""
 
+import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -20,6 +21,21 @@ def check_callbacks(callbacks: Any) -> None:
             f"`callbacks` must be a list of functions of (epoch, state, history); got {callbacks!r:.100}. They are "
             "called after every epoch, and stop the training by returning True"
         )
+    for callback in callbacks:
+        check_takes(callback, "each of `callbacks`", "epoch", "state", "history")
+
+
+def check_takes(function: Callable[..., Any], name: str, *arguments: str) -> None:
+    """Raises `InputError` for a function that cannot be called with so many positional arguments."""
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):  # as of some that are written in C
+        return
+    try:
+        signature.bind(*arguments)
+    except TypeError as error:
+        told = getattr(function, "__qualname__", type(function).__name__)
+        raise InputError(f"{name} must be a function of ({', '.join(arguments)}); got {told}{signature}") from error
 
 
 def stopped_by(callbacks: Sequence[Callback], state: TrainState, history: History) -> bool:

@@ -11,6 +11,7 @@ import numpy as np
 from jaxensemble.artifact.dtypes import is_key
 from jaxensemble.compat import Literal, Program, Var, constants, is_program
 from jaxensemble.errors import InputError
+from jaxensemble.program import equations
 
 
 def digest(tree: Any) -> str:
@@ -55,10 +56,22 @@ def digest_of_program(program: Program) -> str:
     >>> digest_of_function(jax.jit(square), 1.0) == digest_of_function(jax.jit(lambda y: y * y), 1.0)
     True
     """
+    for step in equations(program):
+        if step.primitive.name in ("pure_callback", "io_callback"):
+            raise InputError(
+                f"`checkpoints` cannot be kept of a run that calls Python from within JAX ({step.primitive.name}): it "
+                "cannot be told whether what it calls is the same as before. Write it in JAX, or leave `checkpoints` "
+                "out and save `state.ensemble` in a callback of `fit`"
+            )
     found = hashlib.sha256()
     for line in _told(program):
         found.update(f"{line}\n".encode())
     return found.hexdigest()[:16]
+
+
+def is_same_program(first: Program, second: Program) -> bool:
+    """Whether two programs have the same steps, with the same numbers and arrays in them."""
+    return list(_told(first)) == list(_told(second))
 
 
 def _told(value: Any) -> Iterator[str]:
@@ -86,12 +99,6 @@ def _steps_told(program: Program) -> Iterator[str]:
 
     yield " ".join(map(name, (*program.constvars, *program.invars)))
     for step in program.eqns:
-        if step.primitive.name in ("pure_callback", "io_callback"):
-            raise InputError(
-                f"`checkpoints` cannot be kept of a run that calls Python from within JAX ({step.primitive.name}): it "
-                "cannot be told whether what it calls is the same as before. Write it in JAX, or leave `checkpoints` "
-                "out and save `state.ensemble` in a callback of `fit`"
-            )
         yield f"{step.primitive.name} {' '.join(map(name, step.invars))}"
         for key, value in sorted(step.params.items()):
             if key != "name":

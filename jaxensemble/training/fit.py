@@ -12,7 +12,7 @@ import numpy as np
 from jaxensemble.errors import InputError
 from jaxensemble.plan import Plan, is_size
 from jaxensemble.training.augmentation import Augment, check_augment
-from jaxensemble.training.callbacks import Callback, check_callbacks, stopped_by
+from jaxensemble.training.callbacks import Callback, check_callbacks, check_takes, stopped_by
 from jaxensemble.training.checkpoints import Checkpoints
 from jaxensemble.training.data import as_data
 from jaxensemble.training.history import History
@@ -116,6 +116,7 @@ def fit(
     _check(wrong, epochs, patience, validation, metrics)
     common = Settings(loss, augment, plan)
     if callable(inputs):
+        check_takes(inputs, "what gives the minibatches of an epoch", "epoch")
         source: Rows | Batches = Batches(state, inputs, common)
     else:
         data, _ = as_data(state.ensemble, inputs, targets, changed=augment is not None)

@@ -132,7 +132,7 @@ def _parts_told(now: Mapping[str, str], then: Mapping[str, str]) -> Iterator[str
     same = now.get("made of") == then.get("made of")
     for name in dict.fromkeys((*now, *then)):
         if now.get(name) != then.get(name) and (same or (name in now and name in then)):
-            yield f"{name} {now.get(name, 'nothing')}, was {then.get(name, 'nothing')}"
+            yield f"{name} {now[name]}, was {then.get(name, 'none')}" if name in now else f"no {name}, was {then[name]}"
 
 
 def _shown(value: Any) -> str:

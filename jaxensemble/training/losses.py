@@ -1,6 +1,7 @@
 """Losses: functions of one member's outputs and the targets that give a number."""
 
 import functools
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 
 from jaxensemble.compat import Tracer
 from jaxensemble.errors import InputError, JaxEnsembleError, described
+from jaxensemble.program import equations
 from jaxensemble.rows import Axes
 from jaxensemble.training.data import along
 
@@ -53,6 +55,31 @@ def number_of(function: Loss, outputs: Any, targets: Any) -> jax.Array:
             f"{name_of(function)} must give one floating-point number, the mean over a minibatch; got {got}"
         )
     return number
+
+
+def warn_of_pairs(function: Loss, outputs: Any, targets: Any) -> None:
+    """Warns of a loss that takes every output with every target, where their shapes differ by axes of length 1.
+
+    Of outputs `[N, 1]` and targets `[N]`, `outputs - targets` is `[N, N]`. A loss that reshapes them is not told of.
+    """
+    shapes = [leaf.shape for tree in (outputs, targets) for leaf in jax.tree.leaves(tree)]
+    if len(shapes) != 2 or len({tuple(size for size in shape if size != 1) for shape in shapes}) != 1:
+        return
+    try:
+        pairs = np.broadcast_shapes(*shapes)
+    except ValueError:
+        return
+    if pairs in shapes:
+        return
+    given = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), (outputs, targets))
+    steps = equations(jax.make_jaxpr(function)(*given))
+    if any(getattr(var.aval, "shape", None) == pairs for step in steps for var in step.outvars):
+        warnings.warn(
+            f"{name_of(function)} spreads outputs {list(shapes[0])} of a member and targets {list(shapes[1])} over "
+            f"each other, to {list(pairs)}: it compares every output with every target. Give targets of the outputs' "
+            "shape, or reshape the outputs in the loss",
+            stacklevel=2,
+        )
 
 
 LABELS = (*range(1, 16), -1, -100, 255)

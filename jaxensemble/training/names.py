@@ -24,6 +24,9 @@ _LONGEST = 80
 _DEEPEST = 12
 """How many functions within functions are looked into."""
 
+_WRITTEN = "numbers"
+"""What the numbers in the code of a function are called."""
+
 _WRAPPERS = {"chain", "with_extra_args_support", "named_chain"}
 
 
@@ -48,7 +51,8 @@ def _name(function: Any, owners: list[str], found: dict[str, str]) -> None:
         if name is None:
             owners += [owner] if owner not in (*_WRAPPERS, *owners[-1:]) else []
             continue
-        told = f"{name} of {owner}"
+        where = "a lambda" if owner == "<lambda>" else owner
+        told = f"numbers written in {where}" if name == _WRITTEN else f"{name} of {where}"
         if told == "step_size of scale" and isinstance(value, float | int) and value < 0:
             told, value = "learning rate", -value
         if value is not None and not isinstance(value, type):
@@ -146,7 +150,7 @@ def _held(function: Callable[..., Any]) -> dict[str, Any]:
     if _is_of_optax(function):
         return held
     numbers = [number for number in code.co_consts if type(number) in (int, float)]
-    held |= {"numbers": numbers} if numbers else {}
+    held |= {_WRITTEN: numbers} if numbers else {}
     around = function.__globals__
     return held | {name: around[name] for name in code.co_names if isinstance(around.get(name), int | float)}
 

@@ -20,10 +20,10 @@ from jaxensemble.program import peak_bytes
 from jaxensemble.rows import Axes
 from jaxensemble.running import Call, in_steps
 from jaxensemble.state import Tree, flatten, merge, split, unflatten
-from jaxensemble.training.augmentation import Augment, augmented
+from jaxensemble.training.augmentation import Augment, augmented, check_draws
 from jaxensemble.training.data import along, as_data, check_data
 from jaxensemble.training.forms import for_training
-from jaxensemble.training.losses import Loss, check_function, check_is_mean, name_of, number_of
+from jaxensemble.training.losses import Loss, check_function, check_is_mean, name_of, number_of, warn_of_pairs
 from jaxensemble.training.members import Members
 from jaxensemble.training.state import TrainState, of_members, trained, with_trained
 
@@ -145,6 +145,8 @@ def begun(
     given = batch_axes(state.ensemble.network, inputs, each=each) + (0,) * len(jax.tree.leaves(targets))
     step = Step(call, loss, given, given, each, own_rows, augment=augment)
     as_given = rows is None and augment is None
+    if augment is not None:
+        check_draws(lambda: jax.make_jaxpr(lambda *given: step.minibatch(*given))(data, rows, state.keys))
     inputs, targets = data if as_given else jax.eval_shape(step.minibatch, data, rows, state.keys)
     if augment is not None:
         try:
@@ -193,7 +195,9 @@ def gradient_program(case: Case, loss: Loss, targets: Any, frozen: frozenset[str
 
     def member(params: Tree, buffers: Tree, rngs: Tree, key: Any, data: Any) -> Any:
         outputs, after = case.call.member(params, buffers, rngs, constants, key, data[0], vmapped=None)
-        return number_of(loss, outputs, data[1]), after
+        number = number_of(loss, outputs, data[1])
+        warn_of_pairs(loss, outputs, data[1])
+        return number, after
 
     one = for_training(member) if case.call.platform == "cpu" else member
 

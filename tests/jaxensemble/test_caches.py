@@ -48,7 +48,10 @@ def test_a_directory_that_others_can_write_to_is_refused(tmp_path: Path) -> None
     made = keep_compiled(tmp_path / "new" / "programs")
     assert made.stat().st_mode & 0o777 == 0o700
     made.chmod(0o770)
-    with pytest.raises(InputError, match="can be written to by others"):
+    with pytest.raises(InputError, match=r"(?s)can be written to by others.*chmod 700 .*programs$"):
+        keep_compiled(made)
+    made.chmod(0o1777)  # as /tmp, which others need as it is
+    with pytest.raises(InputError, match=r"(?s)one of your own below it.*programs/programs'\)$"):
         keep_compiled(made)
     made.chmod(0o700)
     assert keep_compiled(made) == made

@@ -5,6 +5,7 @@ import functools
 import io
 import itertools
 import os
+import random
 import re
 import signal
 import subprocess
@@ -207,7 +208,7 @@ OTHER_RUNS: dict[str, tuple[Any, list[str]]] = {
     "what is frozen": ({"frozen": ["fc1.bias"]}, ["frozen parameters fc1.bias, was none"]),
     "a mode": ({"train": False}, ["the network: layers in training mode none, was dropout"]),
     "dropout": ({"dropout": 0.3}, ["the rates of dropout: dropout.rate [0.3, 0.3, 0.3], was nothing",
-         "the network: dropout.rate nothing, was 0.1"]),
+         "the network: no dropout.rate, was 0.1"]),
     "a key": ({"randomness": "same"}, ["the random keys: not the same as before"]),
     "fewer rows than a minibatch has": (
         {"rows": 5},
@@ -286,7 +287,15 @@ NAMED: dict[str, tuple[Any, Any, list[str]]] = {
     ),
     "a schedule of one's own": (
         optax.sgd(lambda count: 0.1 / (count + 1)), optax.sgd(lambda count: 0.2 / (count + 1)),
-        ["numbers of <lambda> [0.2, 1], was [0.1, 1]"],
+        ["numbers written in a lambda [0.2, 1], was [0.1, 1]"],
+    ),
+    "a loss without numbers": (
+        lambda a, b: abs(a - b).mean(), lambda a, b: ((a - b) ** 2).mean(),
+        ["numbers written in a lambda [2], was none"],
+    ),
+    "a loss with numbers": (
+        lambda a, b: ((a - b) ** 2).mean(), lambda a, b: abs(a - b).mean(),
+        ["no numbers written in a lambda, was [2]"],
     ),
     "every few steps": (
         optax.MultiSteps(optax.sgd(0.1), 4).gradient_transformation(),
@@ -444,6 +453,7 @@ def test_an_epoch_whose_callback_failed_is_made_once_more(mlp: Ensemble, tmp_pat
     [
         (print, r"`callbacks` must be a list of functions of \(epoch, state, history\)"),
         ([3], r"`callbacks` must be a list of functions"),
+        ([lambda epoch: None], r"each of `callbacks` must be a function of \(epoch, state, history\); got .*\(epoch\)"),
         ([lambda epoch, state, history: history.loss.mean()], r"the callback .*<lambda> must return True to stop"),
         ([lambda epoch, state, history: jnp.ones(3, bool)], r"the callback .*<lambda> must return True to stop"),
     ],
@@ -669,7 +679,8 @@ OTHER_DATA: dict[str, tuple[dict[str, Any], str]] = {
     "no pair": ({"inputs": lambda epoch: [data()[0]]}, r"a minibatch must be a pair, \(inputs, targets\); got ndarray"),
     "no function": ({"augment": 3}, r"`augment` must be a function of \(key, \(inputs, targets\)\)"),
     "a failure": ({"augment": lambda key, batch: batch.x}, r"cannot be called with a key and .*float32\[5,3\]"),
-    "inputs alone": ({"augment": lambda key, batch: batch[0]}, r"must give back a pair"),
+    "inputs alone": ({"augment": lambda key, batch: batch[0]}, r"must give back a pair.*got one array, float32\[5,3\]"),
+    "no epoch": ({"inputs": lambda: [data()]}, r"(?s)of an epoch must be a function of \(epoch\); got .*<lambda>\(\)"),
     "more inputs": ({"augment": lambda key, batch: ((batch[0], 1), batch[1])}, "must give back inputs that nest as"),
     "other rows": ({"augment": lambda key, batch: (batch[0], batch[1][:2])}, "does not fit: targets must begin"),
 }  # fmt: skip
@@ -682,6 +693,32 @@ def test_data_and_augmentation_that_do_not_fit_are_refused(case: str, mlp: Ensem
     arrays: Any = {} if "inputs" in options else {"inputs": x, "targets": y, "batch": 5, "shuffle": "never"}
     with pytest.raises(InputError, match=message):
         fit(state_of(mlp), loss=mean_square, epochs=1, **arrays, **options)
+
+
+FOREIGN: dict[str, Any] = {
+    "Python's numbers": lambda: random.random(),
+    "numpy's numbers": lambda: np.random.normal(),
+    "a generator of one's own": np.random.default_rng(0).random,
+}
+
+
+@pytest.mark.parametrize("case", FOREIGN)
+def test_augmentation_by_other_random_numbers_than_the_key_s_is_refused(case: str, mlp: Ensemble) -> None:
+    x, y = data(4)
+    with pytest.raises(InputError, match="`augment` must draw its random numbers from `key`"):
+        fit(
+            state_of(mlp), x, y, loss=mean_square, epochs=1, batch=4,
+            augment=lambda key, batch: (batch[0] + FOREIGN[case](), batch[1]),
+        )  # fmt: skip
+
+
+def test_outputs_that_are_spread_over_targets_are_told() -> None:
+    ensemble = Ensemble.from_modules([nnx.Linear(3, 1, rngs=nnx.Rngs(seed)) for seed in range(2)])
+    state, x, y = state_of(ensemble), data(4)[0], np.ones(4, "float32")
+    with pytest.warns(UserWarning, match=r"mean_square spreads outputs \[4, 1\] .* targets \[4\] .* to \[4, 4\]"):
+        fit(state, x, y, loss=mean_square, epochs=1, batch=4)
+    for loss, targets in ((mean_square, y[:, None]), (lambda a, b: mean_square(a[:, 0], b), y)):
+        train_step(state, x, targets, loss=loss)  # where a warning would be an error
 
 
 def test_a_run_goes_on_under_the_plan_it_began_with(

@@ -273,3 +273,16 @@ def test_mistakes_meet_the_same_error(mistake: Callable[[Any], Any]) -> None:
         expected = expected.replace(word, counterpart)
     text = str(ours).partition("\n  member")[0]  # ours goes on to say which member
     assert _first_line(text) == _first_line(expected)
+
+
+def test_what_is_pytorch_s_is_told_where_it_is_ported() -> None:
+    class Own(torch.nn.Linear):
+        """A class that PyTorch has not."""
+
+    models: Any = [Own(3, 2) for _ in range(2)]
+    params, _ = torch.func.stack_module_state(models)
+    for call in (lambda: stack_module_state(models), lambda: jaxensemble.vmap(lambda params: params)(params)):
+        with pytest.raises(
+            jaxensemble.InputError, match=r"ported by torch_bridge.to_flax and torch_bridge.to_ensemble$"
+        ):
+            call()
