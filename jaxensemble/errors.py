@@ -159,6 +159,10 @@ class RandomnessError(StateError):
     """Random numbers are to be drawn, and there is no key to draw them from."""
 
 
+class EqualMembersWarning(UserWarning):
+    """Members have equal weights: a file, or a module, was probably given twice."""
+
+
 class NarrowIntegerWarning(UserWarning):
     """A network computes with 64-bit integers, and JAX has only 32-bit ones while x64 is off."""
 

@@ -3,6 +3,7 @@
 from jaxensemble.artifact import verify as verify
 from jaxensemble.caches import keep_compiled as keep_compiled
 from jaxensemble.ensemble import Ensemble as Ensemble
+from jaxensemble.errors import EqualMembersWarning as EqualMembersWarning
 from jaxensemble.errors import InputError as InputError
 from jaxensemble.errors import JaxEnsembleError as JaxEnsembleError
 from jaxensemble.errors import MemberError as MemberError

@@ -21,7 +21,7 @@ from torch_bridge.members import as_members, check_members, rates_of
 from torch_bridge.modes import PortedMode, ported_mode, warn_of_training
 from torch_bridge.opened import Dynamic, Opened
 from torch_bridge.proof import proof_of
-from torch_bridge.stacking import Stack, stored_array
+from torch_bridge.stacking import Stack, stored_array, warn_of_equal_members
 
 
 def to_flax(
@@ -103,7 +103,8 @@ def to_ensemble(
     - `allow_nonfinite`: take parameters that are NaN or infinite, and buffers that are NaN.
 
     **Raises:** `MemberError` with every difference between members, `InputError` for weights that are not finite,
-    `UnsupportedError` for what cannot be carried exactly, `ParityError` when the proof fails.
+    `UnsupportedError` for what cannot be carried exactly, `ParityError` when the proof fails. Warns with an
+    `EqualMembersWarning` of members whose weights are all equal.
 
     >>> import torch
     >>> models = [torch.nn.Linear(3, 3) for _ in range(5)]
@@ -138,6 +139,7 @@ def _ported(
     stack = Stack(lowered.weights, len(members))
     for k, member in enumerate(members):
         stack.put(k, tensors_of(member))
+    warn_of_equal_members(stack, [str(k) for k in range(len(members))])
     ensemble = assembled(lowered, stack, type(members[0]).__name__, opened.batch_axis, input_layout)
     if check:
         report = parity.check(members, ensemble, arguments, thorough=False)

@@ -1,7 +1,10 @@
 """M sets of tensors into preallocated `[M, ...]` arrays, one member at a time, and back."""
 
+import hashlib
 import math
-from collections.abc import Mapping
+import warnings
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -9,7 +12,7 @@ import numpy as np
 from torch import Tensor
 
 from jaxensemble.ensemble import Ensemble
-from jaxensemble.errors import InputError, StateError
+from jaxensemble.errors import EqualMembersWarning, InputError, StateError
 from jaxensemble.origin import Entry, Origin, WeightMap
 from jaxensemble.state import flatten
 from torch_bridge.arrays import TORCH_DTYPES, checked_cast, jax_dtype, to_numpy, to_tensor
@@ -33,12 +36,36 @@ class Stack:
                 self._arrays[entry.path] = _aligned((self.members, *array.shape), array.dtype)
             self._arrays[entry.path][member] = array
 
+    def equal_members(self) -> list[list[int]]:
+        """The members whose tensors are all equal, bit for bit. Looks no further once all are known to differ."""
+        groups = [list(range(self.members))] if self._arrays else []
+        for array in self._arrays.values():
+            rows = array.reshape(self.members, math.prod(array.shape[1:])).view(np.uint8)
+            found: dict[tuple[int, bytes], list[int]] = defaultdict(list)
+            for k, group in enumerate(groups):
+                for member in group:
+                    found[k, hashlib.sha256(rows[member]).digest()].append(member)
+            groups = [group for group in found.values() if len(group) > 1]
+            if not groups:
+                break
+        return groups
+
     def take(self) -> dict[str, jax.Array]:
         """The filled arrays by path, on JAX's default device. The stack is empty afterwards.
 
         On CPUs the arrays are these very ones, not copies: nobody else has them.
         """
         return {path: jax.device_put(self._arrays.pop(path), may_alias=True) for path in list(self._arrays)}
+
+
+def warn_of_equal_members(stack: Stack, names: Sequence[str]) -> None:
+    """Warns whoever called the caller's caller of members that are one network several times."""
+    for group in stack.equal_members():
+        warnings.warn(
+            f"members {', '.join(names[k] for k in group)} have equal weights, bit for bit: they count as one network",
+            EqualMembersWarning,
+            stacklevel=4,
+        )
 
 
 def _aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:

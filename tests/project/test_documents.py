@@ -47,6 +47,11 @@ def test_python_blocks_run(document: str, tmp_path: Path, monkeypatch: pytest.Mo
             exec(compile(code, f"<{name}>", "exec"), namespace)
 
 
+@pytest.mark.parametrize(("name", "code"), PYTHON + COMMANDS)
+def test_what_is_pasted_twice_replaces_what_the_first_time_left(name: str, code: str) -> None:
+    assert not re.search(r"""\.mkdir\(\)|\bsave\(["'][^"'.]*["']\)|--out \w+$""", code), "exist_ok, force=True, --force"
+
+
 @pytest.mark.parametrize("document", list(dict.fromkeys(name.rpartition("-")[0] for name, _ in COMMANDS)))
 def test_commands_succeed(document: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One after the other: what one saves the next ones read."""

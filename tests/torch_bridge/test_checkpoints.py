@@ -3,6 +3,7 @@
 import pickle
 import re
 import struct
+import warnings
 import weakref
 import zipfile
 from collections.abc import Callable
@@ -17,11 +18,12 @@ import torch
 from torch import Tensor, nn
 
 import torch_bridge.checkpoints.load as load
-from jaxensemble.errors import InputError, MemberError, ParityError
+from jaxensemble.errors import EqualMembersWarning, InputError, MemberError, ParityError
 from tests.helpers.attacks import damage
 from tests.helpers.attacks.checkpoints import HOSTILE, Payload
 from tests.helpers.porting import assert_close, randomised
 from torch_bridge.checkpoints import Expected, load_ensemble, load_members, read_state_dict
+from torch_bridge.convert import to_ensemble
 from torch_bridge.stacking import Stack, to_torch
 
 X = torch.linspace(-1, 1, 6).reshape(2, 3)
@@ -246,11 +248,26 @@ def test_weights_that_are_not_finite_are_refused(tmp_path: Path) -> None:
         np.testing.assert_array_equal(state["fc.weight"], ported["fc.weight"])
 
 
-def test_the_same_file_twice_is_told(tmp_path: Path) -> None:
-    paths = saved(tmp_path, states())
-    (tmp_path / "copy.pt").write_bytes(paths[0].read_bytes())
-    with pytest.warns(UserWarning, match=r"members 0 \(member0.pt\), 3 \(copy.pt\) are the same file"):
-        load_ensemble(net, [*paths, tmp_path / "copy.pt"], (X,), check=False)
+def test_members_of_equal_weights_are_told(tmp_path: Path) -> None:
+    members = states()
+    paths = saved(tmp_path, members)
+    torch.save(members[0], tmp_path / "other_name.pt")  # which PyTorch writes into the file
+    with pytest.warns(EqualMembersWarning, match=r"members 0 \(member0\.pt\), 3 \(other_name\.pt\) have equal weights"):
+        load_ensemble(net, [*paths, tmp_path / "other_name.pt"], (X,), check=False)
+    torch.save(members, tmp_path / "all.pt")
+    with pytest.warns(EqualMembersWarning, match=r"members 0 \(all\.pt\), 1 \(all\.pt\) have equal weights"):
+        load_ensemble(net, [tmp_path / "all.pt"] * 2, (X,), key="0", check=False)
+    first, second = nn.BatchNorm1d(3).eval(), nn.BatchNorm1d(3).eval()
+    second.get_buffer("num_batches_tracked").fill_(1)
+    with pytest.warns(EqualMembersWarning) as told:
+        to_ensemble([second, first, second, first, first], (X,), check=False)
+    assert [str(entry.message).partition(" have")[0] for entry in told] == ["members 0, 2", "members 1, 3, 4"]
+    assert told[0].filename == __file__
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        load_ensemble(net, paths, (X,), check=False)
+        to_ensemble([first, second], (X,), check=False)
+        to_ensemble([nn.Tanh(), nn.Tanh()], (X,), check=False)
 
 
 def test_a_model_whose_state_dict_is_its_own_business_is_refused(tmp_path: Path) -> None:

@@ -3,7 +3,6 @@
 import dataclasses
 import gc
 import logging
-import warnings
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -26,7 +25,7 @@ from torch_bridge.finite import check_rows, nonfinite_values
 from torch_bridge.modes import PortedMode, ported_mode, warn_of_training
 from torch_bridge.opened import Dynamic, Opened
 from torch_bridge.proof import proof_of
-from torch_bridge.stacking import Stack
+from torch_bridge.stacking import Stack, warn_of_equal_members
 
 Factory = Callable[[], nn.Module]
 
@@ -77,7 +76,7 @@ def load_ensemble(
     **Raises:** `InputError` for files that cannot be read, or in more than one way, or not all in the same way, and for
     weights that are not finite where the factory's are; `MemberError` with every key, shape and dtype, of all files,
     that is not the model's; `UnsupportedError` for what cannot be ported exactly; `ParityError` when the proof fails.
-    Warns if two files are the same, byte for byte.
+    Warns with an `EqualMembersWarning` of members whose weights are all equal.
 
     >>> import tempfile, torch
     >>> factory = lambda: nn.Linear(3, 2)
@@ -257,11 +256,9 @@ def _fill(
     """Copies the members into the stack, one after another; a file's tensors are let go before the next is read."""
     bad: list[str] = []
     sources: list[Source] = []
-    seen: dict[str, list[str]] = defaultdict(list)
     expected = checkpoints.expected
     for k, file in enumerate(checkpoints.files):
         digest = checksum(file)
-        seen[digest].append(checkpoints.named(k))
         tensors, taken = checkpoints.read(k)
         if changed := list(expected.problems(tensors)):
             raise InputError(f"`{file}` changed while it was being read: {'; '.join(changed)}")
@@ -271,9 +268,7 @@ def _fill(
         sources.append(Source(file.name, digest, taken))
         del tensors
     check_rows(bad)
-    for which in seen.values():
-        if len(which) > 1:
-            warnings.warn(f"members {', '.join(which)} are the same file, byte for byte", stacklevel=3)
+    warn_of_equal_members(stack, [checkpoints.named(k) for k in range(len(checkpoints))])
     return tuple(sources)
 
 
