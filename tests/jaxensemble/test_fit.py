@@ -207,7 +207,7 @@ OTHER_RUNS: dict[str, tuple[Any, list[str]]] = {
     "a metric": ({"metric": lambda a, b: jnp.mean(a > b)}, ["the metric accuracy: made of <lambda>, was same_sign"]),
     "what is frozen": ({"frozen": ["fc1.bias"]}, ["frozen parameters fc1.bias, was none"]),
     "a mode": ({"train": False}, ["the network: layers in training mode none, was dropout"]),
-    "dropout": ({"dropout": 0.3}, ["the rates of dropout: dropout.rate [0.3, 0.3, 0.3], was nothing",
+    "dropout": ({"dropout": 0.3}, ["the rates of dropout: dropout.rate [0.3, 0.3, 0.3], was none",
          "the network: no dropout.rate, was 0.1"]),
     "a key": ({"randomness": "same"}, ["the random keys: not the same as before"]),
     "fewer rows than a minibatch has": (
