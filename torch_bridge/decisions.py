@@ -69,7 +69,7 @@ class Decisions:
         """
         if not self.fixing:
             return self.named_limits(example)
-        factor = None if BATCH in example.limits else self._factor(example.sizes[BATCH])
+        factor = None if BATCH in example.limits else self._factor(example.sizes.get(BATCH, 1))
         if factor is None:
             raise FixedSize(BATCH, self.last)
         return self.named_limits(example._replace(limits={**example.limits, BATCH: Sizes(multiple=factor)}))

@@ -540,3 +540,9 @@ def test_entries_may_be_taken_along_an_axis_by_another_input() -> None:
     """Whose batch the exporter tells from the first one's until it has compared them."""
     forward = Fn(lambda x, places: torch.take_along_dim(x, places, 1))
     assert_ports(forward, torch.randn(4, 5), torch.randint(0, 5, (4, 2)))
+
+
+def test_a_size_that_values_decide_is_refused_without_a_batch_too() -> None:
+    """The exporter's conditions are about the value then, and not about a size that is open."""
+    with pytest.raises(UnsupportedError, match="cannot follow"):
+        convert(Fn(lambda x, start: x.narrow(0, start, 2)), (torch.randn(4, 3), torch.tensor(1)), opened=Opened(None))
