@@ -313,8 +313,8 @@ def _exported(
     ):
         try:
             program, read, derived = _program(model, example)
-            if decided.named_limits(example) != limits:
-                narrower = decided.named_limits(example)
+            narrower = decided.named_limits(example)
+            if narrower != limits:
                 return _exported(model, example._replace(limits=narrower), training=training, widest=widest)
         except FixedSize as fixed:
             raise fixed_size(model, fixed.name, fixed.place) from fixed
