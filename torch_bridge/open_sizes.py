@@ -103,7 +103,8 @@ def _pooled(whole: Callable[[Tensor], Tensor], otherwise: Callable[..., Any] | N
         given = x.shape[x.ndim - len(window) :]
         is_whole = any(isinstance(entry, torch.SymInt) for entry in window)
         is_whole = is_whole and [_size(entry) for entry in window] == [_size(entry) for entry in given]
-        if is_whole and padding == 0 and not rest and not options.get("return_indices"):
+        plain = not rest and not options.get("return_indices") and options.get("divisor_override") is None
+        if is_whole and padding == 0 and plain:
             return whole(x.flatten(-len(window))).reshape(*x.shape[: x.ndim - len(window)], *(1 for _ in window))
         return NotImplemented if otherwise is None else otherwise(x, kernel_size, stride, padding, *rest, **options)
 

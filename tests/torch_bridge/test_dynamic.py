@@ -534,3 +534,9 @@ def test_images_that_are_padded_to_even_sizes() -> None:
         x = torch.randn(2, 1, 16, 20, dtype=torch.float64)
         ensemble = torch_bridge.to_ensemble(models, (x,), dynamic=IMAGE)
         assert ensemble.network.sizes == image(4, 2)
+
+
+def test_a_sum_over_all_of_an_image_by_a_divisor_is_no_mean() -> None:
+    """As which pooling by the whole image was carried, whatever the divisor."""
+    with pytest.raises(UnsupportedError, match="takes height for a fixed number"):
+        torch_bridge.to_flax(Fn(lambda x: F.avg_pool2d(x, x.shape[2:], divisor_override=3)), (X,), dynamic=IMAGE)
