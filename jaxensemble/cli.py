@@ -99,28 +99,28 @@ def predict(
         import jax
         import numpy as np
 
-        from jaxensemble import files
         from jaxensemble.artifact import Artifact
         from jaxensemble.artifact.description import describe_proof
         from jaxensemble.caches import keep_compiled
+        from jaxensemble.files import array_files
 
         if keep:
             keep_compiled()
         artifact = Artifact.open(folder)
         if out is not None:
-            files.check_target(out, artifact.network)
+            array_files.check_target(out, artifact.network)
         if probabilities is not None:
-            files.check_array_target(probabilities)
+            array_files.check_array_target(probabilities)
         if not artifact.manifest.verified:
             typer.echo(f"jaxensemble: {describe_proof(artifact.manifest)}", err=True)
-        arguments = files.arguments(artifact.network, files.read_arrays(inputs), cast=cast)
+        arguments = array_files.arguments(artifact.network, array_files.read_arrays(inputs), cast=cast)
         key = None if seed is None else jax.random.key(seed)
         returned = artifact.load().eval()(*arguments, key=key)
-        outputs, prediction = files.named(returned), _read_as(task, returned, class_axis, probabilities)
+        outputs, prediction = array_files.named(returned), _read_as(task, returned, class_axis, probabilities)
         if out is not None:
-            files.write_arrays(out, outputs)
+            array_files.write_arrays(out, outputs)
         if probabilities is not None:
-            files.write_arrays(probabilities, {"probabilities": np.asarray(prediction.mean)})
+            array_files.write_arrays(probabilities, {"probabilities": np.asarray(prediction.mean)})
         _show_outputs(outputs, out, prediction, as_json)
 
 
@@ -176,7 +176,7 @@ def _read_as(task: str | None, returned: Any, class_axis: int | None, probabilit
 
 
 def _show_outputs(outputs: dict[str, Any], out: Path | None, prediction: Any, as_json: bool) -> None:
-    from jaxensemble.files import values
+    from jaxensemble.files.array_files import values
 
     told = {name: {"dtype": str(array.dtype), "shape": list(array.shape)} for name, array in outputs.items()}
     figures = _figures(prediction)

@@ -17,7 +17,7 @@ import jax
 
 from jaxensemble.caches import cache_directory
 from jaxensemble.device import device_name, free_memory, human_bytes
-from jaxensemble.durable import write_file
+from jaxensemble.files.durable import write_file
 from jaxensemble.plan import Plan, candidates
 from jaxensemble.planning import Case, adapted
 from jaxensemble.rows import MixedRows

@@ -117,7 +117,7 @@ def port(
     """Port an ensemble and prove that it gives what PyTorch gives. Only then it is saved."""
     with _told(as_json, debug), wide(x64):
         from jaxensemble.artifact.saving import check_target
-        from jaxensemble.plain import to_plain
+        from jaxensemble.files.schema import to_plain
         from jaxensemble.sources import describe_sources
 
         if out is not None:

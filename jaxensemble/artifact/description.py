@@ -6,8 +6,8 @@ from typing import Any
 
 from jaxensemble.artifact.loading import Artifact
 from jaxensemble.artifact.manifest import Manifest
+from jaxensemble.files.schema import to_plain
 from jaxensemble.inputs import shape_text
-from jaxensemble.plain import to_plain
 from jaxensemble.proof import Proof
 from jaxensemble.sources import describe_sources
 

@@ -9,7 +9,6 @@ import flax
 import jax
 
 import jaxensemble
-from jaxensemble import durable
 from jaxensemble.artifact.loading import misfits, verify
 from jaxensemble.artifact.manifest import (
     FILES,
@@ -25,8 +24,9 @@ from jaxensemble.artifact.manifest import (
 from jaxensemble.artifact.weights import encoded, leaves_of
 from jaxensemble.build import skeleton
 from jaxensemble.codec import from_json, to_json
-from jaxensemble.durable import as_path
 from jaxensemble.errors import InputError, StateError
+from jaxensemble.files import durable
+from jaxensemble.files.durable import as_path
 from jaxensemble.inputs import x64_is_on
 from jaxensemble.network import Network
 from jaxensemble.origin import Origin

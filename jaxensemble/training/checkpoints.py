@@ -11,8 +11,8 @@ from typing import Any
 import jax
 
 from jaxensemble.artifact.dtypes import is_key
-from jaxensemble.durable import as_path
 from jaxensemble.errors import InputError
+from jaxensemble.files.durable import as_path
 from jaxensemble.training.fingerprint import named
 from jaxensemble.training.identity import differences
 

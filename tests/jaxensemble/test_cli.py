@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner, Result
 
-from jaxensemble import Ensemble, files, terminal
+from jaxensemble import Ensemble, terminal
 from jaxensemble.artifact import Artifact
 from jaxensemble.cli import app
 from jaxensemble.errors import InputError
+from jaxensemble.files import array_files
 from tests.helpers.artifacts import SAVED, X, run_without_torch
 
 
@@ -91,7 +92,7 @@ def test_predict_gives_what_the_ensemble_gives(name: str) -> None:
 
 
 def test_what_cannot_be_written_is_said_before_anything_runs(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(files, "read_arrays", lambda path: pytest.fail("the inputs were read"))
+    monkeypatch.setattr(array_files, "read_arrays", lambda path: pytest.fail("the inputs were read"))
     assert "must end in .npy or .npz, for the one array" in run("predict", "net", "x.npy", "-o", "y.txt").stderr
     result = run("predict", "net", "x.npy", "-o", "no/where/y.npy")
     assert result.exit_code == 6 and "No such directory: 'no/where'" in result.stderr
@@ -201,9 +202,9 @@ def test_arrays_are_cast_within_their_kind(given: str, ported: str, cast: bool, 
     arrays = {"x": X.astype(given)}
     if expected.startswith(":"):
         with pytest.raises(InputError, match=f"was {ported} when the network was ported{expected}"):
-            files.arguments(network, arrays, cast=cast)
+            array_files.arguments(network, arrays, cast=cast)
     else:
-        assert files.arguments(network, arrays, cast=cast)[0].dtype == expected
+        assert array_files.arguments(network, arrays, cast=cast)[0].dtype == expected
 
 
 def test_a_file_of_another_precision_is_cast_where_that_is_asked_for() -> None:

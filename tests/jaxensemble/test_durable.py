@@ -13,7 +13,8 @@ import jax
 import pytest
 
 import jaxensemble
-from jaxensemble import Ensemble, InputError, durable
+from jaxensemble import Ensemble, InputError
+from jaxensemble.files import durable
 from tests.helpers.artifacts import SAVED, same_bits
 
 

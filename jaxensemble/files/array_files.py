@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxensemble.arguments import with_fixed
-from jaxensemble.durable import write_file
 from jaxensemble.errors import InputError
+from jaxensemble.files.durable import write_file
 from jaxensemble.inputs import is_too_wide
 from jaxensemble.network import Network, Ref, references
 from jaxensemble.state import flatten
