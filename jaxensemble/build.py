@@ -7,7 +7,7 @@ import jax
 from flax import nnx
 
 from jaxensemble.errors import StateError
-from jaxensemble.network import Network
+from jaxensemble.network.network import Network
 from jaxensemble.randomness import first_state
 from jaxensemble.source import load_class
 from jaxensemble.state import State, flatten, split, unflatten

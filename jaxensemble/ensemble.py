@@ -14,20 +14,20 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from jaxensemble.arguments import as_returned, bound
 from jaxensemble.build import skeleton
 from jaxensemble.compat import Tracer
 from jaxensemble.device import device_of, human_bytes
 from jaxensemble.errors import InputError, MemberError, MemberIndexError, StateError, TrainingModeWarning
 from jaxensemble.inputs import as_arrays, batch_axes, check_inputs, check_member_axis, require_x64, x64_is_on
-from jaxensemble.network import Network, with_param_dtype
+from jaxensemble.network.arguments import as_returned, bound
+from jaxensemble.network.network import Network, with_param_dtype
+from jaxensemble.network.proof import Lineage, Proof
+from jaxensemble.network.sources import Source
 from jaxensemble.plan import Plan
 from jaxensemble.planning import Case, adapted, planned
-from jaxensemble.proof import Lineage, Proof
 from jaxensemble.randomness import as_key, first_state, keys_per_member
 from jaxensemble.running import Call, run_members
 from jaxensemble.source import print_source
-from jaxensemble.sources import Source
 from jaxensemble.stacking import check_same_architecture, count_members, stack_states
 from jaxensemble.state import KINDS, State, Tree, check_names, flatten, merge, split
 from jaxensemble.structure import MODE_FLAGS, STATISTICS, Structure, listed

@@ -13,7 +13,7 @@ import numpy as np
 
 from jaxensemble.compat import Tracer
 from jaxensemble.errors import InputError, first_line
-from jaxensemble.network import InputShape, Network, Ref
+from jaxensemble.network.network import InputShape, Network, Ref
 
 _SCALARS = (bool, int, float, complex)
 _NARROW = {"int64": np.int32, "uint64": np.uint32}  # what integers become while 64-bit types are off
@@ -65,7 +65,7 @@ def check_inputs(network: Network, inputs: tuple[Any, ...], *, each: bool) -> No
     first.
 
     Open sizes, the batch's among them, are one number for all inputs that have them. Inputs are those that hold arrays:
-    see [`bound`][jaxensemble.arguments.bound].
+    see [`bound`][jaxensemble.network.arguments.bound].
     """
     problems: list[str] = []
     found = dict(_named(tuple(network.open_inputs.values()), inputs, "inputs", problems))

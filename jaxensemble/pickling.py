@@ -20,14 +20,14 @@ import numpy as np
 from jaxensemble.artifact.dtypes import is_key
 from jaxensemble.artifact.saving import network_of
 from jaxensemble.build import skeleton
-from jaxensemble.codec import from_json, to_json
 from jaxensemble.errors import NarrowIntegerWarning
 from jaxensemble.inputs import ENABLE, require_x64, x64_is_on
-from jaxensemble.network import Network
+from jaxensemble.network.json_format import from_json, to_json
+from jaxensemble.network.network import Network
+from jaxensemble.network.proof import Lineage, Proof
+from jaxensemble.network.sources import Source
 from jaxensemble.plan import Plan
-from jaxensemble.proof import Lineage, Proof
 from jaxensemble.source import made_from, source_of
-from jaxensemble.sources import Source
 from jaxensemble.state import KINDS, merge, split
 from jaxensemble.structure import Structure
 

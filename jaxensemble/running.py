@@ -11,12 +11,12 @@ from flax import nnx
 from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 
-from jaxensemble.arguments import arrays_alone
 from jaxensemble.elementary import tanh
 from jaxensemble.errors import InputError, JaxEnsembleError, StateError, described
 from jaxensemble.extremes import EXTREMES
 from jaxensemble.inputs import ENABLE
 from jaxensemble.lowering import with_forms
+from jaxensemble.network.arguments import arrays_alone
 from jaxensemble.plan import Plan
 from jaxensemble.products import product
 from jaxensemble.program import CONVOLUTION, PRODUCT, rewritten

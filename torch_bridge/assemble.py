@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from jaxensemble.build import filled, skeleton
 from jaxensemble.ensemble import Ensemble
 from jaxensemble.errors import InputError, UnsupportedError
-from jaxensemble.origin import Origin
+from jaxensemble.network.weight_map import Origin
 from jaxensemble.randomness import keys_per_member
 from jaxensemble.structure import listed
 from torch_bridge.arrays import checked_cast, jax_dtype, odd_kind, to_numpy

@@ -20,7 +20,7 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import ConstantArgument
 
 from jaxensemble.errors import UnsupportedError, described, first_line
-from jaxensemble.network import Fixed, Ref, Sizes, Tree
+from jaxensemble.network.network import Fixed, Ref, Sizes, Tree
 from torch_bridge.attributes import changes_of
 from torch_bridge.below_autograd import DECOMPOSITIONS as BELOW_AUTOGRAD
 from torch_bridge.caches import check_calls_repeat, fresh

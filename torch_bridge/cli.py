@@ -118,7 +118,7 @@ def port(
     with _told(as_json, debug), wide(x64):
         from jaxensemble.artifact.saving import check_target
         from jaxensemble.files.schema import to_plain
-        from jaxensemble.sources import describe_sources
+        from jaxensemble.network.sources import describe_sources
 
         if out is not None:
             check_target(out, force=force)

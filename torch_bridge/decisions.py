@@ -16,7 +16,7 @@ import sympy
 import torch
 from torch import nn
 
-from jaxensemble.network import Sizes
+from jaxensemble.network.network import Sizes
 from torch_bridge.compat import guards_told, pytree
 from torch_bridge.export_errors import is_the_users
 from torch_bridge.opened import BATCH, Example, Limits

@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from torch import Tensor, nn
 
-from jaxensemble.arguments import OF_ENSEMBLES
 from jaxensemble.errors import InputError
+from jaxensemble.network.arguments import OF_ENSEMBLES
 from torch_bridge.arrays import odd_kind
 from torch_bridge.compat import pytree
 

@@ -10,8 +10,8 @@ from torch.export import Dim
 
 from jaxensemble.ensemble import Ensemble
 from jaxensemble.errors import InputError
-from jaxensemble.network import Network, Ref, Sizes, references
-from jaxensemble.origin import Origin
+from jaxensemble.network.network import Network, Ref, Sizes, references
+from jaxensemble.network.weight_map import Origin
 from torch_bridge.compat import pytree
 from torch_bridge.examples import Arguments, BatchAxis, batch_axes
 

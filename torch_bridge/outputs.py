@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from jaxensemble.errors import UnsupportedError
-from jaxensemble.network import Fixed, Record, RecordKind, Ref, Tree
+from jaxensemble.network.network import Fixed, Record, RecordKind, Ref, Tree
 
 LEAVES = (Tensor, torch.SymInt, torch.SymFloat, torch.SymBool)
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from jaxensemble.proof import Comparison, Proof
+from jaxensemble.network.proof import Comparison, Proof
 from torch_bridge.parity.result import WEIGHTS, ParityReport, Row
 
 

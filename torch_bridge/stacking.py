@@ -13,7 +13,7 @@ from torch import Tensor
 
 from jaxensemble.ensemble import Ensemble
 from jaxensemble.errors import EqualMembersWarning, InputError, StateError
-from jaxensemble.origin import Entry, Origin, WeightMap
+from jaxensemble.network.weight_map import Entry, Origin, WeightMap
 from jaxensemble.state import flatten
 from torch_bridge.arrays import TORCH_DTYPES, checked_cast, jax_dtype, to_numpy, to_tensor
 

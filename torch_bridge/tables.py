@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, fx
 from torch.export import ExportedProgram
 
-from jaxensemble.network import Sizes
+from jaxensemble.network.network import Sizes
 from torch_bridge.compat import pytree
 from torch_bridge.likeness import number_of
 from torch_bridge.modes import has_tensors

@@ -11,8 +11,8 @@ import jax
 import numpy as np
 
 from jaxensemble.ensemble import Ensemble
-from jaxensemble.network import Call, Layer, Ref
-from jaxensemble.origin import Entry, Rearrangement, WeightMap
+from jaxensemble.network.network import Call, Layer, Ref
+from jaxensemble.network.weight_map import Entry, Rearrangement, WeightMap
 from torch_bridge.lowering import Lowered
 
 Change: TypeAlias = Callable[[Lowered], Lowered | None]

@@ -8,8 +8,8 @@ import torch
 
 import torch_bridge
 from jaxensemble import UnsupportedError
-from jaxensemble.arguments import bound
 from jaxensemble.inputs import as_arrays
+from jaxensemble.network.arguments import bound
 from jaxensemble.program import primitives
 from torch_bridge.parity import ParityReport
 from zoo import networks

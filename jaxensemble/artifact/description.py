@@ -8,8 +8,8 @@ from jaxensemble.artifact.loading import Artifact
 from jaxensemble.artifact.manifest import Manifest
 from jaxensemble.files.schema import to_plain
 from jaxensemble.inputs import shape_text
-from jaxensemble.proof import Proof
-from jaxensemble.sources import describe_sources
+from jaxensemble.network.proof import Proof
+from jaxensemble.network.sources import describe_sources
 
 _PLAIN = (bool, int, str, type(None))
 

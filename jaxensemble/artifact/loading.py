@@ -25,12 +25,12 @@ from jaxensemble.artifact.manifest import (
 )
 from jaxensemble.artifact.weights import as_leaf, check_header, differences, read_header, read_leaves
 from jaxensemble.build import skeleton
-from jaxensemble.codec import from_json
 from jaxensemble.ensemble import Ensemble
 from jaxensemble.errors import InputError, JaxEnsembleError, NarrowIntegerWarning, described, first_line
 from jaxensemble.files.durable import as_path
 from jaxensemble.inputs import ENABLE, require_x64, x64_is_on
-from jaxensemble.network import Network
+from jaxensemble.network.json_format import from_json
+from jaxensemble.network.network import Network
 from jaxensemble.state import KINDS, State, flatten, unflatten
 from jaxensemble.structure import Structure
 

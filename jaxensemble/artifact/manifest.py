@@ -11,9 +11,9 @@ from typing import Any
 from jaxensemble.artifact.dtypes import CODES, KEYS, PAIRS
 from jaxensemble.errors import InputError
 from jaxensemble.files.schema import from_plain, parse, to_plain
-from jaxensemble.origin import Origin, check_origin
-from jaxensemble.proof import Lineage, Proof, check_proof
-from jaxensemble.sources import Source
+from jaxensemble.network.proof import Lineage, Proof, check_proof
+from jaxensemble.network.sources import Source
+from jaxensemble.network.weight_map import Origin, check_origin
 from jaxensemble.state import KINDS
 
 VERSION = 1

@@ -23,13 +23,13 @@ from jaxensemble.artifact.manifest import (
 )
 from jaxensemble.artifact.weights import encoded, leaves_of
 from jaxensemble.build import skeleton
-from jaxensemble.codec import from_json, to_json
 from jaxensemble.errors import InputError, StateError
 from jaxensemble.files import durable
 from jaxensemble.files.durable import as_path
 from jaxensemble.inputs import x64_is_on
-from jaxensemble.network import Network
-from jaxensemble.origin import Origin
+from jaxensemble.network.json_format import from_json, to_json
+from jaxensemble.network.network import Network
+from jaxensemble.network.weight_map import Origin
 from jaxensemble.source import print_source
 from jaxensemble.state import State
 from jaxensemble.structure import Structure
@@ -134,5 +134,7 @@ def _wide(leaves: Iterable[tuple[str, Any]]) -> bool:
 def _origin(ensemble: "Ensemble") -> Origin | None:
     origin = ensemble.origin
     if origin is not None and not isinstance(origin, Origin):
-        raise StateError(f"`origin` must be a jaxensemble.origin.Origin to be saved; got {type(origin).__name__}")
+        raise StateError(
+            f"`origin` must be a jaxensemble.network.weight_map.Origin to be saved; got {type(origin).__name__}"
+        )
     return origin

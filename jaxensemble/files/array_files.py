@@ -11,11 +11,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxensemble.arguments import with_fixed
 from jaxensemble.errors import InputError
 from jaxensemble.files.durable import write_file
 from jaxensemble.inputs import is_too_wide
-from jaxensemble.network import Network, Ref, references
+from jaxensemble.network.arguments import with_fixed
+from jaxensemble.network.network import Network, Ref, references
 from jaxensemble.state import flatten
 
 

@@ -21,7 +21,7 @@ _SHOWN = 60
 def to_plain(value: Any) -> Any:
     """Dataclasses as dicts, tuples as lists, all the way down.
 
-    >>> from jaxensemble.origin import Rearrangement
+    >>> from jaxensemble.network.weight_map import Rearrangement
     >>> to_plain(Rearrangement(split=(2, 3), order=(1, 0), shape=(3, 2)))
     {'split': [2, 3], 'order': [1, 0], 'shape': [3, 2], 'flipped': []}
     """
@@ -42,7 +42,7 @@ def from_plain(kind: type[T], data: Any, where: str) -> T:
 
     **Raises:** `InputError` listing everything that is missing, not known or of another type; `where` names the whole.
 
-    >>> from jaxensemble.origin import Rearrangement
+    >>> from jaxensemble.network.weight_map import Rearrangement
     >>> from_plain(Rearrangement, {"split": [2, 3], "order": [1, True], "shape": [3, 2]}, "rearrangement")
     Traceback (most recent call last):
     ...

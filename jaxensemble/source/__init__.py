@@ -11,7 +11,7 @@ import types
 from functools import cache
 from typing import Any
 
-from jaxensemble.network import Network
+from jaxensemble.network.network import Network
 from jaxensemble.source.plan import Plan
 from jaxensemble.source.printing import Printer
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from types import EllipsisType
 from typing import Any, TypeAlias
 
-from jaxensemble.network import Arg, Call, Dtype, Func, Record, Ref, Slice, Var
+from jaxensemble.network.network import Arg, Call, Dtype, Func, Record, Ref, Slice, Var
 from jaxensemble.source.frames import Frame, Shape
 from jaxensemble.source.rewriting import Unpacking
 from jaxensemble.source.tree import Path, split

@@ -4,7 +4,7 @@ import ast
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
 from jaxensemble.errors import InputError
-from jaxensemble.network import Dtype
+from jaxensemble.network.network import Dtype
 from jaxensemble.source.expressions import call, dotted, index, literal, name, numbered_name, numbers, scaled
 from jaxensemble.source.frames import freeze
 from jaxensemble.source.names import is_identifier

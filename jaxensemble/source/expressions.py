@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import jax.numpy as jnp
 
 from jaxensemble.errors import InputError
-from jaxensemble.network import Dtype, Func, Record
+from jaxensemble.network.network import Dtype, Func, Record
 from jaxensemble.source.bodies import (
     Cut,
     Hole,

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from jaxensemble.network import Call, Record, Ref, Slice, Tree, Var
+from jaxensemble.network.network import Call, Record, Ref, Slice, Tree, Var
 from jaxensemble.source.tree import Module, Path, is_inside_layer, scope_path, split
 
 

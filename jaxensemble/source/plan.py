@@ -9,7 +9,8 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from jaxensemble.network import Fixed, Network, Record, Ref
+from jaxensemble.network.network import Fixed, Network, Record, Ref
+from jaxensemble.network.validation import validate
 from jaxensemble.source.bodies import (
     Body,
     Called,
@@ -62,7 +63,6 @@ from jaxensemble.source.units import (
     layer_unit,
     variable_unit,
 )
-from jaxensemble.validation import validate
 
 SMALL = 2
 """A module that holds nothing is written out where it is called, if it has no more steps than this."""

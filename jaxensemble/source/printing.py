@@ -5,7 +5,7 @@ import textwrap
 from collections.abc import Hashable, Sequence
 from typing import Any
 
-from jaxensemble.network import Record, Ref, Tree
+from jaxensemble.network.network import Record, Ref, Tree
 from jaxensemble.source.bodies import Local, Slot, Step, ToFunction, ToName
 from jaxensemble.source.constructors import Constructors
 from jaxensemble.source.expressions import Expressions, RecordKey, call, dotted, index, name, record_key

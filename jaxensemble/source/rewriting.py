@@ -7,7 +7,7 @@ import dataclasses
 from collections import Counter, defaultdict
 from collections.abc import Collection, Mapping, Sequence
 
-from jaxensemble.network import Arg, Call, Network, Ref, Slice, Tree, Var
+from jaxensemble.network.network import Arg, Call, Network, Ref, Slice, Tree, Var
 from jaxensemble.source.frames import freeze, operands
 
 CONCATENATE = "jnp.concatenate"

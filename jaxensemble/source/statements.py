@@ -5,7 +5,7 @@ import re
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import Any
 
-from jaxensemble.network import Fixed, Record
+from jaxensemble.network.network import Fixed, Record
 from jaxensemble.source.bodies import Hole, Length, Local, Slot, Step, ToLayer, ToName, leaves, returned
 from jaxensemble.source.expressions import call, called, child, literal, name, numbers, record_key
 from jaxensemble.source.folding import Entry, Folding, is_operator

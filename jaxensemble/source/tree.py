@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Iterator
 
 from jaxensemble.errors import InputError
-from jaxensemble.network import Layer, Network, Variable
+from jaxensemble.network.network import Layer, Network, Variable
 from jaxensemble.source.names import check_child
 
 Path = tuple[str, ...]

@@ -8,7 +8,7 @@ from typing import Literal, TypeAlias
 from flax import nnx
 
 from jaxensemble.errors import InputError
-from jaxensemble.network import Arg, Layer, Variable
+from jaxensemble.network.network import Arg, Layer, Variable
 from jaxensemble.source.bodies import Operand, Step
 from jaxensemble.source.frames import freeze
 from jaxensemble.source.names import resolve, unused

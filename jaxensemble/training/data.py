@@ -7,11 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxensemble.arguments import bound
 from jaxensemble.ensemble import Ensemble
 from jaxensemble.errors import InputError
 from jaxensemble.inputs import as_array, as_arrays, batch_axes, check_inputs, check_member_axis, require_x64
-from jaxensemble.network import Network
+from jaxensemble.network.arguments import bound
+from jaxensemble.network.network import Network
 from jaxensemble.rows import Axes
 
 

@@ -13,8 +13,8 @@ from flax import nnx
 
 from jaxensemble.ensemble import Ensemble
 from jaxensemble.errors import InputError, StateError
-from jaxensemble.network import Network
-from jaxensemble.origin import Origin
+from jaxensemble.network.network import Network
+from jaxensemble.network.weight_map import Origin
 from jaxensemble.randomness import as_key, member_keys
 from jaxensemble.state import Tree, flatten, merge, split, unflatten
 from jaxensemble.structure import Structure

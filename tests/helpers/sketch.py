@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from jaxensemble.network import Arg, Call, Dtype, Func, Layer, Network, Ref, Slice, Tree, Var, Variable
+from jaxensemble.network.network import Arg, Call, Dtype, Func, Layer, Network, Ref, Slice, Tree, Var, Variable
 from jaxensemble.source import load_class
 from jaxensemble.source.names import resolve
 

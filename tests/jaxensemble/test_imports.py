@@ -53,7 +53,7 @@ SAVED_AND_LOADED = """
 import numpy as np
 from flax import nnx
 from jaxensemble import Ensemble, InputError, durable
-from jaxensemble.network import Call, Layer, Network, Ref
+from jaxensemble.network.network import Call, Layer, Network, Ref
 from jaxensemble.source import load_class
 
 layer = Layer("fc", "nnx.Linear", {"in_features": 3, "out_features": 2})

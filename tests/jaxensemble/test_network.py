@@ -11,13 +11,27 @@ from flax import nnx
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxensemble import Ensemble, codec
-from jaxensemble.codec import from_json, to_json
+from jaxensemble import Ensemble
 from jaxensemble.errors import InputError
 from jaxensemble.inputs import check_inputs
-from jaxensemble.network import Call, Dtype, Fixed, Func, Layer, Network, Record, Ref, Sizes, Slice, Var, Variable
+from jaxensemble.network import json_format
+from jaxensemble.network.json_format import from_json, to_json
+from jaxensemble.network.network import (
+    Call,
+    Dtype,
+    Fixed,
+    Func,
+    Layer,
+    Network,
+    Record,
+    Ref,
+    Sizes,
+    Slice,
+    Var,
+    Variable,
+)
+from jaxensemble.network.validation import validate
 from jaxensemble.source import load_class, print_source
-from jaxensemble.validation import validate
 from tests.jaxensemble.test_source import CASES, trees
 
 SIMPLE = Network(
@@ -66,7 +80,7 @@ def test_any_argument_survives_json(args: list[Any], options: dict[str, Any]) ->
     layers = (Layer("fc", "nnx.Linear", options),)
     network = Network("Net", (), None, layers, (), calls, {"": ("Net", "module")})
     fields = json.loads(to_json(network))
-    assert repr(codec._network(fields)) == repr(network)  # repr: NaNs are equal, and 1 is not True
+    assert repr(json_format._network(fields)) == repr(network)  # repr: NaNs are equal, and 1 is not True
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from jaxensemble.build import skeleton
 from jaxensemble.errors import InputError
-from jaxensemble.network import Call, Dtype, Func, Layer, Network, Ref, Slice
+from jaxensemble.network.network import Call, Dtype, Func, Layer, Network, Ref, Slice
 from jaxensemble.source import load_class, print_source
 from jaxensemble.state import flatten, split
 from tests.helpers.sketch import Sketch, at, evaluate, made

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 import torch_bridge
 from jaxensemble import Ensemble, InputError, TrainState, fit, train_step
-from jaxensemble.arguments import OF_ENSEMBLES
+from jaxensemble.network.arguments import OF_ENSEMBLES
 
 X = torch.linspace(-1, 1, 24).reshape(6, 4)
 MASK = torch.arange(6 * 3).reshape(6, 3) % 2 == 0

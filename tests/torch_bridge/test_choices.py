@@ -22,7 +22,7 @@ from torch.optim.swa_utils import AveragedModel
 import torch_bridge
 from jaxensemble import Ensemble
 from jaxensemble.errors import InputError, MemberError
-from jaxensemble.sources import Taken
+from jaxensemble.network.sources import Taken
 from tests.helpers.attacks.checkpoints import Calling, Covered, Payload, covered
 from tests.helpers.refusing import refusal
 from torch_bridge import parity

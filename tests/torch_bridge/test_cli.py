@@ -10,7 +10,7 @@ from typer.testing import CliRunner, Result
 
 import jaxensemble
 import jaxensemble.cli
-from jaxensemble.origin import Rearrangement
+from jaxensemble.network.weight_map import Rearrangement
 from torch_bridge.cli import app
 
 FACTORIES = """

@@ -474,7 +474,7 @@ def test_lazy_and_meta_modules_are_refused() -> None:
 
 
 def test_a_failed_proof_raises(monkeypatch: pytest.MonkeyPatch) -> None:
-    from jaxensemble.origin import Rearrangement
+    from jaxensemble.network.weight_map import Rearrangement
 
     wrong = lambda self, array: np.ascontiguousarray(array.reshape(self.shape))  # noqa: E731
     monkeypatch.setattr(Rearrangement, "apply", wrong)

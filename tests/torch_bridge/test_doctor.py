@@ -9,7 +9,7 @@ import jax
 import pytest
 import torch
 
-from jaxensemble.origin import Rearrangement
+from jaxensemble.network.weight_map import Rearrangement
 from tests.helpers.command_lines import GPU, assert_reported, only, run_doctor
 from torch_bridge import doctor
 from torch_bridge.doctor import CHECKS

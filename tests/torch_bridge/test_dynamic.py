@@ -17,9 +17,9 @@ from torch.export import Dim
 import torch_bridge
 from jaxensemble import Ensemble
 from jaxensemble.build import skeleton
-from jaxensemble.codec import from_json, to_json
 from jaxensemble.errors import InputError, UnsupportedError
-from jaxensemble.network import Sizes, Slice
+from jaxensemble.network.json_format import from_json, to_json
+from jaxensemble.network.network import Sizes, Slice
 from tests.helpers.porting import Fn, randomised
 from torch_bridge import reference
 from torch_bridge.examples import Arguments

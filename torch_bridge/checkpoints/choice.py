@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from jaxensemble.errors import InputError
-from jaxensemble.sources import Taken
+from jaxensemble.network.sources import Taken
 from torch_bridge.checkpoints.expected import Expected
 from torch_bridge.checkpoints.readings import Reading, distinct, resemble, shape_of
 from torch_bridge.checkpoints.sets import WeightSet, beside, children, grouped, leads, places, sets_of

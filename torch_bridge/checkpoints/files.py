@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from jaxensemble.errors import InputError, first_line
-from jaxensemble.sources import Taken
+from jaxensemble.network.sources import Taken
 from torch_bridge.arrays import odd_kind
 from torch_bridge.checkpoints import hyperparameters
 from torch_bridge.checkpoints.choice import Choice

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from jaxensemble.ensemble import Ensemble
 from jaxensemble.errors import InputError, MemberError, ParityError, described
-from jaxensemble.proof import Proof
-from jaxensemble.sources import Source, Taken
+from jaxensemble.network.proof import Proof
+from jaxensemble.network.sources import Source, Taken
 from torch_bridge import parity
 from torch_bridge.assemble import assembled, convert, tensors_of
 from torch_bridge.caches import fresh

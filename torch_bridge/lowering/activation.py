@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from jaxensemble.network import Arg
+from jaxensemble.network.network import Arg
 from torch_bridge.layout import Layout
 from torch_bridge.lowering.builder import Builder
 from torch_bridge.lowering.dims import redimensioned, span

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from jaxensemble.network import Slice
+from jaxensemble.network.network import Slice
 from torch_bridge.layout import Group, Layout
 from torch_bridge.lowering.builder import Builder
 from torch_bridge.lowering.dims import axis_of, relabelled, span, viewed, without

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from jaxensemble.network import Arg, Ref, Var
+from jaxensemble.network.network import Arg, Ref, Var
 from torch_bridge.layout import Group, Layout
 from torch_bridge.lowering.builder import Builder
 from torch_bridge.lowering.dims import relabelled, span, viewed

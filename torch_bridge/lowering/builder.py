@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from jaxensemble.errors import UnsupportedError
-from jaxensemble.network import Arg, Call, Dtype, Layer, Ref, Var, Variable
+from jaxensemble.network.network import Arg, Call, Dtype, Layer, Ref, Var, Variable
 from torch_bridge.capture import TorchGraph
 from torch_bridge.compat import free_unbacked_symbols, pytree
 from torch_bridge.layout import Group, Layout, Size, fresh, group_size, steps, tidy_axes

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from jaxensemble.network import Arg
+from jaxensemble.network.network import Arg
 from torch_bridge.layout import Size
 from torch_bridge.lowering.builder import Builder
 from torch_bridge.lowering.dims import sizes_of, viewed

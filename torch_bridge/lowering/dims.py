@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from jaxensemble.network import Arg, Ref, Slice, Var
+from jaxensemble.network.network import Arg, Ref, Slice, Var
 from torch_bridge.layout import Atom, Group, Layout, Size, tidy_axes
 from torch_bridge.lowering.builder import Builder
 from torch_bridge.lowering.values import Value

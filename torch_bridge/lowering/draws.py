@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from jaxensemble.network import Arg, Ref
+from jaxensemble.network.network import Arg, Ref
 from torch_bridge.layout import Size
 from torch_bridge.lowering.builder import Builder
 from torch_bridge.lowering.promotion import dtype_argument

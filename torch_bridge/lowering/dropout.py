@@ -5,7 +5,7 @@ import math
 import torch
 
 from jaxensemble.layers.dropout import SATURATION
-from jaxensemble.network import Arg
+from jaxensemble.network.network import Arg
 from torch_bridge.layout import Layout
 from torch_bridge.lowering.builder import Builder
 from torch_bridge.lowering.dims import sizes_of

@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 
-from jaxensemble.network import Arg
+from jaxensemble.network.network import Arg
 from torch_bridge.layout import Layout, fresh
 from torch_bridge.lowering.builder import Builder
 from torch_bridge.lowering.dims import span, viewed

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from jaxensemble.network import Arg, Ref
+from jaxensemble.network.network import Arg, Ref
 from torch_bridge.lowering.builder import Builder
 from torch_bridge.lowering.table import refuse, register
 from torch_bridge.lowering.values import Operand, Value, sizes

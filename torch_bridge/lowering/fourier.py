@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 
-from jaxensemble.network import Arg
+from jaxensemble.network.network import Arg
 from torch_bridge.layout import Size
 from torch_bridge.lowering.builder import Builder
 from torch_bridge.lowering.dims import chosen

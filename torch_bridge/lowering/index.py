@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from jaxensemble.network import Arg, Slice
+from jaxensemble.network.network import Arg, Slice
 from torch_bridge.layout import Layout
 from torch_bridge.lowering.builder import Builder
 from torch_bridge.lowering.dims import in_one_order, last_as_minus_one, redimensioned, span, viewed

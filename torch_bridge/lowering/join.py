@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from jaxensemble.network import Arg
+from jaxensemble.network.network import Arg
 from torch_bridge.layout import Layout
 from torch_bridge.lowering.builder import Builder
 from torch_bridge.lowering.dims import axis_of, in_one_order, last_as_minus_one, redimensioned, relabelled, span, viewed

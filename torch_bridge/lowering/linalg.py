@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from jaxensemble.network import Arg
+from jaxensemble.network.network import Arg
 from torch_bridge.lowering.builder import Builder
 from torch_bridge.lowering.dims import axis_of, relabelled, stored_order, viewed
 from torch_bridge.lowering.factors import check_unused, parts

@@ -5,7 +5,7 @@ import string
 from collections.abc import Sequence
 from typing import Any
 
-from jaxensemble.network import Arg, Dtype
+from jaxensemble.network.network import Arg, Dtype
 from torch_bridge.layout import Layout, refinement, replaced
 from torch_bridge.lowering import alignment
 from torch_bridge.lowering.builder import Builder

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, fx, nn
 
 from jaxensemble.errors import NarrowIntegerWarning, UnsupportedError
-from jaxensemble.network import Call, Fixed, Layer, Network, Record, Ref, Tree, Var, Variable, references
-from jaxensemble.origin import Entry, WeightMap
+from jaxensemble.network.network import Call, Fixed, Layer, Network, Record, Ref, Tree, Var, Variable, references
+from jaxensemble.network.weight_map import Entry, WeightMap
 from torch_bridge.capture import TorchGraph
 from torch_bridge.compat import free_unbacked_symbols, pytree
 from torch_bridge.layout import Layout, fresh

@@ -3,7 +3,7 @@
 import itertools
 from collections.abc import Sequence
 
-from jaxensemble.network import Call, Var, references
+from jaxensemble.network.network import Call, Var, references
 from torch_bridge.layout import Layout
 from torch_bridge.lowering.builder import Builder
 from torch_bridge.lowering.dims import viewed

@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import nn
 
-from jaxensemble.network import Arg, Var
+from jaxensemble.network.network import Arg, Var
 from torch_bridge.layout import Layout, fresh
 from torch_bridge.lowering.builder import Builder
 from torch_bridge.lowering.features import Features, featured

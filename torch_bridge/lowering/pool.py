@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from jaxensemble.network import Arg, Ref
+from jaxensemble.network.network import Arg, Ref
 from torch_bridge.layout import Layout
 from torch_bridge.lowering.builder import Builder
 from torch_bridge.lowering.conv import Ints, each, feature_map

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from jaxensemble.errors import InputError
-from jaxensemble.network import Arg, Dtype
+from jaxensemble.network.network import Arg, Dtype
 from torch_bridge.arrays import jax_dtype
 from torch_bridge.lowering.builder import Builder, is_array
 from torch_bridge.lowering.values import DTYPES, Value

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from jaxensemble.network import Arg, Func, Ref, Var
+from jaxensemble.network.network import Arg, Func, Ref, Var
 from torch_bridge.layout import Layout
 from torch_bridge.lowering.builder import Builder, Wanted
 from torch_bridge.lowering.dims import viewed

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from jaxensemble.network import Arg
+from jaxensemble.network.network import Arg
 from torch_bridge.layout import Group, Layout, atoms_of
 from torch_bridge.lowering.builder import Builder
 from torch_bridge.lowering.dims import chosen, last_as_minus_one, redimensioned, relabelled, viewed

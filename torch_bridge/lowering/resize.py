@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxensemble.network import Arg, Ref, Slice, Var
+from jaxensemble.network.network import Arg, Ref, Slice, Var
 from jaxensemble.ops.windows import window_count
 from torch_bridge.layout import Atom, Group, Layout, Size, reshaped
 from torch_bridge.lowering.builder import Builder

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from jaxensemble.network import Arg
+from jaxensemble.network.network import Arg
 from torch_bridge.lowering.builder import Builder, number
 from torch_bridge.lowering.dims import in_one_order, last_as_minus_one
 from torch_bridge.lowering.index import Index, integer_indices

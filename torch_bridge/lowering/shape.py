@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from jaxensemble.network import Slice
+from jaxensemble.network.network import Slice
 from torch_bridge.layout import Layout, Size, reshaped, tidy_axes
 from torch_bridge.lowering import alignment
 from torch_bridge.lowering.builder import Builder

@@ -6,7 +6,7 @@ from typing import Any, TypeAlias
 
 import sympy
 
-from jaxensemble.network import Arg, Ref, Var
+from jaxensemble.network.network import Arg, Ref, Var
 from torch_bridge.layout import Size
 
 Known: TypeAlias = Sequence[tuple[Ref | Var, Sequence[Size]]]

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from jaxensemble.network import Arg
+from jaxensemble.network.network import Arg
 from torch_bridge.lowering.builder import Builder
 from torch_bridge.lowering.complex_numbers import view_as_real
 from torch_bridge.lowering.table import register

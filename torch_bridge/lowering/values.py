@@ -9,8 +9,8 @@ from typing import Any, TypeAlias
 import torch
 from torch import fx
 
-from jaxensemble.network import Ref, Var
-from jaxensemble.origin import Rearrangement
+from jaxensemble.network.network import Ref, Var
+from jaxensemble.network.weight_map import Rearrangement
 from torch_bridge.arrays import DTYPES as DTYPES
 from torch_bridge.compat import free_unbacked_symbols
 from torch_bridge.layout import Layout, Size, atoms_of

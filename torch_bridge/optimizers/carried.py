@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from jaxensemble.ensemble import Ensemble
 from jaxensemble.errors import InputError
-from jaxensemble.origin import Entry, Origin
+from jaxensemble.network.weight_map import Entry, Origin
 from jaxensemble.state import flatten, unflatten
 from jaxensemble.training import TrainState
 from torch_bridge.members import as_members

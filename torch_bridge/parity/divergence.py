@@ -7,10 +7,10 @@ import jax
 import numpy as np
 from torch import Tensor, nn
 
-from jaxensemble.arguments import bound
 from jaxensemble.build import skeleton
 from jaxensemble.ensemble import Ensemble
-from jaxensemble.origin import Origin
+from jaxensemble.network.arguments import bound
+from jaxensemble.network.weight_map import Origin
 from jaxensemble.state import merge
 from torch_bridge import reference
 from torch_bridge.capture import capture

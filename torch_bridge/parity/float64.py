@@ -10,8 +10,8 @@ from torch import nn
 from jaxensemble.build import skeleton
 from jaxensemble.ensemble import Ensemble
 from jaxensemble.errors import UnsupportedError
-from jaxensemble.network import Dtype, Network
-from jaxensemble.origin import Origin, WeightMap
+from jaxensemble.network.network import Dtype, Network
+from jaxensemble.network.weight_map import Origin, WeightMap
 from jaxensemble.randomness import keys_per_member
 from torch_bridge.assemble import constants_of, convert
 from torch_bridge.lowering.builder import Drawn

@@ -14,7 +14,7 @@ from torch import nn
 
 from jaxensemble.ensemble import Ensemble
 from jaxensemble.errors import first_line
-from jaxensemble.origin import Origin
+from jaxensemble.network.weight_map import Origin
 from jaxensemble.state import flatten
 from torch_bridge import reference
 from torch_bridge.outputs import arrays_of

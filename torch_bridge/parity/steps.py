@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from jaxensemble.arguments import bound
 from jaxensemble.ensemble import Ensemble
 from jaxensemble.errors import InputError, UnsupportedError, first_line
 from jaxensemble.inputs import batch_axes
+from jaxensemble.network.arguments import bound
 from jaxensemble.running import Call
 from jaxensemble.training import TrainState, train_step
 from jaxensemble.training.data import rows_of

@@ -10,7 +10,7 @@ from flax import linen, nnx
 
 from jaxensemble import layers
 from jaxensemble.errors import InputError
-from jaxensemble.origin import Rearrangement
+from jaxensemble.network.weight_map import Rearrangement
 from jaxensemble.state import kind_of, split
 from jaxensemble.structure import Leaf, Node, Path, Structure
 from torch_bridge.state_dicts.axes import Axis, Unclear, kinds_order, permutation

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 from torch.func import stack_module_state, vmap
 
-from jaxensemble.arguments import arrays_alone, with_fixed
 from jaxensemble.ensemble import Ensemble
 from jaxensemble.inputs import as_arrays, batch_axes
+from jaxensemble.network.arguments import arrays_alone, with_fixed
 from jaxensemble.state import Tree, merge, split
 from jaxensemble.training import TrainState
 from jaxensemble.training.data import as_data, rows_of

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state, vmap
 
-from jaxensemble.arguments import arrays_alone, with_fixed
 from jaxensemble.ensemble import Ensemble
 from jaxensemble.inputs import as_arrays
+from jaxensemble.network.arguments import arrays_alone, with_fixed
 from jaxensemble.state import merge
 from torch_bridge import reference
 from torch_bridge.compat import pytree

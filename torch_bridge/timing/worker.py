@@ -18,8 +18,8 @@ import numpy as np
 import torch
 
 from jaxensemble import Ensemble
-from jaxensemble.arguments import with_fixed
 from jaxensemble.inputs import input_structure
+from jaxensemble.network.arguments import with_fixed
 from torch_bridge import reference
 from torch_bridge.arrays import to_numpy
 from torch_bridge.compat import compiled_graphs, pytree

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from jaxensemble.errors import InputError
-from jaxensemble.network import Fixed, Network, Record, Ref, Tree
+from jaxensemble.network.network import Fixed, Network, Record, Ref, Tree
 from jaxensemble.records import KINDS, items_of
 
 OF_ENSEMBLES = frozenset({"key", "randomness", "plan", "each", "task"})

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from jaxensemble.errors import InputError
-from jaxensemble.network import (
+from jaxensemble.network.network import (
     DTYPES,
     Call,
     Dtype,
@@ -68,7 +68,7 @@ def _problems(network: Network) -> Iterator[str]:
 
 
 def _mistyped(network: Network) -> Iterator[str]:
-    """What is not of the type that `jaxensemble.network` says."""
+    """What is not of the type that `jaxensemble.network.network` says."""
     texts = [("name", network.name), *(("training", path) for path in network.training)]
     texts += [("the path of a layer", layer.path) for layer in network.layers]
     texts += [("the type of a layer", layer.type) for layer in network.layers]

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 
 from jaxensemble.errors import InputError
-from jaxensemble.network import DTYPES
+from jaxensemble.network.network import DTYPES
 
 INPUT_LAYOUTS = ("torch", "NHWC")
 

@@ -7,8 +7,21 @@ from collections.abc import Callable
 from typing import Any
 
 from jaxensemble.errors import InputError
-from jaxensemble.network import Call, Dtype, Fixed, Func, Layer, Network, Record, Ref, Sizes, Slice, Var, Variable
-from jaxensemble.validation import validate
+from jaxensemble.network.network import (
+    Call,
+    Dtype,
+    Fixed,
+    Func,
+    Layer,
+    Network,
+    Record,
+    Ref,
+    Sizes,
+    Slice,
+    Var,
+    Variable,
+)
+from jaxensemble.network.validation import validate
 
 FORMAT = 3
 """The number of the layout written here."""

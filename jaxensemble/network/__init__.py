@@ -1,0 +1,1 @@
+"""A network as plain data, and what is known of it."""
