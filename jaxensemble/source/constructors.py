@@ -6,9 +6,9 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from jaxensemble.errors import InputError
 from jaxensemble.network.network import Dtype
 from jaxensemble.source.expressions import call, dotted, index, literal, name, numbered_name, numbers, scaled
-from jaxensemble.source.frames import freeze
 from jaxensemble.source.names import is_identifier
 from jaxensemble.source.pretty import INDENT, WIDTH, flat, header, statement
+from jaxensemble.source.read.frames import freeze
 from jaxensemble.source.runs import VARIABLE, Run, numbered_runs
 from jaxensemble.source.units import (
     IDENTITY,

@@ -9,7 +9,8 @@ import jax.numpy as jnp
 
 from jaxensemble.errors import InputError
 from jaxensemble.network.network import Dtype, Func, Record
-from jaxensemble.source.bodies import (
+from jaxensemble.source.names import check_function, check_handed, check_keyword, check_method, is_identifier
+from jaxensemble.source.read.steps import (
     Cut,
     Hole,
     Length,
@@ -24,7 +25,6 @@ from jaxensemble.source.bodies import (
     ToModule,
     ToName,
 )
-from jaxensemble.source.names import check_function, check_handed, check_keyword, check_method, is_identifier
 from jaxensemble.source.units import Argument, Definition, Make, Scaled
 
 BINARY: dict[str, type[ast.operator]] = {

@@ -10,7 +10,13 @@ from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any, TypeAlias
 
-from jaxensemble.source.bodies import (
+from jaxensemble.source.expressions import BINARY, COMPARISONS, UNARY, Expressions, called, name
+from jaxensemble.source.loops import CARRIED, Loop, Rounds, Stated, find_rounds
+from jaxensemble.source.names import is_identifier
+from jaxensemble.source.pretty import INDENT, flat
+from jaxensemble.source.read.frames import freeze
+from jaxensemble.source.read.modules import Path
+from jaxensemble.source.read.steps import (
     Cut,
     Length,
     Local,
@@ -26,12 +32,6 @@ from jaxensemble.source.bodies import (
     returned,
     variables_read,
 )
-from jaxensemble.source.expressions import BINARY, COMPARISONS, UNARY, Expressions, called, name
-from jaxensemble.source.frames import freeze
-from jaxensemble.source.loops import CARRIED, Loop, Rounds, Stated, find_rounds
-from jaxensemble.source.names import is_identifier
-from jaxensemble.source.pretty import INDENT, flat
-from jaxensemble.source.tree import Path
 from jaxensemble.source.units import RESIDUAL
 
 READABLE = 88

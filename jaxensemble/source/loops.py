@@ -6,18 +6,7 @@ import re
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 
-from jaxensemble.source.bodies import (
-    Cut,
-    Hole,
-    Length,
-    Local,
-    Many,
-    Slot,
-    Step,
-    ToLayer,
-    ToModule,
-    leaves,
-)
+from jaxensemble.source.read.steps import Cut, Hole, Length, Local, Many, Slot, Step, ToLayer, ToModule, leaves
 
 FEWEST = 4
 """How many children with numbered names make a loop. Lists are looped over from two items on."""

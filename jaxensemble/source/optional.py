@@ -8,7 +8,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-from jaxensemble.source.bodies import (
+from jaxensemble.source.read.steps import (
     Body,
     Cut,
     Hole,

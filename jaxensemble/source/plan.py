@@ -11,18 +11,6 @@ from typing import Any
 
 from jaxensemble.network.network import Fixed, Network, Record, Ref
 from jaxensemble.network.validation import validate
-from jaxensemble.source.bodies import (
-    Body,
-    Called,
-    Local,
-    Reader,
-    Slot,
-    Step,
-    ToFunction,
-    ToModule,
-    matched_slots,
-    returned,
-)
 from jaxensemble.source.candidates import (
     Candidate,
     Members,
@@ -35,7 +23,9 @@ from jaxensemble.source.candidates import (
     with_last_functions,
     with_optional_parts,
 )
-from jaxensemble.source.frames import (
+from jaxensemble.source.loops import FEWEST, numbered
+from jaxensemble.source.names import TAKEN, plain, unused
+from jaxensemble.source.read.frames import (
     Frame,
     fill_gaps,
     frame_tree,
@@ -46,11 +36,21 @@ from jaxensemble.source.frames import (
     without_shapes,
     without_unused,
 )
-from jaxensemble.source.loops import FEWEST, numbered
-from jaxensemble.source.names import TAKEN, plain, unused
-from jaxensemble.source.rewriting import rewritten
+from jaxensemble.source.read.modules import Module, Path, module_levels, module_tree
+from jaxensemble.source.read.steps import (
+    Body,
+    Called,
+    Local,
+    Reader,
+    Slot,
+    Step,
+    ToFunction,
+    ToModule,
+    matched_slots,
+    returned,
+)
+from jaxensemble.source.read.tidy import rewritten
 from jaxensemble.source.sharing import Sharing
-from jaxensemble.source.tree import Module, Path, module_levels, module_tree
 from jaxensemble.source.units import (
     IDENTITY,
     NONE,

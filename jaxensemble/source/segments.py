@@ -8,7 +8,7 @@ import dataclasses
 from collections.abc import Collection, Hashable, Iterator, Sequence
 from typing import Any, TypeAlias
 
-from jaxensemble.source.bodies import Body, Cut, Hole, Length, Local, Many, Read, Slot, Step, ToLayer, leaves
+from jaxensemble.source.read.steps import Body, Cut, Hole, Length, Local, Many, Read, Slot, Step, ToLayer, leaves
 from jaxensemble.source.units import MISSING
 
 Span: TypeAlias = tuple[int, int]

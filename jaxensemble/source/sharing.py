@@ -6,9 +6,9 @@ from typing import Any
 
 import jax
 
-from jaxensemble.source.bodies import ToName
-from jaxensemble.source.frames import freeze
 from jaxensemble.source.names import is_identifier, plain, unused
+from jaxensemble.source.read.frames import freeze
+from jaxensemble.source.read.steps import ToName
 from jaxensemble.source.segments import holes
 from jaxensemble.source.units import (
     IDENTITY,

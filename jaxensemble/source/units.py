@@ -9,9 +9,9 @@ from flax import nnx
 
 from jaxensemble.errors import InputError
 from jaxensemble.network.network import Arg, Layer, Variable
-from jaxensemble.source.bodies import Operand, Step
-from jaxensemble.source.frames import freeze
 from jaxensemble.source.names import resolve, unused
+from jaxensemble.source.read.frames import freeze
+from jaxensemble.source.read.steps import Operand, Step
 
 Place: TypeAlias = tuple[str, ...]
 """Where a constant stands in a class: the attributes that lead to a layer, then its option; `("", n)` is a hole."""

@@ -10,9 +10,9 @@ from types import EllipsisType
 from typing import Any, TypeAlias
 
 from jaxensemble.network.network import Arg, Call, Dtype, Func, Record, Ref, Slice, Var
-from jaxensemble.source.frames import Frame, Shape
-from jaxensemble.source.rewriting import Unpacking
-from jaxensemble.source.tree import Path, split
+from jaxensemble.source.read.frames import Frame, Shape
+from jaxensemble.source.read.modules import Path, split
+from jaxensemble.source.read.tidy import Unpacking
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from jaxensemble.network.network import Call, Record, Ref, Slice, Tree, Var
-from jaxensemble.source.tree import Module, Path, is_inside_layer, scope_path, split
+from jaxensemble.source.read.modules import Module, Path, is_inside_layer, scope_path, split
 
 
 @dataclasses.dataclass(frozen=True)

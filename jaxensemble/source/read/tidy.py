@@ -8,7 +8,7 @@ from collections import Counter, defaultdict
 from collections.abc import Collection, Mapping, Sequence
 
 from jaxensemble.network.network import Arg, Call, Network, Ref, Slice, Tree, Var
-from jaxensemble.source.frames import freeze, operands
+from jaxensemble.source.read.frames import freeze, operands
 
 CONCATENATE = "jnp.concatenate"
 
