@@ -12,7 +12,7 @@ from functools import cache
 from typing import Any
 
 from jaxensemble.network.network import Network
-from jaxensemble.source.plan import Plan
+from jaxensemble.source.plan.settle import Plan
 from jaxensemble.source.printing import Printer
 
 __all__ = ["load_class", "made_from", "print_source", "source_of"]

@@ -7,10 +7,7 @@ from jaxensemble.errors import InputError
 from jaxensemble.network.network import Dtype
 from jaxensemble.source.expressions import call, dotted, index, literal, name, numbered_name, numbers, scaled
 from jaxensemble.source.names import is_identifier
-from jaxensemble.source.pretty import INDENT, WIDTH, flat, header, statement
-from jaxensemble.source.read.frames import freeze
-from jaxensemble.source.runs import VARIABLE, Run, numbered_runs
-from jaxensemble.source.units import (
+from jaxensemble.source.plan.definitions import (
     IDENTITY,
     RESIDUAL,
     Argument,
@@ -26,6 +23,9 @@ from jaxensemble.source.units import (
     Sizes,
     signature,
 )
+from jaxensemble.source.pretty import INDENT, WIDTH, flat, header, statement
+from jaxensemble.source.read.frames import freeze
+from jaxensemble.source.runs import VARIABLE, Run, numbered_runs
 
 
 class Constructors:

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jaxensemble.errors import InputError
 from jaxensemble.network.network import Dtype, Func, Record
 from jaxensemble.source.names import check_function, check_handed, check_keyword, check_method, is_identifier
+from jaxensemble.source.plan.definitions import Argument, Definition, Make, Scaled
 from jaxensemble.source.read.steps import (
     Cut,
     Hole,
@@ -25,7 +26,6 @@ from jaxensemble.source.read.steps import (
     ToModule,
     ToName,
 )
-from jaxensemble.source.units import Argument, Definition, Make, Scaled
 
 BINARY: dict[str, type[ast.operator]] = {
     "+": ast.Add,

@@ -13,6 +13,7 @@ from typing import Any, TypeAlias
 from jaxensemble.source.expressions import BINARY, COMPARISONS, UNARY, Expressions, called, name
 from jaxensemble.source.loops import CARRIED, Loop, Rounds, Stated, find_rounds
 from jaxensemble.source.names import is_identifier
+from jaxensemble.source.plan.definitions import RESIDUAL
 from jaxensemble.source.pretty import INDENT, flat
 from jaxensemble.source.read.frames import freeze
 from jaxensemble.source.read.modules import Path
@@ -32,7 +33,6 @@ from jaxensemble.source.read.steps import (
     returned,
     variables_read,
 )
-from jaxensemble.source.units import RESIDUAL
 
 READABLE = 88
 """How long a line may get by nesting calls into it."""

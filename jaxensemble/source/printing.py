@@ -10,11 +10,11 @@ from jaxensemble.source.constructors import Constructors
 from jaxensemble.source.expressions import Expressions, RecordKey, call, dotted, index, name, record_key
 from jaxensemble.source.folding import Folding
 from jaxensemble.source.names import IMPORTS, OWN, TAKEN, plain, snake, unused
-from jaxensemble.source.plan import Plan
+from jaxensemble.source.plan.definitions import IDENTITY, Definition, Make
+from jaxensemble.source.plan.settle import Plan
 from jaxensemble.source.pretty import INDENT, WIDTH, header, statement
 from jaxensemble.source.read.steps import Local, Slot, Step, ToFunction, ToName
 from jaxensemble.source.statements import statements
-from jaxensemble.source.units import IDENTITY, Definition, Make
 
 ROOT_INDENT = 2
 

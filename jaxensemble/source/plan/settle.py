@@ -11,7 +11,10 @@ from typing import Any
 
 from jaxensemble.network.network import Fixed, Network, Record, Ref
 from jaxensemble.network.validation import validate
-from jaxensemble.source.candidates import (
+from jaxensemble.source.loops import FEWEST, numbered
+from jaxensemble.source.names import TAKEN, plain, unused
+from jaxensemble.source.plan.arguments import Sharing
+from jaxensemble.source.plan.candidates import (
     Candidate,
     Members,
     called_in_turn,
@@ -23,8 +26,18 @@ from jaxensemble.source.candidates import (
     with_last_functions,
     with_optional_parts,
 )
-from jaxensemble.source.loops import FEWEST, numbered
-from jaxensemble.source.names import TAKEN, plain, unused
+from jaxensemble.source.plan.definitions import (
+    IDENTITY,
+    NONE,
+    Definition,
+    Function,
+    Unit,
+    class_unit,
+    container_unit,
+    function_unit,
+    layer_unit,
+    variable_unit,
+)
 from jaxensemble.source.read.frames import (
     Frame,
     fill_gaps,
@@ -50,19 +63,6 @@ from jaxensemble.source.read.steps import (
     returned,
 )
 from jaxensemble.source.read.tidy import rewritten
-from jaxensemble.source.sharing import Sharing
-from jaxensemble.source.units import (
-    IDENTITY,
-    NONE,
-    Definition,
-    Function,
-    Unit,
-    class_unit,
-    container_unit,
-    function_unit,
-    layer_unit,
-    variable_unit,
-)
 
 SMALL = 2
 """A module that holds nothing is written out where it is called, if it has no more steps than this."""

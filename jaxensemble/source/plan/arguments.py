@@ -7,10 +7,7 @@ from typing import Any
 import jax
 
 from jaxensemble.source.names import is_identifier, plain, unused
-from jaxensemble.source.read.frames import freeze
-from jaxensemble.source.read.steps import ToName
-from jaxensemble.source.segments import holes
-from jaxensemble.source.units import (
+from jaxensemble.source.plan.definitions import (
     IDENTITY,
     RESIDUAL,
     Argument,
@@ -25,6 +22,9 @@ from jaxensemble.source.units import (
     Sizes,
     Unit,
 )
+from jaxensemble.source.plan.segments import holes
+from jaxensemble.source.read.frames import freeze
+from jaxensemble.source.read.steps import ToName
 
 _WIDTHS = ("in_features", "out_features", "num_features", "features")
 

@@ -8,8 +8,8 @@ import dataclasses
 from collections.abc import Collection, Hashable, Iterator, Sequence
 from typing import Any, TypeAlias
 
+from jaxensemble.source.plan.definitions import MISSING
 from jaxensemble.source.read.steps import Body, Cut, Hole, Length, Local, Many, Read, Slot, Step, ToLayer, leaves
-from jaxensemble.source.units import MISSING
 
 Span: TypeAlias = tuple[int, int]
 """The first of some steps of a body, and the end."""

@@ -8,6 +8,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
+from jaxensemble.source.plan.definitions import Make
 from jaxensemble.source.read.steps import (
     Body,
     Cut,
@@ -22,7 +23,6 @@ from jaxensemble.source.read.steps import (
     ToModule,
     ToName,
 )
-from jaxensemble.source.units import Make
 
 
 @dataclasses.dataclass

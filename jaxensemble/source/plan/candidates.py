@@ -5,12 +5,12 @@ import itertools
 from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
-from jaxensemble.source.optional import has_residual, lengthened, missing_children, with_residual
+from jaxensemble.source.plan.definitions import IDENTITY, MISSING, RESIDUAL, Unit
+from jaxensemble.source.plan.optional import has_residual, lengthened, missing_children, with_residual
+from jaxensemble.source.plan.segments import Flow, children, skipping, whole_spans
 from jaxensemble.source.read.frames import Frame
 from jaxensemble.source.read.modules import Module
 from jaxensemble.source.read.steps import Body, Local, Slot, Step, ToFunction, ToLayer, ToModule, ToName, leaves
-from jaxensemble.source.segments import Flow, children, skipping, whole_spans
-from jaxensemble.source.units import IDENTITY, MISSING, RESIDUAL, Unit
 
 
 @dataclasses.dataclass

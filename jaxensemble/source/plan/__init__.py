@@ -1,0 +1,1 @@
+"""Which class, function or statement every module becomes."""
