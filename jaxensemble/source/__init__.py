@@ -13,7 +13,7 @@ from typing import Any
 
 from jaxensemble.network.network import Network
 from jaxensemble.source.plan.settle import Plan
-from jaxensemble.source.printing import Printer
+from jaxensemble.source.write.module import Printer
 
 __all__ = ["load_class", "made_from", "print_source", "source_of"]
 

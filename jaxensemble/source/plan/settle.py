@@ -11,7 +11,6 @@ from typing import Any
 
 from jaxensemble.network.network import Fixed, Network, Record, Ref
 from jaxensemble.network.validation import validate
-from jaxensemble.source.loops import FEWEST, numbered
 from jaxensemble.source.names import TAKEN, plain, unused
 from jaxensemble.source.plan.arguments import Sharing
 from jaxensemble.source.plan.candidates import (
@@ -63,6 +62,7 @@ from jaxensemble.source.read.steps import (
     returned,
 )
 from jaxensemble.source.read.tidy import rewritten
+from jaxensemble.source.write.loops import FEWEST, numbered
 
 SMALL = 2
 """A module that holds nothing is written out where it is called, if it has no more steps than this."""

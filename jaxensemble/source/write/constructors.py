@@ -5,7 +5,6 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
 from jaxensemble.errors import InputError
 from jaxensemble.network.network import Dtype
-from jaxensemble.source.expressions import call, dotted, index, literal, name, numbered_name, numbers, scaled
 from jaxensemble.source.names import is_identifier
 from jaxensemble.source.plan.definitions import (
     IDENTITY,
@@ -23,9 +22,10 @@ from jaxensemble.source.plan.definitions import (
     Sizes,
     signature,
 )
-from jaxensemble.source.pretty import INDENT, WIDTH, flat, header, statement
 from jaxensemble.source.read.frames import freeze
-from jaxensemble.source.runs import VARIABLE, Run, numbered_runs
+from jaxensemble.source.write.expressions import call, dotted, index, literal, name, numbered_name, numbers, scaled
+from jaxensemble.source.write.layout import INDENT, WIDTH, flat, header, statement
+from jaxensemble.source.write.runs import VARIABLE, Run, numbered_runs
 
 
 class Constructors:

@@ -6,15 +6,15 @@ from collections.abc import Hashable, Sequence
 from typing import Any
 
 from jaxensemble.network.network import Record, Ref, Tree
-from jaxensemble.source.constructors import Constructors
-from jaxensemble.source.expressions import Expressions, RecordKey, call, dotted, index, name, record_key
-from jaxensemble.source.folding import Folding
 from jaxensemble.source.names import IMPORTS, OWN, TAKEN, plain, snake, unused
 from jaxensemble.source.plan.definitions import IDENTITY, Definition, Make
 from jaxensemble.source.plan.settle import Plan
-from jaxensemble.source.pretty import INDENT, WIDTH, header, statement
 from jaxensemble.source.read.steps import Local, Slot, Step, ToFunction, ToName
-from jaxensemble.source.statements import statements
+from jaxensemble.source.write.constructors import Constructors
+from jaxensemble.source.write.expressions import Expressions, RecordKey, call, dotted, index, name, record_key
+from jaxensemble.source.write.folding import Folding
+from jaxensemble.source.write.layout import INDENT, WIDTH, header, statement
+from jaxensemble.source.write.statements import statements
 
 ROOT_INDENT = 2
 

@@ -10,11 +10,8 @@ from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any, TypeAlias
 
-from jaxensemble.source.expressions import BINARY, COMPARISONS, UNARY, Expressions, called, name
-from jaxensemble.source.loops import CARRIED, Loop, Rounds, Stated, find_rounds
 from jaxensemble.source.names import is_identifier
 from jaxensemble.source.plan.definitions import RESIDUAL
-from jaxensemble.source.pretty import INDENT, flat
 from jaxensemble.source.read.frames import freeze
 from jaxensemble.source.read.modules import Path
 from jaxensemble.source.read.steps import (
@@ -33,6 +30,9 @@ from jaxensemble.source.read.steps import (
     returned,
     variables_read,
 )
+from jaxensemble.source.write.expressions import BINARY, COMPARISONS, UNARY, Expressions, called, name
+from jaxensemble.source.write.layout import INDENT, flat
+from jaxensemble.source.write.loops import CARRIED, Loop, Rounds, Stated, find_rounds
 
 READABLE = 88
 """How long a line may get by nesting calls into it."""
