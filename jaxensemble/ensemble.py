@@ -14,23 +14,23 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from jaxensemble.build import skeleton
 from jaxensemble.compat import Tracer
 from jaxensemble.device import device_of, human_bytes
 from jaxensemble.errors import InputError, MemberError, MemberIndexError, StateError, TrainingModeWarning
 from jaxensemble.inputs import as_arrays, batch_axes, check_inputs, check_member_axis, require_x64, x64_is_on
+from jaxensemble.modules.build import skeleton
+from jaxensemble.modules.randomness import as_key, first_state, keys_per_member
+from jaxensemble.modules.stacking import check_same_architecture, count_members, stack_states
+from jaxensemble.modules.state import KINDS, State, Tree, check_names, flatten, merge, split
+from jaxensemble.modules.structure import MODE_FLAGS, STATISTICS, Structure, listed
 from jaxensemble.network.arguments import as_returned, bound
 from jaxensemble.network.network import Network, with_param_dtype
 from jaxensemble.network.proof import Lineage, Proof
 from jaxensemble.network.sources import Source
 from jaxensemble.plan import Plan
 from jaxensemble.planning import Case, adapted, planned
-from jaxensemble.randomness import as_key, first_state, keys_per_member
 from jaxensemble.running import Call, run_members
 from jaxensemble.source import print_source
-from jaxensemble.stacking import check_same_architecture, count_members, stack_states
-from jaxensemble.state import KINDS, State, Tree, check_names, flatten, merge, split
-from jaxensemble.structure import MODE_FLAGS, STATISTICS, Structure, listed
 from jaxensemble.tuning import Tuned, explained, known, tuned
 from jaxensemble.uncertainty import Prediction
 from jaxensemble.uncertainty.checks import check_options
@@ -57,7 +57,7 @@ class Ensemble:
     - `graphdef`: what the network is; any `nnx.GraphDef` is taken and kept as a `Structure`. One in training mode warns
       with a `TrainingModeWarning`: a Flax module is in that mode until its `eval()` was called. Training is what
       `train()` is for.
-    - `params`, `buffers`, `rngs`: nested dicts of `[M, ...]` arrays, as [`jaxensemble.state.split`][] names them.
+    - `params`, `buffers`, `rngs`: nested dicts of `[M, ...]` arrays, as [`jaxensemble.modules.state.split`][] names them.
       Without `rngs`, random streams, as those of dropout, begin with keys of their own. A call's `key` counts for them.
     - `constants`: arrays that all members share.
     - `network`, `origin`: what porting knows of the source and of PyTorch's keys; anything hashable.

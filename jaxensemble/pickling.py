@@ -19,17 +19,17 @@ import numpy as np
 
 from jaxensemble.artifact.dtypes import is_key
 from jaxensemble.artifact.saving import network_of
-from jaxensemble.build import skeleton
 from jaxensemble.errors import NarrowIntegerWarning
 from jaxensemble.inputs import ENABLE, require_x64, x64_is_on
+from jaxensemble.modules.build import skeleton
+from jaxensemble.modules.state import KINDS, merge, split
+from jaxensemble.modules.structure import Structure
 from jaxensemble.network.json_format import from_json, to_json
 from jaxensemble.network.network import Network
 from jaxensemble.network.proof import Lineage, Proof
 from jaxensemble.network.sources import Source
 from jaxensemble.plan import Plan
 from jaxensemble.source import made_from, source_of
-from jaxensemble.state import KINDS, merge, split
-from jaxensemble.structure import Structure
 
 if TYPE_CHECKING:
     from jaxensemble.ensemble import Ensemble

@@ -19,11 +19,11 @@ from jaxensemble.functional import combine_state_for_ensemble as combine_state_f
 from jaxensemble.functional import functional_call as functional_call
 from jaxensemble.functional import stack_module_state as stack_module_state
 from jaxensemble.functional import unstack_module_state as unstack_module_state
+from jaxensemble.modules.state import Constant as Constant
 from jaxensemble.network.proof import Lineage as Lineage
 from jaxensemble.network.proof import Proof as Proof
 from jaxensemble.network.sources import Source as Source
 from jaxensemble.plan import Plan as Plan
-from jaxensemble.state import Constant as Constant
 from jaxensemble.training import History as History
 from jaxensemble.training import TrainState as TrainState
 from jaxensemble.training import fit as fit

@@ -16,11 +16,7 @@ from jaxensemble.errors import InputError, JaxEnsembleError, StateError, describ
 from jaxensemble.extremes import EXTREMES
 from jaxensemble.inputs import ENABLE
 from jaxensemble.lowering import with_forms
-from jaxensemble.network.arguments import arrays_alone
-from jaxensemble.plan import Plan
-from jaxensemble.products import product
-from jaxensemble.program import CONVOLUTION, PRODUCT, rewritten
-from jaxensemble.randomness import (
+from jaxensemble.modules.randomness import (
     SPLIT,
     failed_while_mapped,
     forbid,
@@ -29,9 +25,13 @@ from jaxensemble.randomness import (
     member_keys,
     single_keys,
 )
+from jaxensemble.modules.state import Tree, flatten, merge, split
+from jaxensemble.modules.structure import Structure
+from jaxensemble.network.arguments import arrays_alone
+from jaxensemble.plan import Plan
+from jaxensemble.products import product
+from jaxensemble.program import CONVOLUTION, PRODUCT, rewritten
 from jaxensemble.rows import Axes
-from jaxensemble.state import Tree, flatten, merge, split
-from jaxensemble.structure import Structure
 from jaxensemble.sums import total
 
 ALL_AT_ONCE = Plan()

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxensemble.errors import InputError, StateError, of_pytorch
-from jaxensemble.randomness import Randomness, entered
+from jaxensemble.modules.randomness import Randomness, entered
 
 _RANDOMNESS = ("error", "different", "same")
 _MAPPED, _CONSTANT, _OTHER = range(3)  # how an output leaves jax.vmap

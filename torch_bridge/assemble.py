@@ -8,12 +8,12 @@ import jax.numpy as jnp
 import torch
 from torch import Tensor, nn
 
-from jaxensemble.build import filled, skeleton
 from jaxensemble.ensemble import Ensemble
 from jaxensemble.errors import InputError, UnsupportedError
+from jaxensemble.modules.build import filled, skeleton
+from jaxensemble.modules.randomness import keys_per_member
+from jaxensemble.modules.structure import listed
 from jaxensemble.network.weight_map import Origin
-from jaxensemble.randomness import keys_per_member
-from jaxensemble.structure import listed
 from torch_bridge.arrays import checked_cast, jax_dtype, odd_kind, to_numpy
 from torch_bridge.caches import fresh
 from torch_bridge.capture import capture

@@ -7,10 +7,10 @@ import jax.numpy as jnp
 from flax import nnx
 from torch import nn
 
-from jaxensemble.build import filled, skeleton
 from jaxensemble.ensemble import Ensemble
 from jaxensemble.errors import MemberError, ParityError
-from jaxensemble.state import merge
+from jaxensemble.modules.build import filled, skeleton
+from jaxensemble.modules.state import merge
 from torch_bridge import parity
 from torch_bridge.assemble import assembled, check_tensors, constants_of, convert, tensors_of
 from torch_bridge.caches import fresh

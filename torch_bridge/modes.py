@@ -17,7 +17,7 @@ from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 
 from jaxensemble.errors import InputError, TrainingModeWarning, UnsupportedError
-from jaxensemble.structure import Structure, listed
+from jaxensemble.modules.structure import Structure, listed
 from torch_bridge.compat import map_aggregate, pytree
 from torch_bridge.stand_ins import DROPOUTS, MODED, NAMES, Mode, all_args, flag, stand_in, stand_in_args
 

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from jaxensemble.ensemble import Ensemble
 from jaxensemble.errors import EqualMembersWarning, InputError, StateError
+from jaxensemble.modules.state import flatten
 from jaxensemble.network.weight_map import Entry, Origin, WeightMap
-from jaxensemble.state import flatten
 from torch_bridge.arrays import TORCH_DTYPES, checked_cast, jax_dtype, to_numpy, to_tensor
 
 _ALIGNMENT = 64  # bytes

@@ -24,15 +24,15 @@ from jaxensemble.artifact.manifest import (
     manifest_from_json,
 )
 from jaxensemble.artifact.weights import as_leaf, check_header, differences, read_header, read_leaves
-from jaxensemble.build import skeleton
 from jaxensemble.ensemble import Ensemble
 from jaxensemble.errors import InputError, JaxEnsembleError, NarrowIntegerWarning, described, first_line
 from jaxensemble.files.durable import as_path
 from jaxensemble.inputs import ENABLE, require_x64, x64_is_on
+from jaxensemble.modules.build import skeleton
+from jaxensemble.modules.state import KINDS, State, flatten, unflatten
+from jaxensemble.modules.structure import Structure
 from jaxensemble.network.json_format import from_json
 from jaxensemble.network.network import Network
-from jaxensemble.state import KINDS, State, flatten, unflatten
-from jaxensemble.structure import Structure
 
 LIMITS = {MANIFEST: 16 << 20, NETWORK: 16 << 20, SOURCE: 16 << 20}
 """The most bytes that a file other than the weights may have. A network of 1,000 layers takes less than one million."""

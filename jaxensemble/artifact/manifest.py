@@ -11,10 +11,10 @@ from typing import Any
 from jaxensemble.artifact.dtypes import CODES, KEYS, PAIRS
 from jaxensemble.errors import InputError
 from jaxensemble.files.schema import from_plain, parse, to_plain
+from jaxensemble.modules.state import KINDS
 from jaxensemble.network.proof import Lineage, Proof, check_proof
 from jaxensemble.network.sources import Source
 from jaxensemble.network.weight_map import Origin, check_origin
-from jaxensemble.state import KINDS
 
 VERSION = 1
 """The version of the format. Others are refused."""

@@ -22,17 +22,17 @@ from jaxensemble.artifact.manifest import (
     Manifest,
 )
 from jaxensemble.artifact.weights import encoded, leaves_of
-from jaxensemble.build import skeleton
 from jaxensemble.errors import InputError, StateError
 from jaxensemble.files import durable
 from jaxensemble.files.durable import as_path
 from jaxensemble.inputs import x64_is_on
+from jaxensemble.modules.build import skeleton
+from jaxensemble.modules.state import State
+from jaxensemble.modules.structure import Structure
 from jaxensemble.network.json_format import from_json, to_json
 from jaxensemble.network.network import Network
 from jaxensemble.network.weight_map import Origin
 from jaxensemble.source import print_source
-from jaxensemble.state import State
-from jaxensemble.structure import Structure
 
 if TYPE_CHECKING:
     from jaxensemble.ensemble import Ensemble

@@ -22,7 +22,7 @@ from jaxensemble.artifact.dtypes import CODES, KEYS, PAIRS, is_key, numpy_dtype
 from jaxensemble.artifact.manifest import WEIGHTS, LeafRecord
 from jaxensemble.errors import InputError, StateError, first_line
 from jaxensemble.inputs import as_array
-from jaxensemble.state import KINDS, State, flatten
+from jaxensemble.modules.state import KINDS, State, flatten
 
 _NAMES = {code: name for name, code in CODES.items()}
 

@@ -14,9 +14,9 @@ import numpy as np
 from jaxensemble.errors import InputError
 from jaxensemble.files.durable import write_file
 from jaxensemble.inputs import is_too_wide
+from jaxensemble.modules.state import flatten
 from jaxensemble.network.arguments import with_fixed
 from jaxensemble.network.network import Network, Ref, references
-from jaxensemble.state import flatten
 
 
 def read_arrays(path: Path) -> dict[str, np.ndarray]:

@@ -9,7 +9,7 @@ from jaxensemble.layers.mode import Training
 from jaxensemble.layers.normalization import BatchNorm, InstanceNorm
 from jaxensemble.layers.recurrent import GRU, LSTM, RNN, GRUCell, LSTMCell, RNNCell
 from jaxensemble.layers.variables import Buffer
-from jaxensemble.state import Constant
+from jaxensemble.modules.state import Constant
 
 __all__ = [
     "GRU",

@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
+from jaxensemble.modules.state import Tree, flatten, unflatten
 from jaxensemble.program import rewritten
 from jaxensemble.running import KEPT, ON_CPUS, over_members
-from jaxensemble.state import Tree, flatten, unflatten
 from jaxensemble.training.augmentation import keys_of
 from jaxensemble.training.data import along, rows_of
 from jaxensemble.training.forms import for_training

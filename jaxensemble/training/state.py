@@ -13,11 +13,11 @@ from flax import nnx
 
 from jaxensemble.ensemble import Ensemble
 from jaxensemble.errors import InputError, StateError
+from jaxensemble.modules.randomness import as_key, member_keys
+from jaxensemble.modules.state import Tree, flatten, merge, split, unflatten
+from jaxensemble.modules.structure import Structure
 from jaxensemble.network.network import Network
 from jaxensemble.network.weight_map import Origin
-from jaxensemble.randomness import as_key, member_keys
-from jaxensemble.state import Tree, flatten, merge, split, unflatten
-from jaxensemble.structure import Structure
 
 
 @functools.partial(

@@ -14,12 +14,12 @@ from jaxensemble.compat import JaxprEqn, Literal, Program
 from jaxensemble.device import device_of, free_memory
 from jaxensemble.errors import InputError
 from jaxensemble.inputs import batch_axes
+from jaxensemble.modules.state import Tree, flatten, merge, split, unflatten
 from jaxensemble.plan import Plan, fits, guess
 from jaxensemble.planning import SMALL, Case, planned
 from jaxensemble.program import peak_bytes
 from jaxensemble.rows import Axes
 from jaxensemble.running import Call, in_steps
-from jaxensemble.state import Tree, flatten, merge, split, unflatten
 from jaxensemble.training.augmentation import Augment, augmented, check_draws
 from jaxensemble.training.data import along, as_data, check_data
 from jaxensemble.training.forms import for_training

@@ -12,7 +12,7 @@ from jax.typing import ArrayLike, DTypeLike
 from jaxensemble.compat import Tracer
 from jaxensemble.errors import InputError, NotANumberWarning
 from jaxensemble.inputs import as_array
-from jaxensemble.structure import listed
+from jaxensemble.modules.structure import listed
 
 OPTIONS = {"classification": ("outputs_are", "class_axis"), "regression": (), "gaussian": ()}
 """The tasks, and what else each is told."""

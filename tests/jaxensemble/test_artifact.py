@@ -21,8 +21,8 @@ from jaxensemble import Ensemble, InputError, NarrowIntegerWarning, StateError
 from jaxensemble.artifact import Artifact
 from jaxensemble.artifact.description import describe, describe_in_text
 from jaxensemble.files import durable
+from jaxensemble.modules.state import flatten, split, unflatten
 from jaxensemble.network.proof import Lineage
-from jaxensemble.state import flatten, split, unflatten
 from tests.helpers.artifacts import SAVED, X, run_without_torch, same_bits
 
 

@@ -16,7 +16,7 @@ from flax import linen, nnx
 
 from jaxensemble import Constant, Ensemble, functional_call, vmap
 from jaxensemble.errors import InputError, MemberError, StateError, TrainingModeWarning
-from jaxensemble.state import merge, split
+from jaxensemble.modules.state import merge, split
 
 MODES: tuple[Literal["eval", "train", "as_is"], ...] = ("eval", "train", "as_is")
 TRACES: list[str] = []

@@ -16,7 +16,7 @@ from flax import nnx
 
 from jaxensemble import functional_call, stack_module_state
 from jaxensemble.errors import UnsupportedError
-from jaxensemble.state import flatten, split
+from jaxensemble.modules.state import flatten, split
 
 
 class Mock(nnx.Module):

@@ -15,7 +15,7 @@ import pytest
 from flax import nnx
 
 from jaxensemble import Ensemble, InputError, NarrowIntegerWarning, Plan, StateError
-from jaxensemble.structure import Structure
+from jaxensemble.modules.structure import Structure
 from tests.helpers.artifacts import SAVED, X, same_bits
 
 

@@ -17,11 +17,11 @@ from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxensemble.build import skeleton
 from jaxensemble.errors import InputError
+from jaxensemble.modules.build import skeleton
+from jaxensemble.modules.state import flatten, split
 from jaxensemble.network.network import Call, Dtype, Func, Layer, Network, Ref, Slice
 from jaxensemble.source import load_class, print_source
-from jaxensemble.state import flatten, split
 from tests.helpers.sketch import Sketch, at, evaluate, made
 
 X = Ref("x")

@@ -12,8 +12,8 @@ import pytest
 from flax import nnx
 
 from jaxensemble.errors import InputError, StateError, UnsupportedError
-from jaxensemble.state import Constant, flatten, merge, split, unflatten
-from jaxensemble.structure import NOTHING, Structure, structure_differences
+from jaxensemble.modules.state import Constant, flatten, merge, split, unflatten
+from jaxensemble.modules.structure import NOTHING, Structure, structure_differences
 
 
 class Everything(nnx.Module):

@@ -10,7 +10,7 @@ from torch import nn
 
 import torch_bridge
 from jaxensemble import Ensemble
-from jaxensemble.build import skeleton
+from jaxensemble.modules.build import skeleton
 from jaxensemble.network.proof import Comparison
 from tests.helpers.artifacts import SAVED, same_bits
 from tests.helpers.ported import CASES, Net, models_of, ported

@@ -26,7 +26,7 @@ from jaxensemble.errors import (
     TrainingModeWarning,
     UnsupportedError,
 )
-from jaxensemble.state import flatten
+from jaxensemble.modules.state import flatten
 from jaxensemble.training import TrainState
 from tests.helpers.porting import assert_close, assert_ports, assert_trains, randomised
 from torch_bridge import stacking
@@ -156,7 +156,7 @@ def test_names_and_leaves_are_flaxs() -> None:
 
 
 def jaxensemble_trees(module: nnx.Module) -> tuple[Any, Any]:
-    from jaxensemble.state import split
+    from jaxensemble.modules.state import split
 
     state = split(module)
     return state.params, state.buffers

@@ -16,8 +16,8 @@ from torch.export import Dim
 
 import torch_bridge
 from jaxensemble import Ensemble
-from jaxensemble.build import skeleton
 from jaxensemble.errors import InputError, UnsupportedError
+from jaxensemble.modules.build import skeleton
 from jaxensemble.network.json_format import from_json, to_json
 from jaxensemble.network.network import Sizes, Slice
 from tests.helpers.porting import Fn, randomised

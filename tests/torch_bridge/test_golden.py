@@ -25,8 +25,8 @@ from torch import nn
 import torch_bridge
 from benchmarks import architectures
 from jaxensemble.ensemble import Ensemble
+from jaxensemble.modules.state import State, flatten, merge, split
 from jaxensemble.program import primitives
-from jaxensemble.state import State, flatten, merge, split
 from tests.helpers.porting import randomised
 from torch_bridge.demo import SimpleCNN, SimpleMLP
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 import torch_bridge
 from jaxensemble import Ensemble, InputError
 from jaxensemble.errors import ParityError
-from jaxensemble.state import flatten, unflatten
+from jaxensemble.modules.state import flatten, unflatten
 from torch_bridge import reference
 from torch_bridge.parity import gradients
 from torch_bridge.parity.metrics import EXACT, normwise, rms_error

@@ -15,7 +15,7 @@ from torch.nn.utils import parametrizations
 import torch_bridge
 from jaxensemble import layers
 from jaxensemble.errors import InputError, UnsupportedError
-from jaxensemble.state import flatten, split
+from jaxensemble.modules.state import flatten, split
 from tests.helpers.porting import Fn, assert_close, assert_ports, assert_trains, randomised
 from torch_bridge.capture import capture
 from torch_bridge.convert import to_flax

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 import jaxensemble
 from jaxensemble import Ensemble, InputError, MemberError, StateError
-from jaxensemble.state import flatten, split
+from jaxensemble.modules.state import flatten, split
 from tests.helpers.porting import assert_close, randomised
 from torch_bridge.state_dicts import stack_state_dicts
 

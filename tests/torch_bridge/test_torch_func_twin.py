@@ -13,7 +13,7 @@ from flax import nnx
 
 import jaxensemble
 from jaxensemble import combine_state_for_ensemble, functional_call, stack_module_state, unstack_module_state
-from jaxensemble.state import merge, unflatten
+from jaxensemble.modules.state import merge, unflatten
 
 torch = pytest.importorskip("torch")
 

@@ -20,8 +20,8 @@ from jaxensemble import Ensemble, InputError, Plan, StateError, TrainState, fit,
 from jaxensemble.artifact import Artifact
 from jaxensemble.artifact.description import describe_in_text
 from jaxensemble.errors import UnsupportedError
+from jaxensemble.modules.state import flatten
 from jaxensemble.network.proof import Lineage
-from jaxensemble.state import flatten
 from tests.helpers.training import MLP, close, cross_entropy, data, mean_square, state_of
 from torch_bridge.demo import SimpleCNN, SimpleMLP
 

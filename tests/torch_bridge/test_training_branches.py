@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import torch_bridge
 from jaxensemble.errors import UnsupportedError
-from jaxensemble.state import flatten
+from jaxensemble.modules.state import flatten
 from jaxensemble.training import TrainState, train_step
 from tests.helpers.porting import assert_trains
 

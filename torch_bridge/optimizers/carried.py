@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from jaxensemble.ensemble import Ensemble
 from jaxensemble.errors import InputError
+from jaxensemble.modules.state import flatten, unflatten
 from jaxensemble.network.weight_map import Entry, Origin
-from jaxensemble.state import flatten, unflatten
 from jaxensemble.training import TrainState
 from torch_bridge.members import as_members
 from torch_bridge.optimizers.twins import IRRELEVANT, SWEPT, Group, twin_of

@@ -15,12 +15,12 @@ from torch import Tensor, nn
 from jaxensemble.ensemble import Ensemble
 from jaxensemble.errors import InputError, UnsupportedError, first_line
 from jaxensemble.inputs import as_arrays
+from jaxensemble.modules.randomness import as_key
+from jaxensemble.modules.structure import listed
 from jaxensemble.network.network import Sizes
 from jaxensemble.network.sources import describe_sources
 from jaxensemble.network.weight_map import Origin
-from jaxensemble.randomness import as_key
 from jaxensemble.running import CannotCall
-from jaxensemble.structure import listed
 from torch_bridge import reference
 from torch_bridge.arrays import to_numpy
 from torch_bridge.assemble import LAYOUTS, convert, tensors_of

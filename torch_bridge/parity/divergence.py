@@ -7,11 +7,11 @@ import jax
 import numpy as np
 from torch import Tensor, nn
 
-from jaxensemble.build import skeleton
 from jaxensemble.ensemble import Ensemble
+from jaxensemble.modules.build import skeleton
+from jaxensemble.modules.state import merge
 from jaxensemble.network.arguments import bound
 from jaxensemble.network.weight_map import Origin
-from jaxensemble.state import merge
 from torch_bridge import reference
 from torch_bridge.capture import capture
 from torch_bridge.compat import is_functorch_wrapped_tensor

@@ -7,12 +7,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from jaxensemble.build import skeleton
 from jaxensemble.ensemble import Ensemble
 from jaxensemble.errors import UnsupportedError
+from jaxensemble.modules.build import skeleton
+from jaxensemble.modules.randomness import keys_per_member
 from jaxensemble.network.network import Dtype, Network
 from jaxensemble.network.weight_map import Origin, WeightMap
-from jaxensemble.randomness import keys_per_member
 from torch_bridge.assemble import constants_of, convert
 from torch_bridge.lowering.builder import Drawn
 from torch_bridge.opened import Opened

@@ -14,8 +14,8 @@ from torch import nn
 
 from jaxensemble.ensemble import Ensemble
 from jaxensemble.errors import first_line
+from jaxensemble.modules.state import flatten
 from jaxensemble.network.weight_map import Origin
-from jaxensemble.state import flatten
 from torch_bridge import reference
 from torch_bridge.outputs import arrays_of
 from torch_bridge.parity.draws import Draws

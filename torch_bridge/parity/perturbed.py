@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from jaxensemble.ensemble import Ensemble
+from jaxensemble.modules.state import Tree, flatten, unflatten
 from jaxensemble.network.weight_map import Origin, WeightMap
-from jaxensemble.state import Tree, flatten, unflatten
 from torch_bridge.assemble import tensors_of
 from torch_bridge.finite import has_fractions
 from torch_bridge.stacking import Stack

@@ -11,8 +11,8 @@ from torch import nn
 
 from jaxensemble.ensemble import Ensemble
 from jaxensemble.errors import InputError, UnsupportedError, first_line
+from jaxensemble.modules.state import Tree, flatten
 from jaxensemble.network.weight_map import Origin
-from jaxensemble.state import Tree, flatten
 from torch_bridge import reference
 from torch_bridge.assemble import tensors_of
 from torch_bridge.parity.draws import Draws, draws_numbers

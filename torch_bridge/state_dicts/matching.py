@@ -10,9 +10,9 @@ from flax import linen, nnx
 
 from jaxensemble import layers
 from jaxensemble.errors import InputError
+from jaxensemble.modules.state import kind_of, split
+from jaxensemble.modules.structure import Leaf, Node, Path, Structure
 from jaxensemble.network.weight_map import Rearrangement
-from jaxensemble.state import kind_of, split
-from jaxensemble.structure import Leaf, Node, Path, Structure
 from torch_bridge.state_dicts.axes import Axis, Unclear, kinds_order, permutation
 
 Names = Mapping[str, str] | Callable[[str], str] | None

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from jaxensemble.errors import InputError, MemberError, StateError
 from jaxensemble.inputs import as_array
-from jaxensemble.state import Tree, flatten, split, unflatten
+from jaxensemble.modules.state import Tree, flatten, split, unflatten
 from torch_bridge.arrays import checked_cast, jax_dtype, to_numpy
 from torch_bridge.state_dicts.axes import Axis
 from torch_bridge.state_dicts.matching import (
@@ -62,7 +62,7 @@ def stack_state_dicts(
       For a normalisation, of the axis that it scales; for the name of any other array, of its last axis. What is stated
       here counts before what is traced.
 
-    **Returns:** `(params, buffers)`, nested dicts of `[M, ...]` arrays, nested as by `jaxensemble.state.split` of the
+    **Returns:** `(params, buffers)`, nested dicts of `[M, ...]` arrays, nested as by `jaxensemble.modules.state.split` of the
     module, in the dtypes of the state dicts. `jaxensemble.functional_call` and `Ensemble` take them.
 
     **Raises:** `MemberError` with every difference between the state dicts, `StateError` with everything that stays

@@ -9,8 +9,8 @@ from flax import linen, nnx
 
 from jaxensemble.compat import Var, scan_counts
 from jaxensemble.errors import InputError, described
-from jaxensemble.state import flatten, merge, split, unflatten
-from jaxensemble.structure import Path
+from jaxensemble.modules.state import flatten, merge, split, unflatten
+from jaxensemble.modules.structure import Path
 from torch_bridge.state_dicts.axes import Axis, unify
 from torch_bridge.state_dicts.rules import Axes, Rule, fresh, rule_for, unknown
 

@@ -12,8 +12,8 @@ from torch.func import functional_call, stack_module_state, vmap
 
 from jaxensemble.ensemble import Ensemble
 from jaxensemble.inputs import as_arrays
+from jaxensemble.modules.state import merge
 from jaxensemble.network.arguments import arrays_alone, with_fixed
-from jaxensemble.state import merge
 from torch_bridge import reference
 from torch_bridge.compat import pytree
 from torch_bridge.examples import Arguments

@@ -11,8 +11,8 @@ from flax import nnx
 from jaxensemble.compat import Tracer
 from jaxensemble.errors import InputError, MemberError
 from jaxensemble.inputs import require_x64
-from jaxensemble.state import KINDS, State, Tree, flatten, split
-from jaxensemble.structure import structure_differences
+from jaxensemble.modules.state import KINDS, State, Tree, flatten, split
+from jaxensemble.modules.structure import structure_differences
 
 
 def stack_states(modules: Sequence[nnx.Module], caller: str) -> State:

@@ -18,8 +18,8 @@ from flax import nnx
 from flax.errors import InvalidRngError
 
 from jaxensemble.errors import InputError, RandomnessError, first_line
-from jaxensemble.state import Tree, flatten, unflatten
-from jaxensemble.structure import Structure
+from jaxensemble.modules.state import Tree, flatten, unflatten
+from jaxensemble.modules.structure import Structure
 
 Randomness = Literal["error", "different", "same"]
 

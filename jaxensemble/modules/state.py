@@ -17,7 +17,7 @@ from typing import Any, Literal, NamedTuple
 from flax import nnx
 
 from jaxensemble.errors import InputError, StateError, of_pytorch
-from jaxensemble.structure import Leaf, Structure
+from jaxensemble.modules.structure import Leaf, Structure
 
 Tree = dict[str, Any]  # nested dicts; the leaves are arrays
 Kind = Literal["params", "buffers", "constants", "rngs"]

@@ -1,0 +1,1 @@
+"""Flax modules, split into structure and arrays, and merged."""
