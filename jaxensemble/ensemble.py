@@ -57,7 +57,7 @@ class Ensemble:
     - `graphdef`: what the network is; any `nnx.GraphDef` is taken and kept as a `Structure`. One in training mode warns
       with a `TrainingModeWarning`: a Flax module is in that mode until its `eval()` was called. Training is what
       `train()` is for.
-    - `params`, `buffers`, `rngs`: nested dicts of `[M, ...]` arrays, as [`jaxensemble.modules.state.split`][] names them.
+    - `params`, `buffers`, `rngs`: nested dicts of `[M, ...]` arrays, as `jaxensemble.modules.state.split` names them.
       Without `rngs`, random streams, as those of dropout, begin with keys of their own. A call's `key` counts for them.
     - `constants`: arrays that all members share.
     - `network`, `origin`: what porting knows of the source and of PyTorch's keys; anything hashable.

@@ -62,8 +62,8 @@ def stack_state_dicts(
       For a normalisation, of the axis that it scales; for the name of any other array, of its last axis. What is stated
       here counts before what is traced.
 
-    **Returns:** `(params, buffers)`, nested dicts of `[M, ...]` arrays, nested as by `jaxensemble.modules.state.split` of the
-    module, in the dtypes of the state dicts. `jaxensemble.functional_call` and `Ensemble` take them.
+    **Returns:** `(params, buffers)`, nested dicts of `[M, ...]` arrays, nested as `jaxensemble.modules.state.split`
+    nests those of the module, in the dtypes of the state dicts. `jaxensemble.functional_call` and `Ensemble` take them.
 
     **Raises:** `MemberError` with every difference between the state dicts, `StateError` with everything that stays
     unread or unfilled, has another shape, or whose order cannot be told; `InputError` for other arguments than these.
