@@ -16,8 +16,8 @@ import jax.numpy as jnp
 import typer
 from jax import lax
 
-from jaxensemble.lowering import FORMS, convolution
-from jaxensemble.program import rewritten
+from jaxensemble.programs.cpu.convolutions import FORMS, convolution
+from jaxensemble.programs.rewrite import rewritten
 from jaxensemble.running import ON_CPUS
 from torch_bridge.report import environment, save_json, table
 from zoo.results import RESULTS

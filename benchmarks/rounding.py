@@ -17,7 +17,7 @@ import numpy as np
 import torch
 import typer
 
-from jaxensemble.program import rewritten
+from jaxensemble.programs.rewrite import rewritten
 from jaxensemble.running import ON_CPUS
 from torch_bridge.report import environment, save_json, table
 from zoo.results import RESULTS

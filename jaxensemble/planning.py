@@ -13,9 +13,9 @@ from jaxensemble.device import free_memory
 from jaxensemble.errors import InputError, described
 from jaxensemble.inputs import x64_is_on
 from jaxensemble.plan import Load, Plan, fits, fitted, guess
-from jaxensemble.products import is_long
-from jaxensemble.program import CONVOLUTION, PRODUCT, equations, largest_step, peak_bytes, rewritten
-from jaxensemble.rows import Axes, MixedRows, row_axes
+from jaxensemble.programs.cpu.matmuls import is_long
+from jaxensemble.programs.rewrite import CONVOLUTION, PRODUCT, equations, largest_step, peak_bytes, rewritten
+from jaxensemble.programs.rows import Axes, MixedRows, row_axes
 from jaxensemble.running import ON_CPUS, Call
 
 SMALL = 1 << 17

@@ -11,11 +11,8 @@ from flax import nnx
 from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 
-from jaxensemble.elementary import tanh
 from jaxensemble.errors import InputError, JaxEnsembleError, StateError, described
-from jaxensemble.extremes import EXTREMES
 from jaxensemble.inputs import ENABLE
-from jaxensemble.lowering import with_forms
 from jaxensemble.modules.randomness import (
     SPLIT,
     failed_while_mapped,
@@ -29,10 +26,13 @@ from jaxensemble.modules.state import Tree, flatten, merge, split
 from jaxensemble.modules.structure import Structure
 from jaxensemble.network.arguments import arrays_alone
 from jaxensemble.plan import Plan
-from jaxensemble.products import product
-from jaxensemble.program import CONVOLUTION, PRODUCT, rewritten
-from jaxensemble.rows import Axes
-from jaxensemble.sums import total
+from jaxensemble.programs.cpu.convolutions import with_forms
+from jaxensemble.programs.cpu.matmuls import product
+from jaxensemble.programs.cpu.sums import total
+from jaxensemble.programs.cpu.tanh import tanh
+from jaxensemble.programs.extrema import EXTREMES
+from jaxensemble.programs.rewrite import CONVOLUTION, PRODUCT, rewritten
+from jaxensemble.programs.rows import Axes
 
 ALL_AT_ONCE = Plan()
 

@@ -20,7 +20,7 @@ from jaxensemble.device import device_name, free_memory, human_bytes
 from jaxensemble.files.durable import write_file
 from jaxensemble.plan import Plan, candidates
 from jaxensemble.planning import Case, adapted
-from jaxensemble.rows import MixedRows
+from jaxensemble.programs.rows import MixedRows
 from jaxensemble.running import Call
 from jaxensemble.version import VERSION
 

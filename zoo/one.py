@@ -10,7 +10,7 @@ import torch_bridge
 from jaxensemble import UnsupportedError
 from jaxensemble.inputs import as_arrays
 from jaxensemble.network.arguments import bound
-from jaxensemble.program import primitives
+from jaxensemble.programs.rewrite import primitives
 from torch_bridge.parity import ParityReport
 from zoo import networks
 

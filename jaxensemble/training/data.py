@@ -12,7 +12,7 @@ from jaxensemble.errors import InputError
 from jaxensemble.inputs import as_array, as_arrays, batch_axes, check_inputs, check_member_axis, require_x64
 from jaxensemble.network.arguments import bound
 from jaxensemble.network.network import Network
-from jaxensemble.rows import Axes
+from jaxensemble.programs.rows import Axes
 
 
 def along(data: Any, axes: Axes, function: Callable[[jax.Array, int], jax.Array], ahead: int = 0) -> Any:

@@ -11,7 +11,7 @@ import numpy as np
 from jaxensemble.artifact.dtypes import is_key
 from jaxensemble.compat import Literal, Program, Var, constants, is_program
 from jaxensemble.errors import InputError
-from jaxensemble.program import equations
+from jaxensemble.programs.rewrite import equations
 
 
 def digest(tree: Any) -> str:

@@ -11,8 +11,8 @@ import numpy as np
 
 from jaxensemble.compat import Tracer
 from jaxensemble.errors import InputError, JaxEnsembleError, described
-from jaxensemble.program import equations
-from jaxensemble.rows import Axes
+from jaxensemble.programs.rewrite import equations
+from jaxensemble.programs.rows import Axes
 from jaxensemble.training.data import along
 
 Loss = Callable[[Any, Any], jax.Array]

@@ -17,12 +17,12 @@ from jaxensemble.inputs import batch_axes
 from jaxensemble.modules.state import Tree, flatten, merge, split, unflatten
 from jaxensemble.plan import Plan, fits, guess
 from jaxensemble.planning import SMALL, Case, planned
-from jaxensemble.program import peak_bytes
-from jaxensemble.rows import Axes
+from jaxensemble.programs.cpu.training import for_training
+from jaxensemble.programs.rewrite import peak_bytes
+from jaxensemble.programs.rows import Axes
 from jaxensemble.running import Call, in_steps
 from jaxensemble.training.augmentation import Augment, augmented, check_draws
 from jaxensemble.training.data import along, as_data, check_data
-from jaxensemble.training.forms import for_training
 from jaxensemble.training.losses import Loss, check_function, check_is_mean, name_of, number_of, warn_of_pairs
 from jaxensemble.training.members import Members
 from jaxensemble.training.state import TrainState, of_members, trained, with_trained

@@ -37,7 +37,7 @@ def tests_of(files: list[Path]) -> list[Path]:
 
 
 def module_of(path: Path) -> str:
-    """The name of a module: `jaxensemble.rows`."""
+    """The name of a module: `jaxensemble.programs.rows`."""
     parts = path.relative_to(ROOT).with_suffix("").parts
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from jax import lax
 
-from jaxensemble.elementary import tanh
+from jaxensemble.programs.cpu.tanh import tanh
 
 
 def test_tanh_is_right_to_the_last_bits() -> None:

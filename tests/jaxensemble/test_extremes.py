@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from jax import lax
 
-from jaxensemble.extremes import EXTREMES
-from jaxensemble.program import primitives, rewritten
+from jaxensemble.programs.cpu.sums import total
+from jaxensemble.programs.extrema import EXTREMES
+from jaxensemble.programs.rewrite import primitives, rewritten
 from jaxensemble.running import ON_CPUS
-from jaxensemble.sums import total
 
 CASES: dict[str, Callable[[Any], Any]] = {
     "max": lambda x: jnp.max(x),

@@ -11,9 +11,9 @@ from jax import lax
 
 from jaxensemble import Plan
 from jaxensemble.ensemble import Ensemble
-from jaxensemble.lowering import FORMS, Case, chooser, convolution, with_forms
 from jaxensemble.ops import conv
-from jaxensemble.program import primitives
+from jaxensemble.programs.cpu.convolutions import FORMS, Case, chooser, convolution, with_forms
+from jaxensemble.programs.rewrite import primitives
 
 # input shape, kernel shape, strides, padding, dilation, groups
 CASES = {

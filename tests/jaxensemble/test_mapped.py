@@ -12,8 +12,8 @@ from jax import lax
 
 from jaxensemble import functional_call, stack_module_state, vmap
 from jaxensemble.compat import JaxprEqn
-from jaxensemble.mapped import convolved
-from jaxensemble.program import CONVOLUTION, equations
+from jaxensemble.programs.mapped_convolutions import convolved
+from jaxensemble.programs.rewrite import CONVOLUTION, equations
 
 pytestmark = pytest.mark.usefixtures("x64")
 

@@ -8,8 +8,8 @@ from flax import nnx
 from jax import lax
 
 from jaxensemble import Ensemble, Plan
-from jaxensemble.products import product
-from jaxensemble.program import PRODUCT, primitives, rewritten
+from jaxensemble.programs.cpu.matmuls import product
+from jaxensemble.programs.rewrite import PRODUCT, primitives, rewritten
 
 
 def with_products(function):

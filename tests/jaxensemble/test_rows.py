@@ -10,7 +10,7 @@ import pytest
 from jax import lax
 
 from jaxensemble import ops
-from jaxensemble.rows import MixedRows, row_axes
+from jaxensemble.programs.rows import MixedRows, row_axes
 
 TABLE = np.arange(30.0, dtype=np.float32).reshape(10, 3)
 KERNEL: Any = np.ones((2, 2, 4, 5), np.float32)

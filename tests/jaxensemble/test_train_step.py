@@ -11,10 +11,10 @@ import pytest
 from flax import nnx
 
 from jaxensemble import Ensemble, InputError, Plan, TrainState, train_step
-from jaxensemble.program import primitives
+from jaxensemble.programs.cpu.training import for_training
+from jaxensemble.programs.rewrite import primitives
 from jaxensemble.training import step as steps
 from jaxensemble.training.data import as_data
-from jaxensemble.training.forms import for_training
 from jaxensemble.training.losses import check_is_mean
 from tests.helpers.training import MLP, close, cross_entropy, data, mean_square, state_of
 

@@ -26,7 +26,7 @@ import torch_bridge
 from benchmarks import architectures
 from jaxensemble.ensemble import Ensemble
 from jaxensemble.modules.state import State, flatten, merge, split
-from jaxensemble.program import primitives
+from jaxensemble.programs.rewrite import primitives
 from tests.helpers.porting import randomised
 from torch_bridge.demo import SimpleCNN, SimpleMLP
 

@@ -10,9 +10,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxensemble.lowering import Case, Form, convolution
 from jaxensemble.ops.pooling import lowest
-from jaxensemble.program import CONVOLUTION, rewritten
+from jaxensemble.programs.cpu.convolutions import Case, Form, convolution
+from jaxensemble.programs.rewrite import CONVOLUTION, rewritten
 
 MAXIMA = "reduce_window_max"
 

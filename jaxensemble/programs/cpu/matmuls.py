@@ -41,7 +41,7 @@ def product(lhs: jax.Array, rhs: jax.Array, *, dimension_numbers: Numbers, **opt
     A product of more than `LONGEST` terms is summed up in blocks. That of a few rows by the weights of many members
     (`[N, K]` by `[M, K, F]`, as `jax.vmap` leaves them) becomes one product for each member.
 
-    >>> from jaxensemble.program import PRODUCT, rewritten
+    >>> from jaxensemble.programs.rewrite import PRODUCT, rewritten
     >>> x, kernel = jnp.ones((2, 2048)), jnp.ones((2048, 3))
     >>> float(rewritten(jnp.dot, {PRODUCT: product})(x, kernel)[0, 0])
     2048.0

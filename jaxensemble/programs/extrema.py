@@ -80,9 +80,9 @@ EXTREMES = {
     "reduce_max": _of_many(lax.reduce_max, lax.reduce_max_p, lax.argmax),
     "reduce_min": _of_many(lax.reduce_min, lax.reduce_min_p, lax.argmin),
 }
-"""What stands for XLA's own steps in every network, for `jaxensemble.program.rewritten`.
+"""What stands for XLA's own steps in every network, for `jaxensemble.programs.rewrite.rewritten`.
 
->>> from jaxensemble.program import rewritten
+>>> from jaxensemble.programs.rewrite import rewritten
 >>> largest = rewritten(lambda x: jnp.max(x, axis=-1), EXTREMES)
 >>> x = jnp.array([[1.0, 3.0, 3.0], [2.0, 1.0, 0.0]])
 >>> largest(x).tolist(), jax.grad(lambda x: largest(x).sum())(x).tolist()

@@ -40,7 +40,7 @@ def row_axes(first: Program, second: Program) -> Axes:
     >>> row_axes(*traces(lambda x: x - x.mean(0)))
     Traceback (most recent call last):
         ...
-    jaxensemble.rows.MixedRows: reduce_sum
+    jaxensemble.programs.rows.MixedRows: reduce_sum
     """
     return _programs(first, second)
 

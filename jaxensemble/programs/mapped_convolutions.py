@@ -15,7 +15,7 @@ from jax import lax
 from jax.custom_batching import custom_vmap
 from jax.custom_derivatives import SymbolicZero
 
-from jaxensemble.lowering import chooser, convolution
+from jaxensemble.programs.cpu.convolutions import chooser, convolution
 
 
 def convolved(

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxensemble.program import CONVOLUTION, rewritten
+from jaxensemble.programs.rewrite import CONVOLUTION, rewritten
 
 Form = Literal["built-in", "grouped", "shifted", "im2col"]
 FORMS: tuple[Form, ...] = ("built-in", "grouped", "shifted", "im2col")
@@ -27,7 +27,7 @@ def with_forms(function: Callable[..., Any], platform: str, *, vmapped: bool) ->
     `vmapped` says whether it is called under `jax.vmap` over its kernels.
 
     >>> from flax import nnx
-    >>> from jaxensemble.program import primitives
+    >>> from jaxensemble.programs.rewrite import primitives
     >>> module = nnx.Conv(2, 4, (1, 1), rngs=nnx.Rngs(0))
     >>> primitives(with_forms(module, "cpu", vmapped=True), jnp.ones((1, 5, 5, 2)))["dot_general"]
     1

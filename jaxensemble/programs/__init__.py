@@ -1,0 +1,1 @@
+"""Traced JAX programs, read and rewritten."""
