@@ -18,7 +18,7 @@ from jax import lax
 
 from jaxensemble.programs.cpu.convolutions import FORMS, convolution
 from jaxensemble.programs.rewrite import rewritten
-from jaxensemble.running import ON_CPUS
+from jaxensemble.running.members import ON_CPUS
 from torch_bridge.report import environment, save_json, table
 from zoo.results import RESULTS
 

@@ -10,7 +10,7 @@ import typer
 from torch import nn
 
 import torch_bridge
-from jaxensemble.running import run_members
+from jaxensemble.running.members import run_members
 from torch_bridge.report import environment, save_json
 from torch_bridge.timing import side_by_side
 from zoo.results import RESULTS

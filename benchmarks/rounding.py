@@ -18,7 +18,7 @@ import torch
 import typer
 
 from jaxensemble.programs.rewrite import rewritten
-from jaxensemble.running import ON_CPUS
+from jaxensemble.running.members import ON_CPUS
 from torch_bridge.report import environment, save_json, table
 from zoo.results import RESULTS
 

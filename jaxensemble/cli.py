@@ -101,8 +101,8 @@ def predict(
 
         from jaxensemble.artifact import Artifact
         from jaxensemble.artifact.description import describe_proof
-        from jaxensemble.caches import keep_compiled
         from jaxensemble.files import array_files
+        from jaxensemble.running.measured import keep_compiled
 
         if keep:
             keep_compiled()

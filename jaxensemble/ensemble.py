@@ -15,7 +15,6 @@ import numpy as np
 from flax import nnx
 
 from jaxensemble.compat import Tracer
-from jaxensemble.device import device_of, human_bytes
 from jaxensemble.errors import InputError, MemberError, MemberIndexError, StateError, TrainingModeWarning
 from jaxensemble.inputs import as_arrays, batch_axes, check_inputs, check_member_axis, require_x64, x64_is_on
 from jaxensemble.modules.build import skeleton
@@ -27,11 +26,12 @@ from jaxensemble.network.arguments import as_returned, bound
 from jaxensemble.network.network import Network, with_param_dtype
 from jaxensemble.network.proof import Lineage, Proof
 from jaxensemble.network.sources import Source
-from jaxensemble.plan import Plan
-from jaxensemble.planning import Case, adapted, planned
-from jaxensemble.running import Call, run_members
+from jaxensemble.running.case import Case, adapted, planned
+from jaxensemble.running.device import device_of, human_bytes
+from jaxensemble.running.members import Call, run_members
+from jaxensemble.running.plan import Plan
+from jaxensemble.running.tuning import Tuned, explained, known, tuned
 from jaxensemble.source import print_source
-from jaxensemble.tuning import Tuned, explained, known, tuned
 from jaxensemble.uncertainty import Prediction
 from jaxensemble.uncertainty.checks import check_options
 

@@ -22,7 +22,6 @@ import numpy as np
 from flax import nnx
 from jax import lax
 
-from jaxensemble.device import device_of
 from jaxensemble.errors import InputError, StateError, UnsupportedError
 from jaxensemble.inputs import as_array
 from jaxensemble.modules.randomness import inside_vmap, keys_when_drawn
@@ -30,6 +29,7 @@ from jaxensemble.modules.stacking import count_members, stack_states, unstack
 from jaxensemble.modules.state import KINDS, State, Tree, flatten, kind_of, merge, split, unflatten
 from jaxensemble.modules.structure import Fixed, Leaf, Node, Path, Structure
 from jaxensemble.programs.mapped_convolutions import convolved
+from jaxensemble.running.device import device_of
 
 
 def stack_module_state(modules: Sequence[nnx.Module]) -> tuple[Tree, Tree]:

@@ -28,7 +28,7 @@ from jaxensemble.network.json_format import from_json, to_json
 from jaxensemble.network.network import Network
 from jaxensemble.network.proof import Lineage, Proof
 from jaxensemble.network.sources import Source
-from jaxensemble.plan import Plan
+from jaxensemble.running.plan import Plan
 from jaxensemble.source import made_from, source_of
 
 if TYPE_CHECKING:

@@ -1,7 +1,6 @@
 """The public names of `jaxensemble`."""
 
 from jaxensemble.artifact import verify as verify
-from jaxensemble.caches import keep_compiled as keep_compiled
 from jaxensemble.ensemble import Ensemble as Ensemble
 from jaxensemble.errors import EqualMembersWarning as EqualMembersWarning
 from jaxensemble.errors import InputError as InputError
@@ -23,7 +22,8 @@ from jaxensemble.modules.state import Constant as Constant
 from jaxensemble.network.proof import Lineage as Lineage
 from jaxensemble.network.proof import Proof as Proof
 from jaxensemble.network.sources import Source as Source
-from jaxensemble.plan import Plan as Plan
+from jaxensemble.running.measured import keep_compiled as keep_compiled
+from jaxensemble.running.plan import Plan as Plan
 from jaxensemble.training import History as History
 from jaxensemble.training import TrainState as TrainState
 from jaxensemble.training import fit as fit

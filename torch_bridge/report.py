@@ -15,7 +15,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from jaxensemble.device import cores, processor
+from jaxensemble.running.device import cores, processor
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], *, width: int = 110) -> str:

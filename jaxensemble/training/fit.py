@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from jaxensemble.errors import InputError
-from jaxensemble.plan import Plan, is_size
+from jaxensemble.running.plan import Plan, is_size
 from jaxensemble.training.augmentation import Augment, check_augment
 from jaxensemble.training.callbacks import Callback, check_callbacks, check_takes, stopped_by
 from jaxensemble.training.checkpoints import Checkpoints

@@ -13,7 +13,7 @@ from jax import lax
 from jaxensemble.modules.state import Tree, flatten, unflatten
 from jaxensemble.programs.cpu.training import for_training
 from jaxensemble.programs.rewrite import rewritten
-from jaxensemble.running import KEPT, ON_CPUS, over_members
+from jaxensemble.running.members import KEPT, ON_CPUS, over_members
 from jaxensemble.training.augmentation import keys_of
 from jaxensemble.training.data import along, rows_of
 from jaxensemble.training.losses import number_of

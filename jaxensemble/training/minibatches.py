@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxensemble.errors import InputError
-from jaxensemble.plan import Plan
+from jaxensemble.running.plan import Plan
 from jaxensemble.training.augmentation import Augment
 from jaxensemble.training.data import as_data, rows_in
 from jaxensemble.training.identity import of_data, of_steps

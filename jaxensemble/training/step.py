@@ -11,16 +11,16 @@ from flax import nnx
 from jax import lax
 
 from jaxensemble.compat import JaxprEqn, Literal, Program
-from jaxensemble.device import device_of, free_memory
 from jaxensemble.errors import InputError
 from jaxensemble.inputs import batch_axes
 from jaxensemble.modules.state import Tree, flatten, merge, split, unflatten
-from jaxensemble.plan import Plan, fits, guess
-from jaxensemble.planning import SMALL, Case, planned
 from jaxensemble.programs.cpu.training import for_training
 from jaxensemble.programs.rewrite import peak_bytes
 from jaxensemble.programs.rows import Axes
-from jaxensemble.running import Call, in_steps
+from jaxensemble.running.case import SMALL, Case, planned
+from jaxensemble.running.device import device_of, free_memory
+from jaxensemble.running.members import Call, in_steps
+from jaxensemble.running.plan import Plan, fits, guess
 from jaxensemble.training.augmentation import Augment, augmented, check_draws
 from jaxensemble.training.data import along, as_data, check_data
 from jaxensemble.training.losses import Loss, check_function, check_is_mean, name_of, number_of, warn_of_pairs

@@ -10,9 +10,10 @@ from typing import Any
 import jax
 import pytest
 
-from jaxensemble import caches, doctor
+from jaxensemble import doctor
 from jaxensemble.doctor import CHECKS, Finding, Package
 from jaxensemble.ensemble import Ensemble
+from jaxensemble.running import measured
 from tests.helpers.command_lines import GPU, assert_reported, found, only, python_m, run_doctor
 
 KEYS = {"python", "jax", "flax", "numpy", "torch", "passed", "date"}
@@ -134,7 +135,7 @@ def test_a_cache_is_looked_at_and_left_as_it_is(cache: Path, monkeypatch: pytest
     finding = only("caches", CHECKS)["compiled programs"]
     assert finding.level == "warning" and "can be written to by others: keep_compiled() fails" in finding.found
     assert finding.advice.endswith(f"or chmod 700 {cache}/programs")
-    monkeypatch.delattr(caches.os, "getuid")  # Windows
+    monkeypatch.delattr(measured.os, "getuid")  # Windows
     assert only("caches", CHECKS)["compiled programs"].level == "ok"
 
 

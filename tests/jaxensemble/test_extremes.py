@@ -12,7 +12,7 @@ from jax import lax
 from jaxensemble.programs.cpu.sums import total
 from jaxensemble.programs.extrema import EXTREMES
 from jaxensemble.programs.rewrite import primitives, rewritten
-from jaxensemble.running import ON_CPUS
+from jaxensemble.running.members import ON_CPUS
 
 CASES: dict[str, Callable[[Any], Any]] = {
     "max": lambda x: jnp.max(x),

@@ -16,9 +16,10 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from jaxensemble import Ensemble, InputError, Plan, tuning
-from jaxensemble.plan import TILE, Load, candidates, fitted, guess
-from jaxensemble.planning import adapted
+from jaxensemble import Ensemble, InputError, Plan
+from jaxensemble.running import tuning
+from jaxensemble.running.case import adapted
+from jaxensemble.running.plan import TILE, Load, candidates, fitted, guess
 
 TRACES: list[Any] = []
 
@@ -180,8 +181,8 @@ def test_plans_fit_into_memory(free: float, members: int) -> None:
 
 
 def test_an_ensemble_that_does_not_fit_runs_in_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("jaxensemble.planning.free_memory", lambda device: 40_000.0)
-    monkeypatch.setattr("jaxensemble.planning.SMALL", 0)
+    monkeypatch.setattr("jaxensemble.running.case.free_memory", lambda device: 40_000.0)
+    monkeypatch.setattr("jaxensemble.running.case.SMALL", 0)
     adapted.cache_clear()
     ensemble = jax.tree.map(jnp.copy, ENSEMBLE)
     assert ensemble.explain(X[:6]).startswith("Plan(members=1, rows=")
@@ -292,7 +293,7 @@ def test_outputs_of_other_sizes_are_not_taken_apart() -> None:
 
 
 def test_small_inputs_are_not_planned_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("jaxensemble.planning.guess", lambda *_: pytest.fail("planned"))
+    monkeypatch.setattr("jaxensemble.running.case.guess", lambda *_: pytest.fail("planned"))
     assert next(iter(_called(X[:1])._calls.values())).plan == Plan()
 
 
@@ -304,8 +305,8 @@ def _called(x: np.ndarray) -> Ensemble:
 
 
 def test_guesses_are_taken_for_all_others(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("jaxensemble.planning.SMALL", 0)
-    monkeypatch.setattr("jaxensemble.planning.guess", lambda *_: Plan(members=2, rows=3))
+    monkeypatch.setattr("jaxensemble.running.case.SMALL", 0)
+    monkeypatch.setattr("jaxensemble.running.case.guess", lambda *_: Plan(members=2, rows=3))
     assert next(iter(_called(X)._calls.values())).plan == Plan(members=2, rows=3)
     adapted.cache_clear()
 

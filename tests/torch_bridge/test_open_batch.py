@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import torch_bridge
 from jaxensemble.errors import InputError, UnsupportedError
-from jaxensemble.plan import Plan
+from jaxensemble.running.plan import Plan
 from tests.helpers.porting import Fn, assert_close, assert_ports
 from torch_bridge.assemble import convert
 from torch_bridge.open_sizes import DirectDistances

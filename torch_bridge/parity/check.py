@@ -20,7 +20,7 @@ from jaxensemble.modules.structure import listed
 from jaxensemble.network.network import Sizes
 from jaxensemble.network.sources import describe_sources
 from jaxensemble.network.weight_map import Origin
-from jaxensemble.running import CannotCall
+from jaxensemble.running.members import CannotCall
 from torch_bridge import reference
 from torch_bridge.arrays import to_numpy
 from torch_bridge.assemble import LAYOUTS, convert, tensors_of

@@ -15,7 +15,7 @@ from jaxensemble.ensemble import Ensemble
 from jaxensemble.errors import InputError, UnsupportedError, first_line
 from jaxensemble.inputs import batch_axes
 from jaxensemble.network.arguments import bound
-from jaxensemble.running import Call
+from jaxensemble.running.members import Call
 from jaxensemble.training import TrainState, train_step
 from jaxensemble.training.data import rows_of
 from torch_bridge import reference

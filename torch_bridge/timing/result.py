@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from jaxensemble.device import human_bytes
+from jaxensemble.running.device import human_bytes
 from torch_bridge.report import save_json, table
 from torch_bridge.timing.load import described, is_busy
 from torch_bridge.timing.statistics import ratio_interval

@@ -16,11 +16,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from jaxensemble.device import cores
 from jaxensemble.ensemble import Ensemble
 from jaxensemble.errors import InputError
 from jaxensemble.inputs import as_arrays
 from jaxensemble.network.arguments import bound
+from jaxensemble.running.device import cores
 from torch_bridge import reference
 from torch_bridge.caches import cleared
 from torch_bridge.compat import pytree

@@ -9,14 +9,14 @@ import jax
 import jax.numpy as jnp
 
 from jaxensemble.compat import Program
-from jaxensemble.device import free_memory
 from jaxensemble.errors import InputError, described
 from jaxensemble.inputs import x64_is_on
-from jaxensemble.plan import Load, Plan, fits, fitted, guess
 from jaxensemble.programs.cpu.matmuls import is_long
 from jaxensemble.programs.rewrite import CONVOLUTION, PRODUCT, equations, largest_step, peak_bytes, rewritten
 from jaxensemble.programs.rows import Axes, MixedRows, row_axes
-from jaxensemble.running import ON_CPUS, Call
+from jaxensemble.running.device import free_memory
+from jaxensemble.running.members import ON_CPUS, Call
+from jaxensemble.running.plan import Load, Plan, fits, fitted, guess
 
 SMALL = 1 << 17
 """Bytes of inputs for all members up to which they run at once, if memory has room for that."""

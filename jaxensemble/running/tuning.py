@@ -15,13 +15,13 @@ from typing import Any
 
 import jax
 
-from jaxensemble.caches import cache_directory
-from jaxensemble.device import device_name, free_memory, human_bytes
 from jaxensemble.files.durable import write_file
-from jaxensemble.plan import Plan, candidates
-from jaxensemble.planning import Case, adapted
 from jaxensemble.programs.rows import MixedRows
-from jaxensemble.running import Call
+from jaxensemble.running.case import Case, adapted
+from jaxensemble.running.device import device_name, free_memory, human_bytes
+from jaxensemble.running.measured import cache_directory
+from jaxensemble.running.members import Call
+from jaxensemble.running.plan import Plan, candidates
 from jaxensemble.version import VERSION
 
 SECONDS = 0.2

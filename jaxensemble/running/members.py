@@ -25,7 +25,6 @@ from jaxensemble.modules.randomness import (
 from jaxensemble.modules.state import Tree, flatten, merge, split
 from jaxensemble.modules.structure import Structure
 from jaxensemble.network.arguments import arrays_alone
-from jaxensemble.plan import Plan
 from jaxensemble.programs.cpu.convolutions import with_forms
 from jaxensemble.programs.cpu.matmuls import product
 from jaxensemble.programs.cpu.sums import total
@@ -33,6 +32,7 @@ from jaxensemble.programs.cpu.tanh import tanh
 from jaxensemble.programs.extrema import EXTREMES
 from jaxensemble.programs.rewrite import CONVOLUTION, PRODUCT, rewritten
 from jaxensemble.programs.rows import Axes
+from jaxensemble.running.plan import Plan
 
 ALL_AT_ONCE = Plan()
 
