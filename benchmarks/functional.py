@@ -12,7 +12,8 @@ import torch
 import typer
 
 import torch_bridge
-from jaxensemble import functional, functional_call, stack_module_state, vmap
+from jaxensemble import functional_call, stack_module_state, vmap
+from jaxensemble.torch_func import functional
 from torch_bridge.demo import SimpleCNN
 from torch_bridge.report import environment, save_json
 from torch_bridge.timing import side_by_side

@@ -14,16 +14,17 @@ from jaxensemble.errors import RandomnessError as RandomnessError
 from jaxensemble.errors import StateError as StateError
 from jaxensemble.errors import TrainingModeWarning as TrainingModeWarning
 from jaxensemble.errors import UnsupportedError as UnsupportedError
-from jaxensemble.functional import combine_state_for_ensemble as combine_state_for_ensemble
-from jaxensemble.functional import functional_call as functional_call
-from jaxensemble.functional import stack_module_state as stack_module_state
-from jaxensemble.functional import unstack_module_state as unstack_module_state
 from jaxensemble.modules.state import Constant as Constant
 from jaxensemble.network.proof import Lineage as Lineage
 from jaxensemble.network.proof import Proof as Proof
 from jaxensemble.network.sources import Source as Source
 from jaxensemble.running.measured import keep_compiled as keep_compiled
 from jaxensemble.running.plan import Plan as Plan
+from jaxensemble.torch_func.functional import combine_state_for_ensemble as combine_state_for_ensemble
+from jaxensemble.torch_func.functional import functional_call as functional_call
+from jaxensemble.torch_func.functional import stack_module_state as stack_module_state
+from jaxensemble.torch_func.functional import unstack_module_state as unstack_module_state
+from jaxensemble.torch_func.vmap import vmap as vmap
 from jaxensemble.training import History as History
 from jaxensemble.training import TrainState as TrainState
 from jaxensemble.training import fit as fit
@@ -33,4 +34,3 @@ from jaxensemble.uncertainty import brier_score as brier_score
 from jaxensemble.uncertainty import expected_calibration_error as expected_calibration_error
 from jaxensemble.uncertainty import negative_log_likelihood as negative_log_likelihood
 from jaxensemble.uncertainty import reliability_curve as reliability_curve
-from jaxensemble.vectorize import vmap as vmap
