@@ -504,7 +504,7 @@ class Ensemble:
         return jax.tree.map(lambda leaf: leaf.copy(), self).proven(None, self._descent(trained=False))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        from jaxensemble.pickling import reduced  # which needs what is defined here
+        from jaxensemble.artifact.pickling import reduced  # which needs what is defined here
 
         return reduced(self)
 

@@ -133,7 +133,7 @@ class Structure(nnx.GraphDef):
         return self
 
     def __reduce__(self) -> tuple[Any, ...]:
-        from jaxensemble.pickling import portable  # which needs what is defined here
+        from jaxensemble.artifact.pickling import portable  # which needs what is defined here
 
         nodes = [
             dataclasses.replace(node, type=portable(node.type), metadata=portable(node.metadata))

@@ -69,7 +69,7 @@ def _loaded(text: str, class_name: str) -> type[Any]:
 
 
 def _reduced(module: Any) -> Any:
-    from jaxensemble.pickling import reduced_module  # which needs what is defined here
+    from jaxensemble.artifact.pickling import reduced_module  # which needs what is defined here
 
     return reduced_module(module)
 
