@@ -102,7 +102,7 @@ def predict(
         from jaxensemble.artifact import Artifact
         from jaxensemble.artifact.description import describe_proof
         from jaxensemble.files import array_files
-        from jaxensemble.running.measured import keep_compiled
+        from jaxensemble.files.caches import keep_compiled
 
         if keep:
             keep_compiled()

@@ -266,7 +266,7 @@ def rounds_to_tf32() -> bool:
 
 def caches() -> Iterator[Finding]:
     """The directories of compiled programs and of measured plans: whether they can be written to."""
-    from jaxensemble.running.measured import cache_directory, open_places
+    from jaxensemble.files.caches import cache_directory, open_places
 
     directory = cache_directory().absolute()
     advice = "set JAXENSEMBLE_CACHE to a directory of your own"

@@ -14,11 +14,11 @@ from jaxensemble.errors import RandomnessError as RandomnessError
 from jaxensemble.errors import StateError as StateError
 from jaxensemble.errors import TrainingModeWarning as TrainingModeWarning
 from jaxensemble.errors import UnsupportedError as UnsupportedError
+from jaxensemble.files.caches import keep_compiled as keep_compiled
 from jaxensemble.modules.state import Constant as Constant
 from jaxensemble.network.proof import Lineage as Lineage
 from jaxensemble.network.proof import Proof as Proof
 from jaxensemble.network.sources import Source as Source
-from jaxensemble.running.measured import keep_compiled as keep_compiled
 from jaxensemble.running.plan import Plan as Plan
 from jaxensemble.torch_func.functional import combine_state_for_ensemble as combine_state_for_ensemble
 from jaxensemble.torch_func.functional import functional_call as functional_call

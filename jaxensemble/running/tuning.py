@@ -15,11 +15,11 @@ from typing import Any
 
 import jax
 
+from jaxensemble.files.caches import cache_directory
 from jaxensemble.files.durable import write_file
 from jaxensemble.programs.rows import MixedRows
 from jaxensemble.running.case import Case, adapted
 from jaxensemble.running.device import device_name, free_memory, human_bytes
-from jaxensemble.running.measured import cache_directory
 from jaxensemble.running.members import Call
 from jaxensemble.running.plan import Plan, candidates
 from jaxensemble.version import VERSION

@@ -13,7 +13,7 @@ import pytest
 from jaxensemble import doctor
 from jaxensemble.doctor import CHECKS, Finding, Package
 from jaxensemble.ensemble import Ensemble
-from jaxensemble.running import measured
+from jaxensemble.files import caches
 from tests.helpers.command_lines import GPU, assert_reported, found, only, python_m, run_doctor
 
 KEYS = {"python", "jax", "flax", "numpy", "torch", "passed", "date"}
@@ -135,7 +135,7 @@ def test_a_cache_is_looked_at_and_left_as_it_is(cache: Path, monkeypatch: pytest
     finding = only("caches", CHECKS)["compiled programs"]
     assert finding.level == "warning" and "can be written to by others: keep_compiled() fails" in finding.found
     assert finding.advice.endswith(f"or chmod 700 {cache}/programs")
-    monkeypatch.delattr(measured.os, "getuid")  # Windows
+    monkeypatch.delattr(caches.os, "getuid")  # Windows
     assert only("caches", CHECKS)["compiled programs"].level == "ok"
 
 
