@@ -34,14 +34,17 @@ from torch_bridge.compat import (
     pytree,
     writes,
 )
-from torch_bridge.decisions import MOST, Decisions, FixedSize, decisions
 from torch_bridge.derivatives import Derivatives, written_out
 from torch_bridge.distributions import validation_off
 from torch_bridge.examples import Arguments, all_parameters_named
 from torch_bridge.export_errors import explained, fixed_size
 from torch_bridge.foreign_draws import foreign_draws
+from torch_bridge.graph.sizes.decisions import MOST, Decisions, FixedSize, decisions
+from torch_bridge.graph.sizes.functions import DirectDistances, OpenSizes, open_roots
+from torch_bridge.graph.sizes.likeness import is_same
+from torch_bridge.graph.sizes.open_axes import BATCH, Example, Limits, Opened
+from torch_bridge.graph.sizes.tables import within_tables
 from torch_bridge.kept import restored
-from torch_bridge.likeness import is_same
 from torch_bridge.memory import OWN_MEMORY, without_memory_formats
 from torch_bridge.memos import tensors_forgotten
 from torch_bridge.merged import Merged, merged
@@ -57,13 +60,10 @@ from torch_bridge.modes import (
     reads_of_mode,
     uncounted,
 )
-from torch_bridge.open_sizes import DirectDistances, OpenSizes, open_roots
-from torch_bridge.opened import BATCH, Example, Limits, Opened
 from torch_bridge.outputs import filled, taken_apart
 from torch_bridge.own_gradients import check_own_gradients, own_functions
 from torch_bridge.regions import inline_regions
 from torch_bridge.stand_ins import replace_moded, stand_in
-from torch_bridge.tables import within_tables
 
 
 @dataclasses.dataclass(frozen=True)

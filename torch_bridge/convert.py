@@ -16,10 +16,10 @@ from torch_bridge.assemble import assembled, check_tensors, constants_of, conver
 from torch_bridge.caches import fresh
 from torch_bridge.examples import Arguments, BatchAxis
 from torch_bridge.finite import check_finite
+from torch_bridge.graph.sizes.open_axes import Dynamic, Opened
 from torch_bridge.lowering import Lowered
 from torch_bridge.members import as_members, check_members, rates_of
 from torch_bridge.modes import PortedMode, ported_mode, warn_of_training
-from torch_bridge.opened import Dynamic, Opened
 from torch_bridge.proof import proof_of
 from torch_bridge.stacking import Stack, stored_array, warn_of_equal_members
 

@@ -16,8 +16,8 @@ import torch_bridge
 from jaxensemble import Ensemble, InputError, JaxEnsembleError, Plan, UnsupportedError
 from torch_bridge import assemble, reference
 from torch_bridge.caches import fresh
+from torch_bridge.graph.sizes.open_axes import Opened
 from torch_bridge.lowering import Lowered
-from torch_bridge.opened import Opened
 from torch_bridge.parity.draws import draws_numbers
 from torch_bridge.parity.float64 import in_float64
 from torch_bridge.parity.training import STAGE

@@ -14,8 +14,8 @@ from jaxensemble.errors import InputError, UnsupportedError
 from jaxensemble.running.plan import Plan
 from tests.helpers.porting import Fn, assert_close, assert_ports
 from torch_bridge.assemble import convert
-from torch_bridge.open_sizes import DirectDistances
-from torch_bridge.opened import Opened
+from torch_bridge.graph.sizes.functions import DirectDistances
+from torch_bridge.graph.sizes.open_axes import Opened
 
 WIDE = (4, 6)
 MAPS = (4, 3, 4, 5)

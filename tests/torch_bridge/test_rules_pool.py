@@ -14,7 +14,7 @@ from jaxensemble import ops
 from jaxensemble.errors import UnsupportedError
 from tests.helpers.porting import assert_ports
 from torch_bridge.convert import convert
-from torch_bridge.opened import Opened
+from torch_bridge.graph.sizes.open_axes import Opened
 
 Op = Callable[[Tensor], Tensor | tuple[Tensor, ...]]
 

@@ -21,7 +21,7 @@ from tests.helpers.porting import TOLERANCE, assert_close, assert_ports, randomi
 from torch_bridge.assemble import convert
 from torch_bridge.capture import capture
 from torch_bridge.convert import to_flax
-from torch_bridge.opened import Opened
+from torch_bridge.graph.sizes.open_axes import Opened
 
 
 class Held(nn.Module):

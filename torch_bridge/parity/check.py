@@ -28,9 +28,9 @@ from torch_bridge.caches import fresh
 from torch_bridge.compat import pytree
 from torch_bridge.examples import Arguments, tensors_mapped
 from torch_bridge.finite import has_fractions
+from torch_bridge.graph.sizes.open_axes import Opened, given_sizes, with_sizes
 from torch_bridge.members import as_members
 from torch_bridge.modes import in_mode
-from torch_bridge.opened import Opened, given_sizes, with_sizes
 from torch_bridge.outputs import constants_of
 from torch_bridge.parity import gradients, steps, training
 from torch_bridge.parity.divergence import first_divergence

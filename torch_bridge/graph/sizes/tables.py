@@ -11,7 +11,7 @@ from torch.export import ExportedProgram
 
 from jaxensemble.network.network import Sizes
 from torch_bridge.compat import pytree
-from torch_bridge.likeness import number_of
+from torch_bridge.graph.sizes.likeness import number_of
 from torch_bridge.modes import has_tensors
 
 Valued = Callable[[Any, Mapping[str, int]], Any]

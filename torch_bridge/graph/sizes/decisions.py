@@ -19,8 +19,8 @@ from torch import nn
 from jaxensemble.network.network import Sizes
 from torch_bridge.compat import guards_told, pytree
 from torch_bridge.export_errors import is_the_users
-from torch_bridge.opened import BATCH, Example, Limits
-from torch_bridge.size_values import value_of
+from torch_bridge.graph.sizes.open_axes import BATCH, Example, Limits
+from torch_bridge.graph.sizes.values import value_of
 
 
 @dataclasses.dataclass(frozen=True)

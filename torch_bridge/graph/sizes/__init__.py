@@ -1,0 +1,1 @@
+"""Sizes that stay open, and what a forward does with them."""
