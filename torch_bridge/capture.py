@@ -21,9 +21,7 @@ from torch.export.graph_signature import ConstantArgument
 
 from jaxensemble.errors import UnsupportedError, described, first_line
 from jaxensemble.network.network import Fixed, Ref, Sizes, Tree
-from torch_bridge.attributes import changes_of
 from torch_bridge.below_autograd import DECOMPOSITIONS as BELOW_AUTOGRAD
-from torch_bridge.caches import check_calls_repeat, fresh
 from torch_bridge.compat import (
     complex_means_mended,
     decomposition_table,
@@ -39,14 +37,16 @@ from torch_bridge.distributions import validation_off
 from torch_bridge.examples import Arguments, all_parameters_named
 from torch_bridge.export_errors import explained, fixed_size
 from torch_bridge.foreign_draws import foreign_draws
+from torch_bridge.graph.caches.functions import tensors_forgotten
+from torch_bridge.graph.caches.numbers import changes_of
+from torch_bridge.graph.caches.objects import restored
+from torch_bridge.graph.caches.tensors import check_calls_repeat, fresh
 from torch_bridge.graph.sizes.decisions import MOST, Decisions, FixedSize, decisions
 from torch_bridge.graph.sizes.functions import DirectDistances, OpenSizes, open_roots
 from torch_bridge.graph.sizes.likeness import is_same
 from torch_bridge.graph.sizes.open_axes import BATCH, Example, Limits, Opened
 from torch_bridge.graph.sizes.tables import within_tables
-from torch_bridge.kept import restored
 from torch_bridge.memory import OWN_MEMORY, without_memory_formats
-from torch_bridge.memos import tensors_forgotten
 from torch_bridge.merged import Merged, merged
 from torch_bridge.modes import (
     Modes,

@@ -22,8 +22,8 @@ from tests.helpers.caching import (
     Rotary,
     Tuples,
 )
-from torch_bridge.caches import fresh
-from torch_bridge.kept import Kept, attributes, leaves, owners
+from torch_bridge.graph.caches.objects import Kept, attributes, leaves, owners
+from torch_bridge.graph.caches.tensors import fresh
 from torch_bridge.members import differences
 from torch_bridge.reference import in_double
 

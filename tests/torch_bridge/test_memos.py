@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from torch_bridge.memos import forget_tensors
+from torch_bridge.graph.caches.functions import forget_tensors
 
 
 def test_caches_made_later_are_found_and_objects_are_not_searched_twice(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,12 +16,12 @@ from jaxensemble.network.proof import Proof
 from jaxensemble.network.sources import Source, Taken
 from torch_bridge import parity
 from torch_bridge.assemble import assembled, convert, tensors_of
-from torch_bridge.caches import fresh
 from torch_bridge.checkpoints.choice import Choice, quoted
 from torch_bridge.checkpoints.expected import Expected
 from torch_bridge.checkpoints.files import checkpoint_path, checksum, read_state_dict
 from torch_bridge.examples import Arguments, BatchAxis
 from torch_bridge.finite import check_rows, nonfinite_values
+from torch_bridge.graph.caches.tensors import fresh
 from torch_bridge.graph.sizes.open_axes import Dynamic, Opened
 from torch_bridge.modes import PortedMode, ported_mode, warn_of_training
 from torch_bridge.proof import proof_of

@@ -22,9 +22,9 @@ from jaxensemble.inputs import as_arrays
 from jaxensemble.network.arguments import bound
 from jaxensemble.running.device import cores
 from torch_bridge import reference
-from torch_bridge.caches import cleared
 from torch_bridge.compat import pytree
 from torch_bridge.examples import Arguments
+from torch_bridge.graph.caches.tensors import cleared
 from torch_bridge.members import as_members
 from torch_bridge.report import environment
 from torch_bridge.stacking import checked_ensemble

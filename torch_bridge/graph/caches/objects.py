@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from torch_bridge.memos import forget_tensors, is_cached
+from torch_bridge.graph.caches.functions import forget_tensors, is_cached
 
 PLAIN = (bool, int, float, str, type(None), tuple, torch.Size, torch.dtype, torch.device)
 """Types of what tensors are kept for: a length, a dtype, a device."""

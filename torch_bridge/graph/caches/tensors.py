@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from jaxensemble.errors import InputError, UnsupportedError, described
-from torch_bridge.assignments import Assigned, assignments, is_computed_once
-from torch_bridge.kept import (
+from torch_bridge.graph.caches.assignments import Assigned, assignments, is_computed_once
+from torch_bridge.graph.caches.functions import forget_tensors, remembers_tensors
+from torch_bridge.graph.caches.objects import (
     GONE,
     PLAIN,
     Kept,
@@ -32,7 +33,6 @@ from torch_bridge.kept import (
     remembering,
 )
 from torch_bridge.members import same
-from torch_bridge.memos import forget_tensors, remembers_tensors
 from torch_bridge.modes import in_mode
 from torch_bridge.outputs import leaves_of
 from torch_bridge.reference import evaluated

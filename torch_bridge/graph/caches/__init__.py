@@ -1,0 +1,1 @@
+"""What modules and functions keep from one call for the next."""
