@@ -21,7 +21,6 @@ from torch.export.graph_signature import ConstantArgument
 
 from jaxensemble.errors import UnsupportedError, described, first_line
 from jaxensemble.network.network import Fixed, Ref, Sizes, Tree
-from torch_bridge.below_autograd import DECOMPOSITIONS as BELOW_AUTOGRAD
 from torch_bridge.compat import (
     complex_means_mended,
     decomposition_table,
@@ -32,7 +31,6 @@ from torch_bridge.compat import (
     pytree,
     writes,
 )
-from torch_bridge.derivatives import Derivatives, written_out
 from torch_bridge.distributions import validation_off
 from torch_bridge.examples import Arguments, all_parameters_named
 from torch_bridge.export_errors import explained, fixed_size
@@ -41,6 +39,10 @@ from torch_bridge.graph.caches.functions import tensors_forgotten
 from torch_bridge.graph.caches.numbers import changes_of
 from torch_bridge.graph.caches.objects import restored
 from torch_bridge.graph.caches.tensors import check_calls_repeat, fresh
+from torch_bridge.graph.gradients.autograd_functions import check_own_gradients, own_functions
+from torch_bridge.graph.gradients.below_autograd import DECOMPOSITIONS as BELOW_AUTOGRAD
+from torch_bridge.graph.gradients.derivatives import Derivatives, written_out
+from torch_bridge.graph.gradients.regions import inline_regions
 from torch_bridge.graph.sizes.decisions import MOST, Decisions, FixedSize, decisions
 from torch_bridge.graph.sizes.functions import DirectDistances, OpenSizes, open_roots
 from torch_bridge.graph.sizes.likeness import is_same
@@ -61,8 +63,6 @@ from torch_bridge.modes import (
     uncounted,
 )
 from torch_bridge.outputs import filled, taken_apart
-from torch_bridge.own_gradients import check_own_gradients, own_functions
-from torch_bridge.regions import inline_regions
 from torch_bridge.stand_ins import replace_moded, stand_in
 
 

@@ -1,0 +1,1 @@
+"""Forwards that take derivatives, or have gradients of their own."""
