@@ -15,13 +15,13 @@ from jaxensemble.modules.randomness import keys_per_member
 from jaxensemble.modules.structure import listed
 from jaxensemble.network.weight_map import Origin
 from torch_bridge.arrays import checked_cast, jax_dtype, odd_kind, to_numpy
-from torch_bridge.capture import capture
-from torch_bridge.examples import Arguments, BatchAxis
 from torch_bridge.graph.caches.tensors import fresh
+from torch_bridge.graph.examples import Arguments, BatchAxis
+from torch_bridge.graph.export import capture
+from torch_bridge.graph.merged import has_branches
 from torch_bridge.graph.sizes.open_axes import Opened
 from torch_bridge.lowering import Lowered, lower
 from torch_bridge.lowering.builder import Drawn
-from torch_bridge.merged import has_branches
 from torch_bridge.stacking import Stack
 
 LAYOUTS = ("torch", "NHWC")

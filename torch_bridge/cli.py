@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import torch
 
     from jaxensemble.ensemble import Ensemble
-    from torch_bridge.examples import Arguments
+    from torch_bridge.graph.examples import Arguments
 
 app = terminal.program(
     "torch-bridge", "Port PyTorch ensembles to Flax, and prove that they agree.", ("jax", "flax", "torch")
@@ -203,7 +203,7 @@ def bench(
 ) -> None:
     """Time an ensemble beside every way that PyTorch has of running it, on this device."""
     with _told(as_json, debug), wide(x64):
-        from torch_bridge.examples import tensors_mapped
+        from torch_bridge.graph.examples import tensors_mapped
         from torch_bridge.timing import time
 
         _check_folders(save, plot)
@@ -385,7 +385,7 @@ def _examples(specs: list[str], seed: int) -> "Arguments":
     """The arguments of one call, of which some may be given by name: `mask=bool:64,16`."""
     import torch
 
-    from torch_bridge.examples import Arguments
+    from torch_bridge.graph.examples import Arguments
 
     generator = torch.Generator().manual_seed(seed)
     pairs = [re.fullmatch(r"(?:([A-Za-z_]\w*)=)?(.*)", spec, re.DOTALL) for spec in specs]

@@ -14,8 +14,8 @@ from torch import Tensor, fx, nn
 
 from jaxensemble.errors import UnsupportedError
 from torch_bridge.compat import TorchDispatchMode, pytree
-from torch_bridge.examples import Arguments
-from torch_bridge.modes import source_line
+from torch_bridge.graph.examples import Arguments
+from torch_bridge.graph.modes import source_line
 from torch_bridge.parity.perturbed import perturb
 
 _ATEN = torch.ops.aten

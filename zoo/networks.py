@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from torch_bridge.examples import Arguments
+from torch_bridge.graph.examples import Arguments
 from torch_bridge.parity.perturbed import perturb
 from zoo import families
 

@@ -9,7 +9,7 @@ import torch_bridge
 from jaxensemble import UnsupportedError
 from jaxensemble.inputs import as_arrays
 from torch_bridge import reference
-from torch_bridge.examples import Arguments
+from torch_bridge.graph.examples import Arguments
 from torch_bridge.parity import steps
 from torch_bridge.parity.draws import Draws
 from torch_bridge.parity.float64 import in_float64

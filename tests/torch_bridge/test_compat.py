@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from torch_bridge.compat import REMOVED
+from torch_bridge.graph.stand_ins import stand_in
 from torch_bridge.lowering import REFUSALS, RULES
-from torch_bridge.stand_ins import stand_in
 
 
 def _exists(operation: str) -> bool:

@@ -30,7 +30,7 @@ from jaxensemble.modules.state import flatten
 from jaxensemble.training import TrainState
 from tests.helpers.porting import assert_close, assert_ports, assert_trains, randomised
 from torch_bridge import stacking
-from torch_bridge.capture import capture
+from torch_bridge.graph.export import capture
 
 
 class Two(nn.Module):

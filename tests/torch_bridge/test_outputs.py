@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 import torch_bridge
 from jaxensemble import Ensemble, UnsupportedError
-from torch_bridge.outputs import arrays_of, constants_of
+from torch_bridge.graph.outputs import arrays_of, constants_of
 
 X = torch.linspace(-1, 1, 24).reshape(6, 4)
 

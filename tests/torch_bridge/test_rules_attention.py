@@ -13,8 +13,8 @@ from flax import nnx
 from torch import Tensor, nn
 
 from tests.helpers.porting import assert_ports, randomised
-from torch_bridge.capture import capture
 from torch_bridge.convert import to_flax
+from torch_bridge.graph.export import capture
 from torch_bridge.lowering import lower
 
 N, L, S, E = 2, 4, 5, 6

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from jaxensemble import layers
 from jaxensemble.errors import InputError
 from tests.helpers.porting import assert_ports, assert_trains
-from torch_bridge.capture import capture
 from torch_bridge.convert import to_flax
+from torch_bridge.graph.export import capture
 from torch_bridge.lowering import lower
 
 

@@ -17,8 +17,8 @@ from jaxensemble import layers
 from jaxensemble.errors import InputError, UnsupportedError
 from jaxensemble.modules.state import flatten, split
 from tests.helpers.porting import Fn, assert_close, assert_ports, assert_trains, randomised
-from torch_bridge.capture import capture
 from torch_bridge.convert import to_flax
+from torch_bridge.graph.export import capture
 from torch_bridge.lowering import Lowered, lower
 
 

@@ -19,8 +19,8 @@ from jaxensemble import layers, ops
 from jaxensemble.errors import InputError, UnsupportedError
 from tests.helpers.porting import TOLERANCE, assert_close, assert_ports, randomised
 from torch_bridge.assemble import convert
-from torch_bridge.capture import capture
 from torch_bridge.convert import to_flax
+from torch_bridge.graph.export import capture
 from torch_bridge.graph.sizes.open_axes import Opened
 
 

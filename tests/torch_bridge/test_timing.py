@@ -19,7 +19,7 @@ from torch import nn
 
 import torch_bridge
 from jaxensemble.errors import InputError, ParityError
-from torch_bridge.examples import Arguments
+from torch_bridge.graph.examples import Arguments
 from torch_bridge.timing import load, run, worker
 from torch_bridge.timing.files import load_arrays, save_arrays
 from torch_bridge.timing.load import Reading, described, is_busy, others

@@ -11,15 +11,15 @@ from torch import Tensor, fx, nn
 
 from jaxensemble.errors import UnsupportedError
 from jaxensemble.network.network import Arg, Call, Dtype, Layer, Ref, Var, Variable
-from torch_bridge.capture import TorchGraph
 from torch_bridge.compat import free_unbacked_symbols, pytree
+from torch_bridge.graph.export import TorchGraph
+from torch_bridge.graph.modes import source_line
 from torch_bridge.graph.sizes.open_axes import BATCH
 from torch_bridge.layout import Group, Layout, Size, fresh, group_size, steps, tidy_axes
 from torch_bridge.lowering import alignment
 from torch_bridge.lowering.sizes import computed
 from torch_bridge.lowering.state import ModuleState
 from torch_bridge.lowering.values import DTYPES, Storage, Value, module_scope, size, sizes
-from torch_bridge.modes import source_line
 
 Wanted = tuple[Value | None, Layout | None]
 """A leaf of a layer: the weight that fills it, and the layout it is stored in (None: as PyTorch has it)."""

@@ -13,8 +13,9 @@ from torch import Tensor, fx, nn
 from jaxensemble.errors import NarrowIntegerWarning, UnsupportedError
 from jaxensemble.network.network import Call, Fixed, Layer, Network, Record, Ref, Tree, Var, Variable, references
 from jaxensemble.network.weight_map import Entry, WeightMap
-from torch_bridge.capture import TorchGraph
 from torch_bridge.compat import free_unbacked_symbols, pytree
+from torch_bridge.graph.export import TorchGraph
+from torch_bridge.graph.modes import has_tensors, is_size
 from torch_bridge.layout import Layout, fresh
 from torch_bridge.lowering.builder import Builder, Drawn
 from torch_bridge.lowering.draws import draws
@@ -23,7 +24,6 @@ from torch_bridge.lowering.mode import update
 from torch_bridge.lowering.state import ModuleState
 from torch_bridge.lowering.table import REFUSALS, RULES
 from torch_bridge.lowering.values import DTYPES, Value, module_scope, settle, size, sizes
-from torch_bridge.modes import has_tensors, is_size
 
 RANDOM = torch.Tag.nondeterministic_seeded
 

@@ -7,7 +7,7 @@ import numpy as np
 from torch import Tensor
 
 from torch_bridge.arrays import to_numpy
-from torch_bridge.outputs import arrays_of
+from torch_bridge.graph.outputs import arrays_of
 
 EXACT = 1e-12
 """Largest float64 error of a network, relative to the largest output. Another formula (GELU by tanh: 5e-4; eps 1e-6

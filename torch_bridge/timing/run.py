@@ -23,8 +23,8 @@ from jaxensemble.network.arguments import bound
 from jaxensemble.running.device import cores
 from torch_bridge import reference
 from torch_bridge.compat import pytree
-from torch_bridge.examples import Arguments
 from torch_bridge.graph.caches.tensors import cleared
+from torch_bridge.graph.examples import Arguments
 from torch_bridge.members import as_members
 from torch_bridge.report import environment
 from torch_bridge.stacking import checked_ensemble

@@ -14,7 +14,7 @@ from torch.autograd import Function
 
 from jaxensemble.errors import UnsupportedError
 from torch_bridge.compat import pytree
-from torch_bridge.examples import Arguments
+from torch_bridge.graph.examples import Arguments
 
 
 @contextlib.contextmanager

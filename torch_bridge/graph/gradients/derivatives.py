@@ -20,8 +20,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from jaxensemble.errors import InputError, UnsupportedError, described
 from torch_bridge.compat import graph_being_traced, graph_traced, pytree, writes
-from torch_bridge.examples import Arguments
-from torch_bridge.export_errors import explained, place
+from torch_bridge.graph.errors import explained, place
+from torch_bridge.graph.examples import Arguments
 from torch_bridge.graph.gradients.below_autograd import tidy
 from torch_bridge.graph.sizes.open_axes import Example
 from torch_bridge.graph.sizes.traces import NotOne, generalise

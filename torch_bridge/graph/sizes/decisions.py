@@ -18,7 +18,7 @@ from torch import nn
 
 from jaxensemble.network.network import Sizes
 from torch_bridge.compat import guards_told, pytree
-from torch_bridge.export_errors import is_the_users
+from torch_bridge.graph.errors import is_the_users
 from torch_bridge.graph.sizes.open_axes import BATCH, Example, Limits
 from torch_bridge.graph.sizes.values import value_of
 
@@ -326,7 +326,7 @@ def _for_one(condition: torch.SymBool, otherwise: bool) -> bool:
 
 def _users_line(frame: FrameType | None) -> str:
     """The innermost line of the forward around a frame of PyTorch's; empty where there is none."""
-    while frame is not None and frame.f_globals.get("__name__") != "torch_bridge.capture":
+    while frame is not None and frame.f_globals.get("__name__") != "torch_bridge.graph.export":
         if is_the_users(frame.f_code.co_filename):
             return _described(frame)
         frame = frame.f_back

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from torch_bridge.stand_ins import stand_in
+from torch_bridge.graph.stand_ins import stand_in
 
 
 class DirectDistances(TorchFunctionMode):

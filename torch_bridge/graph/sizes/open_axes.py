@@ -13,7 +13,7 @@ from jaxensemble.errors import InputError
 from jaxensemble.network.network import Network, Ref, Sizes, references
 from jaxensemble.network.weight_map import Origin
 from torch_bridge.compat import pytree
-from torch_bridge.examples import Arguments, BatchAxis, batch_axes
+from torch_bridge.graph.examples import Arguments, BatchAxis, batch_axes
 
 BATCH = "batch"
 """The name of the batch's own size."""

@@ -11,8 +11,8 @@ from torch.export import ExportedProgram
 
 from jaxensemble.network.network import Sizes
 from torch_bridge.compat import pytree
+from torch_bridge.graph.modes import has_tensors
 from torch_bridge.graph.sizes.likeness import number_of
-from torch_bridge.modes import has_tensors
 
 Valued = Callable[[Any, Mapping[str, int]], Any]
 """What an expression in open sizes is, for sizes by name."""

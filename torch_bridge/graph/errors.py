@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from jaxensemble.errors import InputError, JaxEnsembleError, UnsupportedError, described
-from torch_bridge.examples import Arguments
+from torch_bridge.graph.examples import Arguments
 from torch_bridge.graph.sizes.open_axes import BATCH
 from torch_bridge.reference import evaluated, shapes
 

@@ -19,7 +19,7 @@ from torch.export import ExportedProgram
 from jaxensemble.errors import InputError, TrainingModeWarning, UnsupportedError
 from jaxensemble.modules.structure import Structure, listed
 from torch_bridge.compat import map_aggregate, pytree
-from torch_bridge.stand_ins import DROPOUTS, MODED, NAMES, Mode, all_args, flag, stand_in, stand_in_args
+from torch_bridge.graph.stand_ins import DROPOUTS, MODED, NAMES, Mode, all_args, flag, stand_in, stand_in_args
 
 COUNTER = "torch_bridge: counts batches"
 

@@ -31,26 +31,20 @@ from torch_bridge.compat import (
     pytree,
     writes,
 )
-from torch_bridge.distributions import validation_off
-from torch_bridge.examples import Arguments, all_parameters_named
-from torch_bridge.export_errors import explained, fixed_size
-from torch_bridge.foreign_draws import foreign_draws
 from torch_bridge.graph.caches.functions import tensors_forgotten
 from torch_bridge.graph.caches.numbers import changes_of
 from torch_bridge.graph.caches.objects import restored
 from torch_bridge.graph.caches.tensors import check_calls_repeat, fresh
+from torch_bridge.graph.distributions import validation_off
+from torch_bridge.graph.errors import explained, fixed_size
+from torch_bridge.graph.examples import Arguments, all_parameters_named
+from torch_bridge.graph.foreign_draws import foreign_draws
 from torch_bridge.graph.gradients.autograd_functions import check_own_gradients, own_functions
 from torch_bridge.graph.gradients.below_autograd import DECOMPOSITIONS as BELOW_AUTOGRAD
 from torch_bridge.graph.gradients.derivatives import Derivatives, written_out
 from torch_bridge.graph.gradients.regions import inline_regions
-from torch_bridge.graph.sizes.decisions import MOST, Decisions, FixedSize, decisions
-from torch_bridge.graph.sizes.functions import DirectDistances, OpenSizes, open_roots
-from torch_bridge.graph.sizes.likeness import is_same
-from torch_bridge.graph.sizes.open_axes import BATCH, Example, Limits, Opened
-from torch_bridge.graph.sizes.tables import within_tables
-from torch_bridge.memory import OWN_MEMORY, without_memory_formats
-from torch_bridge.merged import Merged, merged
-from torch_bridge.modes import (
+from torch_bridge.graph.merged import Merged, merged
+from torch_bridge.graph.modes import (
     Modes,
     add_dropout,
     aligned,
@@ -62,8 +56,14 @@ from torch_bridge.modes import (
     reads_of_mode,
     uncounted,
 )
-from torch_bridge.outputs import filled, taken_apart
-from torch_bridge.stand_ins import replace_moded, stand_in
+from torch_bridge.graph.out_of_place import OWN_MEMORY, without_memory_formats
+from torch_bridge.graph.outputs import filled, taken_apart
+from torch_bridge.graph.sizes.decisions import MOST, Decisions, FixedSize, decisions
+from torch_bridge.graph.sizes.functions import DirectDistances, OpenSizes, open_roots
+from torch_bridge.graph.sizes.likeness import is_same
+from torch_bridge.graph.sizes.open_axes import BATCH, Example, Limits, Opened
+from torch_bridge.graph.sizes.tables import within_tables
+from torch_bridge.graph.stand_ins import replace_moded, stand_in
 
 
 @dataclasses.dataclass(frozen=True)
