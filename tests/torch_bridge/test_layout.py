@@ -8,7 +8,7 @@ import sympy
 from hypothesis import given
 from hypothesis import strategies as st
 
-from torch_bridge.layout import (
+from torch_bridge.lowering.layouts.layout import (
     Group,
     Layout,
     atoms_of,

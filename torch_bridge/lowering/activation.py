@@ -8,12 +8,12 @@ import numpy as np
 import torch
 
 from jaxensemble.network.network import Arg
-from torch_bridge.layout import Layout
 from torch_bridge.lowering.builder import Builder
 from torch_bridge.lowering.dims import redimensioned, span
+from torch_bridge.lowering.dtypes import apply, cast
+from torch_bridge.lowering.layouts.layout import Layout
 from torch_bridge.lowering.linear import param_dtype
 from torch_bridge.lowering.pointwise import clamp
-from torch_bridge.lowering.promotion import apply, cast
 from torch_bridge.lowering.table import register
 from torch_bridge.lowering.values import Value
 

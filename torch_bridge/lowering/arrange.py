@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 
 from jaxensemble.network.network import Slice
-from torch_bridge.layout import Group, Layout
 from torch_bridge.lowering.builder import Builder
 from torch_bridge.lowering.dims import axis_of, relabelled, span, viewed, without
+from torch_bridge.lowering.layouts.layout import Group, Layout
 from torch_bridge.lowering.shape import reshape_to, transpose
 from torch_bridge.lowering.table import register
 from torch_bridge.lowering.values import Value

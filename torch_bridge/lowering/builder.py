@@ -15,10 +15,10 @@ from torch_bridge.compat import free_unbacked_symbols, pytree
 from torch_bridge.graph.export import TorchGraph
 from torch_bridge.graph.modes import source_line
 from torch_bridge.graph.sizes.open_axes import BATCH
-from torch_bridge.layout import Group, Layout, Size, fresh, group_size, steps, tidy_axes
-from torch_bridge.lowering import alignment
+from torch_bridge.lowering.layouts import alignment
+from torch_bridge.lowering.layouts.layout import Group, Layout, Size, fresh, group_size, steps, tidy_axes
 from torch_bridge.lowering.sizes import computed
-from torch_bridge.lowering.state import ModuleState
+from torch_bridge.lowering.tensors import ModuleState
 from torch_bridge.lowering.values import DTYPES, Storage, Value, module_scope, size, sizes
 
 Wanted = tuple[Value | None, Layout | None]

@@ -6,10 +6,10 @@ from typing import Any
 
 import torch
 
-from torch_bridge.layout import Group, Layout, Size, tidy_axes
 from torch_bridge.lowering.builder import Builder
 from torch_bridge.lowering.dims import span, stored_order, viewed
-from torch_bridge.lowering.promotion import cast
+from torch_bridge.lowering.dtypes import cast
+from torch_bridge.lowering.layouts.layout import Group, Layout, Size, tidy_axes
 from torch_bridge.lowering.values import Value
 
 Letters = Sequence[str]

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 
 from jaxensemble.network.network import Arg
-from torch_bridge.layout import Atom, Layout, reshaped
 from torch_bridge.lowering.builder import Builder
+from torch_bridge.lowering.layouts.layout import Atom, Layout, reshaped
 from torch_bridge.lowering.linear import param_dtype
 from torch_bridge.lowering.table import register
 from torch_bridge.lowering.values import Value

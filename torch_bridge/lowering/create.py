@@ -6,10 +6,10 @@ from typing import Any
 import torch
 
 from jaxensemble.network.network import Arg
-from torch_bridge.layout import Size
 from torch_bridge.lowering.builder import Builder
 from torch_bridge.lowering.dims import sizes_of, viewed
-from torch_bridge.lowering.promotion import dtype_argument
+from torch_bridge.lowering.dtypes import dtype_argument
+from torch_bridge.lowering.layouts.layout import Size
 from torch_bridge.lowering.table import register
 from torch_bridge.lowering.values import Value, size
 

@@ -6,8 +6,8 @@ from typing import Any
 import torch
 
 from jaxensemble.network.network import Arg, Ref, Slice, Var
-from torch_bridge.layout import Atom, Group, Layout, Size, tidy_axes
 from torch_bridge.lowering.builder import Builder
+from torch_bridge.lowering.layouts.layout import Atom, Group, Layout, Size, tidy_axes
 from torch_bridge.lowering.values import Value
 
 

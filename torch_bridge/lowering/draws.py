@@ -10,9 +10,9 @@ from typing import Any
 import torch
 
 from jaxensemble.network.network import Arg, Ref
-from torch_bridge.layout import Size
 from torch_bridge.lowering.builder import Builder
-from torch_bridge.lowering.promotion import dtype_argument
+from torch_bridge.lowering.dtypes import dtype_argument
+from torch_bridge.lowering.layouts.layout import Size
 from torch_bridge.lowering.table import refuse, register
 from torch_bridge.lowering.values import Value
 

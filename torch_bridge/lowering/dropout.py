@@ -6,9 +6,9 @@ import torch
 
 from jaxensemble.layers.dropout import SATURATION
 from jaxensemble.network.network import Arg
-from torch_bridge.layout import Layout
 from torch_bridge.lowering.builder import Builder
 from torch_bridge.lowering.dims import sizes_of
+from torch_bridge.lowering.layouts.layout import Layout
 from torch_bridge.lowering.table import register
 from torch_bridge.lowering.values import Value
 

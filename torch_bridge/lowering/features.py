@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from torch_bridge.layout import Group, Layout, refinement
-from torch_bridge.lowering.alignment import refined, renamed
 from torch_bridge.lowering.builder import Builder, Wanted
+from torch_bridge.lowering.layouts.alignment import refined, renamed
+from torch_bridge.lowering.layouts.layout import Group, Layout, refinement
 from torch_bridge.lowering.values import Value
 
 

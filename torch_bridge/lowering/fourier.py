@@ -3,9 +3,9 @@
 from collections.abc import Callable, Sequence
 
 from jaxensemble.network.network import Arg
-from torch_bridge.layout import Size
 from torch_bridge.lowering.builder import Builder
 from torch_bridge.lowering.dims import chosen
+from torch_bridge.lowering.layouts.layout import Size
 from torch_bridge.lowering.table import register
 from torch_bridge.lowering.values import Value
 

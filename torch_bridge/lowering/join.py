@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 
 from jaxensemble.network.network import Arg
-from torch_bridge.layout import Layout
 from torch_bridge.lowering.builder import Builder
 from torch_bridge.lowering.dims import axis_of, in_one_order, last_as_minus_one, redimensioned, relabelled, span, viewed
-from torch_bridge.lowering.promotion import cast
+from torch_bridge.lowering.dtypes import cast
+from torch_bridge.lowering.layouts.layout import Layout
 from torch_bridge.lowering.table import register
 from torch_bridge.lowering.values import Operand, Value
 

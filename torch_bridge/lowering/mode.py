@@ -4,9 +4,9 @@ import itertools
 from collections.abc import Sequence
 
 from jaxensemble.network.network import Call, Var, references
-from torch_bridge.layout import Layout
 from torch_bridge.lowering.builder import Builder
 from torch_bridge.lowering.dims import viewed
+from torch_bridge.lowering.layouts.layout import Layout
 from torch_bridge.lowering.table import register
 from torch_bridge.lowering.values import Value
 

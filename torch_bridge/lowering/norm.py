@@ -10,14 +10,14 @@ import torch
 from torch import nn
 
 from jaxensemble.network.network import Arg, Var
-from torch_bridge.layout import Layout, fresh
 from torch_bridge.lowering.builder import Builder
+from torch_bridge.lowering.dtypes import apply, promoted
 from torch_bridge.lowering.features import Features, featured
+from torch_bridge.lowering.layouts.layout import Layout, fresh
 from torch_bridge.lowering.linear import param_dtype
-from torch_bridge.lowering.promotion import apply, promoted
 from torch_bridge.lowering.reduce import reduced
-from torch_bridge.lowering.state import COUNTER
 from torch_bridge.lowering.table import register
+from torch_bridge.lowering.tensors import COUNTER
 from torch_bridge.lowering.values import Value
 
 Weight: TypeAlias = Value | None

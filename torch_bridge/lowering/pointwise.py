@@ -8,7 +8,7 @@ import torch
 
 from torch_bridge.compat import ties_share_gradients
 from torch_bridge.lowering.builder import Builder, is_array, number
-from torch_bridge.lowering.promotion import apply, ask, cast, common_dtype, promoted
+from torch_bridge.lowering.dtypes import apply, ask, cast, common_dtype, promoted
 from torch_bridge.lowering.table import register
 from torch_bridge.lowering.values import Value
 

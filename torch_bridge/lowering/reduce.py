@@ -7,10 +7,10 @@ from typing import Any
 import torch
 
 from jaxensemble.network.network import Arg
-from torch_bridge.layout import Group, Layout, atoms_of
 from torch_bridge.lowering.builder import Builder
 from torch_bridge.lowering.dims import chosen, last_as_minus_one, redimensioned, relabelled, viewed
-from torch_bridge.lowering.promotion import cast
+from torch_bridge.lowering.dtypes import cast
+from torch_bridge.lowering.layouts.layout import Group, Layout, atoms_of
 from torch_bridge.lowering.table import refuse, register
 from torch_bridge.lowering.values import Value
 

@@ -4,10 +4,10 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from jaxensemble.network.network import Slice
-from torch_bridge.layout import Layout, Size, reshaped, tidy_axes
-from torch_bridge.lowering import alignment
 from torch_bridge.lowering.builder import Builder
 from torch_bridge.lowering.dims import axis_of, index_at, redimensioned, relabelled, sizes_of, span, viewed, without
+from torch_bridge.lowering.layouts import alignment
+from torch_bridge.lowering.layouts.layout import Layout, Size, reshaped, tidy_axes
 from torch_bridge.lowering.table import register
 from torch_bridge.lowering.values import Value, sizes
 

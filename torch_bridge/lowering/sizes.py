@@ -7,7 +7,7 @@ from typing import Any, TypeAlias
 import sympy
 
 from jaxensemble.network.network import Arg, Ref, Var
-from torch_bridge.layout import Size
+from torch_bridge.lowering.layouts.layout import Size
 
 Known: TypeAlias = Sequence[tuple[Ref | Var, Sequence[Size]]]
 """Arrays that sizes can be read off, and their stored shapes."""

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from torch_bridge.layout import Atom, Group, Layout, atoms_of, refinement, replaced, tidy_axes
+from torch_bridge.lowering.layouts.layout import Atom, Group, Layout, atoms_of, refinement, replaced, tidy_axes
 
 
 def ranked(layout: Layout, rank: int) -> Layout:

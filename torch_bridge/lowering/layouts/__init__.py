@@ -1,0 +1,1 @@
+"""The order in which dimensions are stored, decided for a whole graph."""
