@@ -227,7 +227,7 @@ def _is_same(a: ExportedProgram, b: ExportedProgram) -> bool:
 
 def _decomposed(model: nn.Module, program: ExportedProgram) -> ExportedProgram:
     """The graph without side effects. Operations that have no rule are taken apart, as far as torch knows how."""
-    from torch_bridge.lowering.losses import DECOMPOSITIONS  # whose rules build upon what is defined here
+    from torch_bridge.lowering.rules.losses import DECOMPOSITIONS  # whose rules build upon what is defined here
     from torch_bridge.lowering.table import REFUSALS, RULES
 
     ruled = RULES | REFUSALS

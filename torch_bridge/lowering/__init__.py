@@ -1,6 +1,7 @@
 """ATen operations to Flax layers and JAX calls. Each family of operations enters its rules into one table."""
 
-from torch_bridge.lowering import (
+from torch_bridge.lowering.lower import Lowered, lower
+from torch_bridge.lowering.rules import (
     activation,
     arrange,
     attention,
@@ -30,7 +31,6 @@ from torch_bridge.lowering import (
     shape,
     spectrograms,
 )
-from torch_bridge.lowering.lower import Lowered, lower
 from torch_bridge.lowering.table import REFUSALS, RULES, register
 
 __all__ = [

@@ -17,10 +17,10 @@ from torch_bridge.compat import free_unbacked_symbols, pytree
 from torch_bridge.graph.export import TorchGraph
 from torch_bridge.graph.modes import has_tensors, is_size
 from torch_bridge.lowering.builder import Builder, Drawn
-from torch_bridge.lowering.draws import draws
 from torch_bridge.lowering.integer_ranges import wide_products
 from torch_bridge.lowering.layouts.layout import Layout, fresh
-from torch_bridge.lowering.mode import update
+from torch_bridge.lowering.rules.draws import draws
+from torch_bridge.lowering.rules.mode import update
 from torch_bridge.lowering.table import REFUSALS, RULES
 from torch_bridge.lowering.tensors import ModuleState
 from torch_bridge.lowering.values import DTYPES, Value, module_scope, settle, size, sizes

@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from jaxensemble.ensemble import Ensemble
 from jaxensemble.errors import RandomnessError
-from torch_bridge.lowering.draws import draws
+from torch_bridge.lowering.rules.draws import draws
 from torch_bridge.reference import CannotRun
 
 

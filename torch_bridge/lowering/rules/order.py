@@ -9,7 +9,7 @@ from jaxensemble.network.network import Arg
 from torch_bridge.lowering.builder import Builder
 from torch_bridge.lowering.dims import axis_of, redimensioned, relabelled, span, viewed
 from torch_bridge.lowering.layouts.layout import Layout
-from torch_bridge.lowering.reduce import keep, reduced, summable
+from torch_bridge.lowering.rules.reduce import keep, reduced, summable
 from torch_bridge.lowering.table import register
 from torch_bridge.lowering.values import Value
 

@@ -14,8 +14,8 @@ from torch_bridge.lowering.builder import Builder
 from torch_bridge.lowering.dtypes import apply, promoted
 from torch_bridge.lowering.features import Features, featured
 from torch_bridge.lowering.layouts.layout import Layout, fresh
-from torch_bridge.lowering.linear import param_dtype
-from torch_bridge.lowering.reduce import reduced
+from torch_bridge.lowering.rules.linear import param_dtype
+from torch_bridge.lowering.rules.reduce import reduced
 from torch_bridge.lowering.table import register
 from torch_bridge.lowering.tensors import COUNTER
 from torch_bridge.lowering.values import Value

@@ -5,7 +5,7 @@ import torch
 from torch_bridge.lowering.builder import Builder
 from torch_bridge.lowering.dims import viewed
 from torch_bridge.lowering.dtypes import apply, cast
-from torch_bridge.lowering.shape import reshape_to
+from torch_bridge.lowering.rules.shape import reshape_to
 from torch_bridge.lowering.table import register
 from torch_bridge.lowering.values import Operand, Value
 

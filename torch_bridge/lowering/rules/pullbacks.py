@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from torch_bridge.lowering.builder import Builder
-from torch_bridge.lowering.conv import each, feature_map, padding_option, padding_pairs, unless_ones
 from torch_bridge.lowering.dims import span
 from torch_bridge.lowering.layouts.layout import Layout
+from torch_bridge.lowering.rules.conv import each, feature_map, padding_option, padding_pairs, unless_ones
 from torch_bridge.lowering.table import register
 from torch_bridge.lowering.values import Value, sizes
 

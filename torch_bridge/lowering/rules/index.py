@@ -10,7 +10,7 @@ from jaxensemble.network.network import Arg, Slice
 from torch_bridge.lowering.builder import Builder
 from torch_bridge.lowering.dims import in_one_order, last_as_minus_one, redimensioned, span, viewed
 from torch_bridge.lowering.layouts.layout import Layout
-from torch_bridge.lowering.shape import expand_to, reshape_to
+from torch_bridge.lowering.rules.shape import expand_to, reshape_to
 from torch_bridge.lowering.table import refuse, register
 from torch_bridge.lowering.values import Operand, Value, settle
 

@@ -9,7 +9,7 @@ from torch_bridge.lowering.builder import Builder
 from torch_bridge.lowering.dims import span, viewed
 from torch_bridge.lowering.dtypes import dtype_argument
 from torch_bridge.lowering.layouts.layout import Layout, fresh
-from torch_bridge.lowering.linear import param_dtype
+from torch_bridge.lowering.rules.linear import param_dtype
 from torch_bridge.lowering.table import register
 from torch_bridge.lowering.values import Value
 

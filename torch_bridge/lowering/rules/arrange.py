@@ -6,7 +6,7 @@ from jaxensemble.network.network import Slice
 from torch_bridge.lowering.builder import Builder
 from torch_bridge.lowering.dims import axis_of, relabelled, span, viewed, without
 from torch_bridge.lowering.layouts.layout import Group, Layout
-from torch_bridge.lowering.shape import reshape_to, transpose
+from torch_bridge.lowering.rules.shape import reshape_to, transpose
 from torch_bridge.lowering.table import register
 from torch_bridge.lowering.values import Value
 

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from jaxensemble.network.network import Arg, Ref, Var
 from torch_bridge.lowering.builder import Builder
 from torch_bridge.lowering.dims import relabelled, span, viewed
-from torch_bridge.lowering.dropout import written_out
 from torch_bridge.lowering.layouts.layout import Group, Layout
+from torch_bridge.lowering.rules.dropout import written_out
 from torch_bridge.lowering.table import register
 from torch_bridge.lowering.values import Operand, Value
 

@@ -9,8 +9,8 @@ import numpy as np
 from jaxensemble.network.network import Arg, Ref, Slice, Var
 from jaxensemble.ops.windows import window_count
 from torch_bridge.lowering.builder import Builder
-from torch_bridge.lowering.conv import Ints, each, feature_map, unless_ones
 from torch_bridge.lowering.layouts.layout import Atom, Group, Layout, Size, reshaped
+from torch_bridge.lowering.rules.conv import Ints, each, feature_map, unless_ones
 from torch_bridge.lowering.sizes import is_never_negative
 from torch_bridge.lowering.table import register
 from torch_bridge.lowering.values import Value, sizes

@@ -10,9 +10,9 @@ from jaxensemble.network.network import Arg
 from torch_bridge.lowering.builder import Builder, number
 from torch_bridge.lowering.dims import in_one_order, last_as_minus_one
 from torch_bridge.lowering.dtypes import cast
-from torch_bridge.lowering.index import Index, integer_indices
-from torch_bridge.lowering.order import lined_up
-from torch_bridge.lowering.shape import END, expand_to, reshape_to, slice_bounds
+from torch_bridge.lowering.rules.index import Index, integer_indices
+from torch_bridge.lowering.rules.order import lined_up
+from torch_bridge.lowering.rules.shape import END, expand_to, reshape_to, slice_bounds
 from torch_bridge.lowering.table import register
 from torch_bridge.lowering.values import Operand, Value
 

@@ -12,8 +12,8 @@ from torch_bridge.lowering.builder import Builder
 from torch_bridge.lowering.dims import redimensioned, span
 from torch_bridge.lowering.dtypes import apply, cast
 from torch_bridge.lowering.layouts.layout import Layout
-from torch_bridge.lowering.linear import param_dtype
-from torch_bridge.lowering.pointwise import clamp
+from torch_bridge.lowering.rules.linear import param_dtype
+from torch_bridge.lowering.rules.pointwise import clamp
 from torch_bridge.lowering.table import register
 from torch_bridge.lowering.values import Value
 

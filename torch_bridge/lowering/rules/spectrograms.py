@@ -5,7 +5,7 @@ from torch import Tensor
 
 from jaxensemble.network.network import Arg
 from torch_bridge.lowering.builder import Builder
-from torch_bridge.lowering.complex_numbers import view_as_real
+from torch_bridge.lowering.rules.complex_numbers import view_as_real
 from torch_bridge.lowering.table import register
 from torch_bridge.lowering.values import Operand, Value
 

@@ -9,7 +9,7 @@ import torch
 from jaxensemble.network.network import Arg
 from torch_bridge.lowering.builder import Builder
 from torch_bridge.lowering.layouts.layout import Atom, Layout, reshaped
-from torch_bridge.lowering.linear import param_dtype
+from torch_bridge.lowering.rules.linear import param_dtype
 from torch_bridge.lowering.table import register
 from torch_bridge.lowering.values import Value
 

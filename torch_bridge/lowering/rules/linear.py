@@ -7,12 +7,12 @@ from typing import Any
 
 from jaxensemble.network.network import Arg, Dtype
 from torch_bridge.lowering.builder import Builder
-from torch_bridge.lowering.complex_numbers import conj
-from torch_bridge.lowering.contract import contract, parsed
 from torch_bridge.lowering.dims import in_one_order, redimensioned, span, viewed
 from torch_bridge.lowering.layouts import alignment
 from torch_bridge.lowering.layouts.layout import Layout, refinement, replaced
-from torch_bridge.lowering.reduce import reduced
+from torch_bridge.lowering.rules.complex_numbers import conj
+from torch_bridge.lowering.rules.contract import contract, parsed
+from torch_bridge.lowering.rules.reduce import reduced
 from torch_bridge.lowering.table import register
 from torch_bridge.lowering.values import DTYPES, Operand, Value
 

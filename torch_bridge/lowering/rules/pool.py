@@ -8,8 +8,8 @@ import torch
 
 from jaxensemble.network.network import Arg, Ref
 from torch_bridge.lowering.builder import Builder
-from torch_bridge.lowering.conv import Ints, each, feature_map
 from torch_bridge.lowering.layouts.layout import Layout
+from torch_bridge.lowering.rules.conv import Ints, each, feature_map
 from torch_bridge.lowering.table import refuse, register
 from torch_bridge.lowering.values import Value
 

@@ -12,10 +12,10 @@ import torch
 from jaxensemble.network.network import Arg
 from torch_bridge.lowering.builder import Builder
 from torch_bridge.lowering.dims import axis_of, relabelled, stored_order, viewed
-from torch_bridge.lowering.factors import check_unused, parts
-from torch_bridge.lowering.index import index_select
-from torch_bridge.lowering.reduce import vector_norm
-from torch_bridge.lowering.shape import expand_to, reshape_to
+from torch_bridge.lowering.rules.factors import check_unused, parts
+from torch_bridge.lowering.rules.index import index_select
+from torch_bridge.lowering.rules.reduce import vector_norm
+from torch_bridge.lowering.rules.shape import expand_to, reshape_to
 from torch_bridge.lowering.table import refuse, register
 from torch_bridge.lowering.values import Operand, Value, sizes
 

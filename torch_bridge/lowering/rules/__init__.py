@@ -1,0 +1,1 @@
+"""Rules from PyTorch's operations to Flax layers and JAX calls, one file for each family."""
