@@ -22,7 +22,7 @@ from torch_bridge.graph.merged import has_branches
 from torch_bridge.graph.sizes.open_axes import Opened
 from torch_bridge.lowering import Lowered, lower
 from torch_bridge.lowering.builder import Drawn
-from torch_bridge.stacking import Stack
+from torch_bridge.members.stack import Stack
 
 LAYOUTS = ("torch", "NHWC")
 

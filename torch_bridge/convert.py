@@ -13,15 +13,15 @@ from jaxensemble.modules.build import filled, skeleton
 from jaxensemble.modules.state import merge
 from torch_bridge import parity
 from torch_bridge.assemble import assembled, check_tensors, constants_of, convert, tensors_of
-from torch_bridge.finite import check_finite
 from torch_bridge.graph.caches.tensors import fresh
 from torch_bridge.graph.examples import Arguments, BatchAxis
 from torch_bridge.graph.modes import PortedMode, ported_mode, warn_of_training
 from torch_bridge.graph.sizes.open_axes import Dynamic, Opened
 from torch_bridge.lowering import Lowered
-from torch_bridge.members import as_members, check_members, rates_of
+from torch_bridge.members.finite import check_finite
+from torch_bridge.members.same_network import as_members, check_members, rates_of
+from torch_bridge.members.stack import Stack, stored_array, warn_of_equal_members
 from torch_bridge.proof import proof_of
-from torch_bridge.stacking import Stack, stored_array, warn_of_equal_members
 
 
 def to_flax(

@@ -13,11 +13,11 @@ from torch.overrides import TorchFunctionMode
 
 from jaxensemble.errors import InputError, described
 from torch_bridge.compat import pytree
-from torch_bridge.finite import has_fractions
 from torch_bridge.graph.caches.functions import tensors_forgotten
 from torch_bridge.graph.examples import Arguments, axes_of, tensors_mapped
 from torch_bridge.graph.outputs import arrays_of
 from torch_bridge.graph.sizes.functions import DirectDistances
+from torch_bridge.members.finite import has_fractions
 
 Inputs = Arguments | tuple[Any, ...]
 """The arguments of one call, or a tuple of its positional ones."""

@@ -14,8 +14,8 @@ import torch_bridge
 from jaxensemble.ensemble import Ensemble
 from torch_bridge import reference
 from torch_bridge.convert import to_flax
-from torch_bridge.finite import has_fractions
 from torch_bridge.graph.examples import BatchAxis
+from torch_bridge.members.finite import has_fractions
 from torch_bridge.parity import training
 from torch_bridge.parity.float64 import in_float64
 from torch_bridge.parity.gradients import floats

@@ -29,8 +29,8 @@ from jaxensemble.errors import (
 from jaxensemble.modules.state import flatten
 from jaxensemble.training import TrainState
 from tests.helpers.porting import assert_close, assert_ports, assert_trains, randomised
-from torch_bridge import stacking
 from torch_bridge.graph.export import capture
+from torch_bridge.members import stack
 
 
 class Two(nn.Module):
@@ -218,7 +218,7 @@ def test_the_stack_is_not_copied_on_cpus(monkeypatch: pytest.MonkeyPatch) -> Non
         places.append(array.ctypes.data)
         return array
 
-    allocated = stacking._aligned
+    allocated = stack._aligned
     monkeypatch.setattr(stacking, "_aligned", spied)
     with jax.default_device(jax.devices("cpu")[0]):
         ensemble = torch_bridge.to_ensemble([nn.Linear(3, 2) for _ in range(4)], (torch.ones(1, 3),), check=False)

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from jaxensemble.errors import InputError, MemberError
-from torch_bridge.members import as_members, check_members, differences
+from torch_bridge.members.same_network import as_members, check_members, differences
 
 
 class Block(nn.Module):

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from jaxensemble.errors import InputError
 from torch_bridge.assemble import tensors_of
-from torch_bridge.finite import has_fractions
 from torch_bridge.graph.modes import is_counter
+from torch_bridge.members.finite import has_fractions
 
 Shape = tuple[int, ...]
 

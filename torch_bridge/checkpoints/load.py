@@ -19,13 +19,13 @@ from torch_bridge.assemble import assembled, convert, tensors_of
 from torch_bridge.checkpoints.choice import Choice, quoted
 from torch_bridge.checkpoints.expected import Expected
 from torch_bridge.checkpoints.files import checkpoint_path, checksum, read_state_dict
-from torch_bridge.finite import check_rows, nonfinite_values
 from torch_bridge.graph.caches.tensors import fresh
 from torch_bridge.graph.examples import Arguments, BatchAxis
 from torch_bridge.graph.modes import PortedMode, ported_mode, warn_of_training
 from torch_bridge.graph.sizes.open_axes import Dynamic, Opened
+from torch_bridge.members.finite import check_rows, nonfinite_values
+from torch_bridge.members.stack import Stack, warn_of_equal_members
 from torch_bridge.proof import proof_of
-from torch_bridge.stacking import Stack, warn_of_equal_members
 
 Factory = Callable[[], nn.Module]
 

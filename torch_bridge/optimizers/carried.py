@@ -16,9 +16,9 @@ from jaxensemble.errors import InputError
 from jaxensemble.modules.state import flatten, unflatten
 from jaxensemble.network.weight_map import Entry, Origin
 from jaxensemble.training import TrainState
-from torch_bridge.members import as_members
+from torch_bridge.members.same_network import as_members
+from torch_bridge.members.stack import checked_ensemble, stored_array
 from torch_bridge.optimizers.twins import IRRELEVANT, SWEPT, Group, twin_of
-from torch_bridge.stacking import checked_ensemble, stored_array
 
 
 def train_state(

@@ -25,13 +25,14 @@ from torch_bridge import reference
 from torch_bridge.arrays import to_numpy
 from torch_bridge.assemble import LAYOUTS, convert, tensors_of
 from torch_bridge.compat import pytree
-from torch_bridge.finite import has_fractions
 from torch_bridge.graph.caches.tensors import fresh
 from torch_bridge.graph.examples import Arguments, tensors_mapped
 from torch_bridge.graph.modes import in_mode
 from torch_bridge.graph.outputs import constants_of
 from torch_bridge.graph.sizes.open_axes import Opened, given_sizes, with_sizes
-from torch_bridge.members import as_members
+from torch_bridge.members.finite import has_fractions
+from torch_bridge.members.same_network import as_members
+from torch_bridge.members.stack import checked_ensemble, tensors_of_members
 from torch_bridge.parity import gradients, steps, training
 from torch_bridge.parity.divergence import first_divergence
 from torch_bridge.parity.draws import Draws, draws_numbers
@@ -50,7 +51,6 @@ from torch_bridge.parity.perturbed import perturbed
 from torch_bridge.parity.result import WEIGHTS, ParityReport, Row, arrays_of
 from torch_bridge.parity.rounding import allowed, coarse_error, moved
 from torch_bridge.report import environment
-from torch_bridge.stacking import checked_ensemble, tensors_of_members
 
 SILENT = 1e-6
 """An output whose error may be larger than this is left to rounding."""

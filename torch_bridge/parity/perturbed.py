@@ -12,8 +12,8 @@ from jaxensemble.ensemble import Ensemble
 from jaxensemble.modules.state import Tree, flatten, unflatten
 from jaxensemble.network.weight_map import Origin, WeightMap
 from torch_bridge.assemble import tensors_of
-from torch_bridge.finite import has_fractions
-from torch_bridge.stacking import Stack
+from torch_bridge.members.finite import has_fractions
+from torch_bridge.members.stack import Stack
 
 
 def perturb(model: nn.Module, seed: int) -> bool:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from torch_bridge.compat import pytree
-from torch_bridge.finite import has_fractions
+from torch_bridge.members.finite import has_fractions
 
 FACTOR = 32.0
 """An error in float64 may be so many times PyTorch's own in float32, scaled by `SCALE`."""

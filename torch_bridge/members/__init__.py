@@ -1,0 +1,1 @@
+"""The members of a PyTorch ensemble, and their tensors as one stack."""
