@@ -308,7 +308,7 @@ def _ported(
     import torch
 
     from torch_bridge.checkpoints import load_ensemble, load_members
-    from torch_bridge.convert import to_ensemble
+    from torch_bridge.porting.port import to_ensemble
 
     make, examples = _made_by(factory, evaluating=mode == "eval"), _examples(inputs, seed)
     if read:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import jaxensemble
 from torch_bridge import parity, reference
-from torch_bridge.convert import to_ensemble
+from torch_bridge.porting.port import to_ensemble
 from torch_bridge.report import table
 from torch_bridge.timing import side_by_side
 

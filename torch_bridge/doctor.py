@@ -87,7 +87,7 @@ def port() -> Iterator[Finding]:
     import torch
     from torch import nn
 
-    from torch_bridge.convert import to_ensemble
+    from torch_bridge.porting.port import to_ensemble
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)

@@ -14,13 +14,14 @@ import torch.utils._pytree as pytree
 
 import torch_bridge
 from jaxensemble import Ensemble, InputError, JaxEnsembleError, Plan, UnsupportedError
-from torch_bridge import assemble, reference
+from torch_bridge import reference
 from torch_bridge.graph.caches.tensors import fresh
 from torch_bridge.graph.sizes.open_axes import Opened
 from torch_bridge.lowering import Lowered
 from torch_bridge.parity.draws import draws_numbers
 from torch_bridge.parity.float64 import in_float64
 from torch_bridge.parity.training import STAGE
+from torch_bridge.porting import ensemble
 from trust import mutations
 from trust.networks import Choices, Drawn, drawn
 
@@ -116,7 +117,7 @@ def mutants(choices: Choices, wanted: Sequence[str]) -> list[Mutant]:
         network = drawn(choices)
         try:
             right = _ported(network)
-            lowered = assemble.convert(network.models[0], network.inputs, Opened(network.batch_axis))
+            lowered = ensemble.convert(network.models[0], network.inputs, Opened(network.batch_axis))
         except UnsupportedError:
             return []
         return [mutant for name in wanted if (mutant := _mutant(network, right, lowered, name)) is not None]
@@ -148,7 +149,7 @@ def _mutant(network: Drawn, right: Ensemble, lowered: Lowered, name: str) -> Mut
 def _captured_once() -> Iterator[None]:
     """Exports a network once in each precision: its graph is the same for all errors, and takes long."""
     captured: dict[torch.dtype, Any] = {}
-    capture = assemble.capture
+    capture = ensemble.capture
 
     def once(*args: Any) -> Any:
         dtype = torch.get_default_dtype()
@@ -162,7 +163,7 @@ def _captured_once() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _planted(change: mutations.Change) -> Iterator[None]:
-    lower = assemble.lower
+    lower = ensemble.lower
 
     def wrong(*args: Any, **kwargs: Any) -> Lowered:
         lowered = lower(*args, **kwargs)

@@ -13,13 +13,13 @@ from torch import Tensor, nn
 import torch_bridge
 from jaxensemble.ensemble import Ensemble
 from torch_bridge import reference
-from torch_bridge.convert import to_flax
 from torch_bridge.graph.examples import BatchAxis
 from torch_bridge.members.finite import has_fractions
 from torch_bridge.parity import training
 from torch_bridge.parity.float64 import in_float64
 from torch_bridge.parity.gradients import floats
 from torch_bridge.parity.metrics import EXACT
+from torch_bridge.porting.port import to_flax
 
 TOLERANCE = 1e-12
 """Largest difference, relative to the largest value of the output: float64 rounding, and nothing else."""

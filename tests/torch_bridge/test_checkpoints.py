@@ -23,8 +23,8 @@ from tests.helpers.attacks import damage
 from tests.helpers.attacks.checkpoints import HOSTILE, Payload
 from tests.helpers.porting import assert_close, randomised
 from torch_bridge.checkpoints import Expected, load_ensemble, load_members, read_state_dict
-from torch_bridge.convert import to_ensemble
 from torch_bridge.members.stack import Stack, to_torch
+from torch_bridge.porting.port import to_ensemble
 
 X = torch.linspace(-1, 1, 6).reshape(2, 3)
 

@@ -275,6 +275,6 @@ def test_a_factory_that_cannot_be_used_is_told_in_one_message(factory: str, reas
 def test_what_could_not_be_written_is_said_before_anything_is_timed(
     options: list[str], code: int, reason: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("torch_bridge.convert.to_ensemble", lambda *_, **__: pytest.fail("ported"))
+    monkeypatch.setattr("torch_bridge.porting.port.to_ensemble", lambda *_, **__: pytest.fail("ported"))
     result = run("bench", "factories:mlp", "-i", "8,4", *options)
     assert result.exit_code == code and reason in result.stderr

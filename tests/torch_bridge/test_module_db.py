@@ -15,8 +15,8 @@ from torch.testing._internal.common_modules import module_db
 
 from jaxensemble.errors import UnsupportedError
 from tests.helpers.porting import assert_close, compiled
-from torch_bridge.convert import to_flax
 from torch_bridge.graph.export import fast_paths_off
+from torch_bridge.porting.port import to_flax
 
 # What PyTorch says of the options that its own samples have.
 pytestmark = [

@@ -13,9 +13,9 @@ import torch_bridge
 from jaxensemble.errors import InputError, UnsupportedError
 from jaxensemble.running.plan import Plan
 from tests.helpers.porting import Fn, assert_close, assert_ports
-from torch_bridge.assemble import convert
 from torch_bridge.graph.sizes.functions import DirectDistances
 from torch_bridge.graph.sizes.open_axes import Opened
+from torch_bridge.porting.ensemble import convert
 
 WIDE = (4, 6)
 MAPS = (4, 3, 4, 5)

@@ -13,9 +13,9 @@ from flax import nnx
 from torch import Tensor, nn
 
 from tests.helpers.porting import assert_ports, randomised
-from torch_bridge.convert import to_flax
 from torch_bridge.graph.export import capture
 from torch_bridge.lowering import lower
+from torch_bridge.porting.port import to_flax
 
 N, L, S, E = 2, 4, 5, 6
 BANNED = torch.ones(L, S).triu(2).bool()  # True: may not be attended to, as nn.MultiheadAttention has it

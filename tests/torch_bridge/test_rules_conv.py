@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 
 from tests.helpers.porting import Fn, assert_ports, randomised
-from torch_bridge.convert import convert
+from torch_bridge.porting.port import convert
 
 CASES: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "conv1d": (lambda: nn.Conv1d(4, 6, 3, stride=2, padding=1, dilation=2), (2, 4, 9)),
@@ -174,7 +174,7 @@ def test_computed_kernel_of_weight_norm() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_dtype_of_weights_is_kept(dtype: torch.dtype) -> None:
-    from torch_bridge.convert import to_flax
+    from torch_bridge.porting.port import to_flax
 
     model = nn.Sequential(nn.ConvTranspose1d(2, 2, 3, groups=2), nn.Conv1d(2, 3, 3)).to(dtype)
     x = torch.ones(2, 2, 4, dtype=dtype)

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from jaxensemble import layers
 from jaxensemble.errors import InputError
 from tests.helpers.porting import assert_ports, assert_trains
-from torch_bridge.convert import to_flax
 from torch_bridge.graph.export import capture
 from torch_bridge.lowering import lower
+from torch_bridge.porting.port import to_flax
 
 
 def ported(model: nn.Module, *shape: int) -> Any:

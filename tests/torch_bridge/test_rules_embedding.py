@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from jaxensemble import layers
 from jaxensemble.errors import UnsupportedError
 from tests.helpers.porting import assert_close, assert_ports, randomised
-from torch_bridge.convert import to_flax
 from torch_bridge.graph.export import capture
 from torch_bridge.lowering import lower
+from torch_bridge.porting.port import to_flax
 
 INDICES = torch.tensor([[0, 3, 1, 1], [2, 4, 4, 0], [1, 1, 3, 2]])
 

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from jaxensemble.errors import UnsupportedError
 from tests.helpers.porting import Fn, assert_ports
-from torch_bridge.assemble import convert
-from torch_bridge.convert import to_flax
+from torch_bridge.porting.ensemble import convert
+from torch_bridge.porting.port import to_flax
 
 linalg: Any = torch.linalg
 

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from jaxensemble.errors import UnsupportedError
 from tests.helpers.porting import assert_close, assert_ports
 from torch_bridge.compat import ties_share_gradients
-from torch_bridge.convert import to_flax
 from torch_bridge.graph.export import capture
 from torch_bridge.lowering import lower
+from torch_bridge.porting.port import to_flax
 
 KINKS = [0.0, -0.0, 1.0, -1.0, 3.0, -3.0, 6.0, 0.5, -0.5, 2.5, -2.5, 0.3, -0.7, 7.3, 20.0, 25.0, -25.0, 1e-3]
 

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from jaxensemble import ops
 from jaxensemble.errors import UnsupportedError
 from tests.helpers.porting import assert_ports
-from torch_bridge.convert import convert
 from torch_bridge.graph.sizes.open_axes import Opened
+from torch_bridge.porting.port import convert
 
 Op = Callable[[Tensor], Tensor | tuple[Tensor, ...]]
 

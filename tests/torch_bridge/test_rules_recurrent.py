@@ -18,10 +18,10 @@ import torch_bridge
 from jaxensemble import layers, ops
 from jaxensemble.errors import InputError, UnsupportedError
 from tests.helpers.porting import TOLERANCE, assert_close, assert_ports, randomised
-from torch_bridge.assemble import convert
-from torch_bridge.convert import to_flax
 from torch_bridge.graph.export import capture
 from torch_bridge.graph.sizes.open_axes import Opened
+from torch_bridge.porting.ensemble import convert
+from torch_bridge.porting.port import to_flax
 
 
 class Held(nn.Module):

@@ -15,7 +15,7 @@ from jaxensemble import ops
 from jaxensemble.errors import UnsupportedError
 from jaxensemble.ops.interpolation import antialiased_taps, nearest_indices, taps
 from tests.helpers.porting import assert_ports
-from torch_bridge.convert import convert
+from torch_bridge.porting.port import convert
 
 Op = Callable[..., Tensor]
 

@@ -15,7 +15,6 @@ from jaxensemble.errors import InputError, MemberError, ParityError, described
 from jaxensemble.network.proof import Proof
 from jaxensemble.network.sources import Source, Taken
 from torch_bridge import parity
-from torch_bridge.assemble import assembled, convert, tensors_of
 from torch_bridge.checkpoints.choice import Choice, quoted
 from torch_bridge.checkpoints.expected import Expected
 from torch_bridge.checkpoints.files import checkpoint_path, checksum, read_state_dict
@@ -25,6 +24,7 @@ from torch_bridge.graph.modes import PortedMode, ported_mode, warn_of_training
 from torch_bridge.graph.sizes.open_axes import Dynamic, Opened
 from torch_bridge.members.finite import check_rows, nonfinite_values
 from torch_bridge.members.stack import Stack, warn_of_equal_members
+from torch_bridge.porting.ensemble import assembled, convert, tensors_of
 from torch_bridge.proof import proof_of
 
 Factory = Callable[[], nn.Module]

@@ -23,7 +23,6 @@ from jaxensemble.network.weight_map import Origin
 from jaxensemble.running.members import CannotCall
 from torch_bridge import reference
 from torch_bridge.arrays import to_numpy
-from torch_bridge.assemble import LAYOUTS, convert, tensors_of
 from torch_bridge.compat import pytree
 from torch_bridge.graph.caches.tensors import fresh
 from torch_bridge.graph.examples import Arguments, tensors_mapped
@@ -50,6 +49,7 @@ from torch_bridge.parity.metrics import (
 from torch_bridge.parity.perturbed import perturbed
 from torch_bridge.parity.result import WEIGHTS, ParityReport, Row, arrays_of
 from torch_bridge.parity.rounding import allowed, coarse_error, moved
+from torch_bridge.porting.ensemble import LAYOUTS, convert, tensors_of
 from torch_bridge.report import environment
 
 SILENT = 1e-6

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from jaxensemble.ensemble import Ensemble
 from jaxensemble.modules.state import Tree, flatten, unflatten
 from jaxensemble.network.weight_map import Origin, WeightMap
-from torch_bridge.assemble import tensors_of
 from torch_bridge.members.finite import has_fractions
 from torch_bridge.members.stack import Stack
+from torch_bridge.porting.ensemble import tensors_of
 
 
 def perturb(model: nn.Module, seed: int) -> bool:

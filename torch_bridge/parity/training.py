@@ -14,12 +14,12 @@ from jaxensemble.errors import InputError, UnsupportedError, first_line
 from jaxensemble.modules.state import Tree, flatten
 from jaxensemble.network.weight_map import Origin
 from torch_bridge import reference
-from torch_bridge.assemble import tensors_of
 from torch_bridge.parity.draws import Draws, draws_numbers
 from torch_bridge.parity.float64 import captured_anew
 from torch_bridge.parity.metrics import by_place, normwise, stacked
 from torch_bridge.parity.result import Row
 from torch_bridge.parity.rounding import allowed, coarse_error
+from torch_bridge.porting.ensemble import tensors_of
 
 STAGE = "float64, training mode"
 

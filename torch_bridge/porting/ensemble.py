@@ -48,7 +48,7 @@ def convert(
         raise InputError("`model` must be a module in Python, not TorchScript's: pass the module that was scripted")
     if input_layout not in LAYOUTS:
         raise InputError(f"`input_layout` must be one of {', '.join(map(repr, LAYOUTS))}; got {input_layout!r}")
-    from torch_bridge.signs import check_signs  # which needs what is defined here
+    from torch_bridge.porting.signs import check_signs  # which needs what is defined here
 
     check_tensors(model)
     with fresh([model], example_inputs):

@@ -12,7 +12,6 @@ from jaxensemble.errors import MemberError, ParityError
 from jaxensemble.modules.build import filled, skeleton
 from jaxensemble.modules.state import merge
 from torch_bridge import parity
-from torch_bridge.assemble import assembled, check_tensors, constants_of, convert, tensors_of
 from torch_bridge.graph.caches.tensors import fresh
 from torch_bridge.graph.examples import Arguments, BatchAxis
 from torch_bridge.graph.modes import PortedMode, ported_mode, warn_of_training
@@ -21,6 +20,7 @@ from torch_bridge.lowering import Lowered
 from torch_bridge.members.finite import check_finite
 from torch_bridge.members.same_network import as_members, check_members, rates_of
 from torch_bridge.members.stack import Stack, stored_array, warn_of_equal_members
+from torch_bridge.porting.ensemble import assembled, check_tensors, constants_of, convert, tensors_of
 from torch_bridge.proof import proof_of
 
 
