@@ -13,7 +13,8 @@ from rich.progress import track
 from torch import Tensor, nn
 
 import jaxensemble
-from torch_bridge import parity, reference
+from torch_bridge import parity
+from torch_bridge.parity import reference
 from torch_bridge.porting.port import to_ensemble
 from torch_bridge.report import table
 from torch_bridge.timing import side_by_side

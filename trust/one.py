@@ -14,10 +14,10 @@ import torch.utils._pytree as pytree
 
 import torch_bridge
 from jaxensemble import Ensemble, InputError, JaxEnsembleError, Plan, UnsupportedError
-from torch_bridge import reference
 from torch_bridge.graph.caches.tensors import fresh
 from torch_bridge.graph.sizes.open_axes import Opened
 from torch_bridge.lowering import Lowered
+from torch_bridge.parity import reference
 from torch_bridge.parity.draws import draws_numbers
 from torch_bridge.parity.float64 import in_float64
 from torch_bridge.parity.training import STAGE

@@ -8,9 +8,8 @@ import torch
 import torch_bridge
 from jaxensemble import UnsupportedError
 from jaxensemble.inputs import as_arrays
-from torch_bridge import reference
 from torch_bridge.graph.examples import Arguments
-from torch_bridge.parity import steps
+from torch_bridge.parity import reference, steps
 from torch_bridge.parity.draws import Draws
 from torch_bridge.parity.float64 import in_float64
 from torch_bridge.parity.result import Row

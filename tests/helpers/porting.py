@@ -12,10 +12,9 @@ from torch import Tensor, nn
 
 import torch_bridge
 from jaxensemble.ensemble import Ensemble
-from torch_bridge import reference
 from torch_bridge.graph.examples import BatchAxis
 from torch_bridge.members.finite import has_fractions
-from torch_bridge.parity import training
+from torch_bridge.parity import reference, training
 from torch_bridge.parity.float64 import in_float64
 from torch_bridge.parity.gradients import floats
 from torch_bridge.parity.metrics import EXACT

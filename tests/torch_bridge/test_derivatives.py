@@ -13,8 +13,7 @@ from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, vjp,
 import torch_bridge
 from jaxensemble.errors import InputError, UnsupportedError
 from tests.helpers.porting import assert_close, compiled
-from torch_bridge import reference
-from torch_bridge.parity import gradients
+from torch_bridge.parity import gradients, reference
 from torch_bridge.parity.draws import Draws
 
 

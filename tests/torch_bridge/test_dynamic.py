@@ -21,9 +21,9 @@ from jaxensemble.modules.build import skeleton
 from jaxensemble.network.json_format import from_json, to_json
 from jaxensemble.network.network import Sizes, Slice
 from tests.helpers.porting import Fn, randomised
-from torch_bridge import reference
 from torch_bridge.graph.examples import Arguments
 from torch_bridge.graph.sizes.open_axes import Opened, with_sizes
+from torch_bridge.parity import reference
 from torch_bridge.parity.metrics import by_place, stacked
 
 IMAGE = {0: {2: "height", 3: "width"}}

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 import torch_bridge
-from torch_bridge import reference
 from torch_bridge.demo import SimpleCNN, SimpleMLP
+from torch_bridge.parity import reference
 from torch_bridge.timing.training import torch_step
 from torch_bridge.timing.variants import torch_call
 

@@ -21,8 +21,7 @@ import torch_bridge
 from jaxensemble import Ensemble, InputError
 from jaxensemble.errors import ParityError
 from jaxensemble.modules.state import flatten, unflatten
-from torch_bridge import reference
-from torch_bridge.parity import gradients
+from torch_bridge.parity import gradients, reference
 from torch_bridge.parity.metrics import EXACT, normwise, rms_error
 
 

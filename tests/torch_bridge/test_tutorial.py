@@ -10,8 +10,8 @@ from torch import Tensor, nn
 import torch_bridge
 from jaxensemble import functional_call, stack_module_state, vmap
 from jaxensemble.ensemble import Ensemble
-from torch_bridge import reference
 from torch_bridge.demo import SimpleCNN, SimpleMLP
+from torch_bridge.parity import reference
 
 MEMBERS, BATCH = 10, 64
 ATOL = 1e-6

@@ -24,8 +24,8 @@ from torch_bridge.graph.modes import PortedMode, ported_mode, warn_of_training
 from torch_bridge.graph.sizes.open_axes import Dynamic, Opened
 from torch_bridge.members.finite import check_rows, nonfinite_values
 from torch_bridge.members.stack import Stack, warn_of_equal_members
+from torch_bridge.parity.proof import proof_of
 from torch_bridge.porting.ensemble import assembled, convert, tensors_of
-from torch_bridge.proof import proof_of
 
 Factory = Callable[[], nn.Module]
 

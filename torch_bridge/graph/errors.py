@@ -13,7 +13,7 @@ from torch import nn
 from jaxensemble.errors import InputError, JaxEnsembleError, UnsupportedError, described
 from torch_bridge.graph.examples import Arguments
 from torch_bridge.graph.sizes.open_axes import BATCH
-from torch_bridge.reference import evaluated, shapes
+from torch_bridge.parity.reference import evaluated, shapes
 
 _MODE_NAMES = {True: "training", False: "evaluation"}
 

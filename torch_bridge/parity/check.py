@@ -21,7 +21,6 @@ from jaxensemble.network.network import Sizes
 from jaxensemble.network.sources import describe_sources
 from jaxensemble.network.weight_map import Origin
 from jaxensemble.running.members import CannotCall
-from torch_bridge import reference
 from torch_bridge.arrays import to_numpy
 from torch_bridge.compat import pytree
 from torch_bridge.graph.caches.tensors import fresh
@@ -32,7 +31,7 @@ from torch_bridge.graph.sizes.open_axes import Opened, given_sizes, with_sizes
 from torch_bridge.members.finite import has_fractions
 from torch_bridge.members.same_network import as_members
 from torch_bridge.members.stack import checked_ensemble, tensors_of_members
-from torch_bridge.parity import gradients, steps, training
+from torch_bridge.parity import gradients, reference, steps, training
 from torch_bridge.parity.divergence import first_divergence
 from torch_bridge.parity.draws import Draws, draws_numbers
 from torch_bridge.parity.float64 import captured_anew, in_float64

@@ -12,11 +12,11 @@ from jaxensemble.modules.build import skeleton
 from jaxensemble.modules.state import merge
 from jaxensemble.network.arguments import bound
 from jaxensemble.network.weight_map import Origin
-from torch_bridge import reference
 from torch_bridge.compat import is_functorch_wrapped_tensor
 from torch_bridge.graph.export import capture
 from torch_bridge.graph.sizes.open_axes import Opened
 from torch_bridge.lowering import lower
+from torch_bridge.parity import reference
 from torch_bridge.parity.metrics import normwise
 
 

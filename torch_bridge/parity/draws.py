@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from jaxensemble.ensemble import Ensemble
 from jaxensemble.errors import RandomnessError
 from torch_bridge.lowering.rules.draws import draws
-from torch_bridge.reference import CannotRun
+from torch_bridge.parity.reference import CannotRun
 
 
 def draws_numbers(ensemble: Ensemble, arrays: Any, *, each: bool = False) -> bool:

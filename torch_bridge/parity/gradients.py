@@ -16,8 +16,8 @@ from jaxensemble.ensemble import Ensemble
 from jaxensemble.errors import first_line
 from jaxensemble.modules.state import flatten
 from jaxensemble.network.weight_map import Origin
-from torch_bridge import reference
 from torch_bridge.graph.outputs import arrays_of
+from torch_bridge.parity import reference
 from torch_bridge.parity.draws import Draws
 from torch_bridge.parity.metrics import same_where_not_finite
 from torch_bridge.parity.result import Row

@@ -63,7 +63,7 @@ class ParityReport:
 
         **Raises:** `StateError` if it did not pass, and for an ensemble with other arrays, as after more training.
         """
-        from torch_bridge.proof import proof_of  # which needs what is defined here
+        from torch_bridge.parity.proof import proof_of  # which needs what is defined here
 
         if not self.passed:
             raise StateError(f"there is no proof: the comparison failed\n{self.failures}")

@@ -18,8 +18,8 @@ from jaxensemble.network.arguments import bound
 from jaxensemble.running.members import Call
 from jaxensemble.training import TrainState, train_step
 from jaxensemble.training.data import rows_of
-from torch_bridge import reference
 from torch_bridge.optimizers import train_state
+from torch_bridge.parity import reference
 from torch_bridge.parity.draws import Draws
 from torch_bridge.parity.gradients import floats, weights
 from torch_bridge.parity.metrics import normwise

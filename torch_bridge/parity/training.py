@@ -13,7 +13,7 @@ from jaxensemble.ensemble import Ensemble
 from jaxensemble.errors import InputError, UnsupportedError, first_line
 from jaxensemble.modules.state import Tree, flatten
 from jaxensemble.network.weight_map import Origin
-from torch_bridge import reference
+from torch_bridge.parity import reference
 from torch_bridge.parity.draws import Draws, draws_numbers
 from torch_bridge.parity.float64 import captured_anew
 from torch_bridge.parity.metrics import by_place, normwise, stacked

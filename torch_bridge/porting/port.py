@@ -20,8 +20,8 @@ from torch_bridge.lowering import Lowered
 from torch_bridge.members.finite import check_finite
 from torch_bridge.members.same_network import as_members, check_members, rates_of
 from torch_bridge.members.stack import Stack, stored_array, warn_of_equal_members
+from torch_bridge.parity.proof import proof_of
 from torch_bridge.porting.ensemble import assembled, check_tensors, constants_of, convert, tensors_of
-from torch_bridge.proof import proof_of
 
 
 def to_flax(

@@ -21,12 +21,12 @@ from jaxensemble.errors import InputError
 from jaxensemble.inputs import as_arrays
 from jaxensemble.network.arguments import bound
 from jaxensemble.running.device import cores
-from torch_bridge import reference
 from torch_bridge.compat import pytree
 from torch_bridge.graph.caches.tensors import cleared
 from torch_bridge.graph.examples import Arguments
 from torch_bridge.members.same_network import as_members
 from torch_bridge.members.stack import checked_ensemble
+from torch_bridge.parity import reference
 from torch_bridge.report import environment
 from torch_bridge.timing.files import save_arrays
 from torch_bridge.timing.load import Reading, is_busy, others

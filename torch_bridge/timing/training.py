@@ -23,8 +23,8 @@ from jaxensemble.network.arguments import arrays_alone, with_fixed
 from jaxensemble.training import TrainState
 from jaxensemble.training.data import as_data, rows_of
 from jaxensemble.training.step import step_for, stepped_through
-from torch_bridge import reference
 from torch_bridge.graph.examples import Arguments
+from torch_bridge.parity import reference
 from torch_bridge.parity.gradients import floats
 from torch_bridge.timing.variants import OURS, Call, as_graph, channels_last, compiler, member_of, mode_of, recorded
 

@@ -14,10 +14,10 @@ from jaxensemble.ensemble import Ensemble
 from jaxensemble.inputs import as_arrays
 from jaxensemble.modules.state import merge
 from jaxensemble.network.arguments import arrays_alone, with_fixed
-from torch_bridge import reference
 from torch_bridge.compat import pytree
 from torch_bridge.graph.examples import Arguments
 from torch_bridge.graph.outputs import arrays_of
+from torch_bridge.parity import reference
 
 Call = Callable[[], Any]
 

@@ -20,10 +20,10 @@ import torch
 from jaxensemble import Ensemble
 from jaxensemble.inputs import input_structure
 from jaxensemble.network.arguments import with_fixed
-from torch_bridge import reference
 from torch_bridge.arrays import to_numpy
 from torch_bridge.compat import compiled_graphs, pytree
 from torch_bridge.graph.outputs import arrays_of
+from torch_bridge.parity import reference
 from torch_bridge.parity.metrics import stacked
 from torch_bridge.timing.files import load_arrays, save_arrays
 from torch_bridge.timing.training import STEPS, jax_step, torch_step

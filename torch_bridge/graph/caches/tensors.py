@@ -35,7 +35,7 @@ from torch_bridge.graph.caches.objects import (
 from torch_bridge.graph.modes import in_mode
 from torch_bridge.graph.outputs import leaves_of
 from torch_bridge.members.same_network import same
-from torch_bridge.reference import evaluated
+from torch_bridge.parity.reference import evaluated
 
 _EMPTIED, _NOTHING_IN_IT = "emptied", "nothing in it"
 """The two ways of clearing a container: with no items, or with the same and None for each of their tensors."""
