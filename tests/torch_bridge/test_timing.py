@@ -21,7 +21,7 @@ import torch_bridge
 from jaxensemble.errors import InputError, ParityError
 from torch_bridge.graph.examples import Arguments
 from torch_bridge.timing import load, run, worker
-from torch_bridge.timing.files import load_arrays, save_arrays
+from torch_bridge.timing.exchange import load_arrays, save_arrays
 from torch_bridge.timing.load import Reading, described, is_busy, others
 from torch_bridge.timing.process import Process, _is_heard, compare
 from torch_bridge.timing.result import Ratio, TimingReport, Variant

@@ -17,7 +17,7 @@ from typing import IO, Any
 import numpy as np
 
 from jaxensemble.errors import ParityError
-from torch_bridge.timing.files import load_arrays
+from torch_bridge.timing.exchange import load_arrays
 from torch_bridge.timing.result import Variant
 from torch_bridge.timing.statistics import middle_half, two_kinds
 from torch_bridge.timing.worker import Job

@@ -28,7 +28,7 @@ from torch_bridge.members.same_network import as_members
 from torch_bridge.members.stack import checked_ensemble
 from torch_bridge.parity import reference
 from torch_bridge.report import environment
-from torch_bridge.timing.files import save_arrays
+from torch_bridge.timing.exchange import save_arrays
 from torch_bridge.timing.load import Reading, is_busy, others
 from torch_bridge.timing.process import Process, compare
 from torch_bridge.timing.result import Ratio, TimingReport

@@ -25,7 +25,7 @@ from torch_bridge.compat import compiled_graphs, pytree
 from torch_bridge.graph.outputs import arrays_of
 from torch_bridge.parity import reference
 from torch_bridge.parity.metrics import stacked
-from torch_bridge.timing.files import load_arrays, save_arrays
+from torch_bridge.timing.exchange import load_arrays, save_arrays
 from torch_bridge.timing.training import STEPS, jax_step, torch_step
 from torch_bridge.timing.variants import OURS, is_loop, jax_call, torch_call
 
