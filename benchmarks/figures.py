@@ -7,7 +7,7 @@ from typing import Any
 
 from benchmarks.suites import SUITES
 from torch_bridge.timing import Ratio
-from torch_bridge.timing.pictures import curves
+from torch_bridge.timing.pictures import draw_curves
 from zoo.results import RESULTS
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "speed.md"
@@ -106,7 +106,7 @@ def draw(path: Path) -> None:
         panel: {label: dict(sorted(points.items())) for label, points in lines.items()}
         for panel, lines in sorted(panels.items())
     }
-    curves(ordered, path.with_suffix(".png"), "one member's call, ms")
+    draw_curves(ordered, path.with_suffix(".png"), "one member's call, ms")
 
 
 def page(text: str) -> str:

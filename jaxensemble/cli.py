@@ -99,9 +99,10 @@ def predict(
         import jax
         import numpy as np
 
+        from jaxensemble import array_files
         from jaxensemble.artifact import Artifact
         from jaxensemble.artifact.description import describe_proof
-        from jaxensemble.files import array_files
+        from jaxensemble.ensemble import Ensemble
         from jaxensemble.files.caches import keep_compiled
 
         if keep:
@@ -115,7 +116,7 @@ def predict(
             typer.echo(f"jaxensemble: {describe_proof(artifact.manifest)}", err=True)
         arguments = array_files.arguments(artifact.network, array_files.read_arrays(inputs), cast=cast)
         key = None if seed is None else jax.random.key(seed)
-        returned = artifact.load().eval()(*arguments, key=key)
+        returned = Ensemble.from_saved(artifact.read()).eval()(*arguments, key=key)
         outputs, prediction = array_files.named(returned), _read_as(task, returned, class_axis, probabilities)
         if out is not None:
             array_files.write_arrays(out, outputs)
@@ -176,7 +177,7 @@ def _read_as(task: str | None, returned: Any, class_axis: int | None, probabilit
 
 
 def _show_outputs(outputs: dict[str, Any], out: Path | None, prediction: Any, as_json: bool) -> None:
-    from jaxensemble.files.array_files import values
+    from jaxensemble.array_files import values
 
     told = {name: {"dtype": str(array.dtype), "shape": list(array.shape)} for name, array in outputs.items()}
     figures = _figures(prediction)

@@ -234,7 +234,7 @@ def devices() -> Iterator[Finding]:
 
 def types() -> Iterator[Finding]:
     """Whether JAX has 64-bit types."""
-    from jaxensemble.inputs import x64_is_on
+    from jaxensemble.arrays import x64_is_on
 
     off = "off: float64 is refused, and integers have 32 bits (jax_enable_x64, --x64)"
     yield Finding("ok", "64-bit types", "on" if x64_is_on() else off)

@@ -14,15 +14,20 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from jaxensemble.arrays import as_arrays, require_x64, x64_is_on
+from jaxensemble.artifact.contents import Saved
+from jaxensemble.artifact.loading import Artifact
+from jaxensemble.artifact.pickling import reduced
+from jaxensemble.artifact.saving import write
 from jaxensemble.compat import Tracer
-from jaxensemble.errors import InputError, MemberError, MemberIndexError, StateError, TrainingModeWarning
-from jaxensemble.inputs import as_arrays, batch_axes, check_inputs, check_member_axis, require_x64, x64_is_on
+from jaxensemble.errors import InputError, MemberError, MemberIndexError, StateError, TrainingModeWarning, listed
 from jaxensemble.modules.build import skeleton
 from jaxensemble.modules.randomness import as_key, first_state, keys_per_member
 from jaxensemble.modules.stacking import check_same_architecture, count_members, stack_states
 from jaxensemble.modules.state import KINDS, State, Tree, check_names, flatten, merge, split
-from jaxensemble.modules.structure import MODE_FLAGS, STATISTICS, Structure, listed
+from jaxensemble.modules.structure import MODE_FLAGS, STATISTICS, Structure
 from jaxensemble.network.arguments import as_returned, bound
+from jaxensemble.network.inputs import batch_axes, check_inputs, check_member_axis
 from jaxensemble.network.network import Network, with_param_dtype
 from jaxensemble.network.proof import Lineage, Proof
 from jaxensemble.network.sources import Source
@@ -427,9 +432,7 @@ class Ensemble:
         Raises `StateError` for an ensemble of Flax modules that were not ported, `InputError` for a `path` that cannot
         be written to or is not to be replaced, and `OSError` as the system does.
         """
-        from jaxensemble.artifact.saving import save  # which needs what is defined here
-
-        save(self, path, force=force)
+        write(self._saved(), path, force=force)
 
     @classmethod
     def load(cls, path: str | Path) -> "Ensemble":
@@ -442,9 +445,16 @@ class Ensemble:
         Raises `InputError` with all that is wrong: no artifact, damaged, of another version, arrays that do not fit the
         network, and float64 while JAX has it switched off.
         """
-        from jaxensemble.artifact.loading import Artifact  # which needs what is defined here
+        return cls.from_saved(Artifact.open(path).read())
 
-        return Artifact.open(path).load()
+    @classmethod
+    def from_saved(cls, saved: Saved, plan: Plan | None = None) -> "Ensemble":
+        """An ensemble of what an artifact or a pickle holds."""
+        ensemble = cls(*saved.state, network=saved.network, origin=saved.origin, plan=plan)
+        return ensemble.proven(saved.proof, saved.lineage).read_from(saved.sources)
+
+    def _saved(self) -> Saved:
+        return Saved(self.state, self.network, self.origin, self.proof, self.lineage, self.sources)
 
     @functools.cached_property
     def members(self) -> int:
@@ -504,9 +514,7 @@ class Ensemble:
         return jax.tree.map(lambda leaf: leaf.copy(), self).proven(None, self._descent(trained=False))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        from jaxensemble.artifact.pickling import reduced  # which needs what is defined here
-
-        return reduced(self)
+        return reduced(self._saved(), type(self).from_saved, self.plan)
 
     def _stacked(self) -> dict[str, Tree]:
         return {kind: getattr(self, kind) for kind in STACKED}

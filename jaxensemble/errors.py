@@ -5,6 +5,7 @@ PyTorch's goes on working.
 """
 
 import re
+from collections.abc import Sequence
 from typing import Any
 
 FIRST = 200
@@ -173,3 +174,12 @@ class NotANumberWarning(UserWarning):
 
 class TrainingModeWarning(UserWarning):
     """Layers are in training mode where evaluation is probably meant: a forgotten `.eval()`."""
+
+
+def listed(names: Sequence[str]) -> str:
+    """The first few of many names.
+
+    >>> listed(["a", "b"]), listed(["a", "b", "c", "d", "e"])
+    ('a, b', 'a, b, c and 2 more')
+    """
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

@@ -15,7 +15,7 @@ from jaxensemble.errors import StateError as StateError
 from jaxensemble.errors import TrainingModeWarning as TrainingModeWarning
 from jaxensemble.errors import UnsupportedError as UnsupportedError
 from jaxensemble.files.caches import keep_compiled as keep_compiled
-from jaxensemble.modules.state import Constant as Constant
+from jaxensemble.layers.variables import Constant as Constant
 from jaxensemble.network.proof import Lineage as Lineage
 from jaxensemble.network.proof import Proof as Proof
 from jaxensemble.network.sources import Source as Source

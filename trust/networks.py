@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from torch_bridge.graph.export import fast_paths_off
+from torch_bridge.graph.settings import fast_paths_off
 from torch_bridge.members.finite import has_fractions
 from trust import published
 

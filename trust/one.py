@@ -17,16 +17,17 @@ from jaxensemble import Ensemble, InputError, JaxEnsembleError, Plan, Unsupporte
 from torch_bridge.graph.caches.tensors import fresh
 from torch_bridge.graph.sizes.open_axes import Opened
 from torch_bridge.lowering import Lowered
-from torch_bridge.parity import reference
+from torch_bridge.parity import precision
 from torch_bridge.parity.draws import draws_numbers
 from torch_bridge.parity.float64 import in_float64
+from torch_bridge.parity.inputs import resize_inputs
 from torch_bridge.parity.training import STAGE
-from torch_bridge.porting import ensemble
 from trust import mutations
 from trust.networks import Choices, Drawn, drawn
 
 PLANS = (Plan(members=1), Plan(members=1, unroll=True), Plan(members=1, rows=2))
 
+_convert: Any = importlib.import_module("torch_bridge.lowering.convert")
 _divergence: Any = importlib.import_module("torch_bridge.parity.divergence")
 
 
@@ -87,8 +88,8 @@ def _difference_of_plans(ensemble: Ensemble, network: Drawn, plan: Plan) -> list
     if draws_numbers(ensemble, network.inputs):  # others for other rows
         return []
     members = network.models[:1]
-    with fresh(members, network.inputs), jax.enable_x64(True), reference.equal_precision(), reference.widened():
-        (double,), inputs = reference.in_double(members), reference.doubled(network.inputs)
+    with fresh(members, network.inputs), jax.enable_x64(True), precision.equal_precision(), precision.widened():
+        (double,), inputs = precision.in_double(members), precision.doubled(network.inputs)
         exact = in_float64(ensemble, double, inputs)
         all_at_once = _leaves(exact(*inputs, plan=Plan()))
         try:
@@ -117,7 +118,7 @@ def mutants(choices: Choices, wanted: Sequence[str]) -> list[Mutant]:
         network = drawn(choices)
         try:
             right = _ported(network)
-            lowered = ensemble.convert(network.models[0], network.inputs, Opened(network.batch_axis))
+            lowered = _convert.convert(network.models[0], network.inputs, Opened(network.batch_axis))
         except UnsupportedError:
             return []
         return [mutant for name in wanted if (mutant := _mutant(network, right, lowered, name)) is not None]
@@ -149,7 +150,7 @@ def _mutant(network: Drawn, right: Ensemble, lowered: Lowered, name: str) -> Mut
 def _captured_once() -> Iterator[None]:
     """Exports a network once in each precision: its graph is the same for all errors, and takes long."""
     captured: dict[torch.dtype, Any] = {}
-    capture = ensemble.capture
+    capture = _convert.capture
 
     def once(*args: Any) -> Any:
         dtype = torch.get_default_dtype()
@@ -163,7 +164,7 @@ def _captured_once() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _planted(change: mutations.Change) -> Iterator[None]:
-    lower = ensemble.lower
+    lower = _convert.lower
 
     def wrong(*args: Any, **kwargs: Any) -> Lowered:
         lowered = lower(*args, **kwargs)
@@ -176,24 +177,24 @@ def _planted(change: mutations.Change) -> Iterator[None]:
 @contextlib.contextmanager
 def _replaced(name: str, function: Any) -> Iterator[None]:
     """Another function for one that porting calls, and looking for the first module that differs."""
-    before = getattr(assemble, name)
-    for place in (assemble, _divergence):
+    before = getattr(_convert, name)
+    for place in (_convert, _divergence):
         setattr(place, name, function)
     try:
         yield
     finally:
-        for place in (assemble, _divergence):
+        for place in (_convert, _divergence):
             setattr(place, name, before)
 
 
 def _differ(right: Ensemble, wrong: Ensemble, network: Drawn) -> bool:
     """Whether an error changes any output at all, for inputs that the check does not see."""
-    inputs = reference.doubled(network.inputs)
+    inputs = precision.doubled(network.inputs)
     rows = 4 if network.batch_axis == 0 else len(inputs[0])
-    with jax.enable_x64(True), reference.equal_precision():
+    with jax.enable_x64(True), precision.equal_precision():
         both = [ensemble.astype("float64") for ensemble in (right, wrong)]
         for seed, scale in enumerate((0.5, 1.0, 2.0)):
-            others = reference.resized(inputs, rows, 0, seed=100 + seed).positional
+            others = resize_inputs(inputs, rows, 0, seed=100 + seed).positional
             others = pytree.tree_map(lambda x, scale=scale: scale * x if x.is_floating_point() else x, others)
             a, b = (_leaves(ensemble(*others)) for ensemble in both)
             if any(x.shape != y.shape or _distance(x, y) > 1e-9 for x, y in zip(a, b, strict=True)):

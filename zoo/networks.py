@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from torch_bridge.graph.examples import Arguments
-from torch_bridge.parity.perturbed import perturb
+from torch_bridge.members.constant_weights import perturb
 from zoo import families
 
 ADDED = Path(__file__).resolve().parent.parent / "build" / "zoo"

@@ -8,7 +8,7 @@ import torch
 
 import torch_bridge
 from jaxensemble import UnsupportedError
-from jaxensemble.inputs import as_arrays
+from jaxensemble.arrays import as_arrays
 from jaxensemble.network.arguments import bound
 from jaxensemble.programs.rewrite import primitives
 from torch_bridge.parity import ParityReport

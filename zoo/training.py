@@ -7,11 +7,12 @@ import torch
 
 import torch_bridge
 from jaxensemble import UnsupportedError
-from jaxensemble.inputs import as_arrays
+from jaxensemble.arrays import as_arrays
 from torch_bridge.graph.examples import Arguments
-from torch_bridge.parity import reference, steps
+from torch_bridge.parity import precision, steps
 from torch_bridge.parity.draws import Draws
 from torch_bridge.parity.float64 import in_float64
+from torch_bridge.parity.inputs import laid_out, per_member, stacked_inputs
 from torch_bridge.parity.result import Row
 from zoo import networks
 from zoo.one import MEMBERS, Result
@@ -62,11 +63,11 @@ def prove(name: str) -> Result:
         ensemble = torch_bridge.to_ensemble(models, *inputs, check=False)
     except UnsupportedError as error:
         return dataclasses.replace(known, status="refused", reason=str(error))
-    doubles, wide = reference.in_double(models), reference.doubled(inputs)
-    with reference.equal_precision(), jax.enable_x64(True), reference.widened():
+    doubles, wide = precision.in_double(models), precision.doubled(inputs)
+    with precision.equal_precision(), jax.enable_x64(True), precision.widened():
         exact = in_float64(ensemble, doubles[0], wide)
-        each = reference.per_member(wide, MEMBERS, 0)
-        arrays = as_arrays(reference.stacked_inputs([reference.laid_out(one, "torch") for one in each]), "inputs")
+        each = per_member(wide, MEMBERS, 0)
+        arrays = as_arrays(stacked_inputs([laid_out(one, "torch") for one in each]), "inputs")
         only = {OPTIMIZER: steps.OPTIMIZERS[OPTIMIZER]}
         rows, notes = steps.compare(exact, doubles, each, arrays, Draws((), jax.random.key(0)), only)
     return _judged(known, [row for row in rows if OPTIMIZER in row.stage], notes)

@@ -7,7 +7,7 @@ from typing import Any
 from jaxensemble.artifact.loading import Artifact
 from jaxensemble.artifact.manifest import Manifest
 from jaxensemble.files.schema import to_plain
-from jaxensemble.inputs import shape_text
+from jaxensemble.network.inputs import shape_text
 from jaxensemble.network.proof import Proof
 from jaxensemble.network.sources import describe_sources
 

@@ -11,7 +11,8 @@ from typing import Any
 
 import jax
 
-from jaxensemble.artifact.dtypes import KEYS, is_key
+from jaxensemble.arrays import ENABLE, require_x64, x64_is_on
+from jaxensemble.artifact.contents import Saved
 from jaxensemble.artifact.manifest import (
     FILES,
     MANIFEST,
@@ -24,10 +25,9 @@ from jaxensemble.artifact.manifest import (
     manifest_from_json,
 )
 from jaxensemble.artifact.weights import as_leaf, check_header, differences, read_header, read_leaves
-from jaxensemble.ensemble import Ensemble
+from jaxensemble.dtypes import KEYS, is_key
 from jaxensemble.errors import InputError, JaxEnsembleError, NarrowIntegerWarning, described, first_line
 from jaxensemble.files.durable import as_path
-from jaxensemble.inputs import ENABLE, require_x64, x64_is_on
 from jaxensemble.modules.build import skeleton
 from jaxensemble.modules.state import KINDS, State, flatten, unflatten
 from jaxensemble.modules.structure import Structure
@@ -88,8 +88,8 @@ class Artifact:
             raise InputError(f"`{folder}` {what}: {error.details}") from error
         return cls(folder, manifest, network)
 
-    def load(self) -> Ensemble:
-        """The ensemble.
+    def read(self) -> Saved:
+        """Reads the arrays: what was saved.
 
         Without a proof, and with a `NarrowIntegerWarning`, if it was saved with 64-bit types that JAX has off now.
 
@@ -111,9 +111,9 @@ class Artifact:
         trees: dict[str, Any] = {
             kind: unflatten({name: arrays[name] for name in flatten(getattr(state, kind))}) for kind in KINDS
         }
-        ensemble = Ensemble(state.graphdef, **trees, network=self.network, origin=self.manifest.origin)
-        proof = None if self._narrowed() else self.manifest.proof
-        return ensemble.proven(proof, self.manifest.lineage).read_from(self.manifest.sources)
+        said = self.manifest
+        proof = None if self._narrowed() else said.proof
+        return Saved(state._replace(**trees), self.network, said.origin, proof, said.lineage, said.sources)
 
     def training(self) -> tuple[str, ...]:
         """The layers in training mode: see `Structure.training`."""

@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from jaxensemble.artifact.dtypes import CODES, KEYS, PAIRS
+from jaxensemble.dtypes import CODES, KEYS, PAIRS
 from jaxensemble.errors import InputError
 from jaxensemble.files.schema import from_plain, parse, to_plain
 from jaxensemble.modules.state import KINDS
@@ -16,7 +16,7 @@ from jaxensemble.network.proof import Lineage, Proof, check_proof
 from jaxensemble.network.sources import Source
 from jaxensemble.network.weight_map import Origin, check_origin
 
-VERSION = 1
+FORMAT = 1
 """The version of the format. Others are refused."""
 
 MANIFEST, WEIGHTS, NETWORK, SOURCE = "manifest.json", "weights.safetensors", "network.json", "source.py"
@@ -96,9 +96,9 @@ def manifest_from_json(text: bytes) -> Manifest:
     """
     content = parse(text, MANIFEST)
     version = content.get("version") if isinstance(content, dict) else None
-    if type(version) is not int or version != VERSION:
+    if type(version) is not int or version != FORMAT:
         raise InputError(
-            f"{MANIFEST}: expected format version {VERSION}, got {version!r}: this is no artifact, or one that another "
+            f"{MANIFEST}: expected format version {FORMAT}, got {version!r}: this is no artifact, or one that another "
             "version of jaxensemble wrote"
         )
     digest = content.pop("sha256", None)

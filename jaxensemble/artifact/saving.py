@@ -3,19 +3,20 @@
 import dataclasses
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import flax
 import jax
 
-import jaxensemble
+from jaxensemble.arrays import x64_is_on
+from jaxensemble.artifact.contents import Saved
 from jaxensemble.artifact.loading import misfits, verify
 from jaxensemble.artifact.manifest import (
     FILES,
+    FORMAT,
     MANIFEST,
     NETWORK,
     SOURCE,
-    VERSION,
     WEIGHTS,
     FileRecord,
     LeafRecord,
@@ -25,7 +26,6 @@ from jaxensemble.artifact.weights import encoded, leaves_of
 from jaxensemble.errors import InputError, StateError
 from jaxensemble.files import durable
 from jaxensemble.files.durable import as_path
-from jaxensemble.inputs import x64_is_on
 from jaxensemble.modules.build import skeleton
 from jaxensemble.modules.state import State
 from jaxensemble.modules.structure import Structure
@@ -33,16 +33,14 @@ from jaxensemble.network.json_format import from_json, to_json
 from jaxensemble.network.network import Network
 from jaxensemble.network.weight_map import Origin
 from jaxensemble.source import print_source
-
-if TYPE_CHECKING:
-    from jaxensemble.ensemble import Ensemble
+from jaxensemble.version import VERSION
 
 
-def save(ensemble: "Ensemble", path: Path | str, *, force: bool = False) -> None:
-    """See [`Ensemble.save`][jaxensemble.Ensemble.save]."""
+def write(saved: Saved, path: Path | str, *, force: bool = False) -> None:
+    """Writes an artifact: see [`Ensemble.save`][jaxensemble.Ensemble.save]."""
     check_target(path, force=force)
-    network, origin = network_of(ensemble), _origin(ensemble)
-    leaves, proof = leaves_of(ensemble.state), ensemble.proof
+    network, origin = network_of(saved), _origin(saved)
+    leaves, proof = leaves_of(saved.state), saved.proof
     with durable.new_directory(Path(path).resolve(), FILES, replace=force) as folder:
         files = {
             NETWORK: FileRecord(*durable.write(folder / NETWORK, [to_json(network).encode()])),
@@ -51,17 +49,17 @@ def save(ensemble: "Ensemble", path: Path | str, *, force: bool = False) -> None
         records: dict[str, LeafRecord] = {}
         files[WEIGHTS] = FileRecord(*durable.write(folder / WEIGHTS, encoded(leaves, records)))
         manifest = Manifest(
-            version=VERSION,
-            versions={"jaxensemble": jaxensemble.__version__, "jax": jax.__version__, "flax": flax.__version__},
-            members=len(ensemble),
+            version=FORMAT,
+            versions={"jaxensemble": VERSION, "jax": jax.__version__, "flax": flax.__version__},
+            members=saved.members,
             x64=(x64_is_on() if proof is None else proof.x64) or _wide(leaves.values()),
             verified=proof is not None,
             files=files,
             leaves={name: records[name] for name in leaves},
             proof=proof,
-            lineage=ensemble.lineage,
+            lineage=saved.lineage,
             origin=origin,
-            sources=ensemble.sources,
+            sources=saved.sources,
         )
         durable.write(folder / MANIFEST, [manifest.to_json().encode()])
         if verify(folder) != manifest:  # which reads everything back, and is as strict as loading
@@ -88,31 +86,31 @@ def check_target(path: Path | str, *, force: bool = False) -> None:
         raise InputError(f"`{path}` exists: force=True (--force) replaces it")
 
 
-def network_of(ensemble: "Ensemble") -> Network:
+def network_of(saved: Saved) -> Network:
     """The network in the mode that the ensemble is in, as it will be read back."""
-    network = ensemble.network
+    network = saved.network
     if not isinstance(network, Network):
         raise StateError(
             "only a network that was ported can be saved as data: this ensemble was made of Flax modules, and no file "
             'could hold their code. Save its arrays instead, {"params": ensemble.params, "buffers": ensemble.buffers}, '
             "for instance with orbax.checkpoint.StandardCheckpointer, and make the modules with your code."
         )
-    for candidate in (network, dataclasses.replace(network, training=_training(network, ensemble.graphdef))):
+    for candidate in (network, dataclasses.replace(network, training=_training(network, saved.state.graphdef))):
         again = from_json(to_json(candidate))
         with jax.enable_x64(True):  # as it is loaded: embeddings know their dtype, which may be float64
             state = skeleton(again)
-        if state.graphdef == ensemble.graphdef:
-            _check_fit(state, ensemble)
+        if state.graphdef == saved.state.graphdef:
+            _check_fit(state, saved)
             return again
     raise StateError(f"the structure of the ensemble is no longer that of its network, {network.name}: it was changed")
 
 
-def _check_fit(state: State, ensemble: "Ensemble") -> None:
+def _check_fit(state: State, saved: Saved) -> None:
     found = {
         name: LeafRecord(kind, str(leaf.dtype), tuple(leaf.shape), "")
-        for name, (kind, leaf) in leaves_of(ensemble.state).items()
+        for name, (kind, leaf) in leaves_of(saved.state).items()
     }
-    problems = misfits(state, found, len(ensemble))
+    problems = misfits(state, found, saved.members)
     if problems:
         raise StateError("the arrays of the ensemble do not fit its network:\n  " + "\n  ".join(problems))
 
@@ -131,8 +129,8 @@ def _wide(leaves: Iterable[tuple[str, Any]]) -> bool:
     return any(str(leaf.dtype) in ("float64", "complex128", "int64", "uint64") for _, leaf in leaves)
 
 
-def _origin(ensemble: "Ensemble") -> Origin | None:
-    origin = ensemble.origin
+def _origin(saved: Saved) -> Origin | None:
+    origin = saved.origin
     if origin is not None and not isinstance(origin, Origin):
         raise StateError(
             f"`origin` must be a jaxensemble.network.weight_map.Origin to be saved; got {type(origin).__name__}"

@@ -18,10 +18,10 @@ import jax.numpy as jnp
 import numpy as np
 import safetensors
 
-from jaxensemble.artifact.dtypes import CODES, KEYS, PAIRS, is_key, numpy_dtype
+from jaxensemble.arrays import as_array
 from jaxensemble.artifact.manifest import WEIGHTS, LeafRecord
+from jaxensemble.dtypes import CODES, KEYS, PAIRS, is_key, numpy_dtype
 from jaxensemble.errors import InputError, StateError, first_line
-from jaxensemble.inputs import as_array
 from jaxensemble.modules.state import KINDS, State, flatten
 
 _NAMES = {code: name for name, code in CODES.items()}

@@ -8,8 +8,7 @@ from jaxensemble.layers.linear import Bilinear
 from jaxensemble.layers.mode import Training
 from jaxensemble.layers.normalization import BatchNorm, InstanceNorm
 from jaxensemble.layers.recurrent import GRU, LSTM, RNN, GRUCell, LSTMCell, RNNCell
-from jaxensemble.layers.variables import Buffer
-from jaxensemble.modules.state import Constant
+from jaxensemble.layers.variables import Buffer, Constant
 
 __all__ = [
     "GRU",

@@ -7,10 +7,10 @@ import jax
 from flax import nnx
 
 from jaxensemble.errors import StateError
+from jaxensemble.modules.classes import load_class
 from jaxensemble.modules.randomness import first_state
 from jaxensemble.modules.state import State, flatten, split, unflatten
 from jaxensemble.network.network import Network
-from jaxensemble.source import load_class
 
 
 def skeleton(network: Network) -> State:

@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from jaxensemble.arrays import require_x64
 from jaxensemble.compat import Tracer
 from jaxensemble.errors import InputError, MemberError
-from jaxensemble.inputs import require_x64
 from jaxensemble.modules.state import KINDS, State, Tree, flatten, split
 from jaxensemble.modules.structure import structure_differences
 

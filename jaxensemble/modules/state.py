@@ -17,15 +17,12 @@ from typing import Any, Literal, NamedTuple
 from flax import nnx
 
 from jaxensemble.errors import InputError, StateError, of_pytorch
+from jaxensemble.layers.variables import Constant
 from jaxensemble.modules.structure import Leaf, Structure
 
 Tree = dict[str, Any]  # nested dicts; the leaves are arrays
 Kind = Literal["params", "buffers", "constants", "rngs"]
 KINDS: tuple[Kind, ...] = ("params", "buffers", "constants", "rngs")
-
-
-class Constant(nnx.Variable):
-    """An array that all members share and nothing trains, such as a folded table of positions; never stacked."""
 
 
 class State(NamedTuple):

@@ -9,7 +9,7 @@ import dataclasses
 import functools
 import types
 import weakref
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -18,6 +18,8 @@ from flax import nnx
 
 from jaxensemble.compat import LeafAttr, NodeAttr, NodeDef, NodeRef, Tracer, VariableDef
 from jaxensemble.errors import InputError, UnsupportedError
+from jaxensemble.layers.mode import Training
+from jaxensemble.modules.portable import portable
 
 Path = tuple[str, ...]
 
@@ -133,8 +135,6 @@ class Structure(nnx.GraphDef):
         return self
 
     def __reduce__(self) -> tuple[Any, ...]:
-        from jaxensemble.artifact.pickling import portable  # which needs what is defined here
-
         nodes = [
             dataclasses.replace(node, type=portable(node.type), metadata=portable(node.metadata))
             if isinstance(node, NodeDef)
@@ -160,8 +160,6 @@ class Structure(nnx.GraphDef):
 
         A module that asks for its mode itself (`if self.training`) is one, too; the root is called `itself`.
         """
-        from jaxensemble.layers.mode import Training  # which needs what is defined here
-
         return tuple(
             ".".join(path[: -2 if self.entries[path[:-1]][1] is Training else -1]) or "itself"
             for path, evaluating in self.modes.items()
@@ -178,15 +176,6 @@ class Structure(nnx.GraphDef):
 def _restored(nodes: Any, attributes: Any, num_leaves: int) -> Structure:
     """The structure that was pickled: what is kept of a graph definition beside it is read anew."""
     return Structure.of(nnx.GraphDef(nodes, attributes, num_leaves))
-
-
-def listed(names: Sequence[str]) -> str:
-    """The first few of many names.
-
-    >>> listed(["a", "b"]), listed(["a", "b", "c", "d", "e"])
-    ('a, b', 'a, b, c and 2 more')
-    """
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def structure_differences(a: nnx.GraphDef, b: nnx.GraphDef) -> list[tuple[str, Any, Any]]:

@@ -218,12 +218,6 @@ class Network:
         trees = {name or f"inputs[{k}]": tree for k, (name, tree) in enumerate(zip(names, self.inputs, strict=True))}
         return {place: value for name, tree in trees.items() for place, value in _fixed(tree, name)}
 
-    def source(self) -> str:
-        """The network as Flax source: see `jaxensemble.source.print_source`."""
-        from jaxensemble.source import print_source  # which needs what is defined here
-
-        return print_source(self)
-
 
 def with_param_dtype(network: Network, paths: Collection[str], dtype: str) -> Network:
     """The network with the dtype of some layers' parameters, told only where it is not Flax's default.

@@ -329,7 +329,9 @@ def _cond(step: _Step) -> bool:
 
 _PROGRAMS = (_call, _custom_jvp, _scan, _while, _cond)
 
-_PACKAGES = tuple(f"{Path(file).parent}{os.sep}" for file in (jax.__file__, flax.__file__, __file__))
+_PACKAGES = tuple(
+    f"{folder}{os.sep}" for folder in (Path(jax.__file__).parent, Path(flax.__file__).parent, Path(__file__).parents[1])
+)
 
 _RULES: dict[str, Callable[[_Step], bool]] = {
     **dict.fromkeys(

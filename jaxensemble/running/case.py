@@ -8,9 +8,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxensemble.arrays import x64_is_on
 from jaxensemble.compat import Program
 from jaxensemble.errors import InputError, described
-from jaxensemble.inputs import x64_is_on
 from jaxensemble.programs.cpu.matmuls import is_long
 from jaxensemble.programs.rewrite import CONVOLUTION, PRODUCT, equations, largest_step, peak_bytes, rewritten
 from jaxensemble.programs.rows import Axes, MixedRows, row_axes

@@ -11,8 +11,8 @@ from flax import nnx
 from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 
+from jaxensemble.arrays import ENABLE
 from jaxensemble.errors import InputError, JaxEnsembleError, StateError, described
-from jaxensemble.inputs import ENABLE
 from jaxensemble.modules.randomness import (
     SPLIT,
     failed_while_mapped,

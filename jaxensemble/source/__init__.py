@@ -1,81 +1,9 @@
-"""`Network` to readable Flax source, and back to life: running a network is importing the source printed here.
+"""A `Network` as readable Flax source. Running a network is importing the source printed here.
 
 There is no interpreter beside it whose behaviour could differ. The text is made of validated names and literals alone,
 so a network that comes from a file cannot smuggle code into it.
 """
 
-import hashlib
-import linecache
-import sys
-import types
-from functools import cache
-from typing import Any
+from jaxensemble.source.write.module import Printer, print_source
 
-from jaxensemble.network.network import Network
-from jaxensemble.source.plan.settle import Plan
-from jaxensemble.source.write.module import Printer
-
-__all__ = ["load_class", "made_from", "print_source", "source_of"]
-
-
-def print_source(network: Network) -> str:
-    """The source of a Python module whose last class is the network: what a Flax programmer would write by hand.
-
-    Lines are at most 120 characters long and laid out as `ruff format` lays them out.
-
-    **Raises:** `InputError` where a name or constant of the network cannot stand in source.
-    """
-    return Printer(Plan(network)).text()
-
-
-def load_class(network: Network) -> type[Any]:
-    """The class of a network, from its source: an `nnx.Module` that is made with `rngs` and called with the inputs.
-
-    Tracebacks and `inspect.getsource` show the lines of the source. Networks with equal source share one class.
-
-    **Raises:** `InputError` as `print_source` does.
-    """
-    printer = Printer(Plan(network))
-    return _loaded(printer.text(), printer.class_name)
-
-
-def source_of(made: Any) -> tuple[str, str] | None:
-    """The source that a class or a function was made from, and its network's class; None for any other one."""
-    return _SOURCES.get(made.__module__)
-
-
-def made_from(text: str, class_name: str, name: str) -> Any:
-    """The class or the function of this name in the source of a network: the inverse of `source_of`."""
-    return getattr(sys.modules[_loaded(text, class_name).__module__], name)
-
-
-_SOURCES: dict[str, tuple[str, str]] = {}  # by the modules that were made
-
-
-@cache
-def _loaded(text: str, class_name: str) -> type[Any]:
-    digest = hashlib.sha256(text.encode()).hexdigest()[:12]
-    filename = f"<jaxensemble {class_name} {digest}>"
-    module = types.ModuleType(f"jaxensemble_{class_name}_{digest}")
-    module.__file__ = filename
-    sys.modules[module.__name__] = module  # where inspect and pickle look for it
-    linecache.cache[filename] = (len(text), None, text.splitlines(keepends=True), filename)
-    exec(compile(text, filename, "exec", dont_inherit=True), module.__dict__)
-    _SOURCES[module.__name__] = text, class_name
-    for kind in vars(module).values():
-        if isinstance(kind, type) and kind.__module__ == module.__name__:
-            kind.__reduce__, kind.__copy__ = _reduced, _copied  # type: ignore[attr-defined]
-    return getattr(module, class_name)
-
-
-def _reduced(module: Any) -> Any:
-    from jaxensemble.artifact.pickling import reduced_module  # which needs what is defined here
-
-    return reduced_module(module)
-
-
-def _copied(module: Any) -> Any:
-    """A copy that shares its arrays, as those of other modules do."""
-    copied = object.__new__(type(module))
-    copied.__setstate__(module.__getstate__())
-    return copied
+__all__ = ["Printer", "print_source"]

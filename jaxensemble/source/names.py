@@ -4,7 +4,6 @@ Every name in a `Network` may come from a file that someone else wrote. Nothing 
 checked here and literals.
 """
 
-import importlib
 import keyword
 import re
 from collections.abc import Iterable
@@ -12,45 +11,15 @@ from collections.abc import Iterable
 from flax import nnx
 
 from jaxensemble.errors import InputError
-
-IMPORTS = {
-    "jax": "import jax",
-    "jnp": "import jax.numpy as jnp",
-    "nnx": "from flax import nnx",
-    "lax": "from jax import lax",
-    "layers": "from jaxensemble import layers",
-    "ops": "from jaxensemble import ops",
-    "records": "from jaxensemble import records",
-}
-"""The modules whose functions and layers a network may name, and how the source imports each."""
-
-OWN = ("layers", "ops", "records")
-"""Those of this package."""
+from jaxensemble.network.vocabulary import IMPORTS
 
 TAKEN = frozenset({*IMPORTS, *keyword.kwlist, "_", "self", "rngs"}) | {
     "complex", "getattr", "range", "setattr", "super", "ValueError"
 }  # fmt: skip
 """Names that nothing in the source may be given."""
 
-METHODS = frozenset(
-    f".{name}"
-    for name in """
-    all any argmax argmin argsort astype clip conj cumprod cumsum dot flatten max mean min prod ravel repeat reshape
-    round sort squeeze std sum swapaxes take transpose var view
-    """.split()
-)
-"""The methods of an array that a network may call, as the target of a call names them."""
 
 _RESERVED = frozenset(dir(nnx.Module))
-
-
-def is_identifier(name: str) -> bool:
-    """Whether a name can be spelled as an attribute: ASCII (Python rewrites other letters), no keyword, not mangled.
-
-    >>> is_identifier("conv1"), is_identifier("my-block"), is_identifier("class"), is_identifier("__x")
-    (True, False, False, False)
-    """
-    return name.isascii() and name.isidentifier() and not keyword.iskeyword(name) and not name.startswith("__")
 
 
 def check_child(name: str, path: str) -> None:
@@ -93,91 +62,3 @@ def unused(name: str, taken: Iterable[str]) -> str:
     while candidate in taken:
         number, candidate = number + 1, f"{stem}{number}"
     return candidate
-
-
-def resolve(dotted: str) -> object:
-    """What a dotted name stands for: `nnx.Linear`, `jnp.concatenate`.
-
-    **Raises:** `InputError` if it is not in one of the modules of `IMPORTS`.
-    """
-    root, *rest = dotted.split(".")
-    if root not in IMPORTS or not rest or not all(is_identifier(p) and not p.startswith("_") for p in rest):
-        raise InputError(f"a layer or function has to be named like nnx.Linear or jnp.add; got {dotted!r}")
-    found: object = _module(root)
-    for part in rest:
-        if not hasattr(found, part):
-            raise InputError(f"{dotted!r} names nothing: {part!r} was not found")
-        found = getattr(found, part)
-    return found
-
-
-def _module(root: str) -> object:
-    full = {"jnp": "jax.numpy", "nnx": "flax.nnx", "lax": "jax.lax"}
-    return importlib.import_module(full.get(root, f"jaxensemble.{root}" if root in OWN else root))
-
-
-_FUNCTIONS = re.compile(
-    r"(jnp|ops|jnp\.(linalg|fft)|jax\.(nn|image|random|scipy\.special|scipy\.linalg))\.[a-z]\w*"
-    r"|nnx\.(\w+_pool|dot_product_attention)"
-)
-_FORBIDDEN = re.compile(
-    r"save|load|from|print|callback|piecewise|vectorize|apply_|while|cond|custom|jit|infeed|outfeed|fun[cm]|mask_indices"
-)
-_OF_LAX = frozenset(
-    f"lax.{name}"
-    for name in """
-    abs acos acosh add argmax argmin asin asinh atan atan2 atanh bessel_i0e bessel_i1e betainc bitwise_and bitwise_not
-    bitwise_or bitwise_xor cbrt ceil clamp clz collapse complex concatenate conj convert_element_type cos cosh
-    cumlogsumexp cummax cummin cumprod cumsum digamma div dot eq erf erf_inv erfc exp exp2 expand_dims expm1 floor ge gt
-    igamma igammac imag integer_pow is_finite le lgamma log log1p logistic lt max min mul ne neg nextafter polygamma
-    population_count pow real reciprocal rem reshape rev round rsqrt select shift_left shift_right_arithmetic
-    shift_right_logical sign sin sinh sort sqrt square squeeze stop_gradient sub tan tanh top_k transpose zeta
-    """.split()
-)
-"""What of `jax.lax` computes numbers from numbers; the rest calls functions, speaks to other devices or has a state."""
-
-TAKE_FUNCTIONS = frozenset({"ops.rnn", "ops.rnn_cell"})
-"""The functions that a network may hand a function, which they call once for each step of a sequence."""
-
-
-def check_function(dotted: str) -> None:
-    """Refuses what is no function on arrays: everything that reads files, or calls what it is handed.
-
-    Only `TAKE_FUNCTIONS` call what they are handed: see `check_handed`. Of lax, what computes numbers from numbers is
-    allowed; of nnx, the activations (those of `jax.nn`), poolings and attention.
-
-    **Raises:** `InputError` for such a name.
-    """
-    activation = re.sub(r"^nnx\.", "jax.nn.", dotted)
-    known = _FUNCTIONS.fullmatch(dotted) or (_FUNCTIONS.fullmatch(activation) and callable(resolve(activation)))
-    if not (known or dotted in _OF_LAX) or _FORBIDDEN.search(dotted) or not callable(resolve(dotted)):
-        raise InputError(f"a network may call functions on arrays, such as jnp.add or jax.nn.gelu; got {dotted!r}")
-
-
-def check_handed(target: str, functions: Iterable[str]) -> None:
-    """Refuses functions as arguments of a call, unless it is to one of `TAKE_FUNCTIONS`.
-
-    **Raises:** `InputError` naming them.
-    """
-    handed = ", ".join(dict.fromkeys(functions))
-    if handed and target not in TAKE_FUNCTIONS:
-        takers = " and ".join(sorted(TAKE_FUNCTIONS))
-        raise InputError(f"a network may hand functions to {takers} alone; got {handed} as an argument of {target!r}")
-
-
-def check_keyword(name: str) -> None:
-    """Refuses what cannot be the name of an argument.
-
-    **Raises:** `InputError` for such a name.
-    """
-    if not is_identifier(name):
-        raise InputError(f"the name of an argument has to be an identifier; got {name!r}")
-
-
-def check_method(target: str) -> None:
-    """Refuses what is no method of `jax.Array` that gives an array.
-
-    **Raises:** `InputError` for such a name.
-    """
-    if target not in METHODS:
-        raise InputError(f"a network may call these methods of an array: {', '.join(sorted(METHODS))}; got {target!r}")

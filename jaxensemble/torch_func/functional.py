@@ -22,13 +22,13 @@ import numpy as np
 from flax import nnx
 from jax import lax
 
+from jaxensemble.arrays import as_array
 from jaxensemble.errors import InputError, StateError, UnsupportedError
-from jaxensemble.inputs import as_array
 from jaxensemble.modules.randomness import inside_vmap, keys_when_drawn
 from jaxensemble.modules.stacking import count_members, stack_states, unstack
 from jaxensemble.modules.state import KINDS, State, Tree, flatten, kind_of, merge, split, unflatten
 from jaxensemble.modules.structure import Fixed, Leaf, Node, Path, Structure
-from jaxensemble.programs.mapped_convolutions import convolved
+from jaxensemble.programs.cpu.mapped_convolutions import convolved
 from jaxensemble.running.device import device_of
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import jax
 
-from jaxensemble.artifact.dtypes import is_key
+from jaxensemble.dtypes import is_key
 from jaxensemble.errors import InputError
 from jaxensemble.files.durable import as_path
 from jaxensemble.training.fingerprint import named

@@ -7,10 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxensemble.arrays import as_array, as_arrays, require_x64
 from jaxensemble.ensemble import Ensemble
 from jaxensemble.errors import InputError
-from jaxensemble.inputs import as_array, as_arrays, batch_axes, check_inputs, check_member_axis, require_x64
 from jaxensemble.network.arguments import bound
+from jaxensemble.network.inputs import batch_axes, check_inputs, check_member_axis
 from jaxensemble.network.network import Network
 from jaxensemble.programs.rows import Axes
 

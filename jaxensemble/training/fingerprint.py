@@ -8,8 +8,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxensemble.artifact.dtypes import is_key
 from jaxensemble.compat import Literal, Program, Var, constants, is_program
+from jaxensemble.dtypes import is_key
 from jaxensemble.errors import InputError
 from jaxensemble.programs.rewrite import equations
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import jax
 
-from jaxensemble.inputs import x64_is_on
-from jaxensemble.modules.structure import listed
+from jaxensemble.arrays import x64_is_on
+from jaxensemble.errors import listed
 from jaxensemble.training.augmentation import Augment
 from jaxensemble.training.fingerprint import digest, digest_of_function, digest_of_program, digest_of_shapes
 from jaxensemble.training.losses import Loss, number_of

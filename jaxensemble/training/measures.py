@@ -9,7 +9,7 @@ import numpy as np
 from jax import lax
 
 from jaxensemble.ensemble import Ensemble
-from jaxensemble.inputs import batch_axes
+from jaxensemble.network.inputs import batch_axes
 from jaxensemble.training.data import along, rows_of
 from jaxensemble.training.identity import of_function
 from jaxensemble.training.losses import Loss, number_of

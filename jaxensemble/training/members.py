@@ -3,7 +3,7 @@
 import dataclasses
 import itertools
 from collections.abc import Callable, Collection, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,21 +13,52 @@ from jax import lax
 from jaxensemble.modules.state import Tree, flatten, unflatten
 from jaxensemble.programs.cpu.training import for_training
 from jaxensemble.programs.rewrite import rewritten
-from jaxensemble.running.members import KEPT, ON_CPUS, over_members
-from jaxensemble.training.augmentation import keys_of
+from jaxensemble.programs.rows import Axes
+from jaxensemble.running.members import KEPT, ON_CPUS, Call, over_members
+from jaxensemble.training.augmentation import Augment, augmented, keys_of
 from jaxensemble.training.data import along, rows_of
-from jaxensemble.training.losses import number_of
+from jaxensemble.training.losses import Loss, number_of
 from jaxensemble.training.state import with_trained
 
-if TYPE_CHECKING:
-    from jaxensemble.training.step import Step
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """One kind of step, all of it known when it is compiled.
+
+    - `call`: that of a minibatch, which members have of their own with `call.each`.
+    - `axes`: the batch axis of every array of one member's minibatch, inputs first; `given`: of its data.
+    - `own_data`, `own_rows`: whether data, and indices of rows, have a member axis.
+    - `idle`: the parameters that the loss does not reach, as behind `lax.stop_gradient`. As PyTorch's optimizers pass
+      over them, decay and all, they stay as they are, and so does what the optimizer holds for them.
+    - `augment`: what changes every member's minibatch.
+    """
+
+    call: Call
+    loss: Loss
+    axes: Axes
+    given: Axes
+    own_data: bool
+    own_rows: bool
+    idle: frozenset[str] = frozenset()
+    augment: Augment | None = None
+
+    def minibatch(self, data: Any, rows: Any, keys: Any) -> Any:
+        """The minibatch of a step: `[N, ...]`, or `[m, N, ...]` where members have one of their own, `keys` `[m]`."""
+
+        def one(data: Any, rows: Any, key: Any) -> Any:
+            taken = along(data, self.given, lambda leaf, axis: leaf if rows is None else jnp.take(leaf, rows, axis))
+            return taken if self.augment is None else augmented(self.augment, key, taken)
+
+        if not self.call.each:
+            return one(data, rows, None)
+        return jax.vmap(one, (0 if self.own_data else None, 0 if self.own_rows else None, 0))(data, rows, keys)
 
 
 @dataclasses.dataclass(frozen=True)
 class Members:
     """A step of `size` members, with what all of them share."""
 
-    step: "Step"
+    step: Step
     optimizer: optax.GradientTransformation
     constants: Tree
     steps: jax.Array

@@ -16,8 +16,9 @@ from jaxensemble.training.augmentation import Augment
 from jaxensemble.training.data import as_data, rows_in
 from jaxensemble.training.identity import of_data, of_steps
 from jaxensemble.training.losses import Loss
+from jaxensemble.training.members import Step
 from jaxensemble.training.state import TrainState
-from jaxensemble.training.step import Step, step_for, stepped, stepped_through
+from jaxensemble.training.step import step_for, stepped, stepped_through
 
 Shuffle = Literal["different", "same", "never"]
 

@@ -5,26 +5,24 @@ import functools
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax import lax
 
 from jaxensemble.compat import JaxprEqn, Literal, Program
 from jaxensemble.errors import InputError
-from jaxensemble.inputs import batch_axes
 from jaxensemble.modules.state import Tree, flatten, merge, split, unflatten
+from jaxensemble.network.inputs import batch_axes
 from jaxensemble.programs.cpu.training import for_training
 from jaxensemble.programs.rewrite import peak_bytes
-from jaxensemble.programs.rows import Axes
 from jaxensemble.running.case import SMALL, Case, planned
 from jaxensemble.running.device import device_of, free_memory
 from jaxensemble.running.members import Call, in_steps
 from jaxensemble.running.plan import Plan, fits, guess
-from jaxensemble.training.augmentation import Augment, augmented, check_draws
-from jaxensemble.training.data import along, as_data, check_data
+from jaxensemble.training.augmentation import Augment, check_draws
+from jaxensemble.training.data import as_data, check_data
 from jaxensemble.training.losses import Loss, check_function, check_is_mean, name_of, number_of, warn_of_pairs
-from jaxensemble.training.members import Members
+from jaxensemble.training.members import Members, Step
 from jaxensemble.training.state import TrainState, of_members, trained, with_trained
 
 
@@ -80,39 +78,6 @@ def checked(state: Any) -> None:
     """Raises `InputError` for anything but a state."""
     if not isinstance(state, TrainState):
         raise InputError(f"`state` must be what TrainState.create makes; got {type(state).__name__}")
-
-
-@dataclasses.dataclass(frozen=True)
-class Step:
-    """One kind of step, all of it known when it is compiled.
-
-    - `call`: that of a minibatch, which members have of their own with `call.each`.
-    - `axes`: the batch axis of every array of one member's minibatch, inputs first; `given`: of its data.
-    - `own_data`, `own_rows`: whether data, and indices of rows, have a member axis.
-    - `idle`: the parameters that the loss does not reach, as behind `lax.stop_gradient`. As PyTorch's optimizers pass
-      over them, decay and all, they stay as they are, and so does what the optimizer holds for them.
-    - `augment`: what changes every member's minibatch.
-    """
-
-    call: Call
-    loss: Loss
-    axes: Axes
-    given: Axes
-    own_data: bool
-    own_rows: bool
-    idle: frozenset[str] = frozenset()
-    augment: Augment | None = None
-
-    def minibatch(self, data: Any, rows: Any, keys: Any) -> Any:
-        """The minibatch of a step: `[N, ...]`, or `[m, N, ...]` where members have one of their own, `keys` `[m]`."""
-
-        def one(data: Any, rows: Any, key: Any) -> Any:
-            taken = along(data, self.given, lambda leaf, axis: leaf if rows is None else jnp.take(leaf, rows, axis))
-            return taken if self.augment is None else augmented(self.augment, key, taken)
-
-        if not self.call.each:
-            return one(data, rows, None)
-        return jax.vmap(one, (0 if self.own_data else None, 0 if self.own_rows else None, 0))(data, rows, keys)
 
 
 def step_for(

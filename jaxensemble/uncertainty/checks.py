@@ -9,10 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike, DTypeLike
 
+from jaxensemble.arrays import as_array
 from jaxensemble.compat import Tracer
-from jaxensemble.errors import InputError, NotANumberWarning
-from jaxensemble.inputs import as_array
-from jaxensemble.modules.structure import listed
+from jaxensemble.errors import InputError, NotANumberWarning, listed
 
 OPTIONS = {"classification": ("outputs_are", "class_axis"), "regression": (), "gaussian": ()}
 """The tasks, and what else each is told."""

@@ -14,7 +14,7 @@ import torch_bridge
 from jaxensemble.ensemble import Ensemble
 from torch_bridge.graph.examples import BatchAxis
 from torch_bridge.members.finite import has_fractions
-from torch_bridge.parity import reference, training
+from torch_bridge.parity import precision, training
 from torch_bridge.parity.float64 import in_float64
 from torch_bridge.parity.gradients import floats
 from torch_bridge.parity.metrics import EXACT
@@ -39,7 +39,7 @@ class Fn(nn.Module):
 def randomised(model: nn.Module, seed: int = 0) -> nn.Module:
     """A float64 copy with every parameter and floating buffer drawn anew: defaults (zeros, ones) hide errors."""
     generator = torch.Generator().manual_seed(seed)
-    (model,) = reference.in_double([model])
+    (model,) = precision.in_double([model])
     with torch.no_grad():
         for tensor in model.parameters():
             tensor.copy_(torch.randn(tensor.shape, generator=generator, dtype=tensor.dtype) * 0.5)
@@ -63,8 +63,8 @@ def assert_ports(
     The batch sizes tried beyond the example's are `batches`, cut from or repeated along `batch_axis`. Returns the
     ported module.
     """
-    model = randomised(model).eval() if randomise else reference.in_double([model])[0]
-    examples = reference.doubled(inputs)
+    model = randomised(model).eval() if randomise else precision.in_double([model])[0]
+    examples = precision.doubled(inputs)
     with jax.enable_x64(True):
         module = to_flax(model, examples, batch_axis=batch_axis)
         for size in (None, *(batches if isinstance(batch_axis, int) else ())):
@@ -170,8 +170,8 @@ def assert_trains(make: Callable[[], nn.Module], *inputs: Tensor, members: int =
     ensemble = torch_bridge.to_ensemble(models, inputs)
     assert ensemble.proof is not None
     assert ensemble.network.evaluation_only is None, ensemble.network.evaluation_only
-    doubles, wide = reference.in_double(models), reference.doubled(inputs)
-    with jax.enable_x64(True), reference.widened():
+    doubles, wide = precision.in_double(models), precision.doubled(inputs)
+    with jax.enable_x64(True), precision.widened():
         exact = in_float64(ensemble, doubles[0], wide)
         rows = training.compare(exact, doubles, wide, wide, EXACT, jax.random.key(0))
     assert isinstance(rows, list), rows

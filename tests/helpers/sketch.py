@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from jaxensemble.modules.classes import load_class
 from jaxensemble.network.network import Arg, Call, Dtype, Func, Layer, Network, Ref, Slice, Tree, Var, Variable
-from jaxensemble.source import load_class
-from jaxensemble.source.names import resolve
+from jaxensemble.network.vocabulary import resolve
 
 
 class Sketch:

@@ -12,11 +12,10 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner, Result
 
-from jaxensemble import Ensemble, terminal
+from jaxensemble import Ensemble, array_files, terminal
 from jaxensemble.artifact import Artifact
 from jaxensemble.cli import app
 from jaxensemble.errors import InputError
-from jaxensemble.files import array_files
 from tests.helpers.artifacts import SAVED, X, run_without_torch
 
 

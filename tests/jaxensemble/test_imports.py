@@ -52,9 +52,10 @@ IMPORTED = BLOCKING + "print(json.dumps(import_all(sys.argv[1])))"
 SAVED_AND_LOADED = """
 import numpy as np
 from flax import nnx
-from jaxensemble import Ensemble, InputError, durable
+from jaxensemble import Ensemble, InputError
+from jaxensemble.files import durable
+from jaxensemble.modules.classes import load_class
 from jaxensemble.network.network import Call, Layer, Network, Ref
-from jaxensemble.source import load_class
 
 layer = Layer("fc", "nnx.Linear", {"in_features": 3, "out_features": 2})
 call = Call("y", "layer:fc", (Ref("x"),), {})
@@ -237,7 +238,7 @@ def test_public_names_are_found_when_asked_for(package: str) -> None:
     assert all(getattr(module, name) is getattr(public, name) for name in names)
     modules = {path.stem for path in (ROOT / package).glob("*.py")}
     assert not set(names) & modules  # or the module would be found
-    assert getattr(module, "stacking").__name__ == f"{package}.stacking"  # noqa: B009 - as without a type checker
+    assert getattr(module, "cli").__name__ == f"{package}.cli"  # noqa: B009 - as without a type checker
     with pytest.raises(AttributeError, match=f"module '{package}' has no attribute 'nothing'"):
         _ = module.nothing
     with pytest.raises(ImportError, match="cannot import name 'nothing'"):

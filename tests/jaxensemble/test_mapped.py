@@ -12,7 +12,7 @@ from jax import lax
 
 from jaxensemble import functional_call, stack_module_state, vmap
 from jaxensemble.compat import JaxprEqn
-from jaxensemble.programs.mapped_convolutions import convolved
+from jaxensemble.programs.cpu.mapped_convolutions import convolved
 from jaxensemble.programs.rewrite import CONVOLUTION, equations
 
 pytestmark = pytest.mark.usefixtures("x64")

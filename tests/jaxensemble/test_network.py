@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 
 from jaxensemble import Ensemble
 from jaxensemble.errors import InputError
-from jaxensemble.inputs import check_inputs
+from jaxensemble.modules.classes import load_class
 from jaxensemble.network import json_format
+from jaxensemble.network.inputs import check_inputs
 from jaxensemble.network.json_format import from_json, to_json
 from jaxensemble.network.network import (
     Call,
@@ -31,7 +32,7 @@ from jaxensemble.network.network import (
     Variable,
 )
 from jaxensemble.network.validation import validate
-from jaxensemble.source import load_class, print_source
+from jaxensemble.source import print_source
 from tests.jaxensemble.test_source import CASES, trees
 
 SIMPLE = Network(
@@ -228,7 +229,3 @@ def test_numbers_keep_their_signs() -> None:
     call = Call("y", "*", (Ref("x"), complex(-0.0, math.inf)))
     again = from_json(to_json(broken(calls=(call,), layers=(), variables=(), training=())))
     assert repr(again.calls[0].args[1]) == repr(complex(-0.0, math.inf))
-
-
-def test_a_network_prints_its_own_source() -> None:
-    assert SIMPLE.source() == print_source(SIMPLE)

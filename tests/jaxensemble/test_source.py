@@ -19,9 +19,10 @@ from hypothesis import strategies as st
 
 from jaxensemble.errors import InputError
 from jaxensemble.modules.build import skeleton
+from jaxensemble.modules.classes import load_class
 from jaxensemble.modules.state import flatten, split
 from jaxensemble.network.network import Call, Dtype, Func, Layer, Network, Ref, Slice
-from jaxensemble.source import load_class, print_source
+from jaxensemble.source import print_source
 from tests.helpers.sketch import Sketch, at, evaluate, made
 
 X = Ref("x")

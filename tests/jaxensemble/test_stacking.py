@@ -18,7 +18,8 @@ from flax import nnx
 import jaxensemble
 from jaxensemble import combine_state_for_ensemble, functional_call, stack_module_state, unstack_module_state
 from jaxensemble.errors import InputError, MemberError, StateError
-from jaxensemble.modules.state import Constant, merge, split
+from jaxensemble.layers.variables import Constant
+from jaxensemble.modules.state import merge, split
 
 
 class Mlp(nnx.Module):

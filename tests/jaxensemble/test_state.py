@@ -12,7 +12,8 @@ import pytest
 from flax import nnx
 
 from jaxensemble.errors import InputError, StateError, UnsupportedError
-from jaxensemble.modules.state import Constant, flatten, merge, split, unflatten
+from jaxensemble.layers.variables import Constant
+from jaxensemble.modules.state import flatten, merge, split, unflatten
 from jaxensemble.modules.structure import NOTHING, Structure, structure_differences
 
 

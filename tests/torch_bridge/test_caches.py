@@ -25,7 +25,7 @@ from tests.helpers.caching import (
 from torch_bridge.graph.caches.objects import Kept, attributes, leaves, owners
 from torch_bridge.graph.caches.tensors import fresh
 from torch_bridge.members.same_network import differences
-from torch_bridge.parity.reference import in_double
+from torch_bridge.parity.precision import in_double
 
 L = 5
 

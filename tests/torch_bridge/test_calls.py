@@ -12,7 +12,8 @@ import torch
 from flax import nnx
 
 import torch_bridge
-from jaxensemble import Ensemble, InputError, Plan, source
+from jaxensemble import Ensemble, InputError, Plan
+from jaxensemble.modules import classes
 
 ENSEMBLE = Ensemble.from_modules([nnx.Linear(3, 2, rngs=nnx.Rngs(seed)) for seed in range(3)])
 X = np.linspace(-1, 1, 12, dtype=np.float32).reshape(4, 3)
@@ -73,7 +74,7 @@ def test_a_member_with_activations_is_pickled_with_its_source(monkeypatch: pytes
     member = torch_bridge.to_ensemble([torch.nn.Sequential(*layers)], (torch.from_numpy(X),), check=False)[0]
     content, expected = pickle.dumps(member), member(X)
     monkeypatch.delitem(sys.modules, type(member).__module__)
-    monkeypatch.setattr(source, "_loaded", functools.cache(source._loaded.__wrapped__))
+    monkeypatch.setattr(classes, "_loaded", functools.cache(classes._loaded.__wrapped__))
     again = pickle.loads(content)
     assert type(again) is not type(member)
     np.testing.assert_array_equal(again(X), expected)

@@ -29,7 +29,8 @@ from jaxensemble.errors import (
 from jaxensemble.modules.state import flatten
 from jaxensemble.training import TrainState
 from tests.helpers.porting import assert_close, assert_ports, assert_trains, randomised
-from torch_bridge.graph.export import capture
+from torch_bridge.graph.capture import capture
+from torch_bridge.lowering import OPERATIONS
 from torch_bridge.members import stack
 
 
@@ -421,7 +422,7 @@ def test_a_forward_is_exported_once_where_no_mode_is_read(
 ) -> None:
     export, calls = torch.export.export, []
     monkeypatch.setattr(torch.export, "export", lambda *args, **options: calls.append(1) or export(*args, **options))
-    graph = capture(make().eval(), (torch.randn(2, 3),))
+    graph = capture(make().eval(), (torch.randn(2, 3),), OPERATIONS)
     assert len(calls) == exports
     assert (graph.evaluation_only is None) == training
     assert "training" not in vars(nn.Module)

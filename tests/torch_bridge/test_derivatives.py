@@ -13,8 +13,10 @@ from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, vjp,
 import torch_bridge
 from jaxensemble.errors import InputError, UnsupportedError
 from tests.helpers.porting import assert_close, compiled
-from torch_bridge.parity import gradients, reference
+from torch_bridge.graph.forward import called
+from torch_bridge.parity import gradients, precision
 from torch_bridge.parity.draws import Draws
+from torch_bridge.parity.inputs import resize_inputs
 
 
 def derivative(y: Tensor, x: Tensor) -> Tensor:
@@ -259,13 +261,13 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[tuple[int, ...], ...]]] =
 def test_outputs_and_gradients_of_parameters(case: str) -> None:
     make, shapes = MODELS[case]
     torch.manual_seed(0)
-    (double,) = reference.in_double([make()])
+    (double,) = precision.in_double([make()])
     inputs = tuple(torch.randn(shape, dtype=torch.float64) for shape in shapes)
-    with jax.enable_x64(True), reference.widened():
+    with jax.enable_x64(True), precision.widened():
         ensemble = torch_bridge.to_ensemble([double], inputs, check=False)
         for size in (1, 6):
-            now = reference.resized(inputs, size, 0).positional
-            assert_close(compiled(ensemble[0])(*[x.numpy() for x in now]), reference.called(double, now))
+            now = resize_inputs(inputs, size, 0).positional
+            assert_close(compiled(ensemble[0])(*[x.numpy() for x in now]), called(double, now))
         found = gradients.compare(ensemble, [double], inputs, inputs, Draws((), jax.random.key(0)))
     assert not isinstance(found, str), found
     assert all(row.passed for row in found), found

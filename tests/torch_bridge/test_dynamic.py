@@ -23,7 +23,7 @@ from jaxensemble.network.network import Sizes, Slice
 from tests.helpers.porting import Fn, randomised
 from torch_bridge.graph.examples import Arguments
 from torch_bridge.graph.sizes.open_axes import Opened, with_sizes
-from torch_bridge.parity import reference
+from torch_bridge.parity import precision, reference
 from torch_bridge.parity.metrics import by_place, stacked
 
 IMAGE = {0: {2: "height", 3: "width"}}
@@ -259,7 +259,7 @@ def members_of(model: nn.Module) -> list[nn.Module]:
 def ported(case: str, **options: Any) -> tuple[list[nn.Module], Ensemble, Arguments]:
     """Members in float64, their ensemble, and its example."""
     model, inputs, dynamic, _ = CASES[case]
-    models, inputs = members_of(model), reference.doubled(Arguments.of(inputs))
+    models, inputs = members_of(model), precision.doubled(Arguments.of(inputs))
     return models, torch_bridge.to_ensemble(models, *inputs, dynamic=dynamic, **options), inputs
 
 
@@ -329,7 +329,7 @@ def test_outputs_of_several_operations(case: str) -> None:
     """What once was wrong, or not taken, each for several sizes."""
     model, x, dynamic, expected, tried = SEVERAL[case]
     with jax.enable_x64(True):
-        models, inputs = members_of(model), reference.doubled(Arguments.of((x,)))
+        models, inputs = members_of(model), precision.doubled(Arguments.of((x,)))
         ensemble = torch_bridge.to_ensemble(models, *inputs, dynamic=dynamic, check=False)
         assert ensemble.network.sizes == expected
         for sizes in tried:
@@ -353,7 +353,7 @@ class Tables(nn.Module):
 
 def test_sizes_at_the_ends() -> None:
     with jax.enable_x64(True):
-        models, inputs = members_of(Tables()), reference.doubled(Arguments.of((ROWS,)))
+        models, inputs = members_of(Tables()), precision.doubled(Arguments.of((ROWS,)))
         ensemble = torch_bridge.to_ensemble(models, *inputs, dynamic=LENGTH, check=False)
         assert ensemble.network.sizes == {"length": Sizes(1, 12)}
         for length in (1, 12):

@@ -9,7 +9,7 @@ import torch
 
 import torch_bridge
 from torch_bridge.demo import SimpleCNN, SimpleMLP
-from torch_bridge.parity import reference
+from torch_bridge.parity import precision, reference
 from torch_bridge.timing.training import torch_step
 from torch_bridge.timing.variants import torch_call
 
@@ -31,7 +31,7 @@ def test_models_and_inputs_on_the_gpu_are_taken() -> None:
     models = [SimpleMLP().eval() for _ in range(3)]
     x = torch.randn(16, 1, 28, 28)
     ensemble = torch_bridge.to_ensemble([copy.deepcopy(model).cuda() for model in models], (x.cuda(),))
-    with reference.equal_precision():
+    with precision.equal_precision():
         expected = torch.stack(reference.loop(models, (x,))).numpy()
         np.testing.assert_allclose(np.asarray(ensemble(x.cuda())), expected, atol=1e-5, rtol=0)
 
@@ -40,7 +40,7 @@ def test_batch_size_changes_nothing_but_rounding() -> None:
     models = [SimpleCNN().eval() for _ in range(3)]
     x = torch.randn(33, 1, 28, 28)
     ensemble = torch_bridge.to_ensemble(models, (x,))
-    with reference.equal_precision():
+    with precision.equal_precision():
         whole = np.asarray(ensemble(x))
         parts = np.concatenate([np.asarray(ensemble(x[k : k + 1])) for k in range(0, 33, 11)], axis=1)
     np.testing.assert_allclose(parts, whole[:, ::11], atol=1e-5, rtol=0)
@@ -60,7 +60,7 @@ def test_a_cuda_graph_gives_what_was_recorded(way: str) -> None:
         pytest.skip("JAX sees a GPU, this build of torch does not")
     models = [SimpleCNN().eval().cuda() for _ in range(3)]
     x = (torch.randn(16, 1, 28, 28).cuda(),)
-    with reference.equal_precision():
+    with precision.equal_precision():
         for call, rtol in ((torch_call, 0.0), (torch_step, 1e-3)):  # losses after some steps more
             expected, found = call(way, models, x)(), call(f"graph({way})", models, x)
             for _ in range(2):

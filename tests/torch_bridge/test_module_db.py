@@ -15,7 +15,7 @@ from torch.testing._internal.common_modules import module_db
 
 from jaxensemble.errors import UnsupportedError
 from tests.helpers.porting import assert_close, compiled
-from torch_bridge.graph.export import fast_paths_off
+from torch_bridge.graph.settings import fast_paths_off
 from torch_bridge.porting.port import to_flax
 
 # What PyTorch says of the options that its own samples have.

@@ -15,7 +15,7 @@ from jaxensemble.running.plan import Plan
 from tests.helpers.porting import Fn, assert_close, assert_ports
 from torch_bridge.graph.sizes.functions import DirectDistances
 from torch_bridge.graph.sizes.open_axes import Opened
-from torch_bridge.porting.ensemble import convert
+from torch_bridge.lowering.convert import convert
 
 WIDE = (4, 6)
 MAPS = (4, 3, 4, 5)

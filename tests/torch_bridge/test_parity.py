@@ -21,7 +21,8 @@ import torch_bridge
 from jaxensemble import Ensemble, InputError
 from jaxensemble.errors import ParityError
 from jaxensemble.modules.state import flatten, unflatten
-from torch_bridge.parity import gradients, reference
+from torch_bridge.parity import gradients, precision
+from torch_bridge.parity.inputs import resize_inputs
 from torch_bridge.parity.metrics import EXACT, normwise, rms_error
 
 
@@ -57,7 +58,7 @@ def ported() -> tuple[list[nn.Module], Ensemble, Tensor]:
 def test_float64_hands_on_what_functions_are_given_and_no_copies() -> None:
     """Copying a model hands every tensor the memo of all copies so far: copied each time, that takes minutes."""
     tensor, memo = torch.ones(2), {}
-    with reference.widened():
+    with precision.widened():
         copied = tensor.__deepcopy__(memo)
     assert memo[id(tensor)] is copied
 
@@ -243,7 +244,7 @@ def test_what_cannot_be_compared_is_refused(ported: Any, change: Callable[..., A
 def test_precision_is_set_within_a_scope_only() -> None:
     with jax.default_matmul_precision("default"):
         before = precision_settings()
-        with reference.equal_precision():
+        with precision.equal_precision():
             assert precision_settings() == (False, False, "highest")
         assert precision_settings() == before
 
@@ -256,10 +257,10 @@ def precision_settings() -> tuple[Any, ...]:
 
 def test_resized_batches_have_rows_of_their_own() -> None:
     x = torch.randn(3, 4)
-    (resized,) = reference.resized((x,), 7, 0).positional
+    (resized,) = resize_inputs((x,), 7, 0).positional
     assert resized.shape == (7, 4)
     assert len({tuple(row.tolist()) for row in resized}) == 7
-    (ids,) = reference.resized((torch.tensor([1, 2, 3]),), 5, 0).positional
+    (ids,) = resize_inputs((torch.tensor([1, 2, 3]),), 5, 0).positional
     assert ids.tolist() == [1, 2, 3, 1, 2]
 
 

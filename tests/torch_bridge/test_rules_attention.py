@@ -13,8 +13,8 @@ from flax import nnx
 from torch import Tensor, nn
 
 from tests.helpers.porting import assert_ports, randomised
-from torch_bridge.graph.export import capture
-from torch_bridge.lowering import lower
+from torch_bridge.graph.capture import capture
+from torch_bridge.lowering import OPERATIONS, lower
 from torch_bridge.porting.port import to_flax
 
 N, L, S, E = 2, 4, 5, 6
@@ -233,7 +233,7 @@ TRAINED: dict[str, Callable[[], nn.Module]] = {
 
 @pytest.mark.parametrize("case", TRAINED)
 def test_transformers_can_be_trained(case: str) -> None:
-    network = lower(capture(TRAINED[case](), (torch.randn(N, L, E),))).network
+    network = lower(capture(TRAINED[case](), (torch.randn(N, L, E),), OPERATIONS)).network
     rates = [layer.options["rate"] for layer in network.layers if layer.type == "nnx.Dropout"]
     assert network.evaluation_only is None
     assert rates == [0.2] * 4 * (2 if case == "encoder" else 1)

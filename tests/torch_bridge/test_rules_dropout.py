@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from jaxensemble import layers
 from jaxensemble.errors import InputError
 from tests.helpers.porting import assert_ports, assert_trains
-from torch_bridge.graph.export import capture
-from torch_bridge.lowering import lower
+from torch_bridge.graph.capture import capture
+from torch_bridge.lowering import OPERATIONS, lower
 from torch_bridge.porting.port import to_flax
 
 
@@ -154,7 +154,7 @@ def test_functional_dropout_always() -> None:
 
 
 def test_functional_dropout_never() -> None:
-    network = lower(capture(Functional(False), (torch.ones(2, 4),))).network
+    network = lower(capture(Functional(False), (torch.ones(2, 4),), OPERATIONS)).network
     assert network.layers == () and network.calls == ()
 
 
@@ -170,7 +170,7 @@ def test_dropout_methods() -> None:
 
     model = Forms()
     assert_ports(model, torch.randn(2, 3, 4), batches=())
-    made = lower(capture(model, (torch.randn(2, 3, 4),))).network.layers
+    made = lower(capture(model, (torch.randn(2, 3, 4),), OPERATIONS)).network.layers
     rates = [0.1, 0.2, 0.2, 0.3, 0.4]
     assert [layer.options["rate"] for layer in made] == rates and len({layer.path for layer in made}) == 5
 

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from jaxensemble import layers
 from jaxensemble.errors import UnsupportedError
 from tests.helpers.porting import assert_close, assert_ports, randomised
-from torch_bridge.graph.export import capture
-from torch_bridge.lowering import lower
+from torch_bridge.graph.capture import capture
+from torch_bridge.lowering import OPERATIONS, lower
 from torch_bridge.porting.port import to_flax
 
 INDICES = torch.tensor([[0, 3, 1, 1], [2, 4, 4, 0], [1, 1, 3, 2]])
@@ -50,7 +50,7 @@ def test_layers(name: str, x64: None) -> None:
 
 
 def test_flax_layer_where_it_is_exact() -> None:
-    (layer,) = lower(capture(nn.Sequential(nn.Embedding(5, 3)), (INDICES,))).network.layers
+    (layer,) = lower(capture(nn.Sequential(nn.Embedding(5, 3)), (INDICES,), OPERATIONS)).network.layers
     assert (layer.type, dict(layer.options)) == ("nnx.Embed", {"num_embeddings": 5, "features": 3})
 
 
@@ -83,7 +83,7 @@ class Tied(nn.Module):
 
 def test_tied_weights() -> None:
     assert_ports(Tied(), INDICES, batches=(2,))
-    lowered = lower(capture(Tied(), (INDICES,)))
+    lowered = lower(capture(Tied(), (INDICES,), OPERATIONS))
     assert {layer.path: layer.type for layer in lowered.network.layers} == {"encoder": "nnx.Embed"}
     assert [entry.keys for entry in lowered.weights.entries if len(entry.keys) > 1] == [
         ("decoder.weight", "encoder.weight")

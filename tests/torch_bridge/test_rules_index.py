@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from jaxensemble.errors import UnsupportedError
 from tests.helpers.porting import Fn, assert_ports
 from torch_bridge.graph.sizes.open_axes import Opened
-from torch_bridge.porting.ensemble import convert
+from torch_bridge.lowering.convert import convert
 
 SHAPE = (2, 3, 4, 5)
 

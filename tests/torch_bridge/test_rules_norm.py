@@ -17,13 +17,13 @@ from jaxensemble import layers
 from jaxensemble.errors import InputError, UnsupportedError
 from jaxensemble.modules.state import flatten, split
 from tests.helpers.porting import Fn, assert_close, assert_ports, assert_trains, randomised
-from torch_bridge.graph.export import capture
-from torch_bridge.lowering import Lowered, lower
+from torch_bridge.graph.capture import capture
+from torch_bridge.lowering import OPERATIONS, Lowered, lower
 from torch_bridge.porting.port import to_flax
 
 
 def lowered(model: nn.Module, *inputs: Tensor) -> Lowered:
-    return lower(capture(model, inputs))
+    return lower(capture(model, inputs, OPERATIONS))
 
 
 # Evaluation, every option

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from jaxensemble.errors import UnsupportedError
 from tests.helpers.porting import assert_close, assert_ports
 from torch_bridge.compat import ties_share_gradients
-from torch_bridge.graph.export import capture
-from torch_bridge.lowering import lower
+from torch_bridge.graph.capture import capture
+from torch_bridge.lowering import OPERATIONS, lower
 from torch_bridge.porting.port import to_flax
 
 KINKS = [0.0, -0.0, 1.0, -1.0, 3.0, -3.0, 6.0, 0.5, -0.5, 2.5, -2.5, 0.3, -0.7, 7.3, 20.0, 25.0, -25.0, 1e-3]
@@ -310,7 +310,7 @@ def test_activations_of_feature_maps(name: str) -> None:
     """Behind a convolution the axes are stored in another order; nothing is transposed but input and output."""
     model, x = nn.Sequential(nn.Conv2d(2, 6, 3), *FEATURE_MAPS[name]), torch.randn(2, 2, 6, 8)
     assert_ports(model, x, batches=(1,))
-    calls = lower(capture(model.eval(), (x,))).network.calls
+    calls = lower(capture(model.eval(), (x,), OPERATIONS)).network.calls
     assert sum(call.target == "jnp.transpose" for call in calls) == 2
 
 
@@ -364,5 +364,5 @@ def test_rrelu_draws_in_training() -> None:
 
 def test_gelu_is_not_the_approximation() -> None:
     """Flax's default is the tanh form: 1e-4 off."""
-    (call,) = lower(capture(nn.GELU(), (torch.randn(2, 3),))).network.calls
+    (call,) = lower(capture(nn.GELU(), (torch.randn(2, 3),), OPERATIONS)).network.calls
     assert call.kwargs == {"approximate": False}

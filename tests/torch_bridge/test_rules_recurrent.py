@@ -18,9 +18,10 @@ import torch_bridge
 from jaxensemble import layers, ops
 from jaxensemble.errors import InputError, UnsupportedError
 from tests.helpers.porting import TOLERANCE, assert_close, assert_ports, randomised
-from torch_bridge.graph.export import capture
+from torch_bridge.graph.capture import capture
 from torch_bridge.graph.sizes.open_axes import Opened
-from torch_bridge.porting.ensemble import convert
+from torch_bridge.lowering import OPERATIONS
+from torch_bridge.lowering.convert import convert
 from torch_bridge.porting.port import to_flax
 
 
@@ -432,7 +433,7 @@ class Packed(nn.Module):
 def test_packed_sequences_are_refused() -> None:
     """How many sequences there are at each step depends on values, which `torch.export` cannot follow."""
     with pytest.raises(UnsupportedError, match=r"torch\.export cannot follow Packed\.forward"):
-        capture(Packed(), (torch.randn(N, T, I), torch.tensor([4, 2])))
+        capture(Packed(), (torch.randn(N, T, I), torch.tensor([4, 2])), OPERATIONS)
 
 
 def shapes_of(network: Any) -> Sequence[str]:

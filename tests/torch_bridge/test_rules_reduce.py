@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from jaxensemble.errors import UnsupportedError
 from tests.helpers.abilities import can_differentiate, can_export
 from tests.helpers.porting import Fn, assert_ports
-from torch_bridge.porting.ensemble import convert
+from torch_bridge.lowering.convert import convert
 
 SHAPE = (2, 3, 4, 5)
 

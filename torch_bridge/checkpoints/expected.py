@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from jaxensemble.errors import InputError
 from torch_bridge.graph.modes import is_counter
 from torch_bridge.members.finite import has_fractions
-from torch_bridge.porting.ensemble import tensors_of
+from torch_bridge.members.tensors import tensors_of
 
 Shape = tuple[int, ...]
 

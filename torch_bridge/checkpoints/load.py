@@ -22,10 +22,12 @@ from torch_bridge.graph.caches.tensors import fresh
 from torch_bridge.graph.examples import Arguments, BatchAxis
 from torch_bridge.graph.modes import PortedMode, ported_mode, warn_of_training
 from torch_bridge.graph.sizes.open_axes import Dynamic, Opened
+from torch_bridge.lowering.convert import convert
 from torch_bridge.members.finite import check_rows, nonfinite_values
 from torch_bridge.members.stack import Stack, warn_of_equal_members
-from torch_bridge.parity.proof import proof_of
-from torch_bridge.porting.ensemble import assembled, convert, tensors_of
+from torch_bridge.members.tensors import tensors_of
+from torch_bridge.parity.result import proof_of
+from torch_bridge.porting.ensemble import assembled
 
 Factory = Callable[[], nn.Module]
 

@@ -1,29 +1,32 @@
 """What `torch.export` says when it cannot follow a forward, in the words of who wrote the forward."""
 
-import functools
-import os
 import re
-import traceback
-from pathlib import Path
+from collections.abc import Mapping
 
-import sympy
-import torch
 from torch import nn
 
 from jaxensemble.errors import InputError, JaxEnsembleError, UnsupportedError, described
 from torch_bridge.graph.examples import Arguments
+from torch_bridge.graph.forward import evaluated, shapes
 from torch_bridge.graph.sizes.open_axes import BATCH
-from torch_bridge.parity.reference import evaluated, shapes
+from torch_bridge.graph.user_lines import place
 
 _MODE_NAMES = {True: "training", False: "evaluation"}
 
 
 def explained(
-    error: Exception, model: nn.Module, inputs: Arguments, *, training: bool, fixed: tuple[str, str] | None = None
+    error: Exception,
+    model: nn.Module,
+    inputs: Arguments,
+    refusals: Mapping[str, str],
+    *,
+    training: bool,
+    fixed: tuple[str, str] | None = None,
 ) -> JaxEnsembleError:
     """The error to raise for one of the exporter's: `InputError` where PyTorch itself fails on these inputs.
 
-    `fixed` is the size that the forward takes for a fixed number, and the line where, if there is one.
+    `refusals` are reasons by the names of operations. `fixed` is the size that the forward takes for a fixed number,
+    and the line where, if there is one.
     """
     name = type(model).__name__
     own = None if training else _own_error(model, inputs)
@@ -42,7 +45,7 @@ def explained(
             "of the decision.",
             details=said,
         )
-    if refused := _refused(error):
+    if refused := _refused(error, refusals):
         return UnsupportedError(f"torch.export cannot follow {name}.forward{where}: {refused}.", details=said)
     if "Constraints violated" in text or "specialized it to be a constant" in text:
         if fixed is not None and fixed[0] != BATCH:
@@ -72,12 +75,10 @@ def fixed_size(model: nn.Module, size: str, line: str, details: str = "") -> Uns
     )
 
 
-def _refused(error: Exception) -> str | None:
+def _refused(error: Exception, refusals: Mapping[str, str]) -> str | None:
     """An operation that the exporter stops at, and why it is refused."""
-    from torch_bridge.lowering.table import REFUSALS  # which is filled by what needs this module
-
     stopped = re.search(r"Dynamic\w+Exception: (\S+)", f"{type(error).__name__}: {error}")
-    reason = REFUSALS.get(stopped[1]) if stopped else None
+    reason = refusals.get(stopped[1]) if stopped else None
     return f"{stopped[1]}: {reason}" if stopped and reason else None
 
 
@@ -88,26 +89,3 @@ def _own_error(model: nn.Module, inputs: Arguments) -> Exception | None:
     except Exception as error:  # which is what is asked for
         return error
     return None
-
-
-def place(error: BaseException | None) -> str:
-    """` (file.py:12: code)`, the user's line that the exporter tells, or the one that raised."""
-    found = re.findall(r'File "([^"]+)", line (\d+), in \w+\n\s*(.+)', str(error))
-    while error is not None and not found:
-        frames = traceback.extract_tb(error.__traceback__)
-        found = [(f.filename, f.lineno, f.line) for f in frames if f.line and is_the_users(f.filename)]
-        error = error.__cause__ or error.__context__
-    own = [entry for entry in found if is_the_users(entry[0])]
-    if not own:
-        return ""
-    file, line, code = own[-1]
-    return f" ({Path(file).name}:{line}: {code.strip()})"
-
-
-@functools.cache
-def is_the_users(file: str) -> bool:
-    """Whether a file is none of PyTorch, what it computes sizes with, this package and Python itself."""
-    modules = (torch.__file__, sympy.__file__, __file__, os.__file__)
-    *others, python = (f"{Path(module).parent}{os.sep}" for module in modules)
-    foreign = (*others, "<eval_with_key>", "<string>")  # of graphs that PyTorch runs, and of classes it makes
-    return not file.startswith(foreign) and (not file.startswith(python) or "site-packages" in file)

@@ -14,7 +14,8 @@ from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 
 from torch_bridge.compat import map_aggregate
-from torch_bridge.graph.modes import is_counter, is_size, same_tensor
+from torch_bridge.graph.modes import is_counter, same_tensor
+from torch_bridge.graph.nodes import is_size
 from torch_bridge.graph.stand_ins import MODED, Mode, all_args, stand_in, stand_in_args
 
 _ATTENTION = torch.ops.aten.scaled_dot_product_attention.default

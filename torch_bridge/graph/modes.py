@@ -16,9 +16,10 @@ from flax.nnx import GraphDef
 from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 
-from jaxensemble.errors import InputError, TrainingModeWarning, UnsupportedError
-from jaxensemble.modules.structure import Structure, listed
-from torch_bridge.compat import map_aggregate, pytree
+from jaxensemble.errors import InputError, TrainingModeWarning, UnsupportedError, listed
+from jaxensemble.modules.structure import Structure
+from torch_bridge.compat import map_aggregate
+from torch_bridge.graph.nodes import is_size, source_line
 from torch_bridge.graph.stand_ins import DROPOUTS, MODED, NAMES, Mode, all_args, flag, stand_in, stand_in_args
 
 COUNTER = "torch_bridge: counts batches"
@@ -242,10 +243,6 @@ def _matters(node: fx.Node) -> bool:
     return not (is_size(node) or _counted(node) is not None)
 
 
-def is_size(node: fx.Node) -> bool:
-    return isinstance(node.meta.get("val"), torch.SymInt)
-
-
 def _counted(node: fx.Node) -> fx.Node | None:
     """The counter in `num_batches_tracked += 1`, which a BatchNorm layer does itself, at each of its calls."""
     counter = node.args[0] if node.args else None
@@ -325,18 +322,3 @@ def _comparable(leaf: Any, twins: Mapping[fx.Node, fx.Node]) -> Any:
     if isinstance(leaf, fx.Node):
         return str(leaf.meta["val"]) if is_size(leaf) else twins.get(leaf, leaf)
     return repr(leaf) if isinstance(leaf, float) else leaf  # so that NaN equals itself
-
-
-def has_tensors(node: fx.Node) -> bool:
-    return any(isinstance(leaf, Tensor) for leaf in pytree.tree_leaves(node.meta.get("val")))
-
-
-def source_line(node: fx.Node) -> str | None:
-    """The user's own line behind a node: `file.py:12: x = self.fc(x)`, as far as torch recorded it."""
-    trace = [line.strip() for line in (node.meta.get("stack_trace") or "").splitlines() if line.strip()]
-    for k in range(len(trace) - 1, -1, -1):
-        if trace[k].startswith("File ") and "/torch/nn/" not in trace[k]:
-            file, line = trace[k].split(", ")[:2]
-            code = f": {trace[k + 1]}" if k + 1 < len(trace) else ""
-            return f"{file[6:-1].rsplit('/', 1)[-1]}:{line.removeprefix('line ')}{code}"
-    return None

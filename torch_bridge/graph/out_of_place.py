@@ -1,10 +1,13 @@
 """Which results of a captured graph may share memory, and how arrays lie in it."""
 
 import torch
-from torch import fx
+from torch import Tensor, fx
 from torch.export import ExportedProgram
 
-from torch_bridge.compat import writes
+from torch_bridge.compat import (
+    writes,
+)
+from torch_bridge.graph.stand_ins import stand_in
 
 _ATEN = torch.ops.aten
 
@@ -63,3 +66,39 @@ def _unwritten(graph: fx.Graph) -> list[fx.Node]:
                 parents[root(given)] = root(node)
     written = {root(node) for node in graph.nodes if writes(node)}
     return [node for node in graph.nodes if root(node) not in written]
+
+
+_ATEN = torch.ops.aten
+
+
+_OUT_OF_PLACE = {
+    getattr(_ATEN, f"{name}_").default: getattr(_ATEN, name).default
+    for name in ("relu", "hardtanh", "hardswish", "hardsigmoid", "silu", "leaky_relu", "elu", "sigmoid", "tanh", "mish")
+} | {_ATEN.add_.Tensor: _ATEN.add.Tensor}
+"""Frequent operations in place, and the same out of place."""
+
+
+def write_out_of_place(module: fx.GraphModule) -> None:
+    """Writes `relu_(conv(x))` as `relu(conv(x))` where nobody can tell the difference.
+
+    Torch's own functionalisation comes to the same, and would take most of the time of porting over it.
+    """
+    own_memory = OWN_MEMORY | {stand_in("batch_norm")}
+    for node in module.graph.nodes:
+        operand = node.args[0] if node.target in _OUT_OF_PLACE else None
+        if (
+            isinstance(operand, fx.Node)
+            and operand.target in own_memory | set(_OUT_OF_PLACE.values())
+            and list(operand.users) == [node]
+            and all(_alike(other, node) for other in node.all_input_nodes)
+        ):
+            node.target = _OUT_OF_PLACE[node.target]
+    module.recompile()
+
+
+def _alike(node: fx.Node, other: fx.Node) -> bool:
+    """Whether two results have one shape and dtype, so that nothing is broadcast or promoted."""
+    a, b = node.meta["val"], other.meta["val"]
+    if not (isinstance(a, Tensor) and isinstance(b, Tensor)):
+        return False
+    return a.dtype == b.dtype and [str(size) for size in a.shape] == [str(size) for size in b.shape]

@@ -12,8 +12,8 @@ from torch import Tensor, fx, nn
 from jaxensemble.errors import UnsupportedError
 from jaxensemble.network.network import Arg, Call, Dtype, Layer, Ref, Var, Variable
 from torch_bridge.compat import free_unbacked_symbols, pytree
-from torch_bridge.graph.export import TorchGraph
-from torch_bridge.graph.modes import source_line
+from torch_bridge.graph.graph import TorchGraph
+from torch_bridge.graph.nodes import source_line
 from torch_bridge.graph.sizes.open_axes import BATCH
 from torch_bridge.lowering.layouts import alignment
 from torch_bridge.lowering.layouts.layout import Group, Layout, Size, fresh, group_size, steps, tidy_axes

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from torch_bridge.graph.modes import source_line
+from torch_bridge.graph.nodes import source_line
 
 Bounds = tuple[float, float]
 

@@ -14,8 +14,8 @@ from jaxensemble.errors import NarrowIntegerWarning, UnsupportedError
 from jaxensemble.network.network import Call, Fixed, Layer, Network, Record, Ref, Tree, Var, Variable, references
 from jaxensemble.network.weight_map import Entry, WeightMap
 from torch_bridge.compat import free_unbacked_symbols, pytree
-from torch_bridge.graph.export import TorchGraph
-from torch_bridge.graph.modes import has_tensors, is_size
+from torch_bridge.graph.graph import TorchGraph
+from torch_bridge.graph.nodes import has_tensors, is_size
 from torch_bridge.lowering.builder import Builder, Drawn
 from torch_bridge.lowering.integer_ranges import wide_products
 from torch_bridge.lowering.layouts.layout import Layout, fresh

@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+from torch_bridge.graph.operations import Operations
+
 Rule = Callable[..., Any]
 """`rule(builder, *args, **kwargs)` with the operation's own arguments, arrays as `Value`s; returns `Value`s."""
 
@@ -12,6 +14,12 @@ RULES: dict[str, Rule] = {}
 
 REFUSALS: dict[str, str] = {}
 """Operations that cannot be carried at all, and why."""
+
+DECOMPOSITIONS: dict[Any, Callable[..., Any]] = {}
+"""Functions of other operations, by the operation itself, that torch's table of decompositions lacks."""
+
+OPERATIONS = Operations(RULES, REFUSALS, DECOMPOSITIONS)
+"""The operations that a captured graph may keep."""
 
 
 def register(*operations: str) -> Callable[[F], F]:

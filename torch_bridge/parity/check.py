@@ -12,11 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from jaxensemble.arrays import as_arrays
 from jaxensemble.ensemble import Ensemble
-from jaxensemble.errors import InputError, UnsupportedError, first_line
-from jaxensemble.inputs import as_arrays
+from jaxensemble.errors import InputError, UnsupportedError, first_line, listed
 from jaxensemble.modules.randomness import as_key
-from jaxensemble.modules.structure import listed
 from jaxensemble.network.network import Sizes
 from jaxensemble.network.sources import describe_sources
 from jaxensemble.network.weight_map import Origin
@@ -28,13 +27,16 @@ from torch_bridge.graph.examples import Arguments, tensors_mapped
 from torch_bridge.graph.modes import in_mode
 from torch_bridge.graph.outputs import constants_of
 from torch_bridge.graph.sizes.open_axes import Opened, given_sizes, with_sizes
+from torch_bridge.lowering.convert import LAYOUTS, convert
 from torch_bridge.members.finite import has_fractions
 from torch_bridge.members.same_network import as_members
 from torch_bridge.members.stack import checked_ensemble, tensors_of_members
-from torch_bridge.parity import gradients, reference, steps, training
+from torch_bridge.members.tensors import tensors_of
+from torch_bridge.parity import gradients, precision, reference, steps, training
 from torch_bridge.parity.divergence import first_divergence
 from torch_bridge.parity.draws import Draws, draws_numbers
 from torch_bridge.parity.float64 import captured_anew, in_float64
+from torch_bridge.parity.inputs import batch_size, laid_out, per_member, resize_inputs, stacked_inputs
 from torch_bridge.parity.metrics import (
     EXACT,
     EXACT_DEEP,
@@ -48,7 +50,6 @@ from torch_bridge.parity.metrics import (
 from torch_bridge.parity.perturbed import perturbed
 from torch_bridge.parity.result import WEIGHTS, ParityReport, Row, arrays_of
 from torch_bridge.parity.rounding import allowed, coarse_error, moved
-from torch_bridge.porting.ensemble import LAYOUTS, convert, tensors_of
 from torch_bridge.report import environment
 
 SILENT = 1e-6
@@ -148,7 +149,7 @@ def _layouts(ensemble: Ensemble, inputs: str | None, outputs: str) -> tuple[str,
 def _check_rows(ensemble: Ensemble, inputs: Arguments, train: bool) -> None:
     """**Raises:** `InputError` for inputs without rows, and for `train` where training steps cannot be compared."""
     ported = isinstance(ensemble.origin, Origin)
-    rows = reference.batch_size(inputs, ensemble.origin.batch_axis if ported else 0)
+    rows = batch_size(inputs, ensemble.origin.batch_axis if ported else 0)
     if rows == 0:
         raise InputError("`inputs` must have at least one row: of an empty minibatch nothing can be compared")
     if train and not ported:
@@ -193,7 +194,7 @@ class _Check:
 
     def report(self) -> ParityReport:
         diverged = None
-        with reference.equal_precision():
+        with precision.equal_precision():
             self._weights()
             diverged = self._outputs()
         compared = arrays_of(self.ensemble)
@@ -201,8 +202,8 @@ class _Check:
 
     def _outputs(self) -> str | None:
         """Every stage that runs the networks, and the first module that differs."""
-        doubles, inputs = reference.in_double(self.members), reference.doubled(self.inputs)
-        with jax.enable_x64(True), reference.widened():
+        doubles, inputs = precision.in_double(self.members), precision.doubled(self.inputs)
+        with jax.enable_x64(True), precision.widened():
             drawn = "evaluation" if self._draws_numbers() else None
             if drawn and self.origin is None:
                 self.notes.append("outputs not compared: they are random, and the ensemble was not ported from PyTorch")
@@ -228,7 +229,7 @@ class _Check:
         self._working_precision(doubles, inputs)
         if all(row.passed for row in self.rows) or self.draws:
             return None
-        with jax.enable_x64(True), reference.widened():
+        with jax.enable_x64(True), precision.widened():
             return first_divergence(exact, doubles, inputs, self.arrays(inputs), self.exact)
 
     def _network(self) -> None:
@@ -246,7 +247,7 @@ class _Check:
 
     def arrays(self, inputs: Any) -> tuple[Any, ...]:
         """Inputs as the ensemble takes them, by position."""
-        return reference.laid_out(inputs, self.input_layout)
+        return laid_out(inputs, self.input_layout)
 
     def results(self, outputs: Any) -> dict[str, np.ndarray]:
         """Outputs of the ensemble by place, laid out as PyTorch's."""
@@ -268,16 +269,16 @@ class _Check:
         self.rows.append(Row(WEIGHTS, "bit for bit", wrong, 0, example))
 
     def _float64(self, exact: Ensemble, doubles: list[nn.Module], inputs: Arguments) -> None:
-        each = reference.per_member(inputs, len(doubles), self.batch_axis)
+        each = per_member(inputs, len(doubles), self.batch_axis)
         self._compare(_FIRST, exact, doubles, each, vmap=self.thorough)
         self._sizes(exact, doubles, inputs)
         if not self.thorough:
             return
         self._compare("float64, same for all", exact, doubles, inputs, vmap=True)
-        given = reference.batch_size(inputs, self.batch_axis)
+        given = batch_size(inputs, self.batch_axis)
         if given is not None:
             for size in sorted({1, 7, max(16, 2 * given)} - {given}):
-                resized = reference.resized(inputs, size, self.batch_axis)
+                resized = resize_inputs(inputs, size, self.batch_axis)
                 try:
                     self._compare(f"float64, batch of {size}", exact, doubles, resized, vmap=False)
                 except reference.CannotRun as error:  # as of GroupNorm of a single value
@@ -305,7 +306,7 @@ class _Check:
         changed = perturbed(exact, doubles) if self.origin is not None else None
         if changed is not None:
             self.silent.clear()
-            each = reference.per_member(inputs, len(doubles), self.batch_axis)
+            each = per_member(inputs, len(doubles), self.batch_axis)
             self._compare("float64, constants perturbed", *changed, each, vmap=False)
         self.notes += [
             f"{place} is zero, not finite or little but rounding for these inputs: little is proved of what leads to it"
@@ -315,7 +316,7 @@ class _Check:
     def _compare(self, case: str, exact: Ensemble, doubles: list[nn.Module], inputs: Any, *, vmap: bool) -> None:
         outputs = [] if self.draws else reference.loop(doubles, inputs)  # first: does PyTorch take such a batch?
         if isinstance(inputs, list):
-            arguments = reference.stacked_inputs([self.arrays(member) for member in inputs])
+            arguments = stacked_inputs([self.arrays(member) for member in inputs])
             actual = self.draws.outputs(exact.each(*arguments, **self.draws.options))
         else:
             actual = self.draws.outputs(exact(*self.arrays(inputs), **self.draws.options))
@@ -328,8 +329,8 @@ class _Check:
 
         @functools.cache
         def narrow() -> dict[str, np.ndarray]:
-            models, given = reference.in_single(doubles, inputs)
-            with reference.single():
+            models, given = precision.in_single(doubles, inputs)
+            with precision.single():
                 return stacked(reference.loop(models, given))
 
         coarse = lambda place: coarse_error(narrow()[place], theirs[place])  # noqa: E731
@@ -393,8 +394,8 @@ class _Check:
             self.rows += found
 
     def _steps(self, exact: Ensemble, doubles: list[nn.Module], inputs: Arguments) -> None:
-        each = reference.per_member(inputs, len(doubles), self.batch_axis)
-        tensors = reference.stacked_inputs([self.arrays(member) for member in each])
+        each = per_member(inputs, len(doubles), self.batch_axis)
+        tensors = stacked_inputs([self.arrays(member) for member in each])
         arrays = tensors_mapped(lambda tensor: as_arrays(tensor, "inputs"), tensors)
         self.draws.forget()
         rows, notes = steps.compare(exact, doubles, each, arrays, self.draws)
@@ -418,7 +419,7 @@ class _Check:
         actual = ensemble(*self.arrays(self.inputs), **self.draws.options)
         ours = self.results(self.draws.outputs(actual))
         theirs = self._in_evaluation(members, self.inputs)
-        with reference.widened():
+        with precision.widened():
             truth = stacked(reference.loop(doubles, inputs))
         for place, exact in truth.items():
             dtype = theirs[place].dtype
@@ -446,8 +447,8 @@ class _Check:
         found: dict[str, float] = {}
         for members, inputs in moved(self.members, self.inputs):
             theirs = self._in_evaluation(members, inputs)
-            with reference.widened():
-                truth = stacked(reference.loop(reference.in_double(members), reference.doubled(inputs)))
+            with precision.widened():
+                truth = stacked(reference.loop(precision.in_double(members), precision.doubled(inputs)))
             for place, exact in truth.items():
                 found[place] = max(found.get(place, 0.0), working_errors(theirs[place], theirs[place], exact)[1])
         return found

@@ -13,10 +13,10 @@ from jaxensemble.modules.state import merge
 from jaxensemble.network.arguments import bound
 from jaxensemble.network.weight_map import Origin
 from torch_bridge.compat import is_functorch_wrapped_tensor
-from torch_bridge.graph.export import capture
+from torch_bridge.graph.capture import capture
+from torch_bridge.graph.forward import evaluated
 from torch_bridge.graph.sizes.open_axes import Opened
-from torch_bridge.lowering import lower
-from torch_bridge.parity import reference
+from torch_bridge.lowering import OPERATIONS, lower
 from torch_bridge.parity.metrics import normwise
 
 
@@ -32,7 +32,7 @@ def first_divergence(
     origin = ensemble.origin
     if not isinstance(origin, Origin):
         return None
-    lowered = lower(capture(doubles[0], inputs, Opened.again(ensemble)), origin.input_layout, observed=True)
+    lowered = lower(capture(doubles[0], inputs, OPERATIONS, Opened.again(ensemble)), origin.input_layout, observed=True)
     state = skeleton(lowered.network)
     arrays = jax.tree.map(np.asarray, bound(ensemble.network, arrays))
 
@@ -72,7 +72,7 @@ def _module_outputs(model: nn.Module, inputs: tuple[Any, ...]) -> list[tuple[str
         if path:
             handles.append(module.register_forward_hook(keep(path)))
     try:
-        reference.evaluated(model, inputs)
+        evaluated(model, inputs)
     finally:
         for handle in handles:
             handle.remove()

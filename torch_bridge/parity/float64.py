@@ -15,7 +15,7 @@ from jaxensemble.network.network import Dtype, Network
 from jaxensemble.network.weight_map import Origin, WeightMap
 from torch_bridge.graph.sizes.open_axes import Opened
 from torch_bridge.lowering.builder import Drawn
-from torch_bridge.porting.ensemble import constants_of, convert
+from torch_bridge.lowering.convert import constants_of, convert
 
 
 def in_float64(ensemble: Ensemble, double: nn.Module, inputs: tuple[Any, ...], drawn: Drawn | None = None) -> Ensemble:

@@ -16,8 +16,9 @@ from jaxensemble.ensemble import Ensemble
 from jaxensemble.errors import first_line
 from jaxensemble.modules.state import flatten
 from jaxensemble.network.weight_map import Origin
+from torch_bridge.graph.forward import called
 from torch_bridge.graph.outputs import arrays_of
-from torch_bridge.parity import reference
+from torch_bridge.parity import precision
 from torch_bridge.parity.draws import Draws
 from torch_bridge.parity.metrics import same_where_not_finite
 from torch_bridge.parity.result import Row
@@ -82,8 +83,8 @@ def _in_single(model: nn.Module, inputs: tuple[Any, ...]) -> list[Grads]:
     """The gradients in float32, of the model and of a few that are all but the same: one may be right by chance."""
     found = []
     for models, given in itertools.chain([([model], inputs)], moved([model], inputs, torch.float32)):
-        (narrow,), given = reference.in_single(models, given)
-        with reference.single():
+        (narrow,), given = precision.in_single(models, given)
+        with precision.single():
             found.append(_autograd(narrow, given)[0])
     return found
 
@@ -136,12 +137,12 @@ def _autograd(model: nn.Module, inputs: tuple[Any, ...]) -> tuple[Grads, float]:
         for param in params:
             param.requires_grad_(True)
         total = torch.zeros((), dtype=torch.float64)
-        leaves = floats(reference.called(model, inputs))
+        leaves = floats(called(model, inputs))
         for leaf in leaves:
             total = total + (leaf * torch.from_numpy(weights(leaf.numel(), leaf.shape)).to(leaf)).sum()
         differs = total.requires_grad and params
         grads = torch.autograd.grad(total, params, allow_unused=True) if differs else [None] * len(params)
-    reference.detach_computed(model)
+    precision.detach_computed(model)
     found = {
         name: (torch.zeros_like(param) if grad is None else grad).detach().cpu().numpy()
         for (name, param), grad in zip(named.items(), grads, strict=True)

@@ -13,15 +13,17 @@ from torch import Tensor, nn
 
 from jaxensemble.ensemble import Ensemble
 from jaxensemble.errors import InputError, UnsupportedError, first_line
-from jaxensemble.inputs import batch_axes
 from jaxensemble.network.arguments import bound
+from jaxensemble.network.inputs import batch_axes
 from jaxensemble.running.members import Call
 from jaxensemble.training import TrainState, train_step
 from jaxensemble.training.data import rows_of
+from torch_bridge.graph.forward import called
 from torch_bridge.optimizers import train_state
 from torch_bridge.parity import reference
 from torch_bridge.parity.draws import Draws
 from torch_bridge.parity.gradients import floats, weights
+from torch_bridge.parity.inputs import stacked_inputs
 from torch_bridge.parity.metrics import normwise
 from torch_bridge.parity.result import Row
 from torch_bridge.parity.training import arrays_of, drawing_alike, errors_of, worst
@@ -133,7 +135,7 @@ def _against_vmap(ensemble: Ensemble, doubles: Any, inputs: Sequence[Any], array
     state, _ = train_step(state, arrays, _no_targets(ensemble, arrays), loss=_loss, each=True)
     params, buffers = torch.func.stack_module_state(members)
 
-    tensors, calling = reference.with_tensors(reference.stacked_inputs(inputs))
+    tensors, calling = reference.with_tensors(stacked_inputs(inputs))
 
     def loss(params: Any, buffers: Any, tensors: Any) -> Tensor:
         return _torch_loss(torch.func.functional_call(members[0], (params, buffers), *calling(tensors)))
@@ -195,7 +197,7 @@ def _torch_loss(outputs: Any) -> Tensor:
 def _step(model: nn.Module, optimizer: torch.optim.Optimizer, inputs: Any) -> float:
     with torch.enable_grad():
         optimizer.zero_grad()
-        loss = _torch_loss(reference.called(model, inputs))
+        loss = _torch_loss(called(model, inputs))
         loss.backward()
         optimizer.step()
     return float(loss.detach())

@@ -13,13 +13,13 @@ from jaxensemble.ensemble import Ensemble
 from jaxensemble.errors import InputError, UnsupportedError, first_line
 from jaxensemble.modules.state import Tree, flatten
 from jaxensemble.network.weight_map import Origin
-from torch_bridge.parity import reference
+from torch_bridge.members.tensors import tensors_of
+from torch_bridge.parity import precision, reference
 from torch_bridge.parity.draws import Draws, draws_numbers
 from torch_bridge.parity.float64 import captured_anew
 from torch_bridge.parity.metrics import by_place, normwise, stacked
 from torch_bridge.parity.result import Row
 from torch_bridge.parity.rounding import allowed, coarse_error
-from torch_bridge.porting.ensemble import tensors_of
 
 STAGE = "float64, training mode"
 
@@ -51,8 +51,8 @@ def compare(
 
     @functools.cache
     def coarse() -> tuple[list[nn.Module], dict[str, np.ndarray]]:
-        models, given = reference.in_single(doubles, inputs)
-        with reference.single():
+        models, given = precision.in_single(doubles, inputs)
+        with precision.single():
             return _trained(models, given)
 
     def of_buffers(key: str) -> float:

@@ -17,11 +17,13 @@ from torch_bridge.graph.examples import Arguments, BatchAxis
 from torch_bridge.graph.modes import PortedMode, ported_mode, warn_of_training
 from torch_bridge.graph.sizes.open_axes import Dynamic, Opened
 from torch_bridge.lowering import Lowered
+from torch_bridge.lowering.convert import constants_of, convert
 from torch_bridge.members.finite import check_finite
 from torch_bridge.members.same_network import as_members, check_members, rates_of
 from torch_bridge.members.stack import Stack, stored_array, warn_of_equal_members
-from torch_bridge.parity.proof import proof_of
-from torch_bridge.porting.ensemble import assembled, check_tensors, constants_of, convert, tensors_of
+from torch_bridge.members.tensors import check_tensors, tensors_of
+from torch_bridge.parity.result import proof_of
+from torch_bridge.porting.ensemble import assembled
 
 
 def to_flax(

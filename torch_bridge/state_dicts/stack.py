@@ -10,8 +10,8 @@ import numpy as np
 from flax import linen, nnx
 from torch import Tensor
 
+from jaxensemble.arrays import as_array
 from jaxensemble.errors import InputError, MemberError, StateError
-from jaxensemble.inputs import as_array
 from jaxensemble.modules.state import Tree, flatten, split, unflatten
 from torch_bridge.arrays import checked_cast, jax_dtype, to_numpy
 from torch_bridge.state_dicts.axes import Axis

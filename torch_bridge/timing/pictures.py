@@ -1,34 +1,42 @@
 """Timings as pictures."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import NamedTuple
 
-from torch_bridge.timing.result import Variant
+
+class Bar(NamedTuple):
+    """A way of running: its name, its framework (`jax` or `torch`), and seconds: the median and the quartiles."""
+
+    name: str
+    framework: str
+    median: float
+    quartiles: tuple[float, float]
 
 
-def bars(variants: Sequence[Variant], path: Path) -> None:
-    """A bar for every variant, the fastest on top; ours and PyTorch's in colours of their own."""
+def draw_bars(bars: Iterable[Bar], path: Path) -> None:
+    """Draws the bars, the fastest on top; ours and PyTorch's in colours of their own."""
     from matplotlib.figure import Figure
 
-    ran = sorted((v for v in variants if v.rounds), key=lambda v: -v.median)
+    ran = sorted(bars, key=lambda bar: -bar.median)
     figure = Figure(figsize=(8, 0.6 + 0.35 * len(ran)), layout="constrained")
     axes = figure.subplots()
     colours = {"jax": "tab:blue", "torch": "tab:orange"}
     axes.barh(
-        [v.name for v in ran],
-        [1e3 * v.median for v in ran],
+        [bar.name for bar in ran],
+        [1e3 * bar.median for bar in ran],
         xerr=[
-            [1e3 * (v.median - v.quartiles[0]) for v in ran],
-            [1e3 * (v.quartiles[1] - v.median) for v in ran],
+            [1e3 * (bar.median - bar.quartiles[0]) for bar in ran],
+            [1e3 * (bar.quartiles[1] - bar.median) for bar in ran],
         ],
-        color=[colours[v.framework] for v in ran],
+        color=[colours[bar.framework] for bar in ran],
     )
     axes.set_xlabel("one call of all members, ms")
     figure.savefig(path, dpi=150)
 
 
-def curves(panels: Mapping[str, Mapping[str, Mapping[int, float]]], path: Path, ylabel: str) -> None:
-    """Sizes and seconds on log axes: a panel for every kind of size, a curve for every way of running."""
+def draw_curves(panels: Mapping[str, Mapping[str, Mapping[int, float]]], path: Path, ylabel: str) -> None:
+    """Draws sizes and seconds on log axes: a panel for every kind of size, a curve for every way of running."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(4 * len(panels), 3.5), layout="constrained")

@@ -10,6 +10,7 @@ from typing import Any
 from jaxensemble.running.device import human_bytes
 from torch_bridge.report import save_json, table
 from torch_bridge.timing.load import described, is_busy
+from torch_bridge.timing.pictures import Bar, draw_bars
 from torch_bridge.timing.statistics import ratio_interval
 
 WIDEST = 1.5
@@ -179,9 +180,8 @@ class TimingReport:
 
     def plot(self, path: str | Path) -> None:
         """Draws the medians as bars, with the range that half of the calls lie in. Needs matplotlib."""
-        from torch_bridge.timing.pictures import bars
-
-        bars(self.variants, Path(path))
+        ran = (variant for variant in self.variants if variant.rounds)
+        draw_bars((Bar(each.name, each.framework, each.median, each.quartiles) for each in ran), Path(path))
 
     def _ratios(self) -> dict[str, Ratio | None]:
         return {"best": self.best, "plain": self.plain, "control": self.control}

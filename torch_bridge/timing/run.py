@@ -16,9 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from jaxensemble.arrays import as_arrays
 from jaxensemble.ensemble import Ensemble
 from jaxensemble.errors import InputError
-from jaxensemble.inputs import as_arrays
 from jaxensemble.network.arguments import bound
 from jaxensemble.running.device import cores
 from torch_bridge.compat import pytree
@@ -26,7 +26,7 @@ from torch_bridge.graph.caches.tensors import cleared
 from torch_bridge.graph.examples import Arguments
 from torch_bridge.members.same_network import as_members
 from torch_bridge.members.stack import checked_ensemble
-from torch_bridge.parity import reference
+from torch_bridge.parity.inputs import batch_size, laid_out
 from torch_bridge.report import environment
 from torch_bridge.timing.exchange import save_arrays
 from torch_bridge.timing.load import Reading, is_busy, others
@@ -104,7 +104,7 @@ def time(
     members, arguments = as_members(models), Arguments.of(inputs, kwargs, "inputs")
     if checked_ensemble(ensemble).network is None:
         raise InputError("`ensemble` must be one that was ported from PyTorch: it is sent to another process")
-    batch = reference.batch_size(arguments, ensemble.origin.batch_axis)
+    batch = batch_size(arguments, ensemble.origin.batch_axis)
     if batch == 0:
         raise InputError("`inputs` must have at least one row: an empty minibatch takes no time that says anything")
     images = any(isinstance(x, Tensor) and x.ndim == 4 for x in pytree.tree_leaves(arguments))
@@ -226,6 +226,6 @@ def _write(
     ensemble.eval().save(folder / "ensemble")
     with cleared(members, arguments):
         (folder / "models.pkl").write_bytes(cloudpickle.dumps(setup) + cloudpickle.dumps((members, arguments)))
-    inputs = reference.laid_out(arguments, ensemble.origin.input_layout)
+    inputs = laid_out(arguments, ensemble.origin.input_layout)
     arrays = as_arrays(bound(ensemble.network, inputs), "inputs")
     save_arrays(folder / "inputs.npz", [np.asarray(leaf) for leaf in jax.tree.leaves(arrays)])

@@ -16,10 +16,11 @@ import torch
 from torch import Tensor, nn
 from torch.func import stack_module_state, vmap
 
+from jaxensemble.arrays import as_arrays
 from jaxensemble.ensemble import Ensemble
-from jaxensemble.inputs import as_arrays, batch_axes
 from jaxensemble.modules.state import Tree, merge, split
 from jaxensemble.network.arguments import arrays_alone, with_fixed
+from jaxensemble.network.inputs import batch_axes
 from jaxensemble.training import TrainState
 from jaxensemble.training.data import as_data, rows_of
 from jaxensemble.training.step import step_for, stepped_through

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state, vmap
 
+from jaxensemble.arrays import as_arrays
 from jaxensemble.ensemble import Ensemble
-from jaxensemble.inputs import as_arrays
 from jaxensemble.modules.state import merge
 from jaxensemble.network.arguments import arrays_alone, with_fixed
 from torch_bridge.compat import pytree

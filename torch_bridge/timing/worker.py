@@ -18,12 +18,12 @@ import numpy as np
 import torch
 
 from jaxensemble import Ensemble
-from jaxensemble.inputs import input_structure
 from jaxensemble.network.arguments import with_fixed
+from jaxensemble.network.inputs import input_structure
 from torch_bridge.arrays import to_numpy
 from torch_bridge.compat import compiled_graphs, pytree
 from torch_bridge.graph.outputs import arrays_of
-from torch_bridge.parity import reference
+from torch_bridge.parity import precision
 from torch_bridge.parity.metrics import stacked
 from torch_bridge.timing.exchange import load_arrays, save_arrays
 from torch_bridge.timing.training import STEPS, jax_step, torch_step
@@ -227,7 +227,7 @@ def main() -> None:
     if hasattr(os, "sched_setaffinity"):  # JAX takes all the cores there are
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: job.cores or job.threads])
     torch.backends.cudnn.benchmark = True  # XLA tries its convolutions, too
-    with reference.equal_precision(tf32=job.tf32), jax.enable_x64(job.x64):
+    with precision.equal_precision(tf32=job.tf32), jax.enable_x64(job.x64):
         try:
             worker = Worker(job)
             answer(worker.prepare())

@@ -6,7 +6,8 @@ from typing import Any
 
 import jax
 
-from jaxensemble.source.names import is_identifier, plain, unused
+from jaxensemble.network.vocabulary import is_identifier
+from jaxensemble.source.names import plain, unused
 from jaxensemble.source.plan.definitions import (
     IDENTITY,
     RESIDUAL,

@@ -9,7 +9,8 @@ from flax import nnx
 
 from jaxensemble.errors import InputError
 from jaxensemble.network.network import Arg, Layer, Variable
-from jaxensemble.source.names import resolve, unused
+from jaxensemble.network.vocabulary import resolve
+from jaxensemble.source.names import unused
 from jaxensemble.source.read.frames import freeze
 from jaxensemble.source.read.steps import Operand, Step
 

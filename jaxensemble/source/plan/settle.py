@@ -37,6 +37,7 @@ from jaxensemble.source.plan.definitions import (
     layer_unit,
     variable_unit,
 )
+from jaxensemble.source.plan.loops import FEWEST, numbered
 from jaxensemble.source.read.frames import (
     Frame,
     fill_gaps,
@@ -62,7 +63,6 @@ from jaxensemble.source.read.steps import (
     returned,
 )
 from jaxensemble.source.read.tidy import rewritten
-from jaxensemble.source.write.loops import FEWEST, numbered
 
 SMALL = 2
 """A module that holds nothing is written out where it is called, if it has no more steps than this."""

@@ -5,7 +5,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
 from jaxensemble.errors import InputError
 from jaxensemble.network.network import Dtype
-from jaxensemble.source.names import is_identifier
+from jaxensemble.network.vocabulary import is_identifier
 from jaxensemble.source.plan.definitions import (
     IDENTITY,
     RESIDUAL,

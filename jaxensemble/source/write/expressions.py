@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from jaxensemble.errors import InputError
 from jaxensemble.network.network import Dtype, Func, Record
-from jaxensemble.source.names import check_function, check_handed, check_keyword, check_method, is_identifier
+from jaxensemble.network.vocabulary import check_function, check_handed, check_keyword, check_method, is_identifier
 from jaxensemble.source.plan.definitions import Argument, Definition, Make, Scaled
 from jaxensemble.source.read.steps import (
     Cut,

@@ -10,8 +10,9 @@ from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any, TypeAlias
 
-from jaxensemble.source.names import is_identifier
+from jaxensemble.network.vocabulary import is_identifier
 from jaxensemble.source.plan.definitions import RESIDUAL
+from jaxensemble.source.plan.loops import CARRIED, Loop, Rounds, Stated, find_rounds
 from jaxensemble.source.read.frames import freeze
 from jaxensemble.source.read.modules import Path
 from jaxensemble.source.read.steps import (
@@ -32,7 +33,6 @@ from jaxensemble.source.read.steps import (
 )
 from jaxensemble.source.write.expressions import BINARY, COMPARISONS, UNARY, Expressions, called, name
 from jaxensemble.source.write.layout import INDENT, flat
-from jaxensemble.source.write.loops import CARRIED, Loop, Rounds, Stated, find_rounds
 
 READABLE = 88
 """How long a line may get by nesting calls into it."""

@@ -5,8 +5,9 @@ import textwrap
 from collections.abc import Hashable, Sequence
 from typing import Any
 
-from jaxensemble.network.network import Record, Ref, Tree
-from jaxensemble.source.names import IMPORTS, OWN, TAKEN, plain, snake, unused
+from jaxensemble.network.network import Network, Record, Ref, Tree
+from jaxensemble.network.vocabulary import IMPORTS, OWN
+from jaxensemble.source.names import TAKEN, plain, snake, unused
 from jaxensemble.source.plan.definitions import IDENTITY, Definition, Make
 from jaxensemble.source.plan.settle import Plan
 from jaxensemble.source.read.steps import Local, Slot, Step, ToFunction, ToName
@@ -17,6 +18,16 @@ from jaxensemble.source.write.layout import INDENT, WIDTH, header, statement
 from jaxensemble.source.write.statements import statements
 
 ROOT_INDENT = 2
+
+
+def print_source(network: Network) -> str:
+    """The source of a Python module whose last class is the network: what a Flax programmer would write by hand.
+
+    Lines are at most 120 characters long and laid out as `ruff format` lays them out.
+
+    **Raises:** `InputError` where a name or constant of the network cannot stand in source.
+    """
+    return Printer(Plan(network)).text()
 
 
 class Printer:

@@ -5,9 +5,9 @@ import copy
 import dataclasses
 from collections.abc import Mapping, Sequence
 
+from jaxensemble.source.plan.loops import FEWEST, numbered
 from jaxensemble.source.write.expressions import name
 from jaxensemble.source.write.layout import flat
-from jaxensemble.source.write.loops import FEWEST, numbered
 
 VARIABLE = "i"
 """What counts the children of a run."""

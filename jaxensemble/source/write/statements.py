@@ -7,12 +7,12 @@ from typing import Any
 
 from jaxensemble.network.network import Fixed, Record
 from jaxensemble.source.names import TAKEN, plain, unused
+from jaxensemble.source.plan.loops import CARRIED, Loop
 from jaxensemble.source.read.steps import Hole, Length, Local, Slot, Step, ToLayer, ToName, leaves, returned
 from jaxensemble.source.read.tidy import PAIRS
 from jaxensemble.source.write.expressions import call, called, child, literal, name, numbers, record_key
 from jaxensemble.source.write.folding import Entry, Folding, is_operator
 from jaxensemble.source.write.layout import INDENT, WIDTH, flat, statement
-from jaxensemble.source.write.loops import CARRIED, Loop
 
 ATTENTION = ("ops.attention", "nnx.dot_product_attention", "jax.nn.dot_product_attention")
 """Functions of queries, keys and values."""

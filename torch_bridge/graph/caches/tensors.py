@@ -32,10 +32,10 @@ from torch_bridge.graph.caches.objects import (
     put,
     remembering,
 )
+from torch_bridge.graph.forward import evaluated
 from torch_bridge.graph.modes import in_mode
 from torch_bridge.graph.outputs import leaves_of
 from torch_bridge.members.same_network import same
-from torch_bridge.parity.reference import evaluated
 
 _EMPTIED, _NOTHING_IN_IT = "emptied", "nothing in it"
 """The two ways of clearing a container: with no items, or with the same and None for each of their tensors."""

@@ -7,6 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from torch_bridge.compat import (
+    decompositions_below_autograd,
+)
+from torch_bridge.graph.operations import Operations
+
 _ATEN = torch.ops.aten
 
 
@@ -91,3 +96,9 @@ def _solve(graph: fx.Graph, node: fx.Node) -> None:
                     options = {"left": user.kwargs.get("left", True)}
                     new = graph.call_function(_ATEN.linalg_solve.default, (given, user.args[2]), options)
                 user.replace_all_uses_with(new)
+
+
+def decompositions_for(operations: Operations) -> dict[Any, Any]:
+    """How operations that have no rule are taken apart below autograd."""
+    every = {**decompositions_below_autograd(), **DECOMPOSITIONS}
+    return {target: way for target, way in every.items() if not operations.knows(target)}

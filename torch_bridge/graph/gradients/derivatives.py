@@ -20,11 +20,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from jaxensemble.errors import InputError, UnsupportedError, described
 from torch_bridge.compat import graph_being_traced, graph_traced, pytree, writes
-from torch_bridge.graph.errors import explained, place
+from torch_bridge.graph.errors import explained
 from torch_bridge.graph.examples import Arguments
-from torch_bridge.graph.gradients.below_autograd import tidy
+from torch_bridge.graph.gradients.below_autograd import decompositions_for, tidy
+from torch_bridge.graph.operations import Operations
 from torch_bridge.graph.sizes.open_axes import Example
 from torch_bridge.graph.sizes.traces import NotOne, generalise
+from torch_bridge.graph.user_lines import place
 
 _ATEN = torch.ops.aten
 
@@ -61,7 +63,7 @@ class Derivatives(TorchFunctionMode):
 
 
 @contextlib.contextmanager
-def written_out(model: nn.Module, example: Example, decompositions: Mapping[Any, Any]) -> Iterator[None]:
+def written_out(model: nn.Module, example: Example, operations: Operations) -> Iterator[None]:
     """Within it, the module has a forward of operations only, which does what its own does in the present mode.
 
     **Raises:** `UnsupportedError` where there is no such forward, or none for all batch sizes.
@@ -73,14 +75,14 @@ def written_out(model: nn.Module, example: Example, decompositions: Mapping[Any,
             f"{', '.join(sorted(example.named))} out of `dynamic`"
         )
     try:
-        graph = _traced(model, example.inputs, example.batch_axes, decompositions)
+        graph = _traced(model, example.inputs, example.batch_axes, decompositions_for(operations))
     except NotOne as error:
         raise UnsupportedError(
             f"{name}.forward takes derivatives, and cannot be followed with an open batch size: {error}. Pass "
             "batch_axis=None to fix all shapes."
         ) from error
     except Exception as error:  # whatever a forward or a trace of it raises
-        told = explained(error, model, example.inputs, training=model.training)
+        told = explained(error, model, example.inputs, operations.refusals, training=model.training)
         if isinstance(told, InputError):
             raise told from error
         raise UnsupportedError(

@@ -18,9 +18,9 @@ from torch import nn
 
 from jaxensemble.network.network import Sizes
 from torch_bridge.compat import guards_told, pytree
-from torch_bridge.graph.errors import is_the_users
 from torch_bridge.graph.sizes.open_axes import BATCH, Example, Limits
 from torch_bridge.graph.sizes.values import value_of
+from torch_bridge.graph.user_lines import is_the_users
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,7 +8,7 @@ from torch import Tensor, fx
 from torch.export import ExportedProgram
 
 from torch_bridge.compat import pytree
-from torch_bridge.graph.modes import has_tensors
+from torch_bridge.graph.nodes import has_tensors
 from torch_bridge.graph.stand_ins import NAMES, Mode, all_args, stand_in, stand_in_args
 
 Valued: TypeAlias = Callable[[Any], Any]

@@ -11,7 +11,7 @@ from torch.export import ExportedProgram
 
 from jaxensemble.network.network import Sizes
 from torch_bridge.compat import pytree
-from torch_bridge.graph.modes import has_tensors
+from torch_bridge.graph.nodes import has_tensors
 from torch_bridge.graph.sizes.likeness import number_of
 
 Valued = Callable[[Any, Mapping[str, int]], Any]

@@ -2,7 +2,7 @@
 
 The signs of QR are those of LAPACK's reflections, in PyTorch's build of it and in JAX's; on GPUs, where cuSOLVER takes
 its place, this was not tried. Those of eigenvectors and singular vectors are the library's own choice, and differ on
-the CPU already: `torch_bridge.porting.signs` refuses what depends on them.
+the CPU already: `torch_bridge.lowering.signs` refuses what depends on them.
 """
 
 import operator

@@ -1,13 +1,12 @@
 """Losses have no rules: PyTorch's own decompositions take them apart. Here stands what these lack or get wrong."""
 
-from collections.abc import Callable
 from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor
 
 from torch_bridge.compat import linear_cross_entropy
-from torch_bridge.lowering.table import refuse
+from torch_bridge.lowering.table import DECOMPOSITIONS, refuse
 
 refuse(
     "aten.multilabel_margin_loss.default",
@@ -51,9 +50,8 @@ _CHUNKED = {
     "_linear_cross_entropy_batch_chunked_no_reduction": _chunked_of_each,
 }
 
-DECOMPOSITIONS: dict[Any, Callable[..., Any]] = {
+DECOMPOSITIONS |= {
     getattr(linear_cross_entropy, name)._opoverload: function
     for name, function in _CHUNKED.items()
     if hasattr(linear_cross_entropy, name)  # which are PyTorch's own, and may be called otherwise one day
 }
-"""What torch's table of decompositions lacks, by the same keys."""

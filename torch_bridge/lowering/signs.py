@@ -15,8 +15,8 @@ from torch import Tensor, fx, nn
 from jaxensemble.errors import UnsupportedError
 from torch_bridge.compat import TorchDispatchMode, pytree
 from torch_bridge.graph.examples import Arguments
-from torch_bridge.graph.modes import source_line
-from torch_bridge.parity.perturbed import perturb
+from torch_bridge.graph.nodes import source_line
+from torch_bridge.members.constant_weights import perturb
 
 _ATEN = torch.ops.aten
 _VECTORS: dict[Any, tuple[int, ...]] = {

@@ -1,8 +1,4 @@
-"""Arrays from anywhere as JAX arrays: numpy, PyTorch and other libraries, by value and never by reference.
-
-JAX may keep reading the memory of a numpy array or a DLPack tensor that it was given, so that a later change in place
-would reach results already handed out; whatever is not a JAX array is copied here.
-"""
+"""The inputs of one call: whether they are the network's, and which of their axes is the batch's."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -11,53 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxensemble.compat import Tracer
-from jaxensemble.errors import InputError, first_line
+from jaxensemble.arrays import SCALARS
+from jaxensemble.errors import InputError
 from jaxensemble.network.network import InputShape, Network, Ref
 
-_SCALARS = (bool, int, float, complex)
-_NARROW = {"int64": np.int32, "uint64": np.uint32}  # what integers become while 64-bit types are off
-_WIDE_FLOATS = ("float64", "complex128")
 _KINDS = (jnp.bool_, jnp.integer, jnp.floating, jnp.complexfloating)
-ENABLE = "enable 64-bit types (jax.config.update('jax_enable_x64', True), or `with jax.enable_x64(True):`; --x64)"
-"""What errors advise."""
-
-
-def as_arrays(tree: Any, name: str) -> Any:
-    """Every leaf of a tree of arrays as a JAX array; `name` is what errors call the tree.
-
-    Takes JAX arrays and tracers (as they are), Python numbers (as they are), and whatever has `__array__` or
-    `__dlpack__`: numpy arrays, PyTorch tensors that require gradients, are strided or are bfloat16. Dtypes are kept.
-    While JAX has 64-bit types switched off, int64 becomes int32 where every value fits.
-
-    Raises `InputError`, with the place in the tree, for other objects; for float64 and complex128 while 64-bit types
-    are off, which JAX itself would round without a word; and for an integer that does not fit.
-
-    >>> as_arrays({"ids": np.array([1, 2])}, "inputs")
-    {'ids': Array([1, 2], dtype=int32)}
-    """
-    if all(isinstance(leaf, jax.Array) and leaf.dtype.itemsize < 8 for leaf in jax.tree.leaves(tree)):
-        return tree  # the most frequent case, without the time that paths take
-    return jax.tree_util.tree_map_with_path(lambda path, leaf: as_array(leaf, name + jax.tree_util.keystr(path)), tree)
-
-
-def as_array(value: Any, name: str) -> Any:
-    """One array as a JAX array: see [`as_arrays`][]."""
-    if isinstance(value, jax.Array):
-        if isinstance(value, Tracer) or not is_too_wide(value.dtype):
-            return value
-        value = np.asarray(value)
-    if isinstance(value, _SCALARS) and not isinstance(value, np.generic):
-        return value
-    if not isinstance(value, np.ndarray | np.generic):
-        value = _imported(value, name)
-        if isinstance(value, jax.Array):
-            return value
-    if not (jnp.issubdtype(value.dtype, np.number) or value.dtype == bool):
-        raise InputError(f"`{name}` must hold numbers or booleans; got a numpy array of dtype {value.dtype}")
-    dtype = value.dtype if value.dtype.isnative else value.dtype.newbyteorder("=")
-    value = np.array(value, dtype)  # a copy that nothing else refers to
-    return jnp.asarray(_narrowed(value, name) if is_too_wide(dtype) else value)
 
 
 def check_inputs(network: Network, inputs: tuple[Any, ...], *, each: bool) -> None:
@@ -83,7 +37,7 @@ def check_inputs(network: Network, inputs: tuple[Any, ...], *, each: bool) -> No
                 if not isinstance(e, int):
                     open_sizes.setdefault(e, []).append((name, g))
         dtype, wanted = jnp.result_type(value), network.input_dtypes.get(name)
-        if wanted is not None and _kind(dtype) != _kind(wanted) and not isinstance(value, _SCALARS):
+        if wanted is not None and _kind(dtype) != _kind(wanted) and not isinstance(value, SCALARS):
             problems.append(f"`{name}`: expected {wanted}, got {dtype}")
     if not problems:
         problems = [line for size, found in open_sizes.items() for line in _size_problems(network, size, found)]
@@ -153,7 +107,7 @@ def _named(tree: Any, value: Any, place: str, problems: list[str]) -> Iterator[t
     """The arrays of an input by the names the network has for them; what does not fit is added to `problems`."""
     match tree:
         case Ref(name):
-            if isinstance(value, _SCALARS) or hasattr(value, "shape"):
+            if isinstance(value, SCALARS) or hasattr(value, "shape"):
                 yield name, value
             else:
                 problems.append(f"`{place}`: expected an array, got {type(value).__name__}")
@@ -185,55 +139,3 @@ def shape_text(shape: InputShape) -> str:
     '[N, 3, height, width]'
     """
     return f"[{', '.join('N' if size is None else str(size) for size in shape)}]"
-
-
-def is_too_wide(dtype: Any) -> bool:
-    """Whether a dtype has 64-bit numbers while JAX has those switched off."""
-    return str(dtype) in (*_NARROW, *_WIDE_FLOATS) and not x64_is_on()
-
-
-def x64_is_on() -> bool:
-    """Whether JAX has 64-bit types now."""
-    return jax.config.jax_enable_x64  # pyright: ignore[reportAttributeAccessIssue]
-
-
-def require_x64(dtype: Any, name: str) -> None:
-    """Raises `InputError` if arrays of a dtype would be rounded to 32 bits by JAX as it is configured."""
-    if is_too_wide(dtype):
-        raise InputError(f"{name} is {dtype}, which JAX would round to 32 bits now: {ENABLE}, or cast to 32 bits")
-
-
-def _narrowed(value: np.ndarray, name: str) -> np.ndarray:
-    if str(value.dtype) in _WIDE_FLOATS:
-        require_x64(value.dtype, f"`{name}`")
-    narrow = _NARROW[str(value.dtype)]
-    limits = np.iinfo(narrow)
-    outside = (value < limits.min) | (value > limits.max)
-    if outside.any():
-        first = value[outside].flat[0]
-        raise InputError(f"`{name}` is {value.dtype} and holds {first}, which {np.dtype(narrow)} does not: {ENABLE}")
-    return value.astype(narrow)
-
-
-def _imported(value: Any, name: str) -> np.ndarray | jax.Array:
-    """The array of another library: through numpy where it can be, else (bfloat16, an accelerator) through DLPack."""
-    if not (hasattr(value, "__array__") or hasattr(value, "__dlpack__")):
-        raise InputError(f"`{name}` must be an array; got {type(value).__module__}.{type(value).__name__}")
-    for method in ("detach", "resolve_conj", "resolve_neg"):  # PyTorch exports neither gradients nor lazy views
-        value = getattr(value, method, lambda value=value: value)()
-    try:
-        return np.asarray(value)
-    except (TypeError, RuntimeError) as error:  # PyTorch: a dtype that numpy lacks, or memory that is not the host's
-        if not hasattr(value, "__dlpack__"):
-            raise InputError(f"`{name}` cannot be read: {first_line(error)}") from error
-        return _from_dlpack(value, name)
-
-
-def _from_dlpack(value: Any, name: str) -> jax.Array:
-    try:
-        value = getattr(value, "contiguous", lambda: value)()  # JAX imports no other strides
-        with jax.enable_x64(True):  # without it JAX imports 64-bit numbers as 32-bit ones
-            array = jnp.array(jax.dlpack.from_dlpack(value), copy=True)
-    except (TypeError, ValueError, RuntimeError, BufferError) as error:
-        raise InputError(f"`{name}` cannot be read through DLPack: {first_line(error)}") from error
-    return as_array(array, name)

@@ -11,9 +11,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxensemble.arrays import is_too_wide
 from jaxensemble.errors import InputError
 from jaxensemble.files.durable import write_file
-from jaxensemble.inputs import is_too_wide
 from jaxensemble.modules.state import flatten
 from jaxensemble.network.arguments import with_fixed
 from jaxensemble.network.network import Network, Ref, references

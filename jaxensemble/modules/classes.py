@@ -1,0 +1,65 @@
+"""Classes made from the source of networks."""
+
+import hashlib
+import linecache
+import sys
+import types
+from functools import cache
+from typing import Any
+
+from jaxensemble.network.network import Network
+from jaxensemble.source.plan.settle import Plan
+from jaxensemble.source.write.module import Printer
+
+
+def load_class(network: Network) -> type[Any]:
+    """The class of a network, from its source: an `nnx.Module` that is made with `rngs` and called with the inputs.
+
+    Tracebacks and `inspect.getsource` show the lines of the source. Networks with equal source share one class.
+
+    **Raises:** `InputError` as `print_source` does.
+    """
+    printer = Printer(Plan(network))
+    return _loaded(printer.text(), printer.class_name)
+
+
+def source_of(made: Any) -> tuple[str, str] | None:
+    """The source that a class or a function was made from, and its network's class; None for any other one."""
+    return _SOURCES.get(made.__module__)
+
+
+def made_from(text: str, class_name: str, name: str) -> Any:
+    """The class or the function of this name in the source of a network: the inverse of `source_of`."""
+    return getattr(sys.modules[_loaded(text, class_name).__module__], name)
+
+
+_SOURCES: dict[str, tuple[str, str]] = {}  # by the modules that were made
+
+
+@cache
+def _loaded(text: str, class_name: str) -> type[Any]:
+    digest = hashlib.sha256(text.encode()).hexdigest()[:12]
+    filename = f"<jaxensemble {class_name} {digest}>"
+    module = types.ModuleType(f"jaxensemble_{class_name}_{digest}")
+    module.__file__ = filename
+    sys.modules[module.__name__] = module  # where inspect and pickle look for it
+    linecache.cache[filename] = (len(text), None, text.splitlines(keepends=True), filename)
+    exec(compile(text, filename, "exec", dont_inherit=True), module.__dict__)
+    _SOURCES[module.__name__] = text, class_name
+    for kind in vars(module).values():
+        if isinstance(kind, type) and kind.__module__ == module.__name__:
+            kind.__reduce__, kind.__copy__ = _reduced, _copied  # type: ignore[attr-defined]
+    return getattr(module, class_name)
+
+
+def _reduced(module: Any) -> Any:
+    from jaxensemble.modules.pickling import reduced_module  # which needs what is defined here
+
+    return reduced_module(module)
+
+
+def _copied(module: Any) -> Any:
+    """A copy that shares its arrays, as those of other modules do."""
+    copied = object.__new__(type(module))
+    copied.__setstate__(module.__getstate__())
+    return copied

@@ -1,0 +1,37 @@
+"""A module's forward, run by PyTorch."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from torch_bridge.compat import pytree
+from torch_bridge.graph.examples import Arguments, tensors_mapped
+
+Inputs = Arguments | tuple[Any, ...]
+"""The arguments of one call, or a tuple of its positional ones."""
+
+
+def shapes(inputs: Any) -> str:
+    """Dtypes and shapes of inputs, as errors name them."""
+    leaves = pytree.tree_leaves(inputs)
+    return ", ".join(
+        f"{str(x.dtype).removeprefix('torch.')} {list(x.shape)}" if isinstance(x, Tensor) else repr(x) for x in leaves
+    )
+
+
+def called(model: nn.Module, inputs: Inputs) -> Any:
+    """What a model gives for inputs that it may write into."""
+    return Arguments.of(tensors_mapped(Tensor.clone, inputs)).call(model)
+
+
+def evaluated(model: nn.Module, inputs: Inputs) -> Any:
+    """The same without gradients, which are on only where the forward itself takes some."""
+    try:
+        with torch.no_grad():
+            return called(model, inputs)
+    except RuntimeError as error:
+        if "does not require grad" not in str(error):
+            raise
+    with torch.enable_grad():
+        return tensors_mapped(Tensor.detach, called(model, inputs))

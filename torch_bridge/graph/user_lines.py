@@ -1,0 +1,33 @@
+"""Lines of a user's own code."""
+
+import functools
+import os
+import re
+import traceback
+from pathlib import Path
+
+import sympy
+import torch
+
+
+def place(error: BaseException | None) -> str:
+    """` (file.py:12: code)`, the user's line that the exporter tells, or the one that raised."""
+    found = re.findall(r'File "([^"]+)", line (\d+), in \w+\n\s*(.+)', str(error))
+    while error is not None and not found:
+        frames = traceback.extract_tb(error.__traceback__)
+        found = [(f.filename, f.lineno, f.line) for f in frames if f.line and is_the_users(f.filename)]
+        error = error.__cause__ or error.__context__
+    own = [entry for entry in found if is_the_users(entry[0])]
+    if not own:
+        return ""
+    file, line, code = own[-1]
+    return f" ({Path(file).name}:{line}: {code.strip()})"
+
+
+@functools.cache
+def is_the_users(file: str) -> bool:
+    """Whether a file is none of PyTorch, what it computes sizes with, this package and Python itself."""
+    packages = (*(Path(module.__file__).parent for module in (torch, sympy)), Path(__file__).parents[1])
+    others, python = [f"{package}{os.sep}" for package in packages], f"{Path(os.__file__).parent}{os.sep}"
+    foreign = (*others, "<eval_with_key>", "<string>")  # of graphs that PyTorch runs, and of classes it makes
+    return not file.startswith(foreign) and (not file.startswith(python) or "site-packages" in file)

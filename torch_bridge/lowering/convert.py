@@ -1,0 +1,74 @@
+"""A module's network and the map of its weights."""
+
+from typing import Any
+
+import jax.numpy as jnp
+import torch
+from torch import nn
+
+from jaxensemble.errors import InputError, UnsupportedError
+from torch_bridge.arrays import checked_cast, jax_dtype, to_numpy
+from torch_bridge.graph.caches.tensors import fresh
+from torch_bridge.graph.capture import capture
+from torch_bridge.graph.examples import Arguments
+from torch_bridge.graph.merged import has_branches
+from torch_bridge.graph.sizes.open_axes import Opened
+from torch_bridge.lowering.builder import Drawn
+from torch_bridge.lowering.lower import Lowered, lower
+from torch_bridge.lowering.signs import check_signs
+from torch_bridge.lowering.table import OPERATIONS
+from torch_bridge.members.tensors import check_tensors
+
+LAYOUTS = ("torch", "NHWC")
+
+
+def convert(
+    model: nn.Module,
+    example_inputs: Arguments | tuple[Any, ...],
+    opened: Opened | None = None,
+    input_layout: str = "torch",
+    *,
+    drawn: Drawn | None = None,
+    evaluation_only: str | None = None,
+) -> Lowered:
+    """A module's network and the map of its weights; the weights themselves are left where they are.
+
+    `opened` says which sizes stay open; without, that of the first axis. `evaluation_only` says why there is no
+    training mode, where that is known before. With `drawn`, the network gives the random numbers of this mode beside
+    its outputs: see `lower`.
+    """
+    if not isinstance(model, nn.Module):
+        raise InputError(f"`model` must be a torch.nn.Module; got {type(model).__name__}")
+    if isinstance(model, torch.jit.ScriptModule):
+        raise InputError("`model` must be a module in Python, not TorchScript's: pass the module that was scripted")
+    if input_layout not in LAYOUTS:
+        raise InputError(f"`input_layout` must be one of {', '.join(map(repr, LAYOUTS))}; got {input_layout!r}")
+    check_tensors(model)
+    with fresh([model], example_inputs):
+        captured = capture(model, example_inputs, OPERATIONS, opened, evaluation_only)
+        check_signs(model, captured.graph, Arguments.of(example_inputs))
+    lowered = lower(captured, input_layout, drawn=drawn)
+    if has_branches(captured.graph) and len({module.training for module in model.modules()}) > 1:
+        apart = [path or "itself" for path, module in model.named_modules() if module.training]
+        raise UnsupportedError(
+            f"{type(model).__name__} is in training mode in part ({', '.join(apart[:5])}), and its forward does "
+            "something else there, which is carried for all of it in one mode. Call .eval() or .train() on it first: "
+            "an ensemble has both modes."
+        )
+    if lowered.network.evaluation_only and any(module.training for module in model.modules()):
+        raise UnsupportedError(
+            f"{type(model).__name__} is in training mode, and can be ported for evaluation only, because "
+            f"{lowered.network.evaluation_only}. Call .eval() on it first."
+        )
+    return lowered
+
+
+def constants_of(lowered: Lowered) -> dict[str, Any]:
+    """The arrays of a network that all members share."""
+    result = {}
+    for path, tensor in lowered.constants.items():
+        array = to_numpy(tensor)
+        result[path] = jnp.array(
+            checked_cast(array, jax_dtype(array.dtype, f"constant `{path}`"), f"constant `{path}`")
+        )
+    return result

@@ -1,0 +1,60 @@
+"""The tensors of a member: parameters and buffers by name, and whether a stack can hold them."""
+
+import itertools
+from collections.abc import Mapping
+
+from torch import Tensor, nn
+
+from jaxensemble.errors import InputError, UnsupportedError, listed
+from torch_bridge.arrays import odd_kind
+
+
+def _is_quantised(module: nn.Module) -> bool:
+    return type(module).__module__.startswith(("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized"))
+
+
+def check_tensors(model: nn.Module) -> None:
+    """Whether a model's parameters and buffers are such as a stack of weights can hold.
+
+    **Raises:** `InputError` naming every one that has no plain values, or none of its own, and `UnsupportedError` for
+    layers that hold none but packed integers.
+    """
+    quantised = [path or "itself" for path, module in model.named_modules() if _is_quantised(module)]
+    if quantised:
+        raise UnsupportedError(
+            f"{type(model).__name__} is quantised ({listed(quantised)}): its layers hold packed integers, for kernels "
+            "of PyTorch's own that XLA has no equal of. Port the network as it was before."
+        )
+    tensors = tensors_of(model)
+    odd = {key: odd_kind(tensor) for key, tensor in tensors.items()}
+    lines = [f"  {key}: {kind}" for key, kind in odd.items() if kind]
+    if lines:
+        raise InputError(f"{type(model).__name__} must hold plain dense tensors; got\n" + "\n".join(lines))
+    lines = [f"  {first} and {second}" for first, second in _overlapping(tensors)]
+    if lines:
+        raise InputError(
+            f"{type(model).__name__} has tensors that share memory without being one tensor:\n"
+            + "\n".join(lines)
+            + "\n"
+            "A stack of weights cannot keep that. Clone one of each pair, or, to tie them, use one Parameter for both."
+        )
+
+
+def _overlapping(tensors: Mapping[str, Tensor]) -> list[tuple[str, str]]:
+    """Neighbours in memory, of tensors that are not the same, of which one begins before the other ends."""
+    spans = sorted(
+        (str(tensor.device), tensor.data_ptr(), tensor.data_ptr() + _extent(tensor), key)
+        for key, tensor in {id(tensor): (key, tensor) for key, tensor in tensors.items() if tensor.numel()}.values()
+    )
+    return [(a[3], b[3]) for a, b in itertools.pairwise(spans) if a[0] == b[0] and b[1] < a[2]]
+
+
+def _extent(tensor: Tensor) -> int:
+    """The bytes from a tensor's first element to the end of its last."""
+    last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    return (last + 1) * tensor.element_size()
+
+
+def tensors_of(model: nn.Module) -> dict[str, Tensor]:
+    """Every parameter and buffer by name, tied ones under each of their names, non-persistent ones too."""
+    return {**dict(model.named_parameters(remove_duplicate=False)), **dict(model.named_buffers(remove_duplicate=False))}

@@ -1,0 +1,131 @@
+"""The precision that PyTorch computes in: that of float32 on both sides, and float64 whatever a forward says."""
+
+import contextlib
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from torch_bridge.compat import pytree
+from torch_bridge.graph.caches.functions import tensors_forgotten
+from torch_bridge.graph.sizes.functions import DirectDistances
+
+
+@contextlib.contextmanager
+def equal_precision(*, tf32: bool = False) -> Iterator[None]:
+    """The same float32 on both sides, for a while: neither framework may round products to TF32, or both may.
+
+    By context managers, which work where torch has frozen its flags.
+    """
+    matmul: Any = torch.backends.cuda.matmul
+    before = matmul.allow_tf32
+    matmul.allow_tf32 = tf32
+    left: Any = dict.fromkeys(("enabled", "benchmark", "benchmark_limit", "deterministic", "fp32_precision"))
+    precision = "default" if tf32 else "highest"
+    try:
+        with torch.backends.cudnn.flags(**left, allow_tf32=tf32), jax.default_matmul_precision(precision):
+            yield
+    finally:
+        matmul.allow_tf32 = before
+
+
+@contextlib.contextmanager
+def widened() -> Iterator[None]:
+    """PyTorch in float64 for a while, whatever a forward says: `x.float()`, `torch.arange(3.0)`, `dtype=torch.float32`.
+
+    Without it, the float64 copy of such a model computes in float32, or fails where both meet. Distances are
+    computed as they are defined. Complex numbers are complex128.
+    """
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        with tensors_forgotten(), _Widened(), DirectDistances():
+            yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+@contextlib.contextmanager
+def single() -> Iterator[None]:
+    """PyTorch in float32 for a while, within `widened` too."""
+    before, paused = torch.get_default_dtype(), _Widened.paused
+    torch.set_default_dtype(torch.float32)
+    _Widened.paused = True
+    try:
+        with tensors_forgotten():
+            yield
+    finally:
+        torch.set_default_dtype(before)
+        _Widened.paused = paused
+
+
+_WIDE = dict.fromkeys((torch.float16, torch.bfloat16, torch.float32), torch.float64)
+
+
+_WIDE |= dict.fromkeys((torch.complex32, torch.complex64), torch.complex128)
+
+
+_SINGLE = {wide: torch.complex64 if wide.is_complex else torch.float32 for wide in (*_WIDE, *_WIDE.values())}
+
+
+_CASTS = dict.fromkeys((Tensor.float, Tensor.half, Tensor.bfloat16), Tensor.double)
+
+
+_CASTS |= {getattr(Tensor, name): getattr(Tensor, "cdouble") for name in ("cfloat", "chalf")}  # noqa: B009
+
+
+class _Widened(TorchFunctionMode):
+    paused = False
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if _Widened.paused:
+            return func(*args, **(kwargs or {}))
+
+        def wide(value: Any) -> Any:
+            return _WIDE.get(value, value) if isinstance(value, torch.dtype) else value
+
+        kwargs = kwargs or {}
+        if func is not torch.empty_strided:  # by which the exporter makes its stand-in for a tensor, of its dtype
+            args = [wide(value) for value in args]
+            kwargs = {name: wide(value) for name, value in kwargs.items()}
+        return (_CASTS[func] if func in _CASTS else func)(*args, **kwargs)
+
+
+def in_double(models: Sequence[nn.Module], *, training: bool = False) -> list[nn.Module]:
+    """Copies of the models in float64 and complex128, all in one mode."""
+    for model in models:
+        detach_computed(model)
+    return [_cast(copy.deepcopy(model), _WIDE).train(training) for model in models]
+
+
+def in_single(models: Sequence[nn.Module], inputs: Any) -> tuple[list[nn.Module], Any]:
+    """Copies of models and inputs in float32 and complex64, to be run within `single`."""
+    with single():
+        return [_cast(copy.deepcopy(model), _SINGLE) for model in models], _cast_leaves(inputs, _SINGLE)
+
+
+def _cast(model: nn.Module, dtypes: Mapping[torch.dtype, torch.dtype]) -> nn.Module:
+    """The model, with its parameters and buffers cast. `nn.Module.double` leaves complex numbers as they are."""
+    return model._apply(lambda tensor: tensor.to(dtypes.get(tensor.dtype, tensor.dtype)))
+
+
+def _cast_leaves(tree: Any, dtypes: Mapping[torch.dtype, torch.dtype]) -> Any:
+    return pytree.tree_map(lambda x: x.to(dtypes.get(x.dtype, x.dtype)) if isinstance(x, Tensor) else x, tree)
+
+
+def detach_computed(model: nn.Module) -> None:
+    """Legacy weight norm leaves a weight behind that it computes anew at every call, and that cannot be copied."""
+    for module in model.modules():
+        for hook in module._forward_pre_hooks.values():
+            name = getattr(hook, "name", None)
+            if isinstance(name, str) and isinstance(vars(module).get(name), Tensor):
+                vars(module)[name] = vars(module)[name].detach()
+
+
+def doubled(inputs: Any) -> Any:
+    """The inputs with floating-point tensors in float64, and complex ones in complex128."""
+    return _cast_leaves(inputs, _WIDE)
