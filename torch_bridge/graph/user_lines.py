@@ -27,7 +27,7 @@ def place(error: BaseException | None) -> str:
 @functools.cache
 def is_the_users(file: str) -> bool:
     """Whether a file is none of PyTorch, what it computes sizes with, this package and Python itself."""
-    packages = (*(Path(module.__file__).parent for module in (torch, sympy)), Path(__file__).parents[1])
-    others, python = [f"{package}{os.sep}" for package in packages], f"{Path(os.__file__).parent}{os.sep}"
+    files = (torch.__file__, sympy.__file__, os.__file__)
+    *others, python = (f"{folder}{os.sep}" for folder in (Path(__file__).parents[1], *(Path(f).parent for f in files)))
     foreign = (*others, "<eval_with_key>", "<string>")  # of graphs that PyTorch runs, and of classes it makes
     return not file.startswith(foreign) and (not file.startswith(python) or "site-packages" in file)
