@@ -210,7 +210,7 @@ bench-porting: $(STAMP) build/zoo/torchvision ## time and memory of porting
 	$(BIN)/python -m benchmarks.porting
 
 golden: $(STAMP) ## write the golden sources anew, for a change of what is printed
-	UPDATE_GOLDEN=1 $(BIN)/pytest -m "" tests/torch_bridge/test_golden.py
+	UPDATE_GOLDEN=1 $(BIN)/pytest -m "" tests/torch_bridge/porting/test_golden.py
 
 format: $(STAMP) ## format and mend what ruff can
 	$(BIN)/ruff check --fix .

@@ -33,7 +33,7 @@ from jaxensemble.network.network import (
 )
 from jaxensemble.network.validation import validate
 from jaxensemble.source import print_source
-from tests.jaxensemble.test_source import CASES, trees
+from tests.jaxensemble.source.test_source import CASES, trees
 
 SIMPLE = Network(
     name="Net",

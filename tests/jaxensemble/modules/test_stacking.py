@@ -132,7 +132,9 @@ def test_no_modes_or_classes_are_mixed(stacker: Callable[..., Any]) -> None:
     assert "member 1, `norm.use_running_average`: expected False, got True" in str(mode.value)
     with pytest.raises(RuntimeError, match=f"{name}: Expected all models to be of the same class.") as classes:
         stacker([first, nnx.Linear(3, 3, rngs=nnx.Rngs(0))])
-    assert "member 1: expected tests.jaxensemble.test_stacking.Mlp, got flax.nnx.nn.linear.Linear" in str(classes.value)
+    assert "member 1: expected tests.jaxensemble.modules.test_stacking.Mlp, got flax.nnx.nn.linear.Linear" in str(
+        classes.value
+    )
 
 
 def _lacking(name: str) -> Callable[[Any], Any]:
