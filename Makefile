@@ -169,45 +169,45 @@ build/zoo/timm: | build/zoo/torchvision
 
 # LIBRARY=transformers: small models of its families, in some minutes. LIBRARY=timm: one network of each of its modules.
 zoo: $(STAMP) build/zoo/$(LIBRARY) ## port all of torchvision's classification networks and prove them (an hour; resumes)
-	$(BIN)/python -m zoo --library $(LIBRARY) $(ARGS)
-	$(if $(filter timm,$(LIBRARY)),$(BIN)/python -m zoo --library timm --train $(ARGS))
-	$(BIN)/python -m zoo.coverage
+	$(BIN)/python -m benchmarks.zoo --library $(LIBRARY) $(ARGS)
+	$(if $(filter timm,$(LIBRARY)),$(BIN)/python -m benchmarks.zoo --library timm --train $(ARGS))
+	$(BIN)/python -m benchmarks.zoo.coverage
 
 fuzz: $(STAMP) ## prove random networks in every stage and under another plan (resumes)
-	$(BIN)/python -m trust fuzz $(ARGS)
+	$(BIN)/python -m benchmarks.trust fuzz $(ARGS)
 
 mutants: $(STAMP) ## plant errors into random networks, which the proof has to find (resumes)
-	$(BIN)/python -m trust mutants $(ARGS)
+	$(BIN)/python -m benchmarks.trust mutants $(ARGS)
 
 operators: $(STAMP) ## port PyTorch's own operator database, three samples of each operator (half an hour; resumes)
-	$(BIN)/python -m zoo.operators $(ARGS)
-	$(BIN)/python -m zoo.coverage
+	$(BIN)/python -m benchmarks.zoo.operators $(ARGS)
+	$(BIN)/python -m benchmarks.zoo.coverage
 
 bench: $(STAMP) build/zoo/torchvision ## time ensembles beside every way that PyTorch has of running them, on the CPU
-	$(BIN)/python -m benchmarks tutorial zoo scaling
-	$(BIN)/python -m benchmarks.overhead
-	$(BIN)/python -m benchmarks.figures
+	$(BIN)/python -m benchmarks.speed tutorial zoo scaling
+	$(BIN)/python -m benchmarks.speed.overhead
+	$(BIN)/python -m benchmarks.speed.figures
 
 # Asks for cuda by name, as test-gpu does.
 bench-gpu: export JAX_PLATFORMS := cuda,cpu
 bench-gpu: export XLA_PYTHON_CLIENT_PREALLOCATE := false
 bench-gpu: $(GPU_SETUP) ## the same on the GPU, in float32, TF32 and bfloat16 (JAX=cuda13 unless told otherwise)
-	$(GPU_PYTHON) -m benchmarks tutorial images --rounds 5
-	$(GPU_PYTHON) -m benchmarks tutorial images --rounds 5 --tf32
-	$(GPU_PYTHON) -m benchmarks tutorial images --rounds 5 --dtype bfloat16
-	$(GPU_PYTHON) -m benchmarks.figures
+	$(GPU_PYTHON) -m benchmarks.speed tutorial images --rounds 5
+	$(GPU_PYTHON) -m benchmarks.speed tutorial images --rounds 5 --tf32
+	$(GPU_PYTHON) -m benchmarks.speed tutorial images --rounds 5 --dtype bfloat16
+	$(GPU_PYTHON) -m benchmarks.speed.figures
 
 bench-training: $(STAMP) build/zoo/torchvision ## time a training step beside PyTorch's ways, and weigh it (on a GPU with JAX=cuda13)
-	$(BIN)/python -m benchmarks training --rounds 5
-	$(BIN)/python -m benchmarks.memory
-	$(BIN)/python -m benchmarks.figures
+	$(BIN)/python -m benchmarks.speed training --rounds 5
+	$(BIN)/python -m benchmarks.speed.memory
+	$(BIN)/python -m benchmarks.speed.figures
 
 bench-lowering: $(STAMP) ## how fast every form of a convolution is, layer by layer, and how far steps round
-	$(BIN)/python -m benchmarks.lowering
-	$(BIN)/python -m benchmarks.rounding
+	$(BIN)/python -m benchmarks.speed.lowering
+	$(BIN)/python -m benchmarks.speed.rounding
 
 bench-porting: $(STAMP) build/zoo/torchvision ## time and memory of porting
-	$(BIN)/python -m benchmarks.porting
+	$(BIN)/python -m benchmarks.speed.porting
 
 golden: $(STAMP) ## write the golden sources anew, for a change of what is printed
 	UPDATE_GOLDEN=1 $(BIN)/pytest -m "" tests/torch_bridge/porting/test_golden.py

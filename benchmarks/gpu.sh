@@ -34,10 +34,10 @@ mkdir -p "$out/logs" || exit
 export JAXENSEMBLE_CACHE="$PWD/build/cache" # measured plans are no one else's
 export TORCHINDUCTOR_COMPILE_THREADS=4      # for each of the ways that are prepared together
 
-timing="-m benchmarks --no-check --together --patience $((120 * factor)) --out $out $sizes"
+timing="-m benchmarks.speed --no-check --together --patience $((120 * factor)) --out $out $sizes"
 # name, seconds at most, and what Python is given; the most valuable first.
 steps="
-machine                60 -m benchmarks.machine $out
+machine                60 -m benchmarks.speed.machine $out
 tests                 120 -m pytest tests/torch_bridge/test_gpu.py -m gpu -v --tb=short -W default -p no:cacheprovider --junitxml=$out/tests-$device.xml
 tutorial              120 $timing tutorial-short $tutorial
 tutorial-tf32          90 $timing tutorial-short $tutorial --tf32

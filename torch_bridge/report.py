@@ -4,7 +4,6 @@ import datetime
 import importlib.metadata
 import io
 import json
-import os
 import platform
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from jaxensemble.files.durable import write_file
 from jaxensemble.running.device import cores, processor
 
 
@@ -49,7 +49,4 @@ def environment() -> dict[str, Any]:
 
 def save_json(path: str | Path, content: Any) -> None:
     """Writes a report as JSON, whole or not at all."""
-    target = Path(path)
-    partial = target.with_name(f".{target.name}.tmp-{os.getpid()}")
-    partial.write_text(json.dumps(content, indent=2) + "\n")
-    partial.replace(target)
+    write_file(Path(path), f"{json.dumps(content, indent=2)}\n".encode())

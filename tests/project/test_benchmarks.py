@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from torch import nn
 
-from benchmarks.machine import main
-from benchmarks.networks import OWN
-from benchmarks.suites import SUITES
+from benchmarks.speed.machine import main
+from benchmarks.speed.networks import OWN
+from benchmarks.speed.suites import SUITES
 from torch_bridge.timing.variants import torch_variants
 
 ROOT = Path(__file__).parents[2]

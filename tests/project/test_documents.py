@@ -11,10 +11,10 @@ from typer.testing import CliRunner
 
 import jaxensemble.cli
 import torch_bridge.cli
-from benchmarks import figures
+from benchmarks.speed import figures
+from benchmarks.trust import page as trust
+from benchmarks.zoo import coverage
 from tests.helpers import tested
-from trust import page as trust
-from zoo import coverage
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = [
@@ -71,15 +71,17 @@ def test_the_readme_has_blocks_to_run() -> None:
 
 def test_the_figures_of_speed_are_those_of_the_results() -> None:
     text = figures.PAGE.read_text()
-    assert figures.page(text) == text, "run python -m benchmarks.figures"
+    assert figures.page(text) == text, "run python -m benchmarks.speed.figures"
 
 
 def test_the_page_of_what_is_covered_is_up_to_date() -> None:
-    assert coverage.PAGE.read_text() == coverage.page(), "write it anew: python -m zoo.coverage"
+    assert coverage.PAGE.read_text() == coverage.page(), "write it anew: python -m benchmarks.zoo.coverage"
 
 
 def test_the_counts_of_trust_are_those_of_the_results() -> None:
-    assert trust.PAGE.read_text() == trust.page(trust.PAGE.read_text()), "write it anew: python -m trust page"
+    assert trust.PAGE.read_text() == trust.page(trust.PAGE.read_text()), (
+        "write it anew: python -m benchmarks.trust page"
+    )
 
 
 def test_the_table_of_versions_is_that_of_what_ran() -> None:

@@ -9,11 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from benchmarks.trust import mutations, one
+from benchmarks.trust.networks import Attending, Drawn, First, Seeded, drawn
+from benchmarks.trust.page import PAGE
 from tests.helpers.attacks.artifacts import MANIFESTS, NETWORKS
 from tests.helpers.attacks.checkpoints import HOSTILE
-from trust import mutations, one
-from trust.networks import Attending, Drawn, First, Seeded, drawn
-from trust.page import PAGE
 
 T = TypeVar("T")
 

@@ -6,7 +6,7 @@ writes down what becomes of each, and `docs/coverage.md` tells it.
 
 import pytest
 
-from zoo import operators, outcomes, samples
+from benchmarks.zoo import operators, outcomes, samples
 
 ENTRIES = samples.entries()
 RECORDED = outcomes.load()

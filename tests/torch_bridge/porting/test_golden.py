@@ -23,7 +23,7 @@ from flax import nnx
 from torch import nn
 
 import torch_bridge
-from benchmarks import architectures
+from benchmarks.speed import architectures
 from jaxensemble.ensemble import Ensemble
 from jaxensemble.modules.state import State, flatten, merge, split
 from jaxensemble.programs.rewrite import primitives

@@ -272,7 +272,7 @@ def test_everything_without_a_rule_is_listed_at_once() -> None:
         torch_bridge.to_ensemble([Odd()], (torch.randn(4, 4),), batch_axis=None)
     text = str(caught.value)
     assert "special_bessel_y0" in text and "special_airy_ai" in text
-    assert "test_convert.py" in text and "torch_bridge.register" in text
+    assert "test_port.py" in text and "torch_bridge.register" in text
 
 
 def test_control_flow_on_values_is_refused_with_torchs_reason() -> None:

@@ -1,4 +1,4 @@
-"""Indexing and scattering, and the in-place assignments that capture turns into them."""
+"""Elements picked by indices, and places of values among others: indexing, gathers, bins, memberships."""
 
 from collections.abc import Sequence
 from typing import Any

@@ -1,4 +1,4 @@
-"""Reductions, running sums, sorting: over any dimensions, in whatever order these are stored."""
+"""Sums, means, products, norms and other reductions over any dimensions, in whatever order these are stored."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence

@@ -1,4 +1,4 @@
-"""Reshapes, transposes, slices, joins: most of them change nothing but the layout."""
+"""Reshapes, permutations, slices and expansions, most of which change nothing but the layout."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any

@@ -13,6 +13,8 @@ import torch
 import torch.utils._pytree as pytree
 
 import torch_bridge
+from benchmarks.trust import mutations
+from benchmarks.trust.networks import Choices, Drawn, drawn
 from jaxensemble import Ensemble, InputError, JaxEnsembleError, Plan, UnsupportedError
 from torch_bridge.graph.caches.tensors import fresh
 from torch_bridge.graph.sizes.open_axes import Opened
@@ -22,8 +24,6 @@ from torch_bridge.parity.draws import draws_numbers
 from torch_bridge.parity.float64 import in_float64
 from torch_bridge.parity.inputs import resize_inputs
 from torch_bridge.parity.training import STAGE
-from trust import mutations
-from trust.networks import Choices, Drawn, drawn
 
 PLANS = (Plan(members=1), Plan(members=1, unroll=True), Plan(members=1, rows=2))
 

@@ -6,6 +6,8 @@ import jax
 import torch
 
 import torch_bridge
+from benchmarks.zoo import networks
+from benchmarks.zoo.one import MEMBERS, Result
 from jaxensemble import UnsupportedError
 from jaxensemble.arrays import as_arrays
 from torch_bridge.graph.examples import Arguments
@@ -14,8 +16,6 @@ from torch_bridge.parity.draws import Draws
 from torch_bridge.parity.float64 import in_float64
 from torch_bridge.parity.inputs import laid_out, per_member, stacked_inputs
 from torch_bridge.parity.result import Row
-from zoo import networks
-from zoo.one import MEMBERS, Result
 
 OPTIMIZER = "SGD"
 ROWS = 4

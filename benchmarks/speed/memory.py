@@ -1,4 +1,4 @@
-"""How much memory a training step of 1,000 members takes under plans, beside one of 10. `python -m benchmarks.memory`.
+"""Memory of a training step of 1,000 members under plans, and of 10. `python -m benchmarks.speed.memory`.
 
 As XLA says of the compiled program. The state is given: parameters and Adam's moments of all members, and a minibatch.
 The step needs as much for the next state, whose place it uses for activations and gradients before, and more for those
@@ -15,12 +15,12 @@ import optax
 import typer
 
 import torch_bridge
-from benchmarks.networks import make
+from benchmarks.results import RESULTS
+from benchmarks.speed.networks import make
 from jaxensemble import Plan, TrainState
 from jaxensemble.training.data import as_data
 from jaxensemble.training.step import step_for, stepped
 from torch_bridge.report import environment, save_json, table
-from zoo.results import RESULTS
 
 NETWORKS = ("mlp", "digits")
 ROWS = 64

@@ -1,4 +1,4 @@
-"""`python -m benchmarks tutorial zoo`: times suites, and writes what was found to `benchmarks/results/`."""
+"""`python -m benchmarks.speed tutorial zoo`: times suites, and writes what was found to `benchmarks/results/`."""
 
 import dataclasses
 import json
@@ -11,12 +11,12 @@ import typer
 from rich.console import Console
 
 import torch_bridge
-from benchmarks import networks
-from benchmarks.suites import SUITES, Case
+from benchmarks.results import RESULTS
+from benchmarks.speed import networks
+from benchmarks.speed.suites import SUITES, Case
 from torch_bridge.report import save_json
 from torch_bridge.timing import TimingReport
 from torch_bridge.timing.variants import torch_variants
-from zoo.results import RESULTS
 
 console = Console(stderr=True)
 

@@ -1,9 +1,9 @@
-"""What became of the operators of PyTorch's database: see `zoo.operators`."""
+"""What became of the operators of PyTorch's database: see `benchmarks.zoo.operators`."""
 
 import dataclasses
 from pathlib import Path
 
-from zoo.results import RESULTS, lines
+from benchmarks.results import RESULTS, read_lines
 
 FILE = RESULTS / "operators.jsonl"
 
@@ -29,6 +29,6 @@ class Outcome:
 def load(file: Path = FILE) -> dict[str, Outcome]:
     """The last outcome of each operator."""
     found = {}
-    for fields in lines(file):
+    for fields in read_lines(file):
         found[fields["name"]] = Outcome(**{**fields, "missing": tuple(fields["missing"])})
     return found

@@ -1,4 +1,4 @@
-"""`python -m zoo`: every network of a library, one process each, resumable."""
+"""`python -m benchmarks.zoo`: every network of a library, one process each, resumable."""
 
 import dataclasses
 import functools
@@ -13,9 +13,10 @@ import typer
 from rich.console import Console
 from rich.progress import Progress
 
-from zoo import networks, one, training
-from zoo.one import Result
-from zoo.results import RESULTS, append, load
+from benchmarks.results import RESULTS
+from benchmarks.zoo import networks, one, training
+from benchmarks.zoo.one import Result
+from benchmarks.zoo.results import append, load
 
 console = Console(stderr=True)
 
@@ -57,7 +58,7 @@ def run(
 
 def _in_process(name: str, options: list[str], threads: int, minutes: float) -> Result:
     """A network that takes all memory, or all time, takes nothing else with it."""
-    command = [sys.executable, "-m", "zoo", *options, "--threads", str(threads), "--one", name]
+    command = [sys.executable, "-m", "benchmarks.zoo", *options, "--threads", str(threads), "--one", name]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=60 * minutes, check=False)
     except subprocess.TimeoutExpired:

@@ -1,4 +1,4 @@
-"""How far products and tanh round on CPUs, and how long they take. `python -m benchmarks.rounding`.
+"""How far products and tanh round on CPUs, and how long they take. `python -m benchmarks.speed.rounding`.
 
 Errors are those of float32 against float64: of XLA's own step, of ours, which stands for it on CPUs, and of PyTorch's;
 of products relative, root mean square; of tanh in units in the last place. Times are in turn; a figure is the median.
@@ -17,10 +17,10 @@ import numpy as np
 import torch
 import typer
 
+from benchmarks.results import RESULTS
 from jaxensemble.programs.rewrite import rewritten
 from jaxensemble.running.members import ON_CPUS
 from torch_bridge.report import environment, save_json, table
-from zoo.results import RESULTS
 
 ROWS = 64
 FEATURES = 256

@@ -1,4 +1,4 @@
-"""How fast every form of a convolution is, layer by layer. `python -m benchmarks.lowering`.
+"""How fast every form of a convolution is, layer by layer. `python -m benchmarks.speed.lowering`.
 
 A layer is run as plans run it: for one member after another, each with its kernel, and for all under `jax.vmap`.
 Forms are measured in turn; a figure is the median, in GFLOP/s of what a direct convolution computes.
@@ -16,11 +16,11 @@ import jax.numpy as jnp
 import typer
 from jax import lax
 
+from benchmarks.results import RESULTS
 from jaxensemble.programs.cpu.convolutions import FORMS, convolution
 from jaxensemble.programs.rewrite import rewritten
 from jaxensemble.running.members import ON_CPUS
 from torch_bridge.report import environment, save_json, table
-from zoo.results import RESULTS
 
 MEMBERS = 4
 # side, window, channels, features, stride, groups

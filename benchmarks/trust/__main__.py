@@ -1,4 +1,4 @@
-"""`python -m trust fuzz` and `python -m trust mutants`: random networks, and errors planted into them. Both resume."""
+"""`python -m benchmarks.trust fuzz|mutants`: random networks, and errors planted into them. Both resume."""
 
 import collections
 import dataclasses
@@ -14,16 +14,16 @@ from typing import Annotated, Any
 import typer
 from rich.progress import Progress
 
+from benchmarks.results import RESULTS, ROOT, append_lines, read_lines
+from benchmarks.trust import mutations
+from benchmarks.trust.networks import Seeded
+from benchmarks.trust.one import mutants as planted
+from benchmarks.trust.one import proved
+from benchmarks.trust.page import PAGE
+from benchmarks.trust.page import page as with_counts
 from torch_bridge.report import environment, save_json
-from trust import mutations
-from trust.networks import Seeded
-from trust.one import mutants as planted
-from trust.one import proved
-from trust.page import PAGE, RESULTS
-from trust.page import page as with_counts
-from zoo.results import append_lines, lines
 
-LINES = Path(__file__).resolve().parent.parent / "build" / "trust"
+LINES = ROOT / "build" / "trust"
 """A line of JSON for every network, so that a run which is stopped goes on where it was."""
 
 AT_ONCE = 25
@@ -111,13 +111,13 @@ def _all(kind: str, count: int, processes: int) -> list[dict[str, Any]]:
         done = threads.map(lambda seeds: _in_processes(kind, seeds), batches)
         for _ in progress.track(done, total=len(batches), description=kind):
             pass
-    return [line for line in lines(_file(kind)) if not line.get("done") and line["seed"] < count]
+    return [line for line in read_lines(_file(kind)) if not line.get("done") and line["seed"] < count]
 
 
 def _in_processes(kind: str, seeds: Sequence[int]) -> None:
     """Proves some networks in a process, and in another one what is left where that broke off."""
     while missing := _missing(kind, seeds):
-        command = [sys.executable, "-m", "trust", kind, "--worker", ",".join(map(str, missing))]
+        command = [sys.executable, "-m", "benchmarks.trust", kind, "--worker", ",".join(map(str, missing))]
         status = subprocess.run(command, check=False).returncode
         if status and (missing := _missing(kind, seeds)):
             lost = {"seed": missing[0], "status": "crashed", "steps": [], "reason": f"exit status {status}", "name": ""}
@@ -125,7 +125,7 @@ def _in_processes(kind: str, seeds: Sequence[int]) -> None:
 
 
 def _missing(kind: str, seeds: Iterable[int]) -> list[int]:
-    done = {line["seed"] for line in lines(_file(kind)) if line.get("done")}
+    done = {line["seed"] for line in read_lines(_file(kind)) if line.get("done")}
     return [seed for seed in seeds if seed not in done]
 
 

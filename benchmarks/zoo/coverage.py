@@ -1,23 +1,23 @@
-"""`docs/coverage.md`, made from the tables of rules and the results of the zoo. `python -m zoo.coverage` writes it."""
+"""`docs/coverage.md`, from the tables of rules and the zoo's results. `python -m benchmarks.zoo.coverage` writes it."""
 
 import collections
 import re
 import sys
 import textwrap
 from collections.abc import Iterable
-from pathlib import Path
 
+from benchmarks.results import RESULTS, ROOT
+from benchmarks.zoo import outcomes
+from benchmarks.zoo.results import load
 from torch_bridge.lowering import REFUSALS, RULES
-from zoo import outcomes
-from zoo.results import RESULTS, load
 
-PAGE = Path(__file__).resolve().parent.parent / "docs" / "coverage.md"
+PAGE = ROOT / "docs" / "coverage.md"
 
 _INTRODUCTION = """\
 # What is covered
 
-This page is made by `python -m zoo.coverage` from the tables of rules and from the results of `make zoo` and `make
-operators`; a test keeps it as they are.
+`python -m benchmarks.zoo.coverage` makes this page from the tables of rules and from the results of `make zoo` and
+`make operators`; a test keeps it as they are.
 
 A network can be ported if every operation that `torch.export` finds in its forward, once PyTorch has written it without
 side effects, has a rule. An operation that has none, and an option that cannot be carried exactly, is refused with an

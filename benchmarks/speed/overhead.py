@@ -1,4 +1,4 @@
-"""What a call of an ensemble takes beyond its compiled program. `python -m benchmarks.overhead`.
+"""What a call of an ensemble takes beyond its compiled program. `python -m benchmarks.speed.overhead`.
 
 Of three layers with few features, so that the program itself takes next to nothing.
 """
@@ -10,10 +10,10 @@ import typer
 from torch import nn
 
 import torch_bridge
+from benchmarks.results import RESULTS
 from jaxensemble.running.members import run_members
 from torch_bridge.report import environment, save_json
 from torch_bridge.timing import side_by_side
-from zoo.results import RESULTS
 
 
 def main(calls: int = 100, rounds: int = 50) -> None:

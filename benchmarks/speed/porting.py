@@ -15,9 +15,9 @@ import jax
 import typer
 
 import torch_bridge
+from benchmarks.results import RESULTS
+from benchmarks.zoo import networks
 from torch_bridge.report import environment, save_json, table
-from zoo import networks
-from zoo.results import RESULTS
 
 CASES = (
     ("resnet18", 2),
@@ -58,7 +58,7 @@ def main(one: str = typer.Option("", hidden=True), members: int = typer.Option(2
         return
     rows = []
     for name, count in CASES:
-        command = [sys.executable, "-m", "benchmarks.porting", "--one", name, "--members", str(count)]
+        command = [sys.executable, "-m", "benchmarks.speed.porting", "--one", name, "--members", str(count)]
         done = subprocess.run(command, capture_output=True, text=True, check=True)
         rows.append(json.loads(done.stdout.splitlines()[-1]))
         print(rows[-1], file=sys.stderr)

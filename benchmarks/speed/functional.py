@@ -1,4 +1,4 @@
-"""`torch.func`'s API over Flax beside the ensemble and PyTorch's loop. `python -m benchmarks.functional`.
+"""`torch.func`'s API over Flax beside the ensemble and PyTorch's loop. `python -m benchmarks.speed.functional`.
 
 Of the tutorial's CNN: with and without `jax.jit`, and with convolutions as `jax.vmap` leaves them (grouped), in turn.
 """
@@ -12,12 +12,12 @@ import torch
 import typer
 
 import torch_bridge
+from benchmarks.results import RESULTS
 from jaxensemble import functional_call, stack_module_state, vmap
 from jaxensemble.torch_func import functional
 from torch_bridge.demo import SimpleCNN
 from torch_bridge.report import environment, save_json
 from torch_bridge.timing import side_by_side
-from zoo.results import RESULTS
 
 
 def main(members: int = 5, rows: int = 32, rounds: int = 20) -> None:

@@ -14,9 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from benchmarks.trust import published
 from torch_bridge.graph.settings import fast_paths_off
 from torch_bridge.members.finite import has_fractions
-from trust import published
 
 T = TypeVar("T")
 

@@ -1,4 +1,4 @@
-"""`python -m zoo.operators`: PyTorch's own operator database, each operator ported with some of its samples; resumable.
+"""PyTorch's own operator database, three samples of each operator. `python -m benchmarks.zoo.operators`; resumable.
 
 Every tensor of a sample is an input. Those that have gradients are multiplied by a weight of one, which each of two
 members has: so every operation is run under `vmap`. Values and gradients are compared in float64.
@@ -22,12 +22,12 @@ import typer
 from torch import Tensor
 
 import torch_bridge
+from benchmarks.results import append_lines, write_lines
+from benchmarks.zoo.outcomes import FILE, STATUSES, Outcome, load
+from benchmarks.zoo.samples import SAMPLES, Applied, Sample, entries, samples_of
 from jaxensemble.ensemble import Ensemble
 from jaxensemble.errors import JaxEnsembleError, RandomnessError, UnsupportedError
 from torch_bridge.lowering import REFUSALS
-from zoo.outcomes import FILE, STATUSES, Outcome, load
-from zoo.results import append_lines, write
-from zoo.samples import SAMPLES, Applied, Sample, entries, samples_of
 
 SECONDS = 120
 TOLERANCE, OF_GRADIENTS = 1e-12, 1e-11
@@ -225,7 +225,7 @@ def run(
         jax.clear_caches()
         if found.status != "exact":
             print(f"{name}: {found.status} {found.reason[:200]}", flush=True)
-    write(file, [dataclasses.asdict(found) for found in load(file).values()])
+    write_lines(file, [dataclasses.asdict(found) for found in load(file).values()])
     counts = {status: sum(found.status == status for found in load(file).values()) for status in STATUSES}
     print(", ".join(f"{count} {status}" for status, count in counts.items()), f"of {len(known)}")
 

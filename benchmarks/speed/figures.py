@@ -1,17 +1,18 @@
-"""The tables of `docs/speed.md`, made from what stands in `benchmarks/results/`. `python -m benchmarks.figures`."""
+"""Tables of `docs/speed.md`, made from `benchmarks/results/` by `python -m benchmarks.speed.figures`."""
 
 import collections
 import json
 from pathlib import Path
 from typing import Any
 
-from benchmarks.suites import SUITES
+from benchmarks.pages import replace_part
+from benchmarks.results import RESULTS, ROOT
+from benchmarks.speed.suites import SUITES
 from torch_bridge.timing import Ratio
 from torch_bridge.timing.pictures import draw_curves
-from zoo.results import RESULTS
 
-PAGE = Path(__file__).resolve().parent.parent / "docs" / "speed.md"
-BEGIN, END = "<!-- figures: python -m benchmarks.figures -->", "<!-- end of figures -->"
+PAGE = ROOT / "docs" / "speed.md"
+BEGIN, END = "<!-- figures: python -m benchmarks.speed.figures -->", "<!-- end of figures -->"
 
 
 def figures() -> str:
@@ -111,9 +112,7 @@ def draw(path: Path) -> None:
 
 def page(text: str) -> str:
     """The page with the tables of today."""
-    before, _, rest = text.partition(BEGIN)
-    _, _, after = rest.partition(END)
-    return f"{before}{BEGIN}\n\n{figures()}\n\n{END}{after}"
+    return replace_part(text, BEGIN, END, figures())
 
 
 if __name__ == "__main__":

@@ -4,17 +4,17 @@ import copy
 import json
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from benchmarks.results import ROOT
+from benchmarks.zoo import families
 from torch_bridge.graph.examples import Arguments
 from torch_bridge.members.constant_weights import perturb
-from zoo import families
 
-ADDED = Path(__file__).resolve().parent.parent / "build" / "zoo"
+ADDED = ROOT / "build" / "zoo"
 """Where `make zoo` installs libraries that have no build for plain CPU torch."""
 
 _FIXED = {"vit_": 224, "maxvit_": 224, "inception_v3": 96, "googlenet": 96, "alexnet": 80, "swin": 96}

@@ -7,12 +7,12 @@ from collections.abc import Callable
 import torch
 
 import torch_bridge
+from benchmarks.zoo import networks
 from jaxensemble import UnsupportedError
 from jaxensemble.arrays import as_arrays
 from jaxensemble.network.arguments import bound
 from jaxensemble.programs.rewrite import primitives
 from torch_bridge.parity import ParityReport
-from zoo import networks
 
 MEMBERS = 2
 LARGE = 150e6

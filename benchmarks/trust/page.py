@@ -1,22 +1,20 @@
 """The counts of `docs/trust.md`, made from what stands in `benchmarks/results/`."""
 
 import json
-from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
-RESULTS = ROOT / "benchmarks" / "results"
+from benchmarks.pages import replace_part
+from benchmarks.results import RESULTS, ROOT
+
 PAGE = ROOT / "docs" / "trust.md"
-BEGIN, END = "<!-- counts: python -m trust page -->", "<!-- end of counts -->"
+BEGIN, END = "<!-- counts: python -m benchmarks.trust page -->", "<!-- end of counts -->"
 
 STATUSES = ("caught", "raised", "missed", "equal")
 
 
 def page(text: str) -> str:
     """The page with the counts of today."""
-    before, _, rest = text.partition(BEGIN)
-    _, _, after = rest.partition(END)
-    return f"{before}{BEGIN}\n\n{_counts()}\n\n{END}{after}"
+    return replace_part(text, BEGIN, END, _counts())
 
 
 def _counts() -> str:

@@ -1,4 +1,4 @@
-"""What a machine has for tests and benchmarks: packages, devices, versions. `python -m benchmarks.machine [folder]`.
+"""Packages, devices and versions of a machine, for tests and benchmarks. `python -m benchmarks.speed.machine [folder]`.
 
 Nothing but Python is needed, so that what is missing is told; a part that fails gives its error in place of a result.
 The folder gets `machine-<device>.json` and `target_config-<device>.txtpb`: with that description of a GPU, XLA compiles

@@ -5,9 +5,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from benchmarks.architectures import MobileNetV2, resnet18
+from benchmarks.speed.architectures import MobileNetV2, resnet18
+from benchmarks.zoo import networks
 from torch_bridge.demo import DigitCNN, SimpleCNN, SimpleMLP
-from zoo import networks
 
 TUTORIAL: dict[str, Callable[[], nn.Module]] = {"mlp": SimpleMLP, "cnn": SimpleCNN}
 

@@ -1,0 +1,35 @@
+"""Files of results: lines of JSON, appended one by one, so that a run which is stopped goes on where it was."""
+
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from jaxensemble.files.durable import write_file
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+
+
+def append_lines(file: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Adds lines of JSON to a file, and waits until they are on the disk."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.open("a") as out:
+        out.writelines(json.dumps(row) + "\n" for row in rows)
+        out.flush()
+        os.fsync(out.fileno())
+
+
+def write_lines(file: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Writes lines of JSON in the place of a file, in one step."""
+    write_file(file, "".join(json.dumps(row) + "\n" for row in rows).encode())
+
+
+def read_lines(file: Path) -> Iterator[dict[str, Any]]:
+    """The lines of a file, if there is one. A last line that was torn off is as if it were not there."""
+    for line in file.read_text().splitlines() if file.exists() else []:
+        try:
+            yield json.loads(line)
+        except json.JSONDecodeError:
+            continue

@@ -1,0 +1,1 @@
+"""How fast ensembles run beside PyTorch, and what porting costs."""
