@@ -54,6 +54,7 @@ def train_step(
 
     **Raises:** `InputError` for inputs, rows, losses or plans that do not fit.
 
+    >>> import jax.numpy as jnp
     >>> import numpy as np
     >>> import optax
     >>> from jaxensemble import Ensemble

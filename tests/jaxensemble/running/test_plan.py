@@ -209,7 +209,8 @@ def test_tuning_is_remembered_by_other_processes(empty_cache: Path) -> None:
     code = textwrap.dedent("""
         from flax import nnx
         import jax.numpy as jnp
-        from jaxensemble import Ensemble, tuning
+        from jaxensemble import Ensemble
+        from jaxensemble.running import tuning
         def run(*_):
             raise AssertionError("measured")
         if __import__("sys").argv[1] == "again":
