@@ -63,9 +63,9 @@ def _dotted(path: Path, root: Path) -> str:
 def _imported(node: ast.AST, modules: Iterable[str]) -> Iterator[str]:
     if isinstance(node, ast.Import):
         yield from (alias.name for alias in node.names if alias.name in modules)
-    elif isinstance(node, ast.ImportFrom) and node.module in modules:
+    elif isinstance(node, ast.ImportFrom) and node.module and node.module in modules:
         names = (f"{node.module}.{alias.name}" for alias in node.names)
-        yield from (name if name in modules else str(node.module) for name in names)
+        yield from (name if name in modules else node.module for name in names)
 
 
 def arrows(imports: Imports, folder: str) -> dict[str, set[str]]:
@@ -145,3 +145,10 @@ def test_planted_circles_are_found(tmp_path: Path) -> None:
     (package / "__init__.py").write_text("")
     assert circle(arrows(read_imports(package), "planted")) == ["a", "b"]
     assert circle(arrows(read_imports(package, within_functions=False), "planted")) == []
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_the_page_about_rooms_lists_them_all(package: str) -> None:
+    page = (ROOT / "docs" / "architecture.md").read_text("utf-8")
+    rooms = [child.name for child in sorted((ROOT / package).iterdir()) if (child / "__init__.py").exists()]
+    assert [room for room in rooms if f"`{room}/`" not in page] == []
