@@ -3,6 +3,7 @@
 import contextlib
 import operator
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import jax
@@ -13,6 +14,8 @@ from flax import nnx
 from jaxensemble.modules.classes import load_class
 from jaxensemble.network.network import Arg, Call, Dtype, Func, Layer, Network, Ref, Slice, Tree, Var, Variable
 from jaxensemble.network.vocabulary import resolve
+
+X = Ref("x")
 
 
 class Sketch:
@@ -169,3 +172,34 @@ def _drawn(draw: np.random.Generator, leaf: jax.ShapeDtypeStruct) -> jax.Array:
         return jax.random.key(0)
     is_float = jnp.issubdtype(leaf.dtype, jnp.floating)
     return jnp.asarray(draw.normal(size=leaf.shape) if is_float else np.zeros(leaf.shape), leaf.dtype)
+
+
+def run_both(network: Network, *inputs: Any, at_once: bool = True) -> tuple[nnx.Module, Any, Any]:
+    """A model with random weights, what it gives, and what the calls one by one give.
+
+    Both are compiled as one program, which is faster than every operation by itself where most of them differ.
+    """
+    model: Any = made(network)
+    calls = (lambda m, *xs: m(*xs), partial(evaluate, network))
+    if not at_once:
+        return model, *(call(model, *inputs) for call in calls)
+    graph, state = nnx.split(model)
+    trees: list[Any] = []
+
+    def both(state: Any, inputs: Any) -> list[Any]:
+        results = [call(nnx.merge(graph, state), *inputs) for call in calls]
+        trees.extend(jax.tree.structure(result) for result in results)
+        return [jax.tree.leaves(result) for result in results]
+
+    found = jax.jit(both)(state, inputs)
+    actual, expected = (jax.tree.unflatten(tree, leaves) for tree, leaves in zip(trees, found, strict=True))
+    return model, actual, expected
+
+
+def assert_same(actual: Any, expected: Any) -> None:
+    assert jax.tree.structure(actual) == jax.tree.structure(expected)
+    jax.tree.map(np.testing.assert_array_equal, actual, expected)
+
+
+def draw(*shape: int) -> jax.Array:
+    return jax.random.normal(jax.random.key(1), shape)

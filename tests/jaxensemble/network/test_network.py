@@ -33,7 +33,8 @@ from jaxensemble.network.network import (
 )
 from jaxensemble.network.validation import validate
 from jaxensemble.source import print_source
-from tests.jaxensemble.source.test_source import CASES, trees
+from tests.helpers.networks.cases import CASES
+from tests.helpers.networks.plain import trees
 
 SIMPLE = Network(
     name="Net",
