@@ -1,4 +1,4 @@
-"""Words that make sentences hard to read, found in sources and documents. `python -m tests.helpers.words [path ...]`."""
+"""Words that make sentences hard to read. `python -m tests.helpers.words [path ...]` lists them."""
 
 import ast
 import io
