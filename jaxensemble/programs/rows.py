@@ -15,6 +15,7 @@ import jax
 import numpy as np
 
 from jaxensemble.compat import JaxprEqn, Literal, Program, constants, is_program, scan_counts, source_of
+from jaxensemble.programs.primitives import ELEMENTWISE
 
 Axes = tuple[int | None, ...]
 """The batch axis of every array of a tree, in the order of its leaves; None for one without rows."""
@@ -334,15 +335,7 @@ _PACKAGES = tuple(
 )
 
 _RULES: dict[str, Callable[[_Step], bool]] = {
-    **dict.fromkeys(
-        """abs acos acosh add and asin asinh atan atan2 atanh bessel_i0e bessel_i1e cbrt ceil clamp complex conj
-        convert_element_type copy cos cosh digamma div eq erf erf_inv erfc exp exp2 expm1 floor ge gt igamma
-        igammac imag integer_pow is_finite le lgamma log log1p logistic lt max min mul ne neg nextafter not
-        optimization_barrier or polygamma population_count pow real reduce_precision regularized_incomplete_beta rem
-        round rsqrt select_n shift_left shift_right_arithmetic shift_right_logical sign sin sinh sqrt square
-        stop_gradient sub tan tanh xor zeta""".split(),
-        _elementwise,
-    ),
+    **dict.fromkeys(ELEMENTWISE, _elementwise),
     **dict.fromkeys(
         "argmax argmin reduce_and reduce_max reduce_min reduce_or reduce_prod reduce_sum reduce_xor".split(),
         _apart_from("axes"),

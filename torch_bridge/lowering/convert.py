@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from jaxensemble.errors import InputError, UnsupportedError
+from jaxensemble.network.weight_map import INPUT_LAYOUTS
 from torch_bridge.arrays import checked_cast, jax_dtype, to_numpy
 from torch_bridge.graph.caches.tensors import fresh
 from torch_bridge.graph.capture import capture
@@ -18,8 +19,6 @@ from torch_bridge.lowering.lower import Lowered, lower
 from torch_bridge.lowering.signs import check_signs
 from torch_bridge.lowering.table import OPERATIONS
 from torch_bridge.members.tensors import check_tensors
-
-LAYOUTS = ("torch", "NHWC")
 
 
 def convert(
@@ -41,8 +40,8 @@ def convert(
         raise InputError(f"`model` must be a torch.nn.Module; got {type(model).__name__}")
     if isinstance(model, torch.jit.ScriptModule):
         raise InputError("`model` must be a module in Python, not TorchScript's: pass the module that was scripted")
-    if input_layout not in LAYOUTS:
-        raise InputError(f"`input_layout` must be one of {', '.join(map(repr, LAYOUTS))}; got {input_layout!r}")
+    if input_layout not in INPUT_LAYOUTS:
+        raise InputError(f"`input_layout` must be one of {', '.join(map(repr, INPUT_LAYOUTS))}; got {input_layout!r}")
     check_tensors(model)
     with fresh([model], example_inputs):
         captured = capture(model, example_inputs, OPERATIONS, opened, evaluation_only)

@@ -18,7 +18,7 @@ from jaxensemble.errors import InputError, UnsupportedError, first_line, listed
 from jaxensemble.modules.randomness import as_key
 from jaxensemble.network.network import Sizes
 from jaxensemble.network.sources import describe_sources
-from jaxensemble.network.weight_map import Origin
+from jaxensemble.network.weight_map import INPUT_LAYOUTS, Origin
 from jaxensemble.running.members import CannotCall
 from torch_bridge.arrays import to_numpy
 from torch_bridge.compat import pytree
@@ -27,7 +27,7 @@ from torch_bridge.graph.examples import Arguments, tensors_mapped
 from torch_bridge.graph.modes import in_mode
 from torch_bridge.graph.outputs import constants_of
 from torch_bridge.graph.sizes.open_axes import Opened, given_sizes, with_sizes
-from torch_bridge.lowering.convert import LAYOUTS, convert
+from torch_bridge.lowering.convert import convert
 from torch_bridge.members.finite import has_fractions
 from torch_bridge.members.same_network import as_members
 from torch_bridge.members.stack import checked_ensemble, tensors_of_members
@@ -136,10 +136,10 @@ def _layouts(ensemble: Ensemble, inputs: str | None, outputs: str) -> tuple[str,
     """How inputs and outputs are laid out. **Raises:** `InputError` for what is not the ensemble's own layout."""
     ported = ensemble.origin.input_layout if isinstance(ensemble.origin, Origin) else None
     inputs = (ported or "torch") if inputs is None else inputs
-    if inputs not in LAYOUTS or outputs not in LAYOUTS:
+    if inputs not in INPUT_LAYOUTS or outputs not in INPUT_LAYOUTS:
         raise InputError(
-            f"`input_layout` and `output_layout` must be one of {', '.join(map(repr, LAYOUTS))}; got {inputs!r} and "
-            f"{outputs!r}"
+            f"`input_layout` and `output_layout` must be one of {', '.join(map(repr, INPUT_LAYOUTS))}; got {inputs!r} "
+            f"and {outputs!r}"
         )
     if ported and (inputs, outputs) != (ported, "torch"):
         raise InputError(f"the ensemble was ported with input_layout={ported!r}; got {inputs!r} and {outputs!r}")

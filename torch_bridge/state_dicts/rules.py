@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from jaxensemble.programs.primitives import ELEMENTWISE
 from torch_bridge.state_dicts.axes import Axis, reshape, unify
 
 Axes = list[Axis]
@@ -13,7 +14,7 @@ def rule_for(name: str) -> Rule | None:
     """The rule of a primitive; None for one that is not known, or is a call or a loop."""
     if name in RULES:
         return RULES[name]
-    if name in ELEMENTWISE:
+    if name in ELEMENTWISE or name == "device_put":
         return _elementwise
     if name.startswith("reduce_window"):
         return _window
@@ -218,13 +219,3 @@ RULES: dict[str, Rule] = {
     "transpose": _transpose,
 }
 """How the axes of results come from those of operands, by primitive."""
-
-ELEMENTWISE = frozenset(
-    """abs acos acosh add add_any and asin asinh atan atan2 atanh cbrt ceil clamp clz complex conj
-    convert_element_type copy copy_p cos cosh device_put digamma div eq erf erf_inv erfc exp exp2 expm1 floor ge gt
-    igamma igammac imag integer_pow is_finite le lgamma log log1p logistic lt max min mul name ne neg nextafter not
-    optimization_barrier or polygamma population_count pow real reduce_precision regularized_incomplete_beta rem round
-    rsqrt select_n shift_left shift_right_arithmetic shift_right_logical sign sin sinh sqrt square stop_gradient sub tan
-    tanh xor""".split()
-)
-"""Primitives that combine elements at equal places; operands are broadcast along axes of size 1."""
