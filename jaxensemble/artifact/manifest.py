@@ -10,7 +10,7 @@ from typing import Any
 
 from jaxensemble.dtypes import CODES, KEYS, PAIRS
 from jaxensemble.errors import InputError
-from jaxensemble.files.schema import from_plain, parse, to_plain
+from jaxensemble.files.schema import from_plain, parse_json, to_plain
 from jaxensemble.modules.state import KINDS
 from jaxensemble.network.proof import Lineage, Proof, check_proof
 from jaxensemble.network.sources import Source
@@ -94,7 +94,7 @@ def manifest_from_json(text: bytes) -> Manifest:
 
     **Raises:** `InputError` listing all that is wrong.
     """
-    content = parse(text, MANIFEST)
+    content = parse_json(text, MANIFEST)
     version = content.get("version") if isinstance(content, dict) else None
     if type(version) is not int or version != FORMAT:
         raise InputError(

@@ -57,18 +57,18 @@ def from_plain(kind: type[T], data: Any, where: str) -> T:
     return value
 
 
-def parse(text: str | bytes, where: str) -> Any:
-    """JSON as strictly as it is defined: no NaN, no key twice.
+def parse_json(text: str | bytes, where: str) -> Any:
+    """Reads JSON as strictly as it is defined: no NaN, no infinity, no key twice in one object.
 
-    **Raises:** `InputError` for anything else, however deep it nests.
+    **Raises:** `InputError` for any other text, and for one that nests too deep; `where` names the text.
 
-    >>> parse('{"a": 1, "a": 2}', "the manifest")
+    >>> parse_json('{"a": 1, "a": 2}', "the manifest")
     Traceback (most recent call last):
     ...
     jaxensemble.errors.InputError: the manifest is no JSON: 'a' stands twice in one object
     """
     try:
-        return json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=_once)
+        return json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=_with_unique_keys)
     except (ValueError, RecursionError) as error:  # UnicodeDecodeError is a ValueError
         raise InputError(f"{where} is no JSON: {first_line(error)}") from error
 
@@ -77,7 +77,7 @@ def _refuse_constant(text: str) -> Any:
     raise ValueError(f"{text} is no number of JSON")
 
 
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _with_unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
         keys = [key for key, _ in pairs]

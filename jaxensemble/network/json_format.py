@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from jaxensemble.errors import InputError
+from jaxensemble.files.schema import parse_json
 from jaxensemble.network.network import (
     Call,
     Dtype,
@@ -60,19 +61,16 @@ def to_json(network: Network) -> str:
 def from_json(text: str) -> Network:
     """The network that `to_json` wrote. What it says is checked by `validate`; nothing in it is run.
 
-    **Raises:** `InputError` if the text is no network of this format, or one that does not hold together.
+    **Raises:** `InputError` for a text that is no JSON or no network of this format, and for a network that does not
+    hold together.
     """
+    fields = parse_json(text, "the text of a network")
     try:
-        fields = json.loads(text, parse_constant=_refuse_constant)
         network = _network(fields)
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise InputError(f"the text is no network in JSON, as `to_json` writes it: {error!r}") from error
     validate(network)
     return network
-
-
-def _refuse_constant(text: str) -> Any:
-    raise ValueError(f"{text} is not JSON")
 
 
 def _network(fields: dict[str, Any]) -> Network:

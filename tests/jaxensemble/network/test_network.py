@@ -86,22 +86,24 @@ def test_any_argument_survives_json(args: list[Any], options: dict[str, Any]) ->
 
 
 @pytest.mark.parametrize(
-    "text",
+    ("text", "message"),
     [
-        "",
-        "{",
-        "[]",
-        "3",
-        "{}",
-        '{"format": 1}',
-        '{"format": 2}',
-        "[" * 100_000,
-        to_json(SIMPLE).replace("[\n", "[NaN,\n", 1),
+        ("", "no JSON"),
+        ("{", "no JSON"),
+        ("[]", "no network in JSON"),
+        ("3", "no network in JSON"),
+        ("{}", "no network in JSON"),
+        ('{"format": 1}', "no network in JSON"),
+        ('{"format": 2}', "no network in JSON"),
+        ("[" * 100_000, "no JSON"),
+        (to_json(SIMPLE).replace("[\n", "[NaN,\n", 1), "NaN is no number of JSON"),
+        (to_json(SIMPLE).replace('"name":', '"name": "Other", "name":', 1), "'name' stands twice in one object"),
+        (to_json(SIMPLE).replace('"options": {', '"options": {"use_bias": true, "use_bias": false, ', 1), "'use_bias'"),
     ],
-    ids=["nothing", "cut", "list", "number", "empty", "bare", "format", "deep", "nan"],
+    ids=["nothing", "cut", "list", "number", "empty", "bare", "format", "deep", "nan", "two names", "two options"],
 )
-def test_what_is_no_network_is_refused(text: str) -> None:
-    with pytest.raises(InputError, match="no network in JSON"):
+def test_what_is_no_network_is_refused(text: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
         from_json(text)
 
 
