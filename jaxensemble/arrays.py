@@ -11,11 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxensemble.compat import Tracer
+from jaxensemble.dtypes import NARROW, WIDE
 from jaxensemble.errors import InputError, first_line
 
 SCALARS = (bool, int, float, complex)
-_NARROW = {"int64": np.int32, "uint64": np.uint32}  # what integers become while 64-bit types are off
-_WIDE_FLOATS = ("float64", "complex128")
 ENABLE = "enable 64-bit types (jax.config.update('jax_enable_x64', True), or `with jax.enable_x64(True):`; --x64)"
 """What errors advise."""
 
@@ -59,7 +58,7 @@ def as_array(value: Any, name: str) -> Any:
 
 def is_too_wide(dtype: Any) -> bool:
     """Whether a dtype has 64-bit numbers while JAX has those switched off."""
-    return str(dtype) in (*_NARROW, *_WIDE_FLOATS) and not x64_is_on()
+    return str(dtype) in WIDE and not x64_is_on()
 
 
 def x64_is_on() -> bool:
@@ -74,14 +73,14 @@ def require_x64(dtype: Any, name: str) -> None:
 
 
 def _narrowed(value: np.ndarray, name: str) -> np.ndarray:
-    if str(value.dtype) in _WIDE_FLOATS:
+    if str(value.dtype) not in NARROW:
         require_x64(value.dtype, f"`{name}`")
-    narrow = _NARROW[str(value.dtype)]
+    narrow = np.dtype(NARROW[str(value.dtype)])
     limits = np.iinfo(narrow)
     outside = (value < limits.min) | (value > limits.max)
     if outside.any():
         first = value[outside].flat[0]
-        raise InputError(f"`{name}` is {value.dtype} and holds {first}, which {np.dtype(narrow)} does not: {ENABLE}")
+        raise InputError(f"`{name}` is {value.dtype} and holds {first}, which {narrow} does not: {ENABLE}")
     return value.astype(narrow)
 
 

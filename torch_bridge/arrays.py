@@ -7,25 +7,13 @@ import torch
 from torch import Tensor
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
+from jaxensemble.dtypes import NARROW, PORTED
 from jaxensemble.errors import InputError
 
-DTYPES = {
-    torch.float64: "float64",
-    torch.float32: "float32",
-    torch.float16: "float16",
-    torch.bfloat16: "bfloat16",
-    torch.int64: "int64",
-    torch.int32: "int32",
-    torch.int16: "int16",
-    torch.int8: "int8",
-    torch.uint8: "uint8",
-    torch.bool: "bool_",
-    torch.complex64: "complex64",
-    torch.complex128: "complex128",
-}
-"""PyTorch's dtypes by the names JAX has for them."""
+DTYPE_NAMES: dict[torch.dtype, str] = {getattr(torch, name): ported for name, ported in PORTED.items()}
+"""PyTorch's dtypes, and the names that JAX has for them."""
 
-TORCH_DTYPES = {name: dtype for dtype, name in DTYPES.items()}
+TORCH_DTYPES = {name: dtype for dtype, name in DTYPE_NAMES.items()}
 
 _BITS = {torch.bfloat16: ml_dtypes.bfloat16}
 """16-bit dtypes that NumPy lacks, and what stands for them there."""
@@ -54,7 +42,7 @@ def odd_kind(tensor: Tensor) -> str | None:
         return f"a quantised one ({tensor.dtype}): dequantise the model first"
     if tensor.is_nested or tensor.layout is not torch.strided:
         return f"one of layout {tensor.layout}: call .to_dense() first"
-    return None if tensor.dtype in DTYPES else f"one of dtype {tensor.dtype}"
+    return None if tensor.dtype in DTYPE_NAMES else f"one of dtype {tensor.dtype}"
 
 
 def to_tensor(array: np.ndarray, dtype: torch.dtype) -> Tensor:
@@ -77,7 +65,7 @@ def jax_dtype(dtype: np.dtype, what: str) -> np.dtype:
             f"{what} is {dtype}, which JAX holds only with x64 on; expected float32, got {dtype}. Port within "
             "`with jax.enable_x64(True):`, or cast the models first: model.float()."
         )
-    return np.dtype({"int64": "int32", "uint64": "uint32"}.get(dtype.name, dtype))
+    return np.dtype(NARROW.get(dtype.name, dtype))
 
 
 def checked_cast(array: np.ndarray, dtype: np.dtype, what: str) -> np.ndarray:

@@ -25,7 +25,7 @@ from jaxensemble.artifact.manifest import (
     manifest_from_json,
 )
 from jaxensemble.artifact.weights import as_leaf, check_header, differences, read_header, read_leaves
-from jaxensemble.dtypes import KEYS, is_key
+from jaxensemble.dtypes import KEYS, NARROW, WIDE, is_key
 from jaxensemble.errors import InputError, JaxEnsembleError, NarrowIntegerWarning, described, first_line
 from jaxensemble.files.durable import as_path
 from jaxensemble.modules.build import skeleton
@@ -141,7 +141,7 @@ class Artifact:
                 yield f"{name}: its SHA-256 is not that of the file that was saved"
 
     def _require_x64(self) -> None:
-        wide = [name for name, leaf in self.manifest.leaves.items() if leaf.dtype in ("float64", "complex128")]
+        wide = [name for name, leaf in self.manifest.leaves.items() if leaf.dtype in WIDE - NARROW.keys()]
         if wide:
             require_x64("float64", f"what `{self.folder}` holds of {', '.join(wide)}")
 

@@ -23,6 +23,7 @@ from jaxensemble.artifact.manifest import (
     Manifest,
 )
 from jaxensemble.artifact.weights import encoded, leaves_of
+from jaxensemble.dtypes import WIDE
 from jaxensemble.errors import InputError, StateError
 from jaxensemble.files import durable
 from jaxensemble.files.durable import as_path
@@ -126,7 +127,7 @@ def _training(network: Network, structure: Structure) -> tuple[str, ...]:
 
 
 def _wide(leaves: Iterable[tuple[str, Any]]) -> bool:
-    return any(str(leaf.dtype) in ("float64", "complex128", "int64", "uint64") for _, leaf in leaves)
+    return any(str(leaf.dtype) in WIDE for _, leaf in leaves)
 
 
 def _origin(saved: Saved) -> Origin | None:

@@ -10,11 +10,6 @@ from collections.abc import Collection, Iterator, Mapping
 from types import EllipsisType
 from typing import Any, Literal, TypeAlias
 
-DTYPES = frozenset(
-    "float64 float32 float16 bfloat16 int64 int32 int16 int8 uint8 bool_ complex64 complex128".split()
-)  # fmt: skip
-"""What inputs and ported tensors can be, by JAX's names."""
-
 
 @dataclasses.dataclass(frozen=True)
 class Ref:

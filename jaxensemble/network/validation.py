@@ -6,9 +6,9 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+from jaxensemble.dtypes import PORTED
 from jaxensemble.errors import InputError
 from jaxensemble.network.network import (
-    DTYPES,
     Call,
     Dtype,
     Fixed,
@@ -100,7 +100,7 @@ def _mistyped(network: Network) -> Iterator[str]:
         if not _is_name(name) or not all(type(number) is int and number > 0 for number in numbers):
             yield f"`sizes`: {name!r} must be a name with numbers above 0; got {sizes!r}"
     for name, dtype in network.input_dtypes.items():
-        if dtype not in DTYPES:
+        if dtype not in PORTED.values():
             yield f"input {name}: {dtype!r} is no dtype of an array"
     for variable in network.variables:
         if not _is_shape(variable.shape):

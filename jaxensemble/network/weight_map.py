@@ -11,8 +11,8 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
+from jaxensemble.dtypes import PORTED
 from jaxensemble.errors import InputError
-from jaxensemble.network.network import DTYPES
 
 INPUT_LAYOUTS = ("torch", "NHWC")
 
@@ -121,7 +121,7 @@ def _entry_problems(entry: Entry) -> Iterator[str]:
     rearrangement = entry.rearrangement
     if not entry.keys:
         yield "a tensor needs a key"
-    if entry.dtype not in DTYPES:
+    if entry.dtype not in PORTED.values():
         yield f"{entry.dtype!r} is no dtype of a tensor that can be ported"
     shapes = {"shape": entry.shape, "split": rearrangement.split, "stored shape": rearrangement.shape}
     for what, shape in shapes.items():

@@ -9,6 +9,7 @@ import sympy
 import torch
 from torch import Tensor, fx, nn
 
+from jaxensemble.dtypes import NARROW
 from jaxensemble.errors import UnsupportedError
 from jaxensemble.network.network import Arg, Call, Dtype, Layer, Ref, Var, Variable
 from torch_bridge.compat import free_unbacked_symbols, pytree
@@ -19,7 +20,7 @@ from torch_bridge.lowering.layouts import alignment
 from torch_bridge.lowering.layouts.layout import Group, Layout, Size, fresh, group_size, steps, tidy_axes
 from torch_bridge.lowering.sizes import computed
 from torch_bridge.lowering.tensors import ModuleState
-from torch_bridge.lowering.values import DTYPES, Storage, Value, module_scope, size, sizes
+from torch_bridge.lowering.values import DTYPE_NAMES, Storage, Value, module_scope, size, sizes
 
 Wanted = tuple[Value | None, Layout | None]
 """A leaf of a layer: the weight that fills it, and the layout it is stored in (None: as PyTorch has it)."""
@@ -445,7 +446,7 @@ class Builder:
 
 def initial_dtype(dtype: torch.dtype) -> str:
     """The dtype a variable is made with, until its array takes its place: 64-bit integers need x64, others do not."""
-    return {"int64": "int32"}.get(DTYPES[dtype], DTYPES[dtype])
+    return NARROW.get(DTYPE_NAMES[dtype], DTYPE_NAMES[dtype])
 
 
 def _vanishes(size: Size) -> bool:

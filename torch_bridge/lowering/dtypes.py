@@ -17,7 +17,7 @@ from jaxensemble.errors import InputError
 from jaxensemble.network.network import Arg, Dtype
 from torch_bridge.arrays import jax_dtype
 from torch_bridge.lowering.builder import Builder, is_array
-from torch_bridge.lowering.values import DTYPES, Value
+from torch_bridge.lowering.values import DTYPE_NAMES, Value
 
 
 def dtype_argument(b: Builder, dtype: torch.dtype) -> Dtype:
@@ -25,9 +25,9 @@ def dtype_argument(b: Builder, dtype: torch.dtype) -> Dtype:
 
     **Raises:** `UnsupportedError` for 64-bit floats where x64 is off, and for dtypes that JAX lacks.
     """
-    if dtype not in DTYPES:
+    if dtype not in DTYPE_NAMES:
         raise b.unsupported(f"JAX has no {dtype}; cast to another dtype")
-    name = DTYPES[dtype]
+    name = DTYPE_NAMES[dtype]
     if name == "bool_" or name == "bfloat16":
         return Dtype(name)
     try:

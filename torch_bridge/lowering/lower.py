@@ -23,7 +23,7 @@ from torch_bridge.lowering.rules.draws import draws
 from torch_bridge.lowering.rules.mode import update
 from torch_bridge.lowering.table import REFUSALS, RULES
 from torch_bridge.lowering.tensors import ModuleState
-from torch_bridge.lowering.values import DTYPES, Value, module_scope, settle, size, sizes
+from torch_bridge.lowering.values import DTYPE_NAMES, Value, module_scope, settle, size, sizes
 
 RANDOM = torch.Tag.nondeterministic_seeded
 
@@ -314,7 +314,9 @@ def _assemble(builder: Builder, outputs: Tree) -> Lowered:
             for value in builder.sources
             if isinstance(value.expr, Ref)
         },
-        input_dtypes={value.expr.name: DTYPES[value.dtype] for value in builder.sources if isinstance(value.expr, Ref)},
+        input_dtypes={
+            value.expr.name: DTYPE_NAMES[value.dtype] for value in builder.sources if isinstance(value.expr, Ref)
+        },
         training=tuple(path for path in builder.layers if _is_training(path, state)),
         sizes=captured.sizes,
     )
@@ -332,7 +334,7 @@ def _entry(builder: Builder, names: tuple[str, ...]) -> Entry:
         keys=names,
         path=storage.path,
         shape=tuple(tensor.shape),
-        dtype=DTYPES[tensor.dtype],
+        dtype=DTYPE_NAMES[tensor.dtype],
         rearrangement=storage.rearrangement,
         persistent=key not in state.non_persistent,
         frozen=state.kind(key) == "param" and not tensor.requires_grad,

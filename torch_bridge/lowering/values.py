@@ -11,7 +11,7 @@ from torch import fx
 
 from jaxensemble.network.network import Ref, Var
 from jaxensemble.network.weight_map import Rearrangement
-from torch_bridge.arrays import DTYPES as DTYPES
+from torch_bridge.arrays import DTYPE_NAMES as DTYPE_NAMES
 from torch_bridge.compat import free_unbacked_symbols
 from torch_bridge.lowering.layouts.layout import Layout, Size, atoms_of
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from jaxensemble.arrays import as_arrays
+from jaxensemble.dtypes import NARROW
 from jaxensemble.ensemble import Ensemble
 from jaxensemble.errors import InputError, UnsupportedError, first_line, listed
 from jaxensemble.modules.randomness import as_key
@@ -20,7 +21,7 @@ from jaxensemble.network.network import Sizes
 from jaxensemble.network.sources import describe_sources
 from jaxensemble.network.weight_map import INPUT_LAYOUTS, Origin
 from jaxensemble.running.members import CannotCall
-from torch_bridge.arrays import to_numpy
+from torch_bridge.arrays import TORCH_DTYPES, to_numpy
 from torch_bridge.compat import pytree
 from torch_bridge.graph.caches.tensors import fresh
 from torch_bridge.graph.examples import Arguments, tensors_mapped
@@ -433,7 +434,9 @@ class _Check:
                 continue
             if self._is_double() or place in self.rounding:
                 continue  # the truth is this very precision, and was compared above; or there is none
-            unit = float(torch.finfo(_TORCH.get(dtype.name, torch.float32)).eps)  # in the last place, as of XLA's log1p
+            unit = float(
+                torch.finfo(TORCH_DTYPES.get(dtype.name, torch.float32)).eps
+            )  # in the last place, as of XLA's log1p
             few = exact.size < 1000 or dtype.itemsize < 4
             times = WORKING_FEW if few else WORKING
             error, own, size = working_errors(ours[place], theirs[place], exact)
@@ -470,18 +473,9 @@ def _another(size: int, limits: Sizes, steps: int) -> int:
     return next((other for other in found if other in limits), size)
 
 
-_TORCH = {
-    "float16": torch.float16,
-    "bfloat16": torch.bfloat16,
-    "float32": torch.float32,
-    "float64": torch.float64,
-    "complex128": torch.complex128,
-}
-
-
 def _same_dtype(ours: np.dtype, theirs: np.dtype) -> bool:
     """Equal, but that JAX holds 64-bit integers in 32 bits while x64 is off."""
-    return ours == theirs or (ours.name, theirs.name) in {("int32", "int64"), ("uint32", "uint64")}
+    return ours == theirs or ours.name == NARROW.get(theirs.name)
 
 
 def _case(what: str, place: str, places: dict[str, Any]) -> str:

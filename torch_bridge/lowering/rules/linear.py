@@ -14,12 +14,12 @@ from torch_bridge.lowering.rules.complex_numbers import conj
 from torch_bridge.lowering.rules.contract import contract, parsed
 from torch_bridge.lowering.rules.reduce import reduced
 from torch_bridge.lowering.table import register
-from torch_bridge.lowering.values import DTYPES, Operand, Value
+from torch_bridge.lowering.values import DTYPE_NAMES, Operand, Value
 
 
 def param_dtype(weight: Value) -> dict[str, Arg]:
     """The constructor's `param_dtype`, where it is not the default."""
-    name = DTYPES[weight.dtype]
+    name = DTYPE_NAMES[weight.dtype]
     return {} if name == "float32" else {"param_dtype": Dtype(name)}
 
 
