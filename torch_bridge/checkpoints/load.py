@@ -27,7 +27,7 @@ from torch_bridge.members.finite import check_rows, nonfinite_values
 from torch_bridge.members.stack import Stack, warn_of_equal_members
 from torch_bridge.members.tensors import tensors_of
 from torch_bridge.parity.result import proof_of
-from torch_bridge.porting.ensemble import assembled
+from torch_bridge.porting.ensemble import build_ensemble
 
 Factory = Callable[[], nn.Module]
 
@@ -107,7 +107,7 @@ def load_ensemble(
     gc.collect()  # an exported graph, which holds the model, is made of cycles
     stack = Stack(lowered.weights, len(files))
     sources = _fill(stack, checkpoints, unsaved, allow_nonfinite)
-    ensemble = assembled(lowered, stack, name, batch_axis, input_layout).read_from(sources)
+    ensemble = build_ensemble(lowered, stack, name, batch_axis, input_layout).read_from(sources)
     if check:
         ensemble = ensemble.proven(_prove(ensemble, factory, checkpoints, unsaved, arguments))
     warn_of_training(ensemble.graphdef, mode)

@@ -17,8 +17,16 @@ from torch_bridge.graph.graph import TorchGraph
 from torch_bridge.graph.nodes import source_line
 from torch_bridge.graph.sizes.open_axes import BATCH
 from torch_bridge.lowering.layouts import alignment
-from torch_bridge.lowering.layouts.layout import Group, Layout, Size, fresh, group_size, steps, tidy_axes
-from torch_bridge.lowering.sizes import computed
+from torch_bridge.lowering.layouts.layout import (
+    Group,
+    Layout,
+    Size,
+    group_size,
+    plain_layout,
+    rearrangement_steps,
+    tidy_axes,
+)
+from torch_bridge.lowering.sizes import emit_size
 from torch_bridge.lowering.tensors import ModuleState
 from torch_bridge.lowering.values import DTYPE_NAMES, Storage, Value, module_scope, size, sizes
 
@@ -48,10 +56,10 @@ class Builder:
         self.calls: list[Call] = []
         self.storage: dict[str, Storage] = {}
         self.sources: list[Value] = []
-        self.sized: list[Value] = []
-        self.names: dict[Any, str] = {}  # of open sizes
+        self.size_sources: list[Value] = []
+        self.open_names: dict[Any, str] = {}  # of open sizes
         self.evaluation_only = captured.evaluation_only
-        self._filled: dict[str, dict[str, str | None]] = {}
+        self._layer_weights: dict[str, dict[str, str | None]] = {}
         self.expanded: dict[Value, Value] = {}
         self.pairs: dict[Value, Value] = {}  # complex arrays by their two parts in a last dimension
         self._rearranged: dict[Any, Ref] = {}
@@ -84,20 +92,20 @@ class Builder:
         place = f"{self.node.target} in {self.module_path or 'the root module'}" + (f" ({where})" if where else "")
         return UnsupportedError(f"{place}: {reason}" if reason else place)
 
-    def open(self, what: str, *sizes: Any) -> UnsupportedError:
+    def open_size_error(self, what: str, *sizes: Any) -> UnsupportedError:
         """The error for what depends on sizes that are no numbers: on those that are open, or on values."""
         sizes = tuple(entry for entry in map(size, sizes) if not isinstance(entry, int | float))
         if any(map(free_unbacked_symbols, sizes)):
             return self.unsupported(f"{what} on values, and XLA needs fixed sizes; give it as a number")
         symbols = set().union(*(entry.free_symbols for entry in sizes))
-        found = {name for entry, name in self.names.items() if name != BATCH and entry.free_symbols & symbols}
+        found = {name for entry, name in self.open_names.items() if name != BATCH and entry.free_symbols & symbols}
         if found:
             return self.unsupported(f"{what} on {' and '.join(sorted(found))}; leave it out of `dynamic`")
         return self.unsupported(f"{what} on the batch size; pass batch_axis=None to fix all shapes")
 
-    def named(self, entry: Any) -> str | None:
+    def axis_name(self, entry: Any) -> str | None:
         """The name of an open size of an input; None for the batch's."""
-        name = self.names.get(entry)
+        name = self.open_names.get(entry)
         return None if name == BATCH else name
 
     # Values
@@ -113,7 +121,7 @@ class Builder:
     def new(self, expr: Ref | Var, shape: Sequence[Size] | None = None, dtype: torch.dtype | None = None) -> Value:
         """A value stored as PyTorch sees it; shape and dtype are those of the node's result unless given."""
         shape = self.result_shape if shape is None else shape
-        return Value(expr, fresh(shape), self.dtype if dtype is None else dtype)
+        return Value(expr, plain_layout(shape), self.dtype if dtype is None else dtype)
 
     def laid(self, expr: Ref | Var, layout: Layout, dtype: torch.dtype | None = None) -> Value:
         """A value with a layout of its own; the dtype is that of the node's result unless given."""
@@ -142,7 +150,7 @@ class Builder:
             held = tensor.detach().contiguous()
             self.variables[path] = Variable(path, "constant", tuple(held.shape), initial_dtype(held.dtype))
             self.constants[path] = held
-            value = Value(Var(path), fresh(tuple(held.shape)), held.dtype)
+            value = Value(Var(path), plain_layout(tuple(held.shape)), held.dtype)
             self._constants[id(tensor)] = (tensor, value)  # holds the tensor: an id is good only while it lives
         return self._constants[id(tensor)][1]
 
@@ -162,15 +170,15 @@ class Builder:
             module = module.rpartition(".")[0]
         base = ".".join(part for part in (module, name) if part)
         path, k = base, 1
-        while path in self.variables or path in self.layers or self.state.has(path):
+        while path in self.variables or path in self.layers or self.state.has_path(path):
             path, k = f"{base}_{k}", k + 1
         return path
 
     def random_key(self) -> Ref:
         """The next random key of the module around the node."""
-        return self.emit(f"layer:{self.inside('keys', 'layers.Keys')}")
+        return self.emit(f"layer:{self.single_layer('keys', 'layers.Keys')}")
 
-    def inside(self, name: str, type_: str) -> str:
+    def single_layer(self, name: str, type_: str) -> str:
         """The path of the one layer of this type within the module around the node, which may hold nothing else."""
         module = self.module_path
         while module in self.layers:
@@ -181,7 +189,7 @@ class Builder:
         self.layers[path] = Layer(path, type_)
         return path
 
-    def draw(self, value: Value) -> None:
+    def note_draw(self, value: Value) -> None:
         """Notes a value as what PyTorch draws here, in the mode whose draws are wanted."""
         if self.drawn is not None and self.node.meta.get("mode", self.drawn) == self.drawn:
             self.draws.append(value)
@@ -191,7 +199,7 @@ class Builder:
         path, _, name = key.rpartition(".")
         return name.startswith("running_") and isinstance(self.state.modules[path], nn.modules.batchnorm._NormBase)
 
-    def hides_draws(self, mode: str) -> None:
+    def refuse_hidden_draws(self, mode: str) -> None:
         """Refuses a layer that draws numbers of its own where those are wanted."""
         if self.drawn is not None and (mode == "always" or (mode == "by_mode" and self.drawn == "training")):
             raise self.unsupported("the random numbers that it draws stay within a layer")
@@ -201,34 +209,34 @@ class Builder:
     def array(self, value: Value, axes: Sequence[Group]) -> Ref | Var:
         """The value's array, stored as `axes`: as it is where that is so, else rearranged."""
         axes = tuple(axes)
-        value = self.stored(value, axes)
+        value = self.settle_weight(value, axes)
         return value.expr if value.layout.axes == axes else self._rearrange(value, axes)
 
-    def arranged(self, value: Value, axes: Sequence[Group]) -> Value:
+    def arrange(self, value: Value, axes: Sequence[Group]) -> Value:
         """The value, stored as `axes`."""
         return Value(self.array(value, axes), Layout(value.layout.dims, tuple(axes)), value.dtype)
 
     def plain(self, operand: Any) -> Value:
         """The operand stored as PyTorch sees it: one axis per dimension, in order."""
         value = self.value(operand)
-        return self.arranged(value, value.layout.dims)
+        return self.arrange(value, value.layout.dims)
 
     def tidy(self, operand: Any) -> Value:
         """The operand with one axis per dimension, in whatever order costs least: see `Value.axis`."""
         value = self.value(operand)
-        return self.arranged(value, tidy_axes(value.layout))
+        return self.arrange(value, tidy_axes(value.layout))
 
     def channels_last(self, operand: Any, spatial: int) -> Value:
         """A feature map with channels after its `spatial` last dimensions: `[..., C, H, W]` stored `[..., H, W, C]`."""
         value = self.value(operand)
         dims, channels = value.layout.dims, value.ndim - spatial - 1
-        return self.arranged(value, (*dims[:channels], *dims[channels + 1 :], dims[channels]))
+        return self.arrange(value, (*dims[:channels], *dims[channels + 1 :], dims[channels]))
 
     def opaque(self, value: Value) -> Value:
         """The value stored as PyTorch sees it, with no memory of how its dimensions came about."""
-        return Value(self.plain(value).expr, fresh(value.shape), value.dtype)
+        return Value(self.plain(value).expr, plain_layout(value.shape), value.dtype)
 
-    def stored(self, value: Value, axes: tuple[Group, ...]) -> Value:
+    def settle_weight(self, value: Value, axes: tuple[Group, ...]) -> Value:
         """An open weight becomes a bare variable of its module, stored the way it is asked for."""
         if not value.open or value.key is None:
             return value
@@ -240,9 +248,9 @@ class Builder:
             self.variables[value.key] = Variable(
                 value.key, self.state.kind(value.key), shape, initial_dtype(value.dtype)
             )
-        return self.resolved(value)
+        return self.resolve(value)
 
-    def resolved(self, weight: Value) -> Value:
+    def resolve(self, weight: Value) -> Value:
         """A weight where and as it is stored, if it is."""
         storage = self.storage.get(weight.key or "")
         if storage is None:
@@ -254,7 +262,7 @@ class Builder:
         self.storage[weight.key] = Storage(path, layout, flipped)
 
     def _rearrange(self, value: Value, axes: tuple[Group, ...]) -> Ref:
-        split, order, merged = steps(value.layout.axes, axes)
+        split, order, merged = rearrangement_steps(value.layout.axes, axes)
         key = (value.expr, _sizes(split), order, _sizes(merged))
         if key not in self._rearranged:
             expr, held = value.expr, value.layout.axes
@@ -296,9 +304,9 @@ class Builder:
         if isinstance(wanted, int):
             return wanted
         known = [*near, *((value.expr, value.layout.stored_shape) for value in self.sources)]
-        found = computed(self.emit, wanted, known)
+        found = emit_size(self.emit, wanted, known)
         if found is None:
-            raise self.open(f"the size {wanted} depends", wanted)
+            raise self.open_size_error(f"the size {wanted} depends", wanted)
         return found
 
     # Elementwise operations
@@ -306,7 +314,7 @@ class Builder:
     def elementwise(self, target: str, *operands: Any, dtype: torch.dtype | None = None, **kwargs: Arg) -> Value:
         """A call on operands that broadcast, in the layout of the largest. Numbers stay numbers."""
         arrays = [operand for operand in operands if is_array(operand)]
-        values, layout = self.aligned(*arrays)
+        values, layout = self.align(*arrays)
         queue = iter(values)
         args = [next(queue).expr if is_array(operand) else self.number(operand) for operand in operands]
         return self.laid(self.emit(target, *args, **kwargs), layout, dtype)
@@ -315,29 +323,31 @@ class Builder:
         """An operand without dimensions as an argument: a number, or one that depends on the batch size."""
         return self.size(operand) if isinstance(operand, sympy.Expr | torch.SymInt) else number(operand)
 
-    def aligned(self, *operands: Any) -> tuple[list[Value], Layout]:
+    def align(self, *operands: Any) -> tuple[list[Value], Layout]:
         """The operands, arranged so that their arrays broadcast, and the layout of an elementwise result."""
-        values = self._unexpanded([self.value(operand) for operand in operands])
+        values = self._undo_expansion([self.value(operand) for operand in operands])
         open_keys = [value.key for value in values if value.open]
         values = [self.plain(v) if v.open and open_keys.count(v.key) > 1 else v for v in values]
         rank = max(value.ndim for value in values)
-        layouts = alignment.unified([alignment.ranked(value.layout, rank) for value in values])
+        layouts = alignment.unify_layouts([alignment.pad_rank(value.layout, rank) for value in values])
         if layouts is None:
             if all(len(dim) <= 1 for value in values for dim in value.layout.dims):
-                raise self.open("whether sizes are equal depends", *(size for value in values for size in value.shape))
-            return self.aligned(*[self.opaque(value) for value in values])
+                raise self.open_size_error(
+                    "whether sizes are equal depends", *(size for value in values for size in value.shape)
+                )
+            return self.align(*[self.opaque(value) for value in values])
         dims, axes = alignment.common_axes(layouts, self._lead(values))
         values = [dataclasses.replace(value, layout=layout) for value, layout in zip(values, layouts, strict=True)]
-        moved = [self.arranged(value, alignment.operand_axes(value.layout, axes)) for value in values]
+        moved = [self.arrange(value, alignment.operand_axes(value.layout, axes)) for value in values]
         held = max(len(value.layout.axes) for value in moved)
         return moved, Layout(dims, axes[len(axes) - held :])
 
-    def _unexpanded(self, values: Sequence[Value]) -> list[Value]:
+    def _undo_expansion(self, values: Sequence[Value]) -> list[Value]:
         """The values, as they were before `expand` where another one brings the size: broadcasting does the rest."""
         sources = [self.expanded.get(value, value) for value in values]
         widest = max((value.ndim for value in sources), default=0)
-        reach = [alignment.ranked(value.layout, widest) for value in sources]
-        full = [alignment.ranked(value.layout, widest).shape for value in values]
+        reach = [alignment.pad_rank(value.layout, widest) for value in sources]
+        full = [alignment.pad_rank(value.layout, widest).shape for value in values]
         brought = tuple(
             next((s for s in column if s != 1), 1) for column in zip(*(r.shape for r in reach), strict=True)
         )
@@ -371,20 +381,24 @@ class Builder:
         """
         weights = {leaf: weight for leaf, (weight, _) in leaves.items() if weight is not None}
         keys = {leaf: weight.key for leaf, weight in weights.items()}
-        if not keys or None in keys.values() or not all(map(self._fits, weights, weights.values())):
+        if not keys or None in keys.values() or not all(map(self._is_fitting, weights, weights.values())):
             return None
-        if flipped and not self._used_once(keys["kernel"]):
+        if flipped and not self._is_used_once(keys["kernel"]):
             return None
         held = [key for key in keys.values() if key is not None]
         holders = self.holders(held)
-        inner = [] if within is None else [self._within(path, within, keys) for path in holders]
-        for owner in [*(path for path in holders if self.state.holds_only(path, len(held))), *inner]:
+        inner = [] if within is None else [self._inner_path(path, within, keys) for path in holders]
+        for owner in [*(path for path in holders if self.state.has_only(path, len(held))), *inner]:
             layer = Layer(owner, type_, dict(options))
             if owner in self.layers:
-                if self.layers[owner] == layer and self._filled[owner] == keys and self._stored_alike(leaves, flipped):
+                if (
+                    self.layers[owner] == layer
+                    and self._layer_weights[owner] == keys
+                    and self._is_stored_alike(leaves, flipped)
+                ):
                     return owner
             elif not any(key in self.storage for key in keys.values()) and not self._has_constants(owner):
-                self.layers[owner], self._filled[owner] = layer, keys
+                self.layers[owner], self._layer_weights[owner] = layer, keys
                 for leaf, weight in weights.items():
                     self.store(
                         weight,
@@ -396,7 +410,7 @@ class Builder:
         return None
 
     def _is_taken(self, path: str) -> bool:
-        own = path.rpartition(".")[2] != "training" and self.state.has(path)  # every module has that attribute
+        own = path.rpartition(".")[2] != "training" and self.state.has_path(path)  # every module has that attribute
         return own or path in self.layers or path in self.variables
 
     def _has_constants(self, module: str) -> bool:
@@ -407,23 +421,23 @@ class Builder:
         """Modules that hold all of these tensors themselves, the one around the node first."""
         return sorted(self.state.holders(keys), key=lambda path: path != self.module_path)
 
-    def _within(self, module: str, name: str, keys: Mapping[str, str | None]) -> str:
+    def _inner_path(self, module: str, name: str, keys: Mapping[str, str | None]) -> str:
         """The path of the layer with these weights inside a module."""
         path = f"{module}.{name}" if module else name
-        while self._filled.get(path) != keys and self._is_taken(path):
+        while self._layer_weights.get(path) != keys and self._is_taken(path):
             path += "_"
         return path
 
-    def _fits(self, leaf: str, weight: Value) -> bool:
+    def _is_fitting(self, leaf: str, weight: Value) -> bool:
         """What PyTorch trains, Flax trains, and nothing else."""
         return self.state.kind(weight.key or "") == ("buffer" if leaf in ("mean", "var") else "param")
 
-    def _used_once(self, key: str | None) -> bool:
+    def _is_used_once(self, key: str | None) -> bool:
         names = [name for name, held in self.captured.weights.items() if held == key]
         users = [user for node in self.captured.graph.nodes if node.name in names for user in node.users]
         return len({(user.target, str(user.args[1:])) for user in users}) == 1
 
-    def _stored_alike(self, leaves: Mapping[str, Wanted], flipped: tuple[int, ...]) -> bool:
+    def _is_stored_alike(self, leaves: Mapping[str, Wanted], flipped: tuple[int, ...]) -> bool:
         """A layer that is called again must find its weights as they were stored the first time."""
         for leaf, (weight, layout) in leaves.items():
             if weight is not None and weight.key is not None:
@@ -433,7 +447,7 @@ class Builder:
                     return False
         return True
 
-    def stateless(self, type_: str, options: Mapping[str, Any], name: str) -> str:
+    def stateless_layer(self, type_: str, options: Mapping[str, Any], name: str) -> str:
         """The path of a layer without weights: that of the module around, if it is nothing else, or one inside it."""
         module = self.module_path
         layer = Layer(module, type_, dict(options))

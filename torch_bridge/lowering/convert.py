@@ -62,7 +62,7 @@ def convert(
     return lowered
 
 
-def constants_of(lowered: Lowered) -> dict[str, Any]:
+def constant_arrays(lowered: Lowered) -> dict[str, Any]:
     """The arrays of a network that all members share."""
     result = {}
     for path, tensor in lowered.constants.items():

@@ -11,30 +11,30 @@ from torch_bridge.lowering.layouts.layout import Atom, Group, Layout, Size, tidy
 from torch_bridge.lowering.values import Value
 
 
-def span(size: Size) -> Group:
+def new_group(size: Size) -> Group:
     """A dimension of this size in an atom of its own; dimensions of size one have none."""
     return () if size == 1 else (Atom(size),)
 
 
-def viewed(b: Builder, operand: Any) -> Value:
+def settled_value(b: Builder, operand: Any) -> Value:
     """An operand whose dimensions are about to be told anew. A weight is stored as PyTorch has it before that."""
     value = b.value(operand)
     return b.plain(value) if value.open else value
 
 
-def relabelled(value: Value, dims: Sequence[Group]) -> Value:
+def relabel_dims(value: Value, dims: Sequence[Group]) -> Value:
     """The same array, seen with other dimensions."""
     return Value(value.expr, Layout(tuple(dims), value.layout.axes), value.dtype)
 
 
-def last_as_minus_one(axis: int, rank: int) -> int:
+def axis_argument(axis: int, rank: int) -> int:
     """An axis as one writes it: the last one as -1, unless it is the only one."""
     return -1 if axis == rank - 1 and rank > 1 else axis
 
 
 def axis_of(value: Value, dim: int) -> int:
     """The stored axis of a dimension of a tidy value, as an argument."""
-    return last_as_minus_one(value.axis(dim), len(value.layout.axes))
+    return axis_argument(value.axis(dim), len(value.layout.axes))
 
 
 def index_at(axis: int, rank: int, item: Arg) -> Arg:
@@ -44,7 +44,7 @@ def index_at(axis: int, rank: int, item: Arg) -> Arg:
     return (..., item) if axis == rank - 1 and axis > 1 else (*(Slice(),) * axis, item)
 
 
-def redimensioned(
+def result_with_dims(
     b: Builder, tidy: Value, expr: Ref | Var, new: Mapping[int, Group], dtype: torch.dtype | None = None
 ) -> Value:
     """The result of a call on a tidy value that keeps its axes: some dimensions have new atoms."""
@@ -55,7 +55,9 @@ def redimensioned(
     return b.laid(expr, Layout(tuple(dims), tuple(axes)), dtype)
 
 
-def without(b: Builder, tidy: Value, expr: Ref | Var, gone: Collection[int], dtype: torch.dtype | None = None) -> Value:
+def result_without_dims(
+    b: Builder, tidy: Value, expr: Ref | Var, gone: Collection[int], dtype: torch.dtype | None = None
+) -> Value:
     """The result of a call on a tidy value that takes some dimensions away, and their axes with them."""
     order = tidy.axis_order
     axes_gone = {order[dim] for dim in gone}
@@ -64,7 +66,7 @@ def without(b: Builder, tidy: Value, expr: Ref | Var, gone: Collection[int], dty
     return b.laid(expr, Layout(dims, axes), dtype)
 
 
-def in_one_order(b: Builder, *operands: Any, lead: int | None = None) -> tuple[list[Value], tuple[int, ...]]:
+def arrange_alike(b: Builder, *operands: Any, lead: int | None = None) -> tuple[list[Value], tuple[int, ...]]:
     """Operands of equal rank with one axis for each dimension, all in one order, and that order of dimensions.
 
     The order is that of the operand number `lead`, or of one that is not stored as PyTorch has it.
@@ -74,7 +76,7 @@ def in_one_order(b: Builder, *operands: Any, lead: int | None = None) -> tuple[l
     values = [b.plain(v) if v.open and keys.count(v.key) > 1 else v for v in values]
     lead = _lead(values) if lead is None else lead
     order = stored_order(values[lead])
-    return [b.arranged(value, tuple(value.layout.dims[dim] for dim in order)) for value in values], order
+    return [b.arrange(value, tuple(value.layout.dims[dim] for dim in order)) for value in values], order
 
 
 def stored_order(value: Value) -> tuple[int, ...]:
@@ -92,13 +94,13 @@ def _lead(values: Sequence[Value]) -> int:
     return max(range(len(values)), key=rank)
 
 
-def sizes_of(b: Builder, shape: Sequence[Size], near: Sequence[Value] = ()) -> tuple[Arg, ...]:
+def shape_argument(b: Builder, shape: Sequence[Size], near: Sequence[Value] = ()) -> tuple[Arg, ...]:
     """A shape as an argument; what depends on the batch size is read off `near` arrays first."""
     known = [(value.expr, value.layout.stored_shape) for value in near]
     return tuple(b.size(entry, known) for entry in shape)
 
 
-def chosen(dims: int | Sequence[int] | None, rank: int) -> tuple[int, ...]:
+def named_dims(dims: int | Sequence[int] | None, rank: int) -> tuple[int, ...]:
     """The dimensions that an argument names, in order; none named means all of them."""
     if dims is None or (not isinstance(dims, int) and not len(dims)):
         return tuple(range(rank))

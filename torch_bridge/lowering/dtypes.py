@@ -49,9 +49,9 @@ def cast(b: Builder, operand: Any, dtype: torch.dtype) -> Any:
     return b.elementwise(".astype", operand, dtype_argument(b, dtype), dtype=dtype)
 
 
-def promoted(b: Builder, operands: Sequence[Any], dtype: torch.dtype) -> list[Any]:
+def promote_operands(b: Builder, operands: Sequence[Any], dtype: torch.dtype) -> list[Any]:
     """The operands, cast as far as needed for JAX to compute in `dtype`, which PyTorch computes in."""
-    result = [_narrowed(b, operand, dtype) for operand in operands]
+    result = [_cast_wide(b, operand, dtype) for operand in operands]
     arrays = [k for k, operand in enumerate(result) if is_array(operand)]
     if (dtype.is_floating_point or dtype.is_complex) and all(result[k].dtype != dtype for k in arrays):
         first = arrays[0]
@@ -59,18 +59,18 @@ def promoted(b: Builder, operands: Sequence[Any], dtype: torch.dtype) -> list[An
     return result
 
 
-def _narrowed(b: Builder, operand: Any, dtype: torch.dtype) -> Any:
+def _cast_wide(b: Builder, operand: Any, dtype: torch.dtype) -> Any:
     wide = is_array(operand) and torch.promote_types(operand.dtype, dtype) != dtype
     return cast(b, operand, dtype) if wide else operand
 
 
 def common_dtype(*operands: Any) -> torch.dtype:
     """The dtype PyTorch compares two operands in."""
-    first, second = (_like(operand) for operand in operands)
+    first, second = (_stand_in(operand) for operand in operands)
     return torch.result_type(first, second)
 
 
-def _like(operand: Any) -> Any:
+def _stand_in(operand: Any) -> Any:
     if isinstance(operand, Value):
         return torch.empty((1,) * operand.ndim, dtype=operand.dtype, device="meta")
     if isinstance(operand, sympy.Expr):  # computed from open sizes
@@ -81,10 +81,10 @@ def _like(operand: Any) -> Any:
 def apply(b: Builder, target: str, *operands: Any, compute: torch.dtype | None = None, **kwargs: Arg) -> Value:
     """A call on operands that broadcast, computed in the dtype of PyTorch's result unless another is given."""
     dtype = compute or b.dtype
-    return b.elementwise(target, *promoted(b, operands, dtype), dtype=dtype, **kwargs)
+    return b.elementwise(target, *promote_operands(b, operands, dtype), dtype=dtype, **kwargs)
 
 
-def ask(b: Builder, target: str, *operands: Any) -> Value:
+def apply_predicate(b: Builder, target: str, *operands: Any) -> Value:
     """A comparison, in the dtype that PyTorch compares in."""
     dtype = common_dtype(*operands) if len(operands) == 2 else operands[0].dtype
-    return b.elementwise(target, *promoted(b, operands, dtype), dtype=torch.bool)
+    return b.elementwise(target, *promote_operands(b, operands, dtype), dtype=torch.bool)

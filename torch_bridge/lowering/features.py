@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from torch_bridge.lowering.builder import Builder, Wanted
-from torch_bridge.lowering.layouts.alignment import refined, renamed
+from torch_bridge.lowering.layouts.alignment import refine_layout, renew_atoms
 from torch_bridge.lowering.layouts.layout import Group, Layout, refinement
 from torch_bridge.lowering.values import Value
 
@@ -21,7 +21,7 @@ class Features(NamedTuple):
         return dict(zip(names, self.weights, strict=False))
 
 
-def featured(b: Builder, x: Value, dims: Sequence[int], *weights: Value | None, merged: bool = False) -> Features:
+def align_features(b: Builder, x: Value, dims: Sequence[int], *weights: Value | None, merged: bool = False) -> Features:
     """The features of `x` are its dimensions `dims`; each weight has these dimensions and no other.
 
     A weight is stored flat, in the order in which `x` stores its features: after a flatten that is channels-last, so
@@ -30,22 +30,22 @@ def featured(b: Builder, x: Value, dims: Sequence[int], *weights: Value | None, 
     x = b.plain(x) if x.open else x
     weights = tuple(None if weight is None else b.value(weight) for weight in weights)
     dims = [dim % x.ndim for dim in dims]
-    told = _told(x, dims, weights)
-    if told is None:
+    unified = _unify_atoms(x, dims, weights)
+    if unified is None:
         x, weights = b.opaque(x), tuple(None if w is None else b.opaque(w) for w in weights)
-        told = _told(x, dims, weights)
-        assert told is not None  # sizes agree, or PyTorch would have refused
-    x, held = told
-    x, axes = _with_axes(b, x, dims)
+        unified = _unify_atoms(x, dims, weights)
+        assert unified is not None  # sizes agree, or PyTorch would have refused
+    x, held = unified
+    x, axes = _feature_axes(b, x, dims)
     if merged and len(axes) > 1:
         others = tuple(axis for k, axis in enumerate(x.layout.axes) if k not in axes)
-        x = b.arranged(x, (*others, _atoms(x, axes)))
+        x = b.arrange(x, (*others, _atoms(x, axes)))
         axes = (len(others),)
     order = _atoms(x, axes)
     return Features(x, axes, tuple((w, None if w is None else Layout(w.layout.dims, (order,))) for w in held))
 
 
-def _with_axes(b: Builder, x: Value, dims: Sequence[int]) -> tuple[Value, tuple[int, ...]]:
+def _feature_axes(b: Builder, x: Value, dims: Sequence[int]) -> tuple[Value, tuple[int, ...]]:
     """The axes that hold the dimensions, and these alone; `x` is rearranged where there are none such."""
     atoms = {atom for dim in dims for atom in x.layout.dims[dim]}
     if not atoms:
@@ -61,28 +61,30 @@ def _atoms(x: Value, axes: Sequence[int]) -> Group:
     return tuple(atom for axis in axes for atom in x.layout.axes[axis])
 
 
-def _told(x: Value, dims: Sequence[int], weights: Sequence[Value | None]) -> tuple[Value, list[Value | None]] | None:
+def _unify_atoms(
+    x: Value, dims: Sequence[int], weights: Sequence[Value | None]
+) -> tuple[Value, list[Value | None]] | None:
     """`x` and the weights in common atoms, or None where they are cut incompatibly."""
     held: list[Value | None] = []
     for _ in range(2):  # the second round leaves `x` as it is, and tells all weights in its final atoms
         held = []
         for weight in weights:
-            told = (x, None) if weight is None else _pair(x, dims, weight)
-            if told is None:
+            unified = (x, None) if weight is None else _unify_pair(x, dims, weight)
+            if unified is None:
                 return None
-            x, weight = told
+            x, weight = unified
             held.append(weight)
     return x, held
 
 
-def _pair(x: Value, dims: Sequence[int], weight: Value) -> tuple[Value, Value] | None:
+def _unify_pair(x: Value, dims: Sequence[int], weight: Value) -> tuple[Value, Value] | None:
     """`x` and one weight in common atoms."""
-    weight = _with(weight, renamed(weight.layout))  # it may have been stored in the atoms of this very `x`
+    weight = _with(weight, renew_atoms(weight.layout))  # it may have been stored in the atoms of this very `x`
     for k, dim in enumerate(dims):
         parts = refinement(x.layout.dims[dim], weight.layout.dims[k])
         if parts is None:
             return None
-        x, weight = _with(x, refined(x.layout, parts[0])), _with(weight, refined(weight.layout, parts[1]))
+        x, weight = _with(x, refine_layout(x.layout, parts[0])), _with(weight, refine_layout(weight.layout, parts[1]))
     return x, weight
 
 

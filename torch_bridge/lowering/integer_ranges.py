@@ -94,7 +94,7 @@ def _shift(operands: list[Bounds], node: fx.Node) -> Bounds:
     return _product([operands[0], (0, 2.0 ** min(operands[1][1], 64))] if len(operands) > 1 else operands, node)
 
 
-def _accumulated(operands: list[Bounds], node: fx.Node) -> Bounds:
+def _running_sum(operands: list[Bounds], node: fx.Node) -> Bounds:
     source: Any = node.args[0]
     count = math.prod(size if isinstance(size, int) else 1 for size in source.meta["val"].shape)
     largest = max(abs(end) for end in operands[0])
@@ -117,8 +117,8 @@ _RULES: dict[str, Callable[[list[Bounds], fx.Node], Bounds]] = {
     "bitwise_left_shift": _shift,
     "prod": lambda operands, node: (-math.inf, math.inf),
     "cumprod": lambda operands, node: (-math.inf, math.inf),
-    "sum": _accumulated,
-    "cumsum": _accumulated,
+    "sum": _running_sum,
+    "cumsum": _running_sum,
     "remainder": _remainder,
     "fmod": _remainder,
     "argmax": lambda operands, node: (0, _LIMITS[1]),

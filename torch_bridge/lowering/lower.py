@@ -18,12 +18,12 @@ from torch_bridge.graph.graph import TorchGraph
 from torch_bridge.graph.nodes import has_tensors, is_size
 from torch_bridge.lowering.builder import Builder, Drawn
 from torch_bridge.lowering.integer_ranges import wide_products
-from torch_bridge.lowering.layouts.layout import Layout, fresh
-from torch_bridge.lowering.rules.draws import draws
-from torch_bridge.lowering.rules.mode import update
+from torch_bridge.lowering.layouts.layout import Layout, plain_layout
+from torch_bridge.lowering.rules.draws import is_draw
+from torch_bridge.lowering.rules.mode import write_buffer
 from torch_bridge.lowering.table import REFUSALS, RULES
 from torch_bridge.lowering.tensors import ModuleState
-from torch_bridge.lowering.values import DTYPE_NAMES, Value, module_scope, settle, size, sizes
+from torch_bridge.lowering.values import DTYPE_NAMES, Value, fix_sizes, module_scope, size, sizes
 
 RANDOM = torch.Tag.nondeterministic_seeded
 
@@ -74,7 +74,7 @@ def lower(
         if key in captured.updates:
             builder.node = captured.updates[key]
             training = env[builder.node.args[0]]  # type: ignore[index]
-            update(builder, key, env[nodes[name]], builder.value(training))
+            write_buffer(builder, key, env[nodes[name]], builder.value(training))
     return _assemble(builder, outputs)
 
 
@@ -159,7 +159,7 @@ def _is_open(node: fx.Node) -> bool:
 
 
 def _is_random(node: fx.Node) -> bool:
-    return draws(node.target) or RANDOM in getattr(node.target, "tags", ())
+    return is_draw(node.target) or RANDOM in getattr(node.target, "tags", ())
 
 
 def _placeholder(builder: Builder, node: fx.Node, input_layout: str) -> Any:
@@ -167,14 +167,14 @@ def _placeholder(builder: Builder, node: fx.Node, input_layout: str) -> Any:
     if node.name in captured.weights:
         tensor = node.meta["val"]
         key = builder.state.names[captured.weights[node.name]][0]
-        return Value(Ref(node.name), fresh(sizes(tensor.shape)), tensor.dtype, key=key, open=True)
+        return Value(Ref(node.name), plain_layout(sizes(tensor.shape)), tensor.dtype, key=key, open=True)
     if node.name in captured.constants:
         return captured.constants[node.name]
     val = node.meta["val"]
     if not isinstance(val, Tensor):
         return None  # what is fixed: the graph has its value wherever it is used
     value = builder.new(Ref(node.name), sizes(val.shape), val.dtype)
-    builder.names |= {value.shape[axis]: name for axis, name in captured.open_axes.get(node.name, {}).items()}
+    builder.open_names |= {value.shape[axis]: name for axis, name in captured.open_axes.get(node.name, {}).items()}
     if input_layout == "NHWC" and value.ndim >= 3:
         dims = value.layout.dims
         value = dataclasses.replace(value, layout=Layout(dims, (dims[0], *dims[2:], dims[1])))
@@ -193,23 +193,25 @@ def _call(builder: Builder, node: fx.Node, env: dict[fx.Node, Any]) -> Any:
             result = cast(Callable[..., Any], node.target)(*args, **kwargs)
         for constant, val in zip(pytree.tree_leaves(result), pytree.tree_leaves(node.meta["val"]), strict=True):
             if isinstance(constant, Tensor):
-                settle(val.shape, constant.shape)
+                fix_sizes(val.shape, constant.shape)
         return result
     if str(node.target) in _MADE_ALIKE and not _is_open(node):
         return _made_alike(node, args, kwargs)
     rule = RULES.get(str(node.target))
     if rule is None:
         raise builder.unsupported("there is no rule for this operation; register one with torch_bridge.register")
-    builder.sized = [value for value in map(env.get, _sized(node)) if isinstance(value, Value) and not value.open]
+    builder.size_sources = [
+        value for value in map(env.get, _sized(node)) if isinstance(value, Value) and not value.open
+    ]
     result = rule(builder, *args, **kwargs)
-    if draws(node.target):
-        builder.draw(result)
+    if is_draw(node.target):
+        builder.note_draw(result)
     return result
 
 
 def _sized(node: fx.Node) -> Iterator[fx.Node]:
     """The arrays that the sizes were read off which a node was given, itself or through an array made for it."""
-    if draws(node.target):
+    if is_draw(node.target):
         for given in (node, *node.all_input_nodes):
             for one in given.all_input_nodes:
                 if given is not node or is_size(one):
@@ -221,8 +223,8 @@ def _argument(builder: Builder, leaf: Any, env: dict[fx.Node, Any]) -> Any:
     if isinstance(value, torch.SymFloat | torch.SymBool):
         if free_unbacked_symbols(value):
             raise builder.unsupported("it uses a tensor's value as a number (.item()); use the tensor itself")
-        raise builder.open(f"{value} depends", value)
-    return builder.resolved(value) if isinstance(value, Value) and value.open else value
+        raise builder.open_size_error(f"{value} depends", value)
+    return builder.resolve(value) if isinstance(value, Value) and value.open else value
 
 
 def _is_foldable(node: fx.Node, args: Any, kwargs: Any) -> bool:
@@ -281,7 +283,7 @@ def _outputs(builder: Builder, tree: Any, env: dict[fx.Node, Any]) -> Tree:
 
 
 def _returned(builder: Builder, value: Value | Tensor) -> Ref:
-    plain = builder.plain(builder.resolved(value) if isinstance(value, Value) and value.open else value)
+    plain = builder.plain(builder.resolve(value) if isinstance(value, Value) and value.open else value)
     return plain.expr if isinstance(plain.expr, Ref) else builder.emit("jnp.asarray", plain.expr)
 
 
@@ -309,7 +311,7 @@ def _assemble(builder: Builder, outputs: Tree) -> Lowered:
         evaluation_only=builder.evaluation_only,
         input_shapes={
             value.expr.name: tuple(
-                size if isinstance(size, int) else builder.named(size) for size in value.layout.stored_shape
+                size if isinstance(size, int) else builder.axis_name(size) for size in value.layout.stored_shape
             )
             for value in builder.sources
             if isinstance(value.expr, Ref)
@@ -328,7 +330,7 @@ def _entry(builder: Builder, names: tuple[str, ...]) -> Entry:
     state, key = builder.state, names[0]
     tensor = state.tensors[key]
     if key not in builder.storage:
-        builder.plain(Value(Var(key), fresh(tuple(tensor.shape)), tensor.dtype, key=key, open=True))
+        builder.plain(Value(Var(key), plain_layout(tuple(tensor.shape)), tensor.dtype, key=key, open=True))
     storage = builder.storage[key]
     return Entry(
         keys=names,

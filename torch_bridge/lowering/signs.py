@@ -85,8 +85,8 @@ class _OtherSigns(TorchDispatchMode):
             u, s, vt = result
             generator, rank = self._generator(s), s.shape[-1]
             phases = _phases(generator, s, u)
-            u = torch.cat([u[..., :rank] * phases, _turned(generator, u[..., rank:])], -1)
-            vt = torch.cat([vt[..., :rank, :] * phases.mH, _turned(generator, vt[..., rank:, :].mT).mT], -2)
+            u = torch.cat([u[..., :rank] * phases, _turn_columns(generator, u[..., rank:])], -1)
+            vt = torch.cat([vt[..., :rank, :] * phases.mH, _turn_columns(generator, vt[..., rank:, :].mT).mT], -2)
             return u, s, vt
         return result
 
@@ -103,7 +103,7 @@ def _phases(generator: torch.Generator, values: Tensor, vectors: Tensor) -> Tens
     return (angle < 0.5).to(vectors.dtype) * 2 - 1
 
 
-def _turned(generator: torch.Generator, columns: Tensor) -> Tensor:
+def _turn_columns(generator: torch.Generator, columns: Tensor) -> Tensor:
     count = columns.shape[-1]
     turn = torch.linalg.qr(torch.randn((count, count), generator=generator, dtype=torch.float64))[0]
     return columns @ turn.to(columns)

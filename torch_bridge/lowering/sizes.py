@@ -27,7 +27,7 @@ _OPERATORS = {
 """PyTorch's own functions of two sizes."""
 
 
-def computed(emit: Emit, wanted: Any, known: Known) -> Arg | None:
+def emit_size(emit: Emit, wanted: Any, known: Known) -> Arg | None:
     """A number as a call on sizes of known arrays, or None where it is another function of the batch size.
 
     `emit` appends a call to the network.
@@ -40,63 +40,63 @@ def computed(emit: Emit, wanted: Any, known: Known) -> Arg | None:
         if wanted in shape:
             return emit(".shape", expr, list(shape).index(wanted))
     if isinstance(wanted, sympy.Symbol):
-        return _solved(emit, wanted, known)
+        return _solve_size(emit, wanted, known)
     name, parts = type(wanted).__name__, wanted.args
     if name == "ToFloat":
-        return computed(emit, parts[0], known)
+        return emit_size(emit, parts[0], known)
     if name == "OpaqueUnaryFn_sqrt":
-        return _joined(emit, "**", [parts[0], sympy.Float(0.5)], known)
+        return _emit_chain(emit, "**", [parts[0], sympy.Float(0.5)], known)
     if name == "CeilToInt" and type(parts[0]).__name__ == "IntTrueDiv":  # as `-(-size // number)`
-        above, below = (computed(emit, part, known) for part in parts[0].args)
+        above, below = (emit_size(emit, part, known) for part in parts[0].args)
         return None if above is None or below is None else emit("neg", emit("//", emit("neg", above), below))
     if name in ("TruncToInt", "FloorToInt"):
-        return _scaled(emit, parts[0], known)
+        return _emit_multiple(emit, parts[0], known)
     if name in _OPERATORS:
-        return _joined(emit, _OPERATORS[name], parts, known)
+        return _emit_chain(emit, _OPERATORS[name], parts, known)
     if isinstance(wanted, sympy.Add):
         ahead = sorted(parts, key=lambda part: (part.could_extract_minus_sign(), not part.free_symbols))
-        return _sum(emit, ahead, known)
+        return _emit_sum(emit, ahead, known)
     if isinstance(wanted, sympy.Mul):
-        return _joined(emit, "*", sorted(parts, key=lambda part: not part.free_symbols), known)
+        return _emit_chain(emit, "*", sorted(parts, key=lambda part: not part.free_symbols), known)
     if isinstance(wanted, sympy.Pow):
-        return _joined(emit, "**", parts, known)
+        return _emit_chain(emit, "**", parts, known)
     return None
 
 
-def _scaled(emit: Emit, product: Any, known: Known) -> Arg | None:
+def _emit_multiple(emit: Emit, product: Any, known: Known) -> Arg | None:
     """The whole part of a size times a number that computers have exactly, such as 0.5 or 1.5."""
     number, size = product.as_coeff_Mul()
     above, below = float(number).as_integer_ratio()
-    whole = computed(emit, size, known) if type(size).__name__ == "ToFloat" and below <= 1024 and above > 0 else None
+    whole = emit_size(emit, size, known) if type(size).__name__ == "ToFloat" and below <= 1024 and above > 0 else None
     if whole is None:
         return None
     whole = whole if above == 1 else emit("*", whole, above)
     return whole if below == 1 else emit("//", whole, below)
 
 
-def _joined(emit: Emit, operator: str, parts: Sequence[Any], known: Known) -> Arg | None:
-    total = computed(emit, parts[0], known)
+def _emit_chain(emit: Emit, operator: str, parts: Sequence[Any], known: Known) -> Arg | None:
+    total = emit_size(emit, parts[0], known)
     for part in parts[1:]:
-        other = computed(emit, part, known)
+        other = emit_size(emit, part, known)
         if total is None or other is None:
             return None
         total = emit(operator, total, other)
     return total
 
 
-def _sum(emit: Emit, parts: Sequence[Any], known: Known) -> Arg | None:
+def _emit_sum(emit: Emit, parts: Sequence[Any], known: Known) -> Arg | None:
     """A sum of which those that are taken away come last."""
-    total = computed(emit, parts[0], known)
+    total = emit_size(emit, parts[0], known)
     for part in parts[1:]:
         less = part.could_extract_minus_sign()
-        other = computed(emit, -part if less else part, known)
+        other = emit_size(emit, -part if less else part, known)
         if total is None or other is None:
             return None
         total = emit("-" if less else "+", total, other)
     return total
 
 
-def _solved(emit: Emit, symbol: sympy.Symbol, known: Known) -> Arg | None:
+def _solve_size(emit: Emit, symbol: sympy.Symbol, known: Known) -> Arg | None:
     """A size of which only a multiple is known, or a sum with a number."""
     for expr, shape in known:
         for axis, size in enumerate(shape):

@@ -39,7 +39,7 @@ class ModuleState:
     def kind(self, key: str) -> Literal["param", "buffer"]:
         return "param" if any(name in self.parameters for name in self.names[key]) else "buffer"
 
-    def has(self, path: str) -> bool:
+    def has_path(self, path: str) -> bool:
         """Whether a submodule or an attribute of one has this path."""
         parent, _, leaf = path.rpartition(".")
         return path in self.modules or (parent in self.modules and hasattr(self.modules[parent], leaf))
@@ -47,9 +47,9 @@ class ModuleState:
     def is_empty(self, path: str) -> bool:
         """Whether a module holds neither tensors nor submodules."""
         module = self.modules[path]
-        return not (any(True for _ in module.children()) or self.held(path))
+        return not (any(True for _ in module.children()) or self.own_keys(path))
 
-    def held(self, path: str) -> set[str]:
+    def own_keys(self, path: str) -> set[str]:
         """The keys of the tensors that a module holds itself, counters of batches left out that a layer moves."""
         module = self.modules[path]
         names = [name for name, tensor in (*module._parameters.items(), *module._buffers.items()) if tensor is not None]
@@ -61,6 +61,6 @@ class ModuleState:
         homes = [{name.rpartition(".")[0] for name in self.names[key]} for key in keys]
         return sorted(set.intersection(*homes))
 
-    def holds_only(self, path: str, count: int) -> bool:
+    def has_only(self, path: str, count: int) -> bool:
         """Whether a module within the model holds this many tensors and nothing else, submodules included."""
-        return bool(path) and not any(True for _ in self.modules[path].children()) and len(self.held(path)) == count
+        return bool(path) and not any(True for _ in self.modules[path].children()) and len(self.own_keys(path)) == count

@@ -97,16 +97,16 @@ def size(entry: Any) -> Any:
     A float that values decide stays as it is.
     """
     if isinstance(entry, torch.SymInt) or (isinstance(entry, torch.SymFloat) and not free_unbacked_symbols(entry)):
-        expr = _whole(entry.node.expr)
+        expr = _simplify_truncation(entry.node.expr)
         return int(expr) if expr.is_Integer else float(expr) if expr.is_Number else expr
     return entry
 
 
 @functools.lru_cache(4096)
-def _whole(expr: Any) -> Any:
+def _simplify_truncation(expr: Any) -> Any:
     """An expression with `int(2.0 * size)`, which is how interpolation has its sizes, as `2 * size`."""
     if not expr.args or type(expr).__name__ != "TruncToInt":
-        parts = [_whole(part) for part in expr.args]
+        parts = [_simplify_truncation(part) for part in expr.args]
         return expr if all(new is old for new, old in zip(parts, expr.args, strict=True)) else expr.func(*parts)
     number, floating = expr.args[0].as_coeff_Mul()
     is_exact = type(floating).__name__ == "ToFloat" and float(number).is_integer()
@@ -117,7 +117,7 @@ def sizes(shape: Any) -> tuple[Size, ...]:
     return tuple(size(entry) for entry in shape)
 
 
-def settle(shape: Any, known: Sequence[Size]) -> None:
+def fix_sizes(shape: Any, known: Sequence[Size]) -> None:
     """Tells PyTorch the sizes that depend on values, once these values are constants: `x[:, mask]`.
 
     Whatever else was computed from such sizes is known from then on.

@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from jaxensemble.ensemble import Ensemble
 from jaxensemble.errors import RandomnessError
-from torch_bridge.lowering.rules.draws import draws
+from torch_bridge.lowering.rules.draws import is_draw
 from torch_bridge.parity.reference import CannotRun
 
 
@@ -105,7 +105,7 @@ class _Replay(TorchDispatchMode):
             x, p, _ = args
             kept = self._next(x.shape, func).to(x.device).bool()
             return x * kept / (1 - p), kept
-        if not draws(func):
+        if not is_draw(func):
             return func(*args, **(kwargs or {}))
         if func._schema.is_mutable:
             target = args[0]

@@ -15,7 +15,7 @@ from jaxensemble.network.network import Dtype, Network
 from jaxensemble.network.weight_map import Origin, WeightMap
 from torch_bridge.graph.sizes.open_axes import Opened
 from torch_bridge.lowering.builder import Drawn
-from torch_bridge.lowering.convert import constants_of, convert
+from torch_bridge.lowering.convert import constant_arrays, convert
 
 
 def in_float64(ensemble: Ensemble, double: nn.Module, inputs: tuple[Any, ...], drawn: Drawn | None = None) -> Ensemble:
@@ -46,7 +46,7 @@ def captured_anew(
         ensemble,
         graphdef=state.graphdef,
         network=lowered.network,
-        constants=_filled(state.constants, constants_of(lowered)),
+        constants=_filled(state.constants, constant_arrays(lowered)),
         rngs=keys_per_member(state.rngs, len(ensemble)),
     )
 

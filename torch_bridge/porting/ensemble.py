@@ -6,13 +6,13 @@ from jaxensemble.modules.randomness import keys_per_member
 from jaxensemble.network.weight_map import Origin
 from torch_bridge.graph.examples import BatchAxis
 from torch_bridge.lowering import Lowered
-from torch_bridge.lowering.convert import constants_of
+from torch_bridge.lowering.convert import constant_arrays
 from torch_bridge.members.stack import Stack
 
 
-def assembled(lowered: Lowered, stack: Stack, name: str, batch_axis: BatchAxis, input_layout: str) -> Ensemble:
+def build_ensemble(lowered: Lowered, stack: Stack, name: str, batch_axis: BatchAxis, input_layout: str) -> Ensemble:
     """A network and a filled stack as an ensemble."""
-    state = filled(skeleton(lowered.network), stack.take() | constants_of(lowered), stack.members)
+    state = filled(skeleton(lowered.network), stack.take() | constant_arrays(lowered), stack.members)
     rngs = keys_per_member(state.rngs, stack.members)
     origin = Origin(name, lowered.weights, batch_axis, input_layout)
     return Ensemble(state.graphdef, state.params, state.buffers, state.constants, rngs, lowered.network, origin)

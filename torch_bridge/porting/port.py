@@ -17,13 +17,13 @@ from torch_bridge.graph.examples import Arguments, BatchAxis
 from torch_bridge.graph.modes import PortedMode, ported_mode, warn_of_training
 from torch_bridge.graph.sizes.open_axes import Dynamic, Opened
 from torch_bridge.lowering import Lowered
-from torch_bridge.lowering.convert import constants_of, convert
+from torch_bridge.lowering.convert import constant_arrays, convert
 from torch_bridge.members.finite import check_finite
 from torch_bridge.members.same_network import as_members, check_members, rates_of
 from torch_bridge.members.stack import Stack, stored_array, warn_of_equal_members
 from torch_bridge.members.tensors import check_tensors, tensors_of
 from torch_bridge.parity.result import proof_of
-from torch_bridge.porting.ensemble import assembled
+from torch_bridge.porting.ensemble import build_ensemble
 
 
 def to_flax(
@@ -76,7 +76,7 @@ def to_flax(
         entry.path: jnp.array(stored_array(entry, tensors[entry.keys[0]], f"`{entry.keys[0]}`"))
         for entry in lowered.weights.entries
     }
-    state = filled(skeleton(lowered.network), arrays | constants_of(lowered))
+    state = filled(skeleton(lowered.network), arrays | constant_arrays(lowered))
     warn_of_training(state.graphdef, mode)
     return merge(*state)
 
@@ -119,12 +119,12 @@ def to_ensemble(
         check_tensors(member)
     opened = Opened.of(arguments, arguments.names(members[0]), batch_axis, dynamic)
     with ported_mode(members, mode), fresh(members, arguments):
-        ensemble = _ported(members, arguments, opened, input_layout, check, allow_nonfinite)
+        ensemble = _port_members(members, arguments, opened, input_layout, check, allow_nonfinite)
     warn_of_training(ensemble.graphdef, mode)
     return ensemble
 
 
-def _ported(
+def _port_members(
     members: list[nn.Module],
     arguments: Arguments,
     opened: Opened,
@@ -142,7 +142,7 @@ def _ported(
     for k, member in enumerate(members):
         stack.put(k, tensors_of(member))
     warn_of_equal_members(stack, [str(k) for k in range(len(members))])
-    ensemble = assembled(lowered, stack, type(members[0]).__name__, opened.batch_axis, input_layout)
+    ensemble = build_ensemble(lowered, stack, type(members[0]).__name__, opened.batch_axis, input_layout)
     if check:
         report = parity.check(members, ensemble, arguments, thorough=False)
         if not report.passed:

@@ -2,27 +2,27 @@
 
 from collections.abc import Sequence
 
-from torch_bridge.lowering.layouts.layout import Atom, Group, Layout, atoms_of, refinement, replaced, tidy_axes
+from torch_bridge.lowering.layouts.layout import Atom, Group, Layout, atoms_of, refinement, replace_atoms, tidy_axes
 
 
-def ranked(layout: Layout, rank: int) -> Layout:
+def pad_rank(layout: Layout, rank: int) -> Layout:
     """The layout with dimensions of size one put in front, as broadcasting does."""
     return Layout(((),) * (rank - len(layout.dims)) + layout.dims, layout.axes)
 
 
-def renamed(layout: Layout) -> Layout:
+def renew_atoms(layout: Layout) -> Layout:
     """The layout in atoms of its own."""
     parts = {atom: (Atom(atom.size),) for atom in atoms_of(layout.dims)}
-    return Layout(replaced(layout.dims, parts), replaced(layout.axes, parts))
+    return Layout(replace_atoms(layout.dims, parts), replace_atoms(layout.axes, parts))
 
 
-def refined(layout: Layout, parts: dict[Atom, Group]) -> Layout:
-    return Layout(replaced(layout.dims, parts), replaced(layout.axes, parts))
+def refine_layout(layout: Layout, parts: dict[Atom, Group]) -> Layout:
+    return Layout(replace_atoms(layout.dims, parts), replace_atoms(layout.axes, parts))
 
 
-def unified(layouts: Sequence[Layout]) -> list[Layout] | None:
+def unify_layouts(layouts: Sequence[Layout]) -> list[Layout] | None:
     """Layouts of equal rank told in common atoms, or None where their dimensions are cut incompatibly."""
-    result = [renamed(layout) for layout in layouts]
+    result = [renew_atoms(layout) for layout in layouts]
     for column in range(len(result[0].dims)):
         for k in range(len(result)):
             lead = next((other for other in result if other.dims[column]), None)
@@ -32,8 +32,8 @@ def unified(layouts: Sequence[Layout]) -> list[Layout] | None:
             if parts is None:
                 return None
             first, second = parts
-            result[k] = refined(result[k], second)
-            result = [refined(layout, first) for layout in result]
+            result[k] = refine_layout(result[k], second)
+            result = [refine_layout(layout, first) for layout in result]
     return result
 
 
@@ -45,9 +45,9 @@ def common_axes(layouts: Sequence[Layout], lead: int) -> tuple[tuple[Group, ...]
     if set(atoms_of(dims)) == set(atoms_of(layouts[lead].dims)):
         axes = layouts[lead].axes
     else:
-        axes = _widened(layouts[lead], dims)
+        axes = _widen_axes(layouts[lead], dims)
     for layout in layouts:
-        axes = _cut(axes, set(atoms_of(layout.dims)))
+        axes = _cut_axes(axes, set(atoms_of(layout.dims)))
     return dims, axes
 
 
@@ -62,7 +62,7 @@ def operand_axes(layout: Layout, axes: Sequence[Group]) -> tuple[Group, ...]:
     return tuple(target)
 
 
-def _widened(layout: Layout, dims: Sequence[Group]) -> tuple[Group, ...]:
+def _widen_axes(layout: Layout, dims: Sequence[Group]) -> tuple[Group, ...]:
     """One axis per dimension in the order `layout` has them, those it lacks included."""
     axes = tidy_axes(layout)
     spare = iter([k for k, axis in enumerate(axes) if not axis])
@@ -71,7 +71,7 @@ def _widened(layout: Layout, dims: Sequence[Group]) -> tuple[Group, ...]:
     return tuple(dims[dim] for dim in order)
 
 
-def _cut(axes: Sequence[Group], atoms: set[Atom]) -> tuple[Group, ...]:
+def _cut_axes(axes: Sequence[Group], atoms: set[Atom]) -> tuple[Group, ...]:
     """Axes cut into runs that lie wholly inside or wholly outside of `atoms`."""
     result: list[Group] = []
     for axis in axes:

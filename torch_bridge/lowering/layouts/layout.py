@@ -66,18 +66,13 @@ def atoms_of(groups: Sequence[Group]) -> Group:
     return tuple(atom for group in groups for atom in group)
 
 
-def fresh(shape: Sequence[Size]) -> Layout:
+def plain_layout(shape: Sequence[Size]) -> Layout:
     """The layout of an array stored as PyTorch sees it."""
     dims = tuple(() if size == 1 else (Atom(size),) for size in shape)
     return Layout(dims, dims)
 
 
-def reordered(layout: Layout, order: Sequence[int]) -> Layout:
-    """`order[k]` is the dimension that becomes dimension `k`, as in `torch.permute`."""
-    return Layout(tuple(layout.dims[dim] for dim in order), layout.axes)
-
-
-def reshaped(layout: Layout, shape: Sequence[Size]) -> Layout | None:
+def reshape_layout(layout: Layout, shape: Sequence[Size]) -> Layout | None:
     """The layout after `torch.reshape`, or None where the new dimensions cut across the old ones' atoms."""
     pending = list(atoms_of(layout.dims))
     dims: list[Group] = []
@@ -103,7 +98,7 @@ def reshaped(layout: Layout, shape: Sequence[Size]) -> Layout | None:
         dims.append(tuple(group))
     if pending:
         return None
-    return Layout(tuple(dims), replaced(layout.axes, halves))
+    return Layout(tuple(dims), replace_atoms(layout.axes, halves))
 
 
 def divide(size: Size, by: Size) -> Size | None:
@@ -120,7 +115,7 @@ def divide(size: Size, by: Size) -> Size | None:
     return quotient
 
 
-def replaced(groups: Sequence[Group], parts: dict[Atom, Group]) -> tuple[Group, ...]:
+def replace_atoms(groups: Sequence[Group], parts: dict[Atom, Group]) -> tuple[Group, ...]:
     """The groups with every atom named in `parts` replaced by its parts, and theirs in turn."""
 
     def expand(atom: Atom) -> Group:
@@ -163,7 +158,7 @@ def refinement(first: Group, second: Group) -> tuple[dict[Atom, Group], dict[Ato
     )
 
 
-def steps(axes: Sequence[Group], target: Sequence[Group]) -> Steps:
+def rearrangement_steps(axes: Sequence[Group], target: Sequence[Group]) -> Steps:
     """How an array stored as `axes` becomes one stored as `target`. Both hold the same atoms."""
     now, then = atoms_of(axes), atoms_of(target)
     if now == then:

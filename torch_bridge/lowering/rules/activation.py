@@ -9,7 +9,7 @@ import torch
 
 from jaxensemble.network.network import Arg
 from torch_bridge.lowering.builder import Builder
-from torch_bridge.lowering.dims import redimensioned, span
+from torch_bridge.lowering.dims import new_group, result_with_dims
 from torch_bridge.lowering.dtypes import apply, cast
 from torch_bridge.lowering.layouts.layout import Layout
 from torch_bridge.lowering.rules.linear import param_dtype
@@ -48,7 +48,7 @@ def gelu(b: Builder, x: Value, approximate: str = "none") -> Value:
 
 @register("aten.leaky_relu.default")
 def leaky_relu(b: Builder, x: Value, negative_slope: float = 0.01) -> Value:
-    return _with_options(b, "ops.leaky_relu", x, (negative_slope, 0.01))
+    return _call_with_options(b, "ops.leaky_relu", x, (negative_slope, 0.01))
 
 
 _SELU = (1.6732632423543772848170429916717, 1.0507009873554804934193349852946, 1)
@@ -61,13 +61,13 @@ def elu(b: Builder, x: Value, alpha: float = 1, scale: float = 1, input_scale: f
         return b.elementwise("nnx.selu", x)
     if (scale, input_scale) != (1, 1):
         raise b.unsupported("an ELU with a scale of its own is not carried; multiply before and after it instead")
-    return _with_options(b, "nnx.elu", x, (alpha, 1))
+    return _call_with_options(b, "nnx.elu", x, (alpha, 1))
 
 
 @register("aten.celu.default")
 def celu(b: Builder, x: Value, alpha: float = 1.0) -> Value:
     exact = 1 / float(np.float32(alpha)) == 1 / alpha
-    return _with_options(b, "nnx.celu" if exact else "ops.celu", x, (alpha, 1))
+    return _call_with_options(b, "nnx.celu" if exact else "ops.celu", x, (alpha, 1))
 
 
 @register("aten.hardtanh.default")
@@ -81,7 +81,7 @@ def hardtanh(b: Builder, x: Value, min_val: float = -1, max_val: float = 1) -> V
 
 @register("aten.softplus.default")
 def softplus(b: Builder, x: Value, beta: float = 1, threshold: float = 20) -> Value:
-    return _with_options(b, "ops.softplus", x, (beta, 1), (threshold, 20))
+    return _call_with_options(b, "ops.softplus", x, (beta, 1), (threshold, 20))
 
 
 @register("aten.threshold.default")
@@ -90,7 +90,7 @@ def threshold(b: Builder, x: Value, threshold: float, value: float) -> Value:
     return b.elementwise("jnp.where", below, value, x)
 
 
-def _with_options(b: Builder, target: str, x: Value, *options: tuple[Any, Any]) -> Value:
+def _call_with_options(b: Builder, target: str, x: Value, *options: tuple[Any, Any]) -> Value:
     """A call with the options up to the last that is not the default."""
     changed = [k for k, (value, default) in enumerate(options, 1) if value != default]
     return b.elementwise(target, x, *(value for value, _ in options[: max(changed, default=0)]))
@@ -98,20 +98,20 @@ def _with_options(b: Builder, target: str, x: Value, *options: tuple[Any, Any]) 
 
 @register("aten.softmax.int", "aten._softmax.default", "aten.special_softmax.default")
 def softmax(b: Builder, x: Value, dim: int, dtype: Any = None) -> Value:
-    return _along(b, "nnx.softmax", x, dim)
+    return _call_over_dim(b, "nnx.softmax", x, dim)
 
 
 @register("aten._safe_softmax.default")
 def safe_softmax(b: Builder, x: Value, dim: int, dtype: Any = None) -> Value:
-    return _along(b, "ops.safe_softmax", x, dim)
+    return _call_over_dim(b, "ops.safe_softmax", x, dim)
 
 
 @register("aten.log_softmax.int", "aten._log_softmax.default", "aten.special_log_softmax.default")
 def log_softmax(b: Builder, x: Value, dim: int, dtype: Any = None) -> Value:
-    return _along(b, "nnx.log_softmax", x, dim)
+    return _call_over_dim(b, "nnx.log_softmax", x, dim)
 
 
-def _along(b: Builder, target: str, x: Value, dim: int) -> Value:
+def _call_over_dim(b: Builder, target: str, x: Value, dim: int) -> Value:
     x = cast(b, x, b.dtype)
     if x.ndim and not x.open and _has_own_axes(x.layout) and x.layout.dims[dim]:
         axis = x.layout.axes.index(x.layout.dims[dim])
@@ -137,8 +137,8 @@ def _axis(x: Value, dim: int) -> dict[str, Arg]:
 @register("aten.glu.default")
 def glu(b: Builder, x: Value, dim: int = -1) -> Value:
     x = b.tidy(x)
-    half = span(b.result_shape[dim])
-    return redimensioned(b, x, b.emit("nnx.glu", x.expr, **_axis(x, dim)), {dim % x.ndim: half})
+    half = new_group(b.result_shape[dim])
+    return result_with_dims(b, x, b.emit("nnx.glu", x.expr, **_axis(x, dim)), {dim % x.ndim: half})
 
 
 @register("aten.prelu.default")
@@ -167,11 +167,11 @@ def prelu(b: Builder, x: Value, weight: Value) -> Value:
 def rrelu(b: Builder, x: Value, lower: float, upper: float, mode: str) -> Value:
     if mode == "never":
         return leaky_relu(b, x, (lower + upper) / 2)
-    b.hides_draws(mode)
+    b.refuse_hidden_draws(mode)
     x = b.plain(x) if x.open else x
     options: dict[str, Arg] = {}
     options |= {"lower": lower} if lower != 1 / 8 else {}
     options |= {"upper": upper} if upper != 1 / 3 else {}
-    path = b.stateless("layers.RReLU", options, "rrelu")
+    path = b.stateless_layer("layers.RReLU", options, "rrelu")
     always: dict[str, Arg] = {"deterministic": False} if mode == "always" else {}
     return b.laid(b.emit(f"layer:{path}", x.expr, **always), x.layout)

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from jaxensemble.network.network import Slice
 from torch_bridge.lowering.builder import Builder
-from torch_bridge.lowering.dims import axis_of, relabelled, span, viewed, without
+from torch_bridge.lowering.dims import axis_of, new_group, relabel_dims, result_without_dims, settled_value
 from torch_bridge.lowering.layouts.layout import Group, Layout
 from torch_bridge.lowering.rules.shape import reshape_to, transpose
 from torch_bridge.lowering.table import register
@@ -60,8 +60,8 @@ def diagonal(b: Builder, x: Value, offset: int = 0, dim1: int = 0, dim2: int = 1
     options = {"offset": offset} if offset else {}
     axes = {"axis1": axis_of(value, dim1), "axis2": axis_of(value, dim2)}
     options |= axes if list(axes.values()) != [0, 1] else {}
-    rest = without(b, value, b.emit("jnp.diagonal", value.expr, **options), gone)
-    last = span(b.result_shape[-1])
+    rest = result_without_dims(b, value, b.emit("jnp.diagonal", value.expr, **options), gone)
+    last = new_group(b.result_shape[-1])
     return b.laid(rest.expr, Layout((*rest.layout.dims, last), (*rest.layout.axes, last)))
 
 
@@ -99,19 +99,19 @@ def _triangle(b: Builder, target: str, x: Value, diagonal: int) -> Value:
 @register("aten.unfold.default")
 def unfold(b: Builder, x: Value, dimension: int, size: int, step: int) -> Value:
     """Windows along a dimension, laid out as a last dimension. Windows side by side are a reshape."""
-    value = viewed(b, x)
+    value = settled_value(b, x)
     if not value.ndim:
-        return b.new(b.emit("[]", b.plain(relabelled(value, ((),))).expr, Slice(None, size)), (size,))
+        return b.new(b.emit("[]", b.plain(relabel_dims(value, ((),))).expr, Slice(None, size)), (size,))
     dim = dimension % value.ndim
     count = b.result_shape[dim]
     if size == step and value.shape[dim] == count * size:
         parts = reshape_to(b, value, (*value.shape[:dim], count, size, *value.shape[dim + 1 :]))
         dims = list(parts.layout.dims)
-        return relabelled(parts, [*dims[: dim + 1], *dims[dim + 2 :], dims[dim + 1]])
+        return relabel_dims(parts, [*dims[: dim + 1], *dims[dim + 2 :], dims[dim + 1]])
     value = b.tidy(value)
     axis = value.axis(dim)
     windows = b.emit("ops.unfold", value.expr, size, step, axis=axis_of(value, dim))
-    outer, inner = span(count), span(size)
+    outer, inner = new_group(count), new_group(size)
     dims = [outer if k == dim else group for k, group in enumerate(value.layout.dims)]
     axes: list[Group] = [*value.layout.axes[:axis], outer, inner, *value.layout.axes[axis + 1 :]]
     return b.laid(windows, Layout((*dims, inner), tuple(axes)))
@@ -130,12 +130,12 @@ def diag_embed(b: Builder, x: Value, offset: int = 0, dim1: int = -2, dim2: int 
         b.emit("ops.diag_embed", value.expr, *([offset] if offset else [])), [shape[k] for k in (*batch, first, second)]
     )
     place = [*batch, first, second]
-    return relabelled(matrices, [matrices.layout.dims[place.index(k)] for k in range(rank)])
+    return relabel_dims(matrices, [matrices.layout.dims[place.index(k)] for k in range(rank)])
 
 
 @register("aten.meshgrid.default", "aten.meshgrid.indexing")
 def meshgrid(b: Builder, tensors: Sequence[Value], indexing: str = "ij") -> tuple[Value, ...]:
-    lines = [viewed(b, tensor) for tensor in tensors]
-    lines = [b.plain(line if line.ndim else relabelled(line, ((),))) for line in lines]
+    lines = [settled_value(b, tensor) for tensor in tensors]
+    lines = [b.plain(line if line.ndim else relabel_dims(line, ((),))) for line in lines]
     grids = b.emit("jnp.meshgrid", *[line.expr for line in lines], indexing=indexing)
     return tuple(b.new(b.emit("[]", grids, k)) for k in range(len(tensors)))

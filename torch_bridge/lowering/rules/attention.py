@@ -4,9 +4,9 @@ from collections.abc import Sequence
 
 from jaxensemble.network.network import Arg, Ref, Var
 from torch_bridge.lowering.builder import Builder
-from torch_bridge.lowering.dims import relabelled, span, viewed
+from torch_bridge.lowering.dims import new_group, relabel_dims, settled_value
 from torch_bridge.lowering.layouts.layout import Group, Layout
-from torch_bridge.lowering.rules.dropout import written_out
+from torch_bridge.lowering.rules.dropout import write_out_dropout
 from torch_bridge.lowering.table import register
 from torch_bridge.lowering.values import Operand, Value
 
@@ -29,8 +29,8 @@ def scaled_dot_product_attention(
             f"dropout of attention weights in evaluation mode, dropout_p={dropout_p}; pass "
             "`dropout_p=self.p if self.training else 0.0`, as PyTorch's documentation asks for"
         )
-    arrays, mask, options = _prepared(b, (query, key, value), attn_mask, is_causal, scale, enable_gqa)
-    return _attended(b, b.emit("ops.attention", *arrays, *mask, **options), enable_gqa)
+    arrays, mask, options = _prepare_operands(b, (query, key, value), attn_mask, is_causal, scale, enable_gqa)
+    return _attention_result(b, b.emit("ops.attention", *arrays, *mask, **options), enable_gqa)
 
 
 @register("torch_bridge.attention.default")
@@ -47,22 +47,22 @@ def attention_with_dropout(
     mode: str,
 ) -> Value:
     """Attention whose weights are dropped in training, as elements of `[..., H, L, S]`."""
-    arrays, mask, options = _prepared(b, (query, key, value), attn_mask, is_causal, scale, enable_gqa)
+    arrays, mask, options = _prepare_operands(b, (query, key, value), attn_mask, is_causal, scale, enable_gqa)
     weights = b.emit("ops.attention_weights", *arrays[:2], *mask, **options)
     if b.drawn is None:
-        path = b.stateless("nnx.Dropout", {"rate": dropout_p}, "attention_dropout")
+        path = b.stateless_layer("nnx.Dropout", {"rate": dropout_p}, "attention_dropout")
         weights = b.emit(f"layer:{path}", weights)
     elif b.drawn == "training":
         shape = (*b.result_shape[:-1], b.value(key).shape[-2])
-        weights = b.plain(written_out(b, b.new(weights, shape), dropout_p)).expr
-    return _attended(b, b.emit("ops.attended", weights, arrays[2]), enable_gqa)
+        weights = b.plain(write_out_dropout(b, b.new(weights, shape), dropout_p)).expr
+    return _attention_result(b, b.emit("ops.attended", weights, arrays[2]), enable_gqa)
 
 
 Prepared = tuple[list[Ref | Var], list[Ref | Var], dict[str, Arg]]
 """Query, key and value; a mask, if there is one; options."""
 
 
-def _prepared(
+def _prepare_operands(
     b: Builder,
     operands: Sequence[Operand],
     attn_mask: Operand | None,
@@ -71,27 +71,27 @@ def _prepared(
     shared: bool,
 ) -> Prepared:
     arrays = [_heads_before_features(b, operand, shared) for operand in operands]
-    mask = [] if attn_mask is None else [_with_heads(b, attn_mask, arrays[0].ndim > 3 or shared)]
+    mask = [] if attn_mask is None else [_add_heads(b, attn_mask, arrays[0].ndim > 3 or shared)]
     options: dict[str, Arg] = {"is_causal": True} if is_causal else {}
     options |= {} if scale is None else {"scale": scale}
     return [array.expr for array in arrays], mask, options
 
 
-def _attended(b: Builder, expr: Ref, shared: bool) -> Value:
-    dims = tuple(span(size) for size in b.result_shape)
+def _attention_result(b: Builder, expr: Ref, shared: bool) -> Value:
+    dims = tuple(new_group(size) for size in b.result_shape)
     return b.laid(expr, Layout(dims, _axes(dims, shared)))
 
 
-def _with_heads(b: Builder, mask: Operand, heads: bool) -> Ref | Var:
+def _add_heads(b: Builder, mask: Operand, heads: bool) -> Ref | Var:
     value = b.plain(mask)
     dims = value.layout.dims
-    return b.plain(value if heads or len(dims) < 3 else relabelled(value, (*dims[:-2], (), *dims[-2:]))).expr
+    return b.plain(value if heads or len(dims) < 3 else relabel_dims(value, (*dims[:-2], (), *dims[-2:]))).expr
 
 
 def _heads_before_features(b: Builder, operand: Operand, shared: bool) -> Value:
     """`[..., H, L, E]` stored `[..., L, H, E]`; where there are no heads, as one head."""
-    value = viewed(b, operand)
-    return b.arranged(value, _axes(value.layout.dims, shared))
+    value = settled_value(b, operand)
+    return b.arrange(value, _axes(value.layout.dims, shared))
 
 
 def _axes(dims: Sequence[Group], shared: bool) -> tuple[Group, ...]:

@@ -3,7 +3,7 @@
 import torch
 
 from torch_bridge.lowering.builder import Builder
-from torch_bridge.lowering.dims import viewed
+from torch_bridge.lowering.dims import settled_value
 from torch_bridge.lowering.dtypes import apply, cast
 from torch_bridge.lowering.rules.shape import reshape_to
 from torch_bridge.lowering.table import register
@@ -13,7 +13,7 @@ from torch_bridge.lowering.values import Operand, Value
 @register("aten.complex.default")
 def complex_(b: Builder, real: Operand, imag: Operand) -> Value:
     part = b.dtype.to_real()
-    parts, layout = b.aligned(cast(b, real, part), cast(b, imag, part))
+    parts, layout = b.align(cast(b, real, part), cast(b, imag, part))
     alike = parts[0].layout.stored_shape == parts[1].layout.stored_shape
     return b.laid(b.emit("lax.complex" if alike else "ops.complex_of", *[value.expr for value in parts]), layout)
 
@@ -41,7 +41,7 @@ def view_as_complex(b: Builder, x: Value) -> Value:
 
 @register("aten.view.dtype")
 def view_as_dtype(b: Builder, x: Value, dtype: torch.dtype) -> Value:
-    value = viewed(b, x)
+    value = settled_value(b, x)
     if value.dtype.is_complex and dtype == value.dtype.to_real():
         return reshape_to(b, view_as_real(b, value), b.result_shape)
     if dtype.is_complex and value.dtype == dtype.to_real():
@@ -68,7 +68,7 @@ def conj(b: Builder, x: Value) -> Value:
 
 
 @register("aten.resolve_conj.default", "aten.resolve_neg.default")
-def resolved(b: Builder, x: Value) -> Value:
+def resolve_conj(b: Builder, x: Value) -> Value:
     return x
 
 

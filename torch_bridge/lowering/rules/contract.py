@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from torch_bridge.lowering.builder import Builder
-from torch_bridge.lowering.dims import span, stored_order, viewed
+from torch_bridge.lowering.dims import new_group, settled_value, stored_order
 from torch_bridge.lowering.dtypes import cast
 from torch_bridge.lowering.layouts.layout import Group, Layout, Size, tidy_axes
 from torch_bridge.lowering.values import Value
@@ -21,27 +21,27 @@ def contract(b: Builder, operands: Sequence[Any], letters: Sequence[Letters], ou
     `letters[k]` names the dimensions of operand `k`. Dimensions of size one are left out of the call, so that they
     broadcast. Written as `@` where it is one, else as `jnp.einsum`.
     """
-    values = [_floating_alike(b, viewed(b, operand)) for operand in operands]
+    values = [_cast_to_result(b, settled_value(b, operand)) for operand in operands]
     sizes = _sizes(values, letters)
-    groups: dict[str, Group] = {letter: span(size) for letter, size in sizes.items()}
+    groups: dict[str, Group] = {letter: new_group(size) for letter, size in sizes.items()}
     exprs, terms = [], []
     plain = is_matmul(letters, out) and all(
-        stored_order(value) == tuple(range(value.ndim)) and _whole(value, sizes, names)
+        stored_order(value) == tuple(range(value.ndim)) and _is_whole(value, sizes, names)
         for value, names in zip(values, letters, strict=True)
     )
     for value, names in zip(values, letters, strict=True):
         axes = value.layout.dims if plain else tuple(axis for axis in tidy_axes(value.layout) if axis)
-        exprs.append(b.arranged(value, axes).expr)
+        exprs.append(b.arrange(value, axes).expr)
         terms.append("".join(names[value.layout.dims.index(axis)] for axis in axes) if not plain else "")
     dims = tuple(groups[letter] for letter in out)
     if plain:
         return b.laid(b.emit("@", *exprs), Layout(dims, dims))
-    kept = _order_kept([letter for letter in out if groups[letter]], terms, letters)
+    kept = _stored_letters([letter for letter in out if groups[letter]], terms, letters)
     equation = f"{','.join(terms)}->{''.join(kept)}"
     return b.laid(b.emit("jnp.einsum", equation, *exprs), Layout(dims, tuple(groups[letter] for letter in kept)))
 
 
-def _order_kept(out: list[str], terms: Sequence[str], letters: Sequence[Letters]) -> list[str]:
+def _stored_letters(out: list[str], terms: Sequence[str], letters: Sequence[Letters]) -> list[str]:
     """The order in which the result is stored: that of an operand stored otherwise than PyTorch has it, features last.
 
     The result has one dimension of the other operand in the place of the one summed over: attention's values
@@ -56,7 +56,7 @@ def _order_kept(out: list[str], terms: Sequence[str], letters: Sequence[Letters]
     return out
 
 
-def _floating_alike(b: Builder, value: Value) -> Value:
+def _cast_to_result(b: Builder, value: Value) -> Value:
     return cast(b, value, b.dtype) if b.dtype != torch.bool else value
 
 
@@ -70,7 +70,7 @@ def _sizes(values: Sequence[Value], letters: Sequence[Letters]) -> dict[str, Siz
     return sizes
 
 
-def _whole(value: Value, sizes: dict[str, Size], names: Letters) -> bool:
+def _is_whole(value: Value, sizes: dict[str, Size], names: Letters) -> bool:
     """Whether no summed or matrix dimension of the operand is broadcast."""
     return all(value.shape[k] == sizes[letter] for k, letter in enumerate(names) if k >= len(names) - 2)
 
@@ -92,7 +92,7 @@ def is_matmul(letters: Sequence[Letters], out: Letters) -> bool:
     return shared and list(out) == [*batch, *row, *column]
 
 
-def parsed(equation: str, ranks: Sequence[int]) -> tuple[list[list[str]], list[str]]:
+def parse_equation(equation: str, ranks: Sequence[int]) -> tuple[list[list[str]], list[str]]:
     """An einsum equation as letters: `...` written out, the output told where it is left to be inferred.
 
     >>> parsed("...i,ij", (3, 2))

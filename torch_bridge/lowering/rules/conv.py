@@ -8,7 +8,7 @@ import torch
 
 from jaxensemble.network.network import Arg
 from torch_bridge.lowering.builder import Builder
-from torch_bridge.lowering.layouts.layout import Atom, Layout, reshaped
+from torch_bridge.lowering.layouts.layout import Atom, Layout, reshape_layout
 from torch_bridge.lowering.rules.linear import param_dtype
 from torch_bridge.lowering.table import register
 from torch_bridge.lowering.values import Value
@@ -17,7 +17,7 @@ Ints = int | Sequence[int]
 Pairs = tuple[tuple[int, int], ...]
 
 
-def each(value: Ints, spatial: int) -> tuple[int, ...]:
+def spatial_values(value: Ints, spatial: int) -> tuple[int, ...]:
     """PyTorch's shorthand for one number in every spatial dimension."""
     values = (value,) if isinstance(value, int) else tuple(value)
     return values * spatial if len(values) == 1 else values
@@ -28,7 +28,7 @@ def padding_pairs(padding: Ints | str, kernel: Sequence[int], dilation: Sequence
     if padding == "same":
         totals = [d * (k - 1) for k, d in zip(kernel, dilation, strict=True)]
         return tuple((total // 2, total - total // 2) for total in totals)
-    pads = each(0 if padding == "valid" else padding, len(kernel))  # type: ignore[arg-type]
+    pads = spatial_values(0 if padding == "valid" else padding, len(kernel))  # type: ignore[arg-type]
     return tuple((p, p) for p in pads)
 
 
@@ -53,14 +53,14 @@ def conv(
     weight = b.value(weight)
     spatial = weight.ndim - 2
     kernel = tuple(int(size) for size in weight.shape[2:])
-    dilations = each(dilation, spatial)
+    dilations = spatial_values(dilation, spatial)
     options: dict[str, Any] = {
         "in_features": int(weight.shape[1]) * groups,
         "out_features": weight.shape[0],
         "kernel_size": kernel,
         "padding": padding_option(padding_pairs(padding, kernel, dilations)),
-        **unless_ones("strides", each(stride, spatial)),
-        **unless_ones("kernel_dilation", dilations),
+        **option_unless_ones("strides", spatial_values(stride, spatial)),
+        **option_unless_ones("kernel_dilation", dilations),
         **({"feature_group_count": groups} if groups != 1 else {}),
     }
     out, within, *space = weight.layout.dims
@@ -69,7 +69,7 @@ def conv(
     x = b.channels_last(x, spatial)
     if path is not None:
         return feature_map(b, b.emit(f"layer:{path}", x.expr), spatial)
-    return _functional(b, x, b.array(weight, stored.axes), bias, spatial, options)
+    return _call_conv(b, x, b.array(weight, stored.axes), bias, spatial, options)
 
 
 @register("aten.conv_transpose1d.default", "aten.conv_transpose2d.input", "aten.conv_transpose3d.input")
@@ -89,23 +89,23 @@ def conv_transpose(
     `nnx.ConvTranspose` is used where it says the same; it has no groups, `nnx.Conv` with an `input_dilation` has. Both
     hold the kernel turned round already.
     """
-    weight, split = _grouped(b, b.value(weight), groups)
+    weight, split = _split_groups(b, b.value(weight), groups)
     spatial = weight.ndim - 2
     kernel = tuple(int(size) for size in weight.shape[2:])
-    strides, dilations = each(stride, spatial), each(dilation, spatial)
+    strides, dilations = spatial_values(stride, spatial), spatial_values(dilation, spatial)
     reach = [d * (k - 1) for k, d in zip(kernel, dilations, strict=True)]
-    extras = each(output_padding, spatial)
+    extras = spatial_values(output_padding, spatial)
     if not all(isinstance(extra, int) for extra in extras):
-        raise b.open("the padding of the output depends", *extras)
-    sides = zip(reach, each(padding, spatial), extras, strict=True)
+        raise b.open_size_error("the padding of the output depends", *extras)
+    sides = zip(reach, spatial_values(padding, spatial), extras, strict=True)
     pairs = tuple((r - p, r - p + extra) for r, p, extra in sides)
     shared: dict[str, Any] = {
         "in_features": weight.shape[0],
         "out_features": int(weight.shape[1]) * groups,
         "kernel_size": kernel,
     }
-    dilated = unless_ones("kernel_dilation", dilations)
-    spread = unless_ones("input_dilation", strides)
+    dilated = option_unless_ones("kernel_dilation", dilations)
+    spread = option_unless_ones("input_dilation", strides)
     pads = _number_or_pairs(pairs) if spread else padding_option(pairs)  # JAX takes no words where inputs are spread
     as_conv = shared | {"padding": pads, **spread, **dilated}
     ins, outs, *space = weight.layout.dims
@@ -113,7 +113,7 @@ def conv_transpose(
         # [I, O, *spatial] -> [*spatial, I, O]
         stored = Layout(weight.layout.dims, (*space, ins, outs))
         is_valid = all(pair == (r, r) and s <= r + 1 for pair, r, s in zip(pairs, reach, strides, strict=True))
-        options = shared | unless_ones("strides", strides) | dilated
+        options = shared | option_unless_ones("strides", strides) | dilated
         options |= {"padding": "VALID" if is_valid else _number_or_pairs(pairs)}
         path = _layer(b, "nnx.ConvTranspose", options, weight, stored, bias, flipped=True)
     else:
@@ -125,16 +125,16 @@ def conv_transpose(
     if path is not None:
         return feature_map(b, b.emit(f"layer:{path}", x.expr), spatial)
     turned = b.emit("jnp.flip", b.array(weight, stored.axes), tuple(range(spatial)))
-    return _functional(b, x, turned, bias, spatial, as_conv)
+    return _call_conv(b, x, turned, bias, spatial, as_conv)
 
 
-def _grouped(b: Builder, weight: Value, groups: int) -> tuple[Value, int]:
+def _split_groups(b: Builder, weight: Value, groups: int) -> tuple[Value, int]:
     """A kernel whose input features `G x I` have atoms of their own for the groups, and how many."""
     shape = (groups, int(weight.shape[0]) // groups, *weight.shape[1:])
-    layout = reshaped(weight.layout, shape)
+    layout = reshape_layout(weight.layout, shape)
     if layout is None:
         weight = b.opaque(weight)
-        layout = reshaped(weight.layout, shape)
+        layout = reshape_layout(weight.layout, shape)
         assert layout is not None
     group, within, *rest = layout.dims
     return dataclasses.replace(weight, layout=Layout(((*group, *within), *rest), layout.axes)), len(group)
@@ -175,7 +175,7 @@ def _layer(
     return b.claim(type_, options | use_bias | param_dtype(weight), leaves, turned)
 
 
-def _functional(b: Builder, x: Value, kernel: Any, bias: Value | None, spatial: int, options: dict[str, Any]) -> Value:
+def _call_conv(b: Builder, x: Value, kernel: Any, bias: Value | None, spatial: int, options: dict[str, Any]) -> Value:
     """A convolution with a kernel that no layer holds."""
     held = ("in_features", "out_features", "kernel_size")
     arguments = {name: value for name, value in options.items() if name not in held and (name, value) != NO_PADDING}
@@ -187,7 +187,7 @@ NO_PADDING = ("padding", "VALID")
 """The default of `ops.conv`, unlike that of Flax."""
 
 
-def unless_ones(name: str, values: tuple[int, ...]) -> dict[str, Any]:
+def option_unless_ones(name: str, values: tuple[int, ...]) -> dict[str, Any]:
     """An option, left out where it is 1 throughout."""
     return {} if set(values) == {1} else {name: values}
 

@@ -7,7 +7,7 @@ import torch
 
 from jaxensemble.network.network import Arg
 from torch_bridge.lowering.builder import Builder
-from torch_bridge.lowering.dims import sizes_of, viewed
+from torch_bridge.lowering.dims import settled_value, shape_argument
 from torch_bridge.lowering.dtypes import dtype_argument
 from torch_bridge.lowering.layouts.layout import Size
 from torch_bridge.lowering.table import register
@@ -15,21 +15,21 @@ from torch_bridge.lowering.values import Value, size
 
 
 def _full(b: Builder, target: str, shape: Sequence[Size], *args: Arg) -> Value:
-    return b.new(b.emit(target, sizes_of(b, shape), *args, dtype=dtype_argument(b, b.dtype)), shape)
+    return b.new(b.emit(target, shape_argument(b, shape), *args, dtype=dtype_argument(b, b.dtype)), shape)
 
 
-def _filled(target: str) -> Callable[..., Value]:
+def _full_rule(target: str) -> Callable[..., Value]:
     return lambda b, shape, **_: _full(b, target, shape)
 
 
-def _filled_as(target: str) -> Callable[..., Value]:
+def _new_full_rule(target: str) -> Callable[..., Value]:
     return lambda b, x, shape, **_: _full(b, target, shape)
 
 
-register("aten.zeros.default", "aten.empty.memory_format")(_filled("jnp.zeros"))
-register("aten.ones.default")(_filled("jnp.ones"))
-register("aten.new_zeros.default", "aten.new_empty.default")(_filled_as("jnp.zeros"))
-register("aten.new_ones.default")(_filled_as("jnp.ones"))
+register("aten.zeros.default", "aten.empty.memory_format")(_full_rule("jnp.zeros"))
+register("aten.ones.default")(_full_rule("jnp.ones"))
+register("aten.new_zeros.default", "aten.new_empty.default")(_new_full_rule("jnp.zeros"))
+register("aten.new_ones.default")(_new_full_rule("jnp.ones"))
 
 
 @register("aten.full.default")
@@ -42,18 +42,18 @@ def new_full(b: Builder, x: Value, size: Sequence[Size], fill_value: Any, **_: A
     return _full(b, "jnp.full", size, fill_value)
 
 
-def _like(target: str) -> Callable[..., Value]:
+def _like_rule(target: str) -> Callable[..., Value]:
     def rule(b: Builder, x: Value, *args: Any, **_: Any) -> Value:
-        value = viewed(b, x)
+        value = settled_value(b, x)
         options: dict[str, Arg] = {} if value.dtype == b.dtype else {"dtype": dtype_argument(b, b.dtype)}
         return b.laid(b.emit(target, value.expr, *args, **options), value.layout)
 
     return rule
 
 
-register("aten.zeros_like.default", "aten.empty_like.default")(_like("jnp.zeros_like"))
-register("aten.ones_like.default")(_like("jnp.ones_like"))
-register("aten.full_like.default")(_like("jnp.full_like"))
+register("aten.zeros_like.default", "aten.empty_like.default")(_like_rule("jnp.zeros_like"))
+register("aten.ones_like.default")(_like_rule("jnp.ones_like"))
+register("aten.full_like.default")(_like_rule("jnp.full_like"))
 
 
 @register("aten.arange.default")

@@ -25,7 +25,7 @@ NAMES = frozenset(
 """The operations of ATen that draw random numbers and do nothing else."""
 
 
-def draws(operation: Any) -> bool:
+def is_draw(operation: Any) -> bool:
     """Whether an operation draws random numbers, in place or not."""
     return getattr(operation, "namespace", "") == "aten" and operation._opname.rstrip("_") in NAMES
 
@@ -36,40 +36,40 @@ Operand = Any
 
 def _shape(b: Builder) -> tuple[Arg, ...]:
     """The shape of what is drawn, with the batch size read off where it is open."""
-    near = [(value.expr, value.layout.stored_shape) for value in b.sized]
+    near = [(value.expr, value.layout.stored_shape) for value in b.size_sources]
     return tuple(b.size(entry, near) for entry in b.result_shape)
 
 
-def _drawn(b: Builder, name: str, *args: Arg, dtype: bool = True) -> Ref:
+def _emit_draw(b: Builder, name: str, *args: Arg, dtype: bool = True) -> Ref:
     """A draw of the result's shape, and of its dtype where the function takes one."""
     options: dict[str, Arg] = {"dtype": dtype_argument(b, b.dtype)} if dtype else {}
     return b.emit(f"jax.random.{name}", b.random_key(), *args, **options)
 
 
-def _standard(name: str) -> Callable[..., Value]:
+def _standard_rule(name: str) -> Callable[..., Value]:
     """Operations that draw from one distribution, whatever they are told beside the shape."""
-    return lambda b, *_, **__: b.new(_drawn(b, name, _shape(b)))
+    return lambda b, *_, **__: b.new(_emit_draw(b, name, _shape(b)))
 
 
-register("aten.rand.default", "aten.rand_like.default")(_standard("uniform"))
-register("aten.randn.default", "aten.randn_like.default")(_standard("normal"))
+register("aten.rand.default", "aten.rand_like.default")(_standard_rule("uniform"))
+register("aten.randn.default", "aten.randn_like.default")(_standard_rule("normal"))
 
 
-def _times_plus(b: Builder, drawn: Ref, scale: Operand, offset: Operand) -> Value:
+def _scale_and_shift(b: Builder, drawn: Ref, scale: Operand, offset: Operand) -> Value:
     """`drawn * scale + offset`, either left out where it does nothing."""
     value = b.new(drawn)
-    if not _is(scale, 1):
+    if not _is_number(scale, 1):
         value = b.elementwise("*", value, scale)
-    return value if _is(offset, 0) else b.elementwise("+", value, offset)
+    return value if _is_number(offset, 0) else b.elementwise("+", value, offset)
 
 
-def _is(operand: Operand, number: int) -> bool:
+def _is_number(operand: Operand, number: int) -> bool:
     return isinstance(operand, int | float) and operand == number
 
 
 @register("aten.normal_functional.default")
 def normal_in_place(b: Builder, x: Value, mean: float = 0.0, std: float = 1.0, **_: Any) -> Value:
-    return _times_plus(b, _drawn(b, "normal", _shape(b)), std, mean)
+    return _scale_and_shift(b, _emit_draw(b, "normal", _shape(b)), std, mean)
 
 
 @register(
@@ -77,18 +77,18 @@ def normal_in_place(b: Builder, x: Value, mean: float = 0.0, std: float = 1.0, *
 )
 def normal(b: Builder, mean: Operand, std: Operand = 1.0, *_: Any, **__: Any) -> Value:
     """PyTorch has no gradient by the mean and the deviation that it is given."""
-    value = _times_plus(b, _drawn(b, "normal", _shape(b)), std, mean)
+    value = _scale_and_shift(b, _emit_draw(b, "normal", _shape(b)), std, mean)
     return b.laid(b.emit("lax.stop_gradient", value.expr), value.layout)
 
 
 @register("aten.log_normal.default")
 def log_normal(b: Builder, x: Value, mean: float = 1.0, std: float = 2.0, **_: Any) -> Value:
-    return b.elementwise("jnp.exp", _times_plus(b, _drawn(b, "normal", _shape(b)), std, mean))
+    return b.elementwise("jnp.exp", _scale_and_shift(b, _emit_draw(b, "normal", _shape(b)), std, mean))
 
 
 @register("aten.cauchy.default")
 def cauchy(b: Builder, x: Value, median: float = 0.0, sigma: float = 1.0, **_: Any) -> Value:
-    return _times_plus(b, _drawn(b, "cauchy", _shape(b)), sigma, median)
+    return _scale_and_shift(b, _emit_draw(b, "cauchy", _shape(b)), sigma, median)
 
 
 @register("aten.uniform.default")
@@ -102,7 +102,7 @@ def uniform(b: Builder, x: Value, low: float = 0.0, high: float = 1.0, **_: Any)
 def exponential(b: Builder, x: Value, rate: float = 1.0, **_: Any) -> Value:
     """Never 0, as PyTorch's, so that its logarithm is finite: `F.gumbel_softmax` takes it."""
     drawn = b.emit("ops.exponential", b.random_key(), _shape(b), dtype_argument(b, b.dtype))
-    return _times_plus(b, drawn, 1 / rate, 0)
+    return _scale_and_shift(b, drawn, 1 / rate, 0)
 
 
 @register("aten.geometric.default")
@@ -139,8 +139,10 @@ def poisson(b: Builder, rate: Value, **_: Any) -> Value:
 
 def _integers(b: Builder, low: Arg, high: Arg) -> Value:
     if not b.dtype.is_floating_point:
-        return b.new(_drawn(b, "randint", _shape(b), low, high))
-    return b.new(b.emit(".astype", _drawn(b, "randint", _shape(b), low, high, dtype=False), dtype_argument(b, b.dtype)))
+        return b.new(_emit_draw(b, "randint", _shape(b), low, high))
+    return b.new(
+        b.emit(".astype", _emit_draw(b, "randint", _shape(b), low, high, dtype=False), dtype_argument(b, b.dtype))
+    )
 
 
 @register("aten.randint.default")
@@ -187,7 +189,7 @@ def multinomial(b: Builder, weights: Value, count: Size, replacement: bool = Fal
 
 @register("aten.binomial.default")
 def binomial(b: Builder, count: Value, probability: Value, **_: Any) -> Value:
-    return b.new(_drawn(b, "binomial", b.plain(count).expr, b.plain(probability).expr, _shape(b)))
+    return b.new(_emit_draw(b, "binomial", b.plain(count).expr, b.plain(probability).expr, _shape(b)))
 
 
 refuse(

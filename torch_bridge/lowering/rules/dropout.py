@@ -7,7 +7,7 @@ import torch
 from jaxensemble.layers.dropout import SATURATION
 from jaxensemble.network.network import Arg
 from torch_bridge.lowering.builder import Builder
-from torch_bridge.lowering.dims import sizes_of
+from torch_bridge.lowering.dims import shape_argument
 from torch_bridge.lowering.layouts.layout import Layout
 from torch_bridge.lowering.table import register
 from torch_bridge.lowering.values import Value
@@ -15,47 +15,47 @@ from torch_bridge.lowering.values import Value
 
 @register("torch_bridge.dropout.default")
 def dropout(b: Builder, x: Value, p: float, mode: str) -> Value:
-    return _dropped(b, "nnx.Dropout", x, p, mode, "dropout")
+    return _drop(b, "nnx.Dropout", x, p, mode, "dropout")
 
 
 @register("torch_bridge.feature_dropout.default")
 def feature_dropout(b: Builder, x: Value, p: float, mode: str) -> Value:
-    return _dropped(b, "nnx.Dropout", x, p, mode, "dropout", channels=True)
+    return _drop(b, "nnx.Dropout", x, p, mode, "dropout", channels=True)
 
 
 @register("torch_bridge.alpha_dropout.default")
 def alpha_dropout(b: Builder, x: Value, p: float, mode: str) -> Value:
-    return _dropped(b, "layers.AlphaDropout", x, p, mode, "alpha_dropout")
+    return _drop(b, "layers.AlphaDropout", x, p, mode, "alpha_dropout")
 
 
 @register("torch_bridge.feature_alpha_dropout.default")
 def feature_alpha_dropout(b: Builder, x: Value, p: float, mode: str) -> Value:
-    return _dropped(b, "layers.AlphaDropout", x, p, mode, "alpha_dropout", channels=True)
+    return _drop(b, "layers.AlphaDropout", x, p, mode, "alpha_dropout", channels=True)
 
 
-def _dropped(b: Builder, type_: str, x: Value, p: float, mode: str, name: str, channels: bool = False) -> Value:
+def _drop(b: Builder, type_: str, x: Value, p: float, mode: str, name: str, channels: bool = False) -> Value:
     """`F.dropout(x)` drops in evaluation too: its layer is told so at each call. A rate of 0 never does anything."""
     if mode == "never" or p == 0 or (b.drawn == "evaluation" and mode == "by_mode"):
         return x
     x = b.value(x)
     x = b.tidy(x) if channels else b.plain(x) if x.open else x
     if b.drawn is not None and p < 1:
-        return written_out(b, x, p, alpha=type_ == "layers.AlphaDropout", channels=channels)
+        return write_out_dropout(b, x, p, alpha=type_ == "layers.AlphaDropout", channels=channels)
     options: dict[str, Arg] = {"rate": p}
     if channels:
         options |= {"broadcast_dims": tuple(sorted(x.axis(dim) for dim in range(2, x.ndim)))}
     always: dict[str, Arg] = {"deterministic": False} if mode == "always" else {}
-    path = b.stateless(type_, options, name)
+    path = b.stateless_layer(type_, options, name)
     return b.laid(b.emit(f"layer:{path}", x.expr, **always), x.layout)
 
 
-def written_out(b: Builder, x: Value, p: float, *, alpha: bool = False, channels: bool = False) -> Value:
+def write_out_dropout(b: Builder, x: Value, p: float, *, alpha: bool = False, channels: bool = False) -> Value:
     """Dropout as arithmetic, so that PyTorch can be given what was drawn: whether each element, or channel, is kept."""
     shape = (*x.shape[:2], *(1 for _ in x.shape[2:])) if channels else x.shape
-    kept = b.new(b.emit("jax.random.bernoulli", b.random_key(), 1 - p, sizes_of(b, shape)), shape, torch.bool)
-    b.draw(kept)
+    kept = b.new(b.emit("jax.random.bernoulli", b.random_key(), 1 - p, shape_argument(b, shape)), shape, torch.bool)
+    b.note_draw(kept)
     if not channels:  # stored as what is dropped, which may not be stored otherwise for it
-        kept = b.arranged(Value(kept.expr, Layout(x.layout.dims, x.layout.dims), torch.bool), x.layout.axes)
+        kept = b.arrange(Value(kept.expr, Layout(x.layout.dims, x.layout.dims), torch.bool), x.layout.axes)
     if not alpha:
         return b.elementwise("jnp.where", kept, b.elementwise("/", x, 1 - p), 0.0)
     scale = 1 / math.sqrt((SATURATION**2 * p + 1) * (1 - p))

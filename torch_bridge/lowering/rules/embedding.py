@@ -6,9 +6,9 @@ import torch
 
 from jaxensemble.network.network import Arg
 from torch_bridge.lowering.builder import Builder
-from torch_bridge.lowering.dims import span, viewed
+from torch_bridge.lowering.dims import new_group, settled_value
 from torch_bridge.lowering.dtypes import dtype_argument
-from torch_bridge.lowering.layouts.layout import Layout, fresh
+from torch_bridge.lowering.layouts.layout import Layout, plain_layout
 from torch_bridge.lowering.rules.linear import param_dtype
 from torch_bridge.lowering.table import register
 from torch_bridge.lowering.values import Value
@@ -34,12 +34,12 @@ def _rows(b: Builder, weight: Value, indices: Any, padding_idx: int, by_frequenc
     extra |= {"scale_grad_by_freq": True} if by_frequency else {}
     type_ = "layers.Embed" if extra else "nnx.Embed"
     path = b.claim(type_, options | extra | param_dtype(weight), {"embedding": (weight, None)})
-    indices = viewed(b, b.value(indices))  # only now: constants have no place within a layer
+    indices = settled_value(b, b.value(indices))  # only now: constants have no place within a layer
     if path is not None:
         rows = b.emit(f"layer:{path}", indices.expr)
     else:
         rows = b.emit("ops.embed", b.plain(weight).expr, indices.expr, **extra)
-    last, layout = span(features), indices.layout
+    last, layout = new_group(features), indices.layout
     return b.laid(rows, Layout((*layout.dims, last), (*layout.axes, last)), weight.dtype)
 
 
@@ -48,8 +48,8 @@ def one_hot(b: Builder, x: Value, num_classes: int = -1) -> Value:
     """An index out of range, which PyTorch refuses, gives zeros."""
     if num_classes < 0:
         raise b.unsupported("the number of classes depends on the values; pass num_classes")
-    x = viewed(b, x)
-    last = span(num_classes)
+    x = settled_value(b, x)
+    last = new_group(num_classes)
     expr = b.emit("nnx.one_hot", x.expr, num_classes, dtype=dtype_argument(b, torch.int64))
     return b.laid(expr, Layout((*x.layout.dims, last), (*x.layout.axes, last)))
 
@@ -80,4 +80,4 @@ def embedding_bag(
     if padding_idx is not None:
         left_out = padding_idx % int(weight.shape[0])
         options["mask"] = b.plain(b.elementwise("!=", indices, left_out, dtype=torch.bool)).expr
-    return (b.laid(b.emit("ops.bags", *args, **options), fresh(b.result_shape), weight.dtype),)
+    return (b.laid(b.emit("ops.bags", *args, **options), plain_layout(b.result_shape), weight.dtype),)

@@ -17,7 +17,7 @@ from torch_bridge.lowering.table import refuse, register
 from torch_bridge.lowering.values import Operand, Value, sizes
 
 
-def parts(b: Builder, expr: Ref) -> tuple[Value, ...]:
+def result_parts(b: Builder, expr: Ref) -> tuple[Value, ...]:
     """The results of a call that has several, with PyTorch's shapes and dtypes."""
     return tuple(
         b.new(b.emit("[]", expr, k), sizes(part.shape), part.dtype) for k, part in enumerate(b.node.meta["val"])
@@ -70,7 +70,7 @@ def qr(b: Builder, x: Value, mode: str = "reduced") -> tuple[Value | Tensor, Val
     if mode == "r":
         triangle = b.new(b.emit("jnp.linalg.qr", value.expr, mode="r"), sizes(b.node.meta["val"][1].shape))
         return torch.zeros(0, dtype=b.dtype), triangle
-    q, r = parts(b, b.emit("jnp.linalg.qr", value.expr, **({} if mode == "reduced" else {"mode": mode})))
+    q, r = result_parts(b, b.emit("jnp.linalg.qr", value.expr, **({} if mode == "reduced" else {"mode": mode})))
     return q, r
 
 
@@ -85,7 +85,7 @@ def householder_product(b: Builder, x: Operand, tau: Operand) -> Value:
 @register("aten.linalg_lu.default")
 def lu(b: Builder, x: Value, *, pivot: bool = True) -> tuple[Value, ...]:
     _check_pivots(b, pivot)
-    return parts(b, b.emit("ops.lu", b.plain(x).expr))
+    return result_parts(b, b.emit("ops.lu", b.plain(x).expr))
 
 
 @register("aten.linalg_lu_factor.default")
@@ -115,7 +115,7 @@ def lu_unpack(
 ) -> tuple[Value, ...]:
     if not unpack_data or not unpack_pivots:
         raise b.unsupported("`unpack_data` and `unpack_pivots` must be true; leave them out, and the results alone")
-    return parts(b, b.emit("ops.lu_unpack", b.plain(both).expr, b.plain(pivots).expr))
+    return result_parts(b, b.emit("ops.lu_unpack", b.plain(both).expr, b.plain(pivots).expr))
 
 
 @register("aten.linalg_lu_solve.default")
@@ -137,7 +137,7 @@ refuse(
 
 @register("aten.linalg_eigh.default", "aten._linalg_eigh.default")
 def eigh(b: Builder, x: Value, UPLO: str = "L", compute_v: bool = True) -> tuple[Value, ...]:
-    return parts(b, b.emit("ops.eigh", b.plain(x).expr, **_triangle(UPLO)))
+    return result_parts(b, b.emit("ops.eigh", b.plain(x).expr, **_triangle(UPLO)))
 
 
 @register("aten.linalg_eigvalsh.default")
@@ -166,7 +166,7 @@ def svd(
     b: Builder, x: Value, full_matrices: bool = True, compute_uv: bool = True, *, driver: str | None = None
 ) -> tuple[Value, ...]:
     options: dict[str, Arg] = {} if full_matrices else {"full_matrices": False}
-    return parts(b, b.emit("ops.svd", b.plain(x).expr, **options))
+    return result_parts(b, b.emit("ops.svd", b.plain(x).expr, **options))
 
 
 @register("aten.linalg_svdvals.default")
@@ -185,7 +185,7 @@ def pinv(b: Builder, x: Value, *, atol: Any = None, rtol: Any = None, hermitian:
     if rtol is None and not (isinstance(atol, int | float) and atol > 0):
         sizes = value.shape[-2:]
         if not all(isinstance(size, int) for size in sizes):
-            raise b.open("what counts as zero depends", *sizes)
+            raise b.open_size_error("what counts as zero depends", *sizes)
         rtol = max(map(int, sizes)) * torch.finfo(value.dtype).eps
     limits = {"atol": atol, "rtol": rtol}
     options: dict[str, Arg] = {

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 
 from jaxensemble.network.network import Arg
 from torch_bridge.lowering.builder import Builder
-from torch_bridge.lowering.dims import chosen
+from torch_bridge.lowering.dims import named_dims
 from torch_bridge.lowering.layouts.layout import Size
 from torch_bridge.lowering.table import register
 from torch_bridge.lowering.values import Value
@@ -35,17 +35,17 @@ def _plane(name: str) -> Callable[..., Value]:
         norm: str | None = None,
     ) -> Value:
         value = b.plain(x)
-        dims = tuple(dim) if dim is not None else (-2, -1) if name.endswith("2") else chosen(None, value.ndim)
+        dims = tuple(dim) if dim is not None else (-2, -1) if name.endswith("2") else named_dims(None, value.ndim)
         if s is not None and dim is None and not name.endswith("2"):
             dims = tuple(range(value.ndim - len(s), value.ndim))
         if s is not None:
             s = tuple(value.shape[d] if size == -1 else size for size, d in zip(s, dims, strict=True))
-        return _transformed(b, name, value, s, dims, norm)
+        return _transform(b, name, value, s, dims, norm)
 
     return rule
 
 
-def _transformed(
+def _transform(
     b: Builder, name: str, value: Value, s: Sequence[Size] | None, dims: Sequence[int], norm: str | None
 ) -> Value:
     options: dict[str, Arg] = {} if s is None else {"s": tuple(b.size(size) for size in s)}
@@ -73,25 +73,25 @@ BACK = FORWARD[::-1]
 @register("aten._fft_c2c.default")
 def complex_to_complex(b: Builder, x: Value, dim: Sequence[int], normalization: int, forward: bool) -> Value:
     name, norms = ("fftn", FORWARD) if forward else ("ifftn", BACK)
-    return _transformed(b, name, b.plain(x), None, dim, norms[normalization])
+    return _transform(b, name, b.plain(x), None, dim, norms[normalization])
 
 
 @register("aten._fft_r2c.default")
 def real_to_complex(b: Builder, x: Value, dim: Sequence[int], normalization: int, onesided: bool) -> Value:
-    return _transformed(b, "rfftn" if onesided else "fftn", b.plain(x), None, dim, FORWARD[normalization])
+    return _transform(b, "rfftn" if onesided else "fftn", b.plain(x), None, dim, FORWARD[normalization])
 
 
 @register("aten._fft_c2r.default")
 def complex_to_real(b: Builder, x: Value, dim: Sequence[int], normalization: int, last_dim_size: Size) -> Value:
     value = b.plain(x)
     s = (*(value.shape[d] for d in dim[:-1]), last_dim_size)
-    return _transformed(b, "irfftn", value, s, dim, BACK[normalization])
+    return _transform(b, "irfftn", value, s, dim, BACK[normalization])
 
 
 def _shift(name: str) -> Callable[..., Value]:
     def rule(b: Builder, x: Value, dim: Sequence[int] | None = None) -> Value:
         value = b.tidy(x)
-        axes = tuple(value.axis(d) for d in chosen(dim, value.ndim))
+        axes = tuple(value.axis(d) for d in named_dims(dim, value.ndim))
         return b.laid(b.emit(f"jnp.fft.{name}", value.expr, axes=axes), value.layout)
 
     return rule

@@ -8,11 +8,11 @@ from torch import Tensor
 
 from jaxensemble.network.network import Arg, Slice
 from torch_bridge.lowering.builder import Builder
-from torch_bridge.lowering.dims import in_one_order, last_as_minus_one, redimensioned, span, viewed
+from torch_bridge.lowering.dims import arrange_alike, axis_argument, new_group, result_with_dims, settled_value
 from torch_bridge.lowering.layouts.layout import Layout
 from torch_bridge.lowering.rules.shape import expand_to, reshape_to
 from torch_bridge.lowering.table import refuse, register
-from torch_bridge.lowering.values import Operand, Value, settle
+from torch_bridge.lowering.values import Operand, Value, fix_sizes
 
 Index = Value | Tensor | None
 
@@ -22,9 +22,9 @@ Index = Value | Tensor | None
 
 @register("aten.index.Tensor")
 def index(b: Builder, x: Value, indices: Sequence[Index]) -> Value:
-    value = viewed(b, x)
+    value = settled_value(b, x)
     places = integer_indices(b, indices)
-    _settle(b, value, places)
+    _fix_mask_sizes(b, value, places)
     named = [dim for dim, place in enumerate(places) if place is not None]
     if len(named) == 1:
         return _index_one(b, value, named[0], places[named[0]])
@@ -33,14 +33,14 @@ def index(b: Builder, x: Value, indices: Sequence[Index]) -> Value:
     return b.new(b.emit("[]", value.expr, item))
 
 
-def _settle(b: Builder, value: Value, places: Sequence[Index]) -> None:
+def _fix_mask_sizes(b: Builder, value: Value, places: Sequence[Index]) -> None:
     """Tells PyTorch how many elements constant masks choose."""
     shapes = [() if place is None else b.value(place).shape for place in places]
     if all(isinstance(size, int) for shape in shapes for size in shape):
         wide = torch.broadcast_shapes(*shapes)
         named = [k for k, place in enumerate(places) if place is not None]
         start = named[0] if named == list(range(named[0], named[-1] + 1)) else 0
-        settle(b.result.shape[start : start + len(wide)], wide)
+        fix_sizes(b.result.shape[start : start + len(wide)], wide)
 
 
 def _index_one(b: Builder, value: Value, dim: int, place: Index) -> Value:
@@ -50,7 +50,7 @@ def _index_one(b: Builder, value: Value, dim: int, place: Index) -> Value:
     where = b.value(place)
     item = (*(Slice(),) * axis, _place(b, place))
     expr = b.emit("[]", value.expr, item if axis else item[0])
-    new = tuple(span(size) for size in where.shape)
+    new = tuple(new_group(size) for size in where.shape)
     dims, axes = value.layout.dims, value.layout.axes
     return b.laid(expr, Layout((*dims[:dim], *new, *dims[dim + 1 :]), (*axes[:axis], *new, *axes[axis + 1 :])))
 
@@ -80,7 +80,7 @@ def integer_indices(b: Builder, indices: Sequence[Index]) -> list[Index]:
 
 @register("aten.index_select.default")
 def index_select(b: Builder, x: Value, dim: int, index: Operand) -> Value:
-    value = viewed(b, x)
+    value = settled_value(b, x)
     where = (
         index.reshape(-1) if isinstance(index, Tensor) else reshape_to(b, b.value(index), b.value(index).shape or (1,))
     )
@@ -97,10 +97,10 @@ def gather(b: Builder, x: Operand, dim: int, index: Operand, *, sparse_grad: boo
     value, where = b.value(x), b.value(index)
     if not value.ndim:
         return expand_to(b, value, b.result_shape)
-    return _take_along(b, _narrowed(b, value, where, dim), where, dim)
+    return _take_along(b, _narrow(b, value, where, dim), where, dim)
 
 
-def _narrowed(b: Builder, value: Value, index: Value, dim: int) -> Value:
+def _narrow(b: Builder, value: Value, index: Value, dim: int) -> Value:
     """The value cut to the index's size in all other dimensions: `gather` and `scatter` leave the rest alone."""
     cut = {
         k: size
@@ -113,14 +113,14 @@ def _narrowed(b: Builder, value: Value, index: Value, dim: int) -> Value:
     items: list[Arg] = [Slice()] * value.ndim
     for k, size in cut.items():
         items[value.axis(k)] = Slice(None, b.size(size))
-    new = {k: span(size) for k, size in cut.items()}
-    return redimensioned(b, value, b.emit("[]", value.expr, tuple(items)), new, value.dtype)
+    new = {k: new_group(size) for k, size in cut.items()}
+    return result_with_dims(b, value, b.emit("[]", value.expr, tuple(items)), new, value.dtype)
 
 
 def _take_along(b: Builder, value: Value, where: Value, dim: int) -> Value:
-    (first, second), order = in_one_order(b, value, where)
+    (first, second), order = arrange_alike(b, value, where)
     dim %= len(order)
-    axis = last_as_minus_one(order.index(dim), len(order))
+    axis = axis_argument(order.index(dim), len(order))
     expr = b.emit("jnp.take_along_axis", first.expr, second.expr, axis=axis)
     dims = tuple(
         second.layout.dims[k] if k == dim else mine or other
@@ -176,7 +176,7 @@ def searchsorted(
 @register("aten.isin.Tensor_Tensor")
 def isin(b: Builder, x: Value, test: Operand, *, assume_unique: bool = False, invert: bool = False) -> Value:
     options: dict[str, Arg] = {"invert": True} if invert else {}
-    value = viewed(b, x)
+    value = settled_value(b, x)
     return b.laid(b.emit("jnp.isin", value.expr, b.plain(test).expr, **options), value.layout)
 
 
@@ -220,11 +220,11 @@ def repeat_interleave(
 ) -> Value:
     if not isinstance(repeats, Tensor):
         raise b.unsupported("the size of its result depends on values; give the repeats as constants")
-    value = viewed(b, x)
+    value = settled_value(b, x)
     value, dim = (value, dim) if dim is not None else (reshape_to(b, b.plain(value), (_count(value),)), 0)
     size = value.shape[dim % value.ndim]
     if not isinstance(size, int):
-        raise b.open("the number of repeats depends", size)
+        raise b.open_size_error("the number of repeats depends", size)
     where = torch.arange(size).repeat_interleave(repeats.expand(size) if repeats.numel() == 1 else repeats)
-    settle([b.result.shape[dim]], [len(where)])
+    fix_sizes([b.result.shape[dim]], [len(where)])
     return _index_one(b, value, dim % value.ndim, where)

@@ -4,7 +4,15 @@ from collections.abc import Sequence
 
 from jaxensemble.network.network import Arg
 from torch_bridge.lowering.builder import Builder
-from torch_bridge.lowering.dims import axis_of, in_one_order, last_as_minus_one, redimensioned, relabelled, span, viewed
+from torch_bridge.lowering.dims import (
+    arrange_alike,
+    axis_argument,
+    axis_of,
+    new_group,
+    relabel_dims,
+    result_with_dims,
+    settled_value,
+)
 from torch_bridge.lowering.dtypes import cast
 from torch_bridge.lowering.layouts.layout import Layout
 from torch_bridge.lowering.table import register
@@ -16,59 +24,59 @@ def cat(b: Builder, tensors: Sequence[Operand], dim: int = 0) -> Value:
     values = [b.value(tensor) for tensor in tensors]
     values = [value for value in values if value.shape != (0,)] or values[:1]  # what PyTorch ignores for history's sake
     if len(values) == 1:
-        return cast(b, viewed(b, values[0]), b.dtype)
-    values, order = in_one_order(b, *[cast(b, value, b.dtype) for value in values])
+        return cast(b, settled_value(b, values[0]), b.dtype)
+    values, order = arrange_alike(b, *[cast(b, value, b.dtype) for value in values])
     dim %= len(order)
-    axis = last_as_minus_one(order.index(dim), len(order))
+    axis = axis_argument(order.index(dim), len(order))
     joined = b.emit("jnp.concatenate", [value.expr for value in values], axis=axis)
-    new = {k: values[0].layout.dims[k] for k in range(len(order))} | {dim: span(b.result_shape[dim])}
+    new = {k: values[0].layout.dims[k] for k in range(len(order))} | {dim: new_group(b.result_shape[dim])}
     dims = tuple(new[k] for k in range(len(order)))
     return b.laid(joined, Layout(dims, tuple(dims[k] for k in order)))
 
 
 @register("aten.stack.default")
 def stack(b: Builder, tensors: Sequence[Operand], dim: int = 0) -> Value:
-    values, order = in_one_order(b, *[cast(b, b.value(tensor), b.dtype) for tensor in tensors])
+    values, order = arrange_alike(b, *[cast(b, b.value(tensor), b.dtype) for tensor in tensors])
     rank = len(order)
     dim %= rank + 1
     axis = rank if dim == rank else order.index(dim)
-    new = span(len(values))
-    joined = b.emit("jnp.stack", [value.expr for value in values], axis=last_as_minus_one(axis, rank + 1))
+    new = new_group(len(values))
+    joined = b.emit("jnp.stack", [value.expr for value in values], axis=axis_argument(axis, rank + 1))
     dims, axes = list(values[0].layout.dims), list(values[0].layout.axes)
     dims.insert(dim, new)
     axes.insert(axis, new)
     return b.laid(joined, Layout(tuple(dims), tuple(axes)))
 
 
-def _at_least(b: Builder, tensor: Operand, before: Sequence[int]) -> Value:
+def _pad_dims(b: Builder, tensor: Operand, before: Sequence[int]) -> Value:
     """The tensor with dimensions of size one put in; `before[k]` is how many stand before a tensor of rank `k`."""
-    value = viewed(b, tensor)
+    value = settled_value(b, tensor)
     dims = value.layout.dims
     if value.ndim >= len(before):
         return value
     lead = before[value.ndim]
-    return relabelled(value, (*((),) * lead, *dims, *((),) * (len(before) - lead - value.ndim)))
+    return relabel_dims(value, (*((),) * lead, *dims, *((),) * (len(before) - lead - value.ndim)))
 
 
 @register("aten.hstack.default")
 def hstack(b: Builder, tensors: Sequence[Operand]) -> Value:
-    values = [_at_least(b, tensor, (0,)) for tensor in tensors]
+    values = [_pad_dims(b, tensor, (0,)) for tensor in tensors]
     return cat(b, values, 0 if values[0].ndim == 1 else 1)
 
 
 @register("aten.vstack.default", "aten.row_stack.default")
 def vstack(b: Builder, tensors: Sequence[Operand]) -> Value:
-    return cat(b, [_at_least(b, tensor, (1, 1)) for tensor in tensors], 0)
+    return cat(b, [_pad_dims(b, tensor, (1, 1)) for tensor in tensors], 0)
 
 
 @register("aten.dstack.default")
 def dstack(b: Builder, tensors: Sequence[Operand]) -> Value:
-    return cat(b, [_at_least(b, tensor, (1, 1, 0)) for tensor in tensors], 2)
+    return cat(b, [_pad_dims(b, tensor, (1, 1, 0)) for tensor in tensors], 2)
 
 
 @register("aten.column_stack.default")
 def column_stack(b: Builder, tensors: Sequence[Operand]) -> Value:
-    return cat(b, [_at_least(b, tensor, (0, 0)) for tensor in tensors], 1)
+    return cat(b, [_pad_dims(b, tensor, (0, 0)) for tensor in tensors], 1)
 
 
 @register("aten.block_diag.default")
@@ -80,14 +88,16 @@ def block_diag(b: Builder, tensors: Sequence[Operand]) -> Value:
 def diff(
     b: Builder, x: Value, n: int = 1, dim: int = -1, prepend: Operand | None = None, append: Operand | None = None
 ) -> Value:
-    values, order = in_one_order(b, *[part for part in (x, prepend, append) if part is not None], lead=0)
+    values, order = arrange_alike(b, *[part for part in (x, prepend, append) if part is not None], lead=0)
     dim %= len(order)
     exprs = [value.expr for value in values]
     options: dict[str, Arg] = {"n": n} if n != 1 else {}
-    options |= {"axis": last_as_minus_one(order.index(dim), len(order))}
+    options |= {"axis": axis_argument(order.index(dim), len(order))}
     names = [name for name, part in (("prepend", prepend), ("append", append)) if part is not None]
     options |= dict(zip(names, exprs[1:], strict=True))
-    return redimensioned(b, values[0], b.emit("jnp.diff", exprs[0], **options), {dim: span(b.result_shape[dim])})
+    return result_with_dims(
+        b, values[0], b.emit("jnp.diff", exprs[0], **options), {dim: new_group(b.result_shape[dim])}
+    )
 
 
 @register("aten.trapezoid.dx")

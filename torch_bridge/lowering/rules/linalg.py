@@ -11,8 +11,8 @@ import torch
 
 from jaxensemble.network.network import Arg
 from torch_bridge.lowering.builder import Builder
-from torch_bridge.lowering.dims import axis_of, relabelled, stored_order, viewed
-from torch_bridge.lowering.rules.factors import check_unused, parts
+from torch_bridge.lowering.dims import axis_of, relabel_dims, settled_value, stored_order
+from torch_bridge.lowering.rules.factors import check_unused, result_parts
 from torch_bridge.lowering.rules.index import index_select
 from torch_bridge.lowering.rules.reduce import vector_norm
 from torch_bridge.lowering.rules.shape import expand_to, reshape_to
@@ -46,7 +46,7 @@ _INFO = "XLA gives infinities and NaNs where a matrix is singular: use torch.isf
 
 @register("aten.linalg_slogdet.default", "aten.slogdet.default")
 def slogdet(b: Builder, x: Value) -> tuple[Value, ...]:
-    return parts(b, b.emit("jnp.linalg.slogdet", b.plain(x).expr))
+    return result_parts(b, b.emit("jnp.linalg.slogdet", b.plain(x).expr))
 
 
 @register("aten.logdet.default")
@@ -65,8 +65,8 @@ def matrix_power(b: Builder, x: Value, n: int) -> Value:
 
 @register("aten.linalg_vander.default")
 def vander(b: Builder, x: Value, *, N: int | None = None) -> Value:
-    value = viewed(b, x)
-    value = b.plain(value if value.ndim else relabelled(value, ((),)))
+    value = settled_value(b, x)
+    value = b.plain(value if value.ndim else relabel_dims(value, ((),)))
     return b.new(b.emit("ops.vander", value.expr, b.size(b.result_shape[-1])))
 
 
@@ -77,10 +77,10 @@ def vander(b: Builder, x: Value, *, N: int | None = None) -> Value:
 def solve(b: Builder, x: Operand, y: Operand, *, left: bool = True) -> Value:
     matrices, sides = b.value(x), b.value(y)
     if not _is_vectors(matrices, sides):
-        return b.new(_solved(b, matrices, sides, left))
-    sides = relabelled(b.plain(sides), (*b.plain(sides).layout.dims, ()))
-    result = b.new(_solved(b, matrices, sides, left), (*b.result_shape, 1))
-    return relabelled(result, result.layout.dims[:-1])
+        return b.new(_solve(b, matrices, sides, left))
+    sides = relabel_dims(b.plain(sides), (*b.plain(sides).layout.dims, ()))
+    result = b.new(_solve(b, matrices, sides, left), (*b.result_shape, 1))
+    return relabel_dims(result, result.layout.dims[:-1])
 
 
 @register("aten.linalg_solve_ex.default")
@@ -96,11 +96,11 @@ def _is_vectors(matrices: Value, sides: Value) -> bool:
     return sides.ndim == 1 or (sides.ndim == matrices.ndim - 1 and sides.shape == matrices.shape[:-1])
 
 
-def _solved(b: Builder, matrices: Value, sides: Value, left: bool) -> Any:
+def _solve(b: Builder, matrices: Value, sides: Value, left: bool) -> Any:
     if left:
         return b.emit("jnp.linalg.solve", b.plain(matrices).expr, b.plain(sides).expr)
     swapped = [
-        b.plain(relabelled(b.plain(v), (*v.layout.dims[:-2], *v.layout.dims[:-3:-1]))) for v in (matrices, sides)
+        b.plain(relabel_dims(b.plain(v), (*v.layout.dims[:-2], *v.layout.dims[:-3:-1]))) for v in (matrices, sides)
     ]
     return b.emit("jnp.matrix_transpose", b.emit("jnp.linalg.solve", *[value.expr for value in swapped]))
 
@@ -112,10 +112,10 @@ def tensorinv(b: Builder, x: Value, ind: int = 2) -> Value:
 
 @register("aten.linalg_tensorsolve.default")
 def tensorsolve(b: Builder, x: Operand, y: Operand, dims: Sequence[int] | None = None) -> Value:
-    value = viewed(b, x)
+    value = settled_value(b, x)
     last = [dim % value.ndim for dim in dims or ()]
     order = [k for k in range(value.ndim) if k not in last] + last
-    value = b.plain(relabelled(value, [value.layout.dims[k] for k in order]))
+    value = b.plain(relabel_dims(value, [value.layout.dims[k] for k in order]))
     sides = b.plain(reshape_to(b, b.plain(y), value.shape[: b.value(y).ndim]))  # PyTorch compares sizes alone
     return b.new(b.emit("jnp.linalg.tensorsolve", value.expr, sides.expr))
 
@@ -164,10 +164,10 @@ def kron(b: Builder, x: Operand, y: Operand) -> Value:
 
 @register("aten.linalg_cross.default", "aten.cross.default")
 def cross(b: Builder, x: Operand, y: Operand, dim: int | None = -1) -> Value:
-    (left, right), _ = b.aligned(*[expand_to(b, operand, b.result_shape) for operand in (x, y)])
+    (left, right), _ = b.align(*[expand_to(b, operand, b.result_shape) for operand in (x, y)])
     dim = next(k for k, size in enumerate(left.shape) if size == 3) if dim is None else dim
     tidy = b.tidy(left)
-    other = b.arranged(right, tuple(right.layout.dims[k] for k in stored_order(tidy)))
+    other = b.arrange(right, tuple(right.layout.dims[k] for k in stored_order(tidy)))
     return b.laid(b.emit("jnp.cross", tidy.expr, other.expr, axis=axis_of(tidy, dim)), tidy.layout)
 
 
@@ -185,7 +185,7 @@ def pdist(b: Builder, x: Operand, p: float = 2.0) -> Value:
     value = b.plain(x)
     count = value.shape[0]
     if not isinstance(count, int):
-        raise b.open("the number of pairs depends", count)
+        raise b.open_size_error("the number of pairs depends", count)
     first, second = (index_select(b, value, 0, places) for places in torch.triu_indices(count, count, 1))
     return vector_norm(b, b.elementwise("-", first, second), p, -1)
 

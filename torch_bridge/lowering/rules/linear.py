@@ -7,12 +7,12 @@ from typing import Any
 
 from jaxensemble.network.network import Arg, Dtype
 from torch_bridge.lowering.builder import Builder
-from torch_bridge.lowering.dims import in_one_order, redimensioned, span, viewed
+from torch_bridge.lowering.dims import arrange_alike, new_group, result_with_dims, settled_value
 from torch_bridge.lowering.layouts import alignment
-from torch_bridge.lowering.layouts.layout import Layout, refinement, replaced
+from torch_bridge.lowering.layouts.layout import Layout, refinement, replace_atoms
 from torch_bridge.lowering.rules.complex_numbers import conj
-from torch_bridge.lowering.rules.contract import contract, parsed
-from torch_bridge.lowering.rules.reduce import reduced
+from torch_bridge.lowering.rules.contract import contract, parse_equation
+from torch_bridge.lowering.rules.reduce import reduce_dims
 from torch_bridge.lowering.table import register
 from torch_bridge.lowering.values import DTYPE_NAMES, Operand, Value
 
@@ -25,18 +25,18 @@ def param_dtype(weight: Value) -> dict[str, Arg]:
 
 @register("aten.linear.default")
 def linear(b: Builder, x: Value, weight: Value, bias: Value | None = None) -> Value:
-    x = viewed(b, x)
-    weight = b.resolved(b.value(weight)) if b.value(weight).open else b.value(weight)
+    x = settled_value(b, x)
+    weight = b.resolve(b.value(weight)) if b.value(weight).open else b.value(weight)
     # In atoms of its own: a weight that was stored for this input, and is now used the other way round, shares them.
-    weight = dataclasses.replace(weight, layout=alignment.renamed(weight.layout))
-    x, weight = _features_last(b, x, weight)
+    weight = dataclasses.replace(weight, layout=alignment.renew_atoms(weight.layout))
+    x, weight = _move_features_last(b, x, weight)
     bias = None if bias is None else b.value(bias)
     out, features = weight.layout.dims
     stored = Layout((out, features), (x.layout.axes[-1], out))  # [O, I] -> [I, O]
     options = {"in_features": weight.shape[1], "out_features": weight.shape[0]}
     options |= {} if bias is not None else {"use_bias": False}
     path = b.claim("nnx.Linear", options | param_dtype(weight), {"kernel": (weight, stored), "bias": (bias, None)})
-    fresh_out = span(weight.shape[0])
+    fresh_out = new_group(weight.shape[0])
     result = Layout((*x.layout.dims[:-1], fresh_out), (*x.layout.axes[:-1], fresh_out))
     if path is not None:
         return b.laid(b.emit(f"layer:{path}", x.expr), result)
@@ -44,7 +44,7 @@ def linear(b: Builder, x: Value, weight: Value, bias: Value | None = None) -> Va
     return b.laid(y if bias is None else b.emit("+", y, b.plain(bias).expr), result)
 
 
-def _features_last(b: Builder, x: Value, weight: Value) -> tuple[Value, Value]:
+def _move_features_last(b: Builder, x: Value, weight: Value) -> tuple[Value, Value]:
     """The input with its features as one last axis, in stored order, and the weight told in the same atoms.
 
     After a flatten, features are stored channels-last while PyTorch's weight wants them channels-first. They are left
@@ -57,27 +57,29 @@ def _features_last(b: Builder, x: Value, weight: Value) -> tuple[Value, Value]:
         features = x.layout.dims[-1]
         parts = refinement(features, weight.layout.dims[-1])
         if parts is None:
-            return _features_last(b, x, b.opaque(weight))
+            return _move_features_last(b, x, b.opaque(weight))
     first, second = parts
-    layout = Layout(replaced(x.layout.dims, first), replaced(x.layout.axes, first))
-    held = Layout(replaced(weight.layout.dims, second), replaced(weight.layout.axes, second))
-    return _merged(b, Value(x.expr, layout, x.dtype)), Value(weight.expr, held, weight.dtype, weight.key, weight.open)
+    layout = Layout(replace_atoms(x.layout.dims, first), replace_atoms(x.layout.axes, first))
+    held = Layout(replace_atoms(weight.layout.dims, second), replace_atoms(weight.layout.axes, second))
+    return _merge_features(b, Value(x.expr, layout, x.dtype)), Value(
+        weight.expr, held, weight.dtype, weight.key, weight.open
+    )
 
 
-def _merged(b: Builder, x: Value) -> Value:
+def _merge_features(b: Builder, x: Value) -> Value:
     """The feature atoms as one last axis, in the order in which they are stored; other axes as they are."""
     features = set(x.layout.dims[-1])
     axes = x.layout.axes
     leading = tuple(axis for axis in axes if not features & set(axis))
     if not features:
-        return x if axes and not axes[-1] else b.arranged(x, (*leading, ()))
+        return x if axes and not axes[-1] else b.arrange(x, (*leading, ()))
     if all(x.layout.dims[:-1]):
         leading = tuple(axis for axis in leading if axis)
     mixed = [axis for axis in axes if features & set(axis) and not set(axis) <= features]
     last = tuple(atom for axis in axes for atom in axis if atom in features)
     if mixed or (axes[-1] and not set(axes[-1]) <= features):
-        return b.plain(x) if mixed else b.arranged(x, (*leading, x.layout.dims[-1]))
-    return b.arranged(x, (*leading, last))
+        return b.plain(x) if mixed else b.arrange(x, (*leading, x.layout.dims[-1]))
+    return b.arrange(x, (*leading, last))
 
 
 # Products
@@ -97,10 +99,10 @@ def matmul(b: Builder, x: Operand, y: Operand) -> Value:
     names = ([*batch, "i", "j"][-left.ndim :] if left.ndim > 1 else ["j"], [*batch, "j", "k"][-right.ndim :])
     names = (names[0], names[1] if right.ndim > 1 else ["j"])
     out = [*batch, *(["i"] if left.ndim > 1 else []), *(["k"] if right.ndim > 1 else [])]
-    return contract(b, [left, right], *_lettered(names, out))
+    return contract(b, [left, right], *_replace_names(names, out))
 
 
-def _lettered(names: Sequence[Sequence[str]], out: Sequence[str]) -> tuple[list[list[str]], list[str]]:
+def _replace_names(names: Sequence[Sequence[str]], out: Sequence[str]) -> tuple[list[list[str]], list[str]]:
     """Names of dimensions as single letters."""
     letters = dict(
         zip(dict.fromkeys(name for term in (*names, out) for name in term), string.ascii_letters, strict=False)
@@ -125,7 +127,7 @@ def inner(b: Builder, x: Operand, y: Operand) -> Value:
         return b.elementwise("*", x, y)
     rows = [f"l{k}" for k in range(left.ndim - 1)]
     columns = [f"r{k}" for k in range(right.ndim - 1)]
-    return contract(b, [left, right], *_lettered([[*rows, "j"], [*columns, "j"]], [*rows, *columns]))
+    return contract(b, [left, right], *_replace_names([[*rows, "j"], [*columns, "j"]], [*rows, *columns]))
 
 
 @register("aten.tensordot.default")
@@ -135,18 +137,18 @@ def tensordot(b: Builder, x: Operand, y: Operand, dims_self: Sequence[int], dims
     for first, second in zip(dims_self, dims_other, strict=True):
         columns[second] = rows[first]
     out = [name for name in rows if name not in columns] + [name for name in columns if name not in rows]
-    return contract(b, [left, right], *_lettered([rows, columns], out))
+    return contract(b, [left, right], *_replace_names([rows, columns], out))
 
 
 @register("aten.linalg_vecdot.default")
 def vecdot(b: Builder, x: Operand, y: Operand, *, dim: int = -1) -> Value:
-    return reduced(b, "jnp.sum", b.elementwise("*", conj(b, b.value(x)), y), dim, False)
+    return reduce_dims(b, "jnp.sum", b.elementwise("*", conj(b, b.value(x)), y), dim, False)
 
 
 @register("aten.einsum.default")
 def einsum(b: Builder, equation: str, tensors: Sequence[Operand], *, path: Any = None) -> Value:
     values = [b.value(tensor) for tensor in tensors]
-    letters, out = parsed(equation, [value.ndim for value in values])
+    letters, out = parse_equation(equation, [value.ndim for value in values])
     whole = all(set(term) == set(dict.fromkeys(term)) and len(set(term)) == len(term) for term in letters)
     sizes: dict[str, set[Any]] = {}
     for value, term in zip(values, letters, strict=True):
@@ -192,14 +194,16 @@ def bilinear(b: Builder, x: Value, y: Value, weight: Operand, bias: Operand | No
     options: dict[str, Arg] = {"in1_features": shape[1], "in2_features": shape[2], "out_features": shape[0]}
     options |= {} if bias is not None else {"use_bias": False}
     held = b.value(bias) if bias is not None else None
-    (left, right), order = in_one_order(b, x, y)
+    (left, right), order = arrange_alike(b, x, y)
     path = None
     if order[-1] == left.ndim - 1:
         path = b.claim(
             "layers.Bilinear", options | param_dtype(kernel), {"kernel": (kernel, stored), "bias": (held, None)}
         )
     if path is not None:
-        return redimensioned(b, left, b.emit(f"layer:{path}", left.expr, right.expr), {left.ndim - 1: span(shape[0])})
+        return result_with_dims(
+            b, left, b.emit(f"layer:{path}", left.expr, right.expr), {left.ndim - 1: new_group(shape[0])}
+        )
     rows = list(string.ascii_lowercase[: b.value(x).ndim - 1])
     y_ = contract(b, [x, y, kernel], [[*rows, "x"], [*rows, "y"], ["z", "x", "y"]], [*rows, "z"])
     return y_ if held is None else b.elementwise("+", y_, held)

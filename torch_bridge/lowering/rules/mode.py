@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from jaxensemble.network.network import Call, Var, references
 from torch_bridge.lowering.builder import Builder
-from torch_bridge.lowering.dims import viewed
+from torch_bridge.lowering.dims import settled_value
 from torch_bridge.lowering.layouts.layout import Layout
 from torch_bridge.lowering.table import register
 from torch_bridge.lowering.values import Value
@@ -14,27 +14,27 @@ from torch_bridge.lowering.values import Value
 @register("torch_bridge.by_mode.default")
 def by_mode(b: Builder, training: Value, evaluation: Value) -> Value:
     """The first value in training mode, the second one in evaluation mode."""
-    second = b.tidy(viewed(b, evaluation))
-    first = b.arranged(_seen_as(b.plain(training), second), second.layout.axes)
+    second = b.tidy(settled_value(b, evaluation))
+    first = b.arrange(_relabel_as(b.plain(training), second), second.layout.axes)
     if first.expr == second.expr:
         return second  # as of a copy that training takes
-    path = b.inside("training", "layers.Training")
+    path = b.single_layer("training", "layers.Training")
     return b.laid(b.emit(f"layer:{path}", first.expr, second.expr), second.layout)
 
 
-def _seen_as(plain: Value, other: Value) -> Value:
+def _relabel_as(plain: Value, other: Value) -> Value:
     """A value that is stored as PyTorch has it, with the dimensions of another one of its shape."""
     return Value(plain.expr, Layout(other.layout.dims, other.layout.dims), plain.dtype)
 
 
-def update(b: Builder, key: str, weight: Value, value: Value) -> None:
+def write_buffer(b: Builder, key: str, weight: Value, value: Value) -> None:
     """Writes what training leaves in a buffer, once nothing reads any more what was in it before.
 
     The builder's node is the choice between the two: by whose mode is told by where it stands.
     """
-    weight = b.resolved(weight)
+    weight = b.resolve(weight)
     if weight.open:
-        weight = b.resolved(b.plain(weight) if key not in b.storage else weight)
+        weight = b.resolve(b.plain(weight) if key not in b.storage else weight)
     storage = b.storage[key]
     dims = storage.layout.dims
     expr = b.array(Value(b.plain(value).expr, Layout(dims, dims), value.dtype), storage.layout.axes)
@@ -46,7 +46,7 @@ def update(b: Builder, key: str, weight: Value, value: Value) -> None:
     reading = [k for k, call in enumerate(b.calls) if _reads(call, storage.path)]
     last = max([made, *reading])
     scope = common_scope([b.calls[made].scope, b.calls[last].scope])
-    flag = b.inside("training", "layers.Training")
+    flag = b.single_layer("training", "layers.Training")
     b.calls.insert(last + 1, Call(f"{expr.name}_kept", "=", (Var(storage.path), expr, Var(flag)), {}, scope))
 
 

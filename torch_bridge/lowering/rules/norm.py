@@ -11,11 +11,11 @@ from torch import nn
 
 from jaxensemble.network.network import Arg, Var
 from torch_bridge.lowering.builder import Builder
-from torch_bridge.lowering.dtypes import apply, promoted
-from torch_bridge.lowering.features import Features, featured
-from torch_bridge.lowering.layouts.layout import Layout, fresh
+from torch_bridge.lowering.dtypes import apply, promote_operands
+from torch_bridge.lowering.features import Features, align_features
+from torch_bridge.lowering.layouts.layout import Layout, plain_layout
 from torch_bridge.lowering.rules.linear import param_dtype
-from torch_bridge.lowering.rules.reduce import reduced
+from torch_bridge.lowering.rules.reduce import reduce_dims
 from torch_bridge.lowering.table import register
 from torch_bridge.lowering.tensors import COUNTER
 from torch_bridge.lowering.values import Value
@@ -34,12 +34,12 @@ def batch_norm(
     x = b.value(x)
     if x.ndim > 2:
         x = b.channels_last(x, x.ndim - 2)
-    features = featured(b, x, (1,), w, bias, mean, var, merged=True)
+    features = align_features(b, x, (1,), w, bias, mean, var, merged=True)
     options = _features(features.x) | _axis(features) | _eps(eps, 1e-5) | _affine(w, bias)
     if mode == "always":
         _refuse_writing(b, mean, var)
-        return _scaled_layer(b, "layers.BatchNorm", features, (1,), options | {"track_running_stats": False})
-    return _tracking(b, "layers.BatchNorm", features, options, momentum, mode)
+        return _call_scaled(b, "layers.BatchNorm", features, (1,), options | {"track_running_stats": False})
+    return _call_tracking(b, "layers.BatchNorm", features, options, momentum, mode)
 
 
 @register("torch_bridge.instance_norm.default")
@@ -47,13 +47,13 @@ def instance_norm(
     b: Builder, x: Value, w: Weight, bias: Weight, mean: Weight, var: Weight, momentum: float, eps: float, mode: str
 ) -> Value:
     x = b.value(x)
-    features = featured(b, b.channels_last(x, x.ndim - 2), (1,), w, bias, mean, var)
+    features = align_features(b, b.channels_last(x, x.ndim - 2), (1,), w, bias, mean, var)
     options = _features(features.x) | _affine(w, bias)
     if mode == "always":
         _refuse_writing(b, mean, var)
         options |= _eps(eps, 1e-6) | {"use_fast_variance": False}
-        return _scaled_layer(b, "nnx.InstanceNorm", features, (1,), options)
-    return _tracking(b, "layers.InstanceNorm", features, options | _eps(eps, 1e-5), momentum, mode)
+        return _call_scaled(b, "nnx.InstanceNorm", features, (1,), options)
+    return _call_tracking(b, "layers.InstanceNorm", features, options | _eps(eps, 1e-5), momentum, mode)
 
 
 def _refuse_writing(b: Builder, mean: Weight, var: Weight) -> None:
@@ -64,7 +64,7 @@ def _refuse_writing(b: Builder, mean: Weight, var: Weight) -> None:
         )
 
 
-def _tracking(b: Builder, type_: str, features: Features, options: Options, momentum: float, mode: str) -> Value:
+def _call_tracking(b: Builder, type_: str, features: Features, options: Options, momentum: float, mode: str) -> Value:
     """A layer with running statistics. Without a mode, or a module that holds just its weights: their use alone."""
     x = features.x
     if mode == "by_mode" or b.evaluation_only:
@@ -93,7 +93,7 @@ def _tracking_layer(b: Builder, type_: str, features: Features, options: Options
     options = options | _momentum(b, holders[0], momentum) | ({} if tensor is not None else {"count_batches": False})
     path = b.claim(type_, options | dtype, features.leaves("scale", "bias", "mean", "var"), within="norm")
     if path is not None and holders[0] in (path, path.rpartition(".")[0]) and tensor is not None:
-        key, layout, counted = b.state.names[counter][0], fresh(tuple(tensor.shape)), f"{path}.{COUNTER}"
+        key, layout, counted = b.state.names[counter][0], plain_layout(tuple(tensor.shape)), f"{path}.{COUNTER}"
         if key not in b.storage:
             b.store(Value(Var(counted), layout, tensor.dtype, key=key), counted, layout)
     return path
@@ -123,10 +123,10 @@ def layer_norm(
 ) -> Value:
     if _is_open(normalized_shape):
         x = b.value(x)
-        centred = apply(b, "-", x, reduced(b, "jnp.mean", x, range(-len(normalized_shape), 0), True))
-        return _by_root_mean_square(b, centred, len(normalized_shape), eps)
+        centred = apply(b, "-", x, reduce_dims(b, "jnp.mean", x, range(-len(normalized_shape), 0), True))
+        return _divide_by_rms(b, centred, len(normalized_shape), eps)
     options = _eps(eps, 1e-6) | _affine(weight, bias) | {"use_fast_variance": False}
-    return _over_features(b, "nnx.LayerNorm", x, normalized_shape, (weight, bias), options)
+    return _normalise_features(b, "nnx.LayerNorm", x, normalized_shape, (weight, bias), options)
 
 
 @register("aten.rms_norm.default")
@@ -136,10 +136,10 @@ def rms_norm(
     x = b.value(x)
     eps = torch.finfo(x.dtype).eps if eps is None else eps
     if x.dtype.is_complex or _is_open(normalized_shape):  # squares, where Flax takes those of sizes
-        y = _by_root_mean_square(b, x, len(normalized_shape), eps)
+        y = _divide_by_rms(b, x, len(normalized_shape), eps)
         return y if weight is None else apply(b, "*", y, weight)
     options = _eps(eps, 1e-6) | ({} if weight is not None else {"use_scale": False})
-    return _over_features(b, "nnx.RMSNorm", x, normalized_shape, (weight, None), options)
+    return _normalise_features(b, "nnx.RMSNorm", x, normalized_shape, (weight, None), options)
 
 
 def _is_open(shape: Sequence[Any]) -> bool:
@@ -147,25 +147,25 @@ def _is_open(shape: Sequence[Any]) -> bool:
     return not all(isinstance(size, int) for size in shape)
 
 
-def _by_root_mean_square(b: Builder, x: Value, count: int, eps: float) -> Value:
+def _divide_by_rms(b: Builder, x: Value, count: int, eps: float) -> Value:
     """A value over the root of the mean of its squares along as many last dimensions."""
-    mean = reduced(b, "jnp.mean", apply(b, "jnp.square", x), range(-count, 0), True)
+    mean = reduce_dims(b, "jnp.mean", apply(b, "jnp.square", x), range(-count, 0), True)
     return apply(b, "*", x, apply(b, "lax.rsqrt", apply(b, "+", mean, eps)))
 
 
-def _over_features(
+def _normalise_features(
     b: Builder, type_: str, x: Value, shape: Sequence[int], weights: Sequence[Weight], options: Options
 ) -> Value:
     """A normalisation over the last dimensions, wherever these are stored."""
     dims = tuple(range(-len(shape), 0))
-    features = featured(b, b.value(x), dims, *weights)
+    features = align_features(b, b.value(x), dims, *weights)
     from_end = tuple(axis - len(features.x.layout.axes) for axis in features.axes)
     count: Options = {"num_features": math.prod(int(size) for size in shape)}
     where: Options = {}
     if from_end != (-1,):
         over = from_end if len(from_end) > 1 else min(from_end)
         where = {"reduction_axes": over, "feature_axes": over}
-    return _scaled_layer(b, type_, features, dims, count | options | where)
+    return _call_scaled(b, type_, features, dims, count | options | where)
 
 
 @register("aten.group_norm.default")
@@ -181,13 +181,13 @@ def group_norm(
     """Channels-last, the groups are still runs of neighbouring channels: they must be stored in PyTorch's order."""
     x = b.value(x)
     x = b.channels_last(x, x.ndim - 2)
-    features = featured(b, x, (1,), weight, bias)
+    features = align_features(b, x, (1,), weight, bias)
     options: Options = {} if num_groups == 32 else {"num_groups": num_groups}
     options |= _eps(eps, 1e-6) | _affine(weight, bias) | {"use_fast_variance": False}
-    return _scaled_layer(b, "nnx.GroupNorm", features, (1,), _features(features.x) | options)
+    return _call_scaled(b, "nnx.GroupNorm", features, (1,), _features(features.x) | options)
 
 
-def _scaled_layer(b: Builder, type_: str, features: Features, dims: Sequence[int], options: Options) -> Value:
+def _call_scaled(b: Builder, type_: str, features: Features, dims: Sequence[int], options: Options) -> Value:
     """A layer that normalises, with scale and bias of its own if a module holds just these, else applied after it."""
     x, weights = features.x, features.weights[:2]
     first = next((weight for weight, _ in weights if weight is not None), None)
@@ -196,14 +196,14 @@ def _scaled_layer(b: Builder, type_: str, features: Features, dims: Sequence[int
         return b.laid(b.emit(f"layer:{path}", x.expr), x.layout)
     bare: Options = {"use_scale": False} if type_ == "nnx.RMSNorm" else {"use_bias": False, "use_scale": False}
     name = type_.partition(".")[2].replace("Norm", "_norm").lower()
-    y = b.laid(b.emit(f"layer:{b.stateless(type_, options | bare, name)}", x.expr), x.layout)
+    y = b.laid(b.emit(f"layer:{b.stateless_layer(type_, options | bare, name)}", x.expr), x.layout)
     for target, (weight, _) in zip("*+", weights, strict=True):
         if weight is not None:
-            y = apply(b, target, y, _beside(b, weight, x, dims))
+            y = apply(b, target, y, _append_dims(b, weight, x, dims))
     return y
 
 
-def _beside(b: Builder, weight: Value, x: Value, dims: Sequence[int]) -> Value:
+def _append_dims(b: Builder, weight: Value, x: Value, dims: Sequence[int]) -> Value:
     """A weight with dimensions of size one for those of `x` that follow its own."""
     following = x.ndim - 1 - dims[-1] % x.ndim
     if following == 0:
@@ -241,7 +241,7 @@ def weight_norm(b: Builder, v: Value, g: Value, dim: int = 0) -> Value:
 
 @register("aten.cosine_similarity.default")
 def cosine_similarity(b: Builder, x1: Value, x2: Value, dim: int = 1, eps: float = 1e-8) -> Value:
-    x, y = promoted(b, (x1, x2), b.dtype)
+    x, y = promote_operands(b, (x1, x2), b.dtype)
     options = ({"axis": dim} if dim != 1 else {}) | _eps(eps, 1e-8)
     return b.new(b.emit("ops.cosine_similarity", b.plain(x).expr, b.plain(y).expr, **options))
 

@@ -7,20 +7,20 @@ import torch
 
 from jaxensemble.network.network import Arg
 from torch_bridge.lowering.builder import Builder
-from torch_bridge.lowering.dims import axis_of, redimensioned, relabelled, span, viewed
+from torch_bridge.lowering.dims import axis_of, new_group, relabel_dims, result_with_dims, settled_value
 from torch_bridge.lowering.layouts.layout import Layout
-from torch_bridge.lowering.rules.reduce import keep, reduced, summable
+from torch_bridge.lowering.rules.reduce import cast_for_sum, keep_dims, reduce_dims
 from torch_bridge.lowering.table import register
 from torch_bridge.lowering.values import Value
 
 
 def _place(target: str) -> Callable[..., Value]:
     def rule(b: Builder, x: Value, dim: int | None = None, keepdim: bool = False) -> Value:
-        value = viewed(b, x)
+        value = settled_value(b, x)
         if dim is None:
             expr = b.emit(target, b.plain(value).expr)
-            return relabelled(b.new(expr, ()), [()] * value.ndim if keepdim else [])
-        return reduced(b, target, b.tidy(value), dim, keepdim) if value.ndim else b.new(b.emit(target, value.expr))
+            return relabel_dims(b.new(expr, ()), [()] * value.ndim if keepdim else [])
+        return reduce_dims(b, target, b.tidy(value), dim, keepdim) if value.ndim else b.new(b.emit(target, value.expr))
 
     return rule
 
@@ -29,11 +29,11 @@ register("aten.argmax.default")(_place("jnp.argmax"))
 register("aten.argmin.default")(_place("jnp.argmin"))
 
 
-def selected(
+def select_elements(
     b: Builder, target: str, x: Value, dim: int, keepdim: bool, *args: Arg, **options: Arg
 ) -> tuple[Value, Value]:
     """Values along a dimension and where they stand: first the places, then the elements, as PyTorch's gradients go."""
-    value = viewed(b, x)
+    value = settled_value(b, x)
     if not value.ndim:
         return value, b.new(b.emit("jnp.asarray", 0), (), torch.int64)
     value = b.tidy(value)
@@ -41,43 +41,43 @@ def selected(
     places = b.emit(target, value.expr, *args, axis=axis, **options)
     elements = b.emit("jnp.take_along_axis", value.expr, places, axis=axis)
     return tuple(  # type: ignore[return-value]
-        keep(redimensioned(b, value, expr, {dim % value.ndim: ()}, dtype), [dim % value.ndim], keepdim)
+        keep_dims(result_with_dims(b, value, expr, {dim % value.ndim: ()}, dtype), [dim % value.ndim], keepdim)
         for expr, dtype in ((elements, value.dtype), (places, torch.int64))
     )
 
 
 @register("aten.max.dim")
 def max_(b: Builder, x: Value, dim: int, keepdim: bool = False) -> tuple[Value, Value]:
-    return selected(b, "jnp.argmax", x, dim, keepdim, keepdims=True)
+    return select_elements(b, "jnp.argmax", x, dim, keepdim, keepdims=True)
 
 
 @register("aten.min.dim")
 def min_(b: Builder, x: Value, dim: int, keepdim: bool = False) -> tuple[Value, Value]:
-    return selected(b, "jnp.argmin", x, dim, keepdim, keepdims=True)
+    return select_elements(b, "jnp.argmin", x, dim, keepdim, keepdims=True)
 
 
 @register("aten.median.dim")
 def median(b: Builder, x: Value, dim: int, keepdim: bool = False) -> tuple[Value, Value]:
-    return selected(b, "ops.argmedian", x, dim, keepdim)
+    return select_elements(b, "ops.argmedian", x, dim, keepdim)
 
 
 @register("aten.nanmedian.dim")
 def nanmedian(b: Builder, x: Value, dim: int, keepdim: bool = False) -> tuple[Value, Value]:
-    return selected(b, "ops.argnanmedian", x, dim, keepdim)
+    return select_elements(b, "ops.argnanmedian", x, dim, keepdim)
 
 
 @register("aten.mode.default")
 def mode(b: Builder, x: Value, dim: int = -1, keepdim: bool = False) -> tuple[Value, Value]:
-    return selected(b, "ops.argmode", x, dim, keepdim)
+    return select_elements(b, "ops.argmode", x, dim, keepdim)
 
 
 @register("aten.kthvalue.default")
 def kthvalue(b: Builder, x: Value, k: int, dim: int = -1, keepdim: bool = False) -> tuple[Value, Value]:
-    return selected(b, "ops.argkth", x, dim, keepdim, k)
+    return select_elements(b, "ops.argkth", x, dim, keepdim, k)
 
 
-register("aten.median.default")(lambda b, x: reduced(b, "ops.median", x, None, False))
-register("aten.nanmedian.default")(lambda b, x: reduced(b, "ops.nanmedian", x, None, False))
+register("aten.median.default")(lambda b, x: reduce_dims(b, "ops.median", x, None, False))
+register("aten.nanmedian.default")(lambda b, x: reduce_dims(b, "ops.nanmedian", x, None, False))
 
 
 def _quantile(target: str) -> Callable[..., Value]:
@@ -88,10 +88,10 @@ def _quantile(target: str) -> Callable[..., Value]:
         at = q.item() if isinstance(q, torch.Tensor) and not several else q
         how: Arg = b.plain(at).expr if isinstance(at, Value | torch.Tensor) else at
         options: dict[str, Arg] = {} if interpolation == "linear" else {"method": interpolation}
-        result = reduced(b, target, x, dim, keepdim, how, options=options)
+        result = reduce_dims(b, target, x, dim, keepdim, how, options=options)
         if not several:
             return result
-        first = span(b.result_shape[0])
+        first = new_group(b.result_shape[0])
         return b.laid(result.expr, Layout((first, *result.layout.dims), (first, *result.layout.axes)))
 
     return rule
@@ -104,17 +104,17 @@ register("aten.nanquantile.default", "aten.nanquantile.scalar")(_quantile("jnp.n
 # Along a dimension
 
 
-def lined_up(b: Builder, x: Any, dim: int) -> tuple[Value, int]:
+def line_up(b: Builder, x: Any, dim: int) -> tuple[Value, int]:
     """The operand with an axis that is just this dimension, and that axis. A number is its own only element."""
     if not b.value(x).ndim:
-        return b.arranged(b.value(x), ((),)), 0
+        return b.arrange(b.value(x), ((),)), 0
     value = b.tidy(x)
     return value, axis_of(value, dim)
 
 
 def _running(target: str) -> Callable[..., Value]:
     def rule(b: Builder, x: Value, dim: int, *, dtype: Any = None) -> Value:
-        value, axis = lined_up(b, summable(b, x), dim)
+        value, axis = line_up(b, cast_for_sum(b, x), dim)
         return b.laid(b.emit(target, value.expr, axis=axis), value.layout)
 
     return rule
@@ -126,13 +126,13 @@ register("aten.cumprod.default")(_running("jnp.cumprod"))
 
 @register("aten.logcumsumexp.default")
 def logcumsumexp(b: Builder, x: Value, dim: int) -> Value:
-    value, axis = lined_up(b, x, dim)
+    value, axis = line_up(b, x, dim)
     return b.laid(b.emit("lax.cumlogsumexp", value.expr, axis=axis % len(value.layout.axes)), value.layout)
 
 
-def _picked(b: Builder, target: str, x: Value, dim: int, **options: Arg) -> tuple[Value, Value]:
+def _pick(b: Builder, target: str, x: Value, dim: int, **options: Arg) -> tuple[Value, Value]:
     """Elements in another order, and where they stood."""
-    value, axis = lined_up(b, x, dim)
+    value, axis = line_up(b, x, dim)
     places = b.emit(target, value.expr, axis=axis, **options)
     elements = b.emit("jnp.take_along_axis", value.expr, places, axis=axis)
     return b.laid(elements, value.layout, value.dtype), b.laid(places, value.layout, torch.int64)
@@ -140,17 +140,17 @@ def _picked(b: Builder, target: str, x: Value, dim: int, **options: Arg) -> tupl
 
 @register("aten.cummax.default")
 def cummax(b: Builder, x: Value, dim: int) -> tuple[Value, Value]:
-    return _picked(b, "ops.argcummax", x, dim)
+    return _pick(b, "ops.argcummax", x, dim)
 
 
 @register("aten.cummin.default")
 def cummin(b: Builder, x: Value, dim: int) -> tuple[Value, Value]:
-    return _picked(b, "ops.argcummin", x, dim)
+    return _pick(b, "ops.argcummin", x, dim)
 
 
 @register("aten.sort.default")
 def sort(b: Builder, x: Value, dim: int = -1, descending: bool = False) -> tuple[Value, Value]:
-    return _picked(b, "jnp.argsort", x, dim, **({"descending": True} if descending else {}))
+    return _pick(b, "jnp.argsort", x, dim, **({"descending": True} if descending else {}))
 
 
 @register("aten.sort.stable")
@@ -178,17 +178,19 @@ def msort(b: Builder, x: Value) -> Value:
 @register("aten.topk.default")
 def topk(b: Builder, x: Value, k: int, dim: int = -1, largest: bool = True, sorted: bool = True) -> tuple[Value, Value]:
     if not isinstance(k, int):
-        raise b.open("the number of elements depends", k)
+        raise b.open_size_error("the number of elements depends", k)
     if not b.value(x).ndim:
-        return _picked(b, "jnp.argsort", x, 0)
+        return _pick(b, "jnp.argsort", x, 0)
     value = b.tidy(x)
     dim %= value.ndim
-    new = {dim: span(k)}
+    new = {dim: new_group(k)}
     if largest:
         axis = axis_of(value, dim)
         best = b.emit("lax.top_k", value.expr, k, **({} if axis in (-1, value.ndim - 1) else {"axis": axis}))
         parts = [b.emit("[]", best, part) for part in range(2)]
-        return redimensioned(b, value, parts[0], new, value.dtype), redimensioned(b, value, parts[1], new, torch.int64)
+        return result_with_dims(b, value, parts[0], new, value.dtype), result_with_dims(
+            b, value, parts[1], new, torch.int64
+        )
     places = b.emit("ops.argsmallest", value.expr, k, axis=axis_of(value, dim))
     elements = b.emit("jnp.take_along_axis", value.expr, places, axis=axis_of(value, dim))
-    return redimensioned(b, value, elements, new, value.dtype), redimensioned(b, value, places, new, torch.int64)
+    return result_with_dims(b, value, elements, new, value.dtype), result_with_dims(b, value, places, new, torch.int64)

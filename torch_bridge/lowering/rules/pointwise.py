@@ -8,7 +8,7 @@ import torch
 
 from torch_bridge.compat import ties_share_gradients
 from torch_bridge.lowering.builder import Builder, is_array, number
-from torch_bridge.lowering.dtypes import apply, ask, cast, common_dtype, promoted
+from torch_bridge.lowering.dtypes import apply, apply_predicate, cast, common_dtype, promote_operands
 from torch_bridge.lowering.table import register
 from torch_bridge.lowering.values import Value
 
@@ -177,7 +177,7 @@ def _unary(target: str) -> Callable[[Builder, Value], Value]:
 
 
 def _question(target: str) -> Callable[[Builder, Value], Value]:
-    return lambda b, x: ask(b, target, x)
+    return lambda b, x: apply_predicate(b, target, x)
 
 
 def _binary(target: str) -> Callable[[Builder, Any, Any], Value]:
@@ -185,7 +185,7 @@ def _binary(target: str) -> Callable[[Builder, Any, Any], Value]:
 
 
 def _comparison(target: str) -> Callable[[Builder, Any, Any], Value]:
-    return lambda b, x, y: ask(b, target, x, y)
+    return lambda b, x, y: apply_predicate(b, target, x, y)
 
 
 for _name, _target in UNARY.items():
@@ -201,7 +201,7 @@ for _name, _target in COMPARISONS.items():
 # Arithmetic
 
 
-def scaled(b: Builder, x: Any, factor: Any) -> Any:
+def scale_operand(b: Builder, x: Any, factor: Any) -> Any:
     """`factor * x` in the dtype of the result; a factor of one is left out."""
     if factor == 1:
         return x
@@ -210,17 +210,17 @@ def scaled(b: Builder, x: Any, factor: Any) -> Any:
 
 @register("aten.add.Tensor", "aten.add.Scalar")
 def add(b: Builder, x: Any, y: Any, alpha: Any = 1) -> Value:
-    return apply(b, "+", x, scaled(b, y, alpha))
+    return apply(b, "+", x, scale_operand(b, y, alpha))
 
 
 @register("aten.sub.Tensor", "aten.sub.Scalar", "aten.subtract.Tensor", "aten.subtract.Scalar")
 def sub(b: Builder, x: Any, y: Any, alpha: Any = 1) -> Value:
-    return apply(b, "-", x, scaled(b, y, alpha))
+    return apply(b, "-", x, scale_operand(b, y, alpha))
 
 
 @register("aten.rsub.Tensor", "aten.rsub.Scalar")
 def rsub(b: Builder, x: Any, y: Any, alpha: Any = 1) -> Value:
-    return apply(b, "-", y, scaled(b, x, alpha))
+    return apply(b, "-", y, scale_operand(b, x, alpha))
 
 
 @register(
@@ -239,7 +239,7 @@ def rounded_division(b: Builder, x: Any, y: Any, rounding_mode: str | None = Non
 def power(b: Builder, x: Any, exponent: Any) -> Value:
     """A whole exponent is written as one: JAX multiplies, as PyTorch does, instead of taking logarithms."""
     if not is_array(exponent):
-        exponent = _whole(number(exponent))
+        exponent = _as_whole(number(exponent))
         if exponent == 1:
             return cast(b, x, b.dtype)
         if isinstance(exponent, complex):
@@ -249,7 +249,7 @@ def power(b: Builder, x: Any, exponent: Any) -> Value:
     return apply(b, "**", x, exponent)
 
 
-def _whole(exponent: Any) -> Any:
+def _as_whole(exponent: Any) -> Any:
     return int(exponent) if isinstance(exponent, float) and exponent.is_integer() else exponent
 
 
@@ -265,12 +265,12 @@ def lerp(b: Builder, x: Value, end: Any, weight: Any) -> Value:
 
 @register("aten.addcmul.default")
 def addcmul(b: Builder, x: Any, first: Any, second: Any, value: Any = 1) -> Value:
-    return apply(b, "+", x, apply(b, "*", scaled(b, first, value), second))
+    return apply(b, "+", x, apply(b, "*", scale_operand(b, first, value), second))
 
 
 @register("aten.addcdiv.default")
 def addcdiv(b: Builder, x: Any, first: Any, second: Any, value: Any = 1) -> Value:
-    return apply(b, "+", x, apply(b, "/", scaled(b, first, value), second))
+    return apply(b, "+", x, apply(b, "/", scale_operand(b, first, value), second))
 
 
 @register("aten.ldexp.Tensor")
@@ -344,15 +344,15 @@ def clamp(b: Builder, x: Value, min: Any = None, max: Any = None) -> Value:
 
 @register("aten.fmax.default")
 def fmax(b: Builder, x: Value, y: Value) -> Value:
-    return apply(b, _of_equals(b, "ops.fmax"), x, y)
+    return apply(b, _target_for_ties(b, "ops.fmax"), x, y)
 
 
 @register("aten.fmin.default")
 def fmin(b: Builder, x: Value, y: Value) -> Value:
-    return apply(b, _of_equals(b, "ops.fmin"), x, y)
+    return apply(b, _target_for_ties(b, "ops.fmin"), x, y)
 
 
-def _of_equals(b: Builder, target: str) -> str:
+def _target_for_ties(b: Builder, target: str) -> str:
     """The function that treats equal numbers as this PyTorch does."""
     return f"{target}_shared" if b.dtype.is_floating_point and ties_share_gradients() else target
 
@@ -375,7 +375,7 @@ def where(b: Builder, condition: Any, x: Any, y: Any) -> Value:
         return (
             cast(b, dataclasses.replace(chosen, dtype=torch.float64), b.dtype) if b.dtype.is_floating_point else chosen
         )
-    return b.elementwise("jnp.where", condition, *promoted(b, (x, y), b.dtype))
+    return b.elementwise("jnp.where", condition, *promote_operands(b, (x, y), b.dtype))
 
 
 @register("aten.masked_fill.Scalar", "aten.masked_fill.Tensor")
@@ -404,7 +404,7 @@ def isclose(b: Builder, x: Any, y: Any, rtol: float = 1e-5, atol: float = 1e-8, 
     options: dict[str, Any] = {"rtol": rtol, "atol": atol, "equal_nan": equal_nan}
     defaults = {"rtol": 1e-5, "atol": 1e-8, "equal_nan": False}
     changed = {name: value for name, value in options.items() if value != defaults[name]}
-    return b.elementwise("jnp.isclose", *promoted(b, (x, y), common_dtype(x, y)), **changed)
+    return b.elementwise("jnp.isclose", *promote_operands(b, (x, y), common_dtype(x, y)), **changed)
 
 
 # Logic

@@ -9,27 +9,27 @@ import torch
 from jaxensemble.network.network import Arg, Ref
 from torch_bridge.lowering.builder import Builder
 from torch_bridge.lowering.layouts.layout import Layout
-from torch_bridge.lowering.rules.conv import Ints, each, feature_map
+from torch_bridge.lowering.rules.conv import Ints, feature_map, spatial_values
 from torch_bridge.lowering.table import refuse, register
 from torch_bridge.lowering.values import Value
 
 
-def _with_spatial(rule: Callable[..., Any], spatial: int) -> Callable[..., Any]:
+def _bind_spatial(rule: Callable[..., Any], spatial: int) -> Callable[..., Any]:
     return lambda b, *args, **kwargs: rule(b, spatial, *args, **kwargs)
 
 
-def per_rank(*names: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+def register_per_rank(*names: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Registers a rule, called with the number of spatial dimensions, for names like `aten.max_pool{}d.default`."""
 
     def enter(rule: Callable[..., Any]) -> Callable[..., Any]:
         for spatial in (1, 2, 3):
-            register(*[name.format(spatial) for name in names])(_with_spatial(rule, spatial))
+            register(*[name.format(spatial) for name in names])(_bind_spatial(rule, spatial))
         return rule
 
     return enter
 
 
-@per_rank("aten.max_pool{}d.default")
+@register_per_rank("aten.max_pool{}d.default")
 def max_pool(
     b: Builder,
     spatial: int,
@@ -42,7 +42,7 @@ def max_pool(
 ) -> Value:
     x = b.channels_last(x, spatial)
     window, strides, pads = _geometry(spatial, kernel_size, stride, padding)
-    dilations = each(dilation, spatial)
+    dilations = spatial_values(dilation, spatial)
     if ceil_mode or set(dilations) != {1} or not b.dtype.is_floating_point:
         extra = {} if set(dilations) == {1} else {"dilation": dilations}
         options = _own_options(pads, ceil_mode) | extra
@@ -50,7 +50,7 @@ def max_pool(
     return feature_map(b, b.emit("nnx.max_pool", x.expr, window, **_flax_options(strides, pads)), spatial)
 
 
-@per_rank("aten.max_pool{}d_with_indices.default")
+@register_per_rank("aten.max_pool{}d_with_indices.default")
 def max_pool_with_indices(
     b: Builder,
     spatial: int,
@@ -61,16 +61,16 @@ def max_pool_with_indices(
     dilation: Ints = 1,
     ceil_mode: bool = False,
 ) -> tuple[Value, ...]:
-    if not _indices_used(b):
+    if not _has_used_indices(b):
         return (max_pool(b, spatial, x, kernel_size, stride, padding, dilation, ceil_mode),)
     x = b.channels_last(x, spatial)
     window, strides, pads = _geometry(spatial, kernel_size, stride, padding)
     options = _own_options(pads, ceil_mode)
-    options |= {} if set(each(dilation, spatial)) == {1} else {"dilation": each(dilation, spatial)}
-    return _both(b, b.emit("ops.max_pool_with_indices", x.expr, window, strides, **options), spatial)
+    options |= {} if set(spatial_values(dilation, spatial)) == {1} else {"dilation": spatial_values(dilation, spatial)}
+    return _both_results(b, b.emit("ops.max_pool_with_indices", x.expr, window, strides, **options), spatial)
 
 
-@per_rank("aten.avg_pool{}d.default")
+@register_per_rank("aten.avg_pool{}d.default")
 def avg_pool(
     b: Builder,
     spatial: int,
@@ -96,8 +96,12 @@ def avg_pool(
 
 
 def _geometry(spatial: int, kernel_size: Ints, stride: Ints, padding: Ints) -> tuple[tuple[int, ...], ...]:
-    window = each(kernel_size, spatial)
-    return window, window if stride == () or stride == [] else each(stride, spatial), each(padding, spatial)
+    window = spatial_values(kernel_size, spatial)
+    return (
+        window,
+        window if stride == () or stride == [] else spatial_values(stride, spatial),
+        spatial_values(padding, spatial),
+    )
 
 
 def _flax_options(strides: tuple[int, ...], pads: tuple[int, ...]) -> dict[str, Arg]:
@@ -110,17 +114,17 @@ def _own_options(pads: tuple[int, ...], ceil_mode: bool) -> dict[str, Arg]:
     return options | ({"ceil_mode": True} if ceil_mode else {})
 
 
-def _indices_used(b: Builder) -> bool:
+def _has_used_indices(b: Builder) -> bool:
     return any(user.target is not operator.getitem or user.args[1] == 1 for user in b.node.users)
 
 
-def _both(b: Builder, result: Ref, spatial: int) -> tuple[Value, Value]:
+def _both_results(b: Builder, result: Ref, spatial: int) -> tuple[Value, Value]:
     """The two results of a pooling that tells where it found its maxima."""
     values, indices = b.emit("[]", result, 0), b.emit("[]", result, 1)
     return feature_map(b, values, spatial), feature_map(b, indices, spatial, torch.int64)
 
 
-@per_rank("aten.adaptive_avg_pool{}d.default")
+@register_per_rank("aten.adaptive_avg_pool{}d.default")
 def adaptive_avg_pool(b: Builder, spatial: int, x: Value, output_size: Sequence[int]) -> Value:
     if set(output_size) == {1}:
         return _mean(b, spatial, x)
@@ -137,12 +141,12 @@ def _mean(b: Builder, spatial: int, x: Value) -> Value:
     return b.laid(b.emit("jnp.mean", x.expr, tuple(sorted(reduced))), Layout(dims, kept))
 
 
-@per_rank("aten.adaptive_max_pool{}d.default")
+@register_per_rank("aten.adaptive_max_pool{}d.default")
 def adaptive_max_pool(b: Builder, spatial: int, x: Value, output_size: Sequence[int]) -> tuple[Value, ...]:
     x = b.channels_last(x, spatial)
-    if not _indices_used(b):
+    if not _has_used_indices(b):
         return (feature_map(b, b.emit("ops.adaptive_max_pool", x.expr, tuple(output_size)), spatial),)
-    return _both(b, b.emit("ops.adaptive_max_pool_with_indices", x.expr, tuple(output_size)), spatial)
+    return _both_results(b, b.emit("ops.adaptive_max_pool_with_indices", x.expr, tuple(output_size)), spatial)
 
 
 @register("aten.max_unpool2d.default")

@@ -4,9 +4,15 @@ from collections.abc import Sequence
 from typing import Any
 
 from torch_bridge.lowering.builder import Builder
-from torch_bridge.lowering.dims import span
+from torch_bridge.lowering.dims import new_group
 from torch_bridge.lowering.layouts.layout import Layout
-from torch_bridge.lowering.rules.conv import each, feature_map, padding_option, padding_pairs, unless_ones
+from torch_bridge.lowering.rules.conv import (
+    feature_map,
+    option_unless_ones,
+    padding_option,
+    padding_pairs,
+    spatial_values,
+)
 from torch_bridge.lowering.table import register
 from torch_bridge.lowering.values import Value, sizes
 
@@ -32,9 +38,9 @@ def convolution(
     spatial = b.value(weight).ndim - 2
     window = tuple(int(size) for size in b.value(weight).shape[2:])
     options: dict[str, Any] = {
-        **unless_ones("strides", each(stride, spatial)),
-        "padding": padding_option(padding_pairs(padding, window, each(dilation, spatial))),
-        **unless_ones("kernel_dilation", each(dilation, spatial)),
+        **option_unless_ones("strides", spatial_values(stride, spatial)),
+        "padding": padding_option(padding_pairs(padding, window, spatial_values(dilation, spatial))),
+        **option_unless_ones("kernel_dilation", spatial_values(dilation, spatial)),
         **({"feature_group_count": groups} if groups != 1 else {}),
     }
     given = b.channels_last(gradient, spatial)
@@ -47,7 +53,7 @@ def convolution(
     if output_mask[1]:
         shape = sizes(b.node.meta["val"][1].shape)
         expr = b.emit("ops.conv_kernel_pullback", given.expr, b.channels_last(x, spatial).expr, window, **options)
-        out, within, *space = (span(entry) for entry in shape)
+        out, within, *space = (new_group(entry) for entry in shape)
         of_kernel = b.laid(expr, Layout((out, within, *space), (*space, within, out)), gradient.dtype)
     if output_mask[2]:
         total = b.emit(".sum", given.expr, axis=tuple(range(given.ndim - 1)))
@@ -68,9 +74,9 @@ def avg_pool(
     divisor_override: int | None = None,
 ) -> Value:
     spatial = 2 if "2d" in str(b.node.target) else 3
-    window = each(tuple(kernel_size), spatial)
-    strides = each(tuple(stride), spatial) if stride else window
-    options: dict[str, Any] = {"padding": each(tuple(padding), spatial)} if any(padding) else {}
+    window = spatial_values(tuple(kernel_size), spatial)
+    strides = spatial_values(tuple(stride), spatial) if stride else window
+    options: dict[str, Any] = {"padding": spatial_values(tuple(padding), spatial)} if any(padding) else {}
     options |= {"ceil_mode": True} if ceil_mode else {}
     options |= {} if count_include_pad else {"count_include_pad": False}
     options |= {} if divisor_override is None else {"divisor_override": divisor_override}

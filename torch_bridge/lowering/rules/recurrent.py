@@ -7,7 +7,7 @@ import torch
 
 from jaxensemble.network.network import Arg, Func, Ref, Var
 from torch_bridge.lowering.builder import Builder, Wanted
-from torch_bridge.lowering.dims import viewed
+from torch_bridge.lowering.dims import settled_value
 from torch_bridge.lowering.layouts.layout import Layout
 from torch_bridge.lowering.rules.linear import param_dtype
 from torch_bridge.lowering.table import register
@@ -99,17 +99,17 @@ def _layers(
     """Layers over a sequence: as one layer where a module holds the weights, else direction by direction."""
     told = _Settings(*settings)
     if told.rate:
-        b.hides_draws(told.mode)
+        b.refuse_hidden_draws(told.mode)
     weights = [b.value(weight) for weight in params]
     size = len(weights) // len(told.names)
     cells = [weights[k : k + size] for k in range(0, len(weights), size)]
     begin = _initial(b, states)
-    sequence = _Sequence(type_, activation, told, b.plain(viewed(b, x)), begin, len(states), cells)
-    path = _claimed(b, sequence)
-    return _written_out(b, sequence) if path is None else _called(b, path, sequence)
+    sequence = _Sequence(type_, activation, told, b.plain(settled_value(b, x)), begin, len(states), cells)
+    path = _claim_layer(b, sequence)
+    return _write_out_layers(b, sequence) if path is None else _call_layer(b, path, sequence)
 
 
-def _claimed(b: Builder, sequence: _Sequence) -> str | None:
+def _claim_layer(b: Builder, sequence: _Sequence) -> str | None:
     """The path of the layer that holds the weights."""
     type_, activation, settings, cells = sequence.type, sequence.activation, sequence.settings, sequence.cells
     leaves = {
@@ -121,22 +121,22 @@ def _claimed(b: Builder, sequence: _Sequence) -> str | None:
     return b.claim(f"layers.{type_}", options, leaves)
 
 
-def _called(b: Builder, path: str, sequence: _Sequence) -> tuple[Value, ...]:
+def _call_layer(b: Builder, path: str, sequence: _Sequence) -> tuple[Value, ...]:
     result = b.emit(f"layer:{path}", sequence.x.expr, *_state(sequence.begin), **sequence.settings.always)
     y, end = b.emit("[]", result, 0), b.emit("[]", result, 1)
     return _results(b, y, *_parts(b, end, sequence.parts))
 
 
-def _written_out(b: Builder, sequence: _Sequence) -> tuple[Value, ...]:
+def _write_out_layers(b: Builder, sequence: _Sequence) -> tuple[Value, ...]:
     """Functions of bare weights: layer upon layer, both directions side by side."""
     settings, y = sequence.settings, sequence.x.expr
     ends: list[Ref] = []
     for k in range(settings.num_layers):
         if k and settings.rate:
-            path = b.stateless("nnx.Dropout", {"rate": settings.rate}, "dropout")
+            path = b.stateless_layer("nnx.Dropout", {"rate": settings.rate}, "dropout")
             y = b.emit(f"layer:{path}", y, **settings.always)
         width = len(sequence.cells) // settings.num_layers
-        results = [_one_way(b, sequence, y, cell) for cell in range(k * width, (k + 1) * width)]
+        results = [_call_one_way(b, sequence, y, cell) for cell in range(k * width, (k + 1) * width)]
         outputs = [b.emit("[]", result, 0) for result in results]
         ends += [b.emit("[]", result, 1) for result in results]
         y = outputs[0] if width == 1 else b.emit("jnp.concatenate", outputs, axis=-1)
@@ -144,7 +144,7 @@ def _written_out(b: Builder, sequence: _Sequence) -> tuple[Value, ...]:
     return _results(b, y, *[b.emit("jnp.stack", list(part)) for part in parts])
 
 
-def _one_way(b: Builder, sequence: _Sequence, x: Ref | Var, k: int) -> Ref:
+def _call_one_way(b: Builder, sequence: _Sequence, x: Ref | Var, k: int) -> Ref:
     """One layer in one direction."""
     settings, cell = sequence.settings, sequence.cells[k]
     begin = None if sequence.begin is None else [b.emit("[]", part, k) for part in sequence.begin]
@@ -186,7 +186,7 @@ def _cell(
     weights: Sequence[Operand | None],
 ) -> Ref:
     """One step. Either both biases are given, or neither."""
-    array = b.plain(viewed(b, x)).expr
+    array = b.plain(settled_value(b, x)).expr
     cell = [b.value(weight) for weight in weights if weight is not None]
     has_biases = len(cell) > 2
     begin = _initial(b, states)

@@ -8,7 +8,7 @@ import torch
 
 from jaxensemble.network.network import Arg
 from torch_bridge.lowering.builder import Builder
-from torch_bridge.lowering.dims import chosen, last_as_minus_one, redimensioned, relabelled, viewed
+from torch_bridge.lowering.dims import axis_argument, named_dims, relabel_dims, result_with_dims, settled_value
 from torch_bridge.lowering.dtypes import cast
 from torch_bridge.lowering.layouts.layout import Group, Layout, atoms_of
 from torch_bridge.lowering.table import refuse, register
@@ -17,7 +17,7 @@ from torch_bridge.lowering.values import Value
 Dims = int | Sequence[int] | None
 
 
-def reduced(
+def reduce_dims(
     b: Builder,
     target: str,
     x: Any,
@@ -31,13 +31,13 @@ def reduced(
 
     Dimensions that lie over several axes are reduced over those axes; nothing is rearranged for that.
     """
-    value, axes = _axes(b, viewed(b, x), chosen(dims, viewed(b, x).ndim))
-    gone = set(chosen(dims, value.ndim))
+    value, axes = _axes(b, settled_value(b, x), named_dims(dims, settled_value(b, x).ndim))
+    gone = set(named_dims(dims, value.ndim))
     whole = len(gone) == value.ndim and not keepdim
     rank = len(value.layout.axes)
     where: dict[str, Arg] = {}
     if not whole:
-        where = {"axis": last_as_minus_one(axes[0], rank) if len(axes) == 1 else axes}
+        where = {"axis": axis_argument(axes[0], rank) if len(axes) == 1 else axes}
         where |= {"keepdims": True} if keepdim else {}
     expr = b.emit(target, value.expr, *args, **where, **(options or {}))
     if whole:
@@ -64,12 +64,12 @@ def _sum(target: str) -> Callable[..., Value]:
     """A rule for sums and the like, which PyTorch computes in the dtype of the result."""
 
     def rule(b: Builder, x: Value, dim: Dims = None, keepdim: bool = False, *, dtype: Any = None) -> Value:
-        return reduced(b, target, summable(b, x), dim, keepdim)
+        return reduce_dims(b, target, cast_for_sum(b, x), dim, keepdim)
 
     return rule
 
 
-def summable(b: Builder, x: Any) -> Value:
+def cast_for_sum(b: Builder, x: Any) -> Value:
     """The operand in the dtype of the result, which JAX's sums of integers and truth values get by themselves."""
     widened = b.dtype == torch.int64 and x.dtype in (torch.bool, torch.int32, torch.int16, torch.int8)
     return b.value(x if widened else cast(b, x, b.dtype))
@@ -83,7 +83,7 @@ register("aten.nanmean.default")(_sum("jnp.nanmean"))
 
 
 def _sum_of_all(target: str) -> Callable[..., Value]:
-    return lambda b, x, dtype=None: reduced(b, target, summable(b, x), None, False)
+    return lambda b, x, dtype=None: reduce_dims(b, target, cast_for_sum(b, x), None, False)
 
 
 register("aten.sum.default")(_sum_of_all("jnp.sum"))
@@ -92,7 +92,7 @@ register("aten.prod.default")(_sum_of_all("jnp.prod"))
 
 
 def _plain_reduction(target: str) -> Callable[..., Value]:
-    return lambda b, x, dim=None, keepdim=False: reduced(b, target, x, dim, keepdim)
+    return lambda b, x, dim=None, keepdim=False: reduce_dims(b, target, x, dim, keepdim)
 
 
 register("aten.amax.default")(_plain_reduction("jnp.max"))
@@ -100,26 +100,26 @@ register("aten.amin.default")(_plain_reduction("jnp.min"))
 register("aten.max.default")(_plain_reduction("jnp.max"))
 register("aten.min.default")(_plain_reduction("jnp.min"))
 register("aten.logsumexp.default")(
-    lambda b, x, dim, keepdim=False: reduced(b, "jax.nn.logsumexp", summable(b, x), dim, keepdim)
+    lambda b, x, dim, keepdim=False: reduce_dims(b, "jax.nn.logsumexp", cast_for_sum(b, x), dim, keepdim)
 )
 register("aten.count_nonzero.default", "aten.count_nonzero.dim_IntList")(
-    lambda b, x, dim=None: reduced(b, "jnp.count_nonzero", x, dim, False)
+    lambda b, x, dim=None: reduce_dims(b, "jnp.count_nonzero", x, dim, False)
 )
 
 
 @register("aten.any.default", "aten.any.dim", "aten.any.dims")
 def any_(b: Builder, x: Value, dim: Dims = None, keepdim: bool = False) -> Value:
-    return cast(b, reduced(b, "jnp.any", x, dim, keepdim, dtype=torch.bool), b.dtype)
+    return cast(b, reduce_dims(b, "jnp.any", x, dim, keepdim, dtype=torch.bool), b.dtype)
 
 
 @register("aten.all.default", "aten.all.dim", "aten.all.dims")
 def all_(b: Builder, x: Value, dim: Dims = None, keepdim: bool = False) -> Value:
-    return cast(b, reduced(b, "jnp.all", x, dim, keepdim, dtype=torch.bool), b.dtype)
+    return cast(b, reduce_dims(b, "jnp.all", x, dim, keepdim, dtype=torch.bool), b.dtype)
 
 
 @register("aten.aminmax.default")
 def aminmax(b: Builder, x: Value, *, dim: int | None = None, keepdim: bool = False) -> tuple[Value, Value]:
-    return reduced(b, "jnp.min", x, dim, keepdim), reduced(b, "jnp.max", x, dim, keepdim)
+    return reduce_dims(b, "jnp.min", x, dim, keepdim), reduce_dims(b, "jnp.max", x, dim, keepdim)
 
 
 # Spread
@@ -127,27 +127,29 @@ def aminmax(b: Builder, x: Value, *, dim: int | None = None, keepdim: bool = Fal
 
 def variance(b: Builder, x: Value, dim: Dims, keepdim: bool, correction: float) -> Value:
     options: dict[str, Arg] = {"correction": correction} if correction else {}
-    return reduced(b, "jnp.var", _enough(b, x, dim, correction), dim, keepdim, options=options)
+    return reduce_dims(b, "jnp.var", _check_correction(b, x, dim, correction), dim, keepdim, options=options)
 
 
 def deviation(b: Builder, x: Value, dim: Dims, keepdim: bool, correction: float) -> Value:
     options: dict[str, Arg] = {"correction": correction} if correction != 1 else {}
-    return reduced(b, "ops.std", _enough(b, x, dim, correction), dim, keepdim, options=options)
+    return reduce_dims(b, "ops.std", _check_correction(b, x, dim, correction), dim, keepdim, options=options)
 
 
-def _enough(b: Builder, x: Value, dim: Dims, correction: float) -> Value:
+def _check_correction(b: Builder, x: Value, dim: Dims, correction: float) -> Value:
     """The operand, if there are elements left after the correction: PyTorch divides by zero else, JAX gives NaN."""
-    value = viewed(b, x)
-    count = math.prod((value.shape[k] for k in chosen(dim, value.ndim)), start=1)
+    value = settled_value(b, x)
+    count = math.prod((value.shape[k] for k in named_dims(dim, value.ndim)), start=1)
     if isinstance(count, int) and 1 < count <= correction:
         raise b.unsupported(f"the correction must be less than the number of elements, {count}; got {correction}")
     return value
 
 
-def _and_mean(spread: Callable[..., Value]) -> Callable[..., tuple[Value, Value]]:
+def _add_mean(spread: Callable[..., Value]) -> Callable[..., tuple[Value, Value]]:
     def both(b: Builder, x: Value, dim: Dims, keepdim: bool, correction: float) -> tuple[Value, Value]:
-        value = viewed(b, x)
-        return spread(b, value, dim, keepdim, correction), reduced(b, "jnp.mean", value, dim, keepdim, dtype=x.dtype)
+        value = settled_value(b, x)
+        return spread(b, value, dim, keepdim, correction), reduce_dims(
+            b, "jnp.mean", value, dim, keepdim, dtype=x.dtype
+        )
 
     return both
 
@@ -170,8 +172,8 @@ def _spread_rules(name: str, spread: Callable[..., Any]) -> None:
 
 _spread_rules("var", variance)
 _spread_rules("std", deviation)
-_spread_rules("var_mean", _and_mean(variance))
-_spread_rules("std_mean", _and_mean(deviation))
+_spread_rules("var_mean", _add_mean(variance))
+_spread_rules("std_mean", _add_mean(deviation))
 
 
 # Norms
@@ -181,8 +183,8 @@ _spread_rules("std_mean", _and_mean(deviation))
 def vector_norm(
     b: Builder, x: Value, ord: float = 2, dim: Dims = None, keepdim: bool = False, *, dtype: Any = None
 ) -> Value:
-    value = x if x.dtype.is_complex else summable(b, x)  # the result is real
-    return reduced(b, "ops.vector_norm", value, dim, keepdim, *([] if ord == 2 else [ord]))
+    value = x if x.dtype.is_complex else cast_for_sum(b, x)  # the result is real
+    return reduce_dims(b, "ops.vector_norm", value, dim, keepdim, *([] if ord == 2 else [ord]))
 
 
 @register("aten.norm.Scalar", "aten.norm.ScalarOpt_dim", "aten.frobenius_norm.dim")
@@ -194,7 +196,7 @@ def norm(b: Builder, x: Value, p: Any = 2, dim: Dims = None, keepdim: bool = Fal
 def linalg_norm(
     b: Builder, x: Value, ord: Any = None, dim: Dims = None, keepdim: bool = False, *, dtype: Any = None
 ) -> Value:
-    rank = viewed(b, x).ndim
+    rank = settled_value(b, x).ndim
     dims = tuple(range(rank)) if dim is None else (dim,) if isinstance(dim, int) else tuple(dim)
     if ord is None or len(dims) == 1:
         return vector_norm(b, x, 2 if ord is None else ord, dims, keepdim)
@@ -205,7 +207,7 @@ def linalg_norm(
 def matrix_norm(
     b: Builder, x: Value, ord: Any = "fro", dim: Sequence[int] = (-2, -1), keepdim: bool = False, *, dtype: Any = None
 ) -> Value:
-    value = b.value(x) if x.dtype.is_complex else summable(b, x)
+    value = b.value(x) if x.dtype.is_complex else cast_for_sum(b, x)
     rows, columns = (d % value.ndim for d in dim)
     if ord == "fro":
         return vector_norm(b, value, 2, (rows, columns), keepdim)
@@ -213,17 +215,17 @@ def matrix_norm(
         tidy = b.tidy(value)
         axes = (tidy.axis(rows), tidy.axis(columns))
         expr = b.emit("jnp.linalg.norm", tidy.expr, ord=ord, axis=axes, keepdims=True)
-        result = redimensioned(b, tidy, expr, {rows: (), columns: ()})
+        result = result_with_dims(b, tidy, expr, {rows: (), columns: ()})
     else:
         inner, outer = (rows, columns) if abs(ord) == 1 else (columns, rows)
-        sums = reduced(b, "jnp.sum", b.elementwise("jnp.abs", value), inner, True)
-        result = reduced(b, "jnp.max" if ord > 0 else "jnp.min", sums, outer, True)
-    return keep(result, (rows, columns), keepdim)
+        sums = reduce_dims(b, "jnp.sum", b.elementwise("jnp.abs", value), inner, True)
+        result = reduce_dims(b, "jnp.max" if ord > 0 else "jnp.min", sums, outer, True)
+    return keep_dims(result, (rows, columns), keepdim)
 
 
-def keep(value: Value, dims: Sequence[int], keepdim: bool) -> Value:
+def keep_dims(value: Value, dims: Sequence[int], keepdim: bool) -> Value:
     """A result with its reduced dimensions, which have size one, or without them."""
-    return value if keepdim else relabelled(value, [g for k, g in enumerate(value.layout.dims) if k not in dims])
+    return value if keepdim else relabel_dims(value, [g for k, g in enumerate(value.layout.dims) if k not in dims])
 
 
 # Such an assertion is a decision: from PyTorch 2.15 on, arguments of distributions are validated by one.

@@ -9,8 +9,8 @@ import numpy as np
 from jaxensemble.network.network import Arg, Ref, Slice, Var
 from jaxensemble.ops.windows import window_count
 from torch_bridge.lowering.builder import Builder
-from torch_bridge.lowering.layouts.layout import Atom, Group, Layout, Size, reshaped
-from torch_bridge.lowering.rules.conv import Ints, each, feature_map, unless_ones
+from torch_bridge.lowering.layouts.layout import Atom, Group, Layout, Size, reshape_layout
+from torch_bridge.lowering.rules.conv import Ints, feature_map, option_unless_ones, spatial_values
 from torch_bridge.lowering.sizes import is_never_negative
 from torch_bridge.lowering.table import register
 from torch_bridge.lowering.values import Value, sizes
@@ -80,7 +80,7 @@ def _differs(before: Size, after: Size, scale: float) -> bool:
 
 def _ints(b: Builder, sizes: Sequence[Size]) -> tuple[int, ...]:
     if not all(isinstance(size, int) for size in sizes):
-        raise b.open("spatial sizes depend", *sizes)
+        raise b.open_size_error("spatial sizes depend", *sizes)
     return tuple(int(size) for size in sizes)
 
 
@@ -122,13 +122,13 @@ def pad(b: Builder, x: Value, pad: Sequence[int], mode: str = "constant", value:
     for k, pair in enumerate(zip(sizes(pad[::2]), sizes(pad[1::2]), strict=True)):
         for width in pair:
             if not isinstance(width, int) and not is_never_negative(width):
-                raise b.open("whether it pads or crops depends", width)
+                raise b.open_size_error("whether it pads or crops depends", width)
         widths[x.axis(x.ndim - 1 - k)] = pair
     if mode == "circular" and any(
         any(map(_is_crop, pair)) and not all(_is_crop(width) or width == 0 for width in pair) for pair in widths
     ):
         raise b.unsupported("circular padding of one side and cropping of the other; crop in a step of its own")
-    return _with_sizes(b, x, _cropped(b, _padded(b, x.expr, widths, mode, value), widths))
+    return _resized_value(b, x, _crop(b, _pad(b, x.expr, widths, mode, value), widths))
 
 
 @register("aten.constant_pad_nd.default")
@@ -136,7 +136,7 @@ def constant_pad(b: Builder, x: Value, pad_: Sequence[int], value: Any = 0) -> V
     return pad(b, x, pad_, value=value)
 
 
-def _padded(b: Builder, expr: Ref | Var, widths: list[tuple[Size, Size]], mode: str, value: float | None) -> Ref | Var:
+def _pad(b: Builder, expr: Ref | Var, widths: list[tuple[Size, Size]], mode: str, value: float | None) -> Ref | Var:
     grown = tuple(tuple(0 if _is_crop(width) else width for width in pair) for pair in widths)
     if not any(map(any, grown)):
         return expr
@@ -150,7 +150,7 @@ def _is_crop(width: Size) -> bool:
     return isinstance(width, int) and width < 0
 
 
-def _cropped(b: Builder, expr: Ref | Var, widths: list[tuple[Size, Size]]) -> Ref | Var:
+def _crop(b: Builder, expr: Ref | Var, widths: list[tuple[Size, Size]]) -> Ref | Var:
     ranges = tuple(
         Slice(-int(before) if _is_crop(before) else None, int(after) if _is_crop(after) else None)
         for before, after in widths
@@ -160,7 +160,7 @@ def _cropped(b: Builder, expr: Ref | Var, widths: list[tuple[Size, Size]]) -> Re
     return b.emit("[]", expr, ranges) if ranges else expr
 
 
-def _with_sizes(b: Builder, x: Value, expr: Ref | Var) -> Value:
+def _resized_value(b: Builder, x: Value, expr: Ref | Var) -> Value:
     """The result of an operation on a tidy value that changed the sizes of some of its dimensions, and nothing else."""
     dims = tuple(
         old if before == after else group(after)
@@ -184,8 +184,8 @@ def pixel_shuffle(b: Builder, x: Value, upscale_factor: int) -> Value:
     """`[..., C x r x s, H, W]` to `[..., C, H x r, W x s]`."""
     *lead, channels, height, width = b.value(x).shape
     r = upscale_factor
-    value, (*ahead, c, rows, columns, h, w) = _split(b, x, (*lead, int(channels) // r**2, r, r, height, width))
-    return _regrouped(value, (*ahead, c, (*h, *rows), (*w, *columns)))
+    value, (*ahead, c, rows, columns, h, w) = _split_dims(b, x, (*lead, int(channels) // r**2, r, r, height, width))
+    return _regroup_dims(value, (*ahead, c, (*h, *rows), (*w, *columns)))
 
 
 @register("aten.pixel_unshuffle.default")
@@ -194,31 +194,31 @@ def pixel_unshuffle(b: Builder, x: Value, downscale_factor: int) -> Value:
     *lead, channels, _, _ = b.value(x).shape
     *_, height, width = b.result_shape
     r = downscale_factor
-    value, (*ahead, c, h, rows, w, columns) = _split(b, x, (*lead, channels, height, r, width, r))
-    return _regrouped(value, (*ahead, (*c, *rows, *columns), h, w))
+    value, (*ahead, c, h, rows, w, columns) = _split_dims(b, x, (*lead, channels, height, r, width, r))
+    return _regroup_dims(value, (*ahead, (*c, *rows, *columns), h, w))
 
 
 @register("aten.channel_shuffle.default", "aten.native_channel_shuffle.default")
 def channel_shuffle(b: Builder, x: Value, groups: int) -> Value:
     """`[N, G x C, ...]` to `[N, C x G, ...]`."""
     batch, channels, *space = b.value(x).shape
-    value, (n, g, c, *rest) = _split(b, x, (batch, groups, int(channels) // groups, *space))
-    return _regrouped(value, (n, (*c, *g), *rest))
+    value, (n, g, c, *rest) = _split_dims(b, x, (batch, groups, int(channels) // groups, *space))
+    return _regroup_dims(value, (n, (*c, *g), *rest))
 
 
-def _split(b: Builder, x: Value, shape: Sequence[Size]) -> tuple[Value, tuple[Group, ...]]:
+def _split_dims(b: Builder, x: Value, shape: Sequence[Size]) -> tuple[Value, tuple[Group, ...]]:
     """The value and, for each entry of `shape`, its part of the value's dimensions."""
     value = b.value(x)
-    layout = reshaped(value.layout, shape)
+    layout = reshape_layout(value.layout, shape)
     if layout is None:
         value = b.opaque(value)
-        layout = reshaped(value.layout, shape)
+        layout = reshape_layout(value.layout, shape)
     if layout is None:
         raise b.unsupported("a tensor without elements cannot be taken apart; leave such parts out")
     return dataclasses.replace(value, layout=layout), layout.dims
 
 
-def _regrouped(value: Value, dims: tuple[Group, ...]) -> Value:
+def _regroup_dims(value: Value, dims: tuple[Group, ...]) -> Value:
     return dataclasses.replace(value, layout=Layout(dims, value.layout.axes))
 
 
@@ -244,11 +244,11 @@ def fold(
 ) -> Value:
     """`[N, C x window, windows]` to `[N, C, H, W]`."""
     window, options = _window_options(kernel_size, dilation, padding, stride)
-    size = each(output_size, 2)
+    size = spatial_values(output_size, 2)
     counts = _window_counts(size, kernel_size, dilation, padding, stride)
     *lead, features, _ = b.value(x).shape
     shape = (*lead, int(features) // (window[0] * window[1]), *window, *counts)
-    value, (*ahead, channels, i, j, rows, columns) = _split(b, x, shape)
+    value, (*ahead, channels, i, j, rows, columns) = _split_dims(b, x, shape)
     arranged = b.array(value, (*ahead, rows, i, columns, j, channels))
     return feature_map(b, b.emit("ops.overlap_add", arranged, size, **options), 2)
 
@@ -256,13 +256,16 @@ def fold(
 def _window_options(
     kernel_size: Ints, dilation: Ints, padding: Ints, stride: Ints
 ) -> tuple[tuple[int, ...], dict[str, Arg]]:
-    pads = each(padding, 2)
-    options: dict[str, Arg] = {**unless_ones("strides", each(stride, 2)), **unless_ones("dilation", each(dilation, 2))}
-    return each(kernel_size, 2), options | ({"padding": pads} if any(pads) else {})
+    pads = spatial_values(padding, 2)
+    options: dict[str, Arg] = {
+        **option_unless_ones("strides", spatial_values(stride, 2)),
+        **option_unless_ones("dilation", spatial_values(dilation, 2)),
+    }
+    return spatial_values(kernel_size, 2), options | ({"padding": pads} if any(pads) else {})
 
 
 def _window_counts(
     sizes: Sequence[int], kernel_size: Ints, dilation: Ints, padding: Ints, stride: Ints
 ) -> tuple[int, ...]:
-    axes = zip(*(each(value, 2) for value in (sizes, kernel_size, stride, padding, dilation)), strict=True)
+    axes = zip(*(spatial_values(value, 2) for value in (sizes, kernel_size, stride, padding, dilation)), strict=True)
     return tuple(window_count(*axis) for axis in axes)

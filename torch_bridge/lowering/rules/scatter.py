@@ -8,10 +8,10 @@ from torch import Tensor
 
 from jaxensemble.network.network import Arg
 from torch_bridge.lowering.builder import Builder, number
-from torch_bridge.lowering.dims import in_one_order, last_as_minus_one
+from torch_bridge.lowering.dims import arrange_alike, axis_argument
 from torch_bridge.lowering.dtypes import cast
 from torch_bridge.lowering.rules.index import Index, integer_indices
-from torch_bridge.lowering.rules.order import lined_up
+from torch_bridge.lowering.rules.order import line_up
 from torch_bridge.lowering.rules.shape import END, expand_to, reshape_to, slice_bounds
 from torch_bridge.lowering.table import register
 from torch_bridge.lowering.values import Operand, Value
@@ -23,15 +23,15 @@ def copy(b: Builder, x: Value, src: Operand, non_blocking: bool = False) -> Valu
     return expand_to(b, cast(b, src, b.dtype), b.result_shape)
 
 
-def _written(b: Builder, target: str, x: Operand, dim: int, *rest: Any, **options: Arg) -> Value:
+def _write(b: Builder, target: str, x: Operand, dim: int, *rest: Any, **options: Arg) -> Value:
     """`target(x, axis, *rest)`, where the values among `rest` have the dimensions of `x`."""
     queue = [cast(b, item, b.dtype) if _is_floating(item) else item for item in rest]
     arrays = [item for item in queue if isinstance(item, Value) or (isinstance(item, Tensor) and item.ndim)]
-    (value, *moved), order = in_one_order(b, b.value(x), *arrays)
+    (value, *moved), order = arrange_alike(b, b.value(x), *arrays)
     if order:
-        axis = last_as_minus_one(order.index(dim % len(order)), len(order))
+        axis = axis_argument(order.index(dim % len(order)), len(order))
     else:
-        (value, *moved), axis = [lined_up(b, operand, 0)[0] for operand in (value, *moved)], 0
+        (value, *moved), axis = [line_up(b, operand, 0)[0] for operand in (value, *moved)], 0
     values = iter(moved)
     args = [next(values).expr if any(item is array for array in arrays) else number(item) for item in queue]
     return b.laid(b.emit(target, value.expr, axis, *args, **options), value.layout)
@@ -45,10 +45,10 @@ def _is_floating(item: Any) -> bool:
 def select_scatter(b: Builder, x: Operand, src: Operand, dim: int, index: Any) -> Value:
     value, part = b.value(x), b.value(cast(b, src, b.dtype))
     dim %= value.ndim
-    (value,), order = in_one_order(b, value)
+    (value,), order = arrange_alike(b, value)
     axis = order.index(dim)
-    part = b.arranged(part, tuple(part.layout.dims[k - (k > dim)] for k in order if k != dim))
-    expr = b.emit("ops.select_scatter", value.expr, part.expr, last_as_minus_one(axis, len(order)), b.size(index))
+    part = b.arrange(part, tuple(part.layout.dims[k - (k > dim)] for k in order if k != dim))
+    expr = b.emit("ops.select_scatter", value.expr, part.expr, axis_argument(axis, len(order)), b.size(index))
     return b.laid(expr, value.layout)
 
 
@@ -61,8 +61,8 @@ def slice_scatter(
     bounds = slice_bounds(b, value.shape[dim], start, END if end is None else end, step)
     if bounds is None:
         return part
-    (value, part), order = in_one_order(b, value, part, lead=0)
-    axis = last_as_minus_one(order.index(dim), len(order))
+    (value, part), order = arrange_alike(b, value, part, lead=0)
+    axis = axis_argument(order.index(dim), len(order))
     args: list[Arg] = [] if bounds.start is None else [bounds.start]
     options: dict[str, Arg] = {} if bounds.stop is None else {"stop": bounds.stop}
     options |= {} if step == 1 else {"step": step}
@@ -101,9 +101,9 @@ def _put_along(b: Builder, x: Value, dim: int, index: Value, filled: Value | Ten
     """`x[:, index] = y`, along whatever axis the dimension is stored as."""
     target = "ops.index_add" if accumulate else "ops.index_copy"
     if isinstance(filled, Tensor) and filled.ndim == 0:
-        return _indexed(b, target, x, dim, index, filled)
+        return _write_indexed(b, target, x, dim, index, filled)
     shape = (*x.shape[:dim], *index.shape, *x.shape[dim + 1 :])
-    return _indexed(b, target, x, dim, index, expand_to(b, filled, shape))
+    return _write_indexed(b, target, x, dim, index, expand_to(b, filled, shape))
 
 
 def _masked_put(b: Builder, value: Value, indices: Sequence[Index], filled: Value | Tensor, accumulate: bool) -> Value:
@@ -139,12 +139,12 @@ def put(b: Builder, x: Operand, index: Operand, source: Operand, accumulate: boo
 
 @register("aten.scatter.src", "aten.scatter.value")
 def scatter(b: Builder, x: Operand, dim: int, index: Operand, src: Any) -> Value:
-    return _written(b, "ops.scatter", x, dim, b.value(index), src)
+    return _write(b, "ops.scatter", x, dim, b.value(index), src)
 
 
 @register("aten.scatter_add.default")
 def scatter_add(b: Builder, x: Operand, dim: int, index: Operand, src: Operand) -> Value:
-    return _written(b, "ops.scatter_add", x, dim, b.value(index), src)
+    return _write(b, "ops.scatter_add", x, dim, b.value(index), src)
 
 
 @register("aten.scatter_reduce.two")
@@ -152,7 +152,7 @@ def scatter_reduce(
     b: Builder, x: Operand, dim: int, index: Operand, src: Operand, reduce: str, *, include_self: bool = True
 ) -> Value:
     options: dict[str, Arg] = {} if include_self else {"include_self": False}
-    return _written(b, "ops.scatter_reduce", x, dim, b.value(index), src, reduce=reduce, **options)
+    return _write(b, "ops.scatter_reduce", x, dim, b.value(index), src, reduce=reduce, **options)
 
 
 @register("aten.scatter.reduce")
@@ -163,7 +163,7 @@ def scatter_with(b: Builder, x: Operand, dim: int, index: Operand, src: Operand,
 @register("aten.index_add.default")
 def index_add(b: Builder, x: Operand, dim: int, index: Operand, source: Operand, *, alpha: Any = 1) -> Value:
     part = source if alpha == 1 else b.elementwise("*", source, alpha)
-    return _indexed(b, "ops.index_add", x, dim, index, part)
+    return _write_indexed(b, "ops.index_add", x, dim, index, part)
 
 
 @register("aten.index_reduce.default")
@@ -180,26 +180,26 @@ def index_reduce(
 
 @register("aten.index_copy.default")
 def index_copy(b: Builder, x: Operand, dim: int, index: Operand, source: Operand) -> Value:
-    return _indexed(b, "ops.index_copy", x, dim, index, source)
+    return _write_indexed(b, "ops.index_copy", x, dim, index, source)
 
 
 @register("aten.index_fill.int_Scalar", "aten.index_fill.int_Tensor")
 def index_fill(b: Builder, x: Operand, dim: int, index: Operand, value: Any) -> Value:
-    return _indexed(b, "ops.index_copy", x, dim, index, value)
+    return _write_indexed(b, "ops.index_copy", x, dim, index, value)
 
 
-def _indexed(b: Builder, target: str, x: Operand, dim: int, index: Operand, part: Any) -> Value:
+def _write_indexed(b: Builder, target: str, x: Operand, dim: int, index: Operand, part: Any) -> Value:
     value = b.value(x)
     if not value.ndim:
-        line = b.arranged(value, ((),))
+        line = b.arrange(value, ((),))
         places = b.plain(reshape_to(b, b.value(index), b.value(index).shape or (1,)))
         what = b.plain(part).expr if isinstance(part, Value) else number(part)
         return b.laid(b.emit(target, line.expr, 0, places.expr, what), line.layout)
     if isinstance(part, Value) and part.ndim == value.ndim:
-        (value, part), order = in_one_order(b, value, cast(b, part, b.dtype), lead=0)
+        (value, part), order = arrange_alike(b, value, cast(b, part, b.dtype), lead=0)
         what: Arg = part.expr
     else:
-        (value,), order = in_one_order(b, value)
+        (value,), order = arrange_alike(b, value)
         what = b.plain(part).expr if isinstance(part, Value) else number(part)
-    axis = last_as_minus_one(order.index(dim % value.ndim), value.ndim)
+    axis = axis_argument(order.index(dim % value.ndim), value.ndim)
     return b.laid(b.emit(target, value.expr, axis, b.plain(index).expr, what), value.layout)

@@ -5,9 +5,18 @@ from typing import Any
 
 from jaxensemble.network.network import Slice
 from torch_bridge.lowering.builder import Builder
-from torch_bridge.lowering.dims import axis_of, index_at, redimensioned, relabelled, sizes_of, span, viewed, without
+from torch_bridge.lowering.dims import (
+    axis_of,
+    index_at,
+    new_group,
+    relabel_dims,
+    result_with_dims,
+    result_without_dims,
+    settled_value,
+    shape_argument,
+)
 from torch_bridge.lowering.layouts import alignment
-from torch_bridge.lowering.layouts.layout import Layout, Size, reshaped, tidy_axes
+from torch_bridge.lowering.layouts.layout import Layout, Size, reshape_layout, tidy_axes
 from torch_bridge.lowering.table import register
 from torch_bridge.lowering.values import Value, sizes
 
@@ -29,17 +38,17 @@ def same(b: Builder, x: Value, memory_format: Any = None) -> Value:
 
 @register("aten.view.default", "aten.reshape.default", "aten._unsafe_view.default")
 def reshape(b: Builder, x: Value, shape: Sequence[Size]) -> Value:
-    return reshape_to(b, viewed(b, x), b.result_shape)
+    return reshape_to(b, settled_value(b, x), b.result_shape)
 
 
 @register("aten.flatten.using_ints", "aten.unflatten.int")
 def flatten(b: Builder, x: Value, *_: Any) -> Value:
-    return reshape_to(b, viewed(b, x), b.result_shape)
+    return reshape_to(b, settled_value(b, x), b.result_shape)
 
 
 def reshape_to(b: Builder, value: Value, shape: Sequence[Size]) -> Value:
     """The value with another shape: in name only where the new dimensions are made of whole pieces of the old ones."""
-    layout = reshaped(value.layout, shape)
+    layout = reshape_layout(value.layout, shape)
     if layout is not None:
         return Value(value.expr, layout, value.dtype)
     value = b.plain(value)
@@ -49,13 +58,13 @@ def reshape_to(b: Builder, value: Value, shape: Sequence[Size]) -> Value:
 
 @register("aten.permute.default")
 def permute(b: Builder, x: Value, dims: Sequence[int]) -> Value:
-    value = viewed(b, x)
-    return relabelled(value, [value.layout.dims[dim % value.ndim] for dim in dims])
+    value = settled_value(b, x)
+    return relabel_dims(value, [value.layout.dims[dim % value.ndim] for dim in dims])
 
 
 @register("aten.transpose.int", "aten.swapaxes.default", "aten.swapdims.default")
 def transpose(b: Builder, x: Value, dim0: int, dim1: int) -> Value:
-    value = viewed(b, x)
+    value = settled_value(b, x)
     order = list(range(value.ndim))
     if order:
         order[dim0], order[dim1] = order[dim1], order[dim0]
@@ -64,7 +73,7 @@ def transpose(b: Builder, x: Value, dim0: int, dim1: int) -> Value:
 
 @register("aten.t.default", "aten.numpy_T.default")
 def transpose_all(b: Builder, x: Value) -> Value:
-    return relabelled(viewed(b, x), viewed(b, x).layout.dims[::-1])
+    return relabel_dims(settled_value(b, x), settled_value(b, x).layout.dims[::-1])
 
 
 @register("aten.detach.default")
@@ -74,32 +83,32 @@ def detach(b: Builder, x: Value) -> Value:
 
 @register("aten.unsqueeze.default")
 def unsqueeze(b: Builder, x: Value, dim: int) -> Value:
-    value = viewed(b, x)
+    value = settled_value(b, x)
     dims = list(value.layout.dims)
     dims.insert(dim % (value.ndim + 1), ())
-    return relabelled(value, dims)
+    return relabel_dims(value, dims)
 
 
 @register("aten.squeeze.default")
 def squeeze_all(b: Builder, x: Value) -> Value:
-    value = viewed(b, x)
+    value = settled_value(b, x)
     _refuse_batch_squeeze(b, value, range(value.ndim))
-    return relabelled(value, [group for group in value.layout.dims if group])
+    return relabel_dims(value, [group for group in value.layout.dims if group])
 
 
 @register("aten.squeeze.dim", "aten.squeeze.dims")
 def squeeze(b: Builder, x: Value, dim: int | Sequence[int]) -> Value:
-    value = viewed(b, x)
+    value = settled_value(b, x)
     named = {d % value.ndim for d in ((dim,) if isinstance(dim, int) else dim)} if value.ndim else set()
     _refuse_batch_squeeze(b, value, named)
-    return relabelled(value, [group for k, group in enumerate(value.layout.dims) if group or k not in named])
+    return relabel_dims(value, [group for k, group in enumerate(value.layout.dims) if group or k not in named])
 
 
 def _refuse_batch_squeeze(b: Builder, value: Value, dims: Iterable[int]) -> None:
     """Dropping a batch of one, and no other, would make the rank of outputs depend on the batch size."""
     for size in (value.shape[dim] for dim in dims):
         if not isinstance(size, int):
-            what = b.named(size) or "batch"
+            what = b.axis_name(size) or "batch"
             raise b.unsupported(f"it would drop a {what} of one as well; name another dimension, such as squeeze(-1)")
 
 
@@ -114,12 +123,12 @@ def as_strided(
         if size[k] != 1 and stride[k] != step:
             raise b.unsupported("only strides that show every element once are carried over; use slices or unfold")
         step = step * size[k]
-    value = viewed(b, x)
+    value = settled_value(b, x)
     source = b.node.args[0].meta["val"]  # type: ignore[union-attr]
     if storage_offset or step != _count(value) or not source.is_contiguous():
         raise b.unsupported("only strides that show every element once are carried over; use slices or unfold")
     value = reshape_to(b, value, [size[k] for k in order])
-    return relabelled(value, [value.layout.dims[order.index(k)] for k in range(len(size))])
+    return relabel_dims(value, [value.layout.dims[order.index(k)] for k in range(len(size))])
 
 
 def _number(entry: Size) -> int:
@@ -139,7 +148,7 @@ def _count(value: Value) -> Size:
 
 @register("aten.slice.Tensor", "aten.narrow_copy.default")
 def slice_(b: Builder, x: Value, dim: int = 0, start: Any = None, end: Any = None, step: int = 1) -> Value:
-    value = viewed(b, x)
+    value = settled_value(b, x)
     dim %= value.ndim
     if str(b.node.target) == "aten.narrow_copy.default":
         end = start + end
@@ -149,7 +158,7 @@ def slice_(b: Builder, x: Value, dim: int = 0, start: Any = None, end: Any = Non
     value = b.tidy(value)
     axis, rank = value.axis(dim), value.ndim
     expr = b.emit("[]", value.expr, index_at(axis, rank, bounds))
-    return redimensioned(b, value, expr, {dim: span(b.result_shape[dim])})
+    return result_with_dims(b, value, expr, {dim: new_group(b.result_shape[dim])})
 
 
 def slice_bounds(b: Builder, size: Size, start: Any, end: Any, step: int) -> Slice | None:
@@ -168,22 +177,22 @@ def _both_int(first: Any, second: Any) -> bool:
 
 @register("aten.select.int")
 def select(b: Builder, x: Value, dim: int, index: Any) -> Value:
-    value = viewed(b, x)
+    value = settled_value(b, x)
     dim %= value.ndim
     if dim == value.ndim - 1 and value in b.pairs:
         return b.elementwise(("jnp.real", "jnp.imag")[index], b.pairs[value])
     if not value.layout.dims[dim]:
-        return relabelled(value, [group for k, group in enumerate(value.layout.dims) if k != dim])
+        return relabel_dims(value, [group for k, group in enumerate(value.layout.dims) if k != dim])
     value = b.tidy(value)
     expr = b.emit("[]", value.expr, index_at(value.axis(dim), value.ndim, b.size(index)))
-    return without(b, value, expr, {dim})
+    return result_without_dims(b, value, expr, {dim})
 
 
 @register("aten.unbind.int")
 def unbind(b: Builder, x: Value, dim: int = 0) -> tuple[Value, ...]:
-    count = viewed(b, x).shape[dim]
+    count = settled_value(b, x).shape[dim]
     if not isinstance(count, int):
-        raise b.open("the number of parts depends", count)
+        raise b.open_size_error("the number of parts depends", count)
     return tuple(select(b, x, dim, k) for k in range(count))
 
 
@@ -198,7 +207,7 @@ def split(b: Builder, x: Value, split_size: Size, dim: int = 0) -> tuple[Value, 
     "aten.split_with_sizes_copy.default",
 )
 def split_with_sizes(b: Builder, x: Value, split_sizes: Sequence[Size], dim: int = 0) -> tuple[Value, ...]:
-    value = viewed(b, x)
+    value = settled_value(b, x)
     dim %= value.ndim
     if len(split_sizes) == 1:
         return (value,)
@@ -207,7 +216,7 @@ def split_with_sizes(b: Builder, x: Value, split_sizes: Sequence[Size], dim: int
     how = len(split_sizes) if len(set(split_sizes)) == 1 else ends
     parts = b.emit("jnp.split", value.expr, how, axis=axis_of(value, dim))
     return tuple(
-        redimensioned(b, value, b.emit("[]", parts, k), {dim: span(size)}) for k, size in enumerate(split_sizes)
+        result_with_dims(b, value, b.emit("[]", parts, k), {dim: new_group(size)}) for k, size in enumerate(split_sizes)
     )
 
 
@@ -226,19 +235,19 @@ def expand(b: Builder, x: Value, size: Sequence[Size], implicit: bool = False) -
 
 def expand_to(b: Builder, x: Any, shape: Sequence[Size]) -> Value:
     """The value broadcast to a shape."""
-    value = viewed(b, x)
-    layout = alignment.ranked(value.layout, len(shape))
+    value = settled_value(b, x)
+    layout = alignment.pad_rank(value.layout, len(shape))
     value = Value(value.expr, layout, value.dtype)
     if value.shape == tuple(shape):
         return value
     axes = tidy_axes(layout)
     lead = len(axes) - len(layout.axes)
     if not (lead >= 0 and axes[lead:] == layout.axes and not any(axes[:lead])):
-        value = b.arranged(value, axes)
+        value = b.arrange(value, axes)
     tidy = Value(value.expr, Layout(layout.dims, axes), value.dtype)
-    new = {dim: span(size) for dim, size in enumerate(shape) if not layout.dims[dim] and size != 1}
-    result = redimensioned(b, tidy, tidy.expr, new, value.dtype)
-    wide = b.emit("jnp.broadcast_to", tidy.expr, sizes_of(b, result.layout.stored_shape, [value]))
+    new = {dim: new_group(size) for dim, size in enumerate(shape) if not layout.dims[dim] and size != 1}
+    result = result_with_dims(b, tidy, tidy.expr, new, value.dtype)
+    wide = b.emit("jnp.broadcast_to", tidy.expr, shape_argument(b, result.layout.stored_shape, [value]))
     expanded = b.laid(wide, result.layout, value.dtype)
     b.expanded[expanded] = value  # told with the axes that it has: `tidy` has some more in front
     return expanded
@@ -251,16 +260,16 @@ def broadcast_tensors(b: Builder, tensors: Sequence[Value]) -> tuple[Value, ...]
 
 @register("aten.repeat.default", "aten.tile.default")
 def repeat(b: Builder, x: Value, repeats: Sequence[Size]) -> Value:
-    value = viewed(b, x)
+    value = settled_value(b, x)
     rank = max(len(repeats), value.ndim)
     times = (*(1,) * (rank - len(repeats)), *repeats)
-    value = Value(value.expr, alignment.ranked(value.layout, rank), value.dtype)
+    value = Value(value.expr, alignment.pad_rank(value.layout, rank), value.dtype)
     if all(count == 1 for count in times):
         return value
     value = b.tidy(value)
     stored = tuple(b.size(times[dim]) for dim in sorted(range(rank), key=value.axis))
-    new = {dim: span(b.result_shape[dim]) for dim, count in enumerate(times) if count != 1}
-    return redimensioned(b, value, b.emit("jnp.tile", value.expr, stored), new)
+    new = {dim: new_group(b.result_shape[dim]) for dim, count in enumerate(times) if count != 1}
+    return result_with_dims(b, value, b.emit("jnp.tile", value.expr, stored), new)
 
 
 @register("aten.repeat_interleave.self_int")
@@ -270,13 +279,13 @@ def repeat_interleave(b: Builder, x: Value, repeats: Any, dim: int | None = None
     value = b.tidy(x)
     dim %= value.ndim
     expr = b.emit("jnp.repeat", value.expr, b.size(repeats), axis=axis_of(value, dim))
-    return redimensioned(b, value, expr, {dim: span(b.result_shape[dim])})
+    return result_with_dims(b, value, expr, {dim: new_group(b.result_shape[dim])})
 
 
 @register("aten.clone.default")
 def clone(b: Builder, x: Value, **_: Any) -> Value:
     """As it is; but running statistics are read before the layer is called that writes them."""
-    value = b.resolved(x)
+    value = b.resolve(x)
     if value.key is not None and b.is_statistic(value.key):
         plain = b.plain(value)
         return b.laid(b.emit("jnp.asarray", plain.expr), plain.layout)

@@ -13,13 +13,12 @@ from torch_bridge.lowering.layouts.layout import (
     Layout,
     atoms_of,
     divide,
-    fresh,
     group_size,
+    plain_layout,
+    rearrangement_steps,
     refinement,
-    reordered,
-    replaced,
-    reshaped,
-    steps,
+    replace_atoms,
+    reshape_layout,
     tidy_axes,
 )
 
@@ -28,7 +27,7 @@ SHAPES = st.lists(st.sampled_from([1, 2, 3, 4, 6]), min_size=1, max_size=4).map(
 
 def rearranged(array: np.ndarray, axes: tuple[Group, ...], target: tuple[Group, ...]) -> np.ndarray:
     """What the builder's calls do, in NumPy."""
-    split, order, merged = steps(axes, target)
+    split, order, merged = rearrangement_steps(axes, target)
     if split is not None:
         array = array.reshape([int(group_size(group)) for group in split])
     if order is not None:
@@ -53,18 +52,18 @@ def factorisations(draw: st.DrawFn, size: int) -> tuple[int, ...]:
 def test_layouts_follow_numpy_through_reshapes_and_transposes(data: st.DataObject) -> None:
     shape = data.draw(SHAPES)
     seen = np.arange(math.prod(shape)).reshape(shape)
-    stored, layout = seen, fresh(shape)
+    stored, layout = seen, plain_layout(shape)
     for _ in range(data.draw(st.integers(1, 5))):
         match data.draw(st.sampled_from(["permute", "reshape", "store tidy", "store plain"])):
             case "permute":
                 order = data.draw(st.permutations(range(seen.ndim)))
-                seen, layout = seen.transpose(order), reordered(layout, order)
+                seen, layout = seen.transpose(order), Layout(tuple(layout.dims[dim] for dim in order), layout.axes)
             case "reshape":
                 target = data.draw(factorisations(seen.size))
-                told = reshaped(layout, target)
+                told = reshape_layout(layout, target)
                 if told is None:  # cuts across atoms: stored as seen, with no memory of how it came about
                     stored = rearranged(stored, layout.axes, layout.dims).reshape(target)
-                    told = fresh(target)
+                    told = plain_layout(target)
                 seen, layout = seen.reshape(target), told
             case "store tidy":
                 axes = tidy_axes(layout)
@@ -80,35 +79,35 @@ def test_layouts_follow_numpy_through_reshapes_and_transposes(data: st.DataObjec
 @given(st.data())
 def test_refinement_makes_groups_equal(data: st.DataObject) -> None:
     size = data.draw(st.sampled_from([1, 6, 8, 12, 24]))
-    first, second = (atoms_of(fresh(data.draw(factorisations(size))).dims) for _ in range(2))
+    first, second = (atoms_of(plain_layout(data.draw(factorisations(size))).dims) for _ in range(2))
     parts = refinement(first, second)
     if parts is None:
         boundaries = [set(np.cumprod([int(atom.size) for atom in group])) for group in (first, second)]
         assert boundaries[0] != boundaries[1]
         return
-    (left,), (right,) = replaced([first], parts[0]), replaced([second], parts[1])
+    (left,), (right,) = replace_atoms([first], parts[0]), replace_atoms([second], parts[1])
     assert left == right
     assert group_size(left) == size
 
 
 def test_a_flattened_channels_last_map_moves_nothing() -> None:
-    n, c, h, w = dims = fresh((2, 3, 4, 5)).dims
+    n, c, h, w = dims = plain_layout((2, 3, 4, 5)).dims
     channels_last = Layout(dims, (n, h, w, c))
-    flat = reshaped(channels_last, (2, 60))
+    flat = reshape_layout(channels_last, (2, 60))
     assert flat is not None
     assert flat.axes == (n, h, w, c)
     assert flat.dims == (n, (*c, *h, *w))
 
 
 def test_a_pure_reshape_is_one_step_and_a_transpose_another() -> None:
-    a, b, c = fresh((2, 3, 4)).dims
-    assert steps((a, b, c), (a, (*b, *c))) == (None, None, (a, (*b, *c)))
-    assert steps((a, b, c), (a, c, b)) == (None, (0, 2, 1), None)
-    assert steps(((*a, *b), c), (a, c, b)) == ((a, b, c), (0, 2, 1), None)
+    a, b, c = plain_layout((2, 3, 4)).dims
+    assert rearrangement_steps((a, b, c), (a, (*b, *c))) == (None, None, (a, (*b, *c)))
+    assert rearrangement_steps((a, b, c), (a, c, b)) == (None, (0, 2, 1), None)
+    assert rearrangement_steps(((*a, *b), c), (a, c, b)) == ((a, b, c), (0, 2, 1), None)
 
 
 def test_tidy_keeps_channels_last_for_pooled_maps() -> None:
-    n, c = fresh((2, 3)).dims
+    n, c = plain_layout((2, 3)).dims
     assert tidy_axes(Layout((n, c, (), ()), (n, c))) == (n, (), (), c)
 
 
@@ -133,8 +132,8 @@ def test_division_is_whole_for_every_batch_size(size: object, by: object, expect
 
 
 def test_a_batch_dimension_is_carried_through_a_merge_and_a_split() -> None:
-    layout = fresh((S, 5, 3))
-    merged = reshaped(layout, (5 * S, 3))
+    layout = plain_layout((S, 5, 3))
+    merged = reshape_layout(layout, (5 * S, 3))
     assert merged is not None and merged.axes == layout.axes
-    split = reshaped(merged, (S, 5, 3))
+    split = reshape_layout(merged, (S, 5, 3))
     assert split is not None and split.dims == layout.dims
