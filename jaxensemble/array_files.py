@@ -30,7 +30,7 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
         raise InputError(f"`{path}` holds no NumPy arrays that can be read: {kinds}") from error
 
 
-def arguments(network: Network, arrays: dict[str, np.ndarray], *, cast: bool = False) -> list[Any]:
+def arguments_from_arrays(network: Network, arrays: dict[str, np.ndarray], *, cast: bool = False) -> list[Any]:
     """The positional arguments of a call, from arrays by the names of the inputs or by position.
 
     With `cast`, floating-point arrays are rounded to the dtype that their input had when the network was ported, and
@@ -43,74 +43,76 @@ def arguments(network: Network, arrays: dict[str, np.ndarray], *, cast: bool = F
     if arrays.keys() != set(names):
         raise InputError(f"expected an array for each input: {', '.join(names)}; got {', '.join(arrays) or 'none'}")
     if cast:
-        arrays = {name: _cast(array, network.input_dtypes.get(name)) for name, array in arrays.items()}
+        arrays = {name: _cast_to_input(array, network.input_dtypes.get(name)) for name, array in arrays.items()}
     wide = [
         f"`{name}` is {array.dtype}, and was {network.input_dtypes.get(name)} when the network was ported"
         for name, array in arrays.items()
         if is_too_wide(array.dtype) and array.dtype.kind in "fc" and not is_too_wide(network.input_dtypes.get(name))
     ]
     if wide:
-        rounds = any(_rounds(array, network.input_dtypes.get(name)) for name, array in arrays.items() if not cast)
+        rounds = any(
+            _is_of_same_kind(array, network.input_dtypes.get(name)) for name, array in arrays.items() if not cast
+        )
         raise InputError(f"{'; '.join(wide)}: {'--cast rounds it, ' if rounds else ''}--x64 computes with all of it")
-    return with_fixed(network, [_filled(tree, arrays) for tree in network.open_inputs.values()])
+    return with_fixed(network, [_fill_inputs(tree, arrays) for tree in network.open_inputs.values()])
 
 
-def _cast(array: np.ndarray, dtype: str | None) -> np.ndarray:
-    return array.astype(jnp.dtype(dtype)) if _rounds(array, dtype) else array
+def _cast_to_input(array: np.ndarray, dtype: str | None) -> np.ndarray:
+    return array.astype(jnp.dtype(dtype)) if _is_of_same_kind(array, dtype) else array
 
 
-def _rounds(array: np.ndarray, dtype: str | None) -> bool:
+def _is_of_same_kind(array: np.ndarray, dtype: str | None) -> bool:
     """Whether both are floating-point, or both complex."""
     kinds = (jnp.floating, jnp.complexfloating)
     return any(jnp.issubdtype(array.dtype, kind) and jnp.issubdtype(dtype, kind) for kind in kinds if dtype)
 
 
-def _filled(tree: Any, arrays: dict[str, np.ndarray]) -> Any:
+def _fill_inputs(tree: Any, arrays: dict[str, np.ndarray]) -> Any:
     match tree:
         case Ref(name):
             return arrays[name]
         case dict():
-            return {key: _filled(item, arrays) for key, item in tree.items()}
+            return {key: _fill_inputs(item, arrays) for key, item in tree.items()}
         case tuple() | list():
-            return type(tree)(_filled(item, arrays) for item in tree)
+            return type(tree)(_fill_inputs(item, arrays) for item in tree)
     return tree
 
 
-def named(outputs: Any) -> dict[str, np.ndarray]:
+def output_arrays(outputs: Any) -> dict[str, np.ndarray]:
     """The arrays of the outputs, each by its path among them; a single one has the name `output`."""
-    leaves = flatten(_nested({"output": outputs})).items()
-    return {name: _storable(leaf) for name, leaf in leaves if isinstance(leaf, jax.Array)}
+    leaves = flatten(_nest_outputs({"output": outputs})).items()
+    return {name: _storable_array(leaf) for name, leaf in leaves if isinstance(leaf, jax.Array)}
 
 
-def _nested(tree: Any) -> Any:
+def _nest_outputs(tree: Any) -> Any:
     match tree:
         case dict():
-            return {str(key): _nested(item) for key, item in tree.items()}
+            return {str(key): _nest_outputs(item) for key, item in tree.items()}
         case tuple() | list():
             names = getattr(tree, "_fields", range(len(tree)))
-            return {str(name): _nested(item) for name, item in zip(names, tree, strict=True)}
-    return _nested(vars(tree)) if dataclasses.is_dataclass(tree) else tree
+            return {str(name): _nest_outputs(item) for name, item in zip(names, tree, strict=True)}
+    return _nest_outputs(vars(tree)) if dataclasses.is_dataclass(tree) else tree
 
 
-def _storable(leaf: Any) -> np.ndarray:
+def _storable_array(leaf: Any) -> np.ndarray:
     """An array of a dtype that NumPy's files know: float32 holds the narrower ones exactly."""
     known = np.dtype(leaf.dtype).isbuiltin == 1
     return np.asarray(leaf if known else leaf.astype(jnp.float32))
 
 
-def check_target(path: Path, network: Network) -> None:
+def check_output_path(path: Path, network: Network) -> None:
     """**Raises:** `InputError`, `FileNotFoundError` for a file that the outputs cannot be written to."""
     count = sum(isinstance(ref, Ref) for ref in references(network.outputs))
     suffixes = (".npz",) if count > 1 else (".npy", ".npz")
-    _check_place(path, suffixes, f"{f'the {count} arrays' if count > 1 else 'the one array'} that the network gives")
+    _check_path(path, suffixes, f"{f'the {count} arrays' if count > 1 else 'the one array'} that the network gives")
 
 
-def check_array_target(path: Path) -> None:
+def check_array_path(path: Path) -> None:
     """**Raises:** `InputError`, `FileNotFoundError` for a file that one array cannot be written to."""
-    _check_place(path, (".npy",), "one array")
+    _check_path(path, (".npy",), "one array")
 
 
-def _check_place(path: Path, suffixes: tuple[str, ...], content: str) -> None:
+def _check_path(path: Path, suffixes: tuple[str, ...], content: str) -> None:
     if path.suffix not in suffixes:
         raise InputError(f"`{path}` must end in {' or '.join(suffixes)}, for {content}")
     if not path.parent.is_dir():
@@ -127,7 +129,7 @@ def write_arrays(path: Path, outputs: dict[str, np.ndarray]) -> None:
     write_file(path, content.getvalue())
 
 
-def values(array: np.ndarray) -> Any:
+def json_values(array: np.ndarray) -> Any:
     """Numbers as JSON has them: what is not finite, or complex, as text."""
     if array.dtype != object and (array.dtype.kind == "c" or not np.isfinite(array).all()):
         return np.vectorize(str, otypes=[object])(array).tolist()

@@ -15,7 +15,7 @@ from jaxensemble.dtypes import NARROW, WIDE
 from jaxensemble.errors import InputError, first_line
 
 SCALARS = (bool, int, float, complex)
-ENABLE = "enable 64-bit types (jax.config.update('jax_enable_x64', True), or `with jax.enable_x64(True):`; --x64)"
+ENABLE_X64 = "enable 64-bit types (jax.config.update('jax_enable_x64', True), or `with jax.enable_x64(True):`; --x64)"
 """What errors advise."""
 
 
@@ -46,22 +46,22 @@ def as_array(value: Any, name: str) -> Any:
     if isinstance(value, SCALARS) and not isinstance(value, np.generic):
         return value
     if not isinstance(value, np.ndarray | np.generic):
-        value = _imported(value, name)
+        value = _import_array(value, name)
         if isinstance(value, jax.Array):
             return value
     if not (jnp.issubdtype(value.dtype, np.number) or value.dtype == bool):
         raise InputError(f"`{name}` must hold numbers or booleans; got a numpy array of dtype {value.dtype}")
     dtype = value.dtype if value.dtype.isnative else value.dtype.newbyteorder("=")
     value = np.array(value, dtype)  # a copy that nothing else refers to
-    return jnp.asarray(_narrowed(value, name) if is_too_wide(dtype) else value)
+    return jnp.asarray(_narrow(value, name) if is_too_wide(dtype) else value)
 
 
 def is_too_wide(dtype: Any) -> bool:
     """Whether a dtype has 64-bit numbers while JAX has those switched off."""
-    return str(dtype) in WIDE and not x64_is_on()
+    return str(dtype) in WIDE and not is_x64_on()
 
 
-def x64_is_on() -> bool:
+def is_x64_on() -> bool:
     """Whether JAX has 64-bit types now."""
     return jax.config.jax_enable_x64  # pyright: ignore[reportAttributeAccessIssue]
 
@@ -69,10 +69,10 @@ def x64_is_on() -> bool:
 def require_x64(dtype: Any, name: str) -> None:
     """Raises `InputError` if arrays of a dtype would be rounded to 32 bits by JAX as it is configured."""
     if is_too_wide(dtype):
-        raise InputError(f"{name} is {dtype}, which JAX would round to 32 bits now: {ENABLE}, or cast to 32 bits")
+        raise InputError(f"{name} is {dtype}, which JAX would round to 32 bits now: {ENABLE_X64}, or cast to 32 bits")
 
 
-def _narrowed(value: np.ndarray, name: str) -> np.ndarray:
+def _narrow(value: np.ndarray, name: str) -> np.ndarray:
     if str(value.dtype) not in NARROW:
         require_x64(value.dtype, f"`{name}`")
     narrow = np.dtype(NARROW[str(value.dtype)])
@@ -80,11 +80,11 @@ def _narrowed(value: np.ndarray, name: str) -> np.ndarray:
     outside = (value < limits.min) | (value > limits.max)
     if outside.any():
         first = value[outside].flat[0]
-        raise InputError(f"`{name}` is {value.dtype} and holds {first}, which {narrow} does not: {ENABLE}")
+        raise InputError(f"`{name}` is {value.dtype} and holds {first}, which {narrow} does not: {ENABLE_X64}")
     return value.astype(narrow)
 
 
-def _imported(value: Any, name: str) -> np.ndarray | jax.Array:
+def _import_array(value: Any, name: str) -> np.ndarray | jax.Array:
     """The array of another library: through numpy where it can be, else (bfloat16, an accelerator) through DLPack."""
     if not (hasattr(value, "__array__") or hasattr(value, "__dlpack__")):
         raise InputError(f"`{name}` must be an array; got {type(value).__module__}.{type(value).__name__}")

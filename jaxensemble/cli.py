@@ -11,12 +11,12 @@ import typer
 
 from jaxensemble import terminal
 from jaxensemble.doctor import diagnose
-from jaxensemble.terminal import DebugOption, JsonOption, X64Option, show, wide
+from jaxensemble.terminal import DebugOption, JsonOption, X64Option, show_result, use_x64
 
 ROWS = 10
 """Rows of a minibatch whose predictions are printed."""
 
-app = terminal.program(
+app = terminal.make_app(
     "jaxensemble",
     "Look at saved ensembles, check them, and predict with them. PyTorch is not needed.",
     ("jax", "flax"),
@@ -40,18 +40,18 @@ OutOption = Annotated[
 @app.command()
 def inspect(folder: Folder, as_json: JsonOption = False, debug: DebugOption = False) -> None:
     """Say what is in an artifact: members, arrays, inputs, and whether it was ever verified. Weights are not read."""
-    with _told(as_json, debug):
+    with _report_errors(as_json, debug):
         from jaxensemble.artifact import Artifact
         from jaxensemble.artifact.description import describe, describe_in_text
 
         artifact = Artifact.open(folder)
-        show(describe(artifact) if as_json else terminal.plain(describe_in_text(artifact)), as_json)
+        show_result(describe(artifact) if as_json else terminal.escape_controls(describe_in_text(artifact)), as_json)
 
 
 @app.command()
 def verify(folder: Folder, as_json: JsonOption = False, debug: DebugOption = False) -> None:
     """Read an artifact whole, compare every file and every array with its hash, and name what is damaged."""
-    with _told(as_json, debug):
+    with _report_errors(as_json, debug):
         from jaxensemble.artifact import Artifact
         from jaxensemble.artifact.description import describe_proof
 
@@ -62,7 +62,7 @@ def verify(folder: Folder, as_json: JsonOption = False, debug: DebugOption = Fal
         text = (
             f"{folder}: intact, {len(manifest.leaves)} arrays of {manifest.members} members; {describe_proof(manifest)}"
         )
-        show(result if as_json else terminal.plain(text), as_json)
+        show_result(result if as_json else terminal.escape_controls(text), as_json)
 
 
 @app.command()
@@ -95,7 +95,7 @@ def predict(
     debug: DebugOption = False,
 ) -> None:
     """Run all members, in evaluation mode, on arrays from a file."""
-    with _told(as_json, debug), wide(x64):
+    with _report_errors(as_json, debug), use_x64(x64):
         import jax
         import numpy as np
 
@@ -109,15 +109,18 @@ def predict(
             keep_compiled()
         artifact = Artifact.open(folder)
         if out is not None:
-            array_files.check_target(out, artifact.network)
+            array_files.check_output_path(out, artifact.network)
         if probabilities is not None:
-            array_files.check_array_target(probabilities)
+            array_files.check_array_path(probabilities)
         if not artifact.manifest.verified:
             typer.echo(f"jaxensemble: {describe_proof(artifact.manifest)}", err=True)
-        arguments = array_files.arguments(artifact.network, array_files.read_arrays(inputs), cast=cast)
+        arguments = array_files.arguments_from_arrays(artifact.network, array_files.read_arrays(inputs), cast=cast)
         key = None if seed is None else jax.random.key(seed)
         returned = Ensemble.from_saved(artifact.read()).eval()(*arguments, key=key)
-        outputs, prediction = array_files.named(returned), _read_as(task, returned, class_axis, probabilities)
+        outputs, prediction = (
+            array_files.output_arrays(returned),
+            _interpret_outputs(task, returned, class_axis, probabilities),
+        )
         if out is not None:
             array_files.write_arrays(out, outputs)
         if probabilities is not None:
@@ -128,12 +131,12 @@ def predict(
 @app.command()
 def source(folder: Folder, as_json: JsonOption = False, debug: DebugOption = False) -> None:
     """Print the Flax source of the network, which is generated from its description and is what runs."""
-    with _told(as_json, debug):
+    with _report_errors(as_json, debug):
         from jaxensemble.artifact import Artifact
         from jaxensemble.source import print_source
 
         text = print_source(Artifact.open(folder).network)
-        show({"source": text} if as_json else text.rstrip("\n"), as_json)
+        show_result({"source": text} if as_json else text.rstrip("\n"), as_json)
 
 
 @app.command()
@@ -141,7 +144,7 @@ def doctor(as_json: JsonOption = False) -> None:
     """Say what is installed, whether it works, and what to do. Exits with 1 where something will not work."""
     from jaxensemble.doctor import CHECKS
 
-    with _told(as_json, debug=False):
+    with _report_errors(as_json, debug=False):
         diagnose(CHECKS, as_json)
 
 
@@ -150,11 +153,11 @@ def main() -> None:
     app(prog_name="jaxensemble")  # by `python -m`, too, or the shell would complete `python` itself
 
 
-def _told(as_json: bool, debug: bool) -> contextlib.AbstractContextManager[None]:
-    return terminal.told("jaxensemble", as_json, debug)
+def _report_errors(as_json: bool, debug: bool) -> contextlib.AbstractContextManager[None]:
+    return terminal.report_errors("jaxensemble", as_json, debug)
 
 
-def _read_as(task: str | None, returned: Any, class_axis: int | None, probabilities: Path | None) -> Any:
+def _interpret_outputs(task: str | None, returned: Any, class_axis: int | None, probabilities: Path | None) -> Any:
     """What the members predict together, as far as it was asked for or outputs are what a classifier gives."""
     import jax
     import jax.numpy as jnp
@@ -177,21 +180,23 @@ def _read_as(task: str | None, returned: Any, class_axis: int | None, probabilit
 
 
 def _show_outputs(outputs: dict[str, Any], out: Path | None, prediction: Any, as_json: bool) -> None:
-    from jaxensemble.array_files import values
+    from jaxensemble.array_files import json_values
 
     told = {name: {"dtype": str(array.dtype), "shape": list(array.shape)} for name, array in outputs.items()}
     figures = _figures(prediction)
     if as_json:
         written = {"out": str(out)} if out else {}
-        numbers = {} if out else {name: {"values": values(array)} for name, array in outputs.items()}
-        predicted = {"prediction": {name: values(array) for name, array in figures.items()}} if figures else {}
+        numbers = {} if out else {name: {"values": json_values(array)} for name, array in outputs.items()}
+        predicted = {"prediction": {name: json_values(array) for name, array in figures.items()}} if figures else {}
         arrays = {name: told[name] | numbers.get(name, {}) for name in outputs}
-        show({"outputs": arrays, **predicted, **written}, as_json=True)
+        show_result({"outputs": arrays, **predicted, **written}, as_json=True)
         return
     for name, array in outputs.items():
-        show(f"{name}: {array.dtype}{list(array.shape)}" + ("" if out or figures else f"\n{array}"), as_json=False)
+        show_result(
+            f"{name}: {array.dtype}{list(array.shape)}" + ("" if out or figures else f"\n{array}"), as_json=False
+        )
     if figures:
-        show(_table(figures), as_json=False)
+        show_result(_table_text(figures), as_json=False)
 
 
 def _figures(prediction: Any) -> dict[str, Any]:
@@ -211,20 +216,20 @@ def _figures(prediction: Any) -> dict[str, Any]:
     return figures
 
 
-def _table(figures: dict[str, Any]) -> str:
+def _table_text(figures: dict[str, Any]) -> str:
     """The first rows: integers as they are, other numbers with four digits, of arrays like images the shape."""
     count = len(next(iter(figures.values())))
     lines = ["row".rjust(5) + "".join(name.rjust(14) for name in figures)]
     for row in range(min(ROWS, count)):
         cells = [array[row] for array in figures.values()]
-        texts = [_told_in_short(cell) for cell in cells]
+        texts = [_cell_text(cell) for cell in cells]
         lines.append(str(row).rjust(5) + "".join(f"  {text:>12}" for text in texts))
     if count > ROWS:
         lines.append(f"... and {count - ROWS} more rows: --json has them all")
     return "\n".join(lines)
 
 
-def _told_in_short(cell: Any) -> str:
+def _cell_text(cell: Any) -> str:
     import numpy as np
 
     array = np.asarray(cell)

@@ -31,10 +31,10 @@ __all__ = [
     "constants",
     "is_program",
     "jaxpr_as_fun",
+    "replace_steps",
     "reset_compilation_cache",
     "scan_counts",
-    "source_of",
-    "with_steps",
+    "traced_function",
 ]
 
 Program = ClosedJaxpr | Jaxpr
@@ -56,14 +56,14 @@ def constants(program: Any) -> Sequence[Any]:
     return getattr(program, "consts", ())
 
 
-def with_steps(program: Any, steps: Sequence[JaxprEqn]) -> Any:
+def replace_steps(program: Any, steps: Sequence[JaxprEqn]) -> Any:
     """The program with other steps, and with its constants."""
     if getattr(program, "jaxpr", program) is program:
         return program.replace(eqns=steps)
     return program.replace(jaxpr=program.jaxpr.replace(eqns=steps))
 
 
-def source_of(program: Any) -> str:
+def traced_function(program: Any) -> str:
     """The function that a program was traced from, and where it stands: `silu at /.../jax/nn/functions.py:60`."""
     return program.debug_info.func_src_info
 

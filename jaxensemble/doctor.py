@@ -24,7 +24,7 @@ from typing import Any, Literal
 
 import typer
 
-from jaxensemble.terminal import plain, show, version
+from jaxensemble.terminal import escape_controls, installed_version, show_result
 
 Level = Literal["ok", "warning", "problem"]
 
@@ -45,9 +45,9 @@ class Finding:
         wrap = functools.partial(
             textwrap.fill, width=WIDTH, subsequent_indent=" " * _INDENT, break_long_words=False, break_on_hyphens=False
         )
-        lines = [wrap(plain(self.found), initial_indent=f"{self.level:8} {self.subject:17} ")]
+        lines = [wrap(escape_controls(self.found), initial_indent=f"{self.level:8} {self.subject:17} ")]
         if self.advice:
-            lines.append(wrap(plain(f"-> {self.advice}"), initial_indent=" " * _INDENT))
+            lines.append(wrap(escape_controls(f"-> {self.advice}"), initial_indent=" " * _INDENT))
         return "\n".join(lines)
 
 
@@ -86,17 +86,20 @@ class Package:
 def diagnose(checks: Sequence[Check], as_json: bool) -> None:
     """Prints the findings of all checks, and ends the process with 1 if one is a problem."""
     findings = []
-    for finding in examine(checks):
+    for finding in run_checks(checks):
         findings.append(finding)
         if not as_json:
             typer.echo(str(finding))
     works = all(finding.level != "problem" for finding in findings)
-    show({"works": works, "findings": list(map(dataclasses.asdict, findings))} if as_json else _sum(findings), as_json)
+    show_result(
+        {"works": works, "findings": list(map(dataclasses.asdict, findings))} if as_json else _summary(findings),
+        as_json,
+    )
     if not works:
         raise typer.Exit(1)
 
 
-def examine(checks: Iterable[Check]) -> Iterator[Finding]:
+def run_checks(checks: Iterable[Check]) -> Iterator[Finding]:
     """The findings of all checks. Those that need what is broken are left out: it has a finding of its own."""
     working = set()
     for check in checks:
@@ -111,7 +114,7 @@ def examine(checks: Iterable[Check]) -> Iterator[Finding]:
             working.add(check.subject)
 
 
-def _sum(findings: Sequence[Finding]) -> str:
+def _summary(findings: Sequence[Finding]) -> str:
     counts = Counter(finding.level for finding in findings)
     return f"\nproblems: {counts['problem']}, warnings: {counts['warning']}"
 
@@ -154,16 +157,18 @@ EXTRAS = (
 )
 
 
-def python() -> Iterator[Finding]:
+def check_python() -> Iterator[Finding]:
     """This program and the Python that runs it."""
-    yield Finding("ok", "jaxensemble", f"{version('jaxensemble') or 'not installed'}, {Path(__file__).parent}")
-    yield _compared("python", platform.python_version())
+    yield Finding(
+        "ok", "jaxensemble", f"{installed_version('jaxensemble') or 'not installed'}, {Path(__file__).parent}"
+    )
+    yield _compare_version("python", platform.python_version())
 
 
-def installed(packages: Iterable[Package]) -> Iterator[Finding]:
+def check_packages(packages: Iterable[Package]) -> Iterator[Finding]:
     """The version of every package, held against those that were tried, and whether it can be imported."""
     for package in packages:
-        found = version(package.name)
+        found = installed_version(package.name)
         try:
             importlib.import_module(package.module)
         except Exception as error:
@@ -176,42 +181,44 @@ def installed(packages: Iterable[Package]) -> Iterator[Finding]:
                 package.install if missing else f"install it again: pip install --force-reinstall {package.name}",
             )
         else:
-            yield _compared(package.name, found or "unknown")
+            yield _compare_version(package.name, found or "unknown")
 
 
-def optional(packages: Iterable[Package]) -> Iterator[Finding]:
+def check_extras(packages: Iterable[Package]) -> Iterator[Finding]:
     """The versions of packages that are needed for one purpose only."""
     for package in packages:
-        found = version(package.name)
+        found = installed_version(package.name)
         missing = f"not installed; needed for {package.purpose} only: {package.install}"
         yield Finding("ok", package.name, found or missing)
 
 
-def _compared(name: str, found: str) -> Finding:
-    least = _least(name)
-    if least and _numbers(found) < _numbers(least):
-        reason = f" with jax {version('jax')}" if name == "flax" else ""
+def _compare_version(name: str, found: str) -> Finding:
+    least = _least_version(name)
+    if least and _version_numbers(found) < _version_numbers(least):
+        reason = f" with jax {installed_version('jax')}" if name == "flax" else ""
         return Finding("problem", name, f"{found} is known not to work{reason}", f"install {least} or later")
     tried = (
-        sorted({row[name] for row in read_tested_sets() if row[name]}, key=_numbers) if name in COMPARED else [found]
+        sorted({row[name] for row in read_tested_sets() if row[name]}, key=_version_numbers)
+        if name in COMPARED
+        else [found]
     )
-    if _numbers(found)[:2] in {_numbers(other)[:2] for other in tried}:
+    if _version_numbers(found)[:2] in {_version_numbers(other)[:2] for other in tried}:
         return Finding("ok", name, found)
     advice = f"it may work: run the tests to see, or take one that was tried: {', '.join(tried)}"
     return Finding("warning", name, f"not tried: {found}", advice)
 
 
-def _least(name: str) -> str | None:
+def _least_version(name: str) -> str | None:
     jax, flax = FLAX_FOR_JAX
-    if name == "flax" and _numbers(version("jax") or "") >= _numbers(jax):
+    if name == "flax" and _version_numbers(installed_version("jax") or "") >= _version_numbers(jax):
         return flax
     return LEAST.get(name)
 
 
-def _numbers(text: str) -> tuple[int, ...]:
+def _version_numbers(text: str) -> tuple[int, ...]:
     """The first three numbers of a version, which is all that is compared.
 
-    >>> _numbers("2.13.0+cpu"), _numbers("0.12.0.1")
+    >>> _version_numbers("2.13.0+cpu"), _version_numbers("0.12.0.1")
     ((2, 13, 0), (0, 12, 0))
     """
     return tuple(map(int, re.findall(r"\d+", text.partition("+")[0])[:3]))
@@ -220,7 +227,7 @@ def _numbers(text: str) -> tuple[int, ...]:
 # What JAX runs on, and how
 
 
-def devices() -> Iterator[Finding]:
+def check_devices() -> Iterator[Finding]:
     """The devices that JAX takes by default."""
     import jax
 
@@ -232,15 +239,15 @@ def devices() -> Iterator[Finding]:
     yield Finding("ok", "devices", names + (f" (JAX_PLATFORMS is {asked})" if asked else ""))
 
 
-def types() -> Iterator[Finding]:
+def check_x64() -> Iterator[Finding]:
     """Whether JAX has 64-bit types."""
-    from jaxensemble.arrays import x64_is_on
+    from jaxensemble.arrays import is_x64_on
 
     off = "off: float64 is refused, and integers have 32 bits (jax_enable_x64, --x64)"
-    yield Finding("ok", "64-bit types", "on" if x64_is_on() else off)
+    yield Finding("ok", "64-bit types", "on" if is_x64_on() else off)
 
 
-def precision() -> Iterator[Finding]:
+def check_precision() -> Iterator[Finding]:
     """What float32 products are rounded to."""
     import jax
 
@@ -258,13 +265,13 @@ def rounds_to_tf32() -> bool:
 
     capability = getattr(jax.devices()[0], "compute_capability", "0")  # of an NVIDIA GPU; TF32 came with 8.0
     said = jax.config.jax_default_matmul_precision  # pyright: ignore[reportAttributeAccessIssue]
-    return _numbers(str(capability)) >= (8,) and said not in _FULL
+    return _version_numbers(str(capability)) >= (8,) and said not in _FULL
 
 
 # What is kept
 
 
-def caches() -> Iterator[Finding]:
+def check_caches() -> Iterator[Finding]:
     """The directories of compiled programs and of measured plans: whether they can be written to."""
     from jaxensemble.files.caches import cache_directory, open_places
 
@@ -296,7 +303,7 @@ def _obstacle(folder: Path) -> str:
 # A small ensemble
 
 
-def networks() -> Iterator[Finding]:
+def check_ensemble() -> Iterator[Finding]:
     """Three small Flax modules, which must give in one ensemble what each of them gives alone."""
     import jax
     import numpy as np
@@ -326,16 +333,16 @@ CLOSE = 1e-5
 """How far float32 outputs of about 1 may be apart."""
 
 INSTALLED = (
-    Check("python", python),
-    Check("packages", functools.partial(installed, PACKAGES)),
+    Check("python", check_python),
+    Check("packages", functools.partial(check_packages, PACKAGES)),
 )
 
 RUNNING = (
-    Check("devices", devices, ("jax",), "unset JAX_PLATFORMS, or let it name what is there: cpu, or cuda,cpu"),
-    Check("64-bit types", types, ("jax", "flax.nnx")),
-    Check("matmul precision", precision, ("jax", "devices")),
-    Check("caches", caches, ("jax", "flax.nnx"), "set JAXENSEMBLE_CACHE to a directory of your own", "warning"),
-    Check("an ensemble", networks, ("devices", "flax.nnx", "numpy", "optax", "safetensors")),
+    Check("devices", check_devices, ("jax",), "unset JAX_PLATFORMS, or let it name what is there: cpu, or cuda,cpu"),
+    Check("64-bit types", check_x64, ("jax", "flax.nnx")),
+    Check("matmul precision", check_precision, ("jax", "devices")),
+    Check("caches", check_caches, ("jax", "flax.nnx"), "set JAXENSEMBLE_CACHE to a directory of your own", "warning"),
+    Check("an ensemble", check_ensemble, ("devices", "flax.nnx", "numpy", "optax", "safetensors")),
 )
 
-CHECKS = (*INSTALLED, Check("extras", functools.partial(optional, EXTRAS)), *RUNNING)
+CHECKS = (*INSTALLED, Check("extras", functools.partial(check_extras, EXTRAS)), *RUNNING)

@@ -14,13 +14,13 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from jaxensemble.arrays import as_arrays, require_x64, x64_is_on
+from jaxensemble.arrays import as_arrays, is_x64_on, require_x64
 from jaxensemble.artifact.contents import Saved
 from jaxensemble.artifact.loading import Artifact
 from jaxensemble.artifact.pickling import reduced
 from jaxensemble.artifact.saving import write
 from jaxensemble.compat import Tracer
-from jaxensemble.errors import InputError, MemberError, MemberIndexError, StateError, TrainingModeWarning, listed
+from jaxensemble.errors import InputError, MemberError, MemberIndexError, StateError, TrainingModeWarning, shorten_list
 from jaxensemble.modules.build import skeleton
 from jaxensemble.modules.randomness import as_key, first_state, keys_per_member
 from jaxensemble.modules.stacking import check_same_architecture, count_members, stack_states
@@ -504,7 +504,7 @@ class Ensemble:
         fixed = self.network.fixed if isinstance(self.network, Network) else {}
         told = f"; fixed: {', '.join(f'{place}={value!r}' for place, value in fixed.items())}" if fixed else ""
         training = self.graphdef.training()
-        told += f"; in training mode: {listed(training)}" if training else ""
+        told += f"; in training mode: {shorten_list(training)}" if training else ""
         return f"Ensemble({members} x {name}, {count:,} parameters each, {dtypes}, {size}{told})"
 
     def __copy__(self) -> "Ensemble":
@@ -564,7 +564,7 @@ class Ensemble:
         if plan is not None and plan != "auto" and not isinstance(plan, Plan):
             raise InputError(f"`plan` must be a jaxensemble.Plan, 'auto' or None; got {plan!r}")
         leaves, tree = jax.tree.flatten(inputs)
-        kind = (each, update, str(randomness), plan, key is None, x64_is_on(), tree, *map(_signature, leaves))
+        kind = (each, update, str(randomness), plan, key is None, is_x64_on(), tree, *map(_signature, leaves))
         call = self._calls.get(kind)
         if call is None:
             case = self._case(inputs, key, randomness, each=each, update=update)
@@ -620,7 +620,7 @@ class Ensemble:
 def _warn_of_training(structure: Structure, flags: Sequence[str], told: str, advice: str, stacklevel: int) -> None:
     training = structure.training(flags)
     if training:
-        message = f"{structure.root.type.__name__} {told} ({listed(training)}): {advice}"
+        message = f"{structure.root.type.__name__} {told} ({shorten_list(training)}): {advice}"
         warnings.warn(message, TrainingModeWarning, stacklevel=stacklevel)
 
 

@@ -45,7 +45,7 @@ class JaxEnsembleError(Exception):
 
     def __init__(self, message: str = "", *, details: str = ""):
         self.details = "\n\n".join(filter(None, (message, details)))
-        super().__init__(_shortened(message, more=bool(details)))
+        super().__init__(_shorten_message(message, more=bool(details)))
 
 
 def first_line(error: BaseException) -> str:
@@ -55,24 +55,24 @@ def first_line(error: BaseException) -> str:
     ("'a'", 'TypeError')
     """
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return _cut(lines[0] if lines else type(error).__name__)
+    return _cut_line(lines[0] if lines else type(error).__name__)
 
 
-def described(error: BaseException) -> str:
+def describe_error(error: BaseException) -> str:
     """The class of another library's error, and one line of what it says.
 
-    >>> described(ValueError("too few\\nvalues"))
+    >>> describe_error(ValueError("too few\\nvalues"))
     'ValueError: too few'
     """
     return f"{type(error).__name__}: {first_line(error)}" if str(error).strip() else type(error).__name__
 
 
-def _shortened(message: str, *, more: bool) -> str:
+def _shorten_message(message: str, *, more: bool) -> str:
     lines = [line for line in message.splitlines() if line.strip()]
     if lines and lines[-1] == POINTER:
         return message  # of an error that was pickled
     rows = [line[:1].isspace() for line in lines]
-    kept = _few([line for line, row in zip(lines, rows, strict=True) if not row])
+    kept = _drop_middle([line for line, row in zip(lines, rows, strict=True) if not row])
     groups = sum(row and not (k and rows[k - 1]) for k, row in enumerate(rows))
     few = len(lines) <= LINES - 2  # the first may become two, and the last points to the rest
     each = len(lines) if few else min(ROWS, max(1, (LINES - 2 - len(kept)) // max(1, groups)))
@@ -88,15 +88,15 @@ def _shortened(message: str, *, more: bool) -> str:
         else:
             short += [lines[k]] if lines[k] in kept else []
             k += 1
-    whole = [*_broken(short[0]), *short[1:]] if short else []
-    told = [_cut(line) for line in whole]
+    whole = [*_break_line(short[0]), *short[1:]] if short else []
+    told = [_cut_line(line) for line in whole]
     fits = short == lines and told == whole
     if len(told) >= LINES:
         told, fits = [*told[: LINES - 2], told[-1]], False
     return "\n".join(told if fits and not more else [*told, POINTER])
 
 
-def _few(lines: list[str]) -> list[str]:
+def _drop_middle(lines: list[str]) -> list[str]:
     """Lines without the middle of a long text."""
     most = LINES - 4
     return lines if len(lines) <= most else lines[: most - 2] + lines[-2:]
@@ -111,11 +111,11 @@ def _first_rows(rows: list[str], most: int) -> list[str]:
     return [*rows[: most - 1], f"{indent}... and {len(rows) - most + 1} more"]
 
 
-def _cut(line: str) -> str:
+def _cut_line(line: str) -> str:
     return line if len(line) <= _LONGEST else f"{line[: _LONGEST - 4]} ..."
 
 
-def _broken(line: str) -> list[str]:
+def _break_line(line: str) -> list[str]:
     """The first line in two, after a sentence or a part of one, where it is too long."""
     if len(line) <= FIRST:
         return [line]
@@ -125,7 +125,7 @@ def _broken(line: str) -> list[str]:
     return [line[:FIRST], line[FIRST:]]
 
 
-def of_pytorch(value: Any) -> str:
+def porting_advice(value: Any) -> str:
     """The end of an error about a module or a tensor of PyTorch: what ports it. Nothing for anything else."""
     if not any(base.__module__.partition(".")[0] == "torch" for base in type(value).__mro__):
         return ""
@@ -176,10 +176,10 @@ class TrainingModeWarning(UserWarning):
     """Layers are in training mode where evaluation is probably meant: a forgotten `.eval()`."""
 
 
-def listed(names: Sequence[str]) -> str:
+def shorten_list(names: Sequence[str]) -> str:
     """The first few of many names.
 
-    >>> listed(["a", "b"]), listed(["a", "b", "c", "d", "e"])
+    >>> shorten_list(["a", "b"]), shorten_list(["a", "b", "c", "d", "e"])
     ('a, b', 'a, b, c and 2 more')
     """
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

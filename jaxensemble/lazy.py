@@ -10,29 +10,29 @@ from collections.abc import Callable
 from typing import Any
 
 
-def lazily(package: str) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
+def lazy_attributes(package: str) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
     """`__getattr__` and `__dir__` of a package: the names in its module `public`, and its modules.
 
-    >>> get, names = lazily("jaxensemble")
+    >>> get, names = lazy_attributes("jaxensemble")
     >>> get("Ensemble").__name__, "Ensemble" in names()
     ('Ensemble', True)
     """
 
     def get(name: str) -> Any:
         if name == "__all__":
-            return sorted(_public(package))
+            return sorted(_public_names(package))
         if not name.startswith("_"):
             if importlib.util.find_spec(f"{package}.{name}"):
                 return importlib.import_module(f"{package}.{name}")
-            found = _public(package)
+            found = _public_names(package)
             if name in found:
                 setattr(sys.modules[package], name, found[name])
                 return found[name]
         raise AttributeError(f"module {package!r} has no attribute {name!r}")
 
-    return get, lambda: sorted({*vars(sys.modules[package]), *_public(package)})
+    return get, lambda: sorted({*vars(sys.modules[package]), *_public_names(package)})
 
 
-def _public(package: str) -> dict[str, Any]:
+def _public_names(package: str) -> dict[str, Any]:
     names = vars(importlib.import_module(f"{package}.public"))
     return {name: value for name, value in names.items() if not name.startswith("_")}

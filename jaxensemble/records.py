@@ -21,7 +21,7 @@ def dataclass(name: str, *fields: str) -> type[Any]:
     >>> Output(mean=1, scale=None)
     Output(mean=1, scale=None)
     """
-    namespace = {"__module__": __name__, "__reduce__": _reduced("dataclass", name, fields)}
+    namespace = {"__module__": __name__, "__reduce__": _reduce_method("dataclass", name, fields)}
     made = dataclasses.make_dataclass(name, fields, frozen=True, eq=False, namespace=namespace)
     return jax.tree_util.register_dataclass(made, data_fields=list(fields), meta_fields=[])
 
@@ -35,7 +35,7 @@ def namedtuple(name: str, *fields: str) -> type[Any]:
     1
     """
     made: Any = collections.namedtuple(name, fields, module=__name__)
-    made.__reduce__ = _reduced("namedtuple", name, fields)
+    made.__reduce__ = _reduce_method("namedtuple", name, fields)
     return made
 
 
@@ -49,13 +49,13 @@ def mapping(name: str, *fields: str) -> type[Any]:
     >>> output.logits, output["logits"], output[0], output.loss, list(output)
     (1, 1, 1, None, ['logits'])
     """
-    namespace = {"_names": fields, "__reduce__": _reduced("mapping", name, fields), "__module__": __name__}
+    namespace = {"_names": fields, "__reduce__": _reduce_method("mapping", name, fields), "__module__": __name__}
     made = type(name, (Attributes,), namespace)
 
     def flatten(record: Attributes) -> tuple[list[tuple[Any, Any]], None]:
         return [(jax.tree_util.GetAttrKey(field), record.get(field)) for field in fields], None
 
-    jax.tree_util.register_pytree_with_keys(made, flatten, lambda _, values: _filled(made, fields, [*values]))
+    jax.tree_util.register_pytree_with_keys(made, flatten, lambda _, values: _make_record(made, fields, [*values]))
     return made
 
 
@@ -93,14 +93,14 @@ def items_of(record: Any, fields: Sequence[str]) -> Iterator[tuple[str, Any]]:
         yield field, record.get(field) if isinstance(record, dict) else getattr(record, field)
 
 
-def _filled(made: type[Any], fields: Sequence[str], values: Sequence[Any]) -> Any:
+def _make_record(made: type[Any], fields: Sequence[str], values: Sequence[Any]) -> Any:
     return made(**dict(zip(fields, values, strict=True)))
 
 
-def _reduced(kind: str, name: str, fields: tuple[str, ...]) -> Callable[[Any], Any]:
+def _reduce_method(kind: str, name: str, fields: tuple[str, ...]) -> Callable[[Any], Any]:
     """How to copy and pickle a record, whose class has no place in any module."""
-    return lambda record: (_again, (kind, name, fields, [value for _, value in items_of(record, fields)]))
+    return lambda record: (_restore_record, (kind, name, fields, [value for _, value in items_of(record, fields)]))
 
 
-def _again(kind: str, name: str, fields: tuple[str, ...], values: Sequence[Any]) -> Any:
-    return _filled(KINDS[kind](name, *fields), fields, values)
+def _restore_record(kind: str, name: str, fields: tuple[str, ...], values: Sequence[Any]) -> Any:
+    return _make_record(KINDS[kind](name, *fields), fields, values)

@@ -37,7 +37,7 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JS
 DebugOption = Annotated[bool, typer.Option("--debug", help="Show tracebacks, and all that errors hold.")]
 
 
-def program(name: str, purpose: str, distributions: Sequence[str]) -> typer.Typer:
+def make_app(name: str, purpose: str, distributions: Sequence[str]) -> typer.Typer:
     """A command line without commands: completion, and `--version`, which lists these distributions, too."""
     app = typer.Typer(
         name=name, help=purpose, no_args_is_help=True, add_completion=True, pretty_exceptions_enable=False
@@ -45,8 +45,8 @@ def program(name: str, purpose: str, distributions: Sequence[str]) -> typer.Type
 
     def show_versions(wanted: bool) -> None:
         if wanted:
-            others = ", ".join(f"{other} {version(other) or 'not installed'}" for other in distributions)
-            typer.echo(f"{name} {version('jaxensemble') or 'unknown'} ({others})")
+            others = ", ".join(f"{other} {installed_version(other) or 'not installed'}" for other in distributions)
+            typer.echo(f"{name} {installed_version('jaxensemble') or 'unknown'} ({others})")
             raise typer.Exit
 
     @app.callback()
@@ -59,10 +59,10 @@ def program(name: str, purpose: str, distributions: Sequence[str]) -> typer.Type
     return app
 
 
-def version(distribution: str) -> str | None:
+def installed_version(distribution: str) -> str | None:
     """What is installed, without importing it; None for what is not.
 
-    >>> version("no-such-distribution") is None
+    >>> installed_version("no-such-distribution") is None
     True
     """
     try:
@@ -71,7 +71,7 @@ def version(distribution: str) -> str | None:
         return None
 
 
-def wide(x64: bool) -> contextlib.AbstractContextManager[Any]:
+def use_x64(x64: bool) -> contextlib.AbstractContextManager[Any]:
     """JAX with 64-bit types, or without, for a while."""
     import jax
 
@@ -79,19 +79,19 @@ def wide(x64: bool) -> contextlib.AbstractContextManager[Any]:
 
 
 @contextlib.contextmanager
-def told(program: str, as_json: bool, debug: bool) -> Iterator[None]:
+def report_errors(program: str, as_json: bool, debug: bool) -> Iterator[None]:
     """Errors as one message and an exit code, without a traceback unless one is asked for; our warnings as one, too."""
     try:
         with warnings.catch_warnings():
-            _tell_warnings(program)
+            _print_warnings(program)
             yield
     except (JaxEnsembleError, ImportError, OSError, KeyboardInterrupt) as error:
-        details = plain(error.details) if isinstance(error, JaxEnsembleError) else ""
+        details = escape_controls(error.details) if isinstance(error, JaxEnsembleError) else ""
         if debug:
             typer.echo(details, err=True)
             raise
         code = next(code for kind, code in EXIT_CODES if isinstance(error, kind))
-        message = plain(str(error)).replace(POINTER, "All of it: --debug") or "interrupted"
+        message = escape_controls(str(error)).replace(POINTER, "All of it: --debug") or "interrupted"
         if isinstance(error, ImportError):
             message += f"; see {program} doctor"
         if as_json:
@@ -101,28 +101,28 @@ def told(program: str, as_json: bool, debug: bool) -> Iterator[None]:
         raise typer.Exit(code) from error
 
 
-def _tell_warnings(program: str) -> None:
+def _print_warnings(program: str) -> None:
     """Has our own warnings printed as errors are, without a place in the code; until filters are reset."""
     others = warnings.showwarning
 
     def shown(message: Warning | str, category: type[Warning], *place: Any) -> None:
         if category.__module__ == JaxEnsembleError.__module__:
-            typer.echo(f"{program}: {plain(str(message))}", err=True)
+            typer.echo(f"{program}: {escape_controls(str(message))}", err=True)
         else:
             others(message, category, *place)
 
     warnings.showwarning = shown
 
 
-def show(result: Any, as_json: bool) -> None:
+def show_result(result: Any, as_json: bool) -> None:
     """Prints a result to standard output."""
     typer.echo(json.dumps(result, indent=2) if as_json else result)
 
 
-def plain(text: str) -> str:
+def escape_controls(text: str) -> str:
     """Text in which nothing but line breaks steers a terminal: what comes from a file could otherwise rewrite it.
 
-    >>> plain("conv1\\x1b[2J")
+    >>> escape_controls("conv1\\x1b[2J")
     'conv1\\\\x1b[2J'
     """
     return "".join(c if c == "\n" or c.isprintable() else c.encode("unicode_escape").decode() for c in text)

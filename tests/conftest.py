@@ -14,7 +14,7 @@ import pytest
 from flax import nnx
 
 from jaxensemble import Ensemble
-from jaxensemble.terminal import version
+from jaxensemble.terminal import installed_version
 from tests.helpers.tested import record
 from tests.helpers.training import MLP
 
@@ -49,7 +49,7 @@ def pytest_report_header() -> str:
     left_out = (
         f"; without {', '.join(MISSING)}: no {', '.join(path.name for path in collect_ignore)}" if MISSING else ""
     )
-    versions = ", ".join(f"{name} {version(name) or 'absent'}" for name in VERSIONED)
+    versions = ", ".join(f"{name} {installed_version(name) or 'absent'}" for name in VERSIONED)
     return f"{versions}; JAX_PLATFORMS {platforms}{left_out}"
 
 

@@ -3,9 +3,9 @@
 from typing import TYPE_CHECKING
 
 from jaxensemble import __version__ as __version__
-from jaxensemble.lazy import lazily
+from jaxensemble.lazy import lazy_attributes
 
 if TYPE_CHECKING:
     from torch_bridge.public import *  # noqa: F403 - the names are listed once, there
 else:
-    __getattr__, __dir__ = lazily(__name__)
+    __getattr__, __dir__ = lazy_attributes(__name__)

@@ -17,8 +17,8 @@ from rich.console import Console
 
 from jaxensemble import terminal
 from jaxensemble.doctor import diagnose
-from jaxensemble.errors import InputError, described
-from jaxensemble.terminal import DebugOption, JsonOption, X64Option, show, wide
+from jaxensemble.errors import InputError, describe_error
+from jaxensemble.terminal import DebugOption, JsonOption, X64Option, show_result, use_x64
 
 if TYPE_CHECKING:
     import torch
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from jaxensemble.ensemble import Ensemble
     from torch_bridge.graph.examples import Arguments
 
-app = terminal.program(
+app = terminal.make_app(
     "torch-bridge", "Port PyTorch ensembles to Flax, and prove that they agree.", ("jax", "flax", "torch")
 )
 
@@ -115,7 +115,7 @@ def port(
     debug: DebugOption = False,
 ) -> None:
     """Port an ensemble and prove that it gives what PyTorch gives. Only then it is saved."""
-    with _told(as_json, debug), wide(x64):
+    with _told(as_json, debug), use_x64(x64):
         from jaxensemble.artifact.saving import check_target
         from jaxensemble.files.schema import to_plain
         from jaxensemble.network.sources import describe_sources
@@ -134,7 +134,7 @@ def port(
         result |= {"out": str(out) if out else None, "sources": to_plain(ensemble.sources)}
         saved = f"; saved to {out}" if out else ""
         lines = [f"{ensemble!r}: {verdict}{saved}", *describe_sources(ensemble.sources or ())]
-        show(result if as_json else terminal.plain("\n".join(lines)), as_json)
+        show_result(result if as_json else terminal.escape_controls("\n".join(lines)), as_json)
 
 
 @app.command()
@@ -158,7 +158,7 @@ def check(
     debug: DebugOption = False,
 ) -> None:
     """Compare an ensemble with PyTorch thoroughly, and print the table. Exits with 1 where they differ."""
-    with _told(as_json, debug), wide(x64):
+    with _told(as_json, debug), use_x64(x64):
         from torch_bridge import parity
 
         _check_folders(save)
@@ -166,7 +166,7 @@ def check(
         ensemble, models = _ported(factory, inputs, read, members or 2, seed, layout, dynamic, check=False)
         with _status("comparing with PyTorch"):
             report = parity.check(models(), ensemble, *_examples(inputs, seed), train=train)
-        show(report.to_json() if as_json else str(report), as_json)
+        show_result(report.to_json() if as_json else str(report), as_json)
         if save is not None:
             report.save(save)
         if not report.passed:
@@ -202,7 +202,7 @@ def bench(
     debug: DebugOption = False,
 ) -> None:
     """Time an ensemble beside every way that PyTorch has of running it, on this device."""
-    with _told(as_json, debug), wide(x64):
+    with _told(as_json, debug), use_x64(x64):
         from torch_bridge.graph.examples import tensors_mapped
         from torch_bridge.timing import time
 
@@ -223,7 +223,7 @@ def bench(
                 made, ensemble, examples.positional, examples.named,
                 variants=variants, rounds=rounds, tf32=tf32, train=train, progress=status.update,
             )  # fmt: skip
-        show(report.to_json() if as_json else report.to_markdown() if markdown else str(report), as_json)
+        show_result(report.to_json() if as_json else report.to_markdown() if markdown else str(report), as_json)
         if save is not None:
             report.save(save)
         if plot is not None:
@@ -257,9 +257,9 @@ def source(
     debug: DebugOption = False,
 ) -> None:
     """Print the Flax source of a network."""
-    with _told(as_json, debug), wide(x64):
+    with _told(as_json, debug), use_x64(x64):
         ensemble, _ = _ported(factory, inputs, None, 1, 0, layout, dynamic, check=False)
-        show({"source": ensemble.source()} if as_json else ensemble.source().rstrip("\n"), as_json)
+        show_result({"source": ensemble.source()} if as_json else ensemble.source().rstrip("\n"), as_json)
 
 
 @app.command()
@@ -274,7 +274,7 @@ def demo(
 
         figures = demonstration.run(out, quiet=as_json)
         if as_json:
-            show(figures, as_json)
+            show_result(figures, as_json)
 
 
 @app.command()
@@ -348,7 +348,7 @@ def _made_by(factory: str, *, evaluating: bool) -> "Callable[[], torch.nn.Module
             model = make()
         except Exception as error:
             raise InputError(
-                f"{factory} cannot be called without arguments: {described(error)}", details=str(error)
+                f"{factory} cannot be called without arguments: {describe_error(error)}", details=str(error)
             ) from error
         if not isinstance(model, torch.nn.Module):
             raise InputError(f"{factory} must return a torch.nn.Module; got {type(model).__name__}")
@@ -374,7 +374,9 @@ def _factory(name: str) -> Callable[[], Any]:
             raise InputError(f"module {module!r} cannot be imported: it needs {error.name!r}") from error
         raise InputError(f"there is no module {module!r} here or installed; expected package.module:factory") from error
     except Exception as error:
-        raise InputError(f"module {module!r} cannot be imported: {described(error)}", details=str(error)) from error
+        raise InputError(
+            f"module {module!r} cannot be imported: {describe_error(error)}", details=str(error)
+        ) from error
     make = getattr(found, attribute, None)
     if not callable(make):
         raise InputError(f"module {module!r} has no function or class {attribute!r}")
@@ -488,4 +490,4 @@ def _status(text: str) -> contextlib.AbstractContextManager[Any]:
 
 
 def _told(as_json: bool, debug: bool) -> contextlib.AbstractContextManager[None]:
-    return terminal.told("torch-bridge", as_json, debug)
+    return terminal.report_errors("torch-bridge", as_json, debug)

@@ -7,7 +7,7 @@ from typing import Any
 
 from jaxensemble import doctor
 from jaxensemble.doctor import Check, Finding, Package
-from jaxensemble.terminal import version
+from jaxensemble.terminal import installed_version
 
 PACKAGES = (Package("torch", "torch", '"jaxensemble[torch]"'),)
 
@@ -35,7 +35,7 @@ def _mend(theirs: str | None, ours: str | None) -> str:
         return "let both see the same GPU first, by CUDA_VISIBLE_DEVICES"
     if ours:
         return "install PyTorch for CUDA, or compare and time on the CPU: JAX_PLATFORMS=cpu"
-    if not any(map(version, PLUGINS)):
+    if not any(map(installed_version, PLUGINS)):
         return 'install JAX for CUDA: pip install "jaxensemble[cuda13]"'
     if asked := os.environ.get("JAX_PLATFORMS"):
         return f"JAX_PLATFORMS is {asked}: unset it, or let it be cuda,cpu"
@@ -99,8 +99,8 @@ def port() -> Iterator[Finding]:
 
 CHECKS = (
     *doctor.INSTALLED,
-    Check("torch", functools.partial(doctor.installed, PACKAGES)),
-    Check("extras", functools.partial(doctor.optional, (*doctor.EXTRAS, *EXTRAS))),
+    Check("torch", functools.partial(doctor.check_packages, PACKAGES)),
+    Check("extras", functools.partial(doctor.check_extras, (*doctor.EXTRAS, *EXTRAS))),
     *doctor.RUNNING,
     Check("same device", same_device, ("devices", "torch")),
     Check("TF32", tf32, ("devices", "torch")),

@@ -11,7 +11,7 @@ from typing import Any
 
 import jax
 
-from jaxensemble.arrays import ENABLE, require_x64, x64_is_on
+from jaxensemble.arrays import ENABLE_X64, is_x64_on, require_x64
 from jaxensemble.artifact.contents import Saved
 from jaxensemble.artifact.manifest import (
     FILES,
@@ -26,7 +26,7 @@ from jaxensemble.artifact.manifest import (
 )
 from jaxensemble.artifact.weights import as_leaf, check_header, differences, read_header, read_leaves
 from jaxensemble.dtypes import KEYS, NARROW, WIDE, is_key
-from jaxensemble.errors import InputError, JaxEnsembleError, NarrowIntegerWarning, described, first_line
+from jaxensemble.errors import InputError, JaxEnsembleError, NarrowIntegerWarning, describe_error, first_line
 from jaxensemble.files.durable import as_path
 from jaxensemble.modules.build import skeleton
 from jaxensemble.modules.state import KINDS, State, flatten, unflatten
@@ -147,12 +147,12 @@ class Artifact:
 
     def _narrowed(self) -> bool:
         """Whether integers may be narrower here than those that were compared, in which case it warns."""
-        if not self.manifest.x64 or x64_is_on():
+        if not self.manifest.x64 or is_x64_on():
             return False
         warnings.warn(
             f"`{self.folder}` was saved with JAX's 64-bit types on, and they are off: integers have 32 bits, and where "
             "they overflow, outputs are others. What was proven does not hold here, so that `proof` is None. To have "
-            f"it, {ENABLE}.",
+            f"it, {ENABLE_X64}.",
             NarrowIntegerWarning,
             stacklevel=4,  # whoever called `Ensemble.load`
         )
@@ -179,7 +179,8 @@ class Artifact:
             raise InputError(f"`{self.folder}` is no artifact: {NETWORK}: {error.details}") from error
         except Exception as error:  # layers check their options in ways of their own
             raise InputError(
-                f"`{self.folder}` is no artifact: {NETWORK} cannot be built: {described(error)}", details=str(error)
+                f"`{self.folder}` is no artifact: {NETWORK} cannot be built: {describe_error(error)}",
+                details=str(error),
             ) from error
         problems = misfits(state, self.manifest.leaves, self.manifest.members)
         if problems:

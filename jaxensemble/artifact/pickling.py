@@ -12,7 +12,7 @@ from typing import Any
 
 import jax
 
-from jaxensemble.arrays import ENABLE, x64_is_on
+from jaxensemble.arrays import ENABLE_X64, is_x64_on
 from jaxensemble.artifact.contents import Saved
 from jaxensemble.artifact.saving import network_of
 from jaxensemble.errors import NarrowIntegerWarning
@@ -32,7 +32,7 @@ def reduced(saved: Saved, make: Callable[..., Any], *others: Any) -> tuple[Calla
     **Raises:** `StateError` for an ensemble whose structure is no longer that of its network.
     """
     trees = {kind: jax.tree.map(packed, getattr(saved.state, kind)) for kind in KINDS}
-    x64 = x64_is_on() if saved.proof is None else saved.proof.x64
+    x64 = is_x64_on() if saved.proof is None else saved.proof.x64
     rest = (make, others, trees, saved.origin, saved.proof, saved.lineage, saved.sources, x64)
     if not isinstance(saved.network, Network):
         return _restored, (saved.state.graphdef, saved.network, *rest)
@@ -63,10 +63,10 @@ def _restored(
     **Raises:** `InputError` for 64-bit arrays where JAX would round them.
     """
     state = State(graphdef, **{kind: jax.tree.map(unpacked, tree) for kind, tree in trees.items()})
-    if x64 and not x64_is_on():
+    if x64 and not is_x64_on():
         warnings.warn(
             "this ensemble was pickled with JAX's 64-bit types on, and they are off: integers have 32 bits, and where "
-            f"they overflow, outputs are others. `proof` is None. To have it, {ENABLE}.",
+            f"they overflow, outputs are others. `proof` is None. To have it, {ENABLE_X64}.",
             NarrowIntegerWarning,
             stacklevel=2,
         )

@@ -8,7 +8,7 @@ from typing import Any
 import flax
 import jax
 
-from jaxensemble.arrays import x64_is_on
+from jaxensemble.arrays import is_x64_on
 from jaxensemble.artifact.contents import Saved
 from jaxensemble.artifact.loading import misfits, verify
 from jaxensemble.artifact.manifest import (
@@ -53,7 +53,7 @@ def write(saved: Saved, path: Path | str, *, force: bool = False) -> None:
             version=FORMAT,
             versions={"jaxensemble": VERSION, "jax": jax.__version__, "flax": flax.__version__},
             members=saved.members,
-            x64=(x64_is_on() if proof is None else proof.x64) or _wide(leaves.values()),
+            x64=(is_x64_on() if proof is None else proof.x64) or _wide(leaves.values()),
             verified=proof is not None,
             files=files,
             leaves={name: records[name] for name in leaves},

@@ -16,7 +16,7 @@ from typing import Any, Literal, NamedTuple
 
 from flax import nnx
 
-from jaxensemble.errors import InputError, StateError, of_pytorch
+from jaxensemble.errors import InputError, StateError, porting_advice
 from jaxensemble.layers.variables import Constant
 from jaxensemble.modules.structure import Leaf, Structure
 
@@ -55,7 +55,7 @@ def split(module: nnx.Module) -> State:
     """
     if not isinstance(module, nnx.Module):
         got = f"{type(module).__module__}.{type(module).__name__}"
-        raise InputError(f"`module` must be a flax.nnx.Module; got {got}{of_pytorch(module)}")
+        raise InputError(f"`module` must be a flax.nnx.Module; got {got}{porting_advice(module)}")
     graphdef, variables = nnx.split(module, graph=True)
     structure = Structure.of(graphdef)
     groups: dict[Kind, dict[str, Any]] = {kind: {} for kind in KINDS}

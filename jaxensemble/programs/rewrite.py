@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 
-from jaxensemble.compat import JaxprEqn, Literal, Program, is_program, jaxpr_as_fun, with_steps
+from jaxensemble.compat import JaxprEqn, Literal, Program, is_program, jaxpr_as_fun, replace_steps
 
 CONVOLUTION, PRODUCT = "conv_general_dilated", "dot_general"
 
@@ -60,7 +60,7 @@ class _Rewriting:
         if before is not program:
             steps = list(map(self._step, program.eqns))
             same = all(map(operator.is_, steps, program.eqns))
-            after = program if same else with_steps(program, steps)
+            after = program if same else replace_steps(program, steps)
             self._known[id(program)] = program, after
         return after
 

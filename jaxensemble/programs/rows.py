@@ -14,7 +14,7 @@ import flax
 import jax
 import numpy as np
 
-from jaxensemble.compat import JaxprEqn, Literal, Program, constants, is_program, scan_counts, source_of
+from jaxensemble.compat import JaxprEqn, Literal, Program, constants, is_program, scan_counts, traced_function
 from jaxensemble.programs.primitives import ELEMENTWISE
 
 Axes = tuple[int | None, ...]
@@ -296,7 +296,7 @@ def _call(step: _Step) -> bool:
 
 def _custom_jvp(step: _Step) -> bool:
     """What a derivative of somebody's own does with rows cannot be seen: only those of packages that are known."""
-    functions = [source_of(equation.params["call_jaxpr"]) for equation in step.equations]
+    functions = [traced_function(equation.params["call_jaxpr"]) for equation in step.equations]
     return all(text.partition(" at ")[2].startswith(_PACKAGES) for text in functions) and _call(step)
 
 

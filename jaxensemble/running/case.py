@@ -8,9 +8,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxensemble.arrays import x64_is_on
+from jaxensemble.arrays import is_x64_on
 from jaxensemble.compat import Program
-from jaxensemble.errors import InputError, described
+from jaxensemble.errors import InputError, describe_error
 from jaxensemble.programs.cpu.matmuls import is_long
 from jaxensemble.programs.rewrite import CONVOLUTION, PRODUCT, equations, largest_step, peak_bytes, rewritten
 from jaxensemble.programs.rows import Axes, MixedRows, row_axes
@@ -41,7 +41,7 @@ class Case:
     def of(cls, call: Call, device: Any, arrays: tuple[Any, ...], rows_in: Axes) -> "Case":
         """The case of a call with these arrays."""
         leaves, tree = jax.tree.flatten(arrays)
-        return cls(call, device, tuple(map(_shape, leaves)), tree, rows_in, x64_is_on())
+        return cls(call, device, tuple(map(_shape, leaves)), tree, rows_in, is_x64_on())
 
     @property
     def members(self) -> int:
@@ -88,7 +88,7 @@ class Case:
         try:
             other = self.program_of(rows)
         except Exception as error:  # whatever a network says to a batch size that it cannot take
-            raise MixedRows(f"it cannot be run with {rows} rows: {described(error)}") from error
+            raise MixedRows(f"it cannot be run with {rows} rows: {describe_error(error)}") from error
         axes = row_axes(self.program, other)
         sizes = [
             (a.aval.shape[axis], b.aval.shape[axis])  # type: ignore[attr-defined]

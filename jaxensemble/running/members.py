@@ -11,8 +11,8 @@ from flax import nnx
 from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 
-from jaxensemble.arrays import ENABLE
-from jaxensemble.errors import InputError, JaxEnsembleError, StateError, described
+from jaxensemble.arrays import ENABLE_X64
+from jaxensemble.errors import InputError, JaxEnsembleError, StateError, describe_error
 from jaxensemble.modules.randomness import (
     SPLIT,
     failed_while_mapped,
@@ -101,9 +101,9 @@ def _outputs(module: nnx.Module, inputs: Any, rngs: Tree) -> Any:
         if any(leaf.size == 0 for leaf in jax.tree.leaves(inputs)):  # of which JAX cannot tell what -1 is in a shape
             advice = "\nAn input has no elements, on which this network cannot run: give at least one row."
         if isinstance(error, OverflowError):
-            advice = f"\nThe network computes with a whole number beyond 32 bits: {ENABLE}."
+            advice = f"\nThe network computes with a whole number beyond 32 bits: {ENABLE_X64}."
         raise CannotCall(
-            f"{name} cannot be called with ({given}): {described(error)}{advice}",
+            f"{name} cannot be called with ({given}): {describe_error(error)}{advice}",
             details=str(error),
         ) from error
 

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxensemble.errors import InputError, StateError, of_pytorch
+from jaxensemble.errors import InputError, StateError, porting_advice
 from jaxensemble.modules.randomness import Randomness, entered
 
 _RANDOMNESS = ("error", "different", "same")
@@ -195,7 +195,7 @@ def _checked_in_dim(leaf: Any, dim: Any, where: str) -> int | None:
         raise InputError(
             f"{where}Got in_dim={dim} for an input but the input is of type "
             f"{type(leaf)}. We cannot vmap over non-Tensor arguments, "
-            f"please use None as the respective in_dim{of_pytorch(leaf)}"
+            f"please use None as the respective in_dim{porting_advice(leaf)}"
         )
     if not -leaf.ndim <= dim < leaf.ndim:
         raise InputError(

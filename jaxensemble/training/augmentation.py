@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from jaxensemble.compat import Program
-from jaxensemble.errors import InputError, JaxEnsembleError, described
+from jaxensemble.errors import InputError, JaxEnsembleError, describe_error
 from jaxensemble.training.fingerprint import is_same_program
 
 Augment = Callable[[jax.Array, tuple[Any, Any]], tuple[Any, Any]]
@@ -61,7 +61,7 @@ def augmented(function: Augment, key: jax.Array, data: tuple[Any, Any]) -> tuple
         raise
     except Exception as error:  # which function it was, and of what, says this alone
         raise InputError(
-            f"`augment` cannot be called with a key and {jax.tree.map(jax.typeof, given)}: {described(error)}",
+            f"`augment` cannot be called with a key and {jax.tree.map(jax.typeof, given)}: {describe_error(error)}",
             details=str(error),
         ) from error
     if not isinstance(found, tuple) or len(found) != 2:

@@ -6,8 +6,8 @@ from typing import Any
 
 import jax
 
-from jaxensemble.arrays import x64_is_on
-from jaxensemble.errors import listed
+from jaxensemble.arrays import is_x64_on
+from jaxensemble.errors import shorten_list
 from jaxensemble.training.augmentation import Augment
 from jaxensemble.training.fingerprint import digest, digest_of_function, digest_of_program, digest_of_shapes
 from jaxensemble.training.losses import Loss, number_of
@@ -24,7 +24,7 @@ def surroundings(state: TrainState) -> dict[str, Any]:
     return {
         "version of JAX": jax.__version__,
         "precision of products": jax.config.jax_default_matmul_precision,  # type: ignore[attr-defined]
-        "64-bit types": x64_is_on(),
+        "64-bit types": is_x64_on(),
         "frozen parameters": sorted(state.frozen),
         "steps made before": int(state.steps),
     }
@@ -87,7 +87,10 @@ def of_steps(state: TrainState, data: Any, rows: Any, loss: Loss, augment: Augme
 
 def _parts_of_network(state: TrainState) -> dict[str, str]:
     training = state.training
-    parts = {"class": training.root.type.__name__, "layers in training mode": listed(training.training()) or "none"}
+    parts = {
+        "class": training.root.type.__name__,
+        "layers in training mode": shorten_list(training.training()) or "none",
+    }
     numbers = {
         ".".join(map(str, path)): str(entry[1])
         for path, entry in training.entries.items()

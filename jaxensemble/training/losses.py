@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxensemble.compat import Tracer
-from jaxensemble.errors import InputError, JaxEnsembleError, described
+from jaxensemble.errors import InputError, JaxEnsembleError, describe_error
 from jaxensemble.programs.rewrite import equations
 from jaxensemble.programs.rows import Axes
 from jaxensemble.training.data import along
@@ -44,7 +44,7 @@ def number_of(function: Loss, outputs: Any, targets: Any) -> jax.Array:
     except Exception as error:  # as for targets of another shape: which function it was, and of what, says this alone
         shapes = " and ".join(str(jax.tree.map(jax.typeof, tree)) for tree in (outputs, targets))
         raise InputError(
-            f"{name_of(function)} cannot be called with outputs and targets {shapes}: {described(error)}",
+            f"{name_of(function)} cannot be called with outputs and targets {shapes}: {describe_error(error)}",
             details=str(error),
         ) from error
     leaves = jax.tree.leaves(number)

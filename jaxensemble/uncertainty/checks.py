@@ -11,7 +11,7 @@ from jax.typing import ArrayLike, DTypeLike
 
 from jaxensemble.arrays import as_array
 from jaxensemble.compat import Tracer
-from jaxensemble.errors import InputError, NotANumberWarning, listed
+from jaxensemble.errors import InputError, NotANumberWarning, shorten_list
 
 OPTIONS = {"classification": ("outputs_are", "class_axis"), "regression": (), "gaussian": ()}
 """The tasks, and what else each is told."""
@@ -99,9 +99,9 @@ def warn_of_nan(values: jax.Array, axis: int | None = None) -> None:
         lost = np.asarray(lost if axis is None else lost.any(axis))
     found = lost.reshape(*lost.shape[:2], -1).any(2)  # [M, N]
     members, rows = ([str(k) for k in np.flatnonzero(found.any(axis))] for axis in (1, 0))
-    who = f"member {members[0]} gives" if len(members) == 1 else f"members {listed(members)} give"
+    who = f"member {members[0]} gives" if len(members) == 1 else f"members {shorten_list(members)} give"
     warnings.warn(
-        f"{who} NaN for {len(rows)} of {found.shape[1]} rows ({listed(rows)}): what is "
+        f"{who} NaN for {len(rows)} of {found.shape[1]} rows ({shorten_list(rows)}): what is "
         "predicted of these, such as a class or votes, means nothing",
         NotANumberWarning,
         stacklevel=3,

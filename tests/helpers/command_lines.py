@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import typer
 from typer.testing import CliRunner, Result
 
-from jaxensemble.doctor import Check, Finding, examine
+from jaxensemble.doctor import Check, Finding, run_checks
 from tests.helpers.artifacts import ROOT
 
 PROGRAMS = {"jaxensemble": "jaxensemble", "torch-bridge": "torch_bridge"}
@@ -26,7 +26,7 @@ def run_doctor(program: str, *options: str) -> Result:
 
 
 def found(checks: tuple[Check, ...]) -> dict[str, Finding]:
-    return {finding.subject: finding for finding in examine(checks)}
+    return {finding.subject: finding for finding in run_checks(checks)}
 
 
 def only(subject: str, checks: tuple[Check, ...]) -> dict[str, Finding]:

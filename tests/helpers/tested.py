@@ -10,7 +10,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from jaxensemble.terminal import version
+from jaxensemble.terminal import installed_version
 from tests.helpers.artifacts import ROOT
 
 ROWS = ROOT / "jaxensemble" / "tested_with.json"
@@ -23,7 +23,9 @@ _TABLE = re.compile(r"(<!-- tested with -->\n).*?(<!-- end -->)", re.DOTALL)
 
 def record(path: Path, passed: int) -> None:
     """Adds this process's versions to the rows of a file, in place of the row with the same minor versions."""
-    versions = {name: (version(name) or "").partition("+")[0] or None for name in ("jax", "flax", "numpy", "torch")}
+    versions = {
+        name: (installed_version(name) or "").partition("+")[0] or None for name in ("jax", "flax", "numpy", "torch")
+    }
     row = {"python": platform.python_version(), **versions, "passed": passed, "date": str(datetime.date.today())}
     others = [other for other in json.loads(path.read_text()) if _minors(other) != _minors(row)]
     rows = sorted([*others, row], key=lambda row: [_numbers(row[name]) for name in KEY])

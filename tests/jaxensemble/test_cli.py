@@ -201,9 +201,9 @@ def test_arrays_are_cast_within_their_kind(given: str, ported: str, cast: bool, 
     arrays = {"x": X.astype(given)}
     if expected.startswith(":"):
         with pytest.raises(InputError, match=f"was {ported} when the network was ported{expected}"):
-            array_files.arguments(network, arrays, cast=cast)
+            array_files.arguments_from_arrays(network, arrays, cast=cast)
     else:
-        assert array_files.arguments(network, arrays, cast=cast)[0].dtype == expected
+        assert array_files.arguments_from_arrays(network, arrays, cast=cast)[0].dtype == expected
 
 
 def test_a_file_of_another_precision_is_cast_where_that_is_asked_for() -> None:
@@ -264,7 +264,7 @@ def test_debug_shows_the_error_itself() -> None:
 
 
 def test_names_in_a_file_do_not_steer_the_terminal() -> None:
-    assert terminal.plain("a\x1b[2J\u202eb\n") == "a\\x1b[2J\\u202eb\n"
+    assert terminal.escape_controls("a\x1b[2J\u202eb\n") == "a\\x1b[2J\\u202eb\n"
 
 
 def test_ctrl_c_exits_with_130(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -70,16 +70,16 @@ def test_versions_are_held_against_those_that_were_tried(
     name: str, version: str, level: str, text: str, advice: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(doctor, "read_tested_sets", lambda: SETS)
-    monkeypatch.setattr(doctor, "version", lambda _: "0.10.2")
-    finding = doctor._compared(name, version)
+    monkeypatch.setattr(doctor, "installed_version", lambda _: "0.10.2")
+    finding = doctor._compare_version(name, version)
     assert (finding.level, finding.subject, finding.found) == (level, name, text)
     assert advice in finding.advice and bool(finding.advice) == (level != "ok")
 
 
 @pytest.mark.parametrize(("jax_version", "level"), [("0.10.2", "ok"), ("0.11.0", "problem"), ("0.12.0.1", "problem")])
 def test_flax_must_fit_jax(jax_version: str, level: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor, "version", {"flax": "0.12.9", "jax": jax_version}.get)
-    (finding,) = doctor.installed([Package("flax", "flax.nnx")])
+    monkeypatch.setattr(doctor, "installed_version", {"flax": "0.12.9", "jax": jax_version}.get)
+    (finding,) = doctor.check_packages([Package("flax", "flax.nnx")])
     assert finding.level == level
     if level == "problem":
         assert finding.found == f"0.12.9 is known not to work with jax {jax_version}"
@@ -97,13 +97,13 @@ def test_a_version_that_was_not_tried_is_no_reason_to_fail(monkeypatch: pytest.M
 def test_packages_that_are_missing_or_broken(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "halfway.py").write_text("raise RuntimeError('jaxlib is too old\\nsecond line')")
     monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.setattr(doctor, "version", lambda name: "1.0" if name == "halfway" else None)
+    monkeypatch.setattr(doctor, "installed_version", lambda name: "1.0" if name == "halfway" else None)
     packages = [Package("halfway", "halfway"), Package("absent", "no_such_module")]
-    broken, absent = doctor.installed(packages)
+    broken, absent = doctor.check_packages(packages)
     assert broken.level == absent.level == "problem"
     assert broken.found == "1.0 cannot be imported: RuntimeError: jaxlib is too old"
     assert (absent.found, absent.advice) == ("not installed", "pip install absent")
-    (extra,) = doctor.optional([Package("absent", "", '"jaxensemble[plots]"', "pictures")])
+    (extra,) = doctor.check_extras([Package("absent", "", '"jaxensemble[plots]"', "pictures")])
     assert (extra.level, extra.found) == (
         "ok",
         'not installed; needed for pictures only: pip install "jaxensemble[plots]"',

@@ -13,7 +13,16 @@ import pytest
 from flax import nnx
 
 from jaxensemble import Ensemble, Plan, TrainState, fit, train_step, verify
-from jaxensemble.errors import FIRST, LINES, POINTER, InputError, MemberError, MemberIndexError, described, first_line
+from jaxensemble.errors import (
+    FIRST,
+    LINES,
+    POINTER,
+    InputError,
+    MemberError,
+    MemberIndexError,
+    describe_error,
+    first_line,
+)
 from tests.helpers.refusing import refusal
 
 X, Y = np.ones((4, 3), "float32"), np.zeros((4, 2), "float32")
@@ -147,4 +156,4 @@ def test_many_lists_and_foreign_words() -> None:
     error = InputError(f"{'x' * 190}. wrong:\n{lists}", details="Traceback\n  more")
     assert len(str(error).splitlines()) <= LINES and len(str(error).splitlines()[0]) <= FIRST
     assert error.details.endswith("Traceback\n  more") and str(error).endswith(POINTER)
-    assert first_line(ValueError("\n  a\nb")) == "a" and described(KeyError()) == "KeyError"
+    assert first_line(ValueError("\n  a\nb")) == "a" and describe_error(KeyError()) == "KeyError"

@@ -93,7 +93,7 @@ def test_a_row_of_versions_takes_the_place_of_the_one_with_the_same_minors(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     versions = {"jax": "0.12.3", "flax": "0.12.12", "numpy": "2.5.5", "torch": None}
-    monkeypatch.setattr(tested, "version", versions.get)
+    monkeypatch.setattr(tested, "installed_version", versions.get)
     monkeypatch.setattr(tested.platform, "python_version", lambda: "3.13.9")
     old = {"python": "3.13.0", "jax": "0.12.0.1", "flax": "0.12.12", "numpy": "2.5.5", "torch": None, "passed": 1}
     kept = [old | {"torch": "2.15.0", "date": "2026-01-01"}, old | {"python": "3.9.1", "date": "2026-01-01"}]

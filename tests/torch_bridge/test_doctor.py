@@ -53,7 +53,7 @@ def test_both_frameworks_must_see_the_same_gpu(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: theirs is not None)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: theirs)
     monkeypatch.setattr(doctor, "_gpu", lambda: ours)
-    monkeypatch.setattr(doctor, "version", lambda name: "0.10.2" if plugin else None)
+    monkeypatch.setattr(doctor, "installed_version", lambda name: "0.10.2" if plugin else None)
     monkeypatch.delenv("JAX_PLATFORMS", raising=False)
     if platforms:
         monkeypatch.setenv("JAX_PLATFORMS", platforms)

@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from jaxensemble.ensemble import Ensemble
-from jaxensemble.errors import InputError, MemberError, ParityError, described
+from jaxensemble.errors import InputError, MemberError, ParityError, describe_error
 from jaxensemble.network.proof import Proof
 from jaxensemble.network.sources import Source, Taken
 from torch_bridge import parity
@@ -219,7 +219,7 @@ def _made(factory: Factory) -> nn.Module:
         model = factory()
     except Exception as error:  # whatever the user's function raises
         raise InputError(
-            f"`factory` must make the network when it is called without arguments; got {described(error)}",
+            f"`factory` must make the network when it is called without arguments; got {describe_error(error)}",
             details=str(error),
         ) from error
     if not isinstance(model, nn.Module):

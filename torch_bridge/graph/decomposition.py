@@ -8,7 +8,7 @@ import torch
 from torch import fx, nn
 from torch.export import ExportedProgram
 
-from jaxensemble.errors import UnsupportedError, described
+from jaxensemble.errors import UnsupportedError, describe_error
 from torch_bridge.compat import (
     complex_means_mended,
     decomposition_table,
@@ -37,7 +37,7 @@ def decompose(model: nn.Module, program: ExportedProgram, operations: Operations
             except Exception as error:  # as of a forward that sets a tensor's storage
                 raise UnsupportedError(
                     f"torch.export cannot write {type(model).__name__}.forward without side effects: "
-                    f"{described(error)}",
+                    f"{describe_error(error)}",
                     details=str(error),
                 ) from error
         unruled = {node.target for node in _computing(program.graph) if not operations.knows(node.target)}

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 from torch import nn
 
-from jaxensemble.errors import InputError, JaxEnsembleError, UnsupportedError, described
+from jaxensemble.errors import InputError, JaxEnsembleError, UnsupportedError, describe_error
 from torch_bridge.graph.examples import Arguments
 from torch_bridge.graph.forward import evaluated, shapes
 from torch_bridge.graph.sizes.open_axes import BATCH
@@ -32,7 +32,7 @@ def explained(
     own = None if training else _own_error(model, inputs)
     if own is not None:
         return InputError(
-            f"PyTorch itself cannot run {name} on the example inputs ({shapes(inputs)}): {described(own)}",
+            f"PyTorch itself cannot run {name} on the example inputs ({shapes(inputs)}): {describe_error(own)}",
             details=str(own),
         )
     text = str(error)
@@ -58,7 +58,7 @@ def explained(
             details=said,
         )
     return UnsupportedError(
-        f"torch.export cannot follow {name}.forward in {_MODE_NAMES[training]} mode{where}: {described(error)}",
+        f"torch.export cannot follow {name}.forward in {_MODE_NAMES[training]} mode{where}: {describe_error(error)}",
         details=said,
     )
 

@@ -16,7 +16,7 @@ from flax.nnx import GraphDef
 from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 
-from jaxensemble.errors import InputError, TrainingModeWarning, UnsupportedError, listed
+from jaxensemble.errors import InputError, TrainingModeWarning, UnsupportedError, shorten_list
 from jaxensemble.modules.structure import Structure
 from torch_bridge.compat import map_aggregate
 from torch_bridge.graph.nodes import is_size, source_line
@@ -126,7 +126,7 @@ def warn_of_training(graphdef: GraphDef, mode: PortedMode | None) -> None:
     structure = Structure.of(graphdef)
     if mode is None and structure.training():
         warnings.warn(
-            f"{structure.root.type.__name__} was ported in training mode ({listed(structure.training())}): "
+            f"{structure.root.type.__name__} was ported in training mode ({shorten_list(structure.training())}): "
             "mode='eval' ports it in evaluation mode, mode='as_is' says that this is meant",
             TrainingModeWarning,
             stacklevel=3,

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
-from jaxensemble.errors import InputError, UnsupportedError, listed
+from jaxensemble.errors import InputError, UnsupportedError, shorten_list
 from torch_bridge.arrays import odd_kind
 
 
@@ -22,8 +22,8 @@ def check_tensors(model: nn.Module) -> None:
     quantised = [path or "itself" for path, module in model.named_modules() if _is_quantised(module)]
     if quantised:
         raise UnsupportedError(
-            f"{type(model).__name__} is quantised ({listed(quantised)}): its layers hold packed integers, for kernels "
-            "of PyTorch's own that XLA has no equal of. Port the network as it was before."
+            f"{type(model).__name__} is quantised ({shorten_list(quantised)}): its layers hold packed integers, for "
+            "kernels of PyTorch's own that XLA has no equal of. Port the network as it was before."
         )
     tensors = tensors_of(model)
     odd = {key: odd_kind(tensor) for key, tensor in tensors.items()}

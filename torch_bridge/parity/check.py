@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from jaxensemble.arrays import as_arrays
 from jaxensemble.dtypes import NARROW
 from jaxensemble.ensemble import Ensemble
-from jaxensemble.errors import InputError, UnsupportedError, first_line, listed
+from jaxensemble.errors import InputError, UnsupportedError, first_line, shorten_list
 from jaxensemble.modules.randomness import as_key
 from jaxensemble.network.network import Sizes
 from jaxensemble.network.sources import describe_sources
@@ -188,7 +188,9 @@ class _Check:
         self.exact = EXACT if layers <= 100 else EXACT_DEEP
         self.rows: list[Row] = []
         training = ensemble.graphdef.training()
-        self.notes = [f"in training mode, and compared in evaluation mode: {listed(training)}"] if training else []
+        self.notes = (
+            [f"in training mode, and compared in evaluation mode: {shorten_list(training)}"] if training else []
+        )
         self.notes += [f"weights of {line}" for line in describe_sources(ensemble.sources)]
         self.silent: set[str] = set()  # outputs that prove little
         self.rounding: set[str] = set()  # those that are little but rounding for the inputs themselves

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from jaxensemble.errors import InputError, described
+from jaxensemble.errors import InputError, describe_error
 from torch_bridge.compat import pytree
 from torch_bridge.graph.examples import Arguments
 from torch_bridge.graph.forward import Inputs, evaluated, shapes
@@ -35,7 +35,7 @@ def loop(models: Sequence[nn.Module], inputs: Inputs | Sequence[Inputs]) -> list
         own = _in_own_precision(models[0], per_member[0]) or error
         raise CannotRun(
             f"PyTorch itself cannot run {type(models[0]).__name__} on these inputs ({shapes(per_member[0])}): "
-            f"{described(own)}",
+            f"{describe_error(own)}",
             details=str(own),
         ) from error
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 
-from jaxensemble.arrays import x64_is_on
+from jaxensemble.arrays import is_x64_on
 from jaxensemble.ensemble import Ensemble
 from jaxensemble.errors import StateError
 from jaxensemble.network.proof import Comparison, Proof
@@ -52,7 +52,7 @@ class ParityReport:
     diverged: str | None = None
     notes: tuple[str, ...] = ()
     environment: dict[str, Any] = dataclasses.field(default_factory=dict)
-    x64: bool = dataclasses.field(default_factory=x64_is_on)
+    x64: bool = dataclasses.field(default_factory=is_x64_on)
     _compared: Sequence[Any] = dataclasses.field(default=(), repr=False, compare=False)  # the ensemble's arrays
 
     @property

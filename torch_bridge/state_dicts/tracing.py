@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import linen, nnx
 
 from jaxensemble.compat import Var, scan_counts
-from jaxensemble.errors import InputError, described
+from jaxensemble.errors import InputError, describe_error
 from jaxensemble.modules.state import flatten, merge, split, unflatten
 from jaxensemble.modules.structure import Path
 from torch_bridge.state_dicts.axes import Axis, unify
@@ -45,7 +45,7 @@ def traced(module: nnx.Module, inputs: tuple[Any, ...]) -> tuple[dict[str, Axes]
         bare = not initial and any(isinstance(layer, nnx.bridge.ToNNX) for _, layer in nnx.iter_modules(module))
         advice = "An nnx.bridge.ToNNX has arrays after .lazy_init(example_input)." if bare else _ADVICE
         raise InputError(
-            f"`flax_module` cannot be called with `example_input`: {described(error)}\n{advice}",
+            f"`flax_module` cannot be called with `example_input`: {describe_error(error)}\n{advice}",
             details=str(error),
         ) from error
     own = {name: [Axis(size) for size in leaf.shape] for name, leaf in zip(names, leaves, strict=True)}

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from jaxensemble.errors import InputError, UnsupportedError, described
+from jaxensemble.errors import InputError, UnsupportedError, describe_error
 from torch_bridge.graph.caches.assignments import Assigned, assignments, is_computed_once
 from torch_bridge.graph.caches.functions import forget_tensors, remembers_tensors
 from torch_bridge.graph.caches.objects import (
@@ -258,7 +258,7 @@ def _calls(model: nn.Module, inputs: tuple[Any, ...]) -> list[_Call]:
         except Exception as error:
             if not training:
                 raise InputError(
-                    f"PyTorch itself cannot run {type(model).__name__} on the example inputs: {described(error)}",
+                    f"PyTorch itself cannot run {type(model).__name__} on the example inputs: {describe_error(error)}",
                     details=str(error),
                 ) from error
     return found

@@ -18,7 +18,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from jaxensemble.errors import InputError, UnsupportedError, described
+from jaxensemble.errors import InputError, UnsupportedError, describe_error
 from torch_bridge.compat import graph_being_traced, graph_traced, pytree, writes
 from torch_bridge.graph.errors import explained
 from torch_bridge.graph.examples import Arguments
@@ -87,8 +87,8 @@ def written_out(model: nn.Module, example: Example, operations: Operations) -> I
             raise told from error
         raise UnsupportedError(
             f"{name}.forward takes derivatives{place(error)}, which cannot be written out as operations: "
-            f"{described(error)}. Port the network that is differentiated, and take its derivative with jax.grad: see "
-            "docs/derivatives.md.",
+            f"{describe_error(error)}. Port the network that is differentiated, and take its derivative with jax.grad: "
+            "see docs/derivatives.md.",
             details=str(error),
         ) from error
 
