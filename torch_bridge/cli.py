@@ -203,7 +203,7 @@ def bench(
 ) -> None:
     """Time an ensemble beside every way that PyTorch has of running it, on this device."""
     with _told(as_json, debug), use_x64(x64):
-        from torch_bridge.graph.examples import tensors_mapped
+        from torch_bridge.graph.examples import map_tensors
         from torch_bridge.timing import time
 
         _check_folders(save, plot)
@@ -217,7 +217,7 @@ def bench(
         made, examples = models(), _examples(inputs, seed)
         if kind is not None:
             ensemble, made = ensemble.astype(dtype), [model.to(kind) for model in made]
-            examples = tensors_mapped(lambda x: x.to(kind) if x.is_floating_point() else x, examples)
+            examples = map_tensors(lambda x: x.to(kind) if x.is_floating_point() else x, examples)
         with Console(stderr=True).status("timing") as status:
             report = time(
                 made, ensemble, examples.positional, examples.named,

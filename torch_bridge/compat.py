@@ -26,25 +26,25 @@ from torch.utils._python_dispatch import TorchDispatchMode
 __all__ = [
     "REMOVED",
     "TorchDispatchMode",
-    "compiled_graphs",
-    "complex_means_mended",
+    "count_compiled_graphs",
+    "current_graph",
     "decomposition_table",
     "decompositions_below_autograd",
+    "fix_complex_means",
+    "fix_lstm_states",
     "free_unbacked_symbols",
-    "graph_being_traced",
-    "graph_traced",
-    "guards_told",
+    "has_cumulative_average",
     "has_side_effect",
     "is_functorch_wrapped_tensor",
-    "keeps_cumulative_average",
+    "is_mutating",
     "linear_cross_entropy",
-    "lstm_states_mended",
     "map_aggregate",
-    "masks_not_looked_into",
     "pytree",
     "schema_of",
+    "skip_mask_inspection",
     "ties_share_gradients",
-    "writes",
+    "trace_graph",
+    "watch_guards",
 ]
 
 REMOVED = {"aten.cholesky.default": "2.15"}
@@ -62,18 +62,18 @@ def schema_of(operation: Any) -> Any:
     return getattr(operation, "_schema", None)
 
 
-def writes(node: fx.Node) -> bool:
+def is_mutating(node: fx.Node) -> bool:
     """Whether a node writes into one of its arguments."""
     return getattr(schema_of(node.target), "is_mutable", False)
 
 
-def keeps_cumulative_average(module: nn.Module) -> bool:
+def has_cumulative_average(module: nn.Module) -> bool:
     """Whether a module is a normalisation with `momentum=None`."""
     return isinstance(module, nn.modules.batchnorm._NormBase) and module.momentum is None
 
 
 @contextlib.contextmanager
-def masks_not_looked_into() -> Iterator[None]:
+def skip_mask_inspection() -> Iterator[None]:
     """Transformer layers compare masks with a causal one where they are not told; either way they give the same.
 
     `torch.export` cannot follow decisions by values.
@@ -87,7 +87,7 @@ def masks_not_looked_into() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def complex_means_mended() -> Iterator[None]:
+def fix_complex_means() -> Iterator[None]:
     """Where complex numbers are divided by the batch size, the exporter takes that for a fixed complex number.
 
     As a real one, it stays open.
@@ -119,7 +119,7 @@ def ties_share_gradients() -> bool:
 
 
 @contextlib.contextmanager
-def lstm_states_mended() -> Iterator[None]:
+def fix_lstm_states() -> Iterator[None]:
     """In PyTorch 2.11, the exporter gives the states of `nn.LSTM` one axis too many."""
     before = decompositions.one_layer_lstm
     if _has_wrong_states(before):
@@ -143,7 +143,7 @@ def _has_wrong_states(layer: Callable[..., Any]) -> bool:
     return states[0].ndim != state.ndim
 
 
-def graph_traced(function: Callable[..., Any], decompositions: Mapping[Any, Any], *args: Any) -> fx.GraphModule:
+def trace_graph(function: Callable[..., Any], decompositions: Mapping[Any, Any], *args: Any) -> fx.GraphModule:
     """What a function does to tensors, below autograd and all transforms of `torch.func`."""
     return make_fx(function, dict(decompositions), record_stack_traces=True)(*args)
 
@@ -155,15 +155,15 @@ def decompositions_below_autograd() -> dict[Any, Callable[..., Any]]:
     return {**backward, **core_aten_decompositions()}
 
 
-def graph_being_traced() -> fx.Graph:
-    """The graph that `graph_traced` is about to make."""
+def current_graph() -> fx.Graph:
+    """The graph that `trace_graph` is about to make."""
     mode = get_proxy_mode()
     assert mode is not None
     return mode.tracer.graph
 
 
 @contextlib.contextmanager
-def guards_told(tell: Callable[[Any], None], is_needless: Callable[[Any], bool]) -> Iterator[None]:
+def watch_guards(tell: Callable[[Any], None], is_needless: Callable[[Any], bool]) -> Iterator[None]:
     """Calls `tell` with every condition on open sizes that the exporter makes, and has it forget those without need."""
     log_guard, produce_guards = ShapeEnv._log_guard, ShapeEnv.produce_guards
 
@@ -182,7 +182,7 @@ def guards_told(tell: Callable[[Any], None], is_needless: Callable[[Any], bool])
         ShapeEnv._log_guard, ShapeEnv.produce_guards = log_guard, produce_guards
 
 
-def compiled_graphs() -> int:
+def count_compiled_graphs() -> int:
     """How many graphs `torch.compile` has compiled in this process."""
     from torch._dynamo.utils import counters  # which takes seconds to import
 

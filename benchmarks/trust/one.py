@@ -16,8 +16,8 @@ import torch_bridge
 from benchmarks.trust import mutations
 from benchmarks.trust.networks import Choices, Drawn, drawn
 from jaxensemble import Ensemble, InputError, JaxEnsembleError, Plan, UnsupportedError
-from torch_bridge.graph.caches.tensors import fresh
-from torch_bridge.graph.sizes.open_axes import Opened
+from torch_bridge.graph.caches.tensors import keep_caches_empty
+from torch_bridge.graph.sizes.open_axes import OpenAxes
 from torch_bridge.lowering import Lowered
 from torch_bridge.parity import precision
 from torch_bridge.parity.draws import draws_numbers
@@ -88,7 +88,12 @@ def _difference_of_plans(ensemble: Ensemble, network: Drawn, plan: Plan) -> list
     if draws_numbers(ensemble, network.inputs):  # others for other rows
         return []
     members = network.models[:1]
-    with fresh(members, network.inputs), jax.enable_x64(True), precision.equal_precision(), precision.widened():
+    with (
+        keep_caches_empty(members, network.inputs),
+        jax.enable_x64(True),
+        precision.equal_precision(),
+        precision.widened(),
+    ):
         (double,), inputs = precision.in_double(members), precision.doubled(network.inputs)
         exact = in_float64(ensemble, double, inputs)
         all_at_once = _leaves(exact(*inputs, plan=Plan()))
@@ -118,7 +123,7 @@ def mutants(choices: Choices, wanted: Sequence[str]) -> list[Mutant]:
         network = drawn(choices)
         try:
             right = _ported(network)
-            lowered = _convert.convert(network.models[0], network.inputs, Opened(network.batch_axis))
+            lowered = _convert.convert(network.models[0], network.inputs, OpenAxes(network.batch_axis))
         except UnsupportedError:
             return []
         return [mutant for name in wanted if (mutant := _mutant(network, right, lowered, name)) is not None]

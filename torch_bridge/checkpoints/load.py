@@ -18,10 +18,10 @@ from torch_bridge import parity
 from torch_bridge.checkpoints.choice import Choice, quoted
 from torch_bridge.checkpoints.expected import Expected
 from torch_bridge.checkpoints.files import checkpoint_path, checksum, read_state_dict
-from torch_bridge.graph.caches.tensors import fresh
+from torch_bridge.graph.caches.tensors import keep_caches_empty
 from torch_bridge.graph.examples import Arguments, BatchAxis
 from torch_bridge.graph.modes import PortedMode, ported_mode, warn_of_training
-from torch_bridge.graph.sizes.open_axes import Dynamic, Opened
+from torch_bridge.graph.sizes.open_axes import Dynamic, OpenAxes
 from torch_bridge.lowering.convert import convert
 from torch_bridge.members.finite import check_rows, nonfinite_values
 from torch_bridge.members.stack import Stack, warn_of_equal_members
@@ -98,8 +98,8 @@ def load_ensemble(
     checkpoints = _Checkpoints(files, Expected.of(model), choice)
     checkpoints.check()
     checkpoints.put_into(model, 0)
-    opened = Opened.of(arguments, arguments.names(model), batch_axis, dynamic)
-    with ported_mode([model], mode), fresh([model], arguments):
+    opened = OpenAxes.of(arguments, arguments.names(model), batch_axis, dynamic)
+    with ported_mode([model], mode), keep_caches_empty([model], arguments):
         name, lowered = type(model).__name__, convert(model, arguments, opened, input_layout)
         saved = checkpoints.expected.tensors
         unsaved = {key: tensor.clone() for key, tensor in tensors_of(model).items() if key not in saved}

@@ -17,41 +17,41 @@ from torch.export.graph_signature import ConstantArgument
 from jaxensemble.errors import UnsupportedError, first_line
 from jaxensemble.network.network import Fixed, Ref, Tree
 from torch_bridge.compat import (
-    lstm_states_mended,
-    masks_not_looked_into,
+    fix_lstm_states,
     pytree,
+    skip_mask_inspection,
 )
-from torch_bridge.graph.caches.numbers import changes_of
-from torch_bridge.graph.caches.tensors import check_calls_repeat, fresh
+from torch_bridge.graph.caches.numbers import record_changes
+from torch_bridge.graph.caches.tensors import check_calls_repeat, keep_caches_empty
 from torch_bridge.graph.decomposition import decompose, is_whole
-from torch_bridge.graph.distributions import validation_off
+from torch_bridge.graph.distributions import disable_validation
 from torch_bridge.graph.examples import Arguments
 from torch_bridge.graph.export import LIMITS, RETURNED, export
-from torch_bridge.graph.gradients.autograd_functions import check_own_gradients, own_functions
+from torch_bridge.graph.gradients.autograd_functions import check_custom_gradients, watch_custom_functions
 from torch_bridge.graph.graph import TorchGraph
-from torch_bridge.graph.merged import Merged, merged
+from torch_bridge.graph.merged import MergedGraph, merge_programs
 from torch_bridge.graph.modes import (
     Modes,
     add_dropout,
-    aligned,
+    align_programs,
     check_owners,
-    hides_its_mode,
-    in_mode,
-    uncounted,
+    find_unchanged_counters,
+    has_hidden_mode,
+    switch_mode,
 )
 from torch_bridge.graph.operations import Operations
-from torch_bridge.graph.out_of_place import without_memory_formats, write_out_of_place
-from torch_bridge.graph.outputs import filled
-from torch_bridge.graph.settings import fast_paths_off
-from torch_bridge.graph.sizes.open_axes import Example, Opened
-from torch_bridge.graph.stand_ins import replace_moded
+from torch_bridge.graph.out_of_place import remove_memory_formats, write_out_of_place
+from torch_bridge.graph.outputs import fill_tree
+from torch_bridge.graph.settings import disable_fast_paths
+from torch_bridge.graph.sizes.open_axes import Example, OpenAxes
+from torch_bridge.graph.stand_ins import insert_stand_ins
 
 
 def capture(
     model: nn.Module,
     example_inputs: Arguments | tuple[Any, ...],
     operations: Operations,
-    opened: Opened | None = None,
+    opened: OpenAxes | None = None,
     evaluation_only: str | None = None,
 ) -> TorchGraph:
     """Exports the module's forward, with the batch dimension left open, and whatever else `opened` says.
@@ -65,32 +65,36 @@ def capture(
     **Raises:** `UnsupportedError` where `torch.export` cannot follow the forward, with its reason.
     """
     arguments = Arguments.of(example_inputs)
-    example = Example.of(arguments, opened or Opened())
+    example = Example.of(arguments, opened or OpenAxes())
     with (
-        fresh([model], example.inputs),
-        validation_off(),
-        fast_paths_off(),
-        masks_not_looked_into(),
-        lstm_states_mended(),
+        keep_caches_empty([model], example.inputs),
+        disable_validation(),
+        disable_fast_paths(),
+        skip_mask_inspection(),
+        fix_lstm_states(),
     ):
         evaluation, reads = _repeatable(model, example, operations, training=False)
         example = example._replace(limits=evaluation.graph_module.meta[LIMITS])
-        asked = reads or any(map(hides_its_mode, model.modules()))  # else the program would be the same once more
+        asked = reads or any(map(has_hidden_mode, model.modules()))  # else the program would be the same once more
         training = evaluation_only or (_training(model, evaluation, example, operations) if asked else evaluation)
         if isinstance(training, ExportedProgram):
             example = example._replace(limits=training.graph_module.meta[LIMITS])
-        left = uncounted(model, training) if isinstance(training, ExportedProgram) and asked else frozenset[str]()
+        left = (
+            find_unchanged_counters(model, training)
+            if isinstance(training, ExportedProgram) and asked
+            else frozenset[str]()
+        )
         names, returned = arguments.names(model), evaluation.graph_module.meta[RETURNED]
-        modes = training if isinstance(training, str) else aligned(evaluation, training)
-        if isinstance(modes, str) and not isinstance(training, str) and without_memory_formats(evaluation, training):
-            modes = aligned(evaluation, training)
+        modes = training if isinstance(training, str) else align_programs(evaluation, training)
+        if isinstance(modes, str) and not isinstance(training, str) and remove_memory_formats(evaluation, training):
+            modes = align_programs(evaluation, training)
         if isinstance(modes, Modes):
             if len({module.training for module in model.modules()}) > 1:
                 as_it_is, _ = export(model, example, operations, training=None)
                 check_owners(model, evaluation, as_it_is, modes)
             add_dropout(modes)
             graph = _to_graph(model, _functional(model, evaluation, operations, modes), names, returned, example)
-            return dataclasses.replace(graph, uncounted=left)
+            return dataclasses.replace(graph, unchanged_counters=left)
         if isinstance(training, str):
             evaluation, found = _functional(model, evaluation, operations), training
         else:
@@ -98,9 +102,14 @@ def capture(
     graph = _to_graph(model, evaluation, names, returned, example)
     if isinstance(found, str):
         return dataclasses.replace(graph, evaluation_only=found)
-    outputs = filled(returned, found.outputs)
+    outputs = fill_tree(returned, found.outputs)
     return dataclasses.replace(
-        graph, graph=found.graph, outputs=outputs, constants=found.constants, updates=found.updates, uncounted=left
+        graph,
+        graph=found.graph,
+        outputs=outputs,
+        constants=found.constants,
+        updates=found.updates,
+        unchanged_counters=left,
     )
 
 
@@ -112,10 +121,10 @@ def _repeatable(
     **Raises:** `UnsupportedError` for a forward that leaves what its next call computes with, or has gradients of its
     own.
     """
-    with in_mode([model], training):
-        with changes_of(model) as changed, own_functions() as functions:
+    with switch_mode([model], training):
+        with record_changes(model) as changed, watch_custom_functions() as functions:
             program, reads = export(model, example, operations, training=training)
-        check_own_gradients(model, example.inputs, functions)
+        check_custom_gradients(model, example.inputs, functions)
         check_calls_repeat(model, example.inputs, training=training)
         if changed:
             with changed.made():
@@ -147,14 +156,14 @@ def _merged(
     training: ExportedProgram,
     reads: Sequence[nn.Module],
     operations: Operations,
-) -> tuple[ExportedProgram, Merged | str]:
+) -> tuple[ExportedProgram, MergedGraph | str]:
     """The program of evaluation without side effects, and both as one, taken apart alike, or why there is none."""
     for program in (evaluation, training):
         _put_stand_ins(program)
     whole = is_whole(evaluation, operations) and is_whole(training, operations)
     evaluation = evaluation if whole else decompose(model, evaluation, operations)
     try:
-        return evaluation, merged(
+        return evaluation, merge_programs(
             model, evaluation, training if whole else decompose(model, training, operations), reads
         )
     except UnsupportedError as error:
@@ -170,7 +179,7 @@ def _functional(
 
 
 def _put_stand_ins(program: ExportedProgram, modes: Modes | None = None) -> None:
-    replace_moded(program.graph, None if modes is None else modes.of)
+    insert_stand_ins(program.graph, None if modes is None else modes.of)
     write_out_of_place(program.graph_module)
 
 
@@ -209,7 +218,7 @@ def _to_graph(
         graph=program.graph,
         inputs=inputs.entries,
         arguments=names if any(names) else (),
-        outputs=filled(returned, user),
+        outputs=fill_tree(returned, user),
         weights={**signature.inputs_to_parameters, **signature.inputs_to_buffers},
         constants=constants,
         open_axes={

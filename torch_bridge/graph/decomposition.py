@@ -10,13 +10,13 @@ from torch.export import ExportedProgram
 
 from jaxensemble.errors import UnsupportedError, describe_error
 from torch_bridge.compat import (
-    complex_means_mended,
     decomposition_table,
-    writes,
+    fix_complex_means,
+    is_mutating,
 )
 from torch_bridge.graph.nodes import has_tensors
 from torch_bridge.graph.operations import Operations
-from torch_bridge.graph.settings import torch_warnings_off
+from torch_bridge.graph.settings import ignore_torch_warnings
 
 
 def is_whole(program: ExportedProgram, operations: Operations) -> bool:
@@ -31,7 +31,7 @@ def decompose(model: nn.Module, program: ExportedProgram, operations: Operations
     known = torch.export.default_decompositions()
     known.update(operations.decompositions)
     while True:
-        with torch_warnings_off(), complex_means_mended():
+        with ignore_torch_warnings(), fix_complex_means():
             try:
                 program = program.run_decompositions(dict(table))
             except Exception as error:  # as of a forward that sets a tensor's storage
@@ -54,7 +54,7 @@ def decompose(model: nn.Module, program: ExportedProgram, operations: Operations
 
 
 def _is_functional(graph: fx.Graph) -> bool:
-    return not any(map(writes, graph.nodes))
+    return not any(map(is_mutating, graph.nodes))
 
 
 def _computing(graph: fx.Graph) -> Iterator[fx.Node]:

@@ -7,7 +7,7 @@ from torch.distributions import Distribution
 
 
 @contextlib.contextmanager
-def validation_off() -> Iterator[None]:
+def disable_validation() -> Iterator[None]:
     """Distributions do not check their parameters and samples, where they are not told to: it is a decision by values.
 
     What they compute is the same. PyTorch's own models, which a network is compared with, check as ever.

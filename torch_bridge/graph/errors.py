@@ -7,14 +7,14 @@ from torch import nn
 
 from jaxensemble.errors import InputError, JaxEnsembleError, UnsupportedError, describe_error
 from torch_bridge.graph.examples import Arguments
-from torch_bridge.graph.forward import evaluated, shapes
+from torch_bridge.graph.forward import describe_shapes, evaluate_model
 from torch_bridge.graph.sizes.open_axes import BATCH
-from torch_bridge.graph.user_lines import place
+from torch_bridge.graph.user_lines import user_line
 
 _MODE_NAMES = {True: "training", False: "evaluation"}
 
 
-def explained(
+def explain_error(
     error: Exception,
     model: nn.Module,
     inputs: Arguments,
@@ -32,12 +32,13 @@ def explained(
     own = None if training else _own_error(model, inputs)
     if own is not None:
         return InputError(
-            f"PyTorch itself cannot run {name} on the example inputs ({shapes(inputs)}): {describe_error(own)}",
+            f"PyTorch itself cannot run {name} on the example inputs ({describe_shapes(inputs)}): "
+            f"{describe_error(own)}",
             details=str(own),
         )
     text = str(error)
     said = f"{type(error).__name__}: {text}"
-    where = place(error)
+    where = user_line(error)
     if "Could not guard on data-dependent" in text or "DataDependent" in type(error).__name__:
         return UnsupportedError(
             f"torch.export cannot follow {name}.forward, which decides by values{where}: XLA needs the same operations "
@@ -49,7 +50,7 @@ def explained(
         return UnsupportedError(f"torch.export cannot follow {name}.forward{where}: {refused}.", details=said)
     if "Constraints violated" in text or "specialized it to be a constant" in text:
         if fixed is not None and fixed[0] != BATCH:
-            return fixed_size(model, *fixed, details=said)
+            return fixed_size_error(model, *fixed, details=said)
         where = f" ({fixed[1]})" if fixed is not None and fixed[1] else where
         return UnsupportedError(
             f"torch.export cannot follow {name}.forward with an open batch size{where}: it takes the size of the batch "
@@ -63,7 +64,7 @@ def explained(
     )
 
 
-def fixed_size(model: nn.Module, size: str, line: str, details: str = "") -> UnsupportedError:
+def fixed_size_error(model: nn.Module, size: str, line: str, details: str = "") -> UnsupportedError:
     """The error for a size with a name that is to be open, and that a line of the forward fixes."""
     where = f" ({line})" if line else ""
     return UnsupportedError(
@@ -85,7 +86,7 @@ def _refused(error: Exception, refusals: Mapping[str, str]) -> str | None:
 def _own_error(model: nn.Module, inputs: Arguments) -> Exception | None:
     """What the forward raises without any exporter."""
     try:
-        evaluated(model, inputs)
+        evaluate_model(model, inputs)
     except Exception as error:  # which is what is asked for
         return error
     return None

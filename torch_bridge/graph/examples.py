@@ -112,7 +112,7 @@ def _advice(strangers: Sequence[Any]) -> str:
 
 
 @contextlib.contextmanager
-def all_parameters_named(model: nn.Module, names: Iterable[str]) -> Iterator[None]:
+def declare_parameters(model: nn.Module, names: Iterable[str]) -> Iterator[None]:
     """A forward that takes `**kwargs` says that it takes these, for a while: else the exporter counts them twice."""
     forward, signature = model.forward, inspect.signature(model.forward)
     known = signature.parameters
@@ -137,7 +137,7 @@ def all_parameters_named(model: nn.Module, names: Iterable[str]) -> Iterator[Non
         vars(model).update({} if before is None else {"forward": before})
 
 
-def tensors_mapped(function: Callable[[Tensor], Any], inputs: Any) -> Any:
+def map_tensors(function: Callable[[Tensor], Any], inputs: Any) -> Any:
     """Inputs with every tensor changed."""
     return pytree.tree_map(lambda leaf: function(leaf) if isinstance(leaf, Tensor) else leaf, inputs)
 

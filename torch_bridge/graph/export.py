@@ -11,28 +11,28 @@ from torch.export import ExportedProgram
 from jaxensemble.errors import UnsupportedError
 from jaxensemble.network.network import Sizes, Tree
 from torch_bridge.compat import (
-    complex_means_mended,
+    fix_complex_means,
 )
-from torch_bridge.graph.caches.functions import tensors_forgotten
-from torch_bridge.graph.caches.objects import restored
-from torch_bridge.graph.errors import explained, fixed_size
-from torch_bridge.graph.examples import Arguments, all_parameters_named
-from torch_bridge.graph.foreign_draws import foreign_draws
-from torch_bridge.graph.gradients.derivatives import Derivatives, written_out
+from torch_bridge.graph.caches.functions import isolate_function_caches
+from torch_bridge.graph.caches.objects import restore_attributes
+from torch_bridge.graph.errors import explain_error, fixed_size_error
+from torch_bridge.graph.examples import Arguments, declare_parameters
+from torch_bridge.graph.foreign_draws import watch_foreign_draws
+from torch_bridge.graph.gradients.derivatives import Derivatives, write_out_derivatives
 from torch_bridge.graph.gradients.regions import inline_regions
 from torch_bridge.graph.modes import (
-    in_mode,
     mark_counters,
-    reads_of_mode,
+    switch_mode,
+    watch_mode_reads,
 )
 from torch_bridge.graph.operations import Operations
-from torch_bridge.graph.outputs import taken_apart
-from torch_bridge.graph.settings import cumulative_averages_fixed, torch_quiet, torch_warnings_off
-from torch_bridge.graph.sizes.decisions import MOST, Decisions, FixedSize, decisions
-from torch_bridge.graph.sizes.functions import DirectDistances, OpenSizes, open_roots
-from torch_bridge.graph.sizes.likeness import is_same
+from torch_bridge.graph.outputs import flatten_outputs
+from torch_bridge.graph.settings import fix_cumulative_averages, ignore_torch_warnings, silence_torch
+from torch_bridge.graph.sizes.decisions import MOST, Decisions, FixedSize, watch_decisions
+from torch_bridge.graph.sizes.functions import DirectDistances, OpenSizes, keep_roots_open
+from torch_bridge.graph.sizes.likeness import has_same_steps
 from torch_bridge.graph.sizes.open_axes import BATCH, Example, Limits
-from torch_bridge.graph.sizes.tables import within_tables
+from torch_bridge.graph.sizes.tables import limit_to_tables
 
 
 def export(
@@ -42,7 +42,7 @@ def export(
 
     Cached functions compute their tensors anew for it, and forget those of the exporter, which have no values.
     """
-    with tensors_forgotten():
+    with isolate_function_caches():
         return _exported(model, example, operations, training=training)
 
 
@@ -66,12 +66,12 @@ def _exported(
     inputs, limits = example.inputs, example.limits
     widest = limits if widest is None else widest
     with (
-        in_mode([model], training),
-        cumulative_averages_fixed(model),
-        torch_warnings_off(),
-        restored(model),
-        decisions(model, example) as decided,
-        foreign_draws(model) as drawn,
+        switch_mode([model], training),
+        fix_cumulative_averages(model),
+        ignore_torch_warnings(),
+        restore_attributes(model),
+        watch_decisions(model, example) as decided,
+        watch_foreign_draws(model) as drawn,
     ):
         try:
             program, read, derived = _program(model, example, operations)
@@ -79,19 +79,19 @@ def _exported(
             if narrower != limits:
                 return _exported(model, example._replace(limits=narrower), operations, training=training, widest=widest)
         except FixedSize as fixed:
-            raise fixed_size(model, fixed.name, fixed.place) from fixed
+            raise fixed_size_error(model, fixed.name, fixed.place) from fixed
         except UnsupportedError:
             raise
         except Exception as error:  # whatever a user's forward or the exporter raises is told as one kind of error
             try:
                 narrower = decided.limits(example)
             except FixedSize as fixed:
-                raise explained(
+                raise explain_error(
                     error, model, inputs, operations.refusals, training=bool(training), fixed=(fixed.name, fixed.place)
                 ) from error
             if narrower != limits:
                 return _exported(model, example._replace(limits=narrower), operations, training=training, widest=widest)
-            raise explained(error, model, inputs, operations.refusals, training=bool(training)) from error
+            raise explain_error(error, model, inputs, operations.refusals, training=bool(training)) from error
         if drawn:
             raise UnsupportedError(
                 f"{type(model).__name__}.forward draws random numbers from {' and '.join(sorted(drawn))}: those of one "
@@ -122,7 +122,7 @@ def _with_ends(
     further = {name: size for name, size in further.items() if size in widest.get(name, Sizes()) and size < MOST}
     if further and _is_right_for(model, program, example, further, decided):  # as of all that a table has
         found |= {name: dataclasses.replace(found[name], most=size) for name, size in further.items()}
-    return {**example.limits, **within_tables(program, found, example.sizes, decided.value)}
+    return {**example.limits, **limit_to_tables(program, found, example.sizes, decided.value)}
 
 
 def _program(
@@ -134,8 +134,8 @@ def _program(
     """
     taken = Derivatives()
     try:
-        with _tracing(model, example.inputs) as returned, reads_of_mode() as read:
-            with written_out(model, example, operations) if derivatives else taken:
+        with _tracing(model, example.inputs) as returned, watch_mode_reads() as read:
+            with write_out_derivatives(model, example, operations) if derivatives else taken:
                 shapes = example.shapes().by_parameter(model)
                 program = torch.export.export(model, *example.inputs, dynamic_shapes=shapes, strict=False)
     except Exception as error:
@@ -152,14 +152,14 @@ def _program(
 def _tracing(model: nn.Module, inputs: Arguments) -> Iterator[list[Tree]]:
     """What the exporter needs around it. Gives the trees that the outputs of the model's calls stand in."""
     with (
-        torch_quiet(),
+        silence_torch(),
         torch.enable_grad(),
-        complex_means_mended(),
+        fix_complex_means(),
         DirectDistances(),
         OpenSizes(),
-        open_roots(),
-        all_parameters_named(model, inputs.named),
-        taken_apart(model) as returned,
+        keep_roots_open(),
+        declare_parameters(model, inputs.named),
+        flatten_outputs(model) as returned,
     ):
         yield returned
 
@@ -172,6 +172,8 @@ def _is_right_for(
     try:
         with _tracing(model, inputs):
             of_one = torch.export.export(model, *inputs, strict=False)
-            return is_same(program, of_one, lambda expression: decided.value(expression, example.sizes | dict(sizes)))
+            return has_same_steps(
+                program, of_one, lambda expression: decided.value(expression, example.sizes | dict(sizes))
+            )
     except Exception:  # which is the forward's own, as of `assert x.shape[0] > 1`
         return None

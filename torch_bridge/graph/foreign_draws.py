@@ -20,7 +20,7 @@ def _plain(state: Any) -> Iterator[Any]:
 
 
 @contextlib.contextmanager
-def foreign_draws(model: nn.Module) -> Iterator[set[str]]:
+def watch_foreign_draws(model: nn.Module) -> Iterator[set[str]]:
     """The generators other than PyTorch's that the model's forward draws from within it.
 
     Those of one's own (`random.Random()`, `np.random.default_rng()`) are not seen.
@@ -29,7 +29,7 @@ def foreign_draws(model: nn.Module) -> Iterator[set[str]]:
     ...     def forward(self, x):
     ...         return x if random.random() < 0.5 else -x
     >>> model = Flipping()
-    >>> with foreign_draws(model) as drawn:
+    >>> with watch_foreign_draws(model) as drawn:
     ...     _ = model(3)
     >>> drawn
     {"Python's `random`"}

@@ -6,13 +6,13 @@ import torch
 from torch import Tensor, nn
 
 from torch_bridge.compat import pytree
-from torch_bridge.graph.examples import Arguments, tensors_mapped
+from torch_bridge.graph.examples import Arguments, map_tensors
 
 Inputs = Arguments | tuple[Any, ...]
 """The arguments of one call, or a tuple of its positional ones."""
 
 
-def shapes(inputs: Any) -> str:
+def describe_shapes(inputs: Any) -> str:
     """Dtypes and shapes of inputs, as errors name them."""
     leaves = pytree.tree_leaves(inputs)
     return ", ".join(
@@ -20,18 +20,18 @@ def shapes(inputs: Any) -> str:
     )
 
 
-def called(model: nn.Module, inputs: Inputs) -> Any:
+def call_model(model: nn.Module, inputs: Inputs) -> Any:
     """What a model gives for inputs that it may write into."""
-    return Arguments.of(tensors_mapped(Tensor.clone, inputs)).call(model)
+    return Arguments.of(map_tensors(Tensor.clone, inputs)).call(model)
 
 
-def evaluated(model: nn.Module, inputs: Inputs) -> Any:
+def evaluate_model(model: nn.Module, inputs: Inputs) -> Any:
     """The same without gradients, which are on only where the forward itself takes some."""
     try:
         with torch.no_grad():
-            return called(model, inputs)
+            return call_model(model, inputs)
     except RuntimeError as error:
         if "does not require grad" not in str(error):
             raise
     with torch.enable_grad():
-        return tensors_mapped(Tensor.detach, called(model, inputs))
+        return map_tensors(Tensor.detach, call_model(model, inputs))

@@ -22,7 +22,7 @@ class TorchGraph:
     - `evaluation_only`: why there is no training mode, or None.
     - `open_axes`: placeholder name to the names of the open axes of that input; `sizes`: what those may be, but the
       batch's.
-    - `uncounted`: the keys of counters of batches that the forward leaves as they are in training.
+    - `unchanged_counters`: the keys of counters of batches that the forward leaves as they are in training.
     - `updates`: the keys of buffers that the forward itself writes in training, and the values it leaves in them.
     """
 
@@ -37,4 +37,4 @@ class TorchGraph:
     sizes: Limits
     evaluation_only: str | None = None
     updates: Mapping[str, fx.Node] = dataclasses.field(default_factory=dict)
-    uncounted: frozenset[str] = frozenset()
+    unchanged_counters: frozenset[str] = frozenset()

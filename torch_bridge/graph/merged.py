@@ -14,14 +14,14 @@ from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 
 from torch_bridge.compat import map_aggregate
-from torch_bridge.graph.modes import is_counter, same_tensor
+from torch_bridge.graph.modes import is_counter, is_same_tensor
 from torch_bridge.graph.nodes import is_size
-from torch_bridge.graph.stand_ins import MODED, Mode, all_args, stand_in, stand_in_args
+from torch_bridge.graph.stand_ins import FLAGGED, Mode, all_args, stand_in, stand_in_args
 
 _ATTENTION = torch.ops.aten.scaled_dot_product_attention.default
 
 
-class Merged(NamedTuple):
+class MergedGraph(NamedTuple):
     """A graph for both modes.
 
     `outputs` are what the forward returns; `updates` maps the keys of buffers to what a call in training leaves in
@@ -39,9 +39,9 @@ def has_branches(graph: fx.Graph) -> bool:
     return any(node.target is stand_in("by_mode") for node in graph.nodes)
 
 
-def merged(
+def merge_programs(
     model: nn.Module, evaluation: ExportedProgram, training: ExportedProgram, reads: Sequence[nn.Module]
-) -> Merged | str:
+) -> MergedGraph | str:
     """Both programs as one, or why that is not possible. `reads` are the modules that were asked for their mode."""
     written = {**training.graph_signature.user_inputs_to_mutate, **training.graph_signature.parameters_to_mutate}
     if written:
@@ -62,7 +62,7 @@ class _Merge:
         self.chosen: dict[tuple[fx.Node, fx.Node], fx.Node] = {}
         self.constants: dict[str, Tensor] = {}
 
-    def result(self) -> Merged | str:
+    def result(self) -> MergedGraph | str:
         self._placeholders()
         nodes, others = _computing(self.evaluation.graph), _computing(self.training.graph)
         blocks = difflib.SequenceMatcher(
@@ -100,7 +100,7 @@ class _Merge:
         kept = {key: self.chosen[buffers[key], value] for key, value in updates[1].items()}
         self._drop_counters({*_nodes(list(results)), *kept.values()})
         self.graph.output((list(results), list(kept.values())))  # so that nothing that is returned is without users
-        return Merged(self.graph, list(results), kept, self.constants)
+        return MergedGraph(self.graph, list(results), kept, self.constants)
 
     # Placeholders and outputs
 
@@ -134,7 +134,7 @@ class _Merge:
         """A constant of the training graph: the same as one of the other graph, or one more."""
         for node, held in self.ours.items():
             if node.op == "placeholder" and held.name in self.constants:
-                if same_tensor(self.constants[held.name], tensor):
+                if is_same_tensor(self.constants[held.name], tensor):
                     self.twins[twin], self.theirs[twin] = node, held
                     return
         self.theirs[twin] = self._placeholder(twin, f"{twin.name}_training")
@@ -246,7 +246,7 @@ def _tensor(program: ExportedProgram, name: str | None) -> Tensor:
 
 
 def _rate(node: fx.Node) -> float:
-    return float(all_args(node)[MODED["attention"][1]])
+    return float(all_args(node)[FLAGGED["attention"][1]])
 
 
 def _is_the_reverse(node: fx.Node, twin: fx.Node) -> bool:
@@ -256,7 +256,7 @@ def _is_the_reverse(node: fx.Node, twin: fx.Node) -> bool:
 
 def _is_stand_in(node: fx.Node) -> bool:
     """Whether a node is a stand-in for an operation with a mode, which is its last argument."""
-    return any(node.target is stand_in(name) for name in MODED)
+    return any(node.target is stand_in(name) for name in FLAGGED)
 
 
 def _computing(graph: fx.Graph) -> list[fx.Node]:
@@ -291,7 +291,7 @@ def _key(node: fx.Node) -> str:
     kwargs = dict(node.kwargs)
     if node.target is _ATTENTION:
         args, kwargs = all_args(node), {}
-        args[MODED["attention"][1]] = None
+        args[FLAGGED["attention"][1]] = None
     described = map_aggregate((args, kwargs), _described)
     scope = [(key, path) for key, (path, _) in (node.meta.get("nn_module_stack") or {}).items()]
     return repr((str(node.target), scope, described, map_aggregate(node.meta["val"], _described)))

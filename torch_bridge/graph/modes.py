@@ -20,7 +20,16 @@ from jaxensemble.errors import InputError, TrainingModeWarning, UnsupportedError
 from jaxensemble.modules.structure import Structure
 from torch_bridge.compat import map_aggregate
 from torch_bridge.graph.nodes import is_size, source_line
-from torch_bridge.graph.stand_ins import DROPOUTS, MODED, NAMES, Mode, all_args, flag, stand_in, stand_in_args
+from torch_bridge.graph.stand_ins import (
+    DROPOUTS,
+    FLAGGED,
+    NAMES,
+    Mode,
+    all_args,
+    stand_in,
+    stand_in_args,
+    training_flag,
+)
 
 COUNTER = "torch_bridge: counts batches"
 
@@ -47,11 +56,11 @@ _WATCH = threading.RLock()
 
 
 @contextlib.contextmanager
-def reads_of_mode() -> Iterator[list[nn.Module]]:
+def watch_mode_reads() -> Iterator[list[nn.Module]]:
     """The modules that are asked for their mode within, in order; those that the exporter makes are left out.
 
     >>> model = nn.Sequential(nn.Linear(2, 2), nn.Dropout())
-    >>> with reads_of_mode() as read:
+    >>> with watch_mode_reads() as read:
     ...     _ = model(torch.ones(1, 2))
     >>> read
     [Dropout(p=0.5, inplace=False)]
@@ -81,7 +90,7 @@ def reads_of_mode() -> Iterator[list[nn.Module]]:
                 nn.Module.training = before
 
 
-def hides_its_mode(module: nn.Module) -> bool:
+def has_hidden_mode(module: nn.Module) -> bool:
     """Whether a module may depend on its mode without a read that can be seen."""
     kind = type(module)
     own = "train" in vars(module) or (kind.train, kind.__setattr__) != (nn.Module.train, nn.Module.__setattr__)
@@ -90,11 +99,11 @@ def hides_its_mode(module: nn.Module) -> bool:
 
 
 @contextlib.contextmanager
-def in_mode(models: Sequence[nn.Module], training: bool | None) -> Iterator[None]:
+def switch_mode(models: Sequence[nn.Module], training: bool | None) -> Iterator[None]:
     """All modules of the models in one mode for a while, as they are for None; each gets its own back.
 
     >>> model = nn.Sequential(nn.Dropout())
-    >>> with in_mode([model], training=False):
+    >>> with switch_mode([model], training=False):
     ...     print(model[0].training)
     False
     >>> model[0].training
@@ -107,8 +116,8 @@ def in_mode(models: Sequence[nn.Module], training: bool | None) -> Iterator[None
                 model.train(training)  # a module may have one of its own, which keeps a part of it in evaluation mode
         yield
     finally:
-        for module, flag in before:
-            module.training = flag
+        for module, training_flag in before:
+            module.training = training_flag
 
 
 PortedMode = Literal["eval", "train", "as_is"]
@@ -118,7 +127,7 @@ def ported_mode(models: Sequence[nn.Module], mode: PortedMode | None) -> context
     """The models in the mode that they are to be ported in. **Raises:** `InputError` for another one."""
     if mode not in ("eval", "train", "as_is", None):
         raise InputError(f"`mode` must be 'eval', 'train' or 'as_is'; got {mode!r}")
-    return in_mode(models, {"eval": False, "train": True}.get(mode or "as_is"))
+    return switch_mode(models, {"eval": False, "train": True}.get(mode or "as_is"))
 
 
 def warn_of_training(graphdef: GraphDef, mode: PortedMode | None) -> None:
@@ -133,7 +142,7 @@ def warn_of_training(graphdef: GraphDef, mode: PortedMode | None) -> None:
         )
 
 
-def aligned(evaluation: ExportedProgram, training: ExportedProgram) -> Modes | str:
+def align_programs(evaluation: ExportedProgram, training: ExportedProgram) -> Modes | str:
     """The modes of all operations, or the first difference between the graphs."""
     ours, theirs = ([node for node in p.graph.nodes if _matters(node)] for p in (evaluation, training))
     twins: dict[fx.Node, fx.Node] = {}
@@ -151,7 +160,7 @@ def aligned(evaluation: ExportedProgram, training: ExportedProgram) -> Modes | s
         if node.op == "placeholder" and not _same_source(node, evaluation, twin, training):
             return "its forward uses other tensors in training mode than in evaluation mode"
         if node.target in NAMES:
-            mode = _mode(flag(node), flag(twin))
+            mode = _mode(training_flag(node), training_flag(twin))
             if mode is None:
                 return _difference(node, twin)
             modes[node.name] = mode
@@ -181,8 +190,8 @@ def _agree(node: fx.Node, twin: fx.Node, twins: Mapping[fx.Node, fx.Node]) -> bo
 
 def _drops(node: fx.Node, twins: Mapping[fx.Node, fx.Node]) -> bool:
     """Whether a node of the training graph is dropout, out of place, of something that evaluation has too."""
-    kinds = [MODED[name][0] for name in DROPOUTS]
-    return node.target in kinds and bool(flag(node)) and all(given in twins for given in node.all_input_nodes)
+    kinds = [FLAGGED[name][0] for name in DROPOUTS]
+    return node.target in kinds and bool(training_flag(node)) and all(given in twins for given in node.all_input_nodes)
 
 
 def add_dropout(modes: Modes) -> None:
@@ -223,10 +232,10 @@ def _same_source(node: fx.Node, evaluation: ExportedProgram, twin: fx.Node, trai
     if ours.kind.name != "CONSTANT_TENSOR":
         return ours.target == theirs.target
     first, second = a[str(ours.target)], b[str(theirs.target)]
-    return isinstance(first, Tensor) and isinstance(second, Tensor) and same_tensor(first, second)
+    return isinstance(first, Tensor) and isinstance(second, Tensor) and is_same_tensor(first, second)
 
 
-def same_tensor(a: Tensor, b: Tensor) -> bool:
+def is_same_tensor(a: Tensor, b: Tensor) -> bool:
     return a.dtype == b.dtype and a.shape == b.shape and bool(torch.equal(a, b))
 
 
@@ -269,7 +278,7 @@ def check_owners(model: nn.Module, evaluation: ExportedProgram, as_it_is: Export
         held = [keys[given.name] for given in node.all_input_nodes if given.name in keys]
         scope = list((node.meta.get("nn_module_stack") or {"": ("", "")}).values())[-1][0]
         owner = held[0].rpartition(".")[0] if held else scope
-        if bool(flag(twin)) != model.get_submodule(owner).training:
+        if bool(training_flag(twin)) != model.get_submodule(owner).training:
             wrong.append(
                 f"{node.target} does not take that of `{owner or 'itself'}` ({source_line(node) or node.name})"
             )
@@ -280,7 +289,7 @@ def check_owners(model: nn.Module, evaluation: ExportedProgram, as_it_is: Export
         )
 
 
-def uncounted(model: nn.Module, training: ExportedProgram) -> frozenset[str]:
+def find_unchanged_counters(model: nn.Module, training: ExportedProgram) -> frozenset[str]:
     """The counters of BatchNorms whose forwards normalise without counting, as of a subclass with one of its own."""
     keys, held = training.graph_signature.inputs_to_buffers, dict(model.named_buffers(remove_duplicate=False))
     nodes = [node for node in map(_counted, training.graph.nodes) if node is not None]
@@ -314,7 +323,7 @@ def _arguments(node: fx.Node, twins: Mapping[fx.Node, fx.Node]) -> Any:
     name = NAMES.get(node.target)
     args = list(node.args) if name is None else all_args(node)
     if name is not None:
-        args[MODED[name][1]] = None
+        args[FLAGGED[name][1]] = None
     return map_aggregate((args, dict(node.kwargs) if name is None else {}), lambda leaf: _comparable(leaf, twins))
 
 

@@ -5,7 +5,7 @@ from torch import Tensor, fx
 from torch.export import ExportedProgram
 
 from torch_bridge.compat import (
-    writes,
+    is_mutating,
 )
 from torch_bridge.graph.stand_ins import stand_in
 
@@ -22,7 +22,7 @@ OWN_MEMORY = {
 """Operations whose result is memory that nothing else refers to."""
 
 
-def without_memory_formats(*programs: ExportedProgram) -> bool:
+def remove_memory_formats(*programs: ExportedProgram) -> bool:
     """Removes `contiguous` from graphs where nothing writes into the array. Returns whether any graph has changed.
 
     The exporter itself drops `contiguous` of an array that is contiguous already. In PyTorch 2.11, that of attention's
@@ -64,7 +64,7 @@ def _unwritten(graph: fx.Graph) -> list[fx.Node]:
         for given in () if node.target in OWN_MEMORY or node.op == "output" else node.all_input_nodes:
             if root(given) is not root(node):
                 parents[root(given)] = root(node)
-    written = {root(node) for node in graph.nodes if writes(node)}
+    written = {root(node) for node in graph.nodes if is_mutating(node)}
     return [node for node in graph.nodes if root(node) not in written]
 
 

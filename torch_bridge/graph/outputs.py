@@ -15,7 +15,7 @@ LEAVES = (Tensor, torch.SymInt, torch.SymFloat, torch.SymBool)
 
 
 @contextlib.contextmanager
-def taken_apart(model: nn.Module) -> Iterator[list[Tree]]:
+def flatten_outputs(model: nn.Module) -> Iterator[list[Tree]]:
     """Within it, the model returns a flat tuple of tensors; the tree that these stand in is added to the list.
 
     So dataclasses are returned as if PyTorch knew them, which it would otherwise have to be told once and for all.
@@ -96,39 +96,39 @@ def _has(value: Mapping[str, Any], key: str) -> bool:
     return getattr(value, key, None) is value[key]
 
 
-def filled(tree: Any, leaves: list[Any]) -> Any:
+def fill_tree(tree: Any, leaves: list[Any]) -> Any:
     """The tree with what stands for each reference."""
     match tree:
         case Ref(number):
             return leaves[int(number)]
         case Record():
-            return dataclasses.replace(tree, fields={key: filled(item, leaves) for key, item in tree.fields.items()})
+            return dataclasses.replace(tree, fields={key: fill_tree(item, leaves) for key, item in tree.fields.items()})
         case dict():
-            return {key: filled(item, leaves) for key, item in tree.items()}
+            return {key: fill_tree(item, leaves) for key, item in tree.items()}
         case tuple() | list():
-            return type(tree)(filled(item, leaves) for item in tree)
+            return type(tree)(fill_tree(item, leaves) for item in tree)
     return tree
 
 
-def leaves_of(outputs: Any, place: str = "") -> Iterator[tuple[str, Any]]:
+def output_leaves(outputs: Any, place: str = "") -> Iterator[tuple[str, Any]]:
     """The arrays, numbers and strings of either framework's outputs with their places, in one order for both."""
     record = record_of(outputs)
     fields = record[1] if record else outputs
     if isinstance(fields, dict):
         for key in sorted(fields):
-            yield from leaves_of(fields[key], f"{place}[{key!r}]")
+            yield from output_leaves(fields[key], f"{place}[{key!r}]")
     elif isinstance(fields, tuple | list):
         for k, item in enumerate(fields):
-            yield from leaves_of(item, f"{place}[{k}]")
+            yield from output_leaves(item, f"{place}[{k}]")
     elif outputs is not None:
         yield place or "output", outputs
 
 
 def arrays_of(outputs: Any) -> dict[str, Any]:
     """The arrays or tensors of outputs by place."""
-    return {place: leaf for place, leaf in leaves_of(outputs) if hasattr(leaf, "dtype")}
+    return {place: leaf for place, leaf in output_leaves(outputs) if hasattr(leaf, "dtype")}
 
 
 def constants_of(outputs: Any) -> dict[str, str]:
     """The numbers and strings of outputs by place, as text."""
-    return {place: repr(leaf) for place, leaf in leaves_of(outputs) if not hasattr(leaf, "dtype")}
+    return {place: repr(leaf) for place, leaf in output_leaves(outputs) if not hasattr(leaf, "dtype")}

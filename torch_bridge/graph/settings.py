@@ -11,14 +11,14 @@ import torch
 from torch import nn
 
 from torch_bridge.compat import (
-    keeps_cumulative_average,
+    has_cumulative_average,
 )
 
 
 @contextlib.contextmanager
-def cumulative_averages_fixed(model: nn.Module) -> Iterator[None]:
+def fix_cumulative_averages(model: nn.Module) -> Iterator[None]:
     """BatchNorm with `momentum=None` reads a counter's value in training; the lowering takes it from the module."""
-    modules: list[Any] = [module for module in model.modules() if keeps_cumulative_average(module)]
+    modules: list[Any] = [module for module in model.modules() if has_cumulative_average(module)]
     try:
         for module in modules:
             module.momentum = 0.0
@@ -29,7 +29,7 @@ def cumulative_averages_fixed(model: nn.Module) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def fast_paths_off() -> Iterator[None]:
+def disable_fast_paths() -> Iterator[None]:
     """Attention's fused inference path is one opaque operation with another meaning of masks."""
     before = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
@@ -40,7 +40,7 @@ def fast_paths_off() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def torch_quiet() -> Iterator[None]:
+def silence_torch() -> Iterator[None]:
     """The exporter logs and prints graphs and tracebacks on its way to an error, which is told once it is raised."""
     before = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
@@ -52,7 +52,7 @@ def torch_quiet() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def torch_warnings_off() -> Iterator[None]:
+def ignore_torch_warnings() -> Iterator[None]:
     """Torch's exporter copies its own deprecated types, which warns the user of what is not theirs."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -15,7 +15,7 @@ from torch_bridge.compat import has_side_effect, schema_of
 
 _ATEN = torch.ops.aten
 
-MODED = {
+FLAGGED = {
     "batch_norm": (_ATEN.batch_norm.default, 5),
     "instance_norm": (_ATEN.instance_norm.default, 5),
     "dropout": (_ATEN.dropout.default, 2),
@@ -43,7 +43,7 @@ IN_PLACE = {
     _ATEN.feature_alpha_dropout_.default: "feature_alpha_dropout",
     _ATEN.rrelu_.default: "rrelu",
 }
-NAMES: dict[Any, str] = {op: name for name, (op, _) in MODED.items()} | IN_PLACE
+NAMES: dict[Any, str] = {op: name for name, (op, _) in FLAGGED.items()} | IN_PLACE
 
 _NORM = "Tensor x, Tensor? w, Tensor? b, Tensor? mean, Tensor? var, float momentum, float eps"
 _OPTIONS = "bool has_biases, int num_layers, float dropout, bool bidirectional, bool batch_first"
@@ -110,7 +110,7 @@ def _library() -> torch.library.Library:
 
 
 def stand_in(name: str) -> Any:
-    """The opaque operation that stands for one of `MODED` in a captured graph."""
+    """The opaque operation that stands for one of `FLAGGED` in a captured graph."""
     _library()
     return getattr(torch.ops.torch_bridge, name).default
 
@@ -122,19 +122,19 @@ def all_args(node: fx.Node) -> list[Any]:
     return [given.get(argument.name, argument.default_value) for argument in schema]
 
 
-def flag(node: fx.Node) -> Any:
+def training_flag(node: fx.Node) -> Any:
     """The training flag of a node, a rate for attention; None if the operation has no such flag."""
     name = NAMES.get(node.target)
-    return None if name is None else all_args(node)[MODED[name][1]]
+    return None if name is None else all_args(node)[FLAGGED[name][1]]
 
 
-def replace_moded(graph: fx.Graph, modes: dict[str, Mode] | None) -> None:
+def insert_stand_ins(graph: fx.Graph, modes: dict[str, Mode] | None) -> None:
     """Puts the stand-ins into a graph. Without modes, all that is in training mode always is."""
     for node in list(graph.nodes):
         name = NAMES.get(node.target)
         if name is None:
             continue
-        mode = modes[node.name] if modes is not None else Mode("always" if flag(node) else "never")
+        mode = modes[node.name] if modes is not None else Mode("always" if training_flag(node) else "never")
         if name == "attention" and mode.when != "by_mode":
             continue  # as it is: with no dropout at all, or one that its rule refuses
         with graph.inserting_before(node):
@@ -149,7 +149,7 @@ def replace_moded(graph: fx.Graph, modes: dict[str, Mode] | None) -> None:
 
 def stand_in_args(name: str, given: list[Any], mode: Mode) -> tuple[Any, ...]:
     """The arguments of a stand-in: those of the operation, the mode in place of the flag."""
-    args = [arg for k, arg in enumerate(given) if k != MODED[name][1]]
+    args = [arg for k, arg in enumerate(given) if k != FLAGGED[name][1]]
     extra = [mode.rate] if name == "attention" else []
     count = len(schema_of(stand_in(name)).arguments) - 1 - len(extra)
     return (*args[:count], *extra, mode.when)

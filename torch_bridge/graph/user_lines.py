@@ -10,14 +10,14 @@ import sympy
 import torch
 
 
-def place(error: BaseException | None) -> str:
+def user_line(error: BaseException | None) -> str:
     """` (file.py:12: code)`, the user's line that the exporter tells, or the one that raised."""
     found = re.findall(r'File "([^"]+)", line (\d+), in \w+\n\s*(.+)', str(error))
     while error is not None and not found:
         frames = traceback.extract_tb(error.__traceback__)
-        found = [(f.filename, f.lineno, f.line) for f in frames if f.line and is_the_users(f.filename)]
+        found = [(f.filename, f.lineno, f.line) for f in frames if f.line and is_user_file(f.filename)]
         error = error.__cause__ or error.__context__
-    own = [entry for entry in found if is_the_users(entry[0])]
+    own = [entry for entry in found if is_user_file(entry[0])]
     if not own:
         return ""
     file, line, code = own[-1]
@@ -25,7 +25,7 @@ def place(error: BaseException | None) -> str:
 
 
 @functools.cache
-def is_the_users(file: str) -> bool:
+def is_user_file(file: str) -> bool:
     """Whether a file is none of PyTorch, what it computes sizes with, this package and Python itself."""
     files = (torch.__file__, sympy.__file__, os.__file__)
     *others, python = (f"{folder}{os.sep}" for folder in (Path(__file__).parents[1], *(Path(f).parent for f in files)))

@@ -48,7 +48,7 @@ class Builder:
         self.captured = captured
         self.drawn: Drawn | None = drawn
         self.draws: list[Value] = []
-        self.state = ModuleState(captured.model, captured.uncounted)
+        self.state = ModuleState(captured.model, captured.unchanged_counters)
         self.node: fx.Node
         self.layers: dict[str, Layer] = {}
         self.variables: dict[str, Variable] = {}

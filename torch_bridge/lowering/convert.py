@@ -9,11 +9,11 @@ from torch import nn
 from jaxensemble.errors import InputError, UnsupportedError
 from jaxensemble.network.weight_map import INPUT_LAYOUTS
 from torch_bridge.arrays import checked_cast, jax_dtype, to_numpy
-from torch_bridge.graph.caches.tensors import fresh
+from torch_bridge.graph.caches.tensors import keep_caches_empty
 from torch_bridge.graph.capture import capture
 from torch_bridge.graph.examples import Arguments
 from torch_bridge.graph.merged import has_branches
-from torch_bridge.graph.sizes.open_axes import Opened
+from torch_bridge.graph.sizes.open_axes import OpenAxes
 from torch_bridge.lowering.builder import Drawn
 from torch_bridge.lowering.lower import Lowered, lower
 from torch_bridge.lowering.signs import check_signs
@@ -24,7 +24,7 @@ from torch_bridge.members.tensors import check_tensors
 def convert(
     model: nn.Module,
     example_inputs: Arguments | tuple[Any, ...],
-    opened: Opened | None = None,
+    opened: OpenAxes | None = None,
     input_layout: str = "torch",
     *,
     drawn: Drawn | None = None,
@@ -43,7 +43,7 @@ def convert(
     if input_layout not in INPUT_LAYOUTS:
         raise InputError(f"`input_layout` must be one of {', '.join(map(repr, INPUT_LAYOUTS))}; got {input_layout!r}")
     check_tensors(model)
-    with fresh([model], example_inputs):
+    with keep_caches_empty([model], example_inputs):
         captured = capture(model, example_inputs, OPERATIONS, opened, evaluation_only)
         check_signs(model, captured.graph, Arguments.of(example_inputs))
     lowered = lower(captured, input_layout, drawn=drawn)

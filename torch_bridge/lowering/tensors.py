@@ -12,10 +12,10 @@ COUNTER = "num_batches_tracked"
 class ModuleState:
     """The tensors of a module and its submodules, by key; tied tensors have several.
 
-    `uncounted` are counters of batches that no layer moves.
+    `unchanged_counters` are counters of batches that no layer moves.
     """
 
-    def __init__(self, model: nn.Module, uncounted: Iterable[str] = ()):
+    def __init__(self, model: nn.Module, unchanged_counters: Iterable[str] = ()):
         self.model = model
         self.tensors: dict[str, Tensor] = {}
         self.parameters: set[str] = set()
@@ -34,7 +34,7 @@ class ModuleState:
                 if name in module._non_persistent_buffers_set:
                     self.non_persistent.add(key)
         self.names = {key: tuple(keys) for keys in by_identity.values() for key in keys}
-        self.uncounted = {name for key in uncounted for name in self.names[key]}
+        self.unchanged_counters = {name for key in unchanged_counters for name in self.names[key]}
 
     def kind(self, key: str) -> Literal["param", "buffer"]:
         return "param" if any(name in self.parameters for name in self.names[key]) else "buffer"
@@ -54,7 +54,7 @@ class ModuleState:
         module = self.modules[path]
         names = [name for name, tensor in (*module._parameters.items(), *module._buffers.items()) if tensor is not None]
         keys = {f"{path}.{name}" if path else name for name in names}
-        return {key for key in keys if key.rpartition(".")[2] != COUNTER or key in self.uncounted}
+        return {key for key in keys if key.rpartition(".")[2] != COUNTER or key in self.unchanged_counters}
 
     def holders(self, keys: Sequence[str]) -> list[str]:
         """Modules that hold all of these tensors themselves, whatever else they hold."""

@@ -23,11 +23,11 @@ from jaxensemble.network.weight_map import INPUT_LAYOUTS, Origin
 from jaxensemble.running.members import CannotCall
 from torch_bridge.arrays import TORCH_DTYPES, to_numpy
 from torch_bridge.compat import pytree
-from torch_bridge.graph.caches.tensors import fresh
-from torch_bridge.graph.examples import Arguments, tensors_mapped
-from torch_bridge.graph.modes import in_mode
+from torch_bridge.graph.caches.tensors import keep_caches_empty
+from torch_bridge.graph.examples import Arguments, map_tensors
+from torch_bridge.graph.modes import switch_mode
 from torch_bridge.graph.outputs import constants_of
-from torch_bridge.graph.sizes.open_axes import Opened, given_sizes, with_sizes
+from torch_bridge.graph.sizes.open_axes import OpenAxes, given_sizes, resize_open_axes
 from torch_bridge.lowering.convert import convert
 from torch_bridge.members.finite import has_fractions
 from torch_bridge.members.same_network import as_members
@@ -121,7 +121,7 @@ def check(
     if len(members) != len(ensemble):
         raise InputError(f"`models` and `ensemble` must have equal members; got {len(members)} and {len(ensemble)}")
     _check_rows(ensemble, arguments, train)
-    with fresh(members, arguments):
+    with keep_caches_empty(members, arguments):
         key = as_key(jax.random.key(0) if key is None else key)
         layouts = _layouts(ensemble, input_layout, output_layout)
         try:
@@ -182,7 +182,7 @@ class _Check:
         self.thorough, self.train, self.key = thorough, train, key
         self.input_layout, self.output_layout = layouts
         self.origin = ensemble.origin if isinstance(ensemble.origin, Origin) else None
-        self.opened = Opened.again(ensemble) if self.origin else Opened()
+        self.opened = OpenAxes.again(ensemble) if self.origin else OpenAxes()
         self.batch_axis = self.opened.batch_axis
         layers = len(ensemble.network.layers) if ensemble.network is not None else 0
         self.exact = EXACT if layers <= 100 else EXACT_DEEP
@@ -298,7 +298,7 @@ class _Check:
         silent = set(self.silent)
         for sizes in others:
             said = ", ".join(f"{name} {size}" for name, size in sizes.items())
-            resized = with_sizes(inputs, self.opened.names, sizes)
+            resized = resize_open_axes(inputs, self.opened.names, sizes)
             try:
                 self._compare(f"float64, {said}", exact, doubles, resized, vmap=False)
             except reference.CannotRun as error:
@@ -399,7 +399,7 @@ class _Check:
     def _steps(self, exact: Ensemble, doubles: list[nn.Module], inputs: Arguments) -> None:
         each = per_member(inputs, len(doubles), self.batch_axis)
         tensors = stacked_inputs([self.arrays(member) for member in each])
-        arrays = tensors_mapped(lambda tensor: as_arrays(tensor, "inputs"), tensors)
+        arrays = map_tensors(lambda tensor: as_arrays(tensor, "inputs"), tensors)
         self.draws.forget()
         rows, notes = steps.compare(exact, doubles, each, arrays, self.draws)
         self.rows += rows
@@ -460,7 +460,7 @@ class _Check:
 
     def _in_evaluation(self, members: list[nn.Module], inputs: Arguments) -> dict[str, np.ndarray]:
         """PyTorch's outputs in evaluation mode; every module gets its own mode back."""
-        with in_mode(members, training=False):
+        with switch_mode(members, training=False):
             return stacked(reference.loop(members, inputs))
 
     def _is_double(self) -> bool:

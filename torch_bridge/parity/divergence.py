@@ -14,8 +14,8 @@ from jaxensemble.network.arguments import bound
 from jaxensemble.network.weight_map import Origin
 from torch_bridge.compat import is_functorch_wrapped_tensor
 from torch_bridge.graph.capture import capture
-from torch_bridge.graph.forward import evaluated
-from torch_bridge.graph.sizes.open_axes import Opened
+from torch_bridge.graph.forward import evaluate_model
+from torch_bridge.graph.sizes.open_axes import OpenAxes
 from torch_bridge.lowering import OPERATIONS, lower
 from torch_bridge.parity.metrics import normwise
 
@@ -32,7 +32,9 @@ def first_divergence(
     origin = ensemble.origin
     if not isinstance(origin, Origin):
         return None
-    lowered = lower(capture(doubles[0], inputs, OPERATIONS, Opened.again(ensemble)), origin.input_layout, observed=True)
+    lowered = lower(
+        capture(doubles[0], inputs, OPERATIONS, OpenAxes.again(ensemble)), origin.input_layout, observed=True
+    )
     state = skeleton(lowered.network)
     arrays = jax.tree.map(np.asarray, bound(ensemble.network, arrays))
 
@@ -72,7 +74,7 @@ def _module_outputs(model: nn.Module, inputs: tuple[Any, ...]) -> list[tuple[str
         if path:
             handles.append(module.register_forward_hook(keep(path)))
     try:
-        evaluated(model, inputs)
+        evaluate_model(model, inputs)
     finally:
         for handle in handles:
             handle.remove()

@@ -13,7 +13,7 @@ from jaxensemble.modules.build import skeleton
 from jaxensemble.modules.randomness import keys_per_member
 from jaxensemble.network.network import Dtype, Network
 from jaxensemble.network.weight_map import Origin, WeightMap
-from torch_bridge.graph.sizes.open_axes import Opened
+from torch_bridge.graph.sizes.open_axes import OpenAxes
 from torch_bridge.lowering.builder import Drawn
 from torch_bridge.lowering.convert import constant_arrays, convert
 
@@ -38,7 +38,7 @@ def captured_anew(
     if not isinstance(origin, Origin):
         return ensemble
     reason = ensemble.network.evaluation_only
-    lowered = convert(model, inputs, Opened.again(ensemble), origin.input_layout, drawn=drawn, evaluation_only=reason)
+    lowered = convert(model, inputs, OpenAxes.again(ensemble), origin.input_layout, drawn=drawn, evaluation_only=reason)
     if drawn is not None and _stored(lowered.weights) != _stored(origin.weights):
         raise UnsupportedError("the network with its random numbers beside its outputs stores its weights otherwise")
     state = skeleton(lowered.network)

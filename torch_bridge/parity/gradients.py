@@ -16,7 +16,7 @@ from jaxensemble.ensemble import Ensemble
 from jaxensemble.errors import first_line
 from jaxensemble.modules.state import flatten
 from jaxensemble.network.weight_map import Origin
-from torch_bridge.graph.forward import called
+from torch_bridge.graph.forward import call_model
 from torch_bridge.graph.outputs import arrays_of
 from torch_bridge.parity import precision
 from torch_bridge.parity.draws import Draws
@@ -137,7 +137,7 @@ def _autograd(model: nn.Module, inputs: tuple[Any, ...]) -> tuple[Grads, float]:
         for param in params:
             param.requires_grad_(True)
         total = torch.zeros((), dtype=torch.float64)
-        leaves = floats(called(model, inputs))
+        leaves = floats(call_model(model, inputs))
         for leaf in leaves:
             total = total + (leaf * torch.from_numpy(weights(leaf.numel(), leaf.shape)).to(leaf)).sum()
         differs = total.requires_grad and params

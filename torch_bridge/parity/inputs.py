@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from torch_bridge.compat import pytree
-from torch_bridge.graph.examples import Arguments, axes_of, tensors_mapped
+from torch_bridge.graph.examples import Arguments, axes_of, map_tensors
 from torch_bridge.graph.forward import Inputs
 from torch_bridge.members.finite import has_fractions
 
@@ -17,7 +17,7 @@ def laid_out(inputs: Inputs, layout: str) -> tuple[Any, ...]:
     entries = Arguments.of(inputs).entries
     if layout == "torch":
         return entries
-    return tensors_mapped(lambda x: x.movedim(1, -1) if x.ndim >= 3 else x, entries)
+    return map_tensors(lambda x: x.movedim(1, -1) if x.ndim >= 3 else x, entries)
 
 
 def stacked_inputs(per_member: Sequence[Inputs]) -> Any:

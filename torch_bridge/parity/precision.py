@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from torch_bridge.compat import pytree
-from torch_bridge.graph.caches.functions import tensors_forgotten
+from torch_bridge.graph.caches.functions import isolate_function_caches
 from torch_bridge.graph.sizes.functions import DirectDistances
 
 
@@ -43,7 +43,7 @@ def widened() -> Iterator[None]:
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.float64)
     try:
-        with tensors_forgotten(), _Widened(), DirectDistances():
+        with isolate_function_caches(), _Widened(), DirectDistances():
             yield
     finally:
         torch.set_default_dtype(before)
@@ -56,7 +56,7 @@ def single() -> Iterator[None]:
     torch.set_default_dtype(torch.float32)
     _Widened.paused = True
     try:
-        with tensors_forgotten():
+        with isolate_function_caches():
             yield
     finally:
         torch.set_default_dtype(before)

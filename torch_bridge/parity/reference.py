@@ -11,7 +11,7 @@ from torch.func import functional_call
 from jaxensemble.errors import InputError, describe_error
 from torch_bridge.compat import pytree
 from torch_bridge.graph.examples import Arguments
-from torch_bridge.graph.forward import Inputs, evaluated, shapes
+from torch_bridge.graph.forward import Inputs, describe_shapes, evaluate_model
 from torch_bridge.graph.outputs import arrays_of
 from torch_bridge.parity.inputs import stacked_inputs
 from torch_bridge.parity.precision import in_single, single
@@ -28,13 +28,13 @@ def loop(models: Sequence[nn.Module], inputs: Inputs | Sequence[Inputs]) -> list
     """
     per_member: list[Any] = inputs if isinstance(inputs, list) else [inputs] * len(models)
     try:
-        return [evaluated(model, arguments) for model, arguments in zip(models, per_member, strict=True)]
+        return [evaluate_model(model, arguments) for model, arguments in zip(models, per_member, strict=True)]
     except CannotRun:
         raise
     except Exception as error:  # as of inputs for other models
         own = _in_own_precision(models[0], per_member[0]) or error
         raise CannotRun(
-            f"PyTorch itself cannot run {type(models[0]).__name__} on these inputs ({shapes(per_member[0])}): "
+            f"PyTorch itself cannot run {type(models[0]).__name__} on these inputs ({describe_shapes(per_member[0])}): "
             f"{describe_error(own)}",
             details=str(own),
         ) from error
@@ -45,7 +45,7 @@ def _in_own_precision(model: nn.Module, inputs: Inputs) -> Exception | None:
     (single_model,), single_inputs = in_single([model], inputs)
     try:
         with single():
-            evaluated(single_model, single_inputs)
+            evaluate_model(single_model, single_inputs)
     except Exception as error:  # which is what is asked for
         return error
     return None

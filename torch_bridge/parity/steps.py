@@ -18,7 +18,7 @@ from jaxensemble.network.inputs import batch_axes
 from jaxensemble.running.members import Call
 from jaxensemble.training import TrainState, train_step
 from jaxensemble.training.data import rows_of
-from torch_bridge.graph.forward import called
+from torch_bridge.graph.forward import call_model
 from torch_bridge.optimizers import train_state
 from torch_bridge.parity import reference
 from torch_bridge.parity.draws import Draws
@@ -197,7 +197,7 @@ def _torch_loss(outputs: Any) -> Tensor:
 def _step(model: nn.Module, optimizer: torch.optim.Optimizer, inputs: Any) -> float:
     with torch.enable_grad():
         optimizer.zero_grad()
-        loss = _torch_loss(called(model, inputs))
+        loss = _torch_loss(call_model(model, inputs))
         loss.backward()
         optimizer.step()
     return float(loss.detach())

@@ -12,10 +12,10 @@ from jaxensemble.errors import MemberError, ParityError
 from jaxensemble.modules.build import filled, skeleton
 from jaxensemble.modules.state import merge
 from torch_bridge import parity
-from torch_bridge.graph.caches.tensors import fresh
+from torch_bridge.graph.caches.tensors import keep_caches_empty
 from torch_bridge.graph.examples import Arguments, BatchAxis
 from torch_bridge.graph.modes import PortedMode, ported_mode, warn_of_training
-from torch_bridge.graph.sizes.open_axes import Dynamic, Opened
+from torch_bridge.graph.sizes.open_axes import Dynamic, OpenAxes
 from torch_bridge.lowering import Lowered
 from torch_bridge.lowering.convert import constant_arrays, convert
 from torch_bridge.members.finite import check_finite
@@ -69,7 +69,7 @@ def to_flax(
     """
     with ported_mode([model], mode):
         arguments = Arguments.of(example_inputs, example_kwargs)
-        opened = Opened.of(arguments, arguments.names(model), batch_axis, dynamic)
+        opened = OpenAxes.of(arguments, arguments.names(model), batch_axis, dynamic)
         lowered = convert(model, arguments, opened, input_layout)
     tensors = tensors_of(model)
     arrays = {
@@ -117,8 +117,8 @@ def to_ensemble(
     members, arguments = as_members(models), Arguments.of(example_inputs, example_kwargs)
     for member in members:
         check_tensors(member)
-    opened = Opened.of(arguments, arguments.names(members[0]), batch_axis, dynamic)
-    with ported_mode(members, mode), fresh(members, arguments):
+    opened = OpenAxes.of(arguments, arguments.names(members[0]), batch_axis, dynamic)
+    with ported_mode(members, mode), keep_caches_empty(members, arguments):
         ensemble = _port_members(members, arguments, opened, input_layout, check, allow_nonfinite)
     warn_of_training(ensemble.graphdef, mode)
     return ensemble
@@ -127,7 +127,7 @@ def to_ensemble(
 def _port_members(
     members: list[nn.Module],
     arguments: Arguments,
-    opened: Opened,
+    opened: OpenAxes,
     input_layout: str,
     check: bool,
     allow_nonfinite: bool,
@@ -157,7 +157,7 @@ def _check_alike(
     members: list[nn.Module],
     arguments: Arguments,
     lowered: Lowered,
-    opened: Opened,
+    opened: OpenAxes,
     input_layout: str,
     evaluation_only: str,
 ) -> None:

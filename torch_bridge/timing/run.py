@@ -22,7 +22,7 @@ from jaxensemble.errors import InputError
 from jaxensemble.network.arguments import bound
 from jaxensemble.running.device import cores
 from torch_bridge.compat import pytree
-from torch_bridge.graph.caches.tensors import cleared
+from torch_bridge.graph.caches.tensors import clear_caches
 from torch_bridge.graph.examples import Arguments
 from torch_bridge.members.same_network import as_members
 from torch_bridge.members.stack import checked_ensemble
@@ -224,7 +224,7 @@ def _write(
     if any(module.training for member in members for module in member.modules()):
         raise InputError("`models` must be in evaluation mode: call .eval() on each")
     ensemble.eval().save(folder / "ensemble")
-    with cleared(members, arguments):
+    with clear_caches(members, arguments):
         (folder / "models.pkl").write_bytes(cloudpickle.dumps(setup) + cloudpickle.dumps((members, arguments)))
     inputs = laid_out(arguments, ensemble.origin.input_layout)
     arrays = as_arrays(bound(ensemble.network, inputs), "inputs")

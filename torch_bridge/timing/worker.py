@@ -21,7 +21,7 @@ from jaxensemble import Ensemble
 from jaxensemble.network.arguments import with_fixed
 from jaxensemble.network.inputs import input_structure
 from torch_bridge.arrays import to_numpy
-from torch_bridge.compat import compiled_graphs, pytree
+from torch_bridge.compat import count_compiled_graphs, pytree
 from torch_bridge.graph.outputs import arrays_of
 from torch_bridge.parity import precision
 from torch_bridge.parity.metrics import stacked
@@ -145,7 +145,7 @@ def _torch(job: Job) -> Way:
         return [to_numpy(_numbers(by_place[place])) for place in sorted(by_place)]
 
     def compilations() -> int:
-        return compiled_graphs() if "compile(" in job.variant else 0
+        return count_compiled_graphs() if "compile(" in job.variant else 0
 
     def move(outputs: Any) -> None:
         wait(pytree.tree_map(_to(job.device), inputs))

@@ -15,7 +15,7 @@ from torch.testing._internal.common_modules import module_db
 
 from jaxensemble.errors import UnsupportedError
 from tests.helpers.porting import assert_close, compiled
-from torch_bridge.graph.settings import fast_paths_off
+from torch_bridge.graph.settings import disable_fast_paths
 from torch_bridge.porting.port import to_flax
 
 # What PyTorch says of the options that its own samples have.
@@ -80,7 +80,7 @@ def samples(name: str) -> Iterator[Sample]:
 
 def check(sample: Sample) -> None:
     model, tensors = sample
-    with torch.no_grad(), fast_paths_off():  # which give zeros where there is padding
+    with torch.no_grad(), disable_fast_paths():  # which give zeros where there is padding
         expected = model(*(tensor.clone() for tensor in tensors))  # some work in place
     module = to_flax(model, tensors, batch_axis=None)
     assert_close(compiled(module)(*[tensor.numpy() for tensor in tensors]), expected)

@@ -17,7 +17,7 @@ _NAMING = {"register_buffer", "setattr"}
 
 
 @dataclasses.dataclass
-class Assigned:
+class Assignments:
     """The assignments to one attribute: constants anywhere, and whether anything else is assigned, and where."""
 
     constants: list[Any] = dataclasses.field(default_factory=list)
@@ -25,22 +25,22 @@ class Assigned:
     made_later: bool = False
 
 
-_known: "weakref.WeakKeyDictionary[type, dict[str, Assigned]]" = weakref.WeakKeyDictionary()
+_known: "weakref.WeakKeyDictionary[type, dict[str, Assignments]]" = weakref.WeakKeyDictionary()
 
 
-def assignments(kind: type) -> dict[str, Assigned]:
+def read_assignments(kind: type) -> dict[str, Assignments]:
     """The attributes that a class and its bases assign to `self`. Empty where there is no source.
 
-    >>> assignments(nn.LazyLinear)["weight"]
-    Assigned(constants=[], made_at_first=True, made_later=False)
+    >>> read_assignments(nn.LazyLinear)["weight"]
+    Assignments(constants=[], made_at_first=True, made_later=False)
     """
     if kind not in _known:
         _known[kind] = _read(kind)
     return _known[kind]
 
 
-def _read(kind: type) -> dict[str, Assigned]:
-    found: dict[str, Assigned] = defaultdict(Assigned)
+def _read(kind: type) -> dict[str, Assignments]:
+    found: dict[str, Assignments] = defaultdict(Assignments)
     for base in kind.__mro__:
         if base in (nn.Module, object):
             continue
@@ -52,12 +52,12 @@ def _read(kind: type) -> dict[str, Assigned]:
     return dict(found)
 
 
-def is_computed_once(kind: type, name: str) -> bool:
+def is_cached_property(kind: type, name: str) -> bool:
     """Whether an attribute is a `functools.cached_property`."""
     return isinstance(inspect.getattr_static(kind, name, None), functools.cached_property)
 
 
-def _note(assigned: Assigned, value: ast.expr | None, at_first: bool) -> None:
+def _note(assigned: Assignments, value: ast.expr | None, at_first: bool) -> None:
     try:
         constant = ast.literal_eval(value) if value is not None else ...
     except ValueError:

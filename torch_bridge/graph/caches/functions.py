@@ -14,7 +14,7 @@ _LRU_CACHE = type(functools.lru_cache(lambda: None))
 
 
 @contextlib.contextmanager
-def tensors_forgotten() -> Iterator[None]:
+def isolate_function_caches() -> Iterator[None]:
     """Within it and after it, cached functions compute their tensors anew.
 
     A table of positions that was made in float32, or by the exporter without any values, would be taken for the one
@@ -25,21 +25,21 @@ def tensors_forgotten() -> Iterator[None]:
     >>> table(3)
     tensor([0, 4, 8])
     >>> torch.set_default_dtype(torch.float64)
-    >>> with tensors_forgotten():
+    >>> with isolate_function_caches():
     ...     table(3)
     tensor([ 0,  8, 16])
     >>> torch.set_default_dtype(torch.float32)
     >>> table(3)
     tensor([0, 4, 8])
     """
-    forget_tensors()
+    clear_function_caches()
     try:
         yield
     finally:
-        forget_tensors()
+        clear_function_caches()
 
 
-def forget_tensors() -> bool:
+def clear_function_caches() -> bool:
     """Empties every cache whose results hold a tensor, and leaves all others as they are. Whether there was any."""
     remembering = [cached for cached in _caches() if _remembers(cached)]
     for cached in remembering:
@@ -47,7 +47,7 @@ def forget_tensors() -> bool:
     return bool(remembering)
 
 
-def remembers_tensors() -> bool:
+def has_cached_tensors() -> bool:
     """Whether any cached function remembers a tensor."""
     return any(map(_remembers, _caches()))
 

@@ -40,7 +40,7 @@ class Changes:
 
 
 @contextlib.contextmanager
-def changes_of(model: nn.Module) -> Iterator[Changes]:
+def record_changes(model: nn.Module) -> Iterator[Changes]:
     """What the calls within it change. Attributes are looked at when a call ends: the exporter puts them back.
 
     >>> class Counting(nn.Linear):
@@ -52,7 +52,7 @@ def changes_of(model: nn.Module) -> Iterator[Changes]:
     >>> import torch
     >>> model = Counting(2, 2)
     >>> model.calls = 0
-    >>> with changes_of(model) as changes:
+    >>> with record_changes(model) as changes:
     ...     _ = model(torch.ones(1, 2))
     >>> changes.after
     {('', 'calls'): 1}

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from torch_bridge.graph.caches.functions import forget_tensors, is_cached
+from torch_bridge.graph.caches.functions import clear_function_caches, is_cached
 
 PLAIN = (bool, int, float, str, type(None), tuple, torch.Size, torch.dtype, torch.device)
 """Types of what tensors are kept for: a length, a dtype, a device."""
@@ -17,14 +17,14 @@ _OWN = vars(nn.Module()).keys()
 _CONTAINERS = (dict, list, set)
 _OPAQUE = (Tensor, nn.Module, type, types.ModuleType, types.FunctionType, types.MethodType)
 
-GONE: Any = type("_Gone", (), {"__repr__": lambda self: "nothing"})()
+ABSENT: Any = type("_Absent", (), {"__repr__": lambda self: "nothing"})()
 """The value of an attribute that is not there."""
 
 Place = tuple[str, str]
 """Where something is kept: the path of a module, or of an object that a module has, and an attribute's name."""
 
 
-def owners(model: nn.Module) -> Iterator[tuple[str, Any]]:
+def cache_owners(model: nn.Module) -> Iterator[tuple[str, Any]]:
     """All that may keep tensors: modules, the plain objects among their attributes, and classes, which share theirs."""
     kinds: dict[type, None] = {}
     objects: set[int] = set()
@@ -41,7 +41,7 @@ def owners(model: nn.Module) -> Iterator[tuple[str, Any]]:
             yield kind.__qualname__, kind
 
 
-def attributes(owner: Any) -> dict[str, Any]:
+def cache_attributes(owner: Any) -> dict[str, Any]:
     """The attributes that may keep tensors, and the buffers that PyTorch does not save. Of a class, its containers."""
     if isinstance(owner, type):
         return {name: value for name, value in vars(owner).items() if isinstance(value, _CONTAINERS)}
@@ -59,38 +59,38 @@ def is_buffer(owner: Any, name: str) -> bool:
     return name in getattr(owner, "_non_persistent_buffers_set", ()) and name not in vars(owner)
 
 
-def put(owner: Any, name: str, value: Any) -> None:
+def set_attribute(owner: Any, name: str, value: Any) -> None:
     """Sets an attribute, or a buffer that is not saved, past the ways that a module has for it."""
     held = owner._buffers if is_buffer(owner, name) else vars(owner)
-    if value is GONE:
+    if value is ABSENT:
         held.pop(name, None)
     else:
         held[name] = value
 
 
-def leaves(value: Any, where: str = "") -> Iterator[tuple[str, Any]]:
+def indexed_leaves(value: Any, where: str = "") -> Iterator[tuple[str, Any]]:
     """The values in dicts, lists and tuples, with the indices that lead to them."""
     if isinstance(value, Mapping):
         for key, item in value.items():
-            yield from leaves(item, f"{where}[{key!r}]")
+            yield from indexed_leaves(item, f"{where}[{key!r}]")
     elif isinstance(value, list | tuple):
         for k, item in enumerate(value):
-            yield from leaves(item, f"{where}[{k}]")
+            yield from indexed_leaves(item, f"{where}[{k}]")
     else:
         yield where, value
 
 
-def holds_tensors(value: Any) -> bool:
+def has_tensor_leaf(value: Any) -> bool:
     """Whether a value is a tensor, or a dict, list or tuple with one in it."""
-    return any(isinstance(leaf, Tensor) for _, leaf in leaves(value))
+    return any(isinstance(leaf, Tensor) for _, leaf in indexed_leaves(value))
 
 
-class Kept:
+class Snapshot:
     """What a model keeps outside of its parameters and buffers, as it is now."""
 
     def __init__(self, model: nn.Module):
-        self._owners = list(owners(model))
-        self._before = [attributes(owner) for _, owner in self._owners]
+        self._owners = list(cache_owners(model))
+        self._before = [cache_attributes(owner) for _, owner in self._owners]
         self._contents: dict[int, tuple[Any, Any]] = {}  # every container by identity, and a copy of it
         for held in self._before:
             _copy(tuple(held.values()), self._contents)
@@ -100,10 +100,10 @@ class Kept:
         """The attributes with other tensors than then, and whatever else of the same objects has changed."""
         found: set[Place] = set()
         for (path, owner), before in zip(self._owners, self._before, strict=True):
-            now = attributes(owner)
-            pairs = {name: (before.get(name, GONE), now.get(name, GONE)) for name in {**before, **now}}
+            now = cache_attributes(owner)
+            pairs = {name: (before.get(name, ABSENT), now.get(name, ABSENT)) for name in {**before, **now}}
             names = [name for name, pair in pairs.items() if self._differ(*pair, is_buffer(owner, name))]
-            if any(holds_tensors(value) for name in names for value in pairs[name]):
+            if any(has_tensor_leaf(value) for name in names for value in pairs[name]):
                 found |= {(path, name) for name in names}
         return found
 
@@ -111,20 +111,20 @@ class Kept:
         if is_buffer and isinstance(before, Tensor) and isinstance(now, Tensor):
             return before.shape != now.shape  # another value is what training mode is for
         if before is not now:
-            return holds_tensors(before) or holds_tensors(now) or not isinstance(now, PLAIN) or bool(before != now)
+            return has_tensor_leaf(before) or has_tensor_leaf(now) or not isinstance(now, PLAIN) or bool(before != now)
         held = _copy(now, {})
         return any(not _is_same(kept, self._contents.get(key, (None, ()))[1]) for key, (_, kept) in held.items())
 
     def restore(self, places: set[Place] | None = None) -> None:
         """Gives the model back what it kept then, everywhere or in some places, in the very same containers."""
         for (path, owner), before in zip(self._owners, self._before, strict=True):
-            now = attributes(owner)
+            now = cache_attributes(owner)
             for name in {**before, **now}:
                 if places is None or (path, name) in places:
                     for key, (container, held) in _copy(before.get(name), {}).items():
                         _refill(container, held, self._contents.get(key, (None, held))[1])
-                    if before.get(name, GONE) is not now.get(name, GONE):
-                        put(owner, name, before.get(name, GONE))
+                    if before.get(name, ABSENT) is not now.get(name, ABSENT):
+                        set_attribute(owner, name, before.get(name, ABSENT))
         for hooks, known in self._hooks if places is None else ():  # of which an attribute says that they are there
             for key in hooks.keys() - set(known):
                 del hooks[key]
@@ -175,10 +175,10 @@ class _Forgetting:
         self.forgotten: set[Place] = set()
         self.paused = False
         self.methods = methods
-        self._kept: list[Kept] = []
+        self._kept: list[Snapshot] = []
 
     def before(self, model: nn.Module, args: Any) -> None:
-        self._kept.append(Kept(model))
+        self._kept.append(Snapshot(model))
 
     def after(self, model: nn.Module, args: Any, outputs: Any) -> None:
         kept = self._kept.pop()
@@ -187,11 +187,11 @@ class _Forgetting:
             kept.restore(places)
             self.forgotten |= places
             if self.methods:
-                forget_tensors()
+                clear_function_caches()
 
 
 @contextlib.contextmanager
-def forgetting(models: Sequence[nn.Module]) -> Iterator[None]:
+def forget_after_calls(models: Sequence[nn.Module]) -> Iterator[None]:
     """Within it, models, and copies that are made of them, end each call without the tensors that it has kept.
 
     >>> class Remembering(nn.Linear):
@@ -201,7 +201,7 @@ def forgetting(models: Sequence[nn.Module]) -> Iterator[None]:
     ...         self.last = super().forward(x)
     ...         return self.last
     >>> model = Remembering(2, 2)
-    >>> with forgetting([model]):
+    >>> with forget_after_calls([model]):
     ...     _ = model(torch.ones(1, 2))
     >>> model.last is None
     True
@@ -219,7 +219,7 @@ def forgetting(models: Sequence[nn.Module]) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def empty_buffers_as_attributes(models: Sequence[nn.Module]) -> Iterator[None]:
+def move_empty_buffers(models: Sequence[nn.Module]) -> Iterator[None]:
     """Within it, a model's own buffers that are None and not saved are plain attributes.
 
     The exporter fails where a forward assigns one. Those of modules within the model it lets pass.
@@ -240,16 +240,16 @@ def empty_buffers_as_attributes(models: Sequence[nn.Module]) -> Iterator[None]:
             module._buffers[name] = None
 
 
-def forgotten_by(model: nn.Module) -> set[Place]:
-    """Where calls of a model within `forgetting` kept tensors, to be emptied by who has looked at it."""
+def forgotten_places(model: nn.Module) -> set[Place]:
+    """Where calls of a model within `forget_after_calls` kept tensors, to be emptied by who has looked at it."""
     hooks = _hooks(model)
     return hooks.forgotten if hooks else set()
 
 
 @contextlib.contextmanager
-def restored(model: nn.Module) -> Iterator[None]:
+def restore_attributes(model: nn.Module) -> Iterator[None]:
     """Afterwards the model keeps what it kept before, in the same containers: the exporter leaves copies."""
-    kept = Kept(model)
+    kept = Snapshot(model)
     try:
         yield
     finally:
@@ -257,10 +257,10 @@ def restored(model: nn.Module) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def remembering(model: nn.Module) -> Iterator[None]:
-    """Within it, a model within `forgetting` keeps what its calls keep; afterwards it has what it had before."""
+def keep_between_calls(model: nn.Module) -> Iterator[None]:
+    """Lets a model within `forget_after_calls` keep what its calls keep. Afterwards its caches are as before."""
     hooks = _hooks(model)
-    with restored(model):
+    with restore_attributes(model):
         if hooks:
             hooks.paused = True
         try:

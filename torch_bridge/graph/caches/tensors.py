@@ -12,35 +12,35 @@ import torch
 from torch import Tensor, nn
 
 from jaxensemble.errors import InputError, UnsupportedError, describe_error
-from torch_bridge.graph.caches.assignments import Assigned, assignments, is_computed_once
-from torch_bridge.graph.caches.functions import forget_tensors, remembers_tensors
+from torch_bridge.graph.caches.assignments import Assignments, is_cached_property, read_assignments
+from torch_bridge.graph.caches.functions import clear_function_caches, has_cached_tensors
 from torch_bridge.graph.caches.objects import (
-    GONE,
+    ABSENT,
     PLAIN,
-    Kept,
     Place,
-    attributes,
-    empty_buffers_as_attributes,
-    forgetting,
-    forgotten_by,
+    Snapshot,
+    cache_attributes,
+    cache_owners,
+    forget_after_calls,
+    forgotten_places,
     has_cached_methods,
-    holds_tensors,
+    has_tensor_leaf,
+    indexed_leaves,
     is_buffer,
     is_forgetting,
-    leaves,
-    owners,
-    put,
-    remembering,
+    keep_between_calls,
+    move_empty_buffers,
+    set_attribute,
 )
-from torch_bridge.graph.forward import evaluated
-from torch_bridge.graph.modes import in_mode
-from torch_bridge.graph.outputs import leaves_of
+from torch_bridge.graph.forward import evaluate_model
+from torch_bridge.graph.modes import switch_mode
+from torch_bridge.graph.outputs import output_leaves
 from torch_bridge.members.same_network import same
 
-_EMPTIED, _NOTHING_IN_IT = "emptied", "nothing in it"
+_EMPTY, _EMPTY_ITEMS = "emptied", "nothing in it"
 """The two ways of clearing a container: with no items, or with the same and None for each of their tensors."""
 
-_UNTOLD = "untold"
+_RESET = "untold"
 """The way of clearing what is kept beside a cache to tell whether it can be used: a length, a dtype, a device."""
 
 Attribute = tuple[type, str]
@@ -51,23 +51,23 @@ Ways = dict[Attribute, Any]
 
 
 @contextlib.contextmanager
-def fresh(models: Sequence[nn.Module], inputs: Any) -> Iterator[None]:
-    """As `cleared`; within it, the models keep nothing from call to call, nor do copies that are made of them."""
+def keep_caches_empty(models: Sequence[nn.Module], inputs: Any) -> Iterator[None]:
+    """As `clear_caches`; within it, the models keep nothing from call to call, nor do copies that are made of them."""
     if any(map(is_forgetting, models)):
         yield
     else:
-        with cleared(models, inputs), empty_buffers_as_attributes(models), forgetting(models):
+        with clear_caches(models, inputs), move_empty_buffers(models), forget_after_calls(models):
             yield
 
 
 @contextlib.contextmanager
-def cleared(models: Sequence[nn.Module], inputs: Any) -> Iterator[None]:
+def clear_caches(models: Sequence[nn.Module], inputs: Any) -> Iterator[None]:
     """Within it, the models hold nothing that their forwards compute anew. Afterwards they keep what they kept before.
 
     **Raises:** `UnsupportedError` for caches that hold something else than what the forward puts there when they are
     empty, `InputError` where PyTorch cannot run models with caches on `inputs`, the arguments of a call.
     """
-    kept = [Kept(model) for model in dict.fromkeys(models)]
+    kept = [Snapshot(model) for model in dict.fromkeys(models)]
     try:
         _clear_all(models, inputs)
         yield
@@ -77,34 +77,38 @@ def cleared(models: Sequence[nn.Module], inputs: Any) -> Iterator[None]:
 
 
 def check_calls_repeat(model: nn.Module, inputs: tuple[Any, ...], *, training: bool) -> None:
-    """**Raises:** `UnsupportedError` if a call within `fresh` kept tensors that change what the next one gives."""
-    if not (places := forgotten_by(model)):
+    """Checks that the tensors that a call within `keep_caches_empty` kept do not change the next call's outputs.
+
+    **Raises:** `UnsupportedError` if they do.
+    """
+    if not (places := forgotten_places(model)):
         return
-    with remembering(model):
+    with keep_between_calls(model):
         first, second = (_outputs(model, inputs, training) for _ in range(2))
     if not _are_equal(first, second):
         raise UnsupportedError(
-            f"{type(model).__name__}.forward changes what its next call computes with: {_listed(places)}. A network is "
-            "a function of its inputs and weights: keep such state out of the forward, or give it as an input."
+            f"{type(model).__name__}.forward changes what its next call computes with: {_list_places(places)}. A "
+            "network is a function of its inputs and weights: keep such state out of the forward, or give it as an "
+            "input."
         )
     places.clear()
 
 
 def _clear_all(models: Sequence[nn.Module], inputs: Any) -> None:
-    remembered = any(map(has_cached_methods, models)) and remembers_tensors()
+    remembered = any(map(has_cached_methods, models)) and has_cached_tensors()
     candidates = [_candidates(model) for model in models]
     if not isinstance(inputs, tuple) or not (remembered or any(candidates)):
-        forget_tensors()
+        clear_function_caches()
         return
-    before = [_calls(model, inputs) for model in models]
+    before = [_call_results(model, inputs) for model in models]
     ways = _ways_that_work(models, candidates, inputs)
     problems = []
     for k, (model, calls) in enumerate(zip(models, before, strict=True)):
         if ways or remembered:
             which = f"member {k}, " if len(models) > 1 else ""
-            problems += [which + problem for problem in _stale(model, ways, inputs, calls)]
+            problems += [which + problem for problem in _stale_places(model, ways, inputs, calls)]
     if problems:
-        raise UnsupportedError(_message(problems))
+        raise UnsupportedError(_error_text(problems))
     for model in models:
         _clear(model, ways)
         _fill_buffers(model, ways, inputs)
@@ -114,19 +118,24 @@ def _fill_buffers(model: nn.Module, ways: Ways, inputs: tuple[Any, ...]) -> None
     """Makes the buffers that were cleared, and are never None, anew, in the size that a call on `inputs` needs."""
     made = {
         (path, name)
-        for path, owner in owners(model)
+        for path, owner in cache_owners(model)
         for kind, name in ways
-        if kind is type(owner) and is_buffer(owner, name) and None not in assignments(kind)[name].constants
+        if kind is type(owner) and is_buffer(owner, name) and None not in read_assignments(kind)[name].constants
     }
     if made:
-        kept = Kept(model)
+        kept = Snapshot(model)
         _outputs(model, inputs, False)
         paths = {path for path, _ in made}
-        tensors = {(path, n) for path, owner in owners(model) for n, v in attributes(owner).items() if holds_tensors(v)}
+        tensors = {
+            (path, n)
+            for path, owner in cache_owners(model)
+            for n, v in cache_attributes(owner).items()
+            if has_tensor_leaf(v)
+        }
         kept.restore({place for place in kept.changed() if place[0] not in paths or place in tensors - made})
 
 
-def _message(problems: list[str]) -> str:
+def _error_text(problems: list[str]) -> str:
     return (
         "what modules keep from earlier calls must be what their forwards compute anew from the weights; not so\n"
         + "\n".join(f"  {problem}" for problem in problems)
@@ -136,38 +145,38 @@ def _message(problems: list[str]) -> str:
     )
 
 
-def _listed(places: set[Place]) -> str:
+def _list_places(places: set[Place]) -> str:
     return ", ".join(f"`{'.'.join(filter(None, place))}`" for place in sorted(places))
 
 
-def _kind(owner: Any) -> type:
+def _class_of(owner: Any) -> type:
     return owner if isinstance(owner, type) else type(owner)
 
 
 def _candidates(model: nn.Module) -> dict[Attribute, list[Any]]:
     """The attributes that may be caches and hold tensors, each with the ways in which it may be cleared."""
     found: dict[Attribute, list[Any]] = {}
-    for _, owner in owners(model):
-        for name, value in attributes(owner).items():
-            kind = _kind(owner)
-            if (kind, name) in found or not holds_tensors(value):
+    for _, owner in cache_owners(model):
+        for name, value in cache_attributes(owner).items():
+            kind = _class_of(owner)
+            if (kind, name) in found or not has_tensor_leaf(value):
                 continue
             if isinstance(value, dict | list):
-                found[kind, name] = [_EMPTIED, _NOTHING_IN_IT]
+                found[kind, name] = [_EMPTY, _EMPTY_ITEMS]
                 continue
-            assigned = assignments(kind).get(name, Assigned())
+            assigned = read_assignments(kind).get(name, Assignments())
             elsewhere = not is_buffer(owner, name) and (assigned.constants or not assigned.made_at_first)
             if assigned.made_later or elsewhere:
-                found[kind, name] = _values(kind, name, assigned)
+                found[kind, name] = _possible_values(kind, name, assigned)
     return found
 
 
-def _values(kind: type, name: str, assigned: Assigned) -> list[Any]:
+def _possible_values(kind: type, name: str, assigned: Assignments) -> list[Any]:
     """What an attribute may have been before a call filled it."""
-    if is_computed_once(kind, name):
-        return [GONE]
-    inherited = [GONE] if hasattr(kind, name) else []
-    return inherited + (sorted(assigned.constants, key=lambda value: value is not None) or [None, GONE])
+    if is_cached_property(kind, name):
+        return [ABSENT]
+    inherited = [ABSENT] if hasattr(kind, name) else []
+    return inherited + (sorted(assigned.constants, key=lambda value: value is not None) or [None, ABSENT])
 
 
 def _ways_that_work(
@@ -180,39 +189,44 @@ def _ways_that_work(
         if not new:
             continue
         at_once = chosen | {attribute: ways[0] for attribute, ways in new.items()}
-        together = _beside(model, at_once) | at_once
-        if len(_filled(model, together, inputs)) == len(at_once):
+        together = _related_attributes(model, at_once) | at_once
+        if len(_refilled_attributes(model, together, inputs)) == len(at_once):
             chosen = together
             continue
         for attribute, ways in new.items():
             # Together with what is beside it, or alone: that may be what a caller sets, as the size of images.
-            tried = [more | {attribute: way} for way in ways for more in (_beside(model, {attribute: way}), {})]
-            chosen |= next((one for one in tried if attribute in _filled(model, one, inputs)), {})
+            tried = [
+                more | {attribute: way} for way in ways for more in (_related_attributes(model, {attribute: way}), {})
+            ]
+            chosen |= next((one for one in tried if attribute in _refilled_attributes(model, one, inputs)), {})
     return chosen
 
 
-def _beside(model: nn.Module, ways: Ways) -> Ways:
+def _related_attributes(model: nn.Module, ways: Ways) -> Ways:
     """What the objects that have these caches assign later, to be cleared with them."""
     kinds = {kind for kind, _ in ways}
     return {
-        (_kind(owner), name): _UNTOLD
-        for _, owner in owners(model)
-        for name, value in (attributes(owner).items() if _kind(owner) in kinds else ())
-        if (_kind(owner), name) not in ways and isinstance(value, PLAIN)
-        if assignments(_kind(owner)).get(name, Assigned()).made_later
+        (_class_of(owner), name): _RESET
+        for _, owner in cache_owners(model)
+        for name, value in (cache_attributes(owner).items() if _class_of(owner) in kinds else ())
+        if (_class_of(owner), name) not in ways and isinstance(value, PLAIN)
+        if read_assignments(_class_of(owner)).get(name, Assignments()).made_later
     }
 
 
-def _filled(model: nn.Module, ways: Ways, inputs: tuple[Any, ...]) -> set[Attribute]:
+def _refilled_attributes(model: nn.Module, ways: Ways, inputs: tuple[Any, ...]) -> set[Attribute]:
     """Those of the attributes that hold tensors after a call, of a model in which they were cleared before it."""
     found: set[Attribute] = set()
     for training in (False, True):
-        with remembering(model), contextlib.suppress(Exception):  # whatever a forward raises that misses something
+        with (
+            keep_between_calls(model),
+            contextlib.suppress(Exception),
+        ):  # whatever a forward raises that misses something
             _clear(model, ways)
             _outputs(model, inputs, training)
-            for _, owner in owners(model):
-                kept = attributes(owner).items()
-                found |= {(_kind(owner), name) for name, value in kept if holds_tensors(value)} & ways.keys()
+            for _, owner in cache_owners(model):
+                kept = cache_attributes(owner).items()
+                found |= {(_class_of(owner), name) for name, value in kept if has_tensor_leaf(value)} & ways.keys()
         if not training and not found:
             return found
         if len(found) == len(ways):
@@ -222,38 +236,38 @@ def _filled(model: nn.Module, ways: Ways, inputs: tuple[Any, ...]) -> set[Attrib
 
 def _clear(model: nn.Module, ways: Ways) -> None:
     """Clears the caches, and what is kept beside them."""
-    forget_tensors()
-    for _, owner in owners(model):
-        kind, kept = _kind(owner), attributes(owner)
+    clear_function_caches()
+    for _, owner in cache_owners(model):
+        kind, kept = _class_of(owner), cache_attributes(owner)
         for name in kept:
             if (kind, name) in ways:
                 _clear_one(owner, name, kept[name], ways[kind, name])
 
 
 def _clear_one(owner: Any, name: str, value: Any, way: Any) -> None:
-    if way is _UNTOLD:
-        constants = assignments(_kind(owner))[name].constants
+    if way is _RESET:
+        constants = read_assignments(_class_of(owner))[name].constants
         number = isinstance(value, int | float) and not isinstance(value, bool)
-        put(owner, name, constants[0] if constants else 0 if number else None)
-    elif way is _EMPTIED and isinstance(value, dict | list):
+        set_attribute(owner, name, constants[0] if constants else 0 if number else None)
+    elif way is _EMPTY and isinstance(value, dict | list):
         value.clear()
-    elif way is _NOTHING_IN_IT and isinstance(value, dict | list):
+    elif way is _EMPTY_ITEMS and isinstance(value, dict | list):
         for key in value if isinstance(value, dict) else range(len(value)):
-            value[key] = None if holds_tensors(value[key]) else value[key]
-    elif holds_tensors(value):
-        put(owner, name, way if way is GONE else copy.deepcopy(way))
+            value[key] = None if has_tensor_leaf(value[key]) else value[key]
+    elif has_tensor_leaf(value):
+        set_attribute(owner, name, way if way is ABSENT else copy.deepcopy(way))
 
 
-_Call = tuple[list[Any], dict[str, Tensor]]
+_CallResult = tuple[list[Any], dict[str, Tensor]]
 """What a call gives, and the tensors that the model keeps after it."""
 
 
-def _calls(model: nn.Module, inputs: tuple[Any, ...]) -> list[_Call]:
+def _call_results(model: nn.Module, inputs: tuple[Any, ...]) -> list[_CallResult]:
     """A call in evaluation mode, and one in training mode where there can be one: BatchNorm refuses single values."""
-    found: list[_Call] = []
+    found: list[_CallResult] = []
     for training in (False, True):
         try:
-            with remembering(model):
+            with keep_between_calls(model):
                 found.append((_outputs(model, inputs, training), _tensors(model)))
         except Exception as error:
             if not training:
@@ -264,14 +278,14 @@ def _calls(model: nn.Module, inputs: tuple[Any, ...]) -> list[_Call]:
     return found
 
 
-def _stale(model: nn.Module, ways: Ways, inputs: tuple[Any, ...], before: Sequence[_Call]) -> list[str]:
+def _stale_places(model: nn.Module, ways: Ways, inputs: tuple[Any, ...], before: Sequence[_CallResult]) -> list[str]:
     """The places with other tensors, in either mode, than a call puts there once they are cleared."""
     found: set[str] = set()
     for training, (outputs, kept) in zip((False, True), before, strict=False):
-        with remembering(model):
+        with keep_between_calls(model):
             _clear(model, ways)
             anew, made = _outputs(model, inputs, training), _tensors(model)
-        places = {place for place in kept if place in made and not _is_made_anew(kept[place], made[place])}
+        places = {place for place in kept if place in made and not _is_recomputed(kept[place], made[place])}
         if not places and not _are_equal(outputs, anew):
             places = {f"its outputs in {'training' if training else 'evaluation'} mode"}
         found |= places
@@ -281,15 +295,15 @@ def _stale(model: nn.Module, ways: Ways, inputs: tuple[Any, ...], before: Sequen
 def _tensors(model: nn.Module) -> dict[str, Tensor]:
     return {
         f"`{path}.{name}{index}`".replace("`.", "`"): leaf
-        for path, owner in owners(model)
-        for name, value in attributes(owner).items()
+        for path, owner in cache_owners(model)
+        for name, value in cache_attributes(owner).items()
         if not is_buffer(owner, name)
-        for index, leaf in leaves(value)
+        for index, leaf in indexed_leaves(value)
         if isinstance(leaf, Tensor)
     }
 
 
-def _is_made_anew(kept: Tensor, made: Tensor) -> bool:
+def _is_recomputed(kept: Tensor, made: Tensor) -> bool:
     """Whether two tensors are the same. A table of another size was kept by another call: outputs tell of its part."""
     return kept.shape != made.shape or _are_equal([kept], [made])
 
@@ -303,9 +317,9 @@ def _outputs(model: nn.Module, inputs: tuple[Any, ...], training: bool) -> list[
     buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
     devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
     try:
-        with torch.random.fork_rng(devices), in_mode([model], training):
+        with torch.random.fork_rng(devices), switch_mode([model], training):
             torch.manual_seed(0)
-            return [leaf for _, leaf in leaves_of(evaluated(model, inputs))]
+            return [leaf for _, leaf in output_leaves(evaluate_model(model, inputs))]
     finally:
         with torch.no_grad():
             for buffer, before in buffers:

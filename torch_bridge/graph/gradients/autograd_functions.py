@@ -18,7 +18,7 @@ from torch_bridge.graph.examples import Arguments
 
 
 @contextlib.contextmanager
-def own_functions(*, plain: bool = False) -> Iterator[set[type]]:
+def watch_custom_functions(*, plain: bool = False) -> Iterator[set[type]]:
     """The functions with a backward of their own that are applied within; with `plain`, without their backward."""
     found: set[type] = set()
     apply = vars(Function)["apply"]
@@ -49,7 +49,7 @@ class _Context:
     save_for_forward = mark_dirty = mark_non_differentiable = set_materialize_grads = save_for_backward
 
 
-def check_own_gradients(model: nn.Module, inputs: Arguments, functions: set[type]) -> None:
+def check_custom_gradients(model: nn.Module, inputs: Arguments, functions: set[type]) -> None:
     """**Raises:** `UnsupportedError` if functions have another gradient than their forward."""
     if not functions:
         return
@@ -63,9 +63,9 @@ def check_own_gradients(model: nn.Module, inputs: Arguments, functions: set[type
 
 
 def _agree(model: nn.Module, inputs: Arguments, scale: float) -> bool:
-    with own_functions():
+    with watch_custom_functions():
         own = _gradients(copy.deepcopy(model), inputs, scale)  # a call in training mode writes into buffers
-    with own_functions(plain=True):
+    with watch_custom_functions(plain=True):
         plain = _gradients(copy.deepcopy(model), inputs, scale)
     return own is not None and plain is not None and all(map(_is_close, own, plain))
 

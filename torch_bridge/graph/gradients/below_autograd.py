@@ -52,7 +52,7 @@ _FORWARDS: dict[Any, Any] = {
 """Operations that have results for their own backward beside those of the operation that was called."""
 
 
-def tidy(graph: fx.Graph) -> None:
+def simplify_trace(graph: fx.Graph) -> None:
     """Writes a trace by operations that a forward calls, as far as nothing else is taken from theirs."""
     for node in list(graph.nodes):
         if node.target is _ATEN._linalg_check_errors.default:

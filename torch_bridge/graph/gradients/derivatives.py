@@ -19,14 +19,14 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from jaxensemble.errors import InputError, UnsupportedError, describe_error
-from torch_bridge.compat import graph_being_traced, graph_traced, pytree, writes
-from torch_bridge.graph.errors import explained
+from torch_bridge.compat import current_graph, is_mutating, pytree, trace_graph
+from torch_bridge.graph.errors import explain_error
 from torch_bridge.graph.examples import Arguments
-from torch_bridge.graph.gradients.below_autograd import decompositions_for, tidy
+from torch_bridge.graph.gradients.below_autograd import decompositions_for, simplify_trace
 from torch_bridge.graph.operations import Operations
 from torch_bridge.graph.sizes.open_axes import Example
-from torch_bridge.graph.sizes.traces import NotOne, generalise
-from torch_bridge.graph.user_lines import place
+from torch_bridge.graph.sizes.traces import TracesDiffer, generalise_traces
+from torch_bridge.graph.user_lines import user_line
 
 _ATEN = torch.ops.aten
 
@@ -63,7 +63,7 @@ class Derivatives(TorchFunctionMode):
 
 
 @contextlib.contextmanager
-def written_out(model: nn.Module, example: Example, operations: Operations) -> Iterator[None]:
+def write_out_derivatives(model: nn.Module, example: Example, operations: Operations) -> Iterator[None]:
     """Within it, the module has a forward of operations only, which does what its own does in the present mode.
 
     **Raises:** `UnsupportedError` where there is no such forward, or none for all batch sizes.
@@ -76,17 +76,17 @@ def written_out(model: nn.Module, example: Example, operations: Operations) -> I
         )
     try:
         graph = _traced(model, example.inputs, example.batch_axes, decompositions_for(operations))
-    except NotOne as error:
+    except TracesDiffer as error:
         raise UnsupportedError(
             f"{name}.forward takes derivatives, and cannot be followed with an open batch size: {error}. Pass "
             "batch_axis=None to fix all shapes."
         ) from error
     except Exception as error:  # whatever a forward or a trace of it raises
-        told = explained(error, model, example.inputs, operations.refusals, training=model.training)
+        told = explain_error(error, model, example.inputs, operations.refusals, training=model.training)
         if isinstance(told, InputError):
             raise told from error
         raise UnsupportedError(
-            f"{name}.forward takes derivatives{place(error)}, which cannot be written out as operations: "
+            f"{name}.forward takes derivatives{user_line(error)}, which cannot be written out as operations: "
             f"{describe_error(error)}. Port the network that is differentiated, and take its derivative with jax.grad: "
             "see docs/derivatives.md.",
             details=str(error),
@@ -132,7 +132,7 @@ def _traced(
         rows = [_resized(leaf, axis, size) for leaf, axis in zip(leaves, axes, strict=True)]
         traces.append(_trace(model, pytree.tree_unflatten(rows, spec), decompositions))
     last = sum(isinstance(leaf, Tensor) for leaf in leaves[first:])
-    generalise(traces, last, next(axis for axis in axes if axis is not None))
+    generalise_traces(traces, last, next(axis for axis in axes if axis is not None))
     return traces[0]
 
 
@@ -151,9 +151,9 @@ def _trace(model: nn.Module, inputs: Arguments, decompositions: Mapping[Any, Any
             return torch.func.functional_call(model, state, *given)
 
     state = {name: _copied(tensor) for name, tensor in _tensors(model).items()}
-    module = graph_traced(function, decompositions, state, list(map(_copied, _tensors_among(inputs))))
+    module = trace_graph(function, decompositions, state, list(map(_copied, _tensors_among(inputs))))
     _mark(module.graph, watch.without_gradient)
-    tidy(module.graph)
+    simplify_trace(module.graph)
     return module
 
 
@@ -174,7 +174,7 @@ class _Watch(TorchDispatchMode):
         self.detaching = False
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        graph = graph_being_traced()
+        graph = current_graph()
         last = next(iter(reversed(graph.nodes)))
         stops = self.detaching or not torch.is_grad_enabled()
         result = func(*args, **(kwargs or {}))
@@ -224,7 +224,7 @@ def _mark(graph: fx.Graph, without_gradient: set[fx.Node]) -> None:
             graph.erase_node(node)
         elif node.target is _ATEN.detach_.default:
             node.target = _ATEN.detach.default
-        elif node in without_gradient and writes(node) and node.meta["val"].is_floating_point():
+        elif node in without_gradient and is_mutating(node) and node.meta["val"].is_floating_point():
             _written_with_gradient(graph, node)
             without_gradient.remove(node)
     for node in list(graph.nodes):

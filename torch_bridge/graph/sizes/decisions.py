@@ -17,10 +17,10 @@ import torch
 from torch import nn
 
 from jaxensemble.network.network import Sizes
-from torch_bridge.compat import guards_told, pytree
+from torch_bridge.compat import pytree, watch_guards
 from torch_bridge.graph.sizes.open_axes import BATCH, Example, Limits
 from torch_bridge.graph.sizes.values import value_of
-from torch_bridge.graph.user_lines import is_the_users
+from torch_bridge.graph.user_lines import is_user_file
 
 
 @dataclasses.dataclass(frozen=True)
@@ -253,7 +253,7 @@ def _furthest(hold: Callable[[int], bool], start: int, step: int) -> int | None:
 
 
 @contextlib.contextmanager
-def decisions(model: nn.Module, example: Example) -> Iterator[Decisions]:
+def watch_decisions(model: nn.Module, example: Example) -> Iterator[Decisions]:
     """The decisions by open sizes that are made within it, while `torch.export` runs the forward of a model.
 
     What is true for all sizes is none, although the exporter cannot always tell.
@@ -271,7 +271,7 @@ def decisions(model: nn.Module, example: Example) -> Iterator[Decisions]:
     def evaluate(condition: torch.SymBool) -> bool:
         caller, fixed = sys._getframe(1), len(found.fixing)
         result = evaluated(condition)
-        if is_the_users(caller.f_code.co_filename):
+        if is_user_file(caller.f_code.co_filename):
             if len(found.fixing) > fixed and not _described(caller).partition(": ")[2].startswith("assert "):
                 found.own.append(_described(caller))
             if result != _for_one(condition, result) and not found.of(condition.node.expr):
@@ -287,7 +287,7 @@ def decisions(model: nn.Module, example: Example) -> Iterator[Decisions]:
     hook = model.register_forward_pre_hook(name, with_kwargs=True) if example.named else None
     torch.SymBool.__bool__ = evaluate  # type: ignore[method-assign]
     try:
-        with guards_told(decide, lambda guard: found.holds(guard, example.limits if found.of(guard) else {})):
+        with watch_guards(decide, lambda guard: found.holds(guard, example.limits if found.of(guard) else {})):
             yield found
     finally:
         torch.SymBool.__bool__ = evaluated  # type: ignore[method-assign]
@@ -327,7 +327,7 @@ def _for_one(condition: torch.SymBool, otherwise: bool) -> bool:
 def _users_line(frame: FrameType | None) -> str:
     """The innermost line of the forward around a frame of PyTorch's; empty where there is none."""
     while frame is not None and frame.f_globals.get("__name__") != "torch_bridge.graph.export":
-        if is_the_users(frame.f_code.co_filename):
+        if is_user_file(frame.f_code.co_filename):
             return _described(frame)
         frame = frame.f_back
     return ""

@@ -161,7 +161,7 @@ _OTHER_WAYS: dict[Any, Callable[..., Any]] = {
 
 
 @contextlib.contextmanager
-def open_roots() -> Iterator[None]:
+def keep_roots_open() -> Iterator[None]:
     """`math.sqrt` of an open size, within it, is a number that stays open."""
     before = math.sqrt
     math.sqrt = lambda x: torch.sym_sqrt(x) if isinstance(x, torch.SymInt | torch.SymFloat) else before(x)

@@ -18,7 +18,7 @@ Valued: TypeAlias = Callable[[Any], Any]
 _SLICE = torch.ops.aten.slice.Tensor
 
 
-def is_same(program: ExportedProgram, of_some: ExportedProgram, value: Valued) -> bool:
+def has_same_steps(program: ExportedProgram, of_some: ExportedProgram, value: Valued) -> bool:
     """Whether a program for open sizes does for some of those what the other, made for these alone, does."""
     (ours, whole), (theirs, others_whole) = _steps(program, value), _steps(of_some, value)
     twins: dict[Any, fx.Node] = dict(zip(ours, theirs, strict=False))

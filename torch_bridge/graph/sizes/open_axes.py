@@ -25,7 +25,7 @@ Limits: TypeAlias = Mapping[str, Sizes]
 """What open sizes may be, by name; any number where nothing is said."""
 
 
-class Opened(NamedTuple):
+class OpenAxes(NamedTuple):
     """What stays open of an example's shapes.
 
     - `batch_axis`: the axis along which inputs are batched; a tuple has one for each argument; None fixes shapes.
@@ -38,7 +38,7 @@ class Opened(NamedTuple):
     limits: Limits = types.MappingProxyType({})
 
     @classmethod
-    def of(cls, arguments: Arguments, names: tuple[str, ...], batch_axis: BatchAxis, dynamic: Dynamic) -> "Opened":
+    def of(cls, arguments: Arguments, names: tuple[str, ...], batch_axis: BatchAxis, dynamic: Dynamic) -> "OpenAxes":
         """What a user says; `names` are those of the arguments, as `Arguments.names` gives them.
 
         **Raises:** `InputError` naming everything that cannot be open.
@@ -60,7 +60,7 @@ class Opened(NamedTuple):
             for pair in _named(value, given.get(place), place, problems)
         ]
         limits: dict[str, Sizes] = {}
-        batches = Example.of(arguments, Opened(batch_axis)).names
+        batches = Example.of(arguments, OpenAxes(batch_axis)).names
         sizes: dict[str, tuple[str, int]] = {}
         for (place, tensor, axes), batch in zip(found, batches, strict=True):
             for axis, name in axes.items():
@@ -78,7 +78,7 @@ class Opened(NamedTuple):
         return cls(batch_axis, tuple({k: _name(name) for k, name in axes.items()} for *_, axes in found), limits)
 
     @classmethod
-    def again(cls, ensemble: Ensemble) -> "Opened":
+    def again(cls, ensemble: Ensemble) -> "OpenAxes":
         """What was open when an ensemble was ported."""
         network, origin = ensemble.network, ensemble.origin
         assert isinstance(origin, Origin) and network is not None
@@ -104,7 +104,7 @@ class Example(NamedTuple):
     limits: Limits
 
     @classmethod
-    def of(cls, arguments: Arguments, opened: Opened) -> "Example":
+    def of(cls, arguments: Arguments, opened: OpenAxes) -> "Example":
         """Arguments made ready. A batch of one is doubled: `torch.export` takes sizes 0 and 1 for constants."""
         axes = batch_axes(arguments, opened.batch_axis)
         size = next((leaf.shape[axis] for leaf, axis in axes if axis is not None), None)
@@ -151,7 +151,7 @@ class Example(NamedTuple):
 
     def resized(self, sizes: Mapping[str, int]) -> Arguments:
         """The arguments with other open sizes."""
-        return with_sizes(self.inputs, self.names, sizes)
+        return resize_open_axes(self.inputs, self.names, sizes)
 
     def shapes(self) -> Arguments:
         """The open axes as `torch.export` wants to be told of them."""
@@ -166,7 +166,7 @@ def given_sizes(inputs: Arguments, names: Iterable[Mapping[int, str]]) -> dict[s
     return {name: tensor.shape[axis] for tensor, axes in reversed(pairs) for axis, name in axes.items()}
 
 
-def with_sizes(inputs: Arguments, names: Iterable[Mapping[int, str]], sizes: Mapping[str, int]) -> Arguments:
+def resize_open_axes(inputs: Arguments, names: Iterable[Mapping[int, str]], sizes: Mapping[str, int]) -> Arguments:
     """The arguments with other open sizes: their own entries are taken in turn."""
     leaves, spec = pytree.tree_flatten(inputs)
     axes = iter(names)
@@ -184,12 +184,12 @@ def _resized(x: Tensor, names: Mapping[int, str], sizes: Mapping[str, int]) -> T
 
 def _dim(name: str, sizes: Sizes) -> Any:
     if sizes.multiple > 1:
-        return sizes.multiple * _dim(f"_{name}", in_units(sizes))
+        return sizes.multiple * _dim(f"_{name}", count_multiples(sizes))
     bounds = {"min": sizes.least} if sizes.least > 2 else {}  # the exporter assumes 2 at least
     return Dim(name, **bounds, **({} if sizes.most is None else {"max": sizes.most}))
 
 
-def in_units(sizes: Sizes) -> Sizes:
+def count_multiples(sizes: Sizes) -> Sizes:
     """Sizes that are multiples of a number, counted in that number."""
     most = None if sizes.most is None else sizes.most // sizes.multiple
     return Sizes(-(-sizes.least // sizes.multiple), most)

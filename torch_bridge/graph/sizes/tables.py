@@ -18,7 +18,7 @@ Valued = Callable[[Any, Mapping[str, int]], Any]
 """What an expression in open sizes is, for sizes by name."""
 
 
-def within_tables(
+def limit_to_tables(
     program: ExportedProgram, limits: Mapping[str, Sizes], given: Mapping[str, int], value: Valued
 ) -> dict[str, Sizes]:
     """Limits narrowed to where every index that open sizes alone decide, as `torch.arange(x.shape[1])`, has a row.

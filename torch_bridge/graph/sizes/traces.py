@@ -10,23 +10,23 @@ from torch import fx
 from torch_bridge.compat import pytree
 
 
-class NotOne(Exception):
+class TracesDiffer(Exception):
     """Traces that are no instances of one; the text says why."""
 
 
 _OTHER = "it does something else for some batch sizes than for others"
 
 
-def generalise(traces: Sequence[fx.GraphModule], place: int, axis: int) -> None:
+def generalise_traces(traces: Sequence[fx.GraphModule], place: int, axis: int) -> None:
     """Makes the first of some traces right for every batch: numbers that differ are computed from the batch's size.
 
     `place` is that of an input, counted from the last one, which is 1; its size along `axis` is that of the batch.
 
-    **Raises:** `NotOne` where traces differ in more, or in numbers that are no simple functions of the size.
+    **Raises:** `TracesDiffer` where traces differ in more, or in numbers that are no simple functions of the size.
     """
     graph, rows = traces[0].graph, [list(trace.graph.nodes) for trace in traces]
     if len({len(nodes) for nodes in rows}) > 1:
-        raise NotOne(_OTHER)
+        raise TracesDiffer(_OTHER)
     inputs = [[node for node in nodes if node.op == "placeholder"] for nodes in rows]
     sizes = [int(nodes[-place].meta["val"].shape[axis]) for nodes in inputs]
     with graph.inserting_after(inputs[0][-1]):
@@ -37,12 +37,12 @@ def generalise(traces: Sequence[fx.GraphModule], place: int, axis: int) -> None:
         _check(traces, same)
         flat = [pytree.tree_flatten((node.args, node.kwargs)) for node in same]
         if len({str(spec) for _, spec in flat}) > 1:
-            raise NotOne(_OTHER)
+            raise TracesDiffer(_OTHER)
         leaves: list[Any] = []
         for values in zip(*[leaves for leaves, _ in flat], strict=True):
             if isinstance(values[0], fx.Node):
                 if any(known.get(value) is not values[0] for known, value in zip(twins, values, strict=True)):
-                    raise NotOne(_OTHER)
+                    raise TracesDiffer(_OTHER)
             elif not all(_equal(value, values[0]) for value in values):
                 if values not in made:
                     with graph.inserting_before(same[0]):
@@ -59,7 +59,7 @@ def generalise(traces: Sequence[fx.GraphModule], place: int, axis: int) -> None:
 
 def _check(traces: Sequence[fx.GraphModule], nodes: Sequence[fx.Node]) -> None:
     if len({(node.op, str(node.target)) for node in nodes}) > 1:
-        raise NotOne(_OTHER)
+        raise TracesDiffer(_OTHER)
     if nodes[0].op == "get_attr":
         tensors = [getattr(trace, str(node.target)) for trace, node in zip(traces, nodes, strict=True)]
         first = tensors[0]
@@ -67,7 +67,7 @@ def _check(traces: Sequence[fx.GraphModule], nodes: Sequence[fx.Node]) -> None:
             return
         fill = first.flatten()[0].item()
         if not all(x.dtype == first.dtype and x.ndim == first.ndim and bool((x == fill).all()) for x in tensors):
-            raise NotOne("it makes a tensor of the batch's size from Python numbers")
+            raise TracesDiffer("it makes a tensor of the batch's size from Python numbers")
         for node, x in zip(nodes, tensors, strict=True):
             node.op, node.target = "call_function", torch.ops.aten.full.default
             node.args, node.kwargs = (list(x.shape), fill), {"dtype": x.dtype}
@@ -95,4 +95,4 @@ def _computed(graph: fx.Graph, size: fx.Node, sizes: Sequence[int], values: Sequ
         whole = round(a * n)
         if all(value == whole / number for number, value in pairs):
             return graph.call_function(operator.truediv, (whole, size))
-    raise NotOne(f"a number that is {', '.join(map(str, values))} for batches of {', '.join(map(str, sizes))}")
+    raise TracesDiffer(f"a number that is {', '.join(map(str, values))} for batches of {', '.join(map(str, sizes))}")

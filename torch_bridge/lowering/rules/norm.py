@@ -88,7 +88,7 @@ def _tracking_layer(b: Builder, type_: str, features: Features, options: Options
     if not holders:
         return None
     counter = f"{holders[0]}.{COUNTER}".lstrip(".")
-    tensor = None if counter in b.state.uncounted else b.state.tensors.get(counter)
+    tensor = None if counter in b.state.unchanged_counters else b.state.tensors.get(counter)
     dtype = next(param_dtype(weight) for weight, _ in features.weights if weight is not None)
     options = options | _momentum(b, holders[0], momentum) | ({} if tensor is not None else {"count_batches": False})
     path = b.claim(type_, options | dtype, features.leaves("scale", "bias", "mean", "var"), within="norm")

@@ -22,8 +22,8 @@ from tests.helpers.caching import (
     Rotary,
     Tuples,
 )
-from torch_bridge.graph.caches.objects import Kept, attributes, leaves, owners
-from torch_bridge.graph.caches.tensors import fresh
+from torch_bridge.graph.caches.objects import Snapshot, cache_attributes, cache_owners, indexed_leaves
+from torch_bridge.graph.caches.tensors import keep_caches_empty
 from torch_bridge.members.same_network import differences
 from torch_bridge.parity.precision import in_double
 
@@ -56,9 +56,9 @@ class Everything(nn.Sequential):
 
 
 def tensors_in(model: nn.Module) -> Iterator[Tensor]:
-    for _, owner in owners(model):
-        for value in attributes(owner).values():
-            yield from (leaf for _, leaf in leaves(value) if isinstance(leaf, Tensor))
+    for _, owner in cache_owners(model):
+        for value in cache_attributes(owner).values():
+            yield from (leaf for _, leaf in indexed_leaves(value) if isinstance(leaf, Tensor))
 
 
 @pytest.mark.thinned
@@ -69,8 +69,8 @@ def test_members_are_alike_and_compute_the_same_while_their_caches_are_cleared(k
     x = torch.randn(2, L, N)
     expected = [copy.deepcopy(model)(x) for model in models]
     HISTORIES[history](*models)
-    kept = [Kept(model) for model in models]
-    with fresh(models, (x,)):
+    kept = [Snapshot(model) for model in models]
+    with keep_caches_empty(models, (x,)):
         assert not list(differences(*models))
         doubles = in_double(models)
         for model, double, output in zip(models, doubles, expected, strict=True):
@@ -87,7 +87,7 @@ def test_all_kinds_port_and_models_stay_as_they_were(history: str) -> None:
     x = torch.randn(2, L, N)
     expected = torch.stack([copy.deepcopy(model)(x) for model in models]).detach().numpy()
     HISTORIES[history](*models)
-    kept = [Kept(model) for model in models]
+    kept = [Snapshot(model) for model in models]
     ensemble = torch_bridge.to_ensemble(models, (x,))
     assert ensemble.network is not None and ensemble.network.evaluation_only is None
     assert not any(before.changed() for before in kept)
@@ -168,7 +168,7 @@ def in_training(model: nn.Module) -> nn.Module:
 def test_what_is_not_computed_from_the_weights_is_refused(case: str) -> None:
     make, places = REFUSED[case]
     model, x = make(), torch.randn(2, L, N)
-    kept = Kept(model)
+    kept = Snapshot(model)
     with pytest.raises(UnsupportedError) as alone:
         torch_bridge.to_flax(model, (x,))
     with pytest.raises(UnsupportedError) as second:

@@ -13,7 +13,7 @@ from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, vjp,
 import torch_bridge
 from jaxensemble.errors import InputError, UnsupportedError
 from tests.helpers.porting import assert_close, compiled
-from torch_bridge.graph.forward import called
+from torch_bridge.graph.forward import call_model
 from torch_bridge.parity import gradients, precision
 from torch_bridge.parity.draws import Draws
 from torch_bridge.parity.inputs import resize_inputs
@@ -267,7 +267,7 @@ def test_outputs_and_gradients_of_parameters(case: str) -> None:
         ensemble = torch_bridge.to_ensemble([double], inputs, check=False)
         for size in (1, 6):
             now = resize_inputs(inputs, size, 0).positional
-            assert_close(compiled(ensemble[0])(*[x.numpy() for x in now]), called(double, now))
+            assert_close(compiled(ensemble[0])(*[x.numpy() for x in now]), call_model(double, now))
         found = gradients.compare(ensemble, [double], inputs, inputs, Draws((), jax.random.key(0)))
     assert not isinstance(found, str), found
     assert all(row.passed for row in found), found

@@ -22,7 +22,7 @@ from jaxensemble.network.json_format import from_json, to_json
 from jaxensemble.network.network import Sizes, Slice
 from tests.helpers.porting import Fn, randomised
 from torch_bridge.graph.examples import Arguments
-from torch_bridge.graph.sizes.open_axes import Opened, with_sizes
+from torch_bridge.graph.sizes.open_axes import OpenAxes, resize_open_axes
 from torch_bridge.parity import precision, reference
 from torch_bridge.parity.metrics import by_place, stacked
 
@@ -264,7 +264,7 @@ def ported(case: str, **options: Any) -> tuple[list[nn.Module], Ensemble, Argume
 
 
 def assert_outputs(models: list[nn.Module], ensemble: Ensemble, inputs: Arguments, sizes: dict[str, int]) -> None:
-    resized = with_sizes(inputs, Opened.again(ensemble).names, sizes)
+    resized = resize_open_axes(inputs, OpenAxes.again(ensemble).names, sizes)
     actual = by_place(ensemble(*resized.entries))
     for place, theirs in stacked(reference.loop(models, resized)).items():
         np.testing.assert_allclose(actual[place], theirs, rtol=0, atol=1e-12, err_msg=f"{place} for {sizes}")

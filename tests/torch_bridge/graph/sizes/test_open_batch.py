@@ -14,7 +14,7 @@ from jaxensemble.errors import InputError, UnsupportedError
 from jaxensemble.running.plan import Plan
 from tests.helpers.porting import Fn, assert_close, assert_ports
 from torch_bridge.graph.sizes.functions import DirectDistances
-from torch_bridge.graph.sizes.open_axes import Opened
+from torch_bridge.graph.sizes.open_axes import OpenAxes
 from torch_bridge.lowering.convert import convert
 
 WIDE = (4, 6)
@@ -488,7 +488,7 @@ def test_what_no_open_batch_allows_names_the_line_and_the_cure(case: str) -> Non
     line = forward.__code__.co_firstlineno
     with pytest.raises(UnsupportedError, match=rf"(?s)test_open_batch\.py:{line}: .*batch_axis=None"):
         convert(Fn(forward), (x,))
-    convert(Fn(forward), (x,), opened=Opened(None))
+    convert(Fn(forward), (x,), opened=OpenAxes(None))
 
 
 class Apart(nn.Linear):
@@ -545,4 +545,4 @@ def test_entries_may_be_taken_along_an_axis_by_another_input() -> None:
 def test_a_size_that_values_decide_is_refused_without_a_batch_too() -> None:
     """The exporter's conditions are about the value then, and not about a size that is open."""
     with pytest.raises(UnsupportedError, match="cannot follow"):
-        convert(Fn(lambda x, start: x.narrow(0, start, 2)), (torch.randn(4, 3), torch.tensor(1)), opened=Opened(None))
+        convert(Fn(lambda x, start: x.narrow(0, start, 2)), (torch.randn(4, 3), torch.tensor(1)), opened=OpenAxes(None))

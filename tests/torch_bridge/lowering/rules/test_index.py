@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from jaxensemble.errors import UnsupportedError
 from tests.helpers.porting import Fn, assert_ports
-from torch_bridge.graph.sizes.open_axes import Opened
+from torch_bridge.graph.sizes.open_axes import OpenAxes
 from torch_bridge.lowering.convert import convert
 
 SHAPE = (2, 3, 4, 5)
@@ -176,7 +176,7 @@ def test_results_of_no_fixed_size_are_refused(forward: Callable[[Tensor], Any]) 
 
 def test_assignment_of_as_many_values_as_a_mask_chooses_is_refused() -> None:
     with pytest.raises(UnsupportedError, match=r"torch\.where\(mask, y, x\)"):
-        convert(Fn(written(lambda x: put(x, x > 0, torch.arange(60.0)))), (torch.randn(SHAPE),), opened=Opened(None))
+        convert(Fn(written(lambda x: put(x, x > 0, torch.arange(60.0)))), (torch.randn(SHAPE),), opened=OpenAxes(None))
 
 
 class ShiftMask(nn.Module):

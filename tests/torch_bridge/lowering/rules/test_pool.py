@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from jaxensemble import ops
 from jaxensemble.errors import UnsupportedError
 from tests.helpers.porting import assert_ports
-from torch_bridge.graph.sizes.open_axes import Opened
+from torch_bridge.graph.sizes.open_axes import OpenAxes
 from torch_bridge.porting.port import convert
 
 Op = Callable[[Tensor], Tensor | tuple[Tensor, ...]]
@@ -256,7 +256,7 @@ def test_random_windows_are_refused() -> None:
     samples = torch.rand(2, 3, 2)
     model = Each(given=lambda x: F.fractional_max_pool2d(x, 2, output_size=3, _random_samples=samples))
     with pytest.raises(UnsupportedError, match="at random"):
-        convert(model, (torch.randn(2, 3, 5, 6),), opened=Opened(None))
+        convert(model, (torch.randn(2, 3, 5, 6),), opened=OpenAxes(None))
 
 
 def test_float32_stays_float32_where_float64_is_allowed() -> None:

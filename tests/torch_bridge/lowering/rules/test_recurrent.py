@@ -19,7 +19,7 @@ from jaxensemble import layers, ops
 from jaxensemble.errors import InputError, UnsupportedError
 from tests.helpers.porting import TOLERANCE, assert_close, assert_ports, randomised
 from torch_bridge.graph.capture import capture
-from torch_bridge.graph.sizes.open_axes import Opened
+from torch_bridge.graph.sizes.open_axes import OpenAxes
 from torch_bridge.lowering import OPERATIONS
 from torch_bridge.lowering.convert import convert
 from torch_bridge.porting.port import to_flax
@@ -298,7 +298,8 @@ def test_dropout_between_layers() -> None:
 def test_modes() -> None:
     """Ported from training or from evaluation mode, and with no dropout that a mode could change."""
     assert (
-        convert(Held(nn.LSTM(I, I, 2, dropout=0.5)), (torch.randn(T, N, I),), Opened(1)).network.evaluation_only is None
+        convert(Held(nn.LSTM(I, I, 2, dropout=0.5)), (torch.randn(T, N, I),), OpenAxes(1)).network.evaluation_only
+        is None
     )
     module: Any = to_flax(
         Held(nn.LSTM(I, I, 2, dropout=0.5)).train(), (torch.randn(T, N, I),), batch_axis=1, mode="train"
@@ -443,7 +444,7 @@ def shapes_of(network: Any) -> Sequence[str]:
 @pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
 def test_long_sequences_are_not_written_out_step_by_step(kind: Any) -> None:
     """However long the sequence, the network is one call: of 3,000 steps, the exporter would make many minutes."""
-    short, long = (convert(Held(kind(I, I, 2)), (torch.randn(n, N, I),), Opened(1)).network for n in (2, 3000))
+    short, long = (convert(Held(kind(I, I, 2)), (torch.randn(n, N, I),), OpenAxes(1)).network for n in (2, 3000))
     assert short.calls == long.calls
     assert short.calls[0].target == "layer:rnn"
 

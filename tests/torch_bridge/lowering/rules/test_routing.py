@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from jaxensemble.errors import UnsupportedError
 from tests.helpers.porting import Fn, assert_ports
-from torch_bridge.graph.sizes.open_axes import Opened
+from torch_bridge.graph.sizes.open_axes import OpenAxes
 from torch_bridge.lowering.convert import convert
 
 attend: Any = F.scaled_dot_product_attention
@@ -147,4 +147,4 @@ def test_counted_and_searched() -> None:
 )
 def test_sizes_that_depend_on_values_are_refused_with_advice(forward: Callable[[Tensor], Any], advice: str) -> None:
     with pytest.raises(UnsupportedError, match=advice):
-        convert(Fn(forward), (torch.randn(3, 3, 5),), opened=Opened(None))
+        convert(Fn(forward), (torch.randn(3, 3, 5),), opened=OpenAxes(None))
