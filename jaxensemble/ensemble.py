@@ -17,12 +17,12 @@ from flax import nnx
 from jaxensemble.arrays import as_arrays, is_x64_on, require_x64
 from jaxensemble.artifact.contents import Saved
 from jaxensemble.artifact.loading import Artifact
-from jaxensemble.artifact.pickling import reduced
-from jaxensemble.artifact.saving import write
+from jaxensemble.artifact.pickling import reduce_ensemble
+from jaxensemble.artifact.saving import write_artifact
 from jaxensemble.compat import Tracer
 from jaxensemble.errors import InputError, MemberError, MemberIndexError, StateError, TrainingModeWarning, shorten_list
 from jaxensemble.modules.build import skeleton
-from jaxensemble.modules.randomness import as_key, first_state, keys_per_member
+from jaxensemble.modules.randomness import as_key, initial_rngs, stack_rngs
 from jaxensemble.modules.stacking import check_same_architecture, count_members, stack_states
 from jaxensemble.modules.state import KINDS, State, Tree, check_names, flatten, merge, split
 from jaxensemble.modules.structure import MODE_FLAGS, STATISTICS, Structure
@@ -100,7 +100,7 @@ class Ensemble:
         if self.graphdef.streams and isinstance(self.rngs, dict) and not self.rngs:
             shapes = [np.shape(leaf) for leaf in jax.tree.leaves((self.params, self.buffers))[:1]]
             members = shapes[0][0] if shapes and shapes[0] else 0  # of which `members` says what is wrong
-            object.__setattr__(self, "rngs", keys_per_member(first_state(self.graphdef), members))
+            object.__setattr__(self, "rngs", stack_rngs(initial_rngs(self.graphdef), members))
         if begun:
             odd = [kind for kind in KINDS if not isinstance(getattr(self, kind), Mapping)]
             if odd:
@@ -432,7 +432,7 @@ class Ensemble:
         Raises `StateError` for an ensemble of Flax modules that were not ported, `InputError` for a `path` that cannot
         be written to or is not to be replaced, and `OSError` as the system does.
         """
-        write(self._saved(), path, force=force)
+        write_artifact(self._saved(), path, force=force)
 
     @classmethod
     def load(cls, path: str | Path) -> "Ensemble":
@@ -503,7 +503,7 @@ class Ensemble:
         size = human_bytes(sum(leaf.size * leaf.dtype.itemsize for leaf in leaves))
         fixed = self.network.fixed if isinstance(self.network, Network) else {}
         told = f"; fixed: {', '.join(f'{place}={value!r}' for place, value in fixed.items())}" if fixed else ""
-        training = self.graphdef.training()
+        training = self.graphdef.training_layers()
         told += f"; in training mode: {shorten_list(training)}" if training else ""
         return f"Ensemble({members} x {name}, {count:,} parameters each, {dtypes}, {size}{told})"
 
@@ -514,7 +514,7 @@ class Ensemble:
         return jax.tree.map(lambda leaf: leaf.copy(), self).proven(None, self._descent(trained=False))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return reduced(self._saved(), type(self).from_saved, self.plan)
+        return reduce_ensemble(self._saved(), type(self).from_saved, self.plan)
 
     def _stacked(self) -> dict[str, Tree]:
         return {kind: getattr(self, kind) for kind in STACKED}
@@ -618,7 +618,7 @@ class Ensemble:
 
 
 def _warn_of_training(structure: Structure, flags: Sequence[str], told: str, advice: str, stacklevel: int) -> None:
-    training = structure.training(flags)
+    training = structure.training_layers(flags)
     if training:
         message = f"{structure.root.type.__name__} {told} ({shorten_list(training)}): {advice}"
         warnings.warn(message, TrainingModeWarning, stacklevel=stacklevel)

@@ -116,12 +116,12 @@ def port(
 ) -> None:
     """Port an ensemble and prove that it gives what PyTorch gives. Only then it is saved."""
     with _told(as_json, debug), use_x64(x64):
-        from jaxensemble.artifact.saving import check_target
+        from jaxensemble.artifact.saving import check_artifact_path
         from jaxensemble.files.schema import to_plain
         from jaxensemble.network.sources import describe_sources
 
         if out is not None:
-            check_target(out, force=force)
+            check_artifact_path(out, force=force)
         read = _read(checkpoints, more, members, key, prefix, rename, ignore)
         ensemble, _ = _ported(
             factory, inputs, read, members or 2, seed, layout, dynamic,

@@ -20,12 +20,12 @@ def describe(artifact: Artifact) -> dict[str, Any]:
     return {
         "network": network.name,
         "members": manifest.members,
-        "parameters_each": _parameters(manifest),
+        "parameters_each": _count_parameters(manifest),
         "bytes": sum(record.size for record in manifest.files.values()),
         "inputs": {name: list(shape) for name, shape in network.input_shapes.items()},
         "sizes": {name: dataclasses.asdict(sizes) for name, sizes in network.sizes.items()},
         "fixed": {place: value if isinstance(value, _PLAIN) else repr(value) for place, value in network.fixed.items()},
-        "training": list(artifact.training()),
+        "training": list(artifact.training_layers()),
         "verified": manifest.verified,
         "weights_checked": False,
         "proof": describe_proof(manifest),
@@ -45,12 +45,12 @@ def describe_in_text(artifact: Artifact) -> str:
     manifest, network = artifact.manifest, artifact.network
     size = sum(record.size for record in manifest.files.values())
     fixed = ", ".join(f"{place}={value!r}" for place, value in network.fixed.items())
-    training = ", ".join(artifact.training())
+    training = ", ".join(artifact.training_layers())
     mode = f"in training mode: {training}{'; what was verified is evaluation mode' if manifest.verified else ''}"
     wide = max((len(name) for name in manifest.leaves), default=0)
     return "\n".join(
         [
-            f"{manifest.members} x {network.name}, {_parameters(manifest):,} parameters each, {size:,} bytes",
+            f"{manifest.members} x {network.name}, {_count_parameters(manifest):,} parameters each, {size:,} bytes",
             f"inputs: {', '.join(f'{name} {shape_text(shape)}' for name, shape in network.input_shapes.items())}",
             *(f"{name}: {sizes}" for name, sizes in network.sizes.items()),
             *([f"fixed: {fixed}"] if fixed else []),
@@ -70,17 +70,17 @@ def describe_proof(manifest: Manifest) -> str:
     proof, lineage = manifest.proof, manifest.lineage
     made = lineage and ("trained" if lineage.trained else "made") + " from a verified port"
     if proof is not None:
-        return f"verified {_told(proof)}{f'; {made} of {lineage.proof.date}' if lineage else ''}"
+        return f"verified {_describe_verification(proof)}{f'; {made} of {lineage.proof.date}' if lineage else ''}"
     if lineage is None:
         return "NOT verified: this ensemble was never compared with PyTorch, or was changed since"
-    return f"{made}, NOT verified since: the port was verified {_told(lineage.proof)}"
+    return f"{made}, NOT verified since: the port was verified {_describe_verification(lineage.proof)}"
 
 
-def _told(proof: Proof) -> str:
+def _describe_verification(proof: Proof) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in proof.versions.items())
     return f"against PyTorch on {proof.date}, {len(proof.comparisons)} comparisons passed ({versions})"
 
 
-def _parameters(manifest: Manifest) -> int:
+def _count_parameters(manifest: Manifest) -> int:
     """How many parameters a member has."""
     return sum(math.prod(leaf.shape[1:]) for leaf in manifest.leaves.values() if leaf.kind == "params")

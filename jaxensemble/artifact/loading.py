@@ -24,7 +24,7 @@ from jaxensemble.artifact.manifest import (
     Manifest,
     manifest_from_json,
 )
-from jaxensemble.artifact.weights import as_leaf, check_header, differences, read_header, read_leaves
+from jaxensemble.artifact.weights import as_leaf, header_differences, list_differences, read_header, read_leaves
 from jaxensemble.dtypes import KEYS, NARROW, WIDE, is_key
 from jaxensemble.errors import InputError, JaxEnsembleError, NarrowIntegerWarning, describe_error, first_line
 from jaxensemble.files.durable import as_path
@@ -55,7 +55,7 @@ def verify(path: Path | str) -> Manifest:
     return artifact.manifest
 
 
-class _Damaged(InputError):
+class _DamagedFile(InputError):
     """A file is not the one that was saved."""
 
 
@@ -76,15 +76,15 @@ class Artifact:
         folder = as_path(path, "path")
         try:
             _check_listing(folder)
-            manifest = manifest_from_json(_read(folder, MANIFEST))
+            manifest = manifest_from_json(_read_limited(folder, MANIFEST))
             _check_sizes(folder, manifest)
-            _checked_text(folder, SOURCE, manifest.files[SOURCE])  # for people: nothing below looks at it
-            network = from_json(_checked_text(folder, NETWORK, manifest.files[NETWORK]))
-            problems = check_header(read_header(folder / WEIGHTS), manifest.leaves)
+            _read_text(folder, SOURCE, manifest.files[SOURCE])  # for people: nothing below looks at it
+            network = from_json(_read_text(folder, NETWORK, manifest.files[NETWORK]))
+            problems = header_differences(read_header(folder / WEIGHTS), manifest.leaves)
             if problems:
-                raise InputError(f"{WEIGHTS} does not hold the arrays that {MANIFEST} lists:{_lines(problems)}")
+                raise InputError(f"{WEIGHTS} does not hold the arrays that {MANIFEST} lists:{_list_problems(problems)}")
         except JaxEnsembleError as error:
-            what = "is damaged" if isinstance(error, _Damaged) else "is no artifact"
+            what = "is damaged" if isinstance(error, _DamagedFile) else "is no artifact"
             raise InputError(f"`{folder}` {what}: {error.details}") from error
         return cls(folder, manifest, network)
 
@@ -103,27 +103,27 @@ class Artifact:
         for name, array, digest in read_leaves(self.folder / WEIGHTS, stored):
             record = self.manifest.leaves[name]
             if digest != record.sha256:
-                damaged.append(_damaged(name, record))
+                damaged.append(_damage_text(name, record))
             elif not damaged:
                 arrays[name] = as_leaf(array, record, f"{WEIGHTS}: {name}")
         if damaged:
-            raise InputError(f"`{self.folder}` is damaged:{_lines(damaged)}{_AGAIN}")
+            raise InputError(f"`{self.folder}` is damaged:{_list_problems(damaged)}{_AGAIN}")
         trees: dict[str, Any] = {
             kind: unflatten({name: arrays[name] for name in flatten(getattr(state, kind))}) for kind in KINDS
         }
         said = self.manifest
-        proof = None if self._narrowed() else said.proof
+        proof = None if self._warn_of_narrow_integers() else said.proof
         return Saved(state._replace(**trees), self.network, said.origin, proof, said.lineage, said.sources)
 
-    def training(self) -> tuple[str, ...]:
-        """The layers in training mode: see `Structure.training`."""
-        return Structure.of(self._skeleton().graphdef).training() if self.network.training else ()
+    def training_layers(self) -> tuple[str, ...]:
+        """The layers in training mode: see `Structure.training_layers`."""
+        return Structure.of(self._skeleton().graphdef).training_layers() if self.network.training else ()
 
     def verify(self) -> None:
         """**Raises:** `InputError` naming every file and array that is not what was saved, or not the network's."""
         problems = list(self._damage())
         if problems:
-            raise InputError(f"`{self.folder}` is damaged:{_lines(problems)}{_AGAIN}")
+            raise InputError(f"`{self.folder}` is damaged:{_list_problems(problems)}{_AGAIN}")
         self._skeleton()
 
     def _damage(self) -> Iterator[str]:
@@ -133,7 +133,7 @@ class Artifact:
             record = self.manifest.leaves[name]
             if digest != record.sha256:
                 whole = False
-                yield _damaged(name, record)
+                yield _damage_text(name, record)
         for name in (WEIGHTS, NETWORK, SOURCE):
             with (self.folder / name).open("rb") as file:
                 same = hashlib.file_digest(file, "sha256").hexdigest() == self.manifest.files[name].sha256
@@ -145,7 +145,7 @@ class Artifact:
         if wide:
             require_x64("float64", f"what `{self.folder}` holds of {', '.join(wide)}")
 
-    def _narrowed(self) -> bool:
+    def _warn_of_narrow_integers(self) -> bool:
         """Whether integers may be narrower here than those that were compared, in which case it warns."""
         if not self.manifest.x64 or is_x64_on():
             return False
@@ -167,7 +167,9 @@ class Artifact:
             if type(count := layer.options.get("num_layers", 0)) is int and count > held[layer.path]
         ]
         if problems:
-            raise InputError(f"`{self.folder}` is no artifact: network and arrays do not fit:{_lines(problems)}")
+            raise InputError(
+                f"`{self.folder}` is no artifact: network and arrays do not fit:{_list_problems(problems)}"
+            )
 
     def _skeleton(self) -> State:
         """The state of the network, once the arrays are known to be those that it needs."""
@@ -184,7 +186,9 @@ class Artifact:
             ) from error
         problems = misfits(state, self.manifest.leaves, self.manifest.members)
         if problems:
-            raise InputError(f"`{self.folder}` is no artifact: network and arrays do not fit:{_lines(problems)}")
+            raise InputError(
+                f"`{self.folder}` is no artifact: network and arrays do not fit:{_list_problems(problems)}"
+            )
         return state
 
 
@@ -196,7 +200,7 @@ def misfits(state: State, leaves: Mapping[str, LeafRecord], members: int) -> lis
         for name, leaf in flatten(getattr(state, kind)).items():
             wanted[name] = kind, is_key(leaf), (*axis, *leaf.shape)
     found = {name: (leaf.kind, leaf.dtype in KEYS, leaf.shape) for name, leaf in leaves.items()}
-    return differences(wanted, found, lambda x: f"{x[0]}{' of random keys' if x[1] else ''} {list(x[2])}")
+    return list_differences(wanted, found, lambda x: f"{x[0]}{' of random keys' if x[1] else ''} {list(x[2])}")
 
 
 def _check_listing(folder: Path) -> None:
@@ -224,10 +228,10 @@ def _check_sizes(folder: Path, manifest: Manifest) -> None:
         if sizes[name] != record.size
     ]
     if problems:
-        raise _Damaged("; ".join(problems))
+        raise _DamagedFile("; ".join(problems))
 
 
-def _read(folder: Path, name: str) -> bytes:
+def _read_limited(folder: Path, name: str) -> bytes:
     limit = LIMITS[name]
     with (folder / name).open("rb") as file:
         content = file.read(limit + 1)
@@ -236,22 +240,22 @@ def _read(folder: Path, name: str) -> bytes:
     return content
 
 
-def _checked_text(folder: Path, name: str, record: FileRecord) -> str:
-    content = _read(folder, name)
+def _read_text(folder: Path, name: str, record: FileRecord) -> str:
+    content = _read_limited(folder, name)
     if hashlib.sha256(content).hexdigest() != record.sha256:
-        raise _Damaged(f"{name}: its SHA-256 is not that of the file that was saved")
+        raise _DamagedFile(f"{name}: its SHA-256 is not that of the file that was saved")
     try:
         return content.decode()
     except UnicodeDecodeError as error:
         raise InputError(f"{name} is no text: {first_line(error)}") from error
 
 
-def _damaged(name: str, record: LeafRecord) -> str:
+def _damage_text(name: str, record: LeafRecord) -> str:
     return f"{WEIGHTS}: {name!r} ({record.dtype}{list(record.shape)}): its bytes are not those that were saved"
 
 
 _AGAIN = "\nGet it again from where it came from, or save it again."
 
 
-def _lines(problems: list[str]) -> str:
+def _list_problems(problems: list[str]) -> str:
     return "".join(f"\n  {problem}" for problem in problems)

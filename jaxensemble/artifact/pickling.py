@@ -14,10 +14,10 @@ import jax
 
 from jaxensemble.arrays import ENABLE_X64, is_x64_on
 from jaxensemble.artifact.contents import Saved
-from jaxensemble.artifact.saving import network_of
+from jaxensemble.artifact.saving import network_in_mode
 from jaxensemble.errors import NarrowIntegerWarning
 from jaxensemble.modules.build import skeleton
-from jaxensemble.modules.pickling import packed, unpacked
+from jaxensemble.modules.pickling import pack_leaf, unpack_leaf
 from jaxensemble.modules.state import KINDS, State
 from jaxensemble.modules.structure import Structure
 from jaxensemble.network.json_format import from_json, to_json
@@ -26,27 +26,27 @@ from jaxensemble.network.proof import Lineage, Proof
 from jaxensemble.network.sources import Source
 
 
-def reduced(saved: Saved, make: Callable[..., Any], *others: Any) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+def reduce_ensemble(saved: Saved, make: Callable[..., Any], *others: Any) -> tuple[Callable[..., Any], tuple[Any, ...]]:
     """What `__reduce__` of an ensemble returns. `make` takes what was saved and the `others`, and gives it again.
 
     **Raises:** `StateError` for an ensemble whose structure is no longer that of its network.
     """
-    trees = {kind: jax.tree.map(packed, getattr(saved.state, kind)) for kind in KINDS}
+    trees = {kind: jax.tree.map(pack_leaf, getattr(saved.state, kind)) for kind in KINDS}
     x64 = is_x64_on() if saved.proof is None else saved.proof.x64
     rest = (make, others, trees, saved.origin, saved.proof, saved.lineage, saved.sources, x64)
     if not isinstance(saved.network, Network):
-        return _restored, (saved.state.graphdef, saved.network, *rest)
-    return _restored_ported, (to_json(saved.network), network_of(saved).training, *rest)
+        return _restore_ensemble, (saved.state.graphdef, saved.network, *rest)
+    return _restore_ported, (to_json(saved.network), network_in_mode(saved).training, *rest)
 
 
-def _restored_ported(text: str, training: tuple[str, ...], *rest: Any) -> Any:
+def _restore_ported(text: str, training: tuple[str, ...], *rest: Any) -> Any:
     network = from_json(text)
     with jax.enable_x64(True):  # embeddings know their dtype, which may be float64
         graphdef = Structure.of(skeleton(dataclasses.replace(network, training=training)).graphdef)
-    return _restored(graphdef, network, *rest)
+    return _restore_ensemble(graphdef, network, *rest)
 
 
-def _restored(
+def _restore_ensemble(
     graphdef: Structure,
     network: Any,
     make: Callable[..., Any],
@@ -62,7 +62,7 @@ def _restored(
 
     **Raises:** `InputError` for 64-bit arrays where JAX would round them.
     """
-    state = State(graphdef, **{kind: jax.tree.map(unpacked, tree) for kind, tree in trees.items()})
+    state = State(graphdef, **{kind: jax.tree.map(unpack_leaf, tree) for kind, tree in trees.items()})
     if x64 and not is_x64_on():
         warnings.warn(
             "this ensemble was pickled with JAX's 64-bit types on, and they are off: integers have 32 bits, and where "

@@ -22,7 +22,7 @@ from jaxensemble.artifact.manifest import (
     LeafRecord,
     Manifest,
 )
-from jaxensemble.artifact.weights import encoded, leaves_of
+from jaxensemble.artifact.weights import encode_leaves, state_leaves
 from jaxensemble.dtypes import WIDE
 from jaxensemble.errors import InputError, StateError
 from jaxensemble.files import durable
@@ -37,23 +37,23 @@ from jaxensemble.source import print_source
 from jaxensemble.version import VERSION
 
 
-def write(saved: Saved, path: Path | str, *, force: bool = False) -> None:
+def write_artifact(saved: Saved, path: Path | str, *, force: bool = False) -> None:
     """Writes an artifact: see [`Ensemble.save`][jaxensemble.Ensemble.save]."""
-    check_target(path, force=force)
-    network, origin = network_of(saved), _origin(saved)
-    leaves, proof = leaves_of(saved.state), saved.proof
+    check_artifact_path(path, force=force)
+    network, origin = network_in_mode(saved), _check_origin(saved)
+    leaves, proof = state_leaves(saved.state), saved.proof
     with durable.new_directory(Path(path).resolve(), FILES, replace=force) as folder:
         files = {
-            NETWORK: FileRecord(*durable.write(folder / NETWORK, [to_json(network).encode()])),
-            SOURCE: FileRecord(*durable.write(folder / SOURCE, [print_source(network).encode()])),
+            NETWORK: FileRecord(*durable.write_new_file(folder / NETWORK, [to_json(network).encode()])),
+            SOURCE: FileRecord(*durable.write_new_file(folder / SOURCE, [print_source(network).encode()])),
         }
         records: dict[str, LeafRecord] = {}
-        files[WEIGHTS] = FileRecord(*durable.write(folder / WEIGHTS, encoded(leaves, records)))
+        files[WEIGHTS] = FileRecord(*durable.write_new_file(folder / WEIGHTS, encode_leaves(leaves, records)))
         manifest = Manifest(
             version=FORMAT,
             versions={"jaxensemble": VERSION, "jax": jax.__version__, "flax": flax.__version__},
             members=saved.members,
-            x64=(is_x64_on() if proof is None else proof.x64) or _wide(leaves.values()),
+            x64=(is_x64_on() if proof is None else proof.x64) or _has_wide_dtypes(leaves.values()),
             verified=proof is not None,
             files=files,
             leaves={name: records[name] for name in leaves},
@@ -62,12 +62,12 @@ def write(saved: Saved, path: Path | str, *, force: bool = False) -> None:
             origin=origin,
             sources=saved.sources,
         )
-        durable.write(folder / MANIFEST, [manifest.to_json().encode()])
+        durable.write_new_file(folder / MANIFEST, [manifest.to_json().encode()])
         if verify(folder) != manifest:  # which reads everything back, and is as strict as loading
             raise StateError(f"what was written to `{folder}` does not read back as it was: {manifest!r}")
 
 
-def check_target(path: Path | str, *, force: bool = False) -> None:
+def check_artifact_path(path: Path | str, *, force: bool = False) -> None:
     """Whether an artifact could be saved there.
 
     **Raises:** `InputError` for a place that does not exist, for one that is taken, and, with `force`, for a directory
@@ -80,14 +80,14 @@ def check_target(path: Path | str, *, force: bool = False) -> None:
         return
     if not target.is_dir():
         raise InputError(f"`{path}` exists, and is a file: an artifact is a directory")
-    strangers = durable.strangers(target, FILES)
+    strangers = durable.unexpected_entries(target, FILES)
     if strangers:
         raise InputError(f"`{path}` exists, and is not replaced: it is no artifact, but holds {', '.join(strangers)}")
     if not force and any(target.iterdir()):
         raise InputError(f"`{path}` exists: force=True (--force) replaces it")
 
 
-def network_of(saved: Saved) -> Network:
+def network_in_mode(saved: Saved) -> Network:
     """The network in the mode that the ensemble is in, as it will be read back."""
     network = saved.network
     if not isinstance(network, Network):
@@ -96,7 +96,7 @@ def network_of(saved: Saved) -> Network:
             'could hold their code. Save its arrays instead, {"params": ensemble.params, "buffers": ensemble.buffers}, '
             "for instance with orbax.checkpoint.StandardCheckpointer, and make the modules with your code."
         )
-    for candidate in (network, dataclasses.replace(network, training=_training(network, saved.state.graphdef))):
+    for candidate in (network, dataclasses.replace(network, training=_training_layers(network, saved.state.graphdef))):
         again = from_json(to_json(candidate))
         with jax.enable_x64(True):  # as it is loaded: embeddings know their dtype, which may be float64
             state = skeleton(again)
@@ -109,14 +109,14 @@ def network_of(saved: Saved) -> Network:
 def _check_fit(state: State, saved: Saved) -> None:
     found = {
         name: LeafRecord(kind, str(leaf.dtype), tuple(leaf.shape), "")
-        for name, (kind, leaf) in leaves_of(saved.state).items()
+        for name, (kind, leaf) in state_leaves(saved.state).items()
     }
     problems = misfits(state, found, saved.members)
     if problems:
         raise StateError("the arrays of the ensemble do not fit its network:\n  " + "\n  ".join(problems))
 
 
-def _training(network: Network, structure: Structure) -> tuple[str, ...]:
+def _training_layers(network: Network, structure: Structure) -> tuple[str, ...]:
     """The layers in training mode, by the flags that they and what they hold have; those without keep what is said."""
     flags: dict[str, bool] = {}
     for path, evaluating in structure.modes.items():
@@ -126,11 +126,11 @@ def _training(network: Network, structure: Structure) -> tuple[str, ...]:
     return tuple(layer.path for layer in network.layers if flags.get(layer.path, layer.path in said))
 
 
-def _wide(leaves: Iterable[tuple[str, Any]]) -> bool:
+def _has_wide_dtypes(leaves: Iterable[tuple[str, Any]]) -> bool:
     return any(str(leaf.dtype) in WIDE for _, leaf in leaves)
 
 
-def _origin(saved: Saved) -> Origin | None:
+def _check_origin(saved: Saved) -> Origin | None:
     origin = saved.origin
     if origin is not None and not isinstance(origin, Origin):
         raise StateError(

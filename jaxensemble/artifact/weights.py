@@ -30,7 +30,7 @@ Stored = Mapping[str, tuple[str, tuple[int, ...]]]
 """Dtype and shape by name."""
 
 
-def leaves_of(state: State) -> dict[str, tuple[str, Any]]:
+def state_leaves(state: State) -> dict[str, tuple[str, Any]]:
     """Every array of a state by name, with its kind.
 
     **Raises:** `StateError` naming all that have a dtype which safetensors lacks.
@@ -46,7 +46,7 @@ def leaves_of(state: State) -> dict[str, tuple[str, Any]]:
     return leaves
 
 
-def encoded(leaves: Mapping[str, tuple[str, Any]], records: dict[str, LeafRecord]) -> Iterator[Any]:
+def encode_leaves(leaves: Mapping[str, tuple[str, Any]], records: dict[str, LeafRecord]) -> Iterator[Any]:
     """A file with the arrays, piece by piece: one array at a time is copied to the host.
 
     What the manifest says of an array is put into `records` along with it.
@@ -54,7 +54,7 @@ def encoded(leaves: Mapping[str, tuple[str, Any]], records: dict[str, LeafRecord
     found = {name: LeafRecord(kind, str(leaf.dtype), tuple(leaf.shape), "") for name, (kind, leaf) in leaves.items()}
     # The widest first, so that all of them are aligned for whoever maps the file.
     order = sorted(found, key=lambda name: (-numpy_dtype(found[name].stored[0]).itemsize, name))
-    yield _header({name: found[name].stored for name in order})
+    yield _encode_header({name: found[name].stored for name in order})
     for name in order:
         data = _bytes_of(leaves[name][1])
         records[name] = dataclasses.replace(found[name], sha256=hashlib.sha256(data).hexdigest())
@@ -67,7 +67,7 @@ def _bytes_of(leaf: Any) -> memoryview:
     return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
 
 
-def _header(stored: Stored) -> bytes:
+def _encode_header(stored: Stored) -> bytes:
     """The beginning of a file: the length of the JSON text that follows, padded so that data begin at 8 bytes.
 
     https://github.com/huggingface/safetensors#format
@@ -128,16 +128,16 @@ def as_leaf(array: np.ndarray, record: LeafRecord, name: str) -> jax.Array:
     return as_array(array, name)
 
 
-def check_header(stored: Stored, leaves: Mapping[str, LeafRecord]) -> list[str]:
+def header_differences(stored: Stored, leaves: Mapping[str, LeafRecord]) -> list[str]:
     """How the arrays of a file differ from those the manifest lists."""
-    return differences({name: record.stored for name, record in leaves.items()}, stored, _told)
+    return list_differences({name: record.stored for name, record in leaves.items()}, stored, _entry_text)
 
 
-def _told(entry: tuple[str, tuple[int, ...]]) -> str:
+def _entry_text(entry: tuple[str, tuple[int, ...]]) -> str:
     return f"{entry[0]}{list(entry[1])}"
 
 
-def differences(expected: Mapping[str, Any], found: Mapping[str, Any], told: Callable[[Any], str]) -> list[str]:
+def list_differences(expected: Mapping[str, Any], found: Mapping[str, Any], told: Callable[[Any], str]) -> list[str]:
     """What is missing, not needed or another, each by name."""
     problems = [f"{name!r} is missing" for name in expected if name not in found]
     problems += [f"{name!r} is not needed" for name in found if name not in expected]

@@ -3,7 +3,7 @@
 A directory is built beside its target under a name of its own, flushed to the disk, and put in place by one rename. An
 older directory changes places with it in the same step: at no moment is there none, or half of one. What may be removed
 is told by the names of its files: a directory that holds anything else is never touched. Every call that changes the
-disk goes through `_system`, which is where tests let it fail.
+disk goes through `_call_system`, which is where tests let it fail.
 
 Windows has no descriptors of directories, no `flock` and no exchange. There a new directory is put in place by one
 rename, too, but it is not flushed, an older one is not replaced (`InputError`), and what a killed process left stays.
@@ -26,7 +26,7 @@ from typing import Any
 from jaxensemble.errors import InputError
 
 CHUNK = 16 << 20
-"""Bytes given to one `write`."""
+"""Bytes given to one call of `os.write`."""
 
 _DIRECTORY: int | None = getattr(os, "O_DIRECTORY", None)  # None on Windows, where no directory can be opened
 _BINARY: int = getattr(os, "O_BINARY", 0)  # without it, Windows changes line ends
@@ -36,13 +36,13 @@ _CANNOT = (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP)
 _TAKEN = (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR)  # POSIX lets systems choose between the first two
 
 
-def _system(call: Callable[..., Any], *args: Any) -> Any:
+def _call_system(call: Callable[..., Any], *args: Any) -> Any:
     return call(*args)
 
 
 @contextlib.contextmanager
 def new_directory(target: Path, files: Collection[str], *, replace: bool = False) -> Iterator[Path]:
-    """An empty directory to be filled by `write`, which becomes `target` when the block ends without an error.
+    """An empty directory to be filled by `write_new_file`, which becomes `target` when the block ends without an error.
 
     `files` are the names that it may get files of. `target` may exist if it is an empty directory or, with `replace`,
     one that holds nothing but files of these names: it is then replaced in one step, and removed once the new one is
@@ -57,15 +57,15 @@ def new_directory(target: Path, files: Collection[str], *, replace: bool = False
     """
     _remove_stale(target, files)
     with contextlib.ExitStack() as held:
-        folder, opened = _fresh(target, held)
+        folder, opened = _make_folder(target, held)
         try:
             yield folder
             _flush(opened.descriptor)
             if replace and target.is_dir():
                 # or another process would take it for a leftover once displaced
-                _lock(held.enter_context(_opened(target)).descriptor)
+                _lock(held.enter_context(_open_directory(target)).descriptor)
             _put_in_place(folder, target, files, replace=replace)
-            with _opened(target.parent) as parent:
+            with _open_directory(target.parent) as parent:
                 _flush(parent.descriptor)
         except BaseException:
             _take_back(opened, folder, target)
@@ -74,26 +74,26 @@ def new_directory(target: Path, files: Collection[str], *, replace: bool = False
         _remove(folder, files)  # where the older directory is now, if there was one
 
 
-def strangers(folder: Path, files: Collection[str]) -> list[str]:
+def unexpected_entries(folder: Path, files: Collection[str]) -> list[str]:
     """What a directory holds beside real files of the given names, sorted. A link is no real file."""
     entries = {entry.name: entry.lstat().st_mode for entry in folder.iterdir()}
     return sorted(name for name, mode in entries.items() if name not in files or not stat.S_ISREG(mode))
 
 
-def write(path: Path, chunks: Iterable[Any]) -> tuple[int, str]:
+def write_new_file(path: Path, chunks: Iterable[Any]) -> tuple[int, str]:
     """A new file of the given bytes-like objects, flushed to the disk: its size and SHA-256.
 
     **Raises:** `OSError`, also if the file exists.
     """
     size, digest = 0, hashlib.sha256()
-    descriptor = _system(os.open, path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _BINARY, 0o666)
+    descriptor = _call_system(os.open, path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _BINARY, 0o666)
     try:
         for chunk in chunks:
             rest = memoryview(chunk)
             size, _ = size + len(rest), digest.update(rest)
             while rest:
-                rest = rest[_system(os.write, descriptor, rest[:CHUNK]) :]
-        _system(os.fsync, descriptor)
+                rest = rest[_call_system(os.write, descriptor, rest[:CHUNK]) :]
+        _call_system(os.fsync, descriptor)
     finally:
         os.close(descriptor)
     return size, digest.hexdigest()
@@ -104,20 +104,20 @@ def write_file(target: Path, content: bytes) -> None:
     target = target.resolve()
     partial = target.with_name(f".{target.name}.tmp-{uuid.uuid4().hex}")
     try:
-        write(partial, [content])
-        _system(os.replace, partial, target)
+        write_new_file(partial, [content])
+        _call_system(os.replace, partial, target)
     except BaseException:
         with contextlib.suppress(OSError):  # the error that counts is on its way
             partial.unlink(missing_ok=True)
         raise
-    with _opened(target.parent) as parent:
+    with _open_directory(target.parent) as parent:
         _flush(parent.descriptor)
 
 
 def _flush(descriptor: int | None) -> None:
     """Waits until the names in an open directory are on the disk, on systems that can be asked to."""
     if descriptor is not None:
-        _system(os.fsync, descriptor)
+        _call_system(os.fsync, descriptor)
 
 
 def _put_in_place(folder: Path, target: Path, files: Collection[str], *, replace: bool) -> None:
@@ -130,8 +130,8 @@ def _put_in_place(folder: Path, target: Path, files: Collection[str], *, replace
             raise
         if not replace or error.errno == errno.ENOTDIR:
             raise InputError(f"`{target}` exists by now, and is not replaced") from error
-    _system(_exchange, folder, target)
-    found = strangers(folder, files)
+    _call_system(_exchange, folder, target)
+    found = unexpected_entries(folder, files)
     if found:
         raise InputError(f"`{target}` is not replaced: by now it holds {', '.join(found)}")
 
@@ -140,18 +140,18 @@ def _rename(folder: Path, target: Path) -> None:
     """A rename that replaces an empty directory, and nothing else, as POSIX has it."""
     if _DIRECTORY is None and target.is_dir():
         with contextlib.suppress(OSError):  # the rename says why
-            _system(os.rmdir, target)
-    _system(os.rename, folder, target)
+            _call_system(os.rmdir, target)
+    _call_system(os.rename, folder, target)
 
 
-def _take_back(opened: "_Opened", folder: Path, target: Path) -> None:
+def _take_back(opened: "_OpenDirectory", folder: Path, target: Path) -> None:
     """Undoes `_put_in_place`, however far it came: the open directory is at `folder` again."""
     if not _is_at(opened, target):
         return
     if os.path.lexists(folder):
-        _system(_exchange, folder, target)
+        _call_system(_exchange, folder, target)
     else:
-        _system(os.rename, target, folder)
+        _call_system(os.rename, target, folder)
 
 
 def _exchange(a: Path, b: Path) -> None:
@@ -180,7 +180,7 @@ def _libc() -> Any:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Opened:
+class _OpenDirectory:
     """A directory that is held open, where the system can do that, and which directory it is."""
 
     descriptor: int | None
@@ -188,30 +188,32 @@ class _Opened:
 
 
 @contextlib.contextmanager
-def _opened(folder: Path) -> Iterator[_Opened]:
+def _open_directory(folder: Path) -> Iterator[_OpenDirectory]:
     if _DIRECTORY is None:
-        yield _Opened(None, folder.lstat())
+        yield _OpenDirectory(None, folder.lstat())
         return
     descriptor = os.open(folder, os.O_RDONLY | _DIRECTORY)
     try:
-        yield _Opened(descriptor, os.fstat(descriptor))
+        yield _OpenDirectory(descriptor, os.fstat(descriptor))
     finally:
         os.close(descriptor)
 
 
-def _fresh(target: Path, held: contextlib.ExitStack) -> tuple[Path, _Opened]:
+def _make_folder(target: Path, held: contextlib.ExitStack) -> tuple[Path, _OpenDirectory]:
     """A new directory beside the target; it stays open and locked as long as `held` lasts."""
     while True:
         folder = target.with_name(f".{target.name}.tmp-{uuid.uuid4().hex}")
-        _system(os.mkdir, folder)
+        _call_system(os.mkdir, folder)
         with contextlib.suppress(FileNotFoundError), contextlib.ExitStack() as tried:
-            opened = tried.enter_context(_opened(folder))  # until it is locked, others may take it for a leftover
+            opened = tried.enter_context(
+                _open_directory(folder)
+            )  # until it is locked, others may take it for a leftover
             if _lock(opened.descriptor) is not False and _is_at(opened, folder):
                 held.push(tried.pop_all())
                 return folder, opened
 
 
-def _is_at(opened: _Opened, path: Path) -> bool:
+def _is_at(opened: _OpenDirectory, path: Path) -> bool:
     """Whether the open directory is the one at that path."""
     try:
         return os.path.samestat(opened.status, path.lstat())
@@ -245,7 +247,10 @@ def _remove_stale(target: Path, files: Collection[str]) -> None:
     pattern = re.compile(re.escape(f".{target.name}.tmp-") + "[0-9a-f]{32}")
     for path in list(target.parent.iterdir()):
         if pattern.fullmatch(path.name) and path.is_dir() and not path.is_symlink():
-            with contextlib.suppress(FileNotFoundError), _opened(path) as opened:  # another process may be faster
+            with (
+                contextlib.suppress(FileNotFoundError),
+                _open_directory(path) as opened,
+            ):  # another process may be faster
                 if _lock(opened.descriptor):
                     _remove(path, files)
 
@@ -253,12 +258,12 @@ def _remove_stale(target: Path, files: Collection[str]) -> None:
 def _remove(folder: Path, files: Collection[str]) -> None:
     """Removes a directory of such files; one that holds anything else stays whole, for its owner to find."""
     with contextlib.suppress(OSError):  # what is left is removed when the same target is saved to again
-        if strangers(folder, files):
+        if unexpected_entries(folder, files):
             return
         for path in (folder / name for name in sorted(files)):
             if os.path.lexists(path):
-                _system(os.unlink, path)
-        _system(os.rmdir, folder)
+                _call_system(os.unlink, path)
+        _call_system(os.rmdir, folder)
 
 
 def as_path(path: Any, name: str) -> Path:

@@ -89,20 +89,20 @@ def _with_unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def _read(kind: Any, data: Any, where: str, problems: list[str]) -> Any:
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin in (typing.Union, types.UnionType):
-        return _first(arguments, data, where, problems)
+        return _read_union(arguments, data, where, problems)
     if origin is tuple and isinstance(data, list):
         return tuple(_read(arguments[0], item, f"{where}.{k}", problems) for k, item in enumerate(data))
     if origin is not None and issubclass(origin, Mapping) and isinstance(data, dict):
-        return {key: _read(arguments[1], item, f"{where}.{_told(key)}", problems) for key, item in data.items()}
+        return {key: _read(arguments[1], item, f"{where}.{_short_repr(key)}", problems) for key, item in data.items()}
     if dataclasses.is_dataclass(kind) and isinstance(data, dict):
-        return _fields(typing.cast(Callable[..., Any], kind), data, where, problems)
+        return _read_fields(typing.cast(Callable[..., Any], kind), data, where, problems)
     if type(data) is kind:
         return data
-    problems.append(f"{where}: expected {_named(kind)}, got {_told(data)}")
+    problems.append(f"{where}: expected {_type_name(kind)}, got {_short_repr(data)}")
     return None
 
 
-def _first(kinds: tuple[Any, ...], data: Any, where: str, problems: list[str]) -> Any:
+def _read_union(kinds: tuple[Any, ...], data: Any, where: str, problems: list[str]) -> Any:
     """The data as the first of several types that fits."""
     tries: list[list[str]] = []
     for kind in kinds:
@@ -112,20 +112,22 @@ def _first(kinds: tuple[Any, ...], data: Any, where: str, problems: list[str]) -
             return value
         tries.append(found)
     nested = [found for found in tries if not found[0].startswith(f"{where}: expected")]
-    problems += nested[0] if nested else [f"{where}: expected {' or '.join(map(_named, kinds))}, got {_told(data)}"]
+    problems += (
+        nested[0] if nested else [f"{where}: expected {' or '.join(map(_type_name, kinds))}, got {_short_repr(data)}"]
+    )
     return None
 
 
-def _fields(kind: Callable[..., Any], data: dict[str, Any], where: str, problems: list[str]) -> Any:
+def _read_fields(kind: Callable[..., Any], data: dict[str, Any], where: str, problems: list[str]) -> Any:
     hints = typing.get_type_hints(kind)
     before = len(problems)
     values = {name: _read(hints[name], data[name], f"{where}.{name}", problems) for name in hints if name in data}
     problems += [f"{where}: `{name}` is missing" for name in hints if name not in data]
-    problems += [f"{where}: {_told(name)} is not known" for name in data if name not in hints]
+    problems += [f"{where}: {_short_repr(name)} is not known" for name in data if name not in hints]
     return kind(**values) if len(problems) == before else None
 
 
-def _named(kind: Any) -> str:
+def _type_name(kind: Any) -> str:
     if kind is types.NoneType:
         return "null"
     if typing.get_origin(kind) is tuple:
@@ -133,6 +135,6 @@ def _named(kind: Any) -> str:
     return "an object" if typing.get_origin(kind) or dataclasses.is_dataclass(kind) else kind.__name__
 
 
-def _told(data: Any) -> str:
+def _short_repr(data: Any) -> str:
     shown = repr(data)
     return shown if len(shown) <= _SHOWN else shown[:_SHOWN] + "..."

@@ -8,7 +8,7 @@ from flax import nnx
 
 from jaxensemble.errors import StateError
 from jaxensemble.modules.classes import load_class
-from jaxensemble.modules.randomness import first_state
+from jaxensemble.modules.randomness import initial_rngs
 from jaxensemble.modules.state import State, flatten, split, unflatten
 from jaxensemble.network.network import Network
 
@@ -24,10 +24,10 @@ def skeleton(network: Network) -> State:
         if ".".join(str(part) for part in path) in network.training:
             layer.train()
     state = split(module)
-    return state._replace(rngs=first_state(state.graphdef))
+    return state._replace(rngs=initial_rngs(state.graphdef))
 
 
-class _Uncounted(nnx.RngStream):
+class _UncountedStream(nnx.RngStream):
     """A stream of one key: enough for shapes.
 
     Counting the keys while nothing but shapes is computed takes Flax a time that grows with all that came before.
@@ -44,11 +44,11 @@ class _Uncounted(nnx.RngStream):
 
 def _shape_rngs() -> nnx.Rngs:
     rngs = nnx.Rngs(0)
-    rngs.default = _Uncounted(0, tag="default")  # type: ignore[attr-defined]
+    rngs.default = _UncountedStream(0, tag="default")  # type: ignore[attr-defined]
     return rngs
 
 
-def filled(state: State, arrays: Mapping[str, Any], members: int | None = None) -> State:
+def fill_state(state: State, arrays: Mapping[str, Any], members: int | None = None) -> State:
     """The state with arrays, given by dotted name, in place of shapes; with a leading axis of `members`, if given.
 
     **Raises:** `StateError` listing every array that is missing, not needed or of another shape.

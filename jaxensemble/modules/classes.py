@@ -20,24 +20,24 @@ def load_class(network: Network) -> type[Any]:
     **Raises:** `InputError` as `print_source` does.
     """
     printer = Printer(Plan(network))
-    return _loaded(printer.text(), printer.class_name)
+    return _load_source(printer.text(), printer.class_name)
 
 
-def source_of(made: Any) -> tuple[str, str] | None:
+def definition_source(made: Any) -> tuple[str, str] | None:
     """The source that a class or a function was made from, and its network's class; None for any other one."""
     return _SOURCES.get(made.__module__)
 
 
-def made_from(text: str, class_name: str, name: str) -> Any:
-    """The class or the function of this name in the source of a network: the inverse of `source_of`."""
-    return getattr(sys.modules[_loaded(text, class_name).__module__], name)
+def load_definition(text: str, class_name: str, name: str) -> Any:
+    """The class or the function of this name in the source of a network: the inverse of `definition_source`."""
+    return getattr(sys.modules[_load_source(text, class_name).__module__], name)
 
 
 _SOURCES: dict[str, tuple[str, str]] = {}  # by the modules that were made
 
 
 @cache
-def _loaded(text: str, class_name: str) -> type[Any]:
+def _load_source(text: str, class_name: str) -> type[Any]:
     digest = hashlib.sha256(text.encode()).hexdigest()[:12]
     filename = f"<jaxensemble {class_name} {digest}>"
     module = types.ModuleType(f"jaxensemble_{class_name}_{digest}")
@@ -48,17 +48,17 @@ def _loaded(text: str, class_name: str) -> type[Any]:
     _SOURCES[module.__name__] = text, class_name
     for kind in vars(module).values():
         if isinstance(kind, type) and kind.__module__ == module.__name__:
-            kind.__reduce__, kind.__copy__ = _reduced, _copied  # type: ignore[attr-defined]
+            kind.__reduce__, kind.__copy__ = _reduce, _copy  # type: ignore[attr-defined]
     return getattr(module, class_name)
 
 
-def _reduced(module: Any) -> Any:
-    from jaxensemble.modules.pickling import reduced_module  # which needs what is defined here
+def _reduce(module: Any) -> Any:
+    from jaxensemble.modules.pickling import reduce_module  # which needs what is defined here
 
-    return reduced_module(module)
+    return reduce_module(module)
 
 
-def _copied(module: Any) -> Any:
+def _copy(module: Any) -> Any:
     """A copy that shares its arrays, as those of other modules do."""
     copied = object.__new__(type(module))
     copied.__setstate__(module.__getstate__())

@@ -17,17 +17,17 @@ if TYPE_CHECKING:
     pass
 
 
-def reduced_module(module: Any) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+def reduce_module(module: Any) -> tuple[Callable[..., Any], tuple[Any, ...]]:
     """What `__reduce__` of a module whose class was made from source returns."""
     state = split(module)
-    return _restored_module, (state.graphdef, *(jax.tree.map(packed, getattr(state, kind)) for kind in KINDS))
+    return _restore_module, (state.graphdef, *(jax.tree.map(pack_leaf, getattr(state, kind)) for kind in KINDS))
 
 
-def _restored_module(graphdef: Structure, *trees: Any) -> Any:
-    return merge(graphdef, *(jax.tree.map(unpacked, tree) for tree in trees))
+def _restore_module(graphdef: Structure, *trees: Any) -> Any:
+    return merge(graphdef, *(jax.tree.map(unpack_leaf, tree) for tree in trees))
 
 
-def packed(leaf: Any) -> Any:
+def pack_leaf(leaf: Any) -> Any:
     if is_key(leaf):
         return _Keys(str(jax.random.key_impl(leaf)), np.asarray(jax.random.key_data(leaf)))
     return np.asarray(leaf)
@@ -41,7 +41,7 @@ class _Keys:
     words: np.ndarray
 
 
-def unpacked(leaf: Any) -> jax.Array:
+def unpack_leaf(leaf: Any) -> jax.Array:
     if isinstance(leaf, _Keys):
         return jax.random.wrap_key_data(jnp.asarray(leaf.words), impl=leaf.generator)
     require_x64(leaf.dtype, "an array of the pickled ensemble")

@@ -30,7 +30,7 @@ RANDOM_IN_ERROR_MODE = (
 )
 
 
-SPLIT = (
+SPLIT_ADVICE = (
     "If its random streams are split (nnx.split_rngs), give `Ensemble` their `rngs`, which cannot be made from the "
     "structure alone, or make it with Ensemble.from_modules."
 )
@@ -53,7 +53,7 @@ _LEVELS: contextvars.ContextVar[tuple[Level, ...]] = contextvars.ContextVar("jax
 
 
 @contextlib.contextmanager
-def entered(randomness: Randomness, start: int) -> Iterator[Level]:
+def enter_level(randomness: Randomness, start: int) -> Iterator[Level]:
     """One more level of `vmap`, for the duration of its call."""
     outer = _LEVELS.get()
     level = Level(len(outer), randomness, start)
@@ -71,7 +71,7 @@ class ForbiddenKey(nnx.RngKey):
         raise RandomnessError(self.get_metadata("refusal"))
 
 
-def forbid(structure: Structure, rngs: Tree, refusal: str) -> Tree:
+def forbid_draws(structure: Structure, rngs: Tree, refusal: str) -> Tree:
     """The random state of a module that must not draw: drawing raises `RandomnessError`.
 
     `{stream}` within `refusal` becomes the name of the stream. Modules that hold streams but do not draw, such as an
@@ -85,7 +85,7 @@ def forbid(structure: Structure, rngs: Tree, refusal: str) -> Tree:
     return _map_keys(structure, rngs, refuse)
 
 
-class _Undrawn(nnx.bridge.ToNNX):
+class _KeylessLinen(nnx.bridge.ToNNX):
     """A `flax.linen` module that may not draw. It gets no keys, and says itself where it needs one.
 
     An `nnx.bridge.ToNNX` takes a key from each of its streams at every call, whether anything is drawn from it or not.
@@ -101,7 +101,7 @@ class _Undrawn(nnx.bridge.ToNNX):
             ) from error
 
 
-def keys_when_drawn(structure: Structure, module: Any) -> Any:
+def defer_linen_keys(structure: Structure, module: Any) -> Any:
     """The module, whose `flax.linen` modules are asked for keys only where they draw, as those of `nnx` are."""
     if not any(shown is nnx.bridge.ToNNX for _, shown in structure.entries.values()):
         return module
@@ -109,38 +109,38 @@ def keys_when_drawn(structure: Structure, module: Any) -> Any:
         if type(layer) is nnx.bridge.ToNNX and layer.to_nnx__rngs is not None:
             keys = [stream.key for _, stream in layer.to_nnx__rngs.items()]
             if keys and all(isinstance(key, ForbiddenKey) for key in keys):
-                layer.__class__ = _Undrawn
+                layer.__class__ = _KeylessLinen
                 layer.to_nnx__refusal = keys[0].get_metadata("refusal")  # type: ignore[attr-defined]
     return module
 
 
-def inside_vmap(structure: Structure, rngs: Tree) -> Tree:
+def derive_vmap_keys(structure: Structure, rngs: Tree) -> Tree:
     """The random state of a module as the enclosing [`jaxensemble.vmap`][]s want it; unchanged outside of any."""
     levels = _LEVELS.get()
     if any(level.randomness == "error" for level in levels):
-        return forbid(structure, rngs, RANDOM_IN_ERROR_MODE)
+        return forbid_draws(structure, rngs, RANDOM_IN_ERROR_MODE)
     for level in levels:
         if level.randomness == "different":
             position = level.start + jax.lax.axis_index(level.axis_name)
-            rngs = _map_keys(structure, rngs, lambda _, __, key, at=position: _fold(key, at))
+            rngs = _map_keys(structure, rngs, lambda _, __, key, at=position: _fold_position(key, at))
     return rngs
 
 
-def from_key(structure: Structure, rngs: Tree, key: jax.Array) -> Tree:
+def derive_keys(structure: Structure, rngs: Tree, key: jax.Array) -> Tree:
     """The random state of one member for one call: each stream starts anew, with a key of its own made from `key`."""
 
     def derive(number: int, _: str, old: jax.Array) -> jax.Array:
         stream = jax.random.fold_in(key, number)
         return jax.random.split(stream, old.shape) if old.shape else stream
 
-    return _map_keys(structure, jax.tree.map(_restarted, rngs), derive)
+    return _map_keys(structure, jax.tree.map(_restart_count, rngs), derive)
 
 
-def first_state(structure: Structure) -> Tree:
+def initial_rngs(structure: Structure) -> Tree:
     """The random state that a module of this structure begins with: for each stream a key of its own, and no draws yet.
 
     Streams are taken to have one key each; what `jax.random.split` made several of, only its maker can give: a call of
-    such a module says so, by `SPLIT`.
+    such a module says so, by `SPLIT_ADVICE`.
     """
     key, values = jax.random.key(0), {}
     for number, leaf in enumerate(structure.streams):
@@ -149,25 +149,25 @@ def first_state(structure: Structure) -> Tree:
     return unflatten(values)
 
 
-def single_keys(rngs: Tree) -> bool:
-    """Whether there are random streams, all of one key each, as `first_state` makes them."""
+def has_single_keys(rngs: Tree) -> bool:
+    """Whether there are random streams, all of one key each, as `initial_rngs` makes them."""
     keys = [leaf for leaf in jax.tree.leaves(rngs) if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)]
     return bool(keys) and all(key.shape == () for key in keys)
 
 
-def failed_while_mapped(error: Exception) -> bool:
+def is_transform_error(error: Exception) -> bool:
     """Whether an error comes from Flax's `nnx.vmap` or `nnx.scan` themselves, and not from what they map."""
     names = (frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__))
     own = [name for name in names if name.partition(".")[0] != "jax"]
     return bool(own) and own[-1].startswith("flax.nnx.transforms")
 
 
-def keys_per_member(rngs: Tree, members: int) -> Tree:
+def stack_rngs(rngs: Tree, members: int) -> Tree:
     """The random state of one module as that of several, which draw different numbers."""
-    return unflatten({name: _per_member(leaf, members) for name, leaf in flatten(rngs).items()})
+    return unflatten({name: _stack_keys(leaf, members) for name, leaf in flatten(rngs).items()})
 
 
-def _per_member(leaf: jax.Array, members: int) -> jax.Array:
+def _stack_keys(leaf: jax.Array, members: int) -> jax.Array:
     """Random keys, one for each member; counters start alike."""
     if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         return jax.random.split(leaf, members)
@@ -197,11 +197,11 @@ def _map_keys(structure: Structure, rngs: Tree, change: Callable[[int, str, Any]
     return unflatten(flat | changed)
 
 
-def _restarted(value: jax.Array) -> jax.Array:
+def _restart_count(value: jax.Array) -> jax.Array:
     return value if jnp.issubdtype(value.dtype, jax.dtypes.prng_key) else jnp.zeros_like(value)
 
 
-def _fold(key: jax.Array, position: jax.Array) -> jax.Array:
+def _fold_position(key: jax.Array, position: jax.Array) -> jax.Array:
     if key.shape == ():
         return jax.random.fold_in(key, position)
     folded = jax.vmap(jax.random.fold_in, in_axes=(0, None))(key.reshape(-1), position)

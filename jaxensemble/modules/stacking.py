@@ -94,7 +94,7 @@ def _check_modes(states: Sequence[State], caller: str) -> None:
 
 def _check_classes(modules: Sequence[nnx.Module], caller: str) -> None:
     places = [
-        f"\n  member {member}: expected {_class(modules[0])}, got {_class(module)}"
+        f"\n  member {member}: expected {_class_name(modules[0])}, got {_class_name(module)}"
         for member, module in enumerate(modules)
         if type(module) is not type(modules[0])
     ]
@@ -102,7 +102,7 @@ def _check_classes(modules: Sequence[nnx.Module], caller: str) -> None:
         raise MemberError(f"{caller}: Expected all models to be of the same class.{''.join(places)}")
 
 
-def _class(module: nnx.Module) -> str:
+def _class_name(module: nnx.Module) -> str:
     return f"{type(module).__module__}.{type(module).__qualname__}"
 
 
@@ -117,7 +117,7 @@ def _check_members(differences: Sequence[list[str]], caller: str, noun: str = "m
 
 def _differences(expected: State, state: State) -> list[str]:
     lines = [
-        f"{f'`{path}`' if path else 'the module'}: expected {_shown(a)}, got {_shown(b, a)}"
+        f"{f'`{path}`' if path else 'the module'}: expected {_describe_value(a)}, got {_describe_value(b, a)}"
         for path, a, b in structure_differences(expected.graphdef, state.graphdef)
     ]
     for kind in KINDS:
@@ -131,7 +131,7 @@ def _differences(expected: State, state: State) -> list[str]:
     return sorted(lines)
 
 
-def _shown(value: Any, other: Any = None) -> str:
+def _describe_value(value: Any, other: Any = None) -> str:
     if not isinstance(value, type):
         return repr(value)
     alike = isinstance(other, type) and other.__qualname__ == value.__qualname__

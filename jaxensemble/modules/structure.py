@@ -19,7 +19,7 @@ from flax import nnx
 from jaxensemble.compat import LeafAttr, NodeAttr, NodeDef, NodeRef, Tracer, VariableDef
 from jaxensemble.errors import InputError, UnsupportedError
 from jaxensemble.layers.mode import Training
-from jaxensemble.modules.portable import portable
+from jaxensemble.modules.portable import make_portable
 
 Path = tuple[str, ...]
 
@@ -136,7 +136,7 @@ class Structure(nnx.GraphDef):
 
     def __reduce__(self) -> tuple[Any, ...]:
         nodes = [
-            dataclasses.replace(node, type=portable(node.type), metadata=portable(node.metadata))
+            dataclasses.replace(node, type=make_portable(node.type), metadata=make_portable(node.metadata))
             if isinstance(node, NodeDef)
             else node
             for node in self.nodes
@@ -146,16 +146,16 @@ class Structure(nnx.GraphDef):
                 key,
                 kind
                 if isinstance(kind, NodeAttr | LeafAttr)
-                else dataclasses.replace(kind, value=portable(kind.value)),
+                else dataclasses.replace(kind, value=make_portable(kind.value)),
             )
             for key, kind in self.attributes
         ]
-        return _restored, (nodes, attributes, self.num_leaves)
+        return _restore_structure, (nodes, attributes, self.num_leaves)
 
     def __repr__(self) -> str:
         return f"Structure({self.root.type.__name__}, {len(self.leaves)} leaves)"
 
-    def training(self, flags: Collection[str] = MODE_FLAGS) -> tuple[str, ...]:
+    def training_layers(self, flags: Collection[str] = MODE_FLAGS) -> tuple[str, ...]:
         """The layers that are in training mode by one of these flags, by path, where that makes a difference.
 
         A module that asks for its mode itself (`if self.training`) is one, too; the root is called `itself`.
@@ -173,7 +173,7 @@ class Structure(nnx.GraphDef):
         return any(self.entries.get((*path, name), (None, None))[1] == 0 for name in ("rate", "dropout_rate"))
 
 
-def _restored(nodes: Any, attributes: Any, num_leaves: int) -> Structure:
+def _restore_structure(nodes: Any, attributes: Any, num_leaves: int) -> Structure:
     """The structure that was pickled: what is kept of a graph definition beside it is read anew."""
     return Structure.of(nnx.GraphDef(nodes, attributes, num_leaves))
 
@@ -318,7 +318,7 @@ def freeze(value: Any, inside: tuple[int, ...] = ()) -> Any:
         case functools.partial():
             return (type(value), inner(value.func), inner(value.args), inner(value.keywords))
         case types.FunctionType():
-            parts = (value.__defaults__, value.__kwdefaults__, tuple(_closed_over(value)))
+            parts = (value.__defaults__, value.__kwdefaults__, tuple(_closure_values(value)))
             return (types.FunctionType, value.__code__, id(value.__globals__), *map(inner, parts))
         case Mapping():
             return (type(value), frozenset((inner(key), inner(item)) for key, item in value.items()))
@@ -335,7 +335,7 @@ def freeze(value: Any, inside: tuple[int, ...] = ()) -> Any:
     return _Unhashable(value)
 
 
-def _closed_over(function: types.FunctionType) -> Iterator[Any]:
+def _closure_values(function: types.FunctionType) -> Iterator[Any]:
     for cell in function.__closure__ or ():
         yield cell.cell_contents if cell != types.CellType() else NOTHING
 

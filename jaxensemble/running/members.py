@@ -14,13 +14,13 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxensemble.arrays import ENABLE_X64
 from jaxensemble.errors import InputError, JaxEnsembleError, StateError, describe_error
 from jaxensemble.modules.randomness import (
-    SPLIT,
-    failed_while_mapped,
-    forbid,
-    from_key,
-    keys_when_drawn,
+    SPLIT_ADVICE,
+    defer_linen_keys,
+    derive_keys,
+    forbid_draws,
+    has_single_keys,
+    is_transform_error,
     member_keys,
-    single_keys,
 )
 from jaxensemble.modules.state import Tree, flatten, merge, split
 from jaxensemble.modules.structure import Structure
@@ -82,8 +82,8 @@ class Call:
         return run(params, buffers, rngs, constants, key, inputs)
 
     def _member(self, params: Tree, buffers: Tree, rngs: Tree, constants: Tree, key: Any, inputs: Any) -> Any:
-        drawn = forbid(self.graphdef, rngs, NEEDS_KEY) if key is None else from_key(self.graphdef, rngs, key)
-        module = keys_when_drawn(self.graphdef, merge(self.graphdef, params, buffers, constants, drawn))
+        drawn = forbid_draws(self.graphdef, rngs, NEEDS_KEY) if key is None else derive_keys(self.graphdef, rngs, key)
+        module = defer_linen_keys(self.graphdef, merge(self.graphdef, params, buffers, constants, drawn))
         outputs = _outputs(module, inputs, rngs)
         outputs = arrays_alone(outputs) if self.ported else outputs
         return (outputs, _buffers_after(module, buffers)) if self.update else outputs
@@ -97,7 +97,7 @@ def _outputs(module: nnx.Module, inputs: Any, rngs: Tree) -> Any:
     except Exception as error:  # whatever the network says to inputs that are not for it
         given = ", ".join(str(jax.tree.map(jax.typeof, tree)) for tree in inputs)
         name = type(getattr(module, "to_nnx__module", module)).__name__
-        advice = f"\n{SPLIT}" if single_keys(rngs) and failed_while_mapped(error) else ""
+        advice = f"\n{SPLIT_ADVICE}" if has_single_keys(rngs) and is_transform_error(error) else ""
         if any(leaf.size == 0 for leaf in jax.tree.leaves(inputs)):  # of which JAX cannot tell what -1 is in a shape
             advice = "\nAn input has no elements, on which this network cannot run: give at least one row."
         if isinstance(error, OverflowError):

@@ -24,7 +24,7 @@ from jax import lax
 
 from jaxensemble.arrays import as_array
 from jaxensemble.errors import InputError, StateError, UnsupportedError
-from jaxensemble.modules.randomness import inside_vmap, keys_when_drawn
+from jaxensemble.modules.randomness import defer_linen_keys, derive_vmap_keys
 from jaxensemble.modules.stacking import count_members, stack_states, unstack
 from jaxensemble.modules.state import KINDS, State, Tree, flatten, kind_of, merge, split, unflatten
 from jaxensemble.modules.structure import Fixed, Leaf, Node, Path, Structure
@@ -250,8 +250,8 @@ def _reparametrized(state: State, given: dict[Path, Any], tie_weights: bool) -> 
     for leaf, value in replaced.items():
         trees[kind_of(leaf)][leaf.name] = originals[leaf] if value is None else value
     nested = {kind: unflatten(tree) for kind, tree in trees.items()}
-    rngs = inside_vmap(structure, nested["rngs"])
-    module = keys_when_drawn(structure, merge(structure, **nested | {"rngs": rngs}))
+    rngs = derive_vmap_keys(structure, nested["rngs"])
+    module = defer_linen_keys(structure, merge(structure, **nested | {"rngs": rngs}))
     # Merging cannot leave an attribute empty, nor give tied ones different values.
     emptied = {leaf for leaf, value in replaced.items() if value is None}
     apart = {at: None for at, leaf in holders.items() if leaf in emptied and (tie_weights or at == leaf.path)}

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxensemble.errors import InputError, StateError, porting_advice
-from jaxensemble.modules.randomness import Randomness, entered
+from jaxensemble.modules.randomness import Randomness, enter_level
 
 _RANDOMNESS = ("error", "different", "same")
 _MAPPED, _CONSTANT, _OTHER = range(3)  # how an output leaves jax.vmap
@@ -97,7 +97,7 @@ class _Mapped:
 
         arrays = [_part(leaf, dim, start, stop) for leaf, dim in zip(leaves, self.dims, strict=True) if dim is not None]
         in_axes = tuple(dim for dim in self.dims if dim is not None)
-        with entered(self.randomness, start) as level:
+        with enter_level(self.randomness, start) as level:
             try:
                 results = jax.vmap(traced, in_axes, out_axes=(0, None), axis_name=level.axis_name)(*arrays)
             except ValueError as error:

@@ -89,7 +89,7 @@ def _parts_of_network(state: TrainState) -> dict[str, str]:
     training = state.training
     parts = {
         "class": training.root.type.__name__,
-        "layers in training mode": shorten_list(training.training()) or "none",
+        "layers in training mode": shorten_list(training.training_layers()) or "none",
     }
     numbers = {
         ".".join(map(str, path)): str(entry[1])

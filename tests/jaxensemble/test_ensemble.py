@@ -189,7 +189,7 @@ def test_training_mode_needs_a_key_where_it_draws() -> None:
 @pytest.mark.parametrize(("rate", "expected"), [(0.0, ()), (0.1, ("itself",))])
 def test_attention_without_dropout_has_no_training_mode(rate: float, expected: tuple[str, ...]) -> None:
     attention = nnx.MultiHeadAttention(2, 4, dropout_rate=rate, decode=False, rngs=nnx.Rngs(0))
-    assert Ensemble.from_modules([attention]).train().graphdef.training() == expected
+    assert Ensemble.from_modules([attention]).train().graphdef.training_layers() == expected
 
 
 class Split(nnx.Module):
@@ -456,10 +456,10 @@ def test_modules_in_training_mode_are_told_unless_a_mode_says_that_they_are_mean
         module.norm.train()
     with pytest.warns(TrainingModeWarning, match=r"Net is in training mode \(norm\): mode='eval' is"):
         told = Ensemble.from_modules(modules)
-    training = {mode: Ensemble.from_modules(modules, mode=mode).graphdef.training() for mode in MODES}
+    training = {mode: Ensemble.from_modules(modules, mode=mode).graphdef.training_layers() for mode in MODES}
     assert training == {"eval": (), "train": ("dropout", "norm"), "as_is": ("norm",)}
     copied = jax.tree.map(lambda leaf: leaf, dataclasses.replace(told, plan=None)[:1])  # which says nothing again
-    assert copied.graphdef.training() == ("norm",)
+    assert copied.graphdef.training_layers() == ("norm",)
     with pytest.raises(InputError, match="`mode` must be 'eval', 'train' or 'as_is'; got 'evaluation'"):
         Ensemble.from_modules(modules, mode="evaluation")  # type: ignore[arg-type]
 

@@ -133,9 +133,10 @@ def ported_mode(models: Sequence[nn.Module], mode: PortedMode | None) -> context
 def warn_of_training(graphdef: GraphDef, mode: PortedMode | None) -> None:
     """Warns of layers in training mode where nothing says that this is meant."""
     structure = Structure.of(graphdef)
-    if mode is None and structure.training():
+    layers = structure.training_layers()
+    if mode is None and layers:
         warnings.warn(
-            f"{structure.root.type.__name__} was ported in training mode ({shorten_list(structure.training())}): "
+            f"{structure.root.type.__name__} was ported in training mode ({shorten_list(layers)}): "
             "mode='eval' ports it in evaluation mode, mode='as_is' says that this is meant",
             TrainingModeWarning,
             stacklevel=3,

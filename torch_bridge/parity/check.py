@@ -187,7 +187,7 @@ class _Check:
         layers = len(ensemble.network.layers) if ensemble.network is not None else 0
         self.exact = EXACT if layers <= 100 else EXACT_DEEP
         self.rows: list[Row] = []
-        training = ensemble.graphdef.training()
+        training = ensemble.graphdef.training_layers()
         self.notes = (
             [f"in training mode, and compared in evaluation mode: {shorten_list(training)}"] if training else []
         )

@@ -10,7 +10,7 @@ from torch import nn
 from jaxensemble.ensemble import Ensemble
 from jaxensemble.errors import UnsupportedError
 from jaxensemble.modules.build import skeleton
-from jaxensemble.modules.randomness import keys_per_member
+from jaxensemble.modules.randomness import stack_rngs
 from jaxensemble.network.network import Dtype, Network
 from jaxensemble.network.weight_map import Origin, WeightMap
 from torch_bridge.graph.sizes.open_axes import OpenAxes
@@ -47,7 +47,7 @@ def captured_anew(
         graphdef=state.graphdef,
         network=lowered.network,
         constants=_filled(state.constants, constant_arrays(lowered)),
-        rngs=keys_per_member(state.rngs, len(ensemble)),
+        rngs=stack_rngs(state.rngs, len(ensemble)),
     )
 
 

@@ -9,7 +9,7 @@ from torch import nn
 
 from jaxensemble.ensemble import Ensemble
 from jaxensemble.errors import MemberError, ParityError
-from jaxensemble.modules.build import filled, skeleton
+from jaxensemble.modules.build import fill_state, skeleton
 from jaxensemble.modules.state import merge
 from torch_bridge import parity
 from torch_bridge.graph.caches.tensors import keep_caches_empty
@@ -76,7 +76,7 @@ def to_flax(
         entry.path: jnp.array(stored_array(entry, tensors[entry.keys[0]], f"`{entry.keys[0]}`"))
         for entry in lowered.weights.entries
     }
-    state = filled(skeleton(lowered.network), arrays | constant_arrays(lowered))
+    state = fill_state(skeleton(lowered.network), arrays | constant_arrays(lowered))
     warn_of_training(state.graphdef, mode)
     return merge(*state)
 

@@ -95,7 +95,7 @@ def test_modes_and_random_state_come_back(ensemble: Ensemble, tmp_path: Path) ->
 def test_what_is_in_training_mode_is_told(ensemble: Ensemble, folder: Path, tmp_path: Path) -> None:
     ensemble.train().save(tmp_path / "training")
     artifact = Artifact.open(tmp_path / "training")
-    assert describe(artifact)["training"] == list(ensemble.train().graphdef.training()) != []
+    assert describe(artifact)["training"] == list(ensemble.train().graphdef.training_layers()) != []
     assert "\nin training mode: bn" in describe_in_text(artifact)
     assert "what was verified is evaluation mode" not in describe_in_text(artifact)
     ensemble.train().proven(ensemble.proof).save(tmp_path / "proven")
@@ -386,14 +386,14 @@ def test_nothing_but_an_artifact_is_ever_replaced(ensemble: Ensemble, tmp_path: 
 def test_what_comes_while_it_is_saved_is_kept(
     ensemble: Ensemble, tmp_path: Path, force: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write, target = durable.write, tmp_path / "net"
+    write, target = durable.write_new_file, tmp_path / "net"
 
     def meanwhile(path: Path, chunks: Any) -> tuple[int, str]:
         target.mkdir(exist_ok=True)
         (target / "thesis.txt").write_text("years of work")
         return write(path, chunks)
 
-    monkeypatch.setattr(durable, "write", meanwhile)
+    monkeypatch.setattr(durable, "write_new_file", meanwhile)
     with pytest.raises(InputError, match="is not replaced"):
         ensemble.save(target, force=force)
     assert (target / "thesis.txt").read_text() == "years of work"

@@ -23,7 +23,7 @@ class Killed(BaseException):
 
 
 class Faults:
-    """Stands for `durable._system`: counts the calls, and fails from the one numbered `at` on, or only there."""
+    """Stands for `durable._call_system`: counts the calls, and fails from the one numbered `at` on, or only there."""
 
     def __init__(self, at: int | None = None, error: BaseException | None = None):
         self.at, self.error, self.calls = at, error, 0
@@ -70,19 +70,19 @@ def test_a_fault_at_any_call_leaves_the_old_artifact_or_the_new_one(
     at = 0
     while True:
         at += 1
-        monkeypatch.setattr(durable, "_system", Faults())
+        monkeypatch.setattr(durable, "_call_system", Faults())
         if replace:
             old.save(target, force=True)
         elif target.exists():
             shutil.rmtree(target)
-        monkeypatch.setattr(durable, "_system", faults := Faults(at, error))
+        monkeypatch.setattr(durable, "_call_system", faults := Faults(at, error))
         try:
             new.save(target, force=True)
         except BaseException as caught:
             assert caught is error
         if faults.calls < at:
             break
-        monkeypatch.setattr(durable, "_system", Faults())
+        monkeypatch.setattr(durable, "_call_system", Faults())
         if target.exists():
             jaxensemble.verify(target)
             loaded = Ensemble.load(target)
@@ -110,7 +110,7 @@ def test_only_ones_own_leftovers_are_removed(tmp_path: Path) -> None:
     (stale / "thesis.txt").write_text("years of work")  # as when a process is killed before it looks at what it moved
     kept.append(stale.name)
     with durable.new_directory(tmp_path / "net", {"a"}) as folder:
-        durable.write(folder / "a", [b"a"])
+        durable.write_new_file(folder / "a", [b"a"])
     assert (stale / "thesis.txt").exists()
     assert {entry.name for entry in tmp_path.iterdir()} == {*kept, "net", ".net.tmp-" + "1" * 32}
 
@@ -118,9 +118,9 @@ def test_only_ones_own_leftovers_are_removed(tmp_path: Path) -> None:
 def test_what_another_process_is_writing_is_left_alone(tmp_path: Path) -> None:
     target = tmp_path / "net"
     with durable.new_directory(target, {"a"}, replace=True) as first:
-        durable.write(first / "a", [b"first"])
+        durable.write_new_file(first / "a", [b"first"])
         with durable.new_directory(target, {"a"}, replace=True) as second:
-            durable.write(second / "a", [b"second"])
+            durable.write_new_file(second / "a", [b"second"])
         assert (target / "a").read_bytes() == b"second"
     assert (target / "a").read_bytes() == b"first"
     assert list(tmp_path.iterdir()) == [target]
@@ -137,7 +137,7 @@ def test_what_others_put_there_meanwhile_is_kept(tmp_path: Path, before: bool, r
         pytest.raises(InputError, match="is not replaced"),
         durable.new_directory(target, {"a"}, replace=replace) as new,
     ):
-        durable.write(new / "a", [b"new"])
+        durable.write_new_file(new / "a", [b"new"])
         target.mkdir(exist_ok=True)
         (target / "thesis.txt").write_text("years of work")
     assert (target / "thesis.txt").read_text() == "years of work"
@@ -147,7 +147,7 @@ def test_what_others_put_there_meanwhile_is_kept(tmp_path: Path, before: bool, r
 def test_links_are_no_files_of_ones_own(tmp_path: Path) -> None:
     (tmp_path / "b").symlink_to(tmp_path)
     (tmp_path / "a").write_text("")
-    assert durable.strangers(tmp_path, {"a", "b"}) == ["b"]
+    assert durable.unexpected_entries(tmp_path, {"a", "b"}) == ["b"]
 
 
 def test_a_directory_taken_for_a_leftover_before_it_was_locked_is_made_again(
@@ -163,7 +163,7 @@ def test_a_directory_taken_for_a_leftover_before_it_was_locked_is_made_again(
 
     monkeypatch.setattr(durable, "_lock", late)
     with durable.new_directory(tmp_path / "net", {"a"}) as folder:
-        durable.write(folder / "a", [b"a"])
+        durable.write_new_file(folder / "a", [b"a"])
     assert list(tmp_path.iterdir()) == [tmp_path / "net"] and len(taken) == 1
 
 
@@ -208,7 +208,7 @@ def test_a_system_without_locks_and_exchange_writes_what_is_new(tmp_path: Path) 
     target.mkdir()  # empty, which may be replaced
     (leftover := tmp_path / (".net.tmp-" + "0" * 32)).mkdir()
     with durable.new_directory(target, {"a"}) as folder:
-        durable.write(folder / "a", [b"new\n"])
+        durable.write_new_file(folder / "a", [b"new\n"])
     durable.write_file(tmp_path / "b", b"file\n")
     durable.write_file(tmp_path / "b", b"file, replaced\n")
     assert (target / "a").read_bytes() == b"new\n" and (tmp_path / "b").read_bytes() == b"file, replaced\n"
@@ -223,7 +223,7 @@ def test_a_system_without_exchange_refuses_to_replace(tmp_path: Path, replace: b
     (target / "a").write_text("old")
     reason = "cannot replace a directory in one step" if replace else "exists by now, and is not replaced"
     with pytest.raises(InputError, match=reason), durable.new_directory(target, {"a"}, replace=replace) as folder:
-        durable.write(folder / "a", [b"new"])
+        durable.write_new_file(folder / "a", [b"new"])
     assert (target / "a").read_text() == "old" and list(tmp_path.iterdir()) == [target]
 
 
@@ -235,9 +235,9 @@ def test_a_fault_without_descriptors_leaves_nothing(
     tmp_path: Path, error: BaseException, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for at in range(1, 8):
-        monkeypatch.setattr(durable, "_system", faults := Faults(at, error))
+        monkeypatch.setattr(durable, "_call_system", faults := Faults(at, error))
         with contextlib.suppress(type(error)), durable.new_directory(tmp_path / "net", {"a"}) as folder:
-            durable.write(folder / "a", [b"new"])
+            durable.write_new_file(folder / "a", [b"new"])
         assert (faults.calls < at) == (tmp_path / "net").exists()
         assert len(list(tmp_path.iterdir())) == (faults.calls < at)
         if faults.calls < at:
@@ -249,14 +249,14 @@ def test_the_system_calls_are_looked_for_where_they_are_used(monkeypatch: pytest
     monkeypatch.setattr(durable.sys, "platform", "win32")
     assert durable._libc() is None
     monkeypatch.setitem(sys.modules, "fcntl", None)
-    with durable._opened(tmp_path) as opened:
+    with durable._open_directory(tmp_path) as opened:
         assert durable._lock(opened.descriptor) is None
 
 
 def test_short_writes_are_continued(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write = durable.os.write
     monkeypatch.setattr(durable.os, "write", lambda descriptor, data: write(descriptor, data[:3]))
-    size, digest = durable.write(tmp_path / "a", [b"01234567", b"", b"89"])
+    size, digest = durable.write_new_file(tmp_path / "a", [b"01234567", b"", b"89"])
     assert (tmp_path / "a").read_bytes() == b"0123456789"
     assert (size, digest) == (10, durable.hashlib.sha256(b"0123456789").hexdigest())
 
@@ -267,9 +267,9 @@ def test_a_file_is_the_old_one_or_the_new_one(
 ) -> None:
     target = tmp_path / "a"
     for at in range(1, 6):
-        monkeypatch.setattr(durable, "_system", Faults())
+        monkeypatch.setattr(durable, "_call_system", Faults())
         durable.write_file(target, b"old")
-        monkeypatch.setattr(durable, "_system", Faults(at, error))
+        monkeypatch.setattr(durable, "_call_system", Faults(at, error))
         with pytest.raises(type(error)):
             durable.write_file(target, b"new")
         assert target.read_bytes() == (b"new" if at == 5 else b"old")

@@ -74,7 +74,7 @@ def test_a_member_with_activations_is_pickled_with_its_source(monkeypatch: pytes
     member = torch_bridge.to_ensemble([torch.nn.Sequential(*layers)], (torch.from_numpy(X),), check=False)[0]
     content, expected = pickle.dumps(member), member(X)
     monkeypatch.delitem(sys.modules, type(member).__module__)
-    monkeypatch.setattr(classes, "_loaded", functools.cache(classes._loaded.__wrapped__))
+    monkeypatch.setattr(classes, "_load_source", functools.cache(classes._load_source.__wrapped__))
     again = pickle.loads(content)
     assert type(again) is not type(member)
     np.testing.assert_array_equal(again(X), expected)

@@ -990,7 +990,7 @@ def test_training_mode_is_told_unless_it_is_meant() -> None:
         torch_bridge.to_flax(models[0], (x,))
     for mode in ("eval", "train", "as_is"):
         told = () if mode == "eval" else ("bn", "itself")
-        assert torch_bridge.to_ensemble(models, (x,), mode=mode, check=False).graphdef.training() == told
+        assert torch_bridge.to_ensemble(models, (x,), mode=mode, check=False).graphdef.training_layers() == told
     assert all(module.training for model in models for module in model.modules())
     report = torch_bridge.check(models, ported, (x,), thorough=False)
     assert report.passed
@@ -1003,7 +1003,7 @@ def test_members_may_differ_in_a_mode_that_is_said() -> None:
     with pytest.raises(MemberError, match=r"(?s)mode: evaluation in member 1.*pass mode='eval'"):
         torch_bridge.to_ensemble(models, (x,))
     ensemble = torch_bridge.to_ensemble(models, (x,), mode="eval")
-    assert not ensemble.graphdef.training()
+    assert not ensemble.graphdef.training_layers()
     assert [model.training for model in models] == [True, False]
     assert not models[0].bn.training
     with pytest.raises(InputError, match="`mode` must be 'eval', 'train' or 'as_is'; got 'evaluation'"):
@@ -1055,4 +1055,4 @@ def test_a_train_method_of_ones_own_is_asked() -> None:
     ensemble = torch_bridge.to_ensemble(
         [Frozen(nn.Linear(3, 3), nn.BatchNorm1d(3), nn.Dropout()) for _ in range(2)], (torch.randn(4, 3),), mode="train"
     )
-    assert ensemble.graphdef.training() == ("2",)
+    assert ensemble.graphdef.training_layers() == ("2",)
