@@ -19,7 +19,8 @@ from benchmarks.results import RESULTS
 from benchmarks.speed.networks import make
 from jaxensemble import Plan, TrainState
 from jaxensemble.training.data import as_data
-from jaxensemble.training.step import step_for, stepped
+from jaxensemble.training.planning import make_step
+from jaxensemble.training.step import run_step
 from torch_bridge.report import environment, save_json, table
 
 NETWORKS = ("mlp", "digits")
@@ -49,8 +50,8 @@ def started(name: str, members: int) -> tuple[TrainState, Any]:
 def measure(name: str, members: int, plan: Plan) -> dict[str, Any]:
     """The memory of one step, in MB, and the least time of three, in seconds."""
     state, data = started(name, members)
-    step = step_for(state, data, None, cross_entropy, each=False, plan=plan)
-    compiled = stepped.lower(state, data, None, None, step=step).compile()
+    step = make_step(state, data, None, cross_entropy, each=False, plan=plan)
+    compiled = run_step.lower(state, data, None, None, step=step).compile()
     memory: Any = compiled.memory_analysis()
     times = []
     for _ in range(3):

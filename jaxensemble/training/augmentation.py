@@ -32,22 +32,22 @@ def check_draws(trace: Callable[[], Program]) -> None:
     Every step would have the numbers that it was compiled with. `trace` traces it anew: numbers of a generator of
     one's own are others at the second time.
     """
-    before = _states()
+    before = _generator_states()
     first, second = trace(), trace()
-    if _states() != before or not is_same_program(first, second):
+    if _generator_states() != before or not is_same_program(first, second):
         raise InputError(
             "`augment` must draw its random numbers from `key`, as by jax.random.normal(key, inputs.shape): those of "
             "Python and numpy are drawn once, when it is compiled, and would be the same at every step"
         )
 
 
-def _states() -> list[Any]:
+def _generator_states() -> list[Any]:
     """Of the generators that Python and numpy share among all callers."""
     numbers: Any = np.random.get_state()
     return [random.getstate(), *(part.tobytes() if isinstance(part, np.ndarray) else part for part in numbers)]
 
 
-def augmented(function: Augment, key: jax.Array, data: tuple[Any, Any]) -> tuple[Any, Any]:
+def augment_minibatch(function: Augment, key: jax.Array, data: tuple[Any, Any]) -> tuple[Any, Any]:
     """The minibatch of one member as a function changes it; a single input stands by itself there.
 
     Raises `InputError` where the function fails, or gives back anything but inputs, as many, and targets.
@@ -65,7 +65,7 @@ def augmented(function: Augment, key: jax.Array, data: tuple[Any, Any]) -> tuple
             details=str(error),
         ) from error
     if not isinstance(found, tuple) or len(found) != 2:
-        raise InputError(f"`augment` must give back a pair, (inputs, targets); got {_told(found)}")
+        raise InputError(f"`augment` must give back a pair, (inputs, targets); got {_description(found)}")
     after = ((found[0],) if alone else found[0], found[1])
     if jax.tree.structure(after[0]) != jax.tree.structure(inputs):
         raise InputError(
@@ -75,10 +75,10 @@ def augmented(function: Augment, key: jax.Array, data: tuple[Any, Any]) -> tuple
     return after
 
 
-def _told(found: Any) -> str:
+def _description(found: Any) -> str:
     return f"one array, {jax.typeof(found)}" if isinstance(found, jax.Array) else type(found).__name__
 
 
-def keys_of(keys: jax.Array, steps: jax.Array) -> jax.Array:
+def augmentation_keys(keys: jax.Array, steps: jax.Array) -> jax.Array:
     """The keys of a step for members with these keys, `[M]`."""
     return jax.vmap(lambda key: jax.random.fold_in(jax.random.fold_in(key, AUGMENTATION), steps))(keys)

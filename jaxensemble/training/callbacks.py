@@ -22,10 +22,10 @@ def check_callbacks(callbacks: Any) -> None:
             "called after every epoch, and stop the training by returning True"
         )
     for callback in callbacks:
-        check_takes(callback, "each of `callbacks`", "epoch", "state", "history")
+        check_signature(callback, "each of `callbacks`", "epoch", "state", "history")
 
 
-def check_takes(function: Callable[..., Any], name: str, *arguments: str) -> None:
+def check_signature(function: Callable[..., Any], name: str, *arguments: str) -> None:
     """Raises `InputError` for a function that cannot be called with so many positional arguments."""
     try:
         signature = inspect.signature(function)
@@ -34,15 +34,15 @@ def check_takes(function: Callable[..., Any], name: str, *arguments: str) -> Non
     try:
         signature.bind(*arguments)
     except TypeError as error:
-        told = getattr(function, "__qualname__", type(function).__name__)
-        raise InputError(f"{name} must be a function of ({', '.join(arguments)}); got {told}{signature}") from error
+        found = getattr(function, "__qualname__", type(function).__name__)
+        raise InputError(f"{name} must be a function of ({', '.join(arguments)}); got {found}{signature}") from error
 
 
-def stopped_by(callbacks: Sequence[Callback], state: TrainState, history: History) -> bool:
+def run_callbacks(callbacks: Sequence[Callback], state: TrainState, history: History) -> bool:
     """Whether any callback stops the training; all of them are called. Raises `InputError` for other answers."""
     answers = [(callback, callback(len(history) - 1, state, history)) for callback in callbacks]
     for callback, answer in answers:
-        if answer is not None and not _is_truth(answer):
+        if answer is not None and not _is_boolean(answer):
             raise InputError(
                 f"the callback {getattr(callback, '__qualname__', type(callback).__name__)} must return True to stop "
                 f"the training, and False or None to go on; got {answer!r:.100}"
@@ -50,7 +50,7 @@ def stopped_by(callbacks: Sequence[Callback], state: TrainState, history: Histor
     return any(bool(answer) for _, answer in answers)
 
 
-def _is_truth(answer: Any) -> bool:
+def _is_boolean(answer: Any) -> bool:
     """Whether it is one boolean, of Python, NumPy or JAX."""
     if isinstance(answer, np.ndarray | jax.Array):
         return answer.ndim == 0 and answer.dtype == np.bool_

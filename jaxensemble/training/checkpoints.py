@@ -13,10 +13,10 @@ import jax
 from jaxensemble.dtypes import is_key
 from jaxensemble.errors import InputError
 from jaxensemble.files.durable import as_path
-from jaxensemble.training.fingerprint import named
-from jaxensemble.training.identity import differences
+from jaxensemble.training.fingerprint import arrays_by_place
+from jaxensemble.training.identity import run_differences
 
-KEPT = 2
+_KEPT = 2
 """Checkpoints that are kept: the one being written never replaces the only whole one."""
 
 _SHOWN = 8
@@ -40,19 +40,19 @@ class Checkpoints:
             ) from error
         self._ocp: Any = ocp
         self.settings = json.loads(json.dumps(settings))  # as they are read back
-        options = ocp.CheckpointManagerOptions(max_to_keep=KEPT, create=True, enable_async_checkpointing=False)
+        options = ocp.CheckpointManagerOptions(max_to_keep=_KEPT, create=True, enable_async_checkpointing=False)
         self.path = Path(path).absolute()
         self._manager: Any = ocp.CheckpointManager(self.path, options=options)
 
     def save(self, epoch: int, tree: Any, record: Any) -> None:
         """Writes arrays, and a record that JSON can hold, after so many epochs. An interruption waits for it."""
-        with _undisturbed():
+        with _delay_interruption():
             self._write(epoch, tree, record)
 
     def _write(self, epoch: int, tree: Any, record: Any) -> None:
-        content = {"settings": self.settings, "shapes": _shapes(named(tree)), "record": record}
+        content = {"settings": self.settings, "shapes": _shapes(arrays_by_place(tree)), "record": record}
         arguments = self._ocp.args.Composite(
-            arrays=self._ocp.args.StandardSave(named(tree)),
+            arrays=self._ocp.args.StandardSave(arrays_by_place(tree)),
             content=self._ocp.args.JsonSave(json.loads(json.dumps(content))),
         )
         self._manager.save(epoch, args=arguments)
@@ -67,12 +67,12 @@ class Checkpoints:
         epoch = self._manager.latest_step()
         if epoch is None:
             return None
-        content = self._restored(epoch, content=self._ocp.args.JsonRestore()).content
+        content = self._restore(epoch, content=self._ocp.args.JsonRestore()).content
         if not (isinstance(content, dict) and content.keys() == {"settings", "shapes", "record"}):
-            raise self._unreadable(epoch, "it holds something else")
-        wrong = differences(self.settings, content["settings"]) or [
+            raise self._unreadable_error(epoch, "it holds something else")
+        wrong = run_differences(self.settings, content["settings"]) or [
             f"{name}: {wanted}, was {found}"
-            for name, wanted, found in _unequal(_shapes(named(tree)), content["shapes"])
+            for name, wanted, found in _unequal_shapes(_shapes(arrays_by_place(tree)), content["shapes"])
         ]
         if wrong:
             more = f"\n  and {len(wrong) - _SHOWN} more" if len(wrong) > _SHOWN else ""
@@ -83,18 +83,18 @@ class Checkpoints:
                 + "".join(f"\n  {line}" for line in wrong[:_SHOWN])
                 + more
             )
-        arrays = self._restored(epoch, arrays=self._ocp.args.StandardRestore(named(tree))).arrays
+        arrays = self._restore(epoch, arrays=self._ocp.args.StandardRestore(arrays_by_place(tree))).arrays
         leaves, treedef = jax.tree.flatten(tree)
-        restored = [_like(leaf, arrays[name]) for leaf, name in zip(leaves, named(tree), strict=True)]
+        restored = [_restore_key(leaf, arrays[name]) for leaf, name in zip(leaves, arrays_by_place(tree), strict=True)]
         return treedef.unflatten(restored), content["record"]
 
-    def _restored(self, epoch: int, **items: Any) -> Any:
+    def _restore(self, epoch: int, **items: Any) -> Any:
         try:
             return self._manager.restore(epoch, args=self._ocp.args.Composite(**items))
         except Exception as error:  # whatever orbax meets in a folder that it did not write, or not wholly
-            raise self._unreadable(epoch, f"{type(error).__name__}: {str(error)[:200]}") from error
+            raise self._unreadable_error(epoch, f"{type(error).__name__}: {str(error)[:200]}") from error
 
-    def _unreadable(self, epoch: int, reason: str) -> InputError:
+    def _unreadable_error(self, epoch: int, reason: str) -> InputError:
         return InputError(
             f"{self.path / str(epoch)} cannot be read as a checkpoint of `fit` ({reason}): name another directory, or "
             "take that folder away to go on from the one before it"
@@ -106,7 +106,7 @@ class Checkpoints:
 
 
 @contextlib.contextmanager
-def _undisturbed() -> Iterator[None]:
+def _delay_interruption() -> Iterator[None]:
     """Has Ctrl-C wait for what runs within: orbax goes on in threads of its own, and would complain."""
     if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGINT) is None:
         yield  # where no handler can be set, or put back
@@ -125,10 +125,10 @@ def _shapes(arrays: Mapping[str, Any]) -> dict[str, str]:
     return {name: f"{array.dtype}{list(array.shape)}" for name, array in arrays.items()}
 
 
-def _unequal(now: Mapping[str, str], then: Mapping[str, str]) -> list[tuple[str, str, str]]:
+def _unequal_shapes(now: Mapping[str, str], then: Mapping[str, str]) -> list[tuple[str, str, str]]:
     pairs = ((name, now.get(name, "nothing"), then.get(name, "nothing")) for name in dict.fromkeys((*now, *then)))
     return [(name, a, b) for name, a, b in pairs if a != b]
 
 
-def _like(leaf: Any, array: Any) -> Any:
+def _restore_key(leaf: Any, array: Any) -> Any:
     return jax.random.wrap_key_data(array, impl=jax.random.key_impl(leaf)) if is_key(leaf) else array

@@ -16,14 +16,14 @@ from jaxensemble.network.network import Network
 from jaxensemble.programs.rows import Axes
 
 
-def along(data: Any, axes: Axes, function: Callable[[jax.Array, int], jax.Array], ahead: int = 0) -> Any:
+def map_along_axes(data: Any, axes: Axes, function: Callable[[jax.Array, int], jax.Array], ahead: int = 0) -> Any:
     """Data changed along their batch axes, before which there are so many others."""
     leaves, tree = jax.tree.flatten(data)
     pairs = zip(leaves, axes, strict=True)
     return tree.unflatten([leaf if axis is None else function(leaf, axis + ahead) for leaf, axis in pairs])
 
 
-def rows_of(data: Any, axes: Axes, ahead: int = 0) -> int:
+def count_rows(data: Any, axes: Axes, ahead: int = 0) -> int:
     """The number of rows. Raises `InputError` for a network whose inputs have none."""
     pairs = zip(jax.tree.leaves(data), axes, strict=False)  # axes may be those of the inputs only, which come first
     sizes = [leaf.shape[axis + ahead] for leaf, axis in pairs if axis is not None]
@@ -50,12 +50,14 @@ def as_data(
     if changed:
         _check_axes(ensemble, inputs)
     check_data(ensemble, inputs, targets, each=each, changed=changed)
-    return (inputs, targets), None if rows is None else _rows(rows, members, rows_in(ensemble, inputs, each=each))
+    return (inputs, targets), None if rows is None else _as_rows(
+        rows, members, count_input_rows(ensemble, inputs, each=each)
+    )
 
 
-def rows_in(ensemble: Ensemble, inputs: tuple[Any, ...], *, each: bool = False) -> int:
+def count_input_rows(ensemble: Ensemble, inputs: tuple[Any, ...], *, each: bool = False) -> int:
     """The number of rows of inputs."""
-    return rows_of(inputs, batch_axes(ensemble.network, inputs, each=each), each)
+    return count_rows(inputs, batch_axes(ensemble.network, inputs, each=each), each)
 
 
 def check_data(ensemble: Ensemble, inputs: Any, targets: Any, *, each: bool, changed: bool = False) -> None:
@@ -65,7 +67,7 @@ def check_data(ensemble: Ensemble, inputs: Any, targets: Any, *, each: bool, cha
     """
     if ensemble.network is not None and not changed:
         check_inputs(ensemble.network, inputs, each=each)
-    size = rows_in(ensemble, inputs, each=each)
+    size = count_input_rows(ensemble, inputs, each=each)
     if size == 0:
         raise InputError("`inputs` have no rows")
     wanted = (len(ensemble), size) if each else (size,)
@@ -98,7 +100,7 @@ def _is_by_name(network: Any, inputs: Any) -> bool:
     return isinstance(inputs, dict) and bool(inputs) and inputs.keys() <= names
 
 
-def _rows(rows: Any, members: int, size: int) -> jax.Array:
+def _as_rows(rows: Any, members: int, size: int) -> jax.Array:
     given = rows if isinstance(rows, jax.Array) else np.asarray(rows)
     if (given.size and not np.issubdtype(given.dtype, np.integer)) or given.ndim not in (1, 2):
         raise InputError(

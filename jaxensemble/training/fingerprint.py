@@ -17,7 +17,7 @@ from jaxensemble.programs.rewrite import equations
 def digest(tree: Any) -> str:
     """A hash of all arrays, their places, dtypes and shapes."""
     found = hashlib.sha256()
-    for place, array in named(tree).items():
+    for place, array in arrays_by_place(tree).items():
         found.update(f"{place} {array.dtype}{list(array.shape)}".encode())
         found.update(np.asarray(array).tobytes())
     return found.hexdigest()[:16]
@@ -25,17 +25,17 @@ def digest(tree: Any) -> str:
 
 def digest_of_shapes(tree: Any) -> str:
     """A hash of the places, dtypes and shapes of all arrays."""
-    shapes = {place: (str(array.dtype), array.shape) for place, array in named(tree).items()}
+    shapes = {place: (str(array.dtype), array.shape) for place, array in arrays_by_place(tree).items()}
     return hashlib.sha256(repr(shapes).encode()).hexdigest()[:16]
 
 
-def named(tree: Any) -> dict[str, Any]:
+def arrays_by_place(tree: Any) -> dict[str, Any]:
     """The arrays by their places; random keys as the numbers they are made of."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {jax.tree_util.keystr(path): _words(leaf) for path, leaf in leaves}
+    return {jax.tree_util.keystr(path): _key_numbers(leaf) for path, leaf in leaves}
 
 
-def _words(leaf: Any) -> Any:
+def _key_numbers(leaf: Any) -> Any:
     return jax.random.key_data(leaf) if is_key(leaf) else leaf
 
 
@@ -64,32 +64,32 @@ def digest_of_program(program: Program) -> str:
                 "out and save `state.ensemble` in a callback of `fit`"
             )
     found = hashlib.sha256()
-    for line in _told(program):
+    for line in _content_lines(program):
         found.update(f"{line}\n".encode())
     return found.hexdigest()[:16]
 
 
 def is_same_program(first: Program, second: Program) -> bool:
     """Whether two programs have the same steps, with the same numbers and arrays in them."""
-    return list(_told(first)) == list(_told(second))
+    return list(_content_lines(first)) == list(_content_lines(second))
 
 
-def _told(value: Any) -> Iterator[str]:
+def _content_lines(value: Any) -> Iterator[str]:
     """What there is to tell of a program, or of a parameter of one of its steps, line by line."""
     if is_program(value):
         yield from map(digest, constants(value))
-        yield from _steps_told(value)
+        yield from _step_lines(value)
     elif isinstance(value, tuple | list):
         yield f"{len(value)} of"
         for part in value:
-            yield from _told(part)
+            yield from _content_lines(part)
     elif isinstance(value, np.ndarray | jax.Array):
         yield digest(value)
     elif not callable(value):
         yield re.sub(r" at 0x[0-9a-f]+", "", str(value))  # where Python keeps an object
 
 
-def _steps_told(program: Program) -> Iterator[str]:
+def _step_lines(program: Program) -> Iterator[str]:
     numbers: dict[Var, int] = {}
 
     def name(atom: Any) -> str:
@@ -103,6 +103,6 @@ def _steps_told(program: Program) -> Iterator[str]:
         for key, value in sorted(step.params.items()):
             if key != "name":
                 yield key
-                yield from _told(value)
+                yield from _content_lines(value)
         yield " ".join(map(name, step.outvars))
     yield " ".join(map(name, program.outvars))

@@ -12,18 +12,18 @@ import numpy as np
 from jaxensemble.errors import InputError
 from jaxensemble.running.plan import Plan, is_size
 from jaxensemble.training.augmentation import Augment, check_augment
-from jaxensemble.training.callbacks import Callback, check_callbacks, check_takes, stopped_by
+from jaxensemble.training.callbacks import Callback, check_callbacks, check_signature, run_callbacks
 from jaxensemble.training.checkpoints import Checkpoints
 from jaxensemble.training.data import as_data
 from jaxensemble.training.history import History
-from jaxensemble.training.identity import of_data, of_state, surroundings
+from jaxensemble.training.identity import data_identity, state_identity, surroundings
 from jaxensemble.training.losses import Loss, check_function
-from jaxensemble.training.measures import evaluated, of_measures
-from jaxensemble.training.minibatches import Batches, Rows, Settings, Shuffle
-from jaxensemble.training.progress import shown
-from jaxensemble.training.run import Best, Run
+from jaxensemble.training.measures import measure_members, measures_identity
+from jaxensemble.training.minibatches import Batches, Rows, Shuffle, StepSettings
+from jaxensemble.training.progress import show_progress
+from jaxensemble.training.run import Best, TrainingRun
 from jaxensemble.training.state import TrainState
-from jaxensemble.training.step import checked
+from jaxensemble.training.step import check_state
 
 
 def fit(
@@ -108,15 +108,15 @@ def fit(
     >>> len(history) < 100, bool(history.loss[-1].max() < 0.01)
     (True, True)
     """
-    checked(state)
+    check_state(state)
     check_function(loss, "loss")
     check_callbacks(callbacks)
     check_augment(augment)
-    wrong = _wrong_data(inputs, targets, batch, shuffle, bootstrap)
-    _check(wrong, epochs, patience, validation, metrics)
-    common = Settings(loss, augment, plan)
+    wrong = _data_problems(inputs, targets, batch, shuffle, bootstrap)
+    _check_arguments(wrong, epochs, patience, validation, metrics)
+    common = StepSettings(loss, augment, plan)
     if callable(inputs):
-        check_takes(inputs, "what gives the minibatches of an epoch", "epoch")
+        check_signature(inputs, "what gives the minibatches of an epoch", "epoch")
         source: Rows | Batches = Batches(state, inputs, common)
     else:
         data, _ = as_data(state.ensemble, inputs, targets, changed=augment is not None)
@@ -124,38 +124,38 @@ def fit(
         source = Rows(state, data, common, batch=batch or 0, shuffle=shuffle, bootstrap=bootstrap)
     validation = None if validation is None else as_data(state.ensemble, *validation)[0]
     functions = {"loss": loss, **(metrics or {})}
-    run = Run(state, None if patience is None else Best.of(state), History(np.zeros((0, len(state.ensemble)))))
+    run = TrainingRun(state, None if patience is None else Best.of(state), History(np.zeros((0, len(state.ensemble)))))
     settings: dict[str, Any] = {"batch": batch, "shuffle": shuffle, "bootstrap": bootstrap, "patience": patience}
     if checkpoints is not None:
-        settings |= surroundings(state) | of_state(state) | source.identity(state)
+        settings |= surroundings(state) | state_identity(state) | source.identity(state)
         if validation:
-            settings["the validation set"] = of_data(*validation)
-            settings |= of_measures(state.ensemble, validation, functions, source.batch)
+            settings["the validation set"] = data_identity(*validation)
+            settings |= measures_identity(state.ensemble, validation, functions, source.batch)
     interruption = None
-    with _opened(checkpoints, settings) as files, shown(progress, epochs) as told:
+    with _open_checkpoints(checkpoints, settings) as files, show_progress(progress, epochs) as show:
         try:
-            run, plans = (run, {}) if files is None else _resumed(run, files, epochs, bool(callbacks))
+            run, plans = (run, {}) if files is None else _resume_run(run, files, epochs, bool(callbacks))
             source.begin(state, plans)
-            told(run.history)
+            show(run.history)
             while run.epoch < epochs and run.goes_on:
                 after, losses = source.epoch(run.epoch, run.state, run.active)
-                measured = evaluated(after.ensemble, validation, functions, source.batch) if validation else {}
+                measured = measure_members(after.ensemble, validation, functions, source.batch) if validation else {}
                 following = run.after(after, losses.mean(axis=0), measured, patience)
-                stopped = stopped_by(callbacks, following.state, following.history)
+                stopped = run_callbacks(callbacks, following.state, following.history)
                 following = dataclasses.replace(following, stopped=stopped)
                 if files is not None:
-                    _save(following, files, source.plans)
+                    _save_run(following, files, source.plans)
                 run = following  # of an epoch that was interrupted, nothing is kept
-                told(run.history)
-                _warn_of_lost(run.history)
+                show(run.history)
+                _warn_of_lost_members(run.history)
         except KeyboardInterrupt:
-            interruption = _interrupted(run, files, source.plans, epochs)
+            interruption = _interruption_message(run, files, source.plans, epochs)
     if interruption is not None:  # raised here, it has no traceback through JAX
         raise KeyboardInterrupt(interruption)
-    return run.finished(), run.history
+    return run.final_state(), run.history
 
 
-def _warn_of_lost(history: History) -> None:
+def _warn_of_lost_members(history: History) -> None:
     """Tells once of members whose loss is a finite number no more."""
     finite = np.isfinite(history.loss)
     lost = np.flatnonzero(~finite[-1] & finite[:-1].all(axis=0))
@@ -164,7 +164,9 @@ def _warn_of_lost(history: History) -> None:
         warnings.warn(f"in epoch {len(history)} the loss of member {members} is not finite any more", stacklevel=3)
 
 
-def _resumed(run: Run, files: Checkpoints, epochs: int, stops: bool) -> tuple[Run, Mapping[str, Any]]:
+def _resume_run(
+    run: TrainingRun, files: Checkpoints, epochs: int, stops: bool
+) -> tuple[TrainingRun, Mapping[str, Any]]:
     """The run as far as it came, and the plans of its steps. A callback that stopped it counts where there are any.
 
     **Raises:** `InputError` for a run of more epochs than are asked for.
@@ -180,15 +182,15 @@ def _resumed(run: Run, files: Checkpoints, epochs: int, stops: bool) -> tuple[Ru
             f"epochs={len(history)} to take it, more of them to go on from there, or another directory to train anew"
         )
     state = state.trained_from(run.state)
-    return Run(state, best, history, record["stopped"] and stops), record["plans"]
+    return TrainingRun(state, best, history, record["stopped"] and stops), record["plans"]
 
 
-def _save(run: Run, files: Checkpoints, plans: Mapping[str, Any]) -> None:
+def _save_run(run: TrainingRun, files: Checkpoints, plans: Mapping[str, Any]) -> None:
     record = {"history": run.history.to_json(), "plans": plans, "stopped": run.stopped}
     files.save(run.epoch, (run.state, run.best), record)
 
 
-def _interrupted(run: Run, files: Checkpoints | None, plans: Mapping[str, Any], epochs: int) -> str:
+def _interruption_message(run: TrainingRun, files: Checkpoints | None, plans: Mapping[str, Any], epochs: int) -> str:
     """What is kept of a run that was interrupted, and how it goes on. Now at the latest it has a checkpoint."""
     if files is None:
         return (
@@ -196,7 +198,7 @@ def _interrupted(run: Run, files: Checkpoints | None, plans: Mapping[str, Any], 
             "as `checkpoints`, the same call would go on from there"
         )
     if files.epoch() is None:
-        _save(run, files, plans)
+        _save_run(run, files, plans)
     epoch = files.epoch()
     return (
         f"training was interrupted after {epoch} of {epochs} epochs. {files.path / str(epoch)} is the checkpoint: the "
@@ -205,7 +207,7 @@ def _interrupted(run: Run, files: Checkpoints | None, plans: Mapping[str, Any], 
 
 
 @contextlib.contextmanager
-def _opened(path: str | Path | None, settings: Mapping[str, Any]) -> Iterator[Checkpoints | None]:
+def _open_checkpoints(path: str | Path | None, settings: Mapping[str, Any]) -> Iterator[Checkpoints | None]:
     """The checkpoints of a run with these settings."""
     if path is None:
         yield None
@@ -217,7 +219,7 @@ def _opened(path: str | Path | None, settings: Mapping[str, Any]) -> Iterator[Ch
         files.close()
 
 
-def _wrong_data(inputs: Any, targets: Any, batch: Any, shuffle: Any, bootstrap: bool) -> list[str]:
+def _data_problems(inputs: Any, targets: Any, batch: Any, shuffle: Any, bootstrap: bool) -> list[str]:
     """What is wrong with the arguments that say how minibatches are made."""
     if callable(inputs):
         given = {"targets": targets, "batch": batch, "shuffle": shuffle, "bootstrap": bootstrap or None}
@@ -236,7 +238,7 @@ def _wrong_data(inputs: Any, targets: Any, batch: Any, shuffle: Any, bootstrap: 
     return wrong
 
 
-def _check(
+def _check_arguments(
     wrong: list[str], epochs: int, patience: int | None, validation: Any, metrics: Mapping[str, Loss] | None
 ) -> None:
     """Raises `InputError` for all that is wrong at once."""

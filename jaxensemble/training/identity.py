@@ -11,9 +11,9 @@ from jaxensemble.errors import shorten_list
 from jaxensemble.training.augmentation import Augment
 from jaxensemble.training.fingerprint import digest, digest_of_function, digest_of_program, digest_of_shapes
 from jaxensemble.training.losses import Loss, number_of
-from jaxensemble.training.names import parts_of, text_of
-from jaxensemble.training.state import TrainState, is_injected, trained
-from jaxensemble.training.step import begun, gradient_program
+from jaxensemble.training.names import named_parts, short_text
+from jaxensemble.training.planning import gradient_program, prepare_step
+from jaxensemble.training.state import TrainState, is_injected, trained_parameters
 
 _MOST = 500
 """Parts of a network that are kept at most, to be told by name."""
@@ -34,53 +34,63 @@ def surroundings(state: TrainState) -> dict[str, Any]:
 # name, which tell.
 
 
-def of_state(state: TrainState) -> dict[str, Any]:
+def state_identity(state: TrainState) -> dict[str, Any]:
     """The arrays of a state."""
     ensemble = state.ensemble
     leaves = jax.tree_util.tree_leaves_with_path(state.opt_state)
-    hyperparams = {str(path[-1].key): text_of(leaf) for path, leaf in leaves if is_injected(path)}
+    hyperparams = {str(path[-1].key): short_text(leaf) for path, leaf in leaves if is_injected(path)}
     return {
-        "the weights of the members": of_arrays(ensemble.params),
-        "the buffers and constants of the members": of_arrays((ensemble.buffers, ensemble.constants, ensemble.rngs)),
-        "the random keys": of_arrays(state.keys),
-        "the rates of dropout": of_arrays(state.rates, {name: text_of(rate) for name, rate in state.rates.items()}),
-        "the state of the optimizer": of_arrays(state.opt_state, hyperparams) | {"kind": "derived"},
+        "the weights of the members": arrays_identity(ensemble.params),
+        "the buffers and constants of the members": arrays_identity(
+            (ensemble.buffers, ensemble.constants, ensemble.rngs)
+        ),
+        "the random keys": arrays_identity(state.keys),
+        "the rates of dropout": arrays_identity(
+            state.rates, {name: short_text(rate) for name, rate in state.rates.items()}
+        ),
+        "the state of the optimizer": arrays_identity(state.opt_state, hyperparams) | {"kind": "derived"},
     }
 
 
-def of_data(inputs: Any, targets: Any) -> dict[str, Any]:
+def data_identity(inputs: Any, targets: Any) -> dict[str, Any]:
     """Inputs and targets."""
     leaves = jax.tree_util.tree_leaves_with_path({"inputs": inputs, "targets": targets})
     shapes = {
         f"{path[0].key}{jax.tree_util.keystr(path[1:])}": f"{leaf.dtype}{list(leaf.shape)}" for path, leaf in leaves
     }
-    return of_arrays((inputs, targets), shapes)
+    return arrays_identity((inputs, targets), shapes)
 
 
-def of_arrays(tree: Any, parts: Mapping[str, str] | None = None) -> dict[str, Any]:
+def arrays_identity(tree: Any, parts: Mapping[str, str] | None = None) -> dict[str, Any]:
     """Arrays, and what can be told of them by name."""
     return {"digest": digest(tree), "shapes": digest_of_shapes(tree), "kind": "arrays", "parts": parts or {}}
 
 
-def of_function(function: Callable[..., Any], *arguments: Any, named: Any = None) -> dict[str, Any]:
+def function_identity(function: Callable[..., Any], *arguments: Any, named: Any = None) -> dict[str, Any]:
     """What a function computes of arrays with these shapes; the parts are those of `named`, if that is another one."""
-    return {"digest": digest_of_function(function, *arguments), "kind": "program", "parts": parts_of(named or function)}
+    return {
+        "digest": digest_of_function(function, *arguments),
+        "kind": "program",
+        "parts": named_parts(named or function),
+    }
 
 
-def of_steps(state: TrainState, data: Any, rows: Any, loss: Loss, augment: Augment | None) -> dict[str, Any]:
+def steps_identity(state: TrainState, data: Any, rows: Any, loss: Loss, augment: Augment | None) -> dict[str, Any]:
     """What the steps compute. It is traced anew, since JAX's precision may be another than before."""
-    step, case, targets = begun(state, data, rows, loss, each=False, augment=augment)
+    step, case, targets = prepare_step(state, data, rows, loss, each=False, augment=augment)
     member = functools.partial(case.call.member, vmapped=None)
     outputs, _ = jax.eval_shape(member, *case.one_member())
-    held = trained(state.ensemble.params, state.frozen), state.opt_state
+    held = trained_parameters(state.ensemble.params, state.frozen), state.opt_state
     params, opt_state = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), held)
     gradient, _ = gradient_program(case, loss, targets, state.frozen)
     network = digest_of_program(jax.make_jaxpr(member)(*case.one_member()))
     return {
-        "the loss": of_function(functools.partial(number_of, loss), outputs, targets, named=loss),
+        "the loss": function_identity(functools.partial(number_of, loss), outputs, targets, named=loss),
         "the network": {"digest": network, "kind": "program", "parts": _parts_of_network(state)},
-        "the optimizer": of_function(state.optimizer.update, params, opt_state, params, named=state.optimizer),
-        "the augmentation": of_function(step.minibatch, data, rows, state.keys, named=augment) if augment else None,
+        "the optimizer": function_identity(state.optimizer.update, params, opt_state, params, named=state.optimizer),
+        "the augmentation": function_identity(step.minibatch, data, rows, state.keys, named=augment)
+        if augment
+        else None,
         "the gradient of the loss": {"digest": digest_of_program(gradient), "kind": "derived", "parts": {}},
     }
 
@@ -99,38 +109,38 @@ def _parts_of_network(state: TrainState) -> dict[str, str]:
     return parts | (numbers if len(numbers) <= _MOST else {})
 
 
-def differences(now: Mapping[str, Any], then: Mapping[str, Any]) -> list[str]:
+def run_differences(now: Mapping[str, Any], then: Mapping[str, Any]) -> list[str]:
     """How a run differs from one before, a line each: by name where something has one.
 
     >>> rate = {"digest": "a", "kind": "program", "parts": {"learning rate": "0.1"}}
-    >>> now = {"batch": 8, "the optimizer": rate, "the data": of_arrays(())}
+    >>> now = {"batch": 8, "the optimizer": rate, "the data": arrays_identity(())}
     >>> then = {"batch": 16, "the optimizer": {**rate, "digest": "c", "parts": {"learning rate": "0.01"}}}
-    >>> differences(now, then)
+    >>> run_differences(now, then)
     ['batch 8, was 16', 'the optimizer: learning rate 0.1, was 0.01', 'the data: there was none']
     """
-    told, untold, resized = [], [], False
+    lines, unnamed, resized = [], [], False
     for name in dict.fromkeys((*now, *then)):
         a, b = now.get(name), then.get(name)
         if a == b:
             continue
         if not isinstance(a, dict) and not isinstance(b, dict):
-            told.append(f"{name} {_shown(a)}, was {_shown(b)}")
+            lines.append(f"{name} {_text(a)}, was {_text(b)}")
             resized = True
         elif a is None or b is None:
-            told.append(f"{name}: there {'is none now' if a is None else 'was none'}")
+            lines.append(f"{name}: there {'is none now' if a is None else 'was none'}")
         elif a["digest"] != b["digest"]:
-            lines = list(_parts_told(a["parts"], b["parts"]))
-            told += [f"{name}: {line}" for line in lines]
+            parts = list(_part_differences(a["parts"], b["parts"]))
+            lines += [f"{name}: {line}" for line in parts]
             resized |= a.get("shapes") != b.get("shapes")
-            if not lines:
-                untold.append((name, a["kind"]))
+            if not parts:
+                unnamed.append((name, a["kind"]))
     # A program depends on settings and on sizes of arrays, so that it may be another only because these are.
     passed_over = {"program", "derived"} if resized else {"derived"}
-    told += [f"{name}: not the same as before" for name, kind in untold if kind not in passed_over]
-    return told or [f"{name}: not the same as before" for name, _ in untold]
+    lines += [f"{name}: not the same as before" for name, kind in unnamed if kind not in passed_over]
+    return lines or [f"{name}: not the same as before" for name, _ in unnamed]
 
 
-def _parts_told(now: Mapping[str, str], then: Mapping[str, str]) -> Iterator[str]:
+def _part_differences(now: Mapping[str, str], then: Mapping[str, str]) -> Iterator[str]:
     """The parts that differ; those that one side alone has only where it is made of the same."""
     same = now.get("made of") == then.get("made of")
     for name in dict.fromkeys((*now, *then)):
@@ -138,5 +148,5 @@ def _parts_told(now: Mapping[str, str], then: Mapping[str, str]) -> Iterator[str
             yield f"{name} {now[name]}, was {then.get(name, 'none')}" if name in now else f"no {name}, was {then[name]}"
 
 
-def _shown(value: Any) -> str:
+def _text(value: Any) -> str:
     return ", ".join(map(str, value)) or "none" if isinstance(value, list) else str(value)

@@ -13,7 +13,7 @@ from jaxensemble.compat import Tracer
 from jaxensemble.errors import InputError, JaxEnsembleError, describe_error
 from jaxensemble.programs.rewrite import equations
 from jaxensemble.programs.rows import Axes
-from jaxensemble.training.data import along
+from jaxensemble.training.data import map_along_axes
 
 Loss = Callable[[Any, Any], jax.Array]
 
@@ -100,7 +100,7 @@ def check_is_mean(loss: Loss, outputs: Any, targets: Any, axes: Axes, rows: int)
     @jax.jit
     def of_whole_and_halves(label: Any) -> jax.Array:
         whole = tree.unflatten([_made_up(leaf, axis, few, seed, label) for seed, (leaf, axis) in enumerate(pairs)])
-        halves = (along(whole, axes, lambda leaf, axis: jnp.split(leaf, 2, axis)[k]) for k in range(2))  # noqa: B023
+        halves = (map_along_axes(whole, axes, lambda leaf, axis: jnp.split(leaf, 2, axis)[k]) for k in range(2))  # noqa: B023
         return jnp.stack([number_of(loss, *data).astype(jnp.float32) for data in (whole, *halves)])
 
     with jax.ensure_compile_time_eval(), np.errstate(invalid="ignore"):

@@ -10,35 +10,35 @@ from jax import lax
 
 from jaxensemble.ensemble import Ensemble
 from jaxensemble.network.inputs import batch_axes
-from jaxensemble.training.data import along, rows_of
-from jaxensemble.training.identity import of_function
+from jaxensemble.training.data import count_rows, map_along_axes
+from jaxensemble.training.identity import function_identity
 from jaxensemble.training.losses import Loss, number_of
 
 
-def evaluated(ensemble: Ensemble, data: Any, functions: Mapping[str, Loss], batch: int) -> dict[str, np.ndarray]:
+def measure_members(ensemble: Ensemble, data: Any, functions: Mapping[str, Loss], batch: int) -> dict[str, np.ndarray]:
     """The mean over all rows of functions of (outputs, targets), for every member in evaluation mode: `[M]` each."""
     axes = (*batch_axes(ensemble.network, data[0], each=False), *[0] * len(jax.tree.leaves(data[1])))
-    rows, ensemble = rows_of(data, axes), ensemble.eval()
+    rows, ensemble = count_rows(data, axes), ensemble.eval()
     sums = dict.fromkeys(functions, np.zeros(len(ensemble)))
     for first in range(0, rows, batch):
         last = min(first + batch, rows)
         part = lambda leaf, axis: lax.slice_in_dim(leaf, first, last, axis=axis)  # noqa: B023, E731
-        inputs, targets = along(data, axes, part)
+        inputs, targets = map_along_axes(data, axes, part)
         outputs = ensemble(*inputs)
         for name, function in functions.items():
-            found = np.asarray(_of_members(outputs, targets, function=function), np.float64)
+            found = np.asarray(_measure(outputs, targets, function=function), np.float64)
             sums[name] = sums[name] + found * (last - first) / rows
     return sums
 
 
-def of_measures(ensemble: Ensemble, data: Any, functions: Mapping[str, Loss], batch: int) -> dict[str, Any]:
-    """What these functions compute of a first minibatch, as `evaluated` calls them."""
+def measures_identity(ensemble: Ensemble, data: Any, functions: Mapping[str, Loss], batch: int) -> dict[str, Any]:
+    """What these functions compute of a first minibatch, as `measure_members` calls them."""
     axes = (*batch_axes(ensemble.network, data[0], each=False), *[0] * len(jax.tree.leaves(data[1])))
     part = lambda leaf, axis: lax.slice_in_dim(leaf, 0, min(batch, leaf.shape[axis]), axis=axis)  # noqa: E731
-    inputs, targets = jax.eval_shape(lambda data: along(data, axes, part), data)
+    inputs, targets = jax.eval_shape(lambda data: map_along_axes(data, axes, part), data)
     outputs = jax.eval_shape(lambda ensemble, inputs: ensemble(*inputs), ensemble.eval(), inputs)
     outputs = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), outputs)
-    loss, *metrics = (of_function(function, outputs, targets) for function in functions.values())
+    loss, *metrics = (function_identity(function, outputs, targets) for function in functions.values())
     names = [f"the metric {name}" for name in functions if name != "loss"]
     return {
         "the loss of the validation set": loss | {"kind": "derived", "parts": {}},
@@ -47,5 +47,5 @@ def of_measures(ensemble: Ensemble, data: Any, functions: Mapping[str, Loss], ba
 
 
 @functools.partial(jax.jit, static_argnames=("function",))
-def _of_members(outputs: Any, targets: Any, *, function: Loss) -> jax.Array:
+def _measure(outputs: Any, targets: Any, *, function: Loss) -> jax.Array:
     return jax.vmap(functools.partial(number_of, function), (0, None))(outputs, targets)

@@ -15,14 +15,14 @@ from jaxensemble.programs.cpu.training import for_training
 from jaxensemble.programs.rewrite import rewritten
 from jaxensemble.programs.rows import Axes
 from jaxensemble.running.members import KEPT, ON_CPUS, Call, over_members
-from jaxensemble.training.augmentation import Augment, augmented, keys_of
-from jaxensemble.training.data import along, rows_of
+from jaxensemble.training.augmentation import Augment, augment_minibatch, augmentation_keys
+from jaxensemble.training.data import count_rows, map_along_axes
 from jaxensemble.training.losses import Loss, number_of
-from jaxensemble.training.state import with_trained
+from jaxensemble.training.state import replace_trained
 
 
 @dataclasses.dataclass(frozen=True)
-class Step:
+class TrainingStep:
     """One kind of step, all of it known when it is compiled.
 
     - `call`: that of a minibatch, which members have of their own with `call.each`.
@@ -46,8 +46,10 @@ class Step:
         """The minibatch of a step: `[N, ...]`, or `[m, N, ...]` where members have one of their own, `keys` `[m]`."""
 
         def one(data: Any, rows: Any, key: Any) -> Any:
-            taken = along(data, self.given, lambda leaf, axis: leaf if rows is None else jnp.take(leaf, rows, axis))
-            return taken if self.augment is None else augmented(self.augment, key, taken)
+            taken = map_along_axes(
+                data, self.given, lambda leaf, axis: leaf if rows is None else jnp.take(leaf, rows, axis)
+            )
+            return taken if self.augment is None else augment_minibatch(self.augment, key, taken)
 
         if not self.call.each:
             return one(data, rows, None)
@@ -55,10 +57,10 @@ class Step:
 
 
 @dataclasses.dataclass(frozen=True)
-class Members:
+class MemberUpdate:
     """A step of `size` members, with what all of them share."""
 
-    step: Step
+    step: TrainingStep
     optimizer: optax.GradientTransformation
     constants: Tree
     steps: jax.Array
@@ -68,7 +70,7 @@ class Members:
     def __call__(self, part: Any) -> tuple[Any, jax.Array]:
         """Parameters, buffers and optimizer states after the step; losses before it."""
         (params, buffers, opt_state), everything, rngs, keys, rates, (data, rows) = part
-        changing = keys_of(keys, self.steps)
+        changing = augmentation_keys(keys, self.steps)
         keys = jax.vmap(jax.random.fold_in, (0, None))(keys, self.steps)
         common_data, common_rows = self.common
         rows = common_rows if rows is None else rows
@@ -76,7 +78,7 @@ class Members:
 
         def objective(params: Tree, keys: jax.Array, data: Any) -> tuple[jax.Array, Any]:
             held = unflatten(flatten(buffers) | rates)
-            losses, after = self.losses(with_trained(everything, params), held, rngs, keys, data)
+            losses, after = self.losses(replace_trained(everything, params), held, rngs, keys, data)
             after = unflatten({name: leaf for name, leaf in flatten(after).items() if name not in rates})
             return losses.sum(), (losses, after)
 
@@ -85,7 +87,7 @@ class Members:
         updates, held = jax.vmap(self.optimizer.update)(ascent, opt_state, params)
         after = optax.apply_updates(params, updates)
         idle = self.step.idle
-        return (_all_but(idle, after, params), buffers, _all_but(idle, held, opt_state)), losses
+        return (_keep_idle(idle, after, params), buffers, _keep_idle(idle, held, opt_state)), losses
 
     def losses(self, *arguments: Any) -> tuple[jax.Array, Any]:
         """The loss of every member, and its buffers after the call."""
@@ -111,14 +113,14 @@ class Members:
         def part(k: Any, count: int) -> tuple[Any, Any]:
             rows = lambda leaf, axis: lax.dynamic_slice_in_dim(leaf, k * size, count, axis)  # noqa: E731
             own = jax.vmap(jax.random.fold_in, (0, None))(keys, k)
-            grads, (losses, buffers) = gradient(params, own, along(data, self.step.axes, rows, ahead))
+            grads, (losses, buffers) = gradient(params, own, map_along_axes(data, self.step.axes, rows, ahead))
             return jax.tree.map(lambda mean: mean * (count / total), (grads, losses)), buffers
 
         def body(k: Any, found: Any) -> Any:
             more, buffers = part(k, size)
             return jax.tree.map(jnp.add, found[0], more), buffers
 
-        total = rows_of(data, self.step.axes, ahead)
+        total = count_rows(data, self.step.axes, ahead)
         sums, buffers = lax.fori_loop(1, total // size, body, part(0, size))
         if total % size:
             more, buffers = part(total // size, total % size)
@@ -127,7 +129,7 @@ class Members:
         return grads, (losses, buffers)
 
 
-def _all_but(names: Collection[str], after: Any, before: Any) -> Any:
+def _keep_idle(names: Collection[str], after: Any, before: Any) -> Any:
     """The arrays of a tree as they are after a step; those of some parameters, wherever they stand, as before."""
 
     def chosen(path: Sequence[Any], new: Any, old: Any) -> Any:

@@ -13,12 +13,13 @@ import numpy as np
 from jaxensemble.errors import InputError
 from jaxensemble.running.plan import Plan
 from jaxensemble.training.augmentation import Augment
-from jaxensemble.training.data import as_data, rows_in
-from jaxensemble.training.identity import of_data, of_steps
+from jaxensemble.training.data import as_data, count_input_rows
+from jaxensemble.training.identity import data_identity, steps_identity
 from jaxensemble.training.losses import Loss
-from jaxensemble.training.members import Step
+from jaxensemble.training.members import TrainingStep
+from jaxensemble.training.planning import make_step
 from jaxensemble.training.state import TrainState
-from jaxensemble.training.step import step_for, stepped, stepped_through
+from jaxensemble.training.step import run_step, run_steps
 
 Shuffle = Literal["different", "same", "never"]
 
@@ -30,17 +31,17 @@ _LONGEST = 100
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings:
+class StepSettings:
     """What all steps of a run have in common."""
 
     loss: Loss
     augment: Augment | None
     plan: Plan | None
 
-    def step(self, state: TrainState, data: Any, rows: Any, before: Mapping[str, Any] | None) -> Step:
+    def step(self, state: TrainState, data: Any, rows: Any, before: Mapping[str, Any] | None) -> TrainingStep:
         """The step for such data, under the plan that it had in an earlier run."""
         plan = self.plan or (None if before is None else Plan(**before))
-        return step_for(state, data, rows, self.loss, each=False, plan=plan, augment=self.augment)
+        return make_step(state, data, rows, self.loss, each=False, plan=plan, augment=self.augment)
 
 
 class Rows:
@@ -50,23 +51,23 @@ class Rows:
     """
 
     def __init__(
-        self, state: TrainState, data: Any, settings: Settings, *, batch: int, shuffle: Shuffle, bootstrap: bool
+        self, state: TrainState, data: Any, settings: StepSettings, *, batch: int, shuffle: Shuffle, bootstrap: bool
     ):
         self.data, self.batch, self._settings = data, batch, settings
-        rows = rows_in(state.ensemble, data[0])
-        self._ordered = functools.partial(_order, rows=rows, shuffle=shuffle, bootstrap=bootstrap)
+        rows = count_input_rows(state.ensemble, data[0])
+        self._ordered = functools.partial(_epoch_order, rows=rows, shuffle=shuffle, bootstrap=bootstrap)
         self.plans: dict[str, Any] = {}
         self._order = np.asarray(self._ordered(state.keys, state.steps))
 
     def identity(self, state: TrainState) -> dict[str, Any]:
         """The data, and what the steps compute."""
         settings, rows = self._settings, self._order[..., : self.batch]
-        steps = of_steps(state, self.data, rows, settings.loss, settings.augment)
-        return {"the data": of_data(*self.data), **steps}
+        steps = steps_identity(state, self.data, rows, settings.loss, settings.augment)
+        return {"the data": data_identity(*self.data), **steps}
 
     def begin(self, state: TrainState, plans: Mapping[str, Any]) -> None:
         """Makes the steps for a whole minibatch and for what is left of the rows, under the plans of an earlier run."""
-        rows, self._steps = self._order.shape[-1], dict[int, Step]()
+        rows, self._steps = self._order.shape[-1], dict[int, TrainingStep]()
         for size in dict.fromkeys(size for size in (min(self.batch, rows), rows % self.batch) if size):
             try:
                 order = self._order[..., :size]
@@ -88,7 +89,7 @@ class Rows:
             count = (order.shape[-1] - first) // size
             rows = order[..., first : first + count * size].reshape(*order.shape[:-1], count, size)
             for part in np.array_split(np.moveaxis(rows, -2, 0), -(-count // _LONGEST)):
-                state, found = stepped_through(state, self.data, part, active, step=step)
+                state, found = run_steps(state, self.data, part, active, step=step)
                 losses.append(np.asarray(found, np.float64))
             first += count * size
         return state, np.concatenate(losses)
@@ -100,9 +101,9 @@ class Batches:
     `plans` are those of its steps, by the shapes and dtypes of all arrays.
     """
 
-    def __init__(self, state: TrainState, given: Callable[..., Any], settings: Settings):
+    def __init__(self, state: TrainState, given: Callable[..., Any], settings: StepSettings):
         self._state, self._given, self._settings = state, given, settings
-        self._steps: dict[str, Step] = {}
+        self._steps: dict[str, TrainingStep] = {}
         self.plans: dict[str, Any] = {}
         self._begun: Iterator[Any] | None = None
 
@@ -117,12 +118,12 @@ class Batches:
     @property
     def batch(self) -> int:
         """How many rows the first minibatch has."""
-        return rows_in(self._state.ensemble, self.data[0])
+        return count_input_rows(self._state.ensemble, self.data[0])
 
     def identity(self, state: TrainState) -> dict[str, Any]:
         """The first minibatch, and what the steps compute."""
-        steps = of_steps(state, self.data, None, self._settings.loss, self._settings.augment)
-        return {"the first minibatch": of_data(*self.data), **steps}
+        steps = steps_identity(state, self.data, None, self._settings.loss, self._settings.augment)
+        return {"the first minibatch": data_identity(*self.data), **steps}
 
     def begin(self, state: TrainState, plans: Mapping[str, Any]) -> None:
         """Takes the plans of an earlier run."""
@@ -136,7 +137,7 @@ class Batches:
             if name not in self._steps:
                 self._steps[name] = self._settings.step(state, data, None, self.plans.get(name))
                 self.plans[name] = dataclasses.asdict(self._steps[name].call.plan)
-            state, found = stepped(state, data, None, active, step=self._steps[name])
+            state, found = run_step(state, data, None, active, step=self._steps[name])
             losses[-1:] = [np.asarray(before, np.float64) for before in losses[-1:]]  # waits: no more than two run
             losses.append(found)
         return state, np.stack([np.asarray(found, np.float64) for found in losses])
@@ -165,7 +166,7 @@ class Batches:
 
 
 @functools.partial(jax.jit, static_argnames=("rows", "shuffle", "bootstrap"))
-def _order(keys: jax.Array, steps: jax.Array, *, rows: int, shuffle: Shuffle, bootstrap: bool) -> jax.Array:
+def _epoch_order(keys: jax.Array, steps: jax.Array, *, rows: int, shuffle: Shuffle, bootstrap: bool) -> jax.Array:
     """The rows of an epoch in their order: `[rows]`, or `[M, rows]` where members have their own.
 
     It goes by the steps made before, so that one run after another does not repeat its orders.

@@ -30,40 +30,40 @@ _WRITTEN = "numbers"
 _WRAPPERS = {"chain", "with_extra_args_support", "named_chain"}
 
 
-def parts_of(function: Any) -> dict[str, str]:
+def named_parts(function: Any) -> dict[str, str]:
     """The numbers and flags that a function of Python holds, and the functions it is made of, by name.
 
     Of an optimizer, those of its update; a negative scale is called the learning rate, which is what optax makes of it.
 
     >>> import optax
-    >>> parts_of(optax.sgd(0.1, momentum=0.9))
+    >>> named_parts(optax.sgd(0.1, momentum=0.9))
     {'made of': 'trace, scale', 'decay of trace': '0.9', 'nesterov of trace': 'False', 'learning rate': '0.1'}
     """
     owners: list[str] = []
     found: dict[str, str] = {}
     with contextlib.suppress(Exception):  # objects may refuse to be looked into, and the names are for people only
-        _name(getattr(function, "update", function), owners, found)
+        _collect(getattr(function, "update", function), owners, found)
     return {"made of": ", ".join(owners)} | found
 
 
-def _name(function: Any, owners: list[str], found: dict[str, str]) -> None:
-    for owner, name, value in _walked(function, set(), 0):
+def _collect(function: Any, owners: list[str], found: dict[str, str]) -> None:
+    for owner, name, value in _walk(function, set(), 0):
         if name is None:
             owners += [owner] if owner not in (*_WRAPPERS, *owners[-1:]) else []
             continue
         where = "a lambda" if owner == "<lambda>" else owner
-        told = f"numbers written in {where}" if name == _WRITTEN else f"{name} of {where}"
-        if told == "step_size of scale" and isinstance(value, float | int) and value < 0:
-            told, value = "learning rate", -value
+        label = f"numbers written in {where}" if name == _WRITTEN else f"{name} of {where}"
+        if label == "step_size of scale" and isinstance(value, float | int) and value < 0:
+            label, value = "learning rate", -value
         if value is not None and not isinstance(value, type):
-            found[_free(told, found)] = text_of(value)
+            found[_free_name(label, found)] = short_text(value)
 
 
-def text_of(value: Any) -> str:
+def short_text(value: Any) -> str:
     """A value as text; of many numbers, how many there are.
 
-    >>> text_of(np.array([0.1, 0.3], "float32")), text_of(np.zeros(1000)), text_of(np.float32(0.3)), text_of([1, None])
-    ('[0.1, 0.3]', 'float64[1000]', '0.3', '[1, None]')
+    >>> [short_text(value) for value in (np.array([0.1, 0.3], "float32"), np.zeros(1000), np.float32(0.3), [1, None])]
+    ['[0.1, 0.3]', 'float64[1000]', '0.3', '[1, None]']
     """
     if isinstance(value, jax.Array | np.ndarray):
         if value.size > _FEW:
@@ -76,49 +76,51 @@ def text_of(value: Any) -> str:
     return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
 
 
-def _free(name: str, taken: Mapping[str, str]) -> str:
+def _free_name(name: str, taken: Mapping[str, str]) -> str:
     """The name, or the name and a number where it is taken."""
     names = (name if k == 1 else f"{name} ({k})" for k in range(1, len(taken) + 2))
     return next(name for name in names if name not in taken)
 
 
-def _walked(value: Any, seen: set[int], depth: int) -> Iterator[tuple[str, str | None, Any]]:
+def _walk(value: Any, seen: set[int], depth: int) -> Iterator[tuple[str, str | None, Any]]:
     """The functions within a function, with None, and what they hold: (function, name, value)."""
     value = getattr(value, "__wrapped__", value)
     if id(value) in seen or depth > _DEEPEST:
         return
     seen.add(id(value))
     if isinstance(value, functools.partial):
-        owner = _owner(value.func)
-        yield from _told(
+        owner = _owner_name(value.func)
+        yield from _walk_values(
             owner, {**{f"argument {k}": x for k, x in enumerate(value.args)}, **value.keywords}, seen, depth
         )
-        yield from _walked(value.func, seen, depth + 1)
+        yield from _walk(value.func, seen, depth + 1)
     elif hasattr(value, "__self__") and not isinstance(value.__self__, types.ModuleType):  # a method, but of no module
-        yield _owner(value), None, None
-        named = _names(getattr(value.__func__, "__code__", None)) if isinstance(value, types.MethodType) else set()
+        yield _owner_name(value), None, None
+        named = _code_names(getattr(value.__func__, "__code__", None)) if isinstance(value, types.MethodType) else set()
         own = getattr(value.__self__, "__dict__", {})
-        yield from _told(_owner(value), {name: own[name] for name in own if name in named}, seen, depth)
+        yield from _walk_values(_owner_name(value), {name: own[name] for name in own if name in named}, seen, depth)
     elif hasattr(value, "__code__"):
-        yield _owner(value), None, None
-        yield from _told(_owner(value), _held(value), seen, depth)
+        yield _owner_name(value), None, None
+        yield from _walk_values(_owner_name(value), _held_values(value), seen, depth)
 
 
-def _told(owner: str, held: Mapping[str, Any], seen: set[int], depth: int) -> Iterator[tuple[str, str | None, Any]]:
+def _walk_values(
+    owner: str, held: Mapping[str, Any], seen: set[int], depth: int
+) -> Iterator[tuple[str, str | None, Any]]:
     for name, value in held.items():
         if _is_plain(value):
             yield owner, name, value
         elif hasattr(value, "update") and hasattr(value, "init"):  # an optimizer of optax, which is a tuple, too
-            yield from _walked(value.update, seen, depth + 1)
+            yield from _walk(value.update, seen, depth + 1)
         elif isinstance(value, Mapping):  # whose keys may be any strings
-            yield from _told(owner, {f"{name} {k}": item for k, item in enumerate(value.values())}, seen, depth)
+            yield from _walk_values(owner, {f"{name} {k}": item for k, item in enumerate(value.values())}, seen, depth)
         elif isinstance(value, tuple | list):
             if all(isinstance(item, _PLAIN) for item in value):
                 yield owner, name, list(value)
             else:
-                yield from _told(owner, {f"{name} {k}": item for k, item in enumerate(value)}, seen, depth)
+                yield from _walk_values(owner, {f"{name} {k}": item for k, item in enumerate(value)}, seen, depth)
         elif callable(value):
-            yield from _walked(value, seen, depth + 1)
+            yield from _walk(value, seen, depth + 1)
 
 
 def _is_plain(value: Any) -> bool:
@@ -129,14 +131,14 @@ def _is_plain(value: Any) -> bool:
     return isinstance(value, _PLAIN)
 
 
-def _names(code: Any) -> set[str]:
+def _code_names(code: Any) -> set[str]:
     """The names in the code of a function, and of those that are defined within it."""
     if not isinstance(code, types.CodeType):
         return set()
-    return set(code.co_names).union(*map(_names, code.co_consts))
+    return set(code.co_names).union(*map(_code_names, code.co_consts))
 
 
-def _held(function: Callable[..., Any]) -> dict[str, Any]:
+def _held_values(function: Callable[..., Any]) -> dict[str, Any]:
     """What a function of Python holds: defaults, variables around it, and the numbers that it has or names."""
     code, held = function.__code__, {}
     defaults = function.__defaults__ or ()
@@ -155,7 +157,7 @@ def _held(function: Callable[..., Any]) -> dict[str, Any]:
     return held | {name: around[name] for name in code.co_names if isinstance(around.get(name), int | float)}
 
 
-def _owner(function: Any) -> str:
+def _owner_name(function: Any) -> str:
     """The name of a function; of one without, and of an optimizer's, that of the function that made it."""
     name = getattr(function, "__qualname__", type(function).__name__)
     parts = [part for part in name.split(".") if part != "<locals>"]

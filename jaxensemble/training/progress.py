@@ -16,7 +16,7 @@ INTERVAL = 1.0
 
 
 @contextlib.contextmanager
-def shown(wanted: bool, epochs: int) -> Iterator[Callable[[History], None]]:
+def show_progress(wanted: bool, epochs: int) -> Iterator[Callable[[History], None]]:
     """A function that shows how far a run of so many epochs came."""
     if not wanted or sys.stderr is None:  # as of a program without a console on Windows
         yield lambda history: None
@@ -26,7 +26,7 @@ def shown(wanted: bool, epochs: int) -> Iterator[Callable[[History], None]]:
     if sys.stderr.isatty() and console.is_terminal and not console.is_dumb_terminal:
         with Progress(console=console, transient=True) as progress:
             task = progress.add_task("training", total=epochs)
-            yield lambda history: progress.update(task, completed=len(history), description=told(history, epochs))
+            yield lambda history: progress.update(task, completed=len(history), description=epoch_line(history, epochs))
         return
     lines = _Lines(epochs)
     try:
@@ -35,11 +35,12 @@ def shown(wanted: bool, epochs: int) -> Iterator[Callable[[History], None]]:
         lines.finish()
 
 
-def told(history: History, epochs: int) -> str:
+def epoch_line(history: History, epochs: int) -> str:
     """One line about the last epoch, with the means over the members.
 
     >>> import numpy as np
-    >>> told(History(np.array([[0.5, 1.0]]), {"loss": np.array([[1.0, 2.0]]), "accuracy": np.array([[0.5, 0.7]])}), 20)
+    >>> validation = {"loss": np.array([[1.0, 2.0]]), "accuracy": np.array([[0.5, 0.7]])}
+    >>> epoch_line(History(np.array([[0.5, 1.0]]), validation), 20)
     'epoch 1 of 20: loss 0.75, validation loss 1.5, accuracy 0.6'
     """
     if not len(history):
@@ -60,7 +61,7 @@ class _Lines:
     def __call__(self, history: History) -> None:
         if not len(history):
             return
-        self.waiting = told(history, self.epochs)
+        self.waiting = epoch_line(history, self.epochs)
         if time.monotonic() >= self.latest + INTERVAL:
             self.finish()
 

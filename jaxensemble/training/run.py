@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxensemble.training.history import History
-from jaxensemble.training.state import TrainState, of_members
+from jaxensemble.training.state import TrainState, select_members
 
 
 @functools.partial(jax.tree_util.register_dataclass, data_fields=["loss", "waited", "active", "state"], meta_fields=[])
@@ -34,14 +34,14 @@ class Best:
         better = self.active & (loss < self.loss)
         waited = jnp.where(better, 0, self.waited + self.active)
         now, then = ((s.ensemble.params, s.ensemble.buffers, s.opt_state) for s in (state, self.state))
-        params, buffers, opt_state = of_members(better, now, then)
+        params, buffers, opt_state = select_members(better, now, then)
         ensemble = dataclasses.replace(state.ensemble, params=params, buffers=buffers)
         best = dataclasses.replace(state, ensemble=ensemble, opt_state=opt_state)
         return Best(jnp.where(better, loss, self.loss), waited, self.active & (waited < patience), best)
 
 
 @dataclasses.dataclass(frozen=True)
-class Run:
+class TrainingRun:
     """A run after some epochs. `stopped`: whether a callback has stopped it."""
 
     state: TrainState
@@ -62,13 +62,15 @@ class Run:
     def goes_on(self) -> bool:
         return not self.stopped and (self.active is None or bool(self.active.any()))
 
-    def after(self, state: TrainState, loss: np.ndarray, measured: dict[str, np.ndarray], patience: Any) -> "Run":
+    def after(
+        self, state: TrainState, loss: np.ndarray, measured: dict[str, np.ndarray], patience: Any
+    ) -> "TrainingRun":
         """The run one epoch later."""
         active = np.ones(len(loss), bool) if self.active is None else np.asarray(self.active)
         history = self.history.after(loss, measured, active)
         best = self.best and self.best.after(jnp.asarray(measured["loss"], self.best.loss.dtype), state, patience)
-        return Run(state.trained_from(self.state), best, history)
+        return TrainingRun(state.trained_from(self.state), best, history)
 
-    def finished(self) -> TrainState:
+    def final_state(self) -> TrainState:
         """The state with every member as it was after its best epoch, if that is known."""
         return self.state if self.best is None else self.best.state.trained_from(self.state)

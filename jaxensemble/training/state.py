@@ -102,8 +102,8 @@ class TrainState:
                 f"the network was ported for evaluation only, because {network.evaluation_only}. With train=False it "
                 "is trained as it is in evaluation mode."
             )
-        names = _frozen(ensemble, frozen)
-        params = trained(ensemble.params, names)
+        names = _frozen_names(ensemble, frozen)
+        params = trained_parameters(ensemble.params, names)
         odd = [name for name, leaf in flatten(params).items() if not jnp.issubdtype(leaf.dtype, jnp.inexact)]
         if odd:
             raise InputError(f"only real and complex numbers can be trained; freeze {', '.join(odd)}")
@@ -115,9 +115,9 @@ class TrainState:
         members, module = len(ensemble), merge(*(ensemble.train() if train else ensemble).state)
         return cls(
             ensemble=ensemble,
-            opt_state=_with_hyperparams(jax.vmap(optimizer.init)(params), hyperparams or {}, members),
-            keys=_keys(key, members, randomness),
-            rates={} if dropout is None else _rates(module, dropout, members),
+            opt_state=_set_hyperparams(jax.vmap(optimizer.init)(params), hyperparams or {}, members),
+            keys=_state_keys(key, members, randomness),
+            rates={} if dropout is None else _install_rates(module, dropout, members),
             steps=jnp.zeros((), jnp.int32),
             optimizer=optimizer,
             training=split(module).graphdef,
@@ -138,22 +138,22 @@ class TrainState:
         return f"TrainState({members} x {name}, {count:,} of {total:,} parameters trained, {self.steps} steps)"
 
 
-def trained(params: Tree, frozen: Collection[str]) -> Tree:
+def trained_parameters(params: Tree, frozen: Collection[str]) -> Tree:
     """The parameters that are trained."""
     return unflatten({name: leaf for name, leaf in flatten(params).items() if name not in frozen})
 
 
-def with_trained(params: Tree, changed: Tree) -> Tree:
+def replace_trained(params: Tree, changed: Tree) -> Tree:
     """All parameters, those that are trained as in `changed`."""
     return unflatten(flatten(params) | flatten(changed))
 
 
-def of_members(which: jax.Array, these: Any, others: Any) -> Any:
+def select_members(which: jax.Array, these: Any, others: Any) -> Any:
     """Arrays `[M, ...]` of some members, `which` [M], beside those that the others have."""
     return jax.tree.map(lambda a, b: jnp.where(which.reshape(-1, *[1] * (a.ndim - 1)), a, b), these, others)
 
 
-def _frozen(ensemble: Ensemble, given: Collection[str] | None) -> frozenset[str]:
+def _frozen_names(ensemble: Ensemble, given: Collection[str] | None) -> frozenset[str]:
     names = list(flatten(ensemble.params))
     if given is None:
         entries = ensemble.origin.weights.entries if isinstance(ensemble.origin, Origin) else ()
@@ -168,7 +168,7 @@ def _frozen(ensemble: Ensemble, given: Collection[str] | None) -> frozenset[str]
     return frozenset(name for name in names if any(f"{name}.".startswith(f"{part}.") for part in given))
 
 
-def _keys(key: Any, members: int, randomness: str) -> jax.Array:
+def _state_keys(key: Any, members: int, randomness: str) -> jax.Array:
     if randomness not in ("different", "same"):
         raise InputError(f"`randomness` must be 'different' or 'same'; got {randomness!r}")
     if isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key) and key.ndim == 1:
@@ -182,7 +182,7 @@ def _keys(key: Any, members: int, randomness: str) -> jax.Array:
     return jnp.broadcast_to(key, (members,)) if randomness == "same" else member_keys(key, members)
 
 
-def _with_hyperparams(opt_state: Any, hyperparams: Mapping[str, Any], members: int) -> Any:
+def _set_hyperparams(opt_state: Any, hyperparams: Mapping[str, Any], members: int) -> Any:
     if not isinstance(hyperparams, Mapping):
         raise InputError(f"`hyperparams` must be a dict of arrays [{members}] by name; got {hyperparams!r}")
     for name, values in hyperparams.items():
@@ -209,12 +209,12 @@ def _with_hyperparams(opt_state: Any, hyperparams: Mapping[str, Any], members: i
                 f"`hyperparams[{name!r}]` must be [{members}], one number a member; got {list(array.shape)}"
             )
         opt_state = optax.tree.set(
-            opt_state, lambda path, _: is_injected(path), **{name: jnp.asarray(array, _wide(found[0].dtype))}
+            opt_state, lambda path, _: is_injected(path), **{name: jnp.asarray(array, _float_dtype(found[0].dtype))}
         )
     return opt_state
 
 
-def _wide(dtype: Any) -> Any:
+def _float_dtype(dtype: Any) -> Any:
     """The dtype of a number, which may have been told as an integer."""
     return dtype if jnp.issubdtype(dtype, jnp.floating) else jnp.result_type(float)
 
@@ -224,7 +224,7 @@ def is_injected(path: Any) -> bool:
     return any(getattr(part, "name", None) == "hyperparams" for part in path)
 
 
-def _rates(module: nnx.Module, dropout: Any, members: int) -> dict[str, jax.Array]:
+def _install_rates(module: nnx.Module, dropout: Any, members: int) -> dict[str, jax.Array]:
     """Puts layers whose rate is a variable in the place of a module's dropout layers; these variables for members."""
     try:
         rates = np.asarray(dropout, np.float64)

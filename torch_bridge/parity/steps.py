@@ -17,7 +17,7 @@ from jaxensemble.network.arguments import bound
 from jaxensemble.network.inputs import batch_axes
 from jaxensemble.running.members import Call
 from jaxensemble.training import TrainState, train_step
-from jaxensemble.training.data import rows_of
+from jaxensemble.training.data import count_rows
 from torch_bridge.graph.forward import call_model
 from torch_bridge.optimizers import train_state
 from torch_bridge.parity import reference
@@ -167,7 +167,7 @@ def _drawn(state: TrainState, arrays: Any) -> Sequence[Any]:
 def _no_targets(ensemble: Ensemble, arrays: Any) -> jax.Array:
     held = bound(ensemble.network, arrays)
     axes = batch_axes(ensemble.network, held, each=True)
-    return jnp.zeros((len(ensemble), rows_of(held, axes, ahead=1)))
+    return jnp.zeros((len(ensemble), count_rows(held, axes, ahead=1)))
 
 
 def _tensors(stage: str, ensemble: Ensemble, states: Sequence[Mapping[str, np.ndarray]]) -> list[Row]:

@@ -22,8 +22,9 @@ from jaxensemble.modules.state import Tree, merge, split
 from jaxensemble.network.arguments import arrays_alone, with_fixed
 from jaxensemble.network.inputs import batch_axes
 from jaxensemble.training import TrainState
-from jaxensemble.training.data import as_data, rows_of
-from jaxensemble.training.step import step_for, stepped_through
+from jaxensemble.training.data import as_data, count_rows
+from jaxensemble.training.planning import make_step
+from jaxensemble.training.step import run_steps
 from torch_bridge.graph.examples import Arguments
 from torch_bridge.parity import reference
 from torch_bridge.parity.gradients import floats
@@ -131,15 +132,15 @@ def jax_step(name: str, ensemble: Ensemble, inputs: tuple[Any, ...]) -> Call:
 
 def _our_steps(ensemble: Ensemble, optimizer: optax.GradientTransformation, arrays: Any) -> Call:
     state = TrainState.create(ensemble, optimizer, jax.random.key(0))
-    size = rows_of(arrays, batch_axes(ensemble.network, arrays, each=False))
+    size = count_rows(arrays, batch_axes(ensemble.network, arrays, each=False))
     everything = tuple(with_fixed(ensemble.network, arrays))
     data, rows = as_data(ensemble, everything, jnp.zeros(size), jnp.arange(size))
-    step = step_for(state, data, rows, _jax_square, each=False, plan=None)
+    step = make_step(state, data, rows, _jax_square, each=False, plan=None)
     order = jnp.tile(jnp.arange(size), (STEPS, 1))
 
     def steps() -> jax.Array:
         nonlocal state
-        state, losses = stepped_through(state, data, order, None, step=step)
+        state, losses = run_steps(state, data, order, None, step=step)
         return losses[0]
 
     return steps

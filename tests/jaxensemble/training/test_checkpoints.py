@@ -15,8 +15,7 @@ import numpy as np
 import pytest
 
 from jaxensemble import Ensemble, InputError, fit
-from jaxensemble.training import checkpoints, minibatches
-from jaxensemble.training import step as steps
+from jaxensemble.training import checkpoints, minibatches, planning
 from tests.helpers.training import data, mean_square, runs, same_bits, state_of
 
 
@@ -112,7 +111,7 @@ def interruptible() -> Iterator[None]:
 def interrupt_after(programs: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Has Ctrl-C pressed in the middle of JAX, after so many programs of steps."""
     made: list[int] = []
-    through = minibatches.stepped_through
+    through = minibatches.run_steps
 
     def interrupted(*arguments: Any, **options: Any) -> Any:
         made.append(1)
@@ -120,7 +119,7 @@ def interrupt_after(programs: int, monkeypatch: pytest.MonkeyPatch) -> None:
             jax.jit(lambda x: [signal.raise_signal(signal.SIGINT), x][1])(1.0)
         return through(*arguments, **options)
 
-    monkeypatch.setattr(minibatches, "stepped_through", interrupted)
+    monkeypatch.setattr(minibatches, "run_steps", interrupted)
 
 
 @pytest.mark.thinned
@@ -179,10 +178,10 @@ def test_a_run_goes_on_under_the_plan_it_began_with(
     """Which otherwise follows from the memory that is free: another plan rounds otherwise."""
     expected, _ = runs(mlp, 4, None)
     runs(mlp, 2, tmp_path / "run")
-    monkeypatch.setattr(steps, "free_memory", lambda device: 1e4)
-    steps._chosen.cache_clear()
+    monkeypatch.setattr(planning, "free_memory", lambda device: 1e4)
+    planning._choose_plan.cache_clear()
     got, _ = runs(mlp, 4, tmp_path / "run")
-    steps._chosen.cache_clear()
+    planning._choose_plan.cache_clear()
     same_bits(got, expected)
 
 

@@ -12,8 +12,8 @@ import pytest
 from flax import nnx
 
 from jaxensemble import Ensemble, InputError, fit
-from jaxensemble.training.identity import differences, of_state
-from jaxensemble.training.names import parts_of
+from jaxensemble.training.identity import run_differences, state_identity
+from jaxensemble.training.names import named_parts
 from tests.helpers.training import MLP, data, mean_square, state_of
 
 
@@ -165,17 +165,19 @@ NAMED: dict[str, tuple[Any, Any, list[str]]] = {
 @pytest.mark.parametrize("case", NAMED)
 def test_numbers_of_optimizers_and_losses_are_told_by_name(case: str) -> None:
     before, after, expected = NAMED[case]
-    then, now = ({"it": {"digest": k, "kind": "program", "parts": parts_of(f)}} for k, f in enumerate((before, after)))
-    told = differences(now, then)
+    then, now = (
+        {"it": {"digest": k, "kind": "program", "parts": named_parts(f)}} for k, f in enumerate((before, after))
+    )
+    told = run_differences(now, then)
     assert all(f"it: {line}" in told for line in expected or ["not the same as before"]), told
-    assert parts_of(smoothed)["SMOOTHING of smoothed"] == "0.1"
+    assert named_parts(smoothed)["SMOOTHING of smoothed"] == "0.1"
 
 
 def test_numbers_within_the_state_of_an_optimizer_are_told_by_name(mlp: Ensemble) -> None:
     def state(rates: Any) -> Any:
-        return of_state(state_of(mlp, injected(0.1), hyperparams={"learning_rate": rates}))
+        return state_identity(state_of(mlp, injected(0.1), hyperparams={"learning_rate": rates}))
 
-    assert differences(state([0.1, 0.2, 0.4]), state([0.1, 0.2, 0.3])) == [
+    assert run_differences(state([0.1, 0.2, 0.4]), state([0.1, 0.2, 0.3])) == [
         "the state of the optimizer: learning_rate [0.1, 0.2, 0.4], was [0.1, 0.2, 0.3]"
     ]
 
@@ -186,7 +188,7 @@ def test_objects_that_refuse_to_be_looked_into_are_no_hindrance() -> None:
             raise RuntimeError(name)
 
     closed = Closed()
-    assert parts_of(lambda: closed)["made of"] == "test_objects_that_refuse_to_be_looked_into_are_no_hindrance"
+    assert named_parts(lambda: closed)["made of"] == "test_objects_that_refuse_to_be_looked_into_are_no_hindrance"
 
 
 class Trainer:
@@ -207,9 +209,9 @@ def test_strings_that_a_loss_holds_are_told_nowhere(mlp: Ensemble, tmp_path: Pat
         return held["SECRET-3"] * trainer.loss(outputs, targets)
 
     trainer = Trainer()
-    told = parts_of(functools.partial(closed, by="SECRET-6"))
+    told = named_parts(functools.partial(closed, by="SECRET-6"))
     assert "SECRET" not in str(told) and told["by 1 of closed"] == "3" and told["held 0 of closed"] == "0.625"
-    assert parts_of(trainer.loss) == {"made of": "loss", "smoothing of loss": "0.125"}
+    assert named_parts(trainer.loss) == {"made of": "loss", "smoothing of loss": "0.125"}
     x, y = data()
     for loss in (trainer.loss, closed):
         fit(state_of(mlp), x, y, loss=loss, epochs=1, batch=4, checkpoints=tmp_path / loss.__name__)

@@ -13,9 +13,10 @@ from flax import nnx
 from jaxensemble import Ensemble, InputError, Plan, TrainState, train_step
 from jaxensemble.programs.cpu.training import for_training
 from jaxensemble.programs.rewrite import primitives
-from jaxensemble.training import step as steps
+from jaxensemble.training import planning
 from jaxensemble.training.data import as_data
 from jaxensemble.training.losses import check_is_mean
+from jaxensemble.training.members import MemberUpdate
 from tests.helpers.training import MLP, close, cross_entropy, data, mean_square, state_of
 
 # Beside PyTorch.
@@ -288,8 +289,8 @@ def test_rematerialising_takes_less_memory() -> None:
     def kept(plan: Plan) -> int:
         """The bytes that the forward pass leaves for the backward pass."""
         arrays, _ = as_data(ensemble, x, x)
-        step = steps.step_for(state, arrays, None, mean_square, each=False, plan=plan)
-        members = steps.Members(step, state.optimizer, {}, state.steps, (None, None), 2)
+        step = planning.make_step(state, arrays, None, mean_square, each=False, plan=plan)
+        members = MemberUpdate(step, state.optimizer, {}, state.steps, (None, None), 2)
         losses = lambda params: members.losses(params, {}, {}, state.keys, arrays)[0]  # noqa: E731
         _, backward = jax.vjp(losses, ensemble.params)
         return sum(leaf.nbytes for leaf in jax.tree.leaves(backward))
@@ -314,13 +315,13 @@ def test_maxima_and_their_gradients_are_xlas(shape: tuple[int, ...]) -> None:
 def test_what_does_not_fit_into_memory_trains_in_steps(mlp: Ensemble, monkeypatch: pytest.MonkeyPatch) -> None:
     x, y = data(400)
     arrays, _ = as_data(mlp, x, y)
-    roomy = steps.step_for(state_of(mlp), arrays, None, mean_square, each=False, plan=None)
+    roomy = planning.make_step(state_of(mlp), arrays, None, mean_square, each=False, plan=None)
     assert roomy.call.plan == Plan()
-    monkeypatch.setattr(steps, "free_memory", lambda device: 1e5)
-    steps._chosen.cache_clear()
-    tight = steps.step_for(state_of(mlp), arrays, None, mean_square, each=False, plan=None)
+    monkeypatch.setattr(planning, "free_memory", lambda device: 1e5)
+    planning._choose_plan.cache_clear()
+    tight = planning.make_step(state_of(mlp), arrays, None, mean_square, each=False, plan=None)
     assert tight.call.plan.members == 1
-    steps._chosen.cache_clear()
+    planning._choose_plan.cache_clear()
 
 
 def test_repeated_steps_compile_once(mlp: Ensemble) -> None:
