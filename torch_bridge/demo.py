@@ -239,8 +239,8 @@ def timing(
         held = jax.numpy.asarray(x.numpy())
         timed = side_by_side(
             {
-                "torch loop": lambda models=models: reference.loop(models, (x,)),
-                "torch.func.vmap": reference.mapped(models, (x,)),
+                "torch loop": lambda models=models: reference.run_loop(models, (x,)),
+                "torch.func.vmap": reference.vmapped_call(models, (x,)),
                 "jaxensemble": lambda ensemble=ensemble, held=held: jax.block_until_ready(ensemble(held)),
             },
             rounds=rounds,

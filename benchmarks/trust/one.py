@@ -20,8 +20,8 @@ from torch_bridge.graph.caches.tensors import keep_caches_empty
 from torch_bridge.graph.sizes.open_axes import OpenAxes
 from torch_bridge.lowering import Lowered
 from torch_bridge.parity import precision
-from torch_bridge.parity.draws import draws_numbers
-from torch_bridge.parity.float64 import in_float64
+from torch_bridge.parity.draws import can_draw
+from torch_bridge.parity.float64 import convert_to_float64
 from torch_bridge.parity.inputs import resize_inputs
 from torch_bridge.parity.training import STAGE
 
@@ -85,17 +85,17 @@ def _ported(network: Drawn) -> Ensemble:
 
 def _difference_of_plans(ensemble: Ensemble, network: Drawn, plan: Plan) -> list[str]:
     """What is wrong with the outputs under a plan, beside those of all members at once."""
-    if draws_numbers(ensemble, network.inputs):  # others for other rows
+    if can_draw(ensemble, network.inputs):  # others for other rows
         return []
     members = network.models[:1]
     with (
         keep_caches_empty(members, network.inputs),
         jax.enable_x64(True),
         precision.equal_precision(),
-        precision.widened(),
+        precision.double_precision(),
     ):
-        (double,), inputs = precision.in_double(members), precision.doubled(network.inputs)
-        exact = in_float64(ensemble, double, inputs)
+        (double,), inputs = precision.double_copies(members), precision.doubled(network.inputs)
+        exact = convert_to_float64(ensemble, double, inputs)
         all_at_once = _leaves(exact(*inputs, plan=Plan()))
         try:
             others = _leaves(exact(*inputs, plan=plan))

@@ -13,8 +13,8 @@ from jaxensemble.arrays import as_arrays
 from torch_bridge.graph.examples import Arguments
 from torch_bridge.parity import precision, steps
 from torch_bridge.parity.draws import Draws
-from torch_bridge.parity.float64 import in_float64
-from torch_bridge.parity.inputs import laid_out, per_member, stacked_inputs
+from torch_bridge.parity.float64 import convert_to_float64
+from torch_bridge.parity.inputs import ensemble_inputs, inputs_per_member, stack_inputs
 from torch_bridge.parity.result import Row
 
 OPTIMIZER = "SGD"
@@ -63,11 +63,11 @@ def prove(name: str) -> Result:
         ensemble = torch_bridge.to_ensemble(models, *inputs, check=False)
     except UnsupportedError as error:
         return dataclasses.replace(known, status="refused", reason=str(error))
-    doubles, wide = precision.in_double(models), precision.doubled(inputs)
-    with precision.equal_precision(), jax.enable_x64(True), precision.widened():
-        exact = in_float64(ensemble, doubles[0], wide)
-        each = per_member(wide, MEMBERS, 0)
-        arrays = as_arrays(stacked_inputs([laid_out(one, "torch") for one in each]), "inputs")
+    doubles, wide = precision.double_copies(models), precision.doubled(inputs)
+    with precision.equal_precision(), jax.enable_x64(True), precision.double_precision():
+        exact = convert_to_float64(ensemble, doubles[0], wide)
+        each = inputs_per_member(wide, MEMBERS, 0)
+        arrays = as_arrays(stack_inputs([ensemble_inputs(one, "torch") for one in each]), "inputs")
         only = {OPTIMIZER: steps.OPTIMIZERS[OPTIMIZER]}
         rows, notes = steps.compare(exact, doubles, each, arrays, Draws((), jax.random.key(0)), only)
     return _judged(known, [row for row in rows if OPTIMIZER in row.stage], notes)

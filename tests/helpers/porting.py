@@ -15,8 +15,8 @@ from jaxensemble.ensemble import Ensemble
 from torch_bridge.graph.examples import BatchAxis
 from torch_bridge.members.finite import has_fractions
 from torch_bridge.parity import precision, training
-from torch_bridge.parity.float64 import in_float64
-from torch_bridge.parity.gradients import floats
+from torch_bridge.parity.float64 import convert_to_float64
+from torch_bridge.parity.gradients import float_leaves
 from torch_bridge.parity.metrics import EXACT
 from torch_bridge.porting.port import to_flax
 
@@ -39,7 +39,7 @@ class Fn(nn.Module):
 def randomised(model: nn.Module, seed: int = 0) -> nn.Module:
     """A float64 copy with every parameter and floating buffer drawn anew: defaults (zeros, ones) hide errors."""
     generator = torch.Generator().manual_seed(seed)
-    (model,) = precision.in_double([model])
+    (model,) = precision.double_copies([model])
     with torch.no_grad():
         for tensor in model.parameters():
             tensor.copy_(torch.randn(tensor.shape, generator=generator, dtype=tensor.dtype) * 0.5)
@@ -63,7 +63,7 @@ def assert_ports(
     The batch sizes tried beyond the example's are `batches`, cut from or repeated along `batch_axis`. Returns the
     ported module.
     """
-    model = randomised(model).eval() if randomise else precision.in_double([model])[0]
+    model = randomised(model).eval() if randomise else precision.double_copies([model])[0]
     examples = precision.doubled(inputs)
     with jax.enable_x64(True):
         module = to_flax(model, examples, batch_axis=batch_axis)
@@ -140,7 +140,7 @@ def assert_gradients(module: Any, model: nn.Module, examples: tuple[Tensor, ...]
     `jax.grad` gives the conjugates of PyTorch's.
     """
     tracked = tuple(x.clone().requires_grad_() for x in examples)
-    leaves = floats(model(*tracked))
+    leaves = float_leaves(model(*tracked))
     if not any(leaf.requires_grad for leaf in leaves):
         return
     torch.stack(
@@ -148,7 +148,7 @@ def assert_gradients(module: Any, model: nn.Module, examples: tuple[Tensor, ...]
     ).sum().backward()
 
     def objective(*xs: jax.Array) -> jax.Array:
-        outputs = floats(module(*xs))
+        outputs = float_leaves(module(*xs))
         return sum((_weighted(leaf, np.linspace(0.5, 1.5, leaf.size)) for leaf in outputs), start=jnp.zeros(()))
 
     grad = jax.jit(jax.grad(objective, argnums=tuple(range(len(examples)))))
@@ -170,9 +170,9 @@ def assert_trains(make: Callable[[], nn.Module], *inputs: Tensor, members: int =
     ensemble = torch_bridge.to_ensemble(models, inputs)
     assert ensemble.proof is not None
     assert ensemble.network.evaluation_only is None, ensemble.network.evaluation_only
-    doubles, wide = precision.in_double(models), precision.doubled(inputs)
-    with jax.enable_x64(True), precision.widened():
-        exact = in_float64(ensemble, doubles[0], wide)
+    doubles, wide = precision.double_copies(models), precision.doubled(inputs)
+    with jax.enable_x64(True), precision.double_precision():
+        exact = convert_to_float64(ensemble, doubles[0], wide)
         rows = training.compare(exact, doubles, wide, wide, EXACT, jax.random.key(0))
     assert isinstance(rows, list), rows
     assert rows

@@ -32,7 +32,7 @@ def test_models_and_inputs_on_the_gpu_are_taken() -> None:
     x = torch.randn(16, 1, 28, 28)
     ensemble = torch_bridge.to_ensemble([copy.deepcopy(model).cuda() for model in models], (x.cuda(),))
     with precision.equal_precision():
-        expected = torch.stack(reference.loop(models, (x,))).numpy()
+        expected = torch.stack(reference.run_loop(models, (x,))).numpy()
         np.testing.assert_allclose(np.asarray(ensemble(x.cuda())), expected, atol=1e-5, rtol=0)
 
 

@@ -28,8 +28,8 @@ def ported(request: pytest.FixtureRequest) -> tuple[list[nn.Module], Ensemble, T
 def test_different_minibatch_per_member(ported: Any) -> None:
     models, ensemble, minibatches = ported
     ours = np.asarray(ensemble.each(minibatches))
-    loop = reference.loop(models, [(x,) for x in minibatches])
-    vmapped = reference.mapped(models, [(x,) for x in minibatches])()["output"]
+    loop = reference.run_loop(models, [(x,) for x in minibatches])
+    vmapped = reference.vmapped_call(models, [(x,) for x in minibatches])()["output"]
     np.testing.assert_allclose(ours, torch.stack(loop), atol=ATOL, rtol=0)
     np.testing.assert_allclose(ours, vmapped, atol=ATOL, rtol=0)
 
@@ -37,8 +37,8 @@ def test_different_minibatch_per_member(ported: Any) -> None:
 def test_same_minibatch_for_all(ported: Any) -> None:
     models, ensemble, minibatches = ported
     ours = np.asarray(ensemble(minibatches[0]))
-    np.testing.assert_allclose(ours, torch.stack(reference.loop(models, (minibatches[0],))), atol=ATOL, rtol=0)
-    np.testing.assert_allclose(ours, reference.mapped(models, (minibatches[0],))()["output"], atol=ATOL, rtol=0)
+    np.testing.assert_allclose(ours, torch.stack(reference.run_loop(models, (minibatches[0],))), atol=ATOL, rtol=0)
+    np.testing.assert_allclose(ours, reference.vmapped_call(models, (minibatches[0],))()["output"], atol=ATOL, rtol=0)
 
 
 def test_the_tutorials_own_code_with_changed_imports(ported: Any) -> None:
@@ -53,8 +53,10 @@ def test_the_tutorials_own_code_with_changed_imports(ported: Any) -> None:
 
     same = vmap(fmodel, in_dims=(0, 0, None))(params, buffers, minibatches[0, :4].numpy())
     each = vmap(fmodel)(params, buffers, minibatches[:3, :4].numpy())
-    np.testing.assert_allclose(same, torch.stack(reference.loop(models[:3], (minibatches[0, :4],))), atol=ATOL, rtol=0)
-    own = reference.loop(models[:3], [(x,) for x in minibatches[:3, :4]])
+    np.testing.assert_allclose(
+        same, torch.stack(reference.run_loop(models[:3], (minibatches[0, :4],))), atol=ATOL, rtol=0
+    )
+    own = reference.run_loop(models[:3], [(x,) for x in minibatches[:3, :4]])
     np.testing.assert_allclose(each, torch.stack(own), atol=ATOL, rtol=0)
 
 

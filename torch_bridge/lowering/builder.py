@@ -33,7 +33,7 @@ from torch_bridge.lowering.values import DTYPE_NAMES, Storage, Value, module_sco
 Wanted = tuple[Value | None, Layout | None]
 """A leaf of a layer: the weight that fills it, and the layout it is stored in (None: as PyTorch has it)."""
 
-Drawn = Literal["training", "evaluation"]
+DrawMode = Literal["training", "evaluation"]
 """The mode whose random draws are wanted beside the outputs, to let PyTorch have the same."""
 
 
@@ -41,12 +41,12 @@ class Builder:
     """Collects the layers, variables and calls of a network, one ATen node after the other.
 
     `node` is the node being lowered, `state` what is known of the module's tensors. `draws` are the random numbers that
-    the forward draws in the mode `drawn`, in order; `sized` the arrays whose sizes the node was given.
+    the forward draws in the mode `draw_mode`, in order; `sized` the arrays whose sizes the node was given.
     """
 
-    def __init__(self, captured: TorchGraph, drawn: Drawn | None = None):
+    def __init__(self, captured: TorchGraph, draw_mode: DrawMode | None = None):
         self.captured = captured
-        self.drawn: Drawn | None = drawn
+        self.draw_mode: DrawMode | None = draw_mode
         self.draws: list[Value] = []
         self.state = ModuleState(captured.model, captured.unchanged_counters)
         self.node: fx.Node
@@ -191,7 +191,7 @@ class Builder:
 
     def note_draw(self, value: Value) -> None:
         """Notes a value as what PyTorch draws here, in the mode whose draws are wanted."""
-        if self.drawn is not None and self.node.meta.get("mode", self.drawn) == self.drawn:
+        if self.draw_mode is not None and self.node.meta.get("mode", self.draw_mode) == self.draw_mode:
             self.draws.append(value)
 
     def is_statistic(self, key: str) -> bool:
@@ -201,7 +201,7 @@ class Builder:
 
     def refuse_hidden_draws(self, mode: str) -> None:
         """Refuses a layer that draws numbers of its own where those are wanted."""
-        if self.drawn is not None and (mode == "always" or (mode == "by_mode" and self.drawn == "training")):
+        if self.draw_mode is not None and (mode == "always" or (mode == "by_mode" and self.draw_mode == "training")):
             raise self.unsupported("the random numbers that it draws stay within a layer")
 
     # Arrangement

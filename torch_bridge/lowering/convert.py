@@ -14,7 +14,7 @@ from torch_bridge.graph.capture import capture
 from torch_bridge.graph.examples import Arguments
 from torch_bridge.graph.merged import has_branches
 from torch_bridge.graph.sizes.open_axes import OpenAxes
-from torch_bridge.lowering.builder import Drawn
+from torch_bridge.lowering.builder import DrawMode
 from torch_bridge.lowering.lower import Lowered, lower
 from torch_bridge.lowering.signs import check_signs
 from torch_bridge.lowering.table import OPERATIONS
@@ -27,14 +27,16 @@ def convert(
     opened: OpenAxes | None = None,
     input_layout: str = "torch",
     *,
-    drawn: Drawn | None = None,
+    draw_mode: DrawMode | None = None,
     evaluation_only: str | None = None,
 ) -> Lowered:
-    """A module's network and the map of its weights; the weights themselves are left where they are.
+    """Converts a module to a network and the map of its weights. The weights stay in the module.
 
-    `opened` says which sizes stay open; without, that of the first axis. `evaluation_only` says why there is no
-    training mode, where that is known before. With `drawn`, the network gives the random numbers of this mode beside
-    its outputs: see `lower`.
+    **Arguments:**
+
+    - `opened`: the sizes that stay open; without it, the size of the first axis.
+    - `draw_mode`: the mode whose random numbers the network returns with its outputs: see `lower`.
+    - `evaluation_only`: the reason why there is no training mode, where it is already known.
     """
     if not isinstance(model, nn.Module):
         raise InputError(f"`model` must be a torch.nn.Module; got {type(model).__name__}")
@@ -46,7 +48,7 @@ def convert(
     with keep_caches_empty([model], example_inputs):
         captured = capture(model, example_inputs, OPERATIONS, opened, evaluation_only)
         check_signs(model, captured.graph, Arguments.of(example_inputs))
-    lowered = lower(captured, input_layout, drawn=drawn)
+    lowered = lower(captured, input_layout, draw_mode=draw_mode)
     if has_branches(captured.graph) and len({module.training for module in model.modules()}) > 1:
         apart = [path or "itself" for path, module in model.named_modules() if module.training]
         raise UnsupportedError(

@@ -16,7 +16,7 @@ from jaxensemble.network.weight_map import Entry, WeightMap
 from torch_bridge.compat import free_unbacked_symbols, pytree
 from torch_bridge.graph.graph import TorchGraph
 from torch_bridge.graph.nodes import has_tensors, is_size
-from torch_bridge.lowering.builder import Builder, Drawn
+from torch_bridge.lowering.builder import Builder, DrawMode
 from torch_bridge.lowering.integer_ranges import wide_products
 from torch_bridge.lowering.layouts.layout import Layout, plain_layout
 from torch_bridge.lowering.rules.draws import is_draw
@@ -38,15 +38,19 @@ class Lowered:
 
 
 def lower(
-    captured: TorchGraph, input_layout: str = "torch", *, observed: bool = False, drawn: Drawn | None = None
+    captured: TorchGraph, input_layout: str = "torch", *, observed: bool = False, draw_mode: DrawMode | None = None
 ) -> Lowered:
-    """Lowers a captured graph. With `observed`, what it returns is the output of every module call by name instead.
+    """Lowers a captured graph to a network and its weights.
 
-    With `drawn`, it returns a pair: the outputs, and all random numbers that the forward draws in this mode, in order.
+    **Arguments:**
 
-    **Raises:** `UnsupportedError` naming every node for which there is no rule, and every one whose rule refuses it.
+    - `observed`: whether the network returns the output of every module call by name, instead of the model's outputs.
+    - `draw_mode`: with it, the network returns a pair: the outputs, and all random numbers that the forward draws in
+      this mode, in order.
+
+    **Raises:** `UnsupportedError` naming every node that has no rule, and every node whose rule refuses it.
     """
-    builder = Builder(captured, drawn)
+    builder = Builder(captured, draw_mode)
     env: dict[fx.Node, Any] = {}
     refused = _Refused(builder, env)
     nodes = {node.name: node for node in captured.graph.nodes}
@@ -67,7 +71,7 @@ def lower(
     _warn_of_narrow_integers(captured)
     wanted = _module_outputs(captured.graph, env) if observed else captured.outputs
     outputs: Tree = _outputs(builder, wanted, env)
-    if drawn is not None:
+    if draw_mode is not None:
         drawn_numbers: list[Tree] = [_returned(builder, value) for value in builder.draws]
         outputs = (outputs, drawn_numbers)
     for name, key in captured.weights.items():

@@ -35,22 +35,22 @@ from torch_bridge.members.stack import checked_ensemble, tensors_of_members
 from torch_bridge.members.tensors import tensors_of
 from torch_bridge.parity import gradients, precision, reference, steps, training
 from torch_bridge.parity.divergence import first_divergence
-from torch_bridge.parity.draws import Draws, draws_numbers
-from torch_bridge.parity.float64 import captured_anew, in_float64
-from torch_bridge.parity.inputs import batch_size, laid_out, per_member, resize_inputs, stacked_inputs
+from torch_bridge.parity.draws import Draws, can_draw
+from torch_bridge.parity.float64 import convert_to_float64, recapture_network
+from torch_bridge.parity.inputs import batch_size, ensemble_inputs, inputs_per_member, resize_inputs, stack_inputs
 from torch_bridge.parity.metrics import (
     EXACT,
     EXACT_DEEP,
     WORKING,
     WORKING_FEW,
-    by_place,
-    normwise,
-    stacked,
+    arrays_by_place,
+    normwise_error,
+    stack_outputs,
     working_errors,
 )
-from torch_bridge.parity.perturbed import perturbed
-from torch_bridge.parity.result import WEIGHTS, ParityReport, Row, arrays_of
-from torch_bridge.parity.rounding import allowed, coarse_error, moved
+from torch_bridge.parity.perturbation import perturb_constants
+from torch_bridge.parity.result import WEIGHTS, ParityReport, Row, compared_arrays
+from torch_bridge.parity.rounding import allowed_error, coarse_error, move_last_bits
 from torch_bridge.report import environment
 
 SILENT = 1e-6
@@ -200,19 +200,19 @@ class _Check:
         with precision.equal_precision():
             self._weights()
             diverged = self._outputs()
-        compared = arrays_of(self.ensemble)
+        compared = compared_arrays(self.ensemble)
         return ParityReport(tuple(self.rows), diverged, tuple(self.notes), environment(), _compared=compared)
 
     def _outputs(self) -> str | None:
         """Every stage that runs the networks, and the first module that differs."""
-        doubles, inputs = precision.in_double(self.members), precision.doubled(self.inputs)
-        with jax.enable_x64(True), precision.widened():
+        doubles, inputs = precision.double_copies(self.members), precision.doubled(self.inputs)
+        with jax.enable_x64(True), precision.double_precision():
             drawn = "evaluation" if self._draws_numbers() else None
             if drawn and self.origin is None:
                 self.notes.append("outputs not compared: they are random, and the ensemble was not ported from PyTorch")
                 return None
             try:
-                exact = in_float64(self.ensemble, doubles[0], inputs, drawn)
+                exact = convert_to_float64(self.ensemble, doubles[0], inputs, drawn)
             except UnsupportedError as error:  # as of draws within a recurrent layer
                 if drawn is None:
                     raise
@@ -232,7 +232,7 @@ class _Check:
         self._working_precision(doubles, inputs)
         if all(row.passed for row in self.rows) or self.draws:
             return None
-        with jax.enable_x64(True), precision.widened():
+        with jax.enable_x64(True), precision.double_precision():
             return first_divergence(exact, doubles, inputs, self.arrays(inputs), self.exact)
 
     def _network(self) -> None:
@@ -246,15 +246,15 @@ class _Check:
         self.rows.append(Row("network", "captured anew", 0 if same else np.inf, 0))
 
     def _draws_numbers(self) -> bool:
-        return draws_numbers(self.ensemble, self.arrays(self.inputs))
+        return can_draw(self.ensemble, self.arrays(self.inputs))
 
     def arrays(self, inputs: Any) -> tuple[Any, ...]:
         """Inputs as the ensemble takes them, by position."""
-        return laid_out(inputs, self.input_layout)
+        return ensemble_inputs(inputs, self.input_layout)
 
     def results(self, outputs: Any) -> dict[str, np.ndarray]:
         """Outputs of the ensemble by place, laid out as PyTorch's."""
-        found = by_place(outputs)
+        found = arrays_by_place(outputs)
         if self.output_layout == "torch":
             return found
         return {place: np.moveaxis(array, -1, 2) if array.ndim >= 4 else array for place, array in found.items()}
@@ -267,12 +267,12 @@ class _Check:
         example = ""
         for k, (member, ported) in enumerate(zip(self.members, tensors_of_members(self.ensemble), strict=True)):
             for key, tensor in tensors_of(member).items():
-                if key not in ported or not _same_bits(tensor, ported[key]):
+                if key not in ported or not _has_same_bits(tensor, ported[key]):
                     wrong, example = wrong + 1, example or f"member {k}, {key}"
         self.rows.append(Row(WEIGHTS, "bit for bit", wrong, 0, example))
 
     def _float64(self, exact: Ensemble, doubles: list[nn.Module], inputs: Arguments) -> None:
-        each = per_member(inputs, len(doubles), self.batch_axis)
+        each = inputs_per_member(inputs, len(doubles), self.batch_axis)
         self._compare(_FIRST, exact, doubles, each, vmap=self.thorough)
         self._sizes(exact, doubles, inputs)
         if not self.thorough:
@@ -292,7 +292,7 @@ class _Check:
         if not self.opened.names:
             return
         given, limits = given_sizes(inputs, self.opened.names), self.opened.limits
-        others = [{name: _another(size, limits[name], k + 1) for k, (name, size) in enumerate(given.items())}]
+        others = [{name: _other_size(size, limits[name], k + 1) for k, (name, size) in enumerate(given.items())}]
         if self.thorough:
             others.append({name: limits[name].least for name in given})
         silent = set(self.silent)
@@ -306,10 +306,10 @@ class _Check:
         self.silent = silent  # as of a standard deviation over a length of one, which is NaN
 
     def _perturbed(self, exact: Ensemble, doubles: list[nn.Module], inputs: Arguments) -> None:
-        changed = perturbed(exact, doubles) if self.origin is not None else None
+        changed = perturb_constants(exact, doubles) if self.origin is not None else None
         if changed is not None:
             self.silent.clear()
-            each = per_member(inputs, len(doubles), self.batch_axis)
+            each = inputs_per_member(inputs, len(doubles), self.batch_axis)
             self._compare("float64, constants perturbed", *changed, each, vmap=False)
         self.notes += [
             f"{place} is zero, not finite or little but rounding for these inputs: little is proved of what leads to it"
@@ -317,24 +317,24 @@ class _Check:
         ]
 
     def _compare(self, case: str, exact: Ensemble, doubles: list[nn.Module], inputs: Any, *, vmap: bool) -> None:
-        outputs = [] if self.draws else reference.loop(doubles, inputs)  # first: does PyTorch take such a batch?
+        outputs = [] if self.draws else reference.run_loop(doubles, inputs)  # first: does PyTorch take such a batch?
         if isinstance(inputs, list):
-            arguments = stacked_inputs([self.arrays(member) for member in inputs])
+            arguments = stack_inputs([self.arrays(member) for member in inputs])
             actual = self.draws.outputs(exact.each(*arguments, **self.draws.options))
         else:
             actual = self.draws.outputs(exact(*self.arrays(inputs), **self.draws.options))
         if self.draws:
-            outputs = reference.loop(doubles, inputs)
-        ours, theirs = self.results(actual), stacked(outputs)
+            outputs = reference.run_loop(doubles, inputs)
+        ours, theirs = self.results(actual), stack_outputs(outputs)
         mine, others = constants_of(actual), [constants_of(output) for output in outputs]
         if any(other != mine for other in others):
             self.rows.append(Row(case, "numbers and strings", np.inf, 0.0, f"{mine} for {others}"))
 
         @functools.cache
         def narrow() -> dict[str, np.ndarray]:
-            models, given = precision.in_single(doubles, inputs)
-            with precision.single():
-                return stacked(reference.loop(models, given))
+            models, given = precision.single_copies(doubles, inputs)
+            with precision.single_precision():
+                return stack_outputs(reference.run_loop(models, given))
 
         coarse = lambda place: coarse_error(narrow()[place], theirs[place])  # noqa: E731
         self._against(case, "loop", ours, theirs, coarse)
@@ -347,7 +347,7 @@ class _Check:
         try:
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", "There is a performance drop")  # torch.func's, of itself
-                theirs = {place: to_numpy(x) for place, x in reference.mapped(doubles, inputs)().items()}
+                theirs = {place: to_numpy(x) for place, x in reference.vmapped_call(doubles, inputs)().items()}
         except Exception as error:  # whatever torch.func cannot map; the loop is compared all the same
             reason = first_line(error)
             note = f"not compared with torch.func.vmap, which cannot run this network: {reason}"
@@ -368,13 +368,13 @@ class _Check:
         for place, expected in theirs.items():
             if not (np.isfinite(expected) & (expected != 0)).any():
                 self.silent.add(place)
-            error, member = normwise(ours[place], expected)
-            limit, remark = allowed(error, self.exact, lambda place=place: coarse(place))  # type: ignore[misc]
+            error, member = normwise_error(ours[place], expected)
+            limit, remark = allowed_error(error, self.exact, lambda place=place: coarse(place))  # type: ignore[misc]
             if limit > SILENT:
                 self.silent.add(place)
                 if case == ("float64, same for all" if self.thorough else _FIRST):
                     self.rounding.add(place)
-            self.rows.append(Row(case, _case(what, place, theirs), error, limit, f"member {member}{remark}"))
+            self.rows.append(Row(case, _case_name(what, place, theirs), error, limit, f"member {member}{remark}"))
 
     def _gradients(self, exact: Ensemble, doubles: list[nn.Module], inputs: Arguments) -> None:
         if self.origin is None:
@@ -397,8 +397,8 @@ class _Check:
             self.rows += found
 
     def _steps(self, exact: Ensemble, doubles: list[nn.Module], inputs: Arguments) -> None:
-        each = per_member(inputs, len(doubles), self.batch_axis)
-        tensors = stacked_inputs([self.arrays(member) for member in each])
+        each = inputs_per_member(inputs, len(doubles), self.batch_axis)
+        tensors = stack_inputs([self.arrays(member) for member in each])
         arrays = map_tensors(lambda tensor: as_arrays(tensor, "inputs"), tensors)
         self.draws.forget()
         rows, notes = steps.compare(exact, doubles, each, arrays, self.draws)
@@ -417,22 +417,24 @@ class _Check:
         members, ensemble = self.members, self.ensemble
         if self.draws:
             members = [copy.deepcopy(member).eval() for member in members]
-            ensemble = captured_anew(ensemble, members[0], self.inputs, "evaluation")
+            ensemble = recapture_network(ensemble, members[0], self.inputs, "evaluation")
             self.draws.alike(members)
         actual = ensemble(*self.arrays(self.inputs), **self.draws.options)
         ours = self.results(self.draws.outputs(actual))
         theirs = self._in_evaluation(members, self.inputs)
-        with precision.widened():
-            truth = stacked(reference.loop(doubles, inputs))
+        with precision.double_precision():
+            truth = stack_outputs(reference.run_loop(doubles, inputs))
         for place, exact in truth.items():
             dtype = theirs[place].dtype
             stage = f"{dtype}, same for all"
-            if place not in ours or not _same_dtype(ours[place].dtype, dtype):
-                self.rows.append(Row(stage, _case("dtype", place, truth), np.inf, 0.0, str(ours.get(place, "missing"))))
+            if place not in ours or not _is_same_dtype(ours[place].dtype, dtype):
+                self.rows.append(
+                    Row(stage, _case_name("dtype", place, truth), np.inf, 0.0, str(ours.get(place, "missing")))
+                )
                 continue
             if exact.dtype.kind in "biu":
                 wrong = float(np.mean(ours[place] != theirs[place])) if exact.size else 0.0
-                self.rows.append(Row(stage, _case("PyTorch", place, truth), wrong, 0.0))
+                self.rows.append(Row(stage, _case_name("PyTorch", place, truth), wrong, 0.0))
                 continue
             if self._is_double() or place in self.rounding:
                 continue  # the truth is this very precision, and was compared above; or there is none
@@ -444,16 +446,16 @@ class _Check:
             error, own, size = working_errors(ours[place], theirs[place], exact)
             if times * own + unit * size < error < np.inf:
                 own = max(own, self._own_errors[place])
-            self.rows.append(Row(stage, _case("float64 truth", place, truth), error, times * own + unit * size))
+            self.rows.append(Row(stage, _case_name("float64 truth", place, truth), error, times * own + unit * size))
 
     @functools.cached_property
     def _own_errors(self) -> dict[str, float]:
         """PyTorch's largest error in working precision, by place, for models and inputs moved by the last bit."""
         found: dict[str, float] = {}
-        for members, inputs in moved(self.members, self.inputs):
+        for members, inputs in move_last_bits(self.members, self.inputs):
             theirs = self._in_evaluation(members, inputs)
-            with precision.widened():
-                truth = stacked(reference.loop(precision.in_double(members), precision.doubled(inputs)))
+            with precision.double_precision():
+                truth = stack_outputs(reference.run_loop(precision.double_copies(members), precision.doubled(inputs)))
             for place, exact in truth.items():
                 found[place] = max(found.get(place, 0.0), working_errors(theirs[place], theirs[place], exact)[1])
         return found
@@ -461,7 +463,7 @@ class _Check:
     def _in_evaluation(self, members: list[nn.Module], inputs: Arguments) -> dict[str, np.ndarray]:
         """PyTorch's outputs in evaluation mode; every module gets its own mode back."""
         with switch_mode(members, training=False):
-            return stacked(reference.loop(members, inputs))
+            return stack_outputs(reference.run_loop(members, inputs))
 
     def _is_double(self) -> bool:
         tensors = [*tensors_of(self.members[0]).values(), *pytree.tree_leaves(self.inputs)]
@@ -469,22 +471,22 @@ class _Check:
         return bool(fractions) and fractions <= {torch.float64, torch.complex128}
 
 
-def _another(size: int, limits: Sizes, steps: int) -> int:
+def _other_size(size: int, limits: Sizes, steps: int) -> int:
     """Another size within limits, some steps further or back."""
     found = [size + sign * k * limits.multiple for k in range(steps, 0, -1) for sign in (1, -1)]
     return next((other for other in found if other in limits), size)
 
 
-def _same_dtype(ours: np.dtype, theirs: np.dtype) -> bool:
+def _is_same_dtype(ours: np.dtype, theirs: np.dtype) -> bool:
     """Equal, but that JAX holds 64-bit integers in 32 bits while x64 is off."""
     return ours == theirs or ours.name == NARROW.get(theirs.name)
 
 
-def _case(what: str, place: str, places: dict[str, Any]) -> str:
+def _case_name(what: str, place: str, places: dict[str, Any]) -> str:
     return f"{what}, {place}" if len(places) > 1 else what
 
 
-def _same_bits(a: Tensor, b: Tensor) -> bool:
+def _has_same_bits(a: Tensor, b: Tensor) -> bool:
     if a.dtype != b.dtype or a.shape != b.shape:
         return False
     a, b = a.detach().cpu().resolve_conj().resolve_neg().contiguous(), b.contiguous()

@@ -17,7 +17,7 @@ from torch_bridge.graph.capture import capture
 from torch_bridge.graph.forward import evaluate_model
 from torch_bridge.graph.sizes.open_axes import OpenAxes
 from torch_bridge.lowering import OPERATIONS, lower
-from torch_bridge.parity.metrics import normwise
+from torch_bridge.parity.metrics import normwise_error
 
 
 def first_divergence(
@@ -48,7 +48,7 @@ def first_divergence(
         ours = observed(*jax.tree.map(lambda leaf, k=k: leaf[k], (ensemble.params, ensemble.buffers)))
         for position, (call, expected) in enumerate(theirs):
             if call in ours:
-                error, _ = normwise(np.asarray(ours[call])[None], expected[None])
+                error, _ = normwise_error(np.asarray(ours[call])[None], expected[None])
                 if not error <= limit:
                     found.append((position, k, f"{call.partition('@')[0]} ({error:.1e}, member {k})"))
                     break

@@ -19,7 +19,7 @@ from torch_bridge.lowering.rules.draws import is_draw
 from torch_bridge.parity.reference import CannotRun
 
 
-def draws_numbers(ensemble: Ensemble, arrays: Any, *, each: bool = False) -> bool:
+def can_draw(ensemble: Ensemble, arrays: Any, *, each: bool = False) -> bool:
     """Whether a call with these inputs, of each member with `each`, draws random numbers."""
     if not ensemble.rngs:
         return False

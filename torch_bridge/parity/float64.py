@@ -14,50 +14,54 @@ from jaxensemble.modules.randomness import stack_rngs
 from jaxensemble.network.network import Dtype, Network
 from jaxensemble.network.weight_map import Origin, WeightMap
 from torch_bridge.graph.sizes.open_axes import OpenAxes
-from torch_bridge.lowering.builder import Drawn
+from torch_bridge.lowering.builder import DrawMode
 from torch_bridge.lowering.convert import constant_arrays, convert
 
 
-def in_float64(ensemble: Ensemble, double: nn.Module, inputs: tuple[Any, ...], drawn: Drawn | None = None) -> Ensemble:
+def convert_to_float64(
+    ensemble: Ensemble, double: nn.Module, inputs: tuple[Any, ...], draw_mode: DrawMode | None = None
+) -> Ensemble:
     """The ensemble with its weights in float64 and complex128, exactly. To be used with x64 on.
 
     Where the network itself holds such constants or names such a dtype, it is captured anew from `double`, a float64
-    copy of a member: constants that PyTorch computes in float64 then are not float32's. With `drawn`, it gives the
+    copy of a member: constants that PyTorch computes in float64 then are not float32's. With `draw_mode`, it gives the
     random numbers of this mode beside its outputs.
     """
-    if drawn is not None or (ensemble.network is not None and depends_on_dtype(ensemble.network)):
-        ensemble = captured_anew(ensemble, double, inputs, drawn)
+    if draw_mode is not None or (ensemble.network is not None and is_dtype_dependent(ensemble.network)):
+        ensemble = recapture_network(ensemble, double, inputs, draw_mode)
     return ensemble.astype("float64")
 
 
-def captured_anew(
-    ensemble: Ensemble, model: nn.Module, inputs: tuple[Any, ...], drawn: Drawn | None = None
+def recapture_network(
+    ensemble: Ensemble, model: nn.Module, inputs: tuple[Any, ...], draw_mode: DrawMode | None = None
 ) -> Ensemble:
     """The ensemble with the network that `model` gives, and its own weights; as it is if it was not ported."""
     origin = ensemble.origin
     if not isinstance(origin, Origin):
         return ensemble
     reason = ensemble.network.evaluation_only
-    lowered = convert(model, inputs, OpenAxes.again(ensemble), origin.input_layout, drawn=drawn, evaluation_only=reason)
-    if drawn is not None and _stored(lowered.weights) != _stored(origin.weights):
+    lowered = convert(
+        model, inputs, OpenAxes.again(ensemble), origin.input_layout, draw_mode=draw_mode, evaluation_only=reason
+    )
+    if draw_mode is not None and _storage(lowered.weights) != _storage(origin.weights):
         raise UnsupportedError("the network with its random numbers beside its outputs stores its weights otherwise")
     state = skeleton(lowered.network)
     return dataclasses.replace(
         ensemble,
         graphdef=state.graphdef,
         network=lowered.network,
-        constants=_filled(state.constants, constant_arrays(lowered)),
+        constants=_fill_tree(state.constants, constant_arrays(lowered)),
         rngs=stack_rngs(state.rngs, len(ensemble)),
     )
 
 
-def _stored(weights: WeightMap) -> list[Any]:
+def _storage(weights: WeightMap) -> list[Any]:
     return [(entry.path, entry.rearrangement) for entry in weights.entries]
 
 
-def _filled(tree: Any, arrays: Mapping[str, Any], prefix: str = "") -> Any:
+def _fill_tree(tree: Any, arrays: Mapping[str, Any], prefix: str = "") -> Any:
     return {
-        name: _filled(leaf, arrays, f"{prefix}{name}.") if isinstance(leaf, dict) else arrays[prefix + name]
+        name: _fill_tree(leaf, arrays, f"{prefix}{name}.") if isinstance(leaf, dict) else arrays[prefix + name]
         for name, leaf in tree.items()
     }
 
@@ -70,14 +74,14 @@ _LIMITS = {
 """Numbers that a forward takes from `torch.finfo(x.dtype)`, to fill what is masked."""
 
 
-def depends_on_dtype(network: Network) -> bool:
+def is_dtype_dependent(network: Network) -> bool:
     """Whether the network computes with constants or casts that a float64 network would have otherwise."""
     if any(variable.kind == "constant" and _is_inexact(variable.dtype) for variable in network.variables):
         return True
     options = (tuple(layer.options.values()) for layer in network.layers)
     if any(isinstance(option, float) and option in _LIMITS for values in options for option in values):
         return True  # as of `nn.RMSNorm`, whose default is the dtype's own
-    return any(_names_float((call.args, call.kwargs)) for call in network.calls)
+    return any(_has_float_name((call.args, call.kwargs)) for call in network.calls)
 
 
 def _is_inexact(name: str) -> bool:
@@ -85,14 +89,14 @@ def _is_inexact(name: str) -> bool:
     return "float" in name or "complex" in name
 
 
-def _names_float(arg: Any) -> bool:
+def _has_float_name(arg: Any) -> bool:
     match arg:
         case Dtype(name):
             return _is_inexact(name)
         case float():
             return arg in _LIMITS
         case tuple() | list():
-            return any(_names_float(item) for item in arg)
+            return any(_has_float_name(item) for item in arg)
         case Mapping():
-            return any(_names_float(item) for item in arg.values())
+            return any(_has_float_name(item) for item in arg.values())
     return False

@@ -20,9 +20,9 @@ from torch_bridge.graph.forward import call_model
 from torch_bridge.graph.outputs import arrays_of
 from torch_bridge.parity import precision
 from torch_bridge.parity.draws import Draws
-from torch_bridge.parity.metrics import same_where_not_finite
+from torch_bridge.parity.metrics import is_same_where_not_finite
 from torch_bridge.parity.result import Row
-from torch_bridge.parity.rounding import allowed, moved
+from torch_bridge.parity.rounding import allowed_error, move_last_bits
 
 LIMIT = 1e-11
 """Largest float64 error of a parameter's gradient, relative to that gradient's largest entry."""
@@ -58,20 +58,22 @@ def compare(
     rows = []
     for k, model in enumerate(doubles):
         try:
-            theirs, size = _autograd(model, inputs)
+            theirs, size = _torch_gradients(model, inputs)
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:  # as of a forward that writes into what its backward needs
             return f"gradients not compared, since PyTorch cannot compute them: {first_line(error)}"
-        narrow = functools.cache(functools.partial(_in_single, model, inputs))
+        narrow = functools.cache(functools.partial(_single_gradients, model, inputs))
         largest = max((float(np.abs(grad).max(initial=0.0)) for grad in theirs.values()), default=0.0)
         for entry in ensemble.origin.weights.entries:
             key = next((key for key in entry.keys if key in theirs), None)
             if key is None or entry.path not in ours:
                 continue
-            error = _relative(ours[entry.path][k], entry.rearrangement.apply(theirs[key]), largest, ROUNDING * size)
-            coarse = lambda key=key: max(_relative(grads[key], theirs[key], largest) for grads in narrow())  # noqa: B023, E731
-            limit, remark = allowed(error, LIMIT, coarse)
+            error = _relative_error(
+                ours[entry.path][k], entry.rearrangement.apply(theirs[key]), largest, ROUNDING * size
+            )
+            coarse = lambda key=key: max(_relative_error(grads[key], theirs[key], largest) for grads in narrow())  # noqa: B023, E731
+            limit, remark = allowed_error(error, LIMIT, coarse)
             rows.append(Row("gradients, float64", "every parameter", error, limit, f"member {k}, {key}{remark}"))
     return [max(rows, key=lambda row: (row.error / row.limit, row.error))] if rows else []
 
@@ -79,18 +81,18 @@ def compare(
 Grads = dict[str, np.ndarray]
 
 
-def _in_single(model: nn.Module, inputs: tuple[Any, ...]) -> list[Grads]:
+def _single_gradients(model: nn.Module, inputs: tuple[Any, ...]) -> list[Grads]:
     """The gradients in float32, of the model and of a few that are all but the same: one may be right by chance."""
     found = []
-    for models, given in itertools.chain([([model], inputs)], moved([model], inputs, torch.float32)):
-        (narrow,), given = precision.in_single(models, given)
-        with precision.single():
-            found.append(_autograd(narrow, given)[0])
+    for models, given in itertools.chain([([model], inputs)], move_last_bits([model], inputs, torch.float32)):
+        (narrow,), given = precision.single_copies(models, given)
+        with precision.single_precision():
+            found.append(_torch_gradients(narrow, given)[0])
     return found
 
 
-def _relative(actual: np.ndarray, expected: np.ndarray, largest: float, rounding: float = 0.0) -> float:
-    if not same_where_not_finite(actual, expected):
+def _relative_error(actual: np.ndarray, expected: np.ndarray, largest: float, rounding: float = 0.0) -> float:
+    if not is_same_where_not_finite(actual, expected):
         return np.inf
     finite = np.isfinite(expected)
     size = np.abs(expected[finite]).max(initial=0.0)
@@ -106,7 +108,8 @@ def _gradients(ensemble: Ensemble, arrays: Any, draws: Draws) -> Any:
         result = dataclasses.replace(ensemble, params=params)(*arrays, **draws.options)
         outputs = result[0] if draws else result
         total = sum(
-            (jnp.sum(weights(leaf[0].size, leaf.shape[1:]) * leaf) for leaf in floats(outputs)), start=jnp.zeros(())
+            (jnp.sum(loss_weights(leaf[0].size, leaf.shape[1:]) * leaf) for leaf in float_leaves(outputs)),
+            start=jnp.zeros(()),
         )
         return total, result
 
@@ -115,7 +118,7 @@ def _gradients(ensemble: Ensemble, arrays: Any, draws: Draws) -> Any:
     return grads
 
 
-def floats(outputs: Any) -> list[Any]:
+def float_leaves(outputs: Any) -> list[Any]:
     """The arrays or tensors of real numbers, complex ones as their two parts."""
     found: list[Any] = []
     for leaf in arrays_of(outputs).values():
@@ -124,12 +127,12 @@ def floats(outputs: Any) -> list[Any]:
     return found
 
 
-def weights(size: int, shape: Sequence[int]) -> np.ndarray:
+def loss_weights(size: int, shape: Sequence[int]) -> np.ndarray:
     """Uneven weights for an output's entries, so that their gradients do not cancel by symmetry."""
     return np.cos(np.arange(size, dtype=np.float64)).reshape(shape)
 
 
-def _autograd(model: nn.Module, inputs: tuple[Any, ...]) -> tuple[Grads, float]:
+def _torch_gradients(model: nn.Module, inputs: tuple[Any, ...]) -> tuple[Grads, float]:
     """The gradients, and the sum of all outputs, of which each counts as 1 at most, over the largest parameter."""
     named = dict(model.named_parameters())
     params = list(named.values())
@@ -137,12 +140,12 @@ def _autograd(model: nn.Module, inputs: tuple[Any, ...]) -> tuple[Grads, float]:
         for param in params:
             param.requires_grad_(True)
         total = torch.zeros((), dtype=torch.float64)
-        leaves = floats(call_model(model, inputs))
+        leaves = float_leaves(call_model(model, inputs))
         for leaf in leaves:
-            total = total + (leaf * torch.from_numpy(weights(leaf.numel(), leaf.shape)).to(leaf)).sum()
+            total = total + (leaf * torch.from_numpy(loss_weights(leaf.numel(), leaf.shape)).to(leaf)).sum()
         differs = total.requires_grad and params
         grads = torch.autograd.grad(total, params, allow_unused=True) if differs else [None] * len(params)
-    precision.detach_computed(model)
+    precision.detach_computed_weights(model)
     found = {
         name: (torch.zeros_like(param) if grad is None else grad).detach().cpu().numpy()
         for (name, param), grad in zip(named.items(), grads, strict=True)

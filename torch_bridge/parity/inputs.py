@@ -12,7 +12,7 @@ from torch_bridge.graph.forward import Inputs
 from torch_bridge.members.finite import has_fractions
 
 
-def laid_out(inputs: Inputs, layout: str) -> tuple[Any, ...]:
+def ensemble_inputs(inputs: Inputs, layout: str) -> tuple[Any, ...]:
     """PyTorch's inputs as an ensemble takes them by position that was ported with this `input_layout`."""
     entries = Arguments.of(inputs).entries
     if layout == "torch":
@@ -20,9 +20,9 @@ def laid_out(inputs: Inputs, layout: str) -> tuple[Any, ...]:
     return map_tensors(lambda x: x.movedim(1, -1) if x.ndim >= 3 else x, entries)
 
 
-def stacked_inputs(per_member: Sequence[Inputs]) -> Any:
+def stack_inputs(inputs_per_member: Sequence[Inputs]) -> Any:
     """Inputs `[M, ...]` of those of every member; what is no tensor is the same for all."""
-    return pytree.tree_map(lambda *xs: torch.stack(xs) if isinstance(xs[0], Tensor) else xs[0], *per_member)
+    return pytree.tree_map(lambda *xs: torch.stack(xs) if isinstance(xs[0], Tensor) else xs[0], *inputs_per_member)
 
 
 def resize_inputs(inputs: Inputs, size: int, batch_axis: Any, seed: int = 0) -> Arguments:
@@ -56,13 +56,13 @@ def batch_size(inputs: Inputs, batch_axis: Any) -> int | None:
     return None
 
 
-def per_member(inputs: Inputs, members: int, batch_axis: Any) -> list[Inputs]:
+def inputs_per_member(inputs: Inputs, members: int, batch_axis: Any) -> list[Inputs]:
     """Inputs of its own for every member, of equal shapes."""
     size = batch_size(inputs, batch_axis)
     if size is None:
-        return [pytree.tree_map(lambda x, k=k: _scaled(x, 1 + 0.1 * k), inputs) for k in range(members)]
+        return [pytree.tree_map(lambda x, k=k: _scale(x, 1 + 0.1 * k), inputs) for k in range(members)]
     return [resize_inputs(inputs, size, batch_axis, seed=k + 1) for k in range(members)]
 
 
-def _scaled(x: Any, factor: float) -> Any:
+def _scale(x: Any, factor: float) -> Any:
     return x * factor if isinstance(x, Tensor) and has_fractions(x) else x

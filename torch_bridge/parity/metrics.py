@@ -30,19 +30,19 @@ Beside -1e30, all else would be equal.
 """
 
 
-def by_place(outputs: Any) -> dict[str, np.ndarray]:
+def arrays_by_place(outputs: Any) -> dict[str, np.ndarray]:
     """The arrays of either framework's outputs; of an ensemble's, `[M, ...]`. Numbers and strings are left out."""
     arrays = arrays_of(outputs).items()
     return {place: to_numpy(leaf) if isinstance(leaf, Tensor) else np.asarray(leaf) for place, leaf in arrays}
 
 
-def stacked(outputs: Sequence[Any]) -> dict[str, np.ndarray]:
+def stack_outputs(outputs: Sequence[Any]) -> dict[str, np.ndarray]:
     """The outputs of each member as arrays `[M, ...]` by place."""
-    members = [by_place(output) for output in outputs]
+    members = [arrays_by_place(output) for output in outputs]
     return {place: np.stack([member[place] for member in members]) for place in members[0]}
 
 
-def normwise(actual: np.ndarray, expected: np.ndarray) -> tuple[float, int]:
+def normwise_error(actual: np.ndarray, expected: np.ndarray) -> tuple[float, int]:
     """The largest error of any member relative to that member's largest value, and which member has it.
 
     Infinite where shapes, kinds or the positions of NaN and infinity differ; integers and booleans must be equal.
@@ -57,17 +57,17 @@ def normwise(actual: np.ndarray, expected: np.ndarray) -> tuple[float, int]:
 def _error(actual: np.ndarray, expected: np.ndarray) -> float:
     if expected.dtype.kind in "biu":
         return 0.0 if np.array_equal(actual, expected) else np.inf
-    if not same_where_not_finite(actual, expected):
+    if not is_same_where_not_finite(actual, expected):
         return np.inf
     finite = np.isfinite(expected)
     actual, expected = actual[finite], expected[finite]
-    counts = ~_fills(actual, expected, expected)
+    counts = ~_is_fill(actual, expected, expected)
     difference = np.abs(actual - expected)[counts].max(initial=0.0)
     scale = np.abs(expected)[counts].max(initial=0.0)
     return float(difference / scale) if scale else float(difference)
 
 
-def _fills(ours: np.ndarray, theirs: np.ndarray, exact: np.ndarray) -> np.ndarray:
+def _is_fill(ours: np.ndarray, theirs: np.ndarray, exact: np.ndarray) -> np.ndarray:
     """Which values are the same on both sides and larger by `FILL` than all that are not, and than 1."""
     same = ours == theirs
     return same & (np.abs(exact) > FILL * np.abs(exact[~same]).max(initial=1.0))
@@ -82,13 +82,13 @@ def working_errors(ours: np.ndarray, theirs: np.ndarray, exact: np.ndarray) -> t
     with np.errstate(all="ignore"):
         same = (ours == theirs) | (np.isnan(ours) & np.isnan(theirs))
         lost = ~(np.abs(theirs - exact) <= np.abs(exact) / 2) & (exact != 0)
-        counts = ~(same & lost | _fills(ours, theirs, exact))
+        counts = ~(same & lost | _is_fill(ours, theirs, exact))
     ours, theirs, exact = ours[counts], theirs[counts], exact[counts]
-    error = rms_error(ours, exact) if same_where_not_finite(ours, exact) else np.inf
+    error = rms_error(ours, exact) if is_same_where_not_finite(ours, exact) else np.inf
     return error, rms_error(theirs, exact), rms(exact)
 
 
-def same_where_not_finite(actual: np.ndarray, expected: np.ndarray) -> bool:
+def is_same_where_not_finite(actual: np.ndarray, expected: np.ndarray) -> bool:
     """Whether NaN and the infinities are at the same positions."""
     finite = np.isfinite(expected)
     same = np.array_equal(np.isfinite(actual), finite)

@@ -34,7 +34,7 @@ def equal_precision(*, tf32: bool = False) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def widened() -> Iterator[None]:
+def double_precision() -> Iterator[None]:
     """PyTorch in float64 for a while, whatever a forward says: `x.float()`, `torch.arange(3.0)`, `dtype=torch.float32`.
 
     Without it, the float64 copy of such a model computes in float32, or fails where both meet. Distances are
@@ -43,24 +43,24 @@ def widened() -> Iterator[None]:
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.float64)
     try:
-        with isolate_function_caches(), _Widened(), DirectDistances():
+        with isolate_function_caches(), _DoublePrecision(), DirectDistances():
             yield
     finally:
         torch.set_default_dtype(before)
 
 
 @contextlib.contextmanager
-def single() -> Iterator[None]:
-    """PyTorch in float32 for a while, within `widened` too."""
-    before, paused = torch.get_default_dtype(), _Widened.paused
+def single_precision() -> Iterator[None]:
+    """PyTorch in float32 for a while, within `double_precision` too."""
+    before, paused = torch.get_default_dtype(), _DoublePrecision.paused
     torch.set_default_dtype(torch.float32)
-    _Widened.paused = True
+    _DoublePrecision.paused = True
     try:
         with isolate_function_caches():
             yield
     finally:
         torch.set_default_dtype(before)
-        _Widened.paused = paused
+        _DoublePrecision.paused = paused
 
 
 _WIDE = dict.fromkeys((torch.float16, torch.bfloat16, torch.float32), torch.float64)
@@ -78,11 +78,11 @@ _CASTS = dict.fromkeys((Tensor.float, Tensor.half, Tensor.bfloat16), Tensor.doub
 _CASTS |= {getattr(Tensor, name): getattr(Tensor, "cdouble") for name in ("cfloat", "chalf")}  # noqa: B009
 
 
-class _Widened(TorchFunctionMode):
+class _DoublePrecision(TorchFunctionMode):
     paused = False
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if _Widened.paused:
+        if _DoublePrecision.paused:
             return func(*args, **(kwargs or {}))
 
         def wide(value: Any) -> Any:
@@ -95,16 +95,16 @@ class _Widened(TorchFunctionMode):
         return (_CASTS[func] if func in _CASTS else func)(*args, **kwargs)
 
 
-def in_double(models: Sequence[nn.Module], *, training: bool = False) -> list[nn.Module]:
+def double_copies(models: Sequence[nn.Module], *, training: bool = False) -> list[nn.Module]:
     """Copies of the models in float64 and complex128, all in one mode."""
     for model in models:
-        detach_computed(model)
+        detach_computed_weights(model)
     return [_cast(copy.deepcopy(model), _WIDE).train(training) for model in models]
 
 
-def in_single(models: Sequence[nn.Module], inputs: Any) -> tuple[list[nn.Module], Any]:
-    """Copies of models and inputs in float32 and complex64, to be run within `single`."""
-    with single():
+def single_copies(models: Sequence[nn.Module], inputs: Any) -> tuple[list[nn.Module], Any]:
+    """Copies of models and inputs in float32 and complex64, to be run within `single_precision`."""
+    with single_precision():
         return [_cast(copy.deepcopy(model), _SINGLE) for model in models], _cast_leaves(inputs, _SINGLE)
 
 
@@ -117,7 +117,7 @@ def _cast_leaves(tree: Any, dtypes: Mapping[torch.dtype, torch.dtype]) -> Any:
     return pytree.tree_map(lambda x: x.to(dtypes.get(x.dtype, x.dtype)) if isinstance(x, Tensor) else x, tree)
 
 
-def detach_computed(model: nn.Module) -> None:
+def detach_computed_weights(model: nn.Module) -> None:
     """Legacy weight norm leaves a weight behind that it computes anew at every call, and that cannot be copied."""
     for module in model.modules():
         for hook in module._forward_pre_hooks.values():

@@ -13,15 +13,15 @@ from torch_bridge.compat import pytree
 from torch_bridge.graph.examples import Arguments
 from torch_bridge.graph.forward import Inputs, describe_shapes, evaluate_model
 from torch_bridge.graph.outputs import arrays_of
-from torch_bridge.parity.inputs import stacked_inputs
-from torch_bridge.parity.precision import in_single, single
+from torch_bridge.parity.inputs import stack_inputs
+from torch_bridge.parity.precision import single_copies, single_precision
 
 
 class CannotRun(InputError):
     """PyTorch cannot run the models on these inputs."""
 
 
-def loop(models: Sequence[nn.Module], inputs: Inputs | Sequence[Inputs]) -> list[Any]:
+def run_loop(models: Sequence[nn.Module], inputs: Inputs | Sequence[Inputs]) -> list[Any]:
     """Every member's outputs; `inputs` are one call's arguments, or a list with those of each member.
 
     **Raises:** `CannotRun` where a member's forward raises.
@@ -32,7 +32,7 @@ def loop(models: Sequence[nn.Module], inputs: Inputs | Sequence[Inputs]) -> list
     except CannotRun:
         raise
     except Exception as error:  # as of inputs for other models
-        own = _in_own_precision(models[0], per_member[0]) or error
+        own = _own_error(models[0], per_member[0]) or error
         raise CannotRun(
             f"PyTorch itself cannot run {type(models[0]).__name__} on these inputs ({describe_shapes(per_member[0])}): "
             f"{describe_error(own)}",
@@ -40,18 +40,18 @@ def loop(models: Sequence[nn.Module], inputs: Inputs | Sequence[Inputs]) -> list
         ) from error
 
 
-def _in_own_precision(model: nn.Module, inputs: Inputs) -> Exception | None:
+def _own_error(model: nn.Module, inputs: Inputs) -> Exception | None:
     """What the model says in float32, if it fails there as well: of a copy in float64, users know nothing."""
-    (single_model,), single_inputs = in_single([model], inputs)
+    (single_model,), single_inputs = single_copies([model], inputs)
     try:
-        with single():
+        with single_precision():
             evaluate_model(single_model, single_inputs)
     except Exception as error:  # which is what is asked for
         return error
     return None
 
 
-def mapped(models: Sequence[nn.Module], inputs: Inputs | list[Inputs]) -> Callable[[], dict[str, Tensor]]:
+def vmapped_call(models: Sequence[nn.Module], inputs: Inputs | list[Inputs]) -> Callable[[], dict[str, Tensor]]:
     """A call of all members by `torch.func`: `stack_module_state` beforehand, then `functional_call` under `vmap`.
 
     It gives the tensors among the outputs by place, `[M, ...]`.
@@ -59,7 +59,7 @@ def mapped(models: Sequence[nn.Module], inputs: Inputs | list[Inputs]) -> Callab
     params, buffers = torch.func.stack_module_state(list(models))
     base = copy.deepcopy(models[0])  # PyTorch leaves mapped tensors in modules that stand under several names
     each = isinstance(inputs, list)
-    tensors, calling = with_tensors(stacked_inputs(inputs) if isinstance(inputs, list) else inputs)
+    tensors, calling = split_tensors(stack_inputs(inputs) if isinstance(inputs, list) else inputs)
 
     def call(params: Any, buffers: Any, tensors: list[Tensor]) -> dict[str, Tensor]:
         arguments = calling(tensors)
@@ -69,7 +69,7 @@ def mapped(models: Sequence[nn.Module], inputs: Inputs | list[Inputs]) -> Callab
     return torch.no_grad()(lambda: vectorised(params, buffers, tensors))
 
 
-def with_tensors(inputs: Inputs) -> tuple[list[Tensor], Callable[[Sequence[Tensor]], Arguments]]:
+def split_tensors(inputs: Inputs) -> tuple[list[Tensor], Callable[[Sequence[Tensor]], Arguments]]:
     """The tensors of inputs, which `torch.func` can map, and what makes the arguments of a call of such."""
     leaves, spec = pytree.tree_flatten(Arguments.of(inputs))
     tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]

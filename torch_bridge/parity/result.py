@@ -33,7 +33,7 @@ class Row:
         return self.error <= self.limit and self.error < float("inf")
 
 
-def arrays_of(ensemble: Ensemble) -> list[Any]:
+def compared_arrays(ensemble: Ensemble) -> list[Any]:
     """The arrays that a comparison is about."""
     return jax.tree.leaves((ensemble.params, ensemble.buffers, ensemble.constants))
 
@@ -66,7 +66,7 @@ class ParityReport:
         """
         if not self.passed:
             raise StateError(f"there is no proof: the comparison failed\n{self.failures}")
-        leaves = arrays_of(ensemble)
+        leaves = compared_arrays(ensemble)
         if len(leaves) != len(self._compared) or not all(map(operator.is_, leaves, self._compared)):
             raise StateError("this ensemble has other arrays than the one that was compared: check it")
         return ensemble.proven(proof_of([self]))

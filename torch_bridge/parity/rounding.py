@@ -25,7 +25,7 @@ DRAWS = 4
 """How often models and inputs are moved by their last bits."""
 
 
-def allowed(error: float, limit: float, coarse: Callable[[], float]) -> tuple[float, str]:
+def allowed_error(error: float, limit: float, coarse: Callable[[], float]) -> tuple[float, str]:
     """The largest error in float64 that passes, and a remark on it.
 
     That is `limit`, unless the error is above it and PyTorch's own rounding explains it: `coarse` gives how far
@@ -44,7 +44,7 @@ def allowed(error: float, limit: float, coarse: Callable[[], float]) -> tuple[fl
 
 
 def coarse_error(narrow: np.ndarray, exact: np.ndarray) -> float:
-    """The largest error of any member in float32, relative to that member's largest value, as `normwise` has it.
+    """The largest error of any member in float32, relative to that member's largest value, as `normwise_error` has it.
 
     What float32 cannot hold, as the lowest float64 that a mask fills in, is left out.
     """
@@ -59,7 +59,7 @@ def coarse_error(narrow: np.ndarray, exact: np.ndarray) -> float:
     return max(errors)
 
 
-def moved(
+def move_last_bits(
     models: Sequence[nn.Module], inputs: Any, dtype: torch.dtype | None = None
 ) -> Iterator[tuple[list[nn.Module], Any]]:
     """A few times the models and their inputs, every number made larger or smaller by its last bit. Zeros stay.

@@ -22,11 +22,11 @@ from torch_bridge.graph.forward import call_model
 from torch_bridge.optimizers import train_state
 from torch_bridge.parity import reference
 from torch_bridge.parity.draws import Draws
-from torch_bridge.parity.gradients import floats, weights
-from torch_bridge.parity.inputs import stacked_inputs
-from torch_bridge.parity.metrics import normwise
+from torch_bridge.parity.gradients import float_leaves, loss_weights
+from torch_bridge.parity.inputs import stack_inputs
+from torch_bridge.parity.metrics import normwise_error
 from torch_bridge.parity.result import Row
-from torch_bridge.parity.training import arrays_of, drawing_alike, errors_of, worst
+from torch_bridge.parity.training import draw_alike, errors_of, tensor_arrays, worst_row
 
 STEPS = 10
 
@@ -59,7 +59,7 @@ def compare(
 
     `inputs` are those of every member, `arrays` the same as the ensemble takes them; `draws` are of evaluation mode.
     """
-    ensemble, doubles, draws, notes = _in_training(ensemble, doubles, inputs, arrays, draws)
+    ensemble, doubles, draws, notes = _training_pair(ensemble, doubles, inputs, arrays, draws)
     rows: list[Row] = []
     try:
         for name, make in optimizers.items():
@@ -74,14 +74,14 @@ def compare(
         return rows, [*notes, f"training not compared with torch.func: {error}"]
 
 
-def _in_training(
+def _training_pair(
     ensemble: Ensemble, doubles: Sequence[nn.Module], inputs: Sequence[Any], arrays: Any, draws: Draws
 ) -> tuple[Ensemble, Sequence[nn.Module], Draws, list[str]]:
     """Both in training mode, or as they are, in evaluation mode, with a note that says why."""
     reason = ensemble.network.evaluation_only if ensemble.network is not None else None
     if reason is None:
         try:
-            trained, models, alike = drawing_alike(ensemble, doubles, inputs[0], arrays, draws.key, each=True)
+            trained, models, alike = draw_alike(ensemble, doubles, inputs[0], arrays, draws.key, each=True)
             trained.each(*arrays, **alike.options)
         except (UnsupportedError, InputError) as error:  # draws within a recurrent layer; BatchNorm of one value
             reason = first_line(error)
@@ -106,7 +106,7 @@ def _steps(
     state = train_state(members, optimizers, ensemble, draws.key, train=False)
     ours, drawn = [], []
     for _ in range(STEPS):
-        drawn.append(_drawn(state, arrays) if draws else [])
+        drawn.append(_next_draws(state, arrays) if draws else [])
         loss = _loss_beside_draws if draws else _loss
         state, losses = train_step(state, arrays, _no_targets(ensemble, arrays), loss=loss, each=True)
         ours.append(losses)
@@ -121,8 +121,8 @@ def _steps(
     except (RuntimeError, ValueError) as error:  # as of a forward that writes into what its backward needs
         raise _NotPossible.because_of(error) from error
     stage = f"float64, {STEPS} steps of {name}"
-    error, member = normwise(np.array(ours).T, np.array(theirs))
-    rows = _tensors(stage, state.ensemble, arrays_of(members))
+    error, member = normwise_error(np.array(ours).T, np.array(theirs))
+    rows = _tensors(stage, state.ensemble, tensor_arrays(members))
     return [Row(stage, "losses", error, LIMIT, f"member {member}"), *rows]
 
 
@@ -135,7 +135,7 @@ def _against_vmap(ensemble: Ensemble, doubles: Any, inputs: Sequence[Any], array
     state, _ = train_step(state, arrays, _no_targets(ensemble, arrays), loss=_loss, each=True)
     params, buffers = torch.func.stack_module_state(members)
 
-    tensors, calling = reference.with_tensors(stacked_inputs(inputs))
+    tensors, calling = reference.split_tensors(stack_inputs(inputs))
 
     def loss(params: Any, buffers: Any, tensors: Any) -> Tensor:
         return _torch_loss(torch.func.functional_call(members[0], (params, buffers), *calling(tensors)))
@@ -151,7 +151,7 @@ def _against_vmap(ensemble: Ensemble, doubles: Any, inputs: Sequence[Any], array
     return _tensors("float64, a step along torch.func.vmap(grad)", state.ensemble, states)
 
 
-def _drawn(state: TrainState, arrays: Any) -> Sequence[Any]:
+def _next_draws(state: TrainState, arrays: Any) -> Sequence[Any]:
     """What the members are going to draw in the next step: arrays `[M, ...]`."""
     ensemble = state.ensemble
     call = Call(ensemble.graphdef, next(iter(state.keys.devices())).platform)
@@ -173,12 +173,12 @@ def _no_targets(ensemble: Ensemble, arrays: Any) -> jax.Array:
 def _tensors(stage: str, ensemble: Ensemble, states: Sequence[Mapping[str, np.ndarray]]) -> list[Row]:
     """The worst parameter and the worst buffer of those that `states` have."""
     found = {kind: errors_of(getattr(ensemble, kind), ensemble.origin, states) for kind in ("params", "buffers")}
-    return [worst(stage, kind, errors, LIMIT) for kind, errors in found.items() if errors]
+    return [worst_row(stage, kind, errors, LIMIT) for kind, errors in found.items() if errors]
 
 
 def _loss(outputs: Any, targets: jax.Array) -> jax.Array:
     """The mean square distance of the outputs from numbers that are no symmetry of theirs."""
-    parts = [jnp.mean((leaf - weights(leaf.size, leaf.shape)) ** 2) for leaf in floats(outputs)]
+    parts = [jnp.mean((leaf - loss_weights(leaf.size, leaf.shape)) ** 2) for leaf in float_leaves(outputs)]
     return sum(parts, start=jnp.zeros((), targets.dtype))
 
 
@@ -189,7 +189,8 @@ def _loss_beside_draws(result: Any, targets: jax.Array) -> jax.Array:
 
 def _torch_loss(outputs: Any) -> Tensor:
     parts = [
-        ((leaf - torch.from_numpy(weights(leaf.numel(), leaf.shape)).to(leaf)) ** 2).mean() for leaf in floats(outputs)
+        ((leaf - torch.from_numpy(loss_weights(leaf.numel(), leaf.shape)).to(leaf)) ** 2).mean()
+        for leaf in float_leaves(outputs)
     ]
     return torch.stack(parts).sum()
 

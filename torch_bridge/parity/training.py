@@ -15,11 +15,11 @@ from jaxensemble.modules.state import Tree, flatten
 from jaxensemble.network.weight_map import Origin
 from torch_bridge.members.tensors import tensors_of
 from torch_bridge.parity import precision, reference
-from torch_bridge.parity.draws import Draws, draws_numbers
-from torch_bridge.parity.float64 import captured_anew
-from torch_bridge.parity.metrics import by_place, normwise, stacked
+from torch_bridge.parity.draws import Draws, can_draw
+from torch_bridge.parity.float64 import recapture_network
+from torch_bridge.parity.metrics import arrays_by_place, normwise_error, stack_outputs
 from torch_bridge.parity.result import Row
-from torch_bridge.parity.rounding import allowed, coarse_error
+from torch_bridge.parity.rounding import allowed_error, coarse_error
 
 STAGE = "float64, training mode"
 
@@ -37,35 +37,35 @@ def compare(
     if ensemble.network is not None and ensemble.network.evaluation_only:
         return f"training mode not compared: {ensemble.network.evaluation_only}"
     try:
-        ensemble, doubles, draws = drawing_alike(ensemble, doubles, inputs, arrays, key)
+        ensemble, doubles, draws = draw_alike(ensemble, doubles, inputs, arrays, key)
     except UnsupportedError as error:  # as of draws within a recurrent layer
         return f"training mode not compared: {first_line(error)}"
     actual, after = ensemble.update(*arrays, **draws.options)
     actual = draws.outputs(actual)
     try:
-        trained, theirs = _trained(doubles, inputs)
+        trained, theirs = _run_training(doubles, inputs)
     except InputError as error:  # BatchNorm refuses batches of one value
         return f"training mode not compared: {first_line(error)}"
-    ours = by_place(actual)
-    errors = {name: normwise(ours[name], theirs[name]) for name in theirs}
+    ours = arrays_by_place(actual)
+    errors = {name: normwise_error(ours[name], theirs[name]) for name in theirs}
 
     @functools.cache
     def coarse() -> tuple[list[nn.Module], dict[str, np.ndarray]]:
-        models, given = precision.in_single(doubles, inputs)
-        with precision.single():
-            return _trained(models, given)
+        models, given = precision.single_copies(doubles, inputs)
+        with precision.single_precision():
+            return _run_training(models, given)
 
     def of_buffers(key: str) -> float:
-        states = zip(arrays_of(coarse()[0]), arrays_of(trained), strict=True)
+        states = zip(tensor_arrays(coarse()[0]), tensor_arrays(trained), strict=True)
         ours, exact = zip(*((narrow[key], wide[key]) for narrow, wide in states), strict=True)
         return coarse_error(np.stack(ours), np.stack(exact))
 
-    rows = [worst(STAGE, "outputs", errors, limit, lambda name: coarse_error(coarse()[1][name], theirs[name]))]
-    buffers = errors_of(after.buffers, after.origin, arrays_of(trained))
-    return [*rows, worst(STAGE, "buffers after a call", buffers, limit, of_buffers)] if buffers else rows
+    rows = [worst_row(STAGE, "outputs", errors, limit, lambda name: coarse_error(coarse()[1][name], theirs[name]))]
+    buffers = errors_of(after.buffers, after.origin, tensor_arrays(trained))
+    return [*rows, worst_row(STAGE, "buffers after a call", buffers, limit, of_buffers)] if buffers else rows
 
 
-def drawing_alike(
+def draw_alike(
     ensemble: Ensemble, doubles: Sequence[nn.Module], inputs: Any, arrays: Any, key: jax.Array, *, each: bool = False
 ) -> tuple[Ensemble, list[nn.Module], Draws]:
     """The ensemble in training mode, copies of the models, and what lets them draw the same numbers.
@@ -73,20 +73,22 @@ def drawing_alike(
     **Raises:** `UnsupportedError` for a network whose draws cannot be had.
     """
     ensemble, models = ensemble.train(), [copy.deepcopy(model) for model in doubles]
-    if not draws_numbers(ensemble, arrays, each=each):
+    if not can_draw(ensemble, arrays, each=each):
         return ensemble, models, Draws((), key)
-    ensemble = captured_anew(ensemble, models[0], inputs, "training").train()
+    ensemble = recapture_network(ensemble, models[0], inputs, "training").train()
     return ensemble, models, Draws(models, key)
 
 
-def _trained(doubles: Sequence[nn.Module], inputs: tuple[Any, ...]) -> tuple[list[nn.Module], dict[str, np.ndarray]]:
+def _run_training(
+    doubles: Sequence[nn.Module], inputs: tuple[Any, ...]
+) -> tuple[list[nn.Module], dict[str, np.ndarray]]:
     """Copies of the models after a call in training mode, and what it gave."""
     models = [copy.deepcopy(model).train() for model in doubles]
-    outputs = stacked(reference.loop(models, inputs))
+    outputs = stack_outputs(reference.run_loop(models, inputs))
     return models, outputs
 
 
-def arrays_of(models: Sequence[nn.Module]) -> list[dict[str, np.ndarray]]:
+def tensor_arrays(models: Sequence[nn.Module]) -> list[dict[str, np.ndarray]]:
     """Every parameter and buffer of each member, by PyTorch's names."""
     return [{key: tensor.detach().numpy() for key, tensor in tensors_of(model).items()} for model in models]
 
@@ -98,16 +100,16 @@ def errors_of(tree: Tree, origin: Origin, states: Sequence[Mapping[str, np.ndarr
         key = next((key for key in entry.keys if key in states[0]), None)  # tied tensors may stand under one name only
         if entry.path in ours and key is not None:
             expected = np.stack([entry.rearrangement.apply(state[key]) for state in states])
-            errors[key] = normwise(np.asarray(ours[entry.path]), expected)
+            errors[key] = normwise_error(np.asarray(ours[entry.path]), expected)
     return errors
 
 
-def worst(
+def worst_row(
     stage: str, what: str, errors: Errors, limit: float, coarse: Callable[[str], float] = lambda name: 0.0
 ) -> Row:
     """The error that is furthest beyond what passes for it, and where it is."""
     rows = []
     for name, (error, member) in errors.items():
-        most, remark = allowed(error, limit, lambda name=name: coarse(name))  # type: ignore[misc]
+        most, remark = allowed_error(error, limit, lambda name=name: coarse(name))  # type: ignore[misc]
         rows.append(Row(stage, what, error, most, f"member {member}, {name}{remark}"))
     return max(rows, key=lambda row: (row.error / row.limit, row.error))

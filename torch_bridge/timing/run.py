@@ -26,7 +26,7 @@ from torch_bridge.graph.caches.tensors import clear_caches
 from torch_bridge.graph.examples import Arguments
 from torch_bridge.members.same_network import as_members
 from torch_bridge.members.stack import checked_ensemble
-from torch_bridge.parity.inputs import batch_size, laid_out
+from torch_bridge.parity.inputs import batch_size, ensemble_inputs
 from torch_bridge.report import environment
 from torch_bridge.timing.exchange import save_arrays
 from torch_bridge.timing.load import Reading, is_busy, others
@@ -226,6 +226,6 @@ def _write(
     ensemble.eval().save(folder / "ensemble")
     with clear_caches(members, arguments):
         (folder / "models.pkl").write_bytes(cloudpickle.dumps(setup) + cloudpickle.dumps((members, arguments)))
-    inputs = laid_out(arguments, ensemble.origin.input_layout)
+    inputs = ensemble_inputs(arguments, ensemble.origin.input_layout)
     arrays = as_arrays(bound(ensemble.network, inputs), "inputs")
     save_arrays(folder / "inputs.npz", [np.asarray(leaf) for leaf in jax.tree.leaves(arrays)])

@@ -27,7 +27,7 @@ from jaxensemble.training.planning import make_step
 from jaxensemble.training.step import run_steps
 from torch_bridge.graph.examples import Arguments
 from torch_bridge.parity import reference
-from torch_bridge.parity.gradients import floats
+from torch_bridge.parity.gradients import float_leaves
 from torch_bridge.timing.variants import OURS, Call, as_graph, channels_last, compiler, member_of, mode_of, recorded
 
 RATE = 1e-10
@@ -87,7 +87,7 @@ def _mapped_step(models: Sequence[nn.Module], inputs: Arguments, compiled: Calla
     member = member_of(models)
     params, buffers = stack_module_state(list(models))
     optimizer = _adam(list(params.values()))
-    tensors, calling = reference.with_tensors(inputs)
+    tensors, calling = reference.split_tensors(inputs)
 
     def loss(params: Any, buffers: Any, tensors: Any) -> Tensor:
         return _square(member(params, buffers, calling(tensors)))
@@ -113,11 +113,11 @@ def _adam(params: list[Tensor]) -> torch.optim.Optimizer:
 
 
 def _square(outputs: Any) -> Tensor:
-    return torch.stack([leaf.square().mean() for leaf in floats(outputs)]).sum()
+    return torch.stack([leaf.square().mean() for leaf in float_leaves(outputs)]).sum()
 
 
 def _jax_square(outputs: Any, targets: Any = None) -> jax.Array:
-    leaves = floats(outputs)
+    leaves = float_leaves(outputs)
     return sum((jnp.mean(jnp.square(leaf)) for leaf in leaves), start=jnp.zeros((), leaves[0].dtype))
 
 

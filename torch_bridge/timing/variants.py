@@ -127,7 +127,7 @@ def _loop(models: Sequence[nn.Module], inputs: Arguments, compiled: Callable[...
 
 def _vmap(models: Sequence[nn.Module], inputs: Arguments, compiled: Callable[..., Any]) -> _Way:
     params, buffers = stack_module_state(list(models))
-    tensors, calling = reference.with_tensors(inputs)
+    tensors, calling = reference.split_tensors(inputs)
     member = member_of(models)
     function = compiled(vmap(lambda params, buffers, x: arrays_of(member(params, buffers, calling(x))), (0, 0, None)))
     return function, ({k: v.detach() for k, v in params.items()}, buffers, tensors)

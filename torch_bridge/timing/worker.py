@@ -24,7 +24,7 @@ from torch_bridge.arrays import to_numpy
 from torch_bridge.compat import count_compiled_graphs, pytree
 from torch_bridge.graph.outputs import arrays_of
 from torch_bridge.parity import precision
-from torch_bridge.parity.metrics import stacked
+from torch_bridge.parity.metrics import stack_outputs
 from torch_bridge.timing.exchange import load_arrays, save_arrays
 from torch_bridge.timing.training import STEPS, jax_step, torch_step
 from torch_bridge.timing.variants import OURS, is_loop, jax_call, torch_call
@@ -140,7 +140,7 @@ def _torch(job: Job) -> Way:
     def arrays(outputs: Any) -> list[Any]:
         if is_loop(job.variant):
             outputs = [pytree.tree_map(_numbers, arrays_of(output)) for output in outputs]
-            return [array for _, array in sorted(stacked(outputs).items())]
+            return [array for _, array in sorted(stack_outputs(outputs).items())]
         by_place = outputs if isinstance(outputs, dict) else arrays_of(outputs)  # losses are no dict
         return [to_numpy(_numbers(by_place[place])) for place in sorted(by_place)]
 

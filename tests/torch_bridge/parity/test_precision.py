@@ -18,7 +18,7 @@ from torch_bridge.parity.metrics import rms_error
 def test_float64_hands_on_what_functions_are_given_and_no_copies() -> None:
     """Copying a model hands every tensor the memo of all copies so far: copied each time, that takes minutes."""
     tensor, memo = torch.ones(2), {}
-    with precision.widened():
+    with precision.double_precision():
         copied = tensor.__deepcopy__(memo)
     assert memo[id(tensor)] is copied
 

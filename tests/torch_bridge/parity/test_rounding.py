@@ -91,8 +91,8 @@ def test_a_zero_that_is_rounding_beside_what_is_handed_through_is_no_error() -> 
 
 def test_gradients_are_zero_only_on_both_sides() -> None:
     zero, wrong = np.array([2e-15, -1e-15]), np.array([2e-12, 0.0])
-    assert gradients._relative(-zero, zero, 1.0) == 0
-    assert gradients._relative(wrong, zero, 1.0) > gradients.LIMIT
+    assert gradients._relative_error(-zero, zero, 1.0) == 0
+    assert gradients._relative_error(wrong, zero, 1.0) > gradients.LIMIT
 
 
 class Cancelling(nn.Module):

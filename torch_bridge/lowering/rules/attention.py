@@ -49,10 +49,10 @@ def attention_with_dropout(
     """Attention whose weights are dropped in training, as elements of `[..., H, L, S]`."""
     arrays, mask, options = _prepare_operands(b, (query, key, value), attn_mask, is_causal, scale, enable_gqa)
     weights = b.emit("ops.attention_weights", *arrays[:2], *mask, **options)
-    if b.drawn is None:
+    if b.draw_mode is None:
         path = b.stateless_layer("nnx.Dropout", {"rate": dropout_p}, "attention_dropout")
         weights = b.emit(f"layer:{path}", weights)
-    elif b.drawn == "training":
+    elif b.draw_mode == "training":
         shape = (*b.result_shape[:-1], b.value(key).shape[-2])
         weights = b.plain(write_out_dropout(b, b.new(weights, shape), dropout_p)).expr
     return _attention_result(b, b.emit("ops.attended", weights, arrays[2]), enable_gqa)

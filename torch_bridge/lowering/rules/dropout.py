@@ -35,11 +35,11 @@ def feature_alpha_dropout(b: Builder, x: Value, p: float, mode: str) -> Value:
 
 def _drop(b: Builder, type_: str, x: Value, p: float, mode: str, name: str, channels: bool = False) -> Value:
     """`F.dropout(x)` drops in evaluation too: its layer is told so at each call. A rate of 0 never does anything."""
-    if mode == "never" or p == 0 or (b.drawn == "evaluation" and mode == "by_mode"):
+    if mode == "never" or p == 0 or (b.draw_mode == "evaluation" and mode == "by_mode"):
         return x
     x = b.value(x)
     x = b.tidy(x) if channels else b.plain(x) if x.open else x
-    if b.drawn is not None and p < 1:
+    if b.draw_mode is not None and p < 1:
         return write_out_dropout(b, x, p, alpha=type_ == "layers.AlphaDropout", channels=channels)
     options: dict[str, Arg] = {"rate": p}
     if channels:

@@ -25,7 +25,7 @@ from tests.helpers.caching import (
 from torch_bridge.graph.caches.objects import Snapshot, cache_attributes, cache_owners, indexed_leaves
 from torch_bridge.graph.caches.tensors import keep_caches_empty
 from torch_bridge.members.same_network import differences
-from torch_bridge.parity.precision import in_double
+from torch_bridge.parity.precision import double_copies
 
 L = 5
 
@@ -72,7 +72,7 @@ def test_members_are_alike_and_compute_the_same_while_their_caches_are_cleared(k
     kept = [Snapshot(model) for model in models]
     with keep_caches_empty(models, (x,)):
         assert not list(differences(*models))
-        doubles = in_double(models)
+        doubles = double_copies(models)
         for model, double, output in zip(models, doubles, expected, strict=True):
             assert torch.equal(model(x), output)
             assert (double(x.double()) - output).abs().max() < 1e-5

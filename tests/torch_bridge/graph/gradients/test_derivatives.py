@@ -261,9 +261,9 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[tuple[int, ...], ...]]] =
 def test_outputs_and_gradients_of_parameters(case: str) -> None:
     make, shapes = MODELS[case]
     torch.manual_seed(0)
-    (double,) = precision.in_double([make()])
+    (double,) = precision.double_copies([make()])
     inputs = tuple(torch.randn(shape, dtype=torch.float64) for shape in shapes)
-    with jax.enable_x64(True), precision.widened():
+    with jax.enable_x64(True), precision.double_precision():
         ensemble = torch_bridge.to_ensemble([double], inputs, check=False)
         for size in (1, 6):
             now = resize_inputs(inputs, size, 0).positional

@@ -24,7 +24,7 @@ from tests.helpers.porting import Fn, randomised
 from torch_bridge.graph.examples import Arguments
 from torch_bridge.graph.sizes.open_axes import OpenAxes, resize_open_axes
 from torch_bridge.parity import precision, reference
-from torch_bridge.parity.metrics import by_place, stacked
+from torch_bridge.parity.metrics import arrays_by_place, stack_outputs
 
 IMAGE = {0: {2: "height", 3: "width"}}
 LENGTH = {0: {1: "length"}}
@@ -265,8 +265,8 @@ def ported(case: str, **options: Any) -> tuple[list[nn.Module], Ensemble, Argume
 
 def assert_outputs(models: list[nn.Module], ensemble: Ensemble, inputs: Arguments, sizes: dict[str, int]) -> None:
     resized = resize_open_axes(inputs, OpenAxes.again(ensemble).names, sizes)
-    actual = by_place(ensemble(*resized.entries))
-    for place, theirs in stacked(reference.loop(models, resized)).items():
+    actual = arrays_by_place(ensemble(*resized.entries))
+    for place, theirs in stack_outputs(reference.run_loop(models, resized)).items():
         np.testing.assert_allclose(actual[place], theirs, rtol=0, atol=1e-12, err_msg=f"{place} for {sizes}")
 
 

@@ -14,18 +14,18 @@ from torch_bridge.members.stack import Stack
 from torch_bridge.members.tensors import tensors_of
 
 
-def _copied(model: nn.Module, names: set[str]) -> nn.Module:
+def _copy_tensors(model: nn.Module, names: set[str]) -> nn.Module:
     """A copy with tensors of its own for these names only: models may be large."""
     return copy.deepcopy(model, {id(tensor): tensor for name, tensor in _tensors(model) if name not in names})
 
 
-def perturbed(ensemble: Ensemble, models: Sequence[nn.Module]) -> tuple[Ensemble, list[nn.Module]] | None:
+def perturb_constants(ensemble: Ensemble, models: Sequence[nn.Module]) -> tuple[Ensemble, list[nn.Module]] | None:
     """The ensemble and its models with the same constant weights drawn anew, or None where no weight is constant."""
     assert isinstance(ensemble.origin, Origin)
     names = {name for model in models for name in _constant(model)}
     if not names:
         return None
-    changed = [_copied(model, names) for model in models]
+    changed = [_copy_tensors(model, names) for model in models]
     for seed, model in enumerate(changed):
         perturb(model, seed)
     entries = tuple(entry for entry in ensemble.origin.weights.entries if not names.isdisjoint(entry.keys))
