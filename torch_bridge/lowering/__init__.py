@@ -1,4 +1,4 @@
-"""ATen operations to Flax layers and JAX calls. Each family of operations enters its rules into one table."""
+"""Rules from ATen operations to Flax layers and JAX calls, which families of operations enter into one table."""
 
 from torch_bridge.lowering import rules
 from torch_bridge.lowering.lower import Lowered, lower

@@ -1,4 +1,4 @@
-"""Values by PyTorch's dimensions: which stored axis is which, and results in which some dimensions are new."""
+"""Values by PyTorch's dimensions: their stored axes, and results in which some dimensions are new."""
 
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
@@ -17,18 +17,18 @@ def new_group(size: Size) -> Group:
 
 
 def settled_value(b: Builder, operand: Any) -> Value:
-    """An operand whose dimensions are about to be told anew. A weight is stored as PyTorch has it before that."""
+    """An operand whose storage is settled. A weight that is still open is stored as PyTorch sees it."""
     value = b.value(operand)
     return b.plain(value) if value.open else value
 
 
 def relabel_dims(value: Value, dims: Sequence[Group]) -> Value:
-    """The same array, seen with other dimensions."""
+    """The same array with other dimensions."""
     return Value(value.expr, Layout(tuple(dims), value.layout.axes), value.dtype)
 
 
 def axis_argument(axis: int, rank: int) -> int:
-    """An axis as one writes it: the last one as -1, unless it is the only one."""
+    """An axis as a programmer writes it: the last one as -1, unless it is the only one."""
     return -1 if axis == rank - 1 and rank > 1 else axis
 
 
@@ -47,7 +47,7 @@ def index_at(axis: int, rank: int, item: Arg) -> Arg:
 def result_with_dims(
     b: Builder, tidy: Value, expr: Ref | Var, new: Mapping[int, Group], dtype: torch.dtype | None = None
 ) -> Value:
-    """The result of a call on a tidy value that keeps its axes: some dimensions have new atoms."""
+    """The result of a call on a tidy value that keeps its axes. The dimensions of `new` have new atoms."""
     dims, axes = list(tidy.layout.dims), list(tidy.layout.axes)
     order = tidy.axis_order
     for dim, group in new.items():
@@ -58,7 +58,7 @@ def result_with_dims(
 def result_without_dims(
     b: Builder, tidy: Value, expr: Ref | Var, gone: Collection[int], dtype: torch.dtype | None = None
 ) -> Value:
-    """The result of a call on a tidy value that takes some dimensions away, and their axes with them."""
+    """The result of a call on a tidy value that removes the dimensions `gone` and their axes."""
     order = tidy.axis_order
     axes_gone = {order[dim] for dim in gone}
     dims = tuple(group for dim, group in enumerate(tidy.layout.dims) if dim not in gone)
@@ -67,9 +67,12 @@ def result_without_dims(
 
 
 def arrange_alike(b: Builder, *operands: Any, lead: int | None = None) -> tuple[list[Value], tuple[int, ...]]:
-    """Operands of equal rank with one axis for each dimension, all in one order, and that order of dimensions.
+    """Arranges operands of equal rank in one order, with one axis per dimension.
 
-    The order is that of the operand number `lead`, or of one that is not stored as PyTorch has it.
+    **Arguments:** `lead` is the number of the operand whose order is taken. Without it, an operand leads that is not
+    stored as PyTorch sees it, if there is one.
+
+    **Returns:** the values, and the dimensions in the order of the axes.
     """
     values = [b.value(operand) for operand in operands]
     keys = [value.key for value in values if value.open]
@@ -95,13 +98,13 @@ def _lead(values: Sequence[Value]) -> int:
 
 
 def shape_argument(b: Builder, shape: Sequence[Size], near: Sequence[Value] = ()) -> tuple[Arg, ...]:
-    """A shape as an argument; what depends on the batch size is read off `near` arrays first."""
+    """A shape as an argument. Sizes that depend on the batch size are read from the `near` arrays first."""
     known = [(value.expr, value.layout.stored_shape) for value in near]
     return tuple(b.size(entry, known) for entry in shape)
 
 
 def named_dims(dims: int | Sequence[int] | None, rank: int) -> tuple[int, ...]:
-    """The dimensions that an argument names, in order; none named means all of them."""
+    """The dimensions that an argument names, in ascending order. An argument that names none means all of them."""
     if dims is None or (not isinstance(dims, int) and not len(dims)):
         return tuple(range(rank))
     named = (dims,) if isinstance(dims, int) else dims

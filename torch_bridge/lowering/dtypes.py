@@ -1,7 +1,7 @@
-"""PyTorch's promotion of dtypes, brought about where JAX's would give another result.
+"""PyTorch's promotion of dtypes, and the casts that JAX needs to give the same.
 
-The two agree on arrays. They part where a number or an array without dimensions meets an array of a lesser kind:
-`int_array * 2.5` is of the default dtype in PyTorch, and float64 in JAX when x64 is on; a float64 scalar does not
+The two agree on arrays. They differ where a number, or an array without dimensions, meets an array of a lower kind:
+`int_array * 2.5` has the default dtype in PyTorch, but is float64 in JAX when x64 is on. A float64 scalar does not
 widen a float32 array in PyTorch.
 """
 
@@ -21,7 +21,7 @@ from torch_bridge.lowering.values import DTYPE_NAMES, Value
 
 
 def dtype_argument(b: Builder, dtype: torch.dtype) -> Dtype:
-    """A dtype as an argument: 64-bit integers are 32-bit ones where x64 is off.
+    """A dtype as an argument: 64-bit integers become 32-bit integers where x64 is off.
 
     **Raises:** `UnsupportedError` for 64-bit floats where x64 is off, and for dtypes that JAX lacks.
     """
@@ -37,7 +37,7 @@ def dtype_argument(b: Builder, dtype: torch.dtype) -> Dtype:
 
 
 def cast(b: Builder, operand: Any, dtype: torch.dtype) -> Any:
-    """The operand in another dtype; numbers stay numbers."""
+    """Casts an operand to another dtype. Numbers stay as they are."""
     drops = isinstance(operand, Tensor | Value) and operand.dtype.is_complex and not dtype.is_complex
     if isinstance(operand, Tensor):
         return operand.real.to(dtype) if drops and dtype != torch.bool else operand.to(dtype)
@@ -50,7 +50,7 @@ def cast(b: Builder, operand: Any, dtype: torch.dtype) -> Any:
 
 
 def promote_operands(b: Builder, operands: Sequence[Any], dtype: torch.dtype) -> list[Any]:
-    """The operands, cast as far as needed for JAX to compute in `dtype`, which PyTorch computes in."""
+    """Casts operands as far as JAX needs it to compute in `dtype`, which PyTorch computes in."""
     result = [_cast_wide(b, operand, dtype) for operand in operands]
     arrays = [k for k, operand in enumerate(result) if is_array(operand)]
     if (dtype.is_floating_point or dtype.is_complex) and all(result[k].dtype != dtype for k in arrays):
@@ -65,12 +65,13 @@ def _cast_wide(b: Builder, operand: Any, dtype: torch.dtype) -> Any:
 
 
 def common_dtype(*operands: Any) -> torch.dtype:
-    """The dtype PyTorch compares two operands in."""
+    """The dtype in which PyTorch compares two operands."""
     first, second = (_stand_in(operand) for operand in operands)
     return torch.result_type(first, second)
 
 
 def _stand_in(operand: Any) -> Any:
+    """An operand with the same dtype and rank for `torch.result_type`."""
     if isinstance(operand, Value):
         return torch.empty((1,) * operand.ndim, dtype=operand.dtype, device="meta")
     if isinstance(operand, sympy.Expr):  # computed from open sizes
@@ -79,12 +80,12 @@ def _stand_in(operand: Any) -> Any:
 
 
 def apply(b: Builder, target: str, *operands: Any, compute: torch.dtype | None = None, **kwargs: Arg) -> Value:
-    """A call on operands that broadcast, computed in the dtype of PyTorch's result unless another is given."""
+    """Emits a call on operands that broadcast, in the dtype of PyTorch's result unless `compute` is given."""
     dtype = compute or b.dtype
     return b.elementwise(target, *promote_operands(b, operands, dtype), dtype=dtype, **kwargs)
 
 
 def apply_predicate(b: Builder, target: str, *operands: Any) -> Value:
-    """A comparison, in the dtype that PyTorch compares in."""
+    """Emits a comparison or another test of elements, in the dtype in which PyTorch compares."""
     dtype = common_dtype(*operands) if len(operands) == 2 else operands[0].dtype
     return b.elementwise(target, *promote_operands(b, operands, dtype), dtype=torch.bool)

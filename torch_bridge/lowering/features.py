@@ -1,5 +1,6 @@
-"""Weights that belong to some dimensions of an array, told in its atoms, so that the array can stay as it is stored."""
+"""Weights that belong to some dimensions of an array, in its atoms, so that the array can stay as it is stored."""
 
+import dataclasses
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -10,22 +11,24 @@ from torch_bridge.lowering.values import Value
 
 
 class Features(NamedTuple):
-    """An array, the axes that hold its features, and the weights of these features with the way to store them."""
+    """An array, the axes that hold its features, and the weights of these features with their layouts."""
 
     x: Value
     axes: tuple[int, ...]
     weights: tuple[Wanted, ...]
 
     def leaves(self, *names: str) -> dict[str, Wanted]:
-        """The first weights by the names that a layer has for them."""
+        """The first weights under the names that a layer has for them."""
         return dict(zip(names, self.weights, strict=False))
 
 
 def align_features(b: Builder, x: Value, dims: Sequence[int], *weights: Value | None, merged: bool = False) -> Features:
-    """The features of `x` are its dimensions `dims`; each weight has these dimensions and no other.
+    """Brings the dimensions `dims` of `x` and the weights of these dimensions into common atoms.
 
-    A weight is stored flat, in the order in which `x` stores its features: after a flatten that is channels-last, so
-    that the activations need not be moved. With `merged`, the features become one axis, in that order.
+    A weight is stored flat, in the order in which `x` stores its features, so that the activations do not move. After a
+    flatten, this order is channels-last.
+
+    **Arguments:** each weight has the dimensions `dims` and no others. With `merged`, the features become one axis.
     """
     x = b.plain(x) if x.open else x
     weights = tuple(None if weight is None else b.value(weight) for weight in weights)
@@ -46,7 +49,7 @@ def align_features(b: Builder, x: Value, dims: Sequence[int], *weights: Value | 
 
 
 def _feature_axes(b: Builder, x: Value, dims: Sequence[int]) -> tuple[Value, tuple[int, ...]]:
-    """The axes that hold the dimensions, and these alone; `x` is rearranged where there are none such."""
+    """The axes that hold only the dimensions. `x` is rearranged where there are no such axes."""
     atoms = {atom for dim in dims for atom in x.layout.dims[dim]}
     if not atoms:
         empty = [k for k, axis in enumerate(x.layout.axes) if not axis]
@@ -66,7 +69,7 @@ def _unify_atoms(
 ) -> tuple[Value, list[Value | None]] | None:
     """`x` and the weights in common atoms, or None where they are cut incompatibly."""
     held: list[Value | None] = []
-    for _ in range(2):  # the second round leaves `x` as it is, and tells all weights in its final atoms
+    for _ in range(2):  # the second round leaves `x` as it is, and splits all weights into its final atoms
         held = []
         for weight in weights:
             unified = (x, None) if weight is None else _unify_pair(x, dims, weight)
@@ -79,14 +82,12 @@ def _unify_atoms(
 
 def _unify_pair(x: Value, dims: Sequence[int], weight: Value) -> tuple[Value, Value] | None:
     """`x` and one weight in common atoms."""
-    weight = _with(weight, renew_atoms(weight.layout))  # it may have been stored in the atoms of this very `x`
+    # The weight may have been stored in the atoms of this `x`.
+    weight = dataclasses.replace(weight, layout=renew_atoms(weight.layout))
     for k, dim in enumerate(dims):
         parts = refinement(x.layout.dims[dim], weight.layout.dims[k])
         if parts is None:
             return None
-        x, weight = _with(x, refine_layout(x.layout, parts[0])), _with(weight, refine_layout(weight.layout, parts[1]))
+        x = dataclasses.replace(x, layout=refine_layout(x.layout, parts[0]))
+        weight = dataclasses.replace(weight, layout=refine_layout(weight.layout, parts[1]))
     return x, weight
-
-
-def _with(value: Value, layout: Layout) -> Value:
-    return Value(value.expr, layout, value.dtype, value.key, value.open)

@@ -1,4 +1,4 @@
-"""Whether 64-bit integers of a forward may leave the range of the 32-bit ones that JAX has while x64 is off."""
+"""The range of 64-bit integers in a forward, which may exceed the 32-bit integers that JAX has while x64 is off."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -12,7 +12,7 @@ from torch_bridge.graph.nodes import source_line
 Bounds = tuple[float, float]
 
 _LIMITS: Bounds = (-(2.0**31), 2.0**31 - 1)
-"""What inputs, and whatever nothing is known of, are taken to hold: inputs beyond are refused when they come."""
+"""The assumed range of inputs and of everything unknown. Inputs beyond it are refused when they arrive."""
 
 
 _BY_PLACE = {"slice", "slice_scatter", "select", "select_scatter", "narrow"}
@@ -20,10 +20,12 @@ _BY_PLACE = {"slice", "slice_scatter", "select", "select_scatter", "narrow"}
 
 
 def wide_products(graph: fx.Graph, constants: dict[str, Tensor]) -> list[str]:
-    """The operations on int64 tensors, with their lines, whose results may not fit into int32.
+    """Finds the operations on int64 tensors whose results may not fit into int32.
 
-    Products, powers, shifts and sums are followed, from the range of the inputs; a small constant that is added to
-    something is not counted, or every offset of an index would be.
+    Products, powers, shifts and sums are followed, from the range of the inputs. A small constant in a sum is not
+    counted: otherwise every offset of an index would be.
+
+    **Returns:** the names of the operations, with their source lines.
     """
     bounds: dict[fx.Node, Bounds] = {}
     found = []
@@ -35,12 +37,13 @@ def wide_products(graph: fx.Graph, constants: dict[str, Tensor]) -> list[str]:
         if val.dtype == torch.int64 and (low < _LIMITS[0] or high > _LIMITS[1]):
             where = source_line(node)
             found.append(f"{node.target}" + (f" ({where})" if where else ""))
-            low, high = _LIMITS  # told once, where it begins
+            low, high = _LIMITS  # reported once, where it begins
         bounds[node] = (low, high)
     return list(dict.fromkeys(found))
 
 
 def _bounds(node: fx.Node, val: Tensor, known: dict[fx.Node, Bounds], constants: dict[str, Tensor]) -> Bounds:
+    """The least and the greatest value that a node may have."""
     if val.dtype != torch.int64:
         return (0, 1) if val.dtype == torch.bool else (torch.iinfo(val.dtype).min, torch.iinfo(val.dtype).max)
     if node.name in constants:
@@ -53,6 +56,7 @@ def _bounds(node: fx.Node, val: Tensor, known: dict[fx.Node, Bounds], constants:
 
 
 def _operands(node: fx.Node, known: dict[fx.Node, Bounds]) -> Iterator[Bounds]:
+    """The bounds of a node's operands."""
     numbers_are_places = _name(node) in _BY_PLACE
     for arg in node.args:
         if isinstance(arg, fx.Node) and isinstance(arg.meta.get("val"), Tensor):
@@ -62,7 +66,7 @@ def _operands(node: fx.Node, known: dict[fx.Node, Bounds]) -> Iterator[Bounds]:
 
 
 def _name(node: fx.Node) -> str:
-    """`mul` of `aten.mul.Tensor`."""
+    """The operation's name without its overload: `mul` of `aten.mul.Tensor`."""
     return [*str(node.target).split("."), ""][1]
 
 

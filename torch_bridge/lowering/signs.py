@@ -1,7 +1,7 @@
-"""Eigenvectors and singular vectors: whether a forward depends on their signs, which each library chooses for itself.
+"""Signs of eigenvectors and singular vectors, which each library chooses for itself.
 
-PyTorch and XLA call two builds of LAPACK on the CPU, and cuSOLVER in two ways on GPUs. Half of the signs differ. What
-networks compute from such vectors seldom depends on them: a function of a matrix, or vectors whose signs are fixed.
+PyTorch and XLA call two builds of LAPACK on the CPU, and cuSOLVER in two ways on GPUs. Half of the signs differ.
+Networks seldom depend on the signs: they compute a function of a matrix, or fix the signs themselves.
 """
 
 import copy
@@ -25,26 +25,26 @@ _VECTORS: dict[Any, tuple[int, ...]] = {
     _ATEN.linalg_svd.default: (0, 2),
     _ATEN._linalg_svd.default: (0, 2),
 }
-"""Operations, and which of their results have signs of no meaning."""
+"""Operations, and the numbers of the results whose signs have no meaning."""
 
 
 def check_signs(model: nn.Module, graph: fx.Graph, inputs: Arguments) -> None:
-    """Runs a forward that uses such vectors with other signs.
+    """Checks that a forward with eigenvectors or singular vectors gives the same outputs for other signs.
 
-    **Raises:** `UnsupportedError` if its outputs differ.
+    **Raises:** `UnsupportedError` if the outputs differ.
     """
     found = [node for node in graph.nodes if _is_used(node)]
     if not found:
         return
     model = copy.deepcopy(model).eval()
-    perturb(model, seed=0)  # a last layer of zeros would hide what leads to it
+    perturb(model, seed=0)  # a last layer of zeros would hide all layers before it
     first, second = (_outputs(model, inputs, seed) for seed in (0, 1))
     if not all(map(_is_close, first, second)):
         where = "; ".join(dict.fromkeys(filter(None, map(source_line, found))))
         raise UnsupportedError(
             f"{type(model).__name__} depends on the signs of eigenvectors or singular vectors, which PyTorch and XLA "
             f"choose differently{f' ({where})' if where else ''}. Fix them, as in v = torch.where(v.sum(-2, "
-            "keepdim=True) < 0, -v, v), or compute what does not depend on them, as v @ torch.diag_embed(f(w)) @ v.mT."
+            "keepdim=True) < 0, -v, v), or compute a function of the matrix: v @ torch.diag_embed(f(w)) @ v.mT."
         )
 
 
@@ -70,7 +70,10 @@ def _is_close(first: Tensor, second: Tensor) -> bool:
 
 
 class _OtherSigns(TorchDispatchMode):
-    """Vectors with random signs, or phases where they are complex; what is no function of a matrix is turned."""
+    """Vectors with random signs, or with random phases where they are complex.
+
+    Singular vectors beyond the rank are rotated: they are not determined by the matrix.
+    """
 
     def __init__(self, seed: int):
         super().__init__()
@@ -91,7 +94,7 @@ class _OtherSigns(TorchDispatchMode):
         return result
 
     def _generator(self, values: Tensor) -> torch.Generator:
-        """One that is the same for the same matrices: their vectors have the same signs at every call."""
+        """A generator seeded by the matrices: the same matrices get the same signs at every call."""
         return torch.Generator().manual_seed(self.seed + zlib.crc32(values.cpu().contiguous().numpy().tobytes()))
 
 
@@ -104,6 +107,7 @@ def _phases(generator: torch.Generator, values: Tensor, vectors: Tensor) -> Tens
 
 
 def _turn_columns(generator: torch.Generator, columns: Tensor) -> Tensor:
+    """The columns, rotated at random within their span."""
     count = columns.shape[-1]
     turn = torch.linalg.qr(torch.randn((count, count), generator=generator, dtype=torch.float64))[0]
     return columns @ turn.to(columns)

@@ -10,7 +10,7 @@ from jaxensemble.network.network import Arg, Ref, Var
 from torch_bridge.lowering.layouts.layout import Size
 
 Known: TypeAlias = Sequence[tuple[Ref | Var, Sequence[Size]]]
-"""Arrays that sizes can be read off, and their stored shapes."""
+"""Arrays that sizes can be read from, and their stored shapes."""
 
 Emit: TypeAlias = Callable[..., Ref]
 
@@ -28,9 +28,11 @@ _OPERATORS = {
 
 
 def emit_size(emit: Emit, wanted: Any, known: Known) -> Arg | None:
-    """A number as a call on sizes of known arrays, or None where it is another function of the batch size.
+    """Emits the calls that compute a number from sizes of known arrays.
 
-    `emit` appends a call to the network.
+    **Arguments:** `emit` appends a call to the network.
+
+    **Returns:** the result as an argument, or None where the number is another function of the batch size.
     """
     if wanted.is_Integer:
         return int(wanted)
@@ -64,7 +66,7 @@ def emit_size(emit: Emit, wanted: Any, known: Known) -> Arg | None:
 
 
 def _emit_multiple(emit: Emit, product: Any, known: Known) -> Arg | None:
-    """The whole part of a size times a number that computers have exactly, such as 0.5 or 1.5."""
+    """Emits the whole part of a size times a number that computers hold exactly, such as 0.5 or 1.5."""
     number, size = product.as_coeff_Mul()
     above, below = float(number).as_integer_ratio()
     whole = emit_size(emit, size, known) if type(size).__name__ == "ToFloat" and below <= 1024 and above > 0 else None
@@ -75,6 +77,7 @@ def _emit_multiple(emit: Emit, product: Any, known: Known) -> Arg | None:
 
 
 def _emit_chain(emit: Emit, operator: str, parts: Sequence[Any], known: Known) -> Arg | None:
+    """Emits an operator between all parts, from left to right."""
     total = emit_size(emit, parts[0], known)
     for part in parts[1:]:
         other = emit_size(emit, part, known)
@@ -85,7 +88,7 @@ def _emit_chain(emit: Emit, operator: str, parts: Sequence[Any], known: Known) -
 
 
 def _emit_sum(emit: Emit, parts: Sequence[Any], known: Known) -> Arg | None:
-    """A sum of which those that are taken away come last."""
+    """Emits a sum in which subtracted parts come last."""
     total = emit_size(emit, parts[0], known)
     for part in parts[1:]:
         less = part.could_extract_minus_sign()
@@ -97,7 +100,7 @@ def _emit_sum(emit: Emit, parts: Sequence[Any], known: Known) -> Arg | None:
 
 
 def _solve_size(emit: Emit, symbol: sympy.Symbol, known: Known) -> Arg | None:
-    """A size of which only a multiple is known, or a sum with a number."""
+    """Emits a size that is known only within an array's size: as a multiple, or in a sum with a number."""
     for expr, shape in known:
         for axis, size in enumerate(shape):
             if isinstance(size, int) or size.free_symbols != {symbol}:
@@ -111,7 +114,7 @@ def _solve_size(emit: Emit, symbol: sympy.Symbol, known: Known) -> Arg | None:
 
 
 def is_never_negative(number: sympy.Expr) -> bool:
-    """Whether a number is 0 at least, whatever the open sizes that it is computed from."""
+    """Returns whether a number is at least 0 for all open sizes that it is computed from."""
     symbols = sorted(number.free_symbols, key=str)
     tried = itertools.product(_TRIED, repeat=len(symbols))
     return all(number.subs(dict(zip(symbols, sizes, strict=True))) >= 0 for sizes in tried)

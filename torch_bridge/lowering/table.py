@@ -1,4 +1,4 @@
-"""The table of rules: which function lowers which ATen operation."""
+"""The table of rules: for each ATen operation the function that lowers it."""
 
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -6,30 +6,30 @@ from typing import Any, TypeVar
 from torch_bridge.graph.operations import Operations
 
 Rule = Callable[..., Any]
-"""`rule(builder, *args, **kwargs)` with the operation's own arguments, arrays as `Value`s; returns `Value`s."""
+"""`rule(builder, *args, **kwargs)` with the operation's own arguments, arrays as `Value`s. It returns `Value`s."""
 
 F = TypeVar("F", bound=Rule)
 
 RULES: dict[str, Rule] = {}
 
 REFUSALS: dict[str, str] = {}
-"""Operations that cannot be carried at all, and why."""
+"""Operations that cannot be carried at all, with the reason."""
 
 DECOMPOSITIONS: dict[Any, Callable[..., Any]] = {}
-"""Functions of other operations, by the operation itself, that torch's table of decompositions lacks."""
+"""Functions written in other operations, by the operation that torch's table of decompositions lacks."""
 
 OPERATIONS = Operations(RULES, REFUSALS, DECOMPOSITIONS)
 """The operations that a captured graph may keep."""
 
 
 def register(*operations: str) -> Callable[[F], F]:
-    """Makes a function the rule of ATen operations, named with their overload: `aten.relu.default`.
+    """Makes a function the rule of ATen operations, which are named with their overload: `aten.relu.default`.
 
     The rule is called with the builder and the operation's arguments: arrays as `Value`, constant tensors as
-    `torch.Tensor`, sizes as numbers or expressions in the batch size, all else as it is. It returns a `Value`, or a
-    tuple of them.
+    `torch.Tensor`, sizes as numbers or expressions in the batch size, everything else unchanged. It returns a `Value`,
+    or a tuple of them.
 
-    **Raises:** `ValueError` if an operation has a rule already.
+    **Raises:** `ValueError` if an operation already has a rule.
     """
 
     def enter(rule: F) -> F:
@@ -43,5 +43,7 @@ def register(*operations: str) -> Callable[[F], F]:
 
 
 def refuse(operations: str, reason: str) -> None:
-    """Enters operations, named with their overload and separated by blanks, that cannot be carried, and why."""
+    """Enters operations that cannot be carried, with the reason. They are named with their overload, separated by
+    blanks.
+    """
     REFUSALS.update(dict.fromkeys(operations.split(), reason))

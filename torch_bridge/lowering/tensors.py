@@ -1,4 +1,4 @@
-"""What a rule may know of a module's tensors: who holds them, under which names, and what they are."""
+"""The tensors of a module as rules see them: their holders, names and kinds."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
@@ -10,9 +10,9 @@ COUNTER = "num_batches_tracked"
 
 
 class ModuleState:
-    """The tensors of a module and its submodules, by key; tied tensors have several.
+    """The tensors of a module and its submodules by key. Tied tensors have several keys.
 
-    `unchanged_counters` are counters of batches that no layer moves.
+    `uncounted` are counters of batches that no layer increments.
     """
 
     def __init__(self, model: nn.Module, unchanged_counters: Iterable[str] = ()):
@@ -37,30 +37,31 @@ class ModuleState:
         self.unchanged_counters = {name for key in unchanged_counters for name in self.names[key]}
 
     def kind(self, key: str) -> Literal["param", "buffer"]:
+        """The kind of a tensor: a parameter wherever one of its names is a parameter, else a buffer."""
         return "param" if any(name in self.parameters for name in self.names[key]) else "buffer"
 
     def has_path(self, path: str) -> bool:
-        """Whether a submodule or an attribute of one has this path."""
+        """Returns whether a submodule, or an attribute of one, has this path."""
         parent, _, leaf = path.rpartition(".")
         return path in self.modules or (parent in self.modules and hasattr(self.modules[parent], leaf))
 
     def is_empty(self, path: str) -> bool:
-        """Whether a module holds neither tensors nor submodules."""
+        """Returns whether a module holds neither tensors nor submodules."""
         module = self.modules[path]
         return not (any(True for _ in module.children()) or self.own_keys(path))
 
     def own_keys(self, path: str) -> set[str]:
-        """The keys of the tensors that a module holds itself, counters of batches left out that a layer moves."""
+        """The keys of the tensors that a module holds itself, except counters of batches that a layer increments."""
         module = self.modules[path]
         names = [name for name, tensor in (*module._parameters.items(), *module._buffers.items()) if tensor is not None]
         keys = {f"{path}.{name}" if path else name for name in names}
         return {key for key in keys if key.rpartition(".")[2] != COUNTER or key in self.unchanged_counters}
 
     def holders(self, keys: Sequence[str]) -> list[str]:
-        """Modules that hold all of these tensors themselves, whatever else they hold."""
+        """The modules that hold all of these tensors themselves, and perhaps others."""
         homes = [{name.rpartition(".")[0] for name in self.names[key]} for key in keys]
         return sorted(set.intersection(*homes))
 
     def has_only(self, path: str, count: int) -> bool:
-        """Whether a module within the model holds this many tensors and nothing else, submodules included."""
+        """Returns whether a module within the model holds this many tensors and nothing else, not even submodules."""
         return bool(path) and not any(True for _ in self.modules[path].children()) and len(self.own_keys(path)) == count

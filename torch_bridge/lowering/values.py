@@ -1,4 +1,4 @@
-"""What rules pass around: arrays of the network being built, with their layout."""
+"""The values that rules pass around: arrays of the network being built, with their layouts."""
 
 import dataclasses
 import functools
@@ -18,10 +18,10 @@ from torch_bridge.lowering.layouts.layout import Layout, Size, atoms_of
 
 @dataclasses.dataclass(frozen=True)
 class Value:
-    """An array of the network being built: where it stands, how it is laid out, and the dtype PyTorch gives it.
+    """An array of the network being built: its expression, its layout, and the dtype that PyTorch gives it.
 
-    A value with a `key` is a weight. As long as no rule has asked for it, it is `open`: how it will be stored is not
-    settled, and the first arrangement that is asked for settles it.
+    A value with a `key` is a weight. A weight is `open` until a rule asks for it: the first arrangement that a rule
+    asks for settles how the weight is stored.
     """
 
     expr: Ref | Var
@@ -32,7 +32,7 @@ class Value:
 
     @property
     def shape(self) -> tuple[Size, ...]:
-        """The shape PyTorch sees."""
+        """The shape that PyTorch sees."""
         return self.layout.shape
 
     @property
@@ -41,22 +41,22 @@ class Value:
 
     @property
     def axis_order(self) -> tuple[int, ...]:
-        """Per dimension its stored axis, for a value made `tidy`. Axes of size one are taken in turn."""
+        """The stored axis of each dimension, for a `tidy` value. Axes of size one are taken in turn."""
         spare = iter([k for k, axis in enumerate(self.layout.axes) if not axis])
         return tuple(self.layout.axes.index(dim) if dim else next(spare) for dim in self.layout.dims)
 
     def axis(self, dim: int) -> int:
-        """The stored axis of PyTorch's dimension `dim`, for a value made `tidy`."""
+        """The stored axis of PyTorch's dimension `dim`, for a `tidy` value."""
         return self.axis_order[dim % self.ndim]
 
 
 Operand: TypeAlias = Value | torch.Tensor | bool | int | float | complex
-"""What an argument of an ATen operation can be: a value, a constant tensor or a number."""
+"""An argument of an ATen operation: a value, a constant tensor or a number."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Storage:
-    """Where and how a weight is stored. `flipped` names dimensions of PyTorch's tensor that are stored reversed."""
+    """The place and the layout of a stored weight. `flipped` are dimensions that are stored reversed."""
 
     path: str
     layout: Layout
@@ -64,7 +64,7 @@ class Storage:
 
     @property
     def rearrangement(self) -> Rearrangement:
-        """The way from PyTorch's array to the stored one, in as few pieces as it takes."""
+        """The way from PyTorch's array to the stored one, in as few pieces as possible."""
         before, after = atoms_of(self.layout.dims), atoms_of(self.layout.axes)
         successor = dict(itertools.pairwise(after))
         ends = {dim[-1] for dim in self.layout.dims if dim} if self.flipped else set()
@@ -94,7 +94,7 @@ def _product(piece: list) -> int:
 def size(entry: Any) -> Any:
     """A torch size, or a number computed from sizes, as a number or an expression in the batch size.
 
-    A float that values decide stays as it is.
+    A float that depends on values stays as it is.
     """
     if isinstance(entry, torch.SymInt) or (isinstance(entry, torch.SymFloat) and not free_unbacked_symbols(entry)):
         expr = _simplify_truncation(entry.node.expr)
@@ -104,7 +104,7 @@ def size(entry: Any) -> Any:
 
 @functools.lru_cache(4096)
 def _simplify_truncation(expr: Any) -> Any:
-    """An expression with `int(2.0 * size)`, which is how interpolation has its sizes, as `2 * size`."""
+    """An expression with `int(2.0 * size)`, which interpolation computes, written as `2 * size`."""
     if not expr.args or type(expr).__name__ != "TruncToInt":
         parts = [_simplify_truncation(part) for part in expr.args]
         return expr if all(new is old for new, old in zip(parts, expr.args, strict=True)) else expr.func(*parts)
@@ -118,9 +118,9 @@ def sizes(shape: Any) -> tuple[Size, ...]:
 
 
 def fix_sizes(shape: Any, known: Sequence[Size]) -> None:
-    """Tells PyTorch the sizes that depend on values, once these values are constants: `x[:, mask]`.
+    """Fixes PyTorch's symbols for sizes that depend on values, once these values are constants: `x[:, mask]`.
 
-    Whatever else was computed from such sizes is known from then on.
+    Everything computed from such sizes is known afterwards.
     """
     for entry, number in zip(shape, known, strict=True):
         if isinstance(entry, torch.SymInt) and isinstance(number, int):
@@ -128,7 +128,7 @@ def fix_sizes(shape: Any, known: Sequence[Size]) -> None:
 
 
 def module_scope(node: fx.Node) -> tuple[str, ...]:
-    """The module calls around a node, outermost first, the root left out; `@n` marks the n-th repeated call."""
+    """The module calls around a node, outermost first, without the root. `@n` marks the n-th repeated call."""
     stack = node.meta.get("nn_module_stack") or {}
     return tuple(
         path + (f"@{key.rpartition('@')[2]}" if "@" in key else "")

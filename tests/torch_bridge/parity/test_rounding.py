@@ -7,20 +7,20 @@ from torch import Tensor, nn
 
 import torch_bridge
 from torch_bridge.parity import gradients
-from torch_bridge.parity.metrics import EXACT, normwise
+from torch_bridge.parity.metrics import EXACT, normwise_error
 
 
 def test_nan_positions_have_to_agree() -> None:
     values = np.array([[1.0, np.nan, np.inf]])
-    assert normwise(values, values) == (0.0, 0)
-    assert normwise(values, np.array([[1.0, np.nan, -np.inf]]))[0] == np.inf
-    assert normwise(values, np.array([[np.nan, 1.0, np.inf]]))[0] == np.inf
-    assert normwise(values + 1e-9, values)[0] == pytest.approx(1e-9)
+    assert normwise_error(values, values) == (0.0, 0)
+    assert normwise_error(values, np.array([[1.0, np.nan, -np.inf]]))[0] == np.inf
+    assert normwise_error(values, np.array([[np.nan, 1.0, np.inf]]))[0] == np.inf
+    assert normwise_error(values + 1e-9, values)[0] == pytest.approx(1e-9)
 
 
 def test_integers_have_to_be_equal_and_kinds_too() -> None:
-    assert normwise(np.array([[1, 2]]), np.array([[1, 3]]))[0] == np.inf
-    assert normwise(np.array([[1.0]]), np.array([[1]]))[0] == np.inf
+    assert normwise_error(np.array([[1, 2]]), np.array([[1, 3]]))[0] == np.inf
+    assert normwise_error(np.array([[1.0]]), np.array([[1]]))[0] == np.inf
 
 
 def test_the_limit_tells_formulas_from_rounding() -> None:
@@ -86,7 +86,7 @@ def test_gradients_that_are_zero_but_for_rounding_pass(seed: int) -> None:
 
 def test_a_zero_that_is_rounding_beside_what_is_handed_through_is_no_error() -> None:
     expected = np.array([[3.0, -0.5, 1e-17]])
-    assert normwise(np.array([[3.0, -0.5, 2e-17]]), expected)[0] < EXACT
+    assert normwise_error(np.array([[3.0, -0.5, 2e-17]]), expected)[0] < EXACT
 
 
 def test_gradients_are_zero_only_on_both_sides() -> None:

@@ -1,4 +1,4 @@
-"""Broadcasting between values of different layouts: one common layout, moved into by whoever is cheapest to move."""
+"""Broadcasting between values of different layouts: one common layout, into which the cheapest operand moves."""
 
 from collections.abc import Sequence
 
@@ -6,22 +6,23 @@ from torch_bridge.lowering.layouts.layout import Atom, Group, Layout, atoms_of, 
 
 
 def pad_rank(layout: Layout, rank: int) -> Layout:
-    """The layout with dimensions of size one put in front, as broadcasting does."""
+    """The layout with dimensions of size one in front, as broadcasting adds them."""
     return Layout(((),) * (rank - len(layout.dims)) + layout.dims, layout.axes)
 
 
 def renew_atoms(layout: Layout) -> Layout:
-    """The layout in atoms of its own."""
+    """The layout with new atoms, which no other layout shares."""
     parts = {atom: (Atom(atom.size),) for atom in atoms_of(layout.dims)}
     return Layout(replace_atoms(layout.dims, parts), replace_atoms(layout.axes, parts))
 
 
 def refine_layout(layout: Layout, parts: dict[Atom, Group]) -> Layout:
+    """The layout with atoms split into the given parts."""
     return Layout(replace_atoms(layout.dims, parts), replace_atoms(layout.axes, parts))
 
 
 def unify_layouts(layouts: Sequence[Layout]) -> list[Layout] | None:
-    """Layouts of equal rank told in common atoms, or None where their dimensions are cut incompatibly."""
+    """Layouts of equal rank in common atoms, or None where their dimensions are cut incompatibly."""
     result = [renew_atoms(layout) for layout in layouts]
     for column in range(len(result[0].dims)):
         for k in range(len(result)):
@@ -38,7 +39,7 @@ def unify_layouts(layouts: Sequence[Layout]) -> list[Layout] | None:
 
 
 def common_axes(layouts: Sequence[Layout], lead: int) -> tuple[tuple[Group, ...], tuple[Group, ...]]:
-    """The dims of the broadcast result, and axes for it: those of `lead` as far as it reaches."""
+    """The dims of the broadcast result, and its axes: the axes of `layouts[lead]` as far as they reach."""
     dims = tuple(
         next((dim for dim in column if dim), ()) for column in zip(*(layout.dims for layout in layouts), strict=True)
     )
@@ -52,7 +53,7 @@ def common_axes(layouts: Sequence[Layout], lead: int) -> tuple[tuple[Group, ...]
 
 
 def operand_axes(layout: Layout, axes: Sequence[Group]) -> tuple[Group, ...]:
-    """How an operand has to be stored in order to broadcast against an array stored as `axes`."""
+    """The axes in which an operand is stored to broadcast against an array that is stored as `axes`."""
     if layout.axes == tuple(axes):
         return layout.axes
     own = set(atoms_of(layout.dims))
@@ -63,7 +64,7 @@ def operand_axes(layout: Layout, axes: Sequence[Group]) -> tuple[Group, ...]:
 
 
 def _widen_axes(layout: Layout, dims: Sequence[Group]) -> tuple[Group, ...]:
-    """One axis per dimension in the order `layout` has them, those it lacks included."""
+    """One axis per dimension in the order of `layout`, including the dimensions that it lacks."""
     axes = tidy_axes(layout)
     spare = iter([k for k, axis in enumerate(axes) if not axis])
     place = [axes.index(dim) if dim else next(spare) for dim in layout.dims]
@@ -72,7 +73,7 @@ def _widen_axes(layout: Layout, dims: Sequence[Group]) -> tuple[Group, ...]:
 
 
 def _cut_axes(axes: Sequence[Group], atoms: set[Atom]) -> tuple[Group, ...]:
-    """Axes cut into runs that lie wholly inside or wholly outside of `atoms`."""
+    """The axes, cut into runs that lie wholly inside or wholly outside of `atoms`."""
     result: list[Group] = []
     for axis in axes:
         run: list[Atom] = []

@@ -1,13 +1,14 @@
-"""The layout of an array while a network is being ported: PyTorch's dimensions beside the order they are stored in.
+"""Layouts of arrays while a network is being ported: PyTorch's dimensions and the order in which they are stored.
 
-Every value has *dims*, the dimensions PyTorch sees, and *axes*, those of the JAX array that holds it. Both are made of
-the same *atoms*: indivisible pieces of index range. A feature map `[N, C, H, W]` held channels-last is
+Every value has *dims*, the dimensions that PyTorch sees, and *axes*, the axes of the JAX array that holds the value.
+Both consist of the same *atoms*: indivisible pieces of an index range. A feature map `[N, C, H, W]` that is stored
+channels-last is
 
     dims (n)(c)(h)(w)      axes (n)(h)(w)(c)
 
 and after `flatten(1)` it is the same array with `dims (n)(c h w)`. So reshapes and transposes cost nothing and emit
-nothing; code is emitted only where an operation needs an arrangement that the array does not have. A dimension of
-size one has no atoms.
+nothing. Code is emitted only where an operation needs an arrangement that the array does not have. A dimension of size
+one has no atoms.
 """
 
 import dataclasses
@@ -24,7 +25,7 @@ Size: TypeAlias = int | sympy.Expr
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Atom:
-    """A piece of index range; two atoms are the same only if they are one object."""
+    """A piece of an index range. Two atoms are the same only if they are one object."""
 
     size: Size
 
@@ -34,14 +35,14 @@ Group: TypeAlias = tuple[Atom, ...]
 
 
 class Layout(NamedTuple):
-    """What PyTorch sees, and what is stored. Together the groups of either side hold the same atoms."""
+    """The dimensions that PyTorch sees, and the axes that are stored. Both sides hold the same atoms."""
 
     dims: tuple[Group, ...]
     axes: tuple[Group, ...]
 
     @property
     def shape(self) -> tuple[Size, ...]:
-        """The shape PyTorch sees."""
+        """The shape that PyTorch sees."""
         return tuple(group_size(dim) for dim in self.dims)
 
     @property
@@ -51,7 +52,7 @@ class Layout(NamedTuple):
 
 
 class Steps(NamedTuple):
-    """How to rearrange an array: reshape to `split`, transpose by `order`, reshape to `merged`. None: nothing to do."""
+    """The steps that rearrange an array: reshape to `split`, transpose by `order`, reshape to `merged`; None skips."""
 
     split: tuple[Group, ...] | None
     order: tuple[int, ...] | None
@@ -59,21 +60,23 @@ class Steps(NamedTuple):
 
 
 def group_size(group: Group) -> Size:
+    """The number of indices in a group."""
     return math.prod((atom.size for atom in group), start=1)
 
 
 def atoms_of(groups: Sequence[Group]) -> Group:
+    """The atoms of all groups, in order."""
     return tuple(atom for group in groups for atom in group)
 
 
 def plain_layout(shape: Sequence[Size]) -> Layout:
-    """The layout of an array stored as PyTorch sees it."""
+    """The layout of an array that is stored as PyTorch sees it."""
     dims = tuple(() if size == 1 else (Atom(size),) for size in shape)
     return Layout(dims, dims)
 
 
 def reshape_layout(layout: Layout, shape: Sequence[Size]) -> Layout | None:
-    """The layout after `torch.reshape`, or None where the new dimensions cut across the old ones' atoms."""
+    """The layout after `torch.reshape`, or None where the new dimensions cut across atoms of the old ones."""
     pending = list(atoms_of(layout.dims))
     dims: list[Group] = []
     halves: dict[Atom, Group] = {}
@@ -102,21 +105,21 @@ def reshape_layout(layout: Layout, shape: Sequence[Size]) -> Layout | None:
 
 
 def divide(size: Size, by: Size) -> Size | None:
-    """`size / by` where that is a whole number for all open sizes, else None."""
+    """`size / by` where the quotient is a whole number for all open sizes, else None."""
     if isinstance(size, int) and isinstance(by, int):
         return size // by if by and size % by == 0 else None
     quotient = sympy.cancel(sympy.sympify(size) / sympy.sympify(by))
     numerator, denominator = sympy.fraction(quotient)
     if quotient.is_Integer:
         return int(quotient)
-    polynomial = numerator.as_poly()  # None of what is no more than a number
+    polynomial = numerator.as_poly()  # None if the numerator is a plain number
     if denominator != 1 or polynomial is None or not all(c.is_Integer for c in polynomial.coeffs()):
         return None
     return quotient
 
 
 def replace_atoms(groups: Sequence[Group], parts: dict[Atom, Group]) -> tuple[Group, ...]:
-    """The groups with every atom named in `parts` replaced by its parts, and theirs in turn."""
+    """The groups with every atom of `parts` replaced by its parts. Parts that are in `parts` are replaced as well."""
 
     def expand(atom: Atom) -> Group:
         return atoms_of([expand(part) for part in parts[atom]]) if atom in parts else (atom,)
@@ -125,9 +128,10 @@ def replace_atoms(groups: Sequence[Group], parts: dict[Atom, Group]) -> tuple[Gr
 
 
 def refinement(first: Group, second: Group) -> tuple[dict[Atom, Group], dict[Atom, Group]] | None:
-    """How to split both groups' atoms so that both have the same sizes in the same order, or None if that cannot be.
+    """The parts into which the atoms of two groups split so that both groups have the same sizes in order, or None.
 
-    The parts of `second` are the very atoms of `first`: after splitting, the two groups are equal.
+    The parts of `second` are the atoms of `first` themselves: after splitting, the two groups are equal. None means
+    that no such split exists.
     """
     left, right = list(first), list(second)
     parts_left: dict[Atom, list[Atom]] = {}
@@ -159,7 +163,7 @@ def refinement(first: Group, second: Group) -> tuple[dict[Atom, Group], dict[Ato
 
 
 def rearrangement_steps(axes: Sequence[Group], target: Sequence[Group]) -> Steps:
-    """How an array stored as `axes` becomes one stored as `target`. Both hold the same atoms."""
+    """The steps from an array stored as `axes` to one stored as `target`. Both hold the same atoms."""
     now, then = atoms_of(axes), atoms_of(target)
     if now == then:
         return Steps(None, None, None if tuple(axes) == tuple(target) else tuple(target))
@@ -175,7 +179,7 @@ def rearrangement_steps(axes: Sequence[Group], target: Sequence[Group]) -> Steps
 
 
 def _blocks(now: Group, then: Group, axes: Sequence[Group], target: Sequence[Group]) -> tuple[Group, ...]:
-    """The coarsest pieces that move as one, cut wherever either side has a boundary so that few reshapes are needed."""
+    """The coarsest pieces that move as one, cut at every boundary of either side so that few reshapes are needed."""
     successor = dict(itertools.pairwise(then))
     last_of_group = {group[-1] for group in (*axes, *target) if group}
     blocks: list[list[Atom]] = [[now[0]]]
@@ -188,9 +192,9 @@ def _blocks(now: Group, then: Group, axes: Sequence[Group], target: Sequence[Gro
 
 
 def tidy_axes(layout: Layout) -> tuple[Group, ...]:
-    """One axis for each dimension, in an order as near to the stored one as can be: rearranging costs least.
+    """One axis for each dimension, in the order that is nearest to the stored one, so that rearranging costs least.
 
-    Dimensions of size one go before the dimension that follows them in PyTorch's order, but never after the stored
+    A dimension of size one goes before the dimension that follows it in PyTorch's order, but never after the stored
     last dimension, so that channels stay last.
     """
     place = {atom: k for k, atom in enumerate(atoms_of(layout.axes))}
