@@ -61,6 +61,11 @@ def is_too_wide(dtype: Any) -> bool:
     return str(dtype) in WIDE and not is_x64_on()
 
 
+def is_traced(tree: Any) -> bool:
+    """Returns whether any leaf of a tree is a tracer, as within `jax.jit`."""
+    return any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(tree))
+
+
 def is_x64_on() -> bool:
     """Whether JAX has 64-bit types now."""
     return jax.config.jax_enable_x64  # pyright: ignore[reportAttributeAccessIssue]

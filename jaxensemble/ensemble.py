@@ -4,7 +4,6 @@ import dataclasses
 import functools
 import itertools
 import operator
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -14,36 +13,35 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from jaxensemble.arrays import as_arrays, is_x64_on, require_x64
+from jaxensemble.arrays import as_arrays, is_traced, is_x64_on, require_x64
 from jaxensemble.artifact.contents import Saved
 from jaxensemble.artifact.loading import Artifact
 from jaxensemble.artifact.pickling import reduce_ensemble
 from jaxensemble.artifact.saving import write_artifact
-from jaxensemble.compat import Tracer
-from jaxensemble.errors import InputError, MemberError, MemberIndexError, StateError, TrainingModeWarning, shorten_list
-from jaxensemble.modules.build import skeleton
+from jaxensemble.errors import InputError, MemberError, StateError, shorten_list
+from jaxensemble.modules.casting import cast_state
+from jaxensemble.modules.modes import set_mode, warn_of_training_layers
 from jaxensemble.modules.randomness import as_key, initial_rngs, stack_rngs
+from jaxensemble.modules.selection import member_positions, take_members
 from jaxensemble.modules.stacking import check_same_architecture, count_members, stack_states
-from jaxensemble.modules.state import KINDS, State, Tree, check_names, flatten, merge, split
+from jaxensemble.modules.state import KINDS, STACKED, State, Tree, check_names, flatten, merge
 from jaxensemble.modules.structure import MODE_FLAGS, STATISTICS, Structure
 from jaxensemble.network.arguments import as_returned, bound
 from jaxensemble.network.inputs import batch_axes, check_inputs, check_member_axis
-from jaxensemble.network.network import Network, with_param_dtype
+from jaxensemble.network.network import Network
 from jaxensemble.network.proof import Lineage, Proof
 from jaxensemble.network.sources import Source
-from jaxensemble.running.case import Case, adapted, planned
+from jaxensemble.running.case import Case, type_of_input
 from jaxensemble.running.device import device_of, human_bytes
 from jaxensemble.running.members import Call, run_members
 from jaxensemble.running.plan import Plan
-from jaxensemble.running.tuning import Tuned, explained, known, tuned
+from jaxensemble.running.tuning import choose_call, explained, tuned
 from jaxensemble.source import print_source
 from jaxensemble.uncertainty import Prediction
 from jaxensemble.uncertainty.checks import check_options
 
 Randomness = Literal["different", "same"]
 Mode = Literal["eval", "train", "as_is"]
-
-STACKED = ("params", "buffers", "rngs")  # what has a member axis
 
 
 @functools.partial(
@@ -106,7 +104,7 @@ class Ensemble:
             if odd:
                 raise InputError(f"`{'`, `'.join(odd)}` must be nested dicts of arrays [M, ...]")
             check_names(self.state)
-            _warn_of_training(
+            warn_of_training_layers(
                 self.graphdef,
                 MODE_FLAGS,
                 "is in training mode",
@@ -138,7 +136,7 @@ class Ensemble:
             return ensemble._in_mode(mode)
         if mode is None:
             advice = "mode='eval' is for evaluation, mode='as_is' says that this is meant"
-            _warn_of_training(ensemble.graphdef, MODE_FLAGS, "is in training mode", advice, stacklevel=3)
+            warn_of_training_layers(ensemble.graphdef, MODE_FLAGS, "is in training mode", advice, stacklevel=3)
         return ensemble
 
     @classmethod
@@ -260,9 +258,10 @@ class Ensemble:
         """
         inputs = as_arrays(bound(self.network, inputs, named), "inputs")
         key = None if key is None else as_key(key)
-        if _is_traced((self, key, inputs)):
+        if is_traced((self, key, inputs)):
             raise InputError("nothing can be measured within jax.jit and other transformations: call tune outside")
-        plan = self._tuned(self._case(inputs, key, "different", each=each), inputs, key).plan
+        case = self._case(inputs, key, "different", each=each)
+        plan = tuned(case, lambda call: self._call(call, key, inputs)).plan
         return dataclasses.replace(self, plan=plan).proven(self.proof, self.lineage).read_from(self.sources)
 
     def explain(self, *inputs: Any, key: Any = None, each: bool = False, **named: Any) -> str:
@@ -309,7 +308,7 @@ class Ensemble:
         """
         flags = MODE_FLAGS if key is None else (STATISTICS,)
         advice = "call it as ensemble.eval().predict(...) if evaluation is meant"
-        _warn_of_training(self.graphdef, flags, "predicts in training mode", advice, stacklevel=3)
+        warn_of_training_layers(self.graphdef, flags, "predicts in training mode", advice, stacklevel=3)
         names = self.network.arguments if isinstance(self.network, Network) else ()
         named = {name: options.pop(name) for name in names if name in options}
         check_options(task, options, ("key", "randomness", "plan"), list(filter(None, names)))
@@ -345,19 +344,8 @@ class Ensemble:
         if not known:
             raise InputError(f"`dtype` must be a floating-point one; got {dtype!r}")
         require_x64(np.dtype(dtype), "`dtype`")
-        inexact = lambda leaf: jnp.issubdtype(leaf.dtype, jnp.inexact)  # noqa: E731
-        cast = jax.tree.map(lambda leaf: leaf.astype(_cast_to(dtype, leaf)) if inexact(leaf) else leaf, self)
-        module = merge(*cast.state)
-        network = self.network
-        for path, layer in nnx.iter_modules(module):
-            if isinstance(layer, nnx.Embed) and layer.dtype == layer.param_dtype:  # it casts to what it was made with
-                wanted = _cast_to(dtype, layer.embedding)
-                layer.dtype, layer.param_dtype = wanted, getattr(jnp, wanted.name)
-                if isinstance(network, Network):
-                    network = with_param_dtype(network, {".".join(map(str, path))}, wanted.name)
-        if isinstance(network, Network) and network is not self.network:
-            _retype(module, network)
-        cast = dataclasses.replace(cast, graphdef=split(module).graphdef, network=network)
+        state, network = cast_state(self.state, self.network, dtype)
+        cast = dataclasses.replace(self, **state._asdict(), network=network)
         return cast.proven(None, self._descent(trained=False))
 
     def source(self) -> str:
@@ -478,19 +466,12 @@ class Ensemble:
         Raises `MemberIndexError` for members that there are not, `InputError` for what is no index, and `MemberError`
         if none is left.
         """
-        try:
-            several = isinstance(index, slice) or np.ndim(index) == 1
-            selected: Any = self._positions(index) if several else operator.index(index)  # type: ignore[arg-type]
-        except TypeError as error:
-            raise InputError(f"members are selected by integers, booleans or a slice; got {index!r}") from error
-        if several:
-            sources = self.sources
-            chosen = sources and tuple(sources[member] for member in selected)
-            return self._changed(**_taken(self._stacked(), selected)).read_from(chosen)
-        member = selected
-        if not -self.members <= member < self.members:
-            raise MemberIndexError(f"there is no member {member}: the ensemble has {self.members}")
-        return merge(self.graphdef, constants=self.constants, **_taken(self._stacked(), member % self.members))
+        selected = member_positions(index, self.members)
+        if isinstance(selected, int):
+            return merge(self.graphdef, constants=self.constants, **take_members(self._stacked(), selected))
+        sources = self.sources
+        chosen = sources and tuple(sources[member] for member in selected)
+        return self._changed(**take_members(self._stacked(), selected)).read_from(chosen)
 
     def __repr__(self) -> str:
         name = self.graphdef.root.type.__name__
@@ -519,30 +500,11 @@ class Ensemble:
     def _stacked(self) -> dict[str, Tree]:
         return {kind: getattr(self, kind) for kind in STACKED}
 
-    def _positions(self, index: Any) -> np.ndarray:
-        positions = np.arange(self.members)[index] if isinstance(index, slice) else np.asarray(index)
-        if positions.dtype == bool:
-            if len(positions) != self.members:
-                raise MemberIndexError(
-                    f"one boolean for each of {self.members} members is needed; got {len(positions)}"
-                )
-            positions = np.flatnonzero(positions)
-        if positions.size == 0:
-            raise MemberError(f"an ensemble needs at least one member; {index!r} selects none of {self.members}")
-        if not np.issubdtype(positions.dtype, np.integer):
-            raise InputError(f"members are selected by integers, booleans or a slice; got {index!r}")
-        outside = positions[(positions < -self.members) | (positions >= self.members)]
-        if outside.size:
-            raise MemberIndexError(f"there are no members {outside.tolist()}: the ensemble has {self.members}")
-        return positions % self.members
-
     def _in_mode(self, mode: Literal["train", "eval"]) -> "Ensemble":
         reason = self.network.evaluation_only if isinstance(self.network, Network) else None
         if mode == "train" and reason is not None:
             raise StateError(f"the network was ported for evaluation only, because {reason}")
-        module = merge(*self.state)
-        getattr(module, mode)()
-        return self._changed(**split(module)._asdict()).read_from(self.sources)
+        return self._changed(**set_mode(self.state, mode)._asdict()).read_from(self.sources)
 
     @functools.cached_property
     def _dtypes(self) -> tuple[Any, ...]:
@@ -564,12 +526,14 @@ class Ensemble:
         if plan is not None and plan != "auto" and not isinstance(plan, Plan):
             raise InputError(f"`plan` must be a jaxensemble.Plan, 'auto' or None; got {plan!r}")
         leaves, tree = jax.tree.flatten(inputs)
-        kind = (each, update, str(randomness), plan, key is None, is_x64_on(), tree, *map(_signature, leaves))
+        kind = (each, update, str(randomness), plan, key is None, is_x64_on(), tree, *map(type_of_input, leaves))
         call = self._calls.get(kind)
         if call is None:
             case = self._case(inputs, key, randomness, each=each, update=update)
-            call = self._planned(case, inputs, key, plan)
-            if plan != "auto" or not _is_traced((self, key, inputs)):  # a guess is no measurement
+            traced = is_traced((self, key, inputs))
+            measure = None if traced else lambda call: self._call(call, key, inputs)
+            call = choose_call(case, plan, self.plan, measure)
+            if plan != "auto" or not traced:  # a guess is no measurement
                 self._calls[kind] = call
         returned = self._call(call, key, inputs)
         if self.network is None:
@@ -601,51 +565,6 @@ class Ensemble:
         arrays = (self.params, self.buffers, self.rngs, self.constants, key, inputs)
         return Case.of(call, device, arrays, batch_axes(self.network, inputs, each=each))
 
-    def _planned(self, case: Case, inputs: tuple[Any, ...], key: Any, plan: Plan | Literal["auto"] | None) -> Call:
-        if isinstance(plan, Plan):
-            return planned(case, plan)
-        if plan is None:
-            return adapted(case, self.plan)
-        found = known(case) if _is_traced((self, key, inputs)) else self._tuned(case, inputs, key)
-        return adapted(case, found.plan if found else None)
-
-    def _tuned(self, case: Case, inputs: tuple[Any, ...], key: Any) -> Tuned:
-        return tuned(case, lambda call: self._call(call, key, inputs))
-
     @functools.cached_property
     def _calls(self) -> dict[Any, Call]:
         return {}
-
-
-def _warn_of_training(structure: Structure, flags: Sequence[str], told: str, advice: str, stacklevel: int) -> None:
-    training = structure.training_layers(flags)
-    if training:
-        message = f"{structure.root.type.__name__} {told} ({shorten_list(training)}): {advice}"
-        warnings.warn(message, TrainingModeWarning, stacklevel=stacklevel)
-
-
-def _cast_to(dtype: Any, array: Any) -> np.dtype:
-    """The dtype that an array gets with a floating-point dtype: that one, or the complex one that goes with it."""
-    if not jnp.iscomplexobj(array):
-        return np.dtype(dtype)
-    return np.dtype("complex128" if np.dtype(dtype) == np.float64 else "complex64")
-
-
-def _is_traced(tree: Any) -> bool:
-    return any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(tree))
-
-
-def _signature(leaf: Any) -> Any:
-    return (leaf.shape, leaf.dtype) if isinstance(leaf, jax.Array) else type(leaf)
-
-
-@jax.jit
-def _taken(trees: dict[str, Tree], positions: Any) -> dict[str, Tree]:
-    return jax.tree.map(lambda leaf: leaf.at[positions].get(mode="promise_in_bounds"), trees)
-
-
-def _retype(module: nnx.Module, network: Network) -> None:
-    """Gives a module, and all in it, the classes that the source of this network makes."""
-    types = {path: type(layer) for path, layer in nnx.iter_modules(merge(*skeleton(network)))}
-    for path, layer in nnx.iter_modules(module):
-        layer.__class__ = types.get(path, type(layer))

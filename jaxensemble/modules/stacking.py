@@ -11,7 +11,7 @@ from flax import nnx
 from jaxensemble.arrays import require_x64
 from jaxensemble.compat import Tracer
 from jaxensemble.errors import InputError, MemberError
-from jaxensemble.modules.state import KINDS, State, Tree, flatten, split
+from jaxensemble.modules.state import KINDS, STACKED, State, Tree, flatten, split
 from jaxensemble.modules.structure import structure_differences
 
 
@@ -31,7 +31,7 @@ def stack_states(modules: Sequence[nnx.Module], caller: str) -> State:
     _check_modes(states, caller)
     _check_classes(modules, caller)
     _check_members([_differences(first, state) for state in states], caller)
-    trees = {kind: stack([getattr(state, kind) for state in states]) for kind in ("params", "buffers", "rngs")}
+    trees = {kind: stack([getattr(state, kind) for state in states]) for kind in STACKED}
     return State(first.graphdef, constants=first.constants, **trees)
 
 
@@ -43,11 +43,6 @@ def stack(trees: Sequence[Tree]) -> Tree:
 def unstack(tree: Tree, members: int) -> list[Tree]:
     """The inverse of [`stack`][]."""
     return [jax.tree.map(lambda leaf, member=member: leaf[member], tree) for member in range(members)]
-
-
-def repeat(tree: Tree, members: int) -> Tree:
-    """The same arrays for every member: `[...] -> [M, ...]`, for random state of which there is only one."""
-    return jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (members, *leaf.shape)), tree)
 
 
 def count_members(trees: dict[str, Tree]) -> int:
@@ -69,11 +64,8 @@ def count_members(trees: dict[str, Tree]) -> int:
 
 def check_same_architecture(states: Sequence[State], caller: str) -> None:
     """Raises `MemberError` with every place where states differ in anything but values. Members are not counted."""
-    strip = [state._replace(**{kind: _abstract_members(getattr(state, kind)) for kind in _STACKED}) for state in states]
+    strip = [state._replace(**{kind: _abstract_members(getattr(state, kind)) for kind in STACKED}) for state in states]
     _check_members([_differences(strip[0], state) for state in strip], caller, "ensemble")
-
-
-_STACKED = ("params", "buffers", "rngs")
 
 
 def _abstract_members(tree: Tree) -> Tree:

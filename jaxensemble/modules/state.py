@@ -23,6 +23,7 @@ from jaxensemble.modules.structure import Leaf, Structure
 Tree = dict[str, Any]  # nested dicts; the leaves are arrays
 Kind = Literal["params", "buffers", "constants", "rngs"]
 KINDS: tuple[Kind, ...] = ("params", "buffers", "constants", "rngs")
+STACKED: tuple[Kind, ...] = ("params", "buffers", "rngs")  # these have a member axis
 
 
 class State(NamedTuple):

@@ -169,6 +169,11 @@ def adapted(case: Case, plan: Plan | None) -> Call:
     raise AssertionError("a plan that leaves rows together fits every call")
 
 
+def type_of_input(leaf: Any) -> Any:
+    """The shape and dtype of an array, or the type of a Python number: calls with equal ones are alike."""
+    return (leaf.shape, leaf.dtype) if isinstance(leaf, jax.Array) else type(leaf)
+
+
 def _shape(leaf: Any) -> jax.ShapeDtypeStruct:
     known = hasattr(leaf, "dtype")  # which numbers have not
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) if known else jax.ShapeDtypeStruct((), jnp.result_type(leaf))

@@ -11,14 +11,14 @@ import statistics
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 
 from jaxensemble.files.caches import cache_directory
 from jaxensemble.files.durable import write_file
 from jaxensemble.programs.rows import MixedRows
-from jaxensemble.running.case import Case, adapted
+from jaxensemble.running.case import Case, adapted, planned
 from jaxensemble.running.device import device_name, free_memory, human_bytes
 from jaxensemble.running.members import Call
 from jaxensemble.running.plan import Plan, candidates
@@ -63,6 +63,21 @@ def known(case: Case) -> Tuned | None:
     """What was measured before, without measuring."""
     name = _name(case)
     return _MEMORY.get(name) or _read(name)
+
+
+def choose_call(
+    case: Case, plan: Plan | Literal["auto"] | None, own: Plan | None, measure: Callable[[Call], Any] | None
+) -> Call:
+    """Returns the call of a case under the specified plan, or, for None, under the ensemble's own.
+
+    For `"auto"` the plan is the fastest one. Without `measure`, which runs a call, only earlier measurements count.
+    """
+    if isinstance(plan, Plan):
+        return planned(case, plan)
+    if plan is None:
+        return adapted(case, own)
+    found = known(case) if measure is None else tuned(case, measure)
+    return adapted(case, found.plan if found else None)
 
 
 def explained(case: Case, plan: Plan | None) -> str:

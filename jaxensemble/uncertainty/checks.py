@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike, DTypeLike
 
-from jaxensemble.arrays import as_array
+from jaxensemble.arrays import as_array, is_traced
 from jaxensemble.compat import Tracer
 from jaxensemble.errors import InputError, NotANumberWarning, shorten_list
 
@@ -153,7 +153,7 @@ def require_labels(labels: jax.Array, classes: int) -> None:
 
 
 def quantile_levels(q: ArrayLike | Sequence[float], name: str, dtype: DTypeLike) -> jax.Array:
-    traced = any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(q))
+    traced = is_traced(q)
     known = None if traced else np.asarray(q, dtype)
     levels = jnp.asarray(q if known is None else known, dtype)
     if levels.ndim > 1:
