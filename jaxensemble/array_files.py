@@ -15,7 +15,7 @@ from jaxensemble.arrays import is_too_wide
 from jaxensemble.errors import InputError
 from jaxensemble.files.durable import write_file
 from jaxensemble.modules.state import flatten
-from jaxensemble.network.arguments import with_fixed
+from jaxensemble.network.arguments import insert_fixed
 from jaxensemble.network.network import Network, Ref, references
 
 
@@ -54,7 +54,7 @@ def arguments_from_arrays(network: Network, arrays: dict[str, np.ndarray], *, ca
             _is_of_same_kind(array, network.input_dtypes.get(name)) for name, array in arrays.items() if not cast
         )
         raise InputError(f"{'; '.join(wide)}: {'--cast rounds it, ' if rounds else ''}--x64 computes with all of it")
-    return with_fixed(network, [_fill_inputs(tree, arrays) for tree in network.open_inputs.values()])
+    return insert_fixed(network, [_fill_inputs(tree, arrays) for tree in network.open_inputs.values()])
 
 
 def _cast_to_input(array: np.ndarray, dtype: str | None) -> np.ndarray:

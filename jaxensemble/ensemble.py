@@ -26,7 +26,7 @@ from jaxensemble.modules.selection import member_positions, take_members
 from jaxensemble.modules.stacking import check_same_architecture, count_members, stack_states
 from jaxensemble.modules.state import KINDS, STACKED, State, Tree, check_names, flatten, merge
 from jaxensemble.modules.structure import MODE_FLAGS, STATISTICS, Structure
-from jaxensemble.network.arguments import as_returned, bound
+from jaxensemble.network.arguments import bind_arguments, restore_outputs
 from jaxensemble.network.inputs import batch_axes, check_inputs, check_member_axis
 from jaxensemble.network.network import Network
 from jaxensemble.network.proof import Lineage, Proof
@@ -256,7 +256,7 @@ class Ensemble:
         >>> ensemble.tune(jnp.ones((64, 3))).plan is not None
         True
         """
-        inputs = as_arrays(bound(self.network, inputs, named), "inputs")
+        inputs = as_arrays(bind_arguments(self.network, inputs, named), "inputs")
         key = None if key is None else as_key(key)
         if is_traced((self, key, inputs)):
             raise InputError("nothing can be measured within jax.jit and other transformations: call tune outside")
@@ -266,7 +266,7 @@ class Ensemble:
 
     def explain(self, *inputs: Any, key: Any = None, each: bool = False, **named: Any) -> str:
         """Which plan a call with these inputs gets, and why: what was measured, or what the guess went by."""
-        inputs = as_arrays(bound(self.network, inputs, named), "inputs")
+        inputs = as_arrays(bind_arguments(self.network, inputs, named), "inputs")
         case = self._case(inputs, None if key is None else as_key(key), "different", each=each)
         return explained(case, self.plan)
 
@@ -521,7 +521,7 @@ class Ensemble:
         each: bool = False,
         update: bool = False,
     ) -> Any:
-        inputs = as_arrays(bound(self.network, *arguments), "inputs")
+        inputs = as_arrays(bind_arguments(self.network, *arguments), "inputs")
         key = None if key is None else as_key(key)
         if plan is not None and plan != "auto" and not isinstance(plan, Plan):
             raise InputError(f"`plan` must be a jaxensemble.Plan, 'auto' or None; got {plan!r}")
@@ -539,9 +539,9 @@ class Ensemble:
         if self.network is None:
             return returned
         if not update:
-            return as_returned(self.network.outputs, returned)
+            return restore_outputs(self.network.outputs, returned)
         outputs, buffers = returned
-        return as_returned(self.network.outputs, outputs), buffers
+        return restore_outputs(self.network.outputs, outputs), buffers
 
     def _call(self, call: Call, key: Any, inputs: tuple[Any, ...]) -> Any:
         return run_members(self.params, self.buffers, self.constants, self.rngs, key, inputs, call=call)

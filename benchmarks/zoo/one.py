@@ -10,7 +10,7 @@ import torch_bridge
 from benchmarks.zoo import networks
 from jaxensemble import UnsupportedError
 from jaxensemble.arrays import as_arrays
-from jaxensemble.network.arguments import bound
+from jaxensemble.network.arguments import bind_arguments
 from jaxensemble.programs.rewrite import primitives
 from torch_bridge.parity import ParityReport
 
@@ -50,7 +50,9 @@ def prove(library: str, name: str) -> Result:
         return dataclasses.replace(known, status="refused", reason=str(error))
     known = dataclasses.replace(
         known,
-        transposes=primitives(ensemble[0], *as_arrays(bound(ensemble.network, *inputs), "inputs"))["transpose"],
+        transposes=primitives(ensemble[0], *as_arrays(bind_arguments(ensemble.network, *inputs), "inputs"))[
+            "transpose"
+        ],
         source_lines=len(ensemble.source().splitlines()),
     )
     if known.parameters < LARGE:

@@ -8,7 +8,7 @@ from functools import cache
 from typing import Any
 
 from jaxensemble.network.network import Network
-from jaxensemble.source.plan.settle import Plan
+from jaxensemble.source.plan.outline import Outline
 from jaxensemble.source.write.module import Printer
 
 
@@ -19,7 +19,7 @@ def load_class(network: Network) -> type[Any]:
 
     **Raises:** `InputError` as `print_source` does.
     """
-    printer = Printer(Plan(network))
+    printer = Printer(Outline(network))
     return _load_source(printer.text(), printer.class_name)
 
 

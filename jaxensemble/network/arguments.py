@@ -10,14 +10,14 @@ import jax
 import numpy as np
 
 from jaxensemble.errors import InputError
-from jaxensemble.network.network import Fixed, Network, Record, Ref, Tree
+from jaxensemble.network.network import Fixed, Network, Record, Ref, ReferenceTree
 from jaxensemble.records import KINDS, items_of
 
-OF_ENSEMBLES = frozenset({"key", "randomness", "plan", "each", "task"})
+ENSEMBLE_ARGUMENTS = frozenset({"key", "randomness", "plan", "each", "task"})
 """What ensembles mean by these names when they are called."""
 
 
-def bound(
+def bind_arguments(
     network: Network | None, positional: Sequence[Any], named: Mapping[str, Any] | None = None
 ) -> tuple[Any, ...]:
     """The arguments that hold arrays, in the order of the network; of those that are fixed nothing is left.
@@ -27,9 +27,9 @@ def bound(
 
     >>> names = {"arguments": ("x", "by")}
     >>> network = Network("Net", (Ref("x"), Fixed(2.0)), Ref("x"), (), (), (), {"": ("Net", "module")}, **names)
-    >>> bound(network, (1,)), bound(network, (), {"by": 2.0, "x": 1})
+    >>> bind_arguments(network, (1,)), bind_arguments(network, (), {"by": 2.0, "x": 1})
     ((1,), (1,))
-    >>> bound(network, (1, 3.0))
+    >>> bind_arguments(network, (1, 3.0))
     Traceback (most recent call last):
     ...
     jaxensemble.errors.InputError: the arguments are not those of the network Net:
@@ -85,7 +85,7 @@ def _given(
     return given
 
 
-def _without_fixed(tree: Tree, value: Any, place: str, problems: list[str]) -> Any:
+def _without_fixed(tree: ReferenceTree, value: Any, place: str, problems: list[str]) -> Any:
     """A value with None for what is fixed in it; where it does not nest as it should, as it is."""
     match tree:
         case None if value is not None:
@@ -117,34 +117,34 @@ def _is_same(value: Any, fixed: Any) -> bool:
     return type(value) is type(fixed) and (value == fixed or (value != value and fixed != fixed))
 
 
-def with_fixed(network: Network, inputs: Sequence[Any]) -> list[Any]:
-    """All arguments by position: the inverse of `bound`.
+def insert_fixed(network: Network, inputs: Sequence[Any]) -> list[Any]:
+    """All arguments by position: the inverse of `bind_arguments`.
 
     >>> network = Network("Net", (Fixed(2.0), Ref("x")), Ref("x"), (), (), (), {"": ("Net", "module")})
-    >>> with_fixed(network, (1,))
+    >>> insert_fixed(network, (1,))
     [2.0, 1]
     """
     held = dict(zip(network.open_inputs, inputs, strict=True))
-    return [_with_fixed(tree, held.get(k)) for k, tree in enumerate(network.inputs)]
+    return [_insert_fixed(tree, held.get(k)) for k, tree in enumerate(network.inputs)]
 
 
-def _with_fixed(tree: Tree, value: Any) -> Any:
+def _insert_fixed(tree: ReferenceTree, value: Any) -> Any:
     match tree:
         case Fixed(fixed):
             return fixed
         case dict():
-            return {key: _with_fixed(item, None if value is None else value[key]) for key, item in tree.items()}
+            return {key: _insert_fixed(item, None if value is None else value[key]) for key, item in tree.items()}
         case tuple() | list():
-            return [_with_fixed(item, None if value is None else value[k]) for k, item in enumerate(tree)]
+            return [_insert_fixed(item, None if value is None else value[k]) for k, item in enumerate(tree)]
     return value
 
 
-def as_returned(tree: Tree, outputs: Any) -> Any:
+def restore_outputs(tree: ReferenceTree, outputs: Any) -> Any:
     """Outputs that have come out of a JAX program as the forward gives them.
 
     JAX sorts the keys of dicts, and its programs give arrays alone: numbers and strings are those of the network.
 
-    >>> as_returned({"b": Ref("x"), "a": Fixed("text")}, {"a": None, "b": 1})
+    >>> restore_outputs({"b": Ref("x"), "a": Fixed("text")}, {"a": None, "b": 1})
     {'b': 1, 'a': 'text'}
     """
     match tree:
@@ -153,20 +153,20 @@ def as_returned(tree: Tree, outputs: Any) -> Any:
         case Record(name, kind, fields):
             held = dict(items_of(outputs, tuple(fields)))
             made = KINDS[kind](name, *fields)
-            return made(**{field: as_returned(item, held[field]) for field, item in fields.items()})
+            return made(**{field: restore_outputs(item, held[field]) for field, item in fields.items()})
         case dict():
-            return {key: as_returned(item, outputs[key]) for key, item in tree.items()}
+            return {key: restore_outputs(item, outputs[key]) for key, item in tree.items()}
         case tuple():
-            return tuple(as_returned(item, outputs[k]) for k, item in enumerate(tree))
+            return tuple(restore_outputs(item, outputs[k]) for k, item in enumerate(tree))
         case list():
-            return [as_returned(item, outputs[k]) for k, item in enumerate(tree)]
+            return [restore_outputs(item, outputs[k]) for k, item in enumerate(tree)]
     return outputs
 
 
-def arrays_alone(outputs: Any) -> Any:
-    """Outputs with None for numbers and strings, which are the same in every call, and which `as_returned` puts back.
+def keep_arrays(outputs: Any) -> Any:
+    """Outputs with None for numbers and strings, which are the same in every call. `restore_outputs` puts them back.
 
-    >>> arrays_alone({"name": "text", "x": np.ones(2)})
+    >>> keep_arrays({"name": "text", "x": np.ones(2)})
     {'name': None, 'x': array([1., 1.])}
     """
     return jax.tree.map(lambda leaf: leaf if hasattr(leaf, "dtype") else None, outputs)

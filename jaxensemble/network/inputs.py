@@ -19,10 +19,10 @@ def check_inputs(network: Network, inputs: tuple[Any, ...], *, each: bool) -> No
     first.
 
     Open sizes, the batch's among them, are one number for all inputs that have them. Inputs are those that hold arrays:
-    see [`bound`][jaxensemble.network.arguments.bound].
+    see [`bind_arguments`][jaxensemble.network.arguments.bind_arguments].
     """
     problems: list[str] = []
-    found = dict(_named(tuple(network.open_inputs.values()), inputs, "inputs", problems))
+    found = dict(_named_arrays(tuple(network.open_inputs.values()), inputs, "inputs", problems))
     open_sizes: dict[str | None, list[tuple[str, int]]] = {}
     for name, value in found.items():
         if name not in network.input_shapes:
@@ -71,7 +71,7 @@ def batch_axes(network: Network | None, inputs: tuple[Any, ...], *, each: bool) 
         shapes = [np.shape(leaf)[1:] if each else np.shape(leaf) for leaf in leaves]
         alike = len({shape[:1] for shape in shapes}) == 1 and bool(shapes[0])
         return (0 if alike else None,) * len(leaves)
-    names = jax.tree.leaves(_names(tuple(network.open_inputs.values())))
+    names = jax.tree.leaves(_name_tree(tuple(network.open_inputs.values())))
     shapes = [network.input_shapes.get(name, ()) for name in names]
     return tuple(shape.index(None) if None in shape else None for shape in shapes)
 
@@ -88,22 +88,22 @@ def check_member_axis(inputs: tuple[Any, ...], members: int) -> None:
 
 def input_structure(network: Network) -> Any:
     """How the arrays of one call's inputs nest, as JAX says it."""
-    return jax.tree.structure(tuple(map(_names, network.open_inputs.values())))
+    return jax.tree.structure(tuple(map(_name_tree, network.open_inputs.values())))
 
 
-def _names(tree: Any) -> Any:
+def _name_tree(tree: Any) -> Any:
     """Tuples come back as lists: only the order of the names counts."""
     match tree:
         case Ref(name):
             return name
         case dict():
-            return {key: _names(value) for key, value in tree.items()}
+            return {key: _name_tree(value) for key, value in tree.items()}
         case tuple() | list():
-            return [_names(value) for value in tree]
+            return [_name_tree(value) for value in tree]
     return None
 
 
-def _named(tree: Any, value: Any, place: str, problems: list[str]) -> Iterator[tuple[str, Any]]:
+def _named_arrays(tree: Any, value: Any, place: str, problems: list[str]) -> Iterator[tuple[str, Any]]:
     """The arrays of an input by the names the network has for them; what does not fit is added to `problems`."""
     match tree:
         case Ref(name):
@@ -117,14 +117,14 @@ def _named(tree: Any, value: Any, place: str, problems: list[str]) -> Iterator[t
                 problems.append(f"`{place}`: expected a dict of {sorted(tree)}, got {got}")
                 return
             for key in tree:
-                yield from _named(tree[key], value[key], f"{place}[{key!r}]", problems)
+                yield from _named_arrays(tree[key], value[key], f"{place}[{key!r}]", problems)
         case tuple() | list():
             if not isinstance(value, tuple | list) or len(value) != len(tree):
                 got = len(value) if isinstance(value, tuple | list) else type(value).__name__
                 problems.append(f"`{place}`: expected {len(tree)}, got {got}")
                 return
             for k, (part, item) in enumerate(zip(tree, value, strict=True)):
-                yield from _named(part, item, f"{place}[{k}]", problems)
+                yield from _named_arrays(part, item, f"{place}[{k}]", problems)
 
 
 def _kind(dtype: Any) -> str:

@@ -74,11 +74,14 @@ class Record:
 
     name: str
     kind: RecordKind
-    fields: Mapping[str, "Tree"]
+    fields: Mapping[str, "ReferenceTree"]
 
 
-Tree: TypeAlias = Ref | Fixed | Record | tuple["Tree", ...] | list["Tree"] | dict[str, "Tree"] | None
-"""How inputs and outputs nest. Inputs hold no records."""
+ReferenceTree: TypeAlias = (
+    Ref | Fixed | Record
+    | tuple["ReferenceTree", ...] | list["ReferenceTree"] | dict[str, "ReferenceTree"] | None
+)  # fmt: skip
+"""The nested form of inputs or outputs. Inputs hold no records."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -185,8 +188,8 @@ class Network:
     """
 
     name: str
-    inputs: tuple[Tree, ...]
-    outputs: Tree
+    inputs: tuple[ReferenceTree, ...]
+    outputs: ReferenceTree
     layers: tuple[Layer, ...]
     variables: tuple[Variable, ...]
     calls: tuple[Call, ...]
@@ -199,7 +202,7 @@ class Network:
     sizes: Mapping[str, Sizes] = dataclasses.field(default_factory=dict)
 
     @functools.cached_property
-    def open_inputs(self) -> dict[int, Tree]:
+    def open_inputs(self) -> dict[int, ReferenceTree]:
         """The inputs that hold arrays, by their position among all: what the network's module is called with.
 
         What is fixed within one of them is None.
@@ -248,7 +251,7 @@ def references(arg: object) -> Iterator[Ref | Var]:
             yield from references(arg.fields)
 
 
-def _without_fixed(tree: Tree) -> Tree:
+def _without_fixed(tree: ReferenceTree) -> ReferenceTree:
     match tree:
         case dict():
             return {key: _without_fixed(item) for key, item in tree.items()}
@@ -257,7 +260,7 @@ def _without_fixed(tree: Tree) -> Tree:
     return tree if isinstance(tree, Ref) else None
 
 
-def _fixed(tree: Tree, place: str) -> Iterator[tuple[str, Any]]:
+def _fixed(tree: ReferenceTree, place: str) -> Iterator[tuple[str, Any]]:
     match tree:
         case None:
             yield place, None

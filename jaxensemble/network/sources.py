@@ -9,7 +9,7 @@ _LISTED = 4
 
 
 @dataclasses.dataclass(frozen=True)
-class Taken:
+class Selection:
     """What was taken of a checkpoint file.
 
     - `key`: where in the file the set of weights is, with dots between the keys; empty where it is the whole file.
@@ -20,7 +20,7 @@ class Taken:
     - `not_held`: counters of batches that the file lacks, and that are as in the factory's model: PyTorch before 0.4.1
       wrote none, and its own `load_state_dict` does the same.
 
-    >>> print(Taken("state_dict", "model.", {}, ("epoch", "criterion.*")))
+    >>> print(Selection("state_dict", "model.", {}, ("epoch", "criterion.*")))
     taken from `state_dict`; prefix `model.` removed; left out: `epoch`, `criterion.*`
     """
 
@@ -36,7 +36,7 @@ class Taken:
         parts += [_renaming(old, new) for old, new in self.renamed.items()]
         parts += [f"left out: {', '.join(f'`{name}`' for name in self.left_out)}"] if self.left_out else []
         names = [f"`{name}`" for name in self.not_held]
-        parts += [f"not in the file, and as the factory makes it: {_few(names)}"] if names else []
+        parts += [f"not in the file, and as the factory makes it: {_shortened_list(names)}"] if names else []
         return "; ".join(parts)
 
 
@@ -52,7 +52,7 @@ class Source:
 
     file: str
     sha256: str
-    taken: Taken
+    taken: Selection
 
 
 def describe_sources(sources: Sequence[Source] | None) -> list[str]:
@@ -60,7 +60,7 @@ def describe_sources(sources: Sequence[Source] | None) -> list[str]:
 
     There is none for files that hold the weights and nothing else, by the names that the model has.
 
-    >>> taken = Taken("model_ema", left_out=("model",))
+    >>> taken = Selection("model_ema", left_out=("model",))
     >>> describe_sources([Source(f"seed{k}.pt", "", taken) for k in range(3)])
     ['members 0 (seed0.pt), 1 (seed1.pt), 2 (seed2.pt): taken from `model_ema`; left out: `model`']
     """
@@ -68,8 +68,8 @@ def describe_sources(sources: Sequence[Source] | None) -> list[str]:
     for member, source in enumerate(sources or ()):
         if str(source.taken):
             found[str(source.taken)].append(f"{member} ({source.file})")
-    return [f"member{'s' if len(which) > 1 else ''} {_few(which)}: {text}" for text, which in found.items()]
+    return [f"member{'s' if len(which) > 1 else ''} {_shortened_list(which)}: {text}" for text, which in found.items()]
 
 
-def _few(which: Sequence[str]) -> str:
+def _shortened_list(which: Sequence[str]) -> str:
     return ", ".join(which if len(which) <= _LISTED else [*which[: _LISTED - 1], f"{len(which) - _LISTED + 1} more"])

@@ -23,7 +23,7 @@ from jaxensemble.network.network import (
     references,
 )
 
-KINDS = ("module", "sequence", "mapping", "function")
+MODULE_KINDS = ("module", "sequence", "mapping", "function")
 VARIABLE_KINDS = ("param", "buffer", "constant")
 RECORD_KINDS = ("dataclass", "namedtuple", "mapping")
 
@@ -36,14 +36,14 @@ ARITY = {
 """The operators of `Call.target`, and how many operands they take."""
 
 
-def validate(network: Network) -> None:
+def validate_network(network: Network) -> None:
     """Checks everything about a network that can be checked without its arrays.
 
     What functions and layers it may name, and which names Flax can hold, `jaxensemble.source` checks.
 
     **Raises:** `InputError` listing all that is wrong.
 
-    >>> validate(Network("Net", (Ref("x"),), Ref("y"), (), (), (), {"": ("Net", "module")}))
+    >>> validate_network(Network("Net", (Ref("x"),), Ref("y"), (), (), (), {"": ("Net", "module")}))
     Traceback (most recent call last):
     ...
     jaxensemble.errors.InputError: the network 'Net' does not hold together:
@@ -56,7 +56,7 @@ def validate(network: Network) -> None:
 
 
 def _problems(network: Network) -> Iterator[str]:
-    mistyped = list(_mistyped(network))
+    mistyped = list(_type_problems(network))
     yield from mistyped
     if mistyped:  # what follows relies on types
         return
@@ -67,7 +67,7 @@ def _problems(network: Network) -> Iterator[str]:
         yield from _call_problems(call, network)
 
 
-def _mistyped(network: Network) -> Iterator[str]:
+def _type_problems(network: Network) -> Iterator[str]:
     """What is not of the type that `jaxensemble.network.network` says."""
     texts = [("name", network.name), *(("training", path) for path in network.training)]
     texts += [("the path of a layer", layer.path) for layer in network.layers]
@@ -87,9 +87,13 @@ def _mistyped(network: Network) -> Iterator[str]:
         )
     yield from _argument_problems(network)
     for layer in network.layers:
-        yield from (f"layer {layer.path}: {value!r} is no option" for value in _strange(list(layer.options.values())))
+        yield from (
+            f"layer {layer.path}: {value!r} is no option" for value in _wrong_arguments(list(layer.options.values()))
+        )
     for call in network.calls:
-        yield from (f"call {call.out}: {value!r} is no argument" for value in _strange((call.args, dict(call.kwargs))))
+        yield from (
+            f"call {call.out}: {value!r} is no argument" for value in _wrong_arguments((call.args, dict(call.kwargs)))
+        )
     for name, shape in network.input_shapes.items():
         if not _is_shape(tuple(0 if size is None or _is_name(size) else size for size in shape)):
             yield f"input {name}: a shape is a tuple of sizes, None for the batch, and names; got {shape!r}"
@@ -113,7 +117,7 @@ def _argument_problems(network: Network) -> Iterator[str]:
     if network.arguments and len(network.arguments) != len(network.inputs):
         yield f"`arguments` must name each of {len(network.inputs)} inputs; got {network.arguments!r}"
     yield from (f"`arguments` must be names; got {name!r}" for name in names if not _is_name(name))
-    yield from (f"`arguments` has {name!r} twice" for name in _twice(map(str, names)))
+    yield from (f"`arguments` has {name!r} twice" for name in _duplicates(map(str, names)))
     if any(_records(network.inputs)):
         yield "`inputs` must not hold records"
     for record in _records(network.outputs):
@@ -160,7 +164,7 @@ def _is_leaf(leaf: Any) -> bool:
     return leaf is None or (isinstance(leaf, Ref) and isinstance(leaf.name, str))
 
 
-def _strange(arg: Any) -> Iterator[Any]:
+def _wrong_arguments(arg: Any) -> Iterator[Any]:
     """Whatever is no `Arg` within arguments."""
     match arg:
         case None | bool() | int() | float() | complex() | str():
@@ -168,12 +172,12 @@ def _strange(arg: Any) -> Iterator[Any]:
         case Ref(text) | Var(text) | Dtype(text) | Func(text) if isinstance(text, str):
             return
         case Slice(start, stop, step):
-            yield from _strange((start, stop, step))
+            yield from _wrong_arguments((start, stop, step))
         case tuple() | list():
             for item in arg:
-                yield from _strange(item)
+                yield from _wrong_arguments(item)
         case dict() if all(isinstance(key, str) for key in arg):
-            yield from _strange(list(arg.values()))
+            yield from _wrong_arguments(list(arg.values()))
         case _ if arg is not ...:
             yield arg
 
@@ -183,14 +187,14 @@ def _is_shape(shape: Any) -> bool:
     return sizes and math.prod(shape) < 2**63
 
 
-def _twice(names: Iterable[str]) -> list[str]:
+def _duplicates(names: Iterable[str]) -> list[str]:
     return [name for name, count in Counter(names).items() if count > 1]
 
 
 def _path_problems(network: Network) -> Iterator[str]:
     held: list[Layer | Variable] = [*network.layers, *network.variables]
     layers = {layer.path for layer in network.layers}
-    for path in _twice(item.path for item in held):
+    for path in _duplicates(item.path for item in held):
         yield f"two layers or variables have the path {path!r}"
     for item in held:
         if not all(item.path.split(".")):
@@ -227,15 +231,15 @@ def _module_problems(network: Network) -> Iterator[str]:
     for path in sorted(needed - set(network.modules)):
         yield f"`modules` must name every module on the way; {path!r} is missing"
     for path, (_, kind) in network.modules.items():
-        if kind not in KINDS:
-            yield f"module {path!r}: expected a kind in {KINDS}; got {kind!r}"
+        if kind not in MODULE_KINDS:
+            yield f"module {path!r}: expected a kind in {MODULE_KINDS}; got {kind!r}"
         if path and not all(path.split(".")):
             yield f"a path must be names joined by dots; got {path!r}"
 
 
 def _name_problems(network: Network) -> Iterator[str]:
     inputs = [ref.name for ref in references(network.inputs) if isinstance(ref, Ref)]
-    for name in _twice([*inputs, *(call.out for call in network.calls)]):
+    for name in _duplicates([*inputs, *(call.out for call in network.calls)]):
         yield f"{name!r} is defined twice"
     defined = set(inputs)
     for call in network.calls:

@@ -19,7 +19,7 @@ IMPORTS = {
 """The modules whose functions and layers a network may name, and how the source imports each."""
 
 
-OWN = ("layers", "ops", "records")
+OWN_MODULES = ("layers", "ops", "records")
 """Those of this package."""
 
 
@@ -42,7 +42,7 @@ def is_identifier(name: str) -> bool:
     return name.isascii() and name.isidentifier() and not keyword.iskeyword(name) and not name.startswith("__")
 
 
-def resolve(dotted: str) -> object:
+def resolve_name(dotted: str) -> object:
     """What a dotted name stands for: `nnx.Linear`, `jnp.concatenate`.
 
     **Raises:** `InputError` if it is not in one of the modules of `IMPORTS`.
@@ -60,7 +60,7 @@ def resolve(dotted: str) -> object:
 
 def _module(root: str) -> object:
     full = {"jnp": "jax.numpy", "nnx": "flax.nnx", "lax": "jax.lax"}
-    return importlib.import_module(full.get(root, f"jaxensemble.{root}" if root in OWN else root))
+    return importlib.import_module(full.get(root, f"jaxensemble.{root}" if root in OWN_MODULES else root))
 
 
 _FUNCTIONS = re.compile(
@@ -74,7 +74,7 @@ _FORBIDDEN = re.compile(
 )
 
 
-_OF_LAX = frozenset(
+_LAX_FUNCTIONS = frozenset(
     f"lax.{name}"
     for name in """
     abs acos acosh add argmax argmin asin asinh atan atan2 atanh bessel_i0e bessel_i1e betainc bitwise_and bitwise_not
@@ -101,8 +101,8 @@ def check_function(dotted: str) -> None:
     **Raises:** `InputError` for such a name.
     """
     activation = re.sub(r"^nnx\.", "jax.nn.", dotted)
-    known = _FUNCTIONS.fullmatch(dotted) or (_FUNCTIONS.fullmatch(activation) and callable(resolve(activation)))
-    if not (known or dotted in _OF_LAX) or _FORBIDDEN.search(dotted) or not callable(resolve(dotted)):
+    known = _FUNCTIONS.fullmatch(dotted) or (_FUNCTIONS.fullmatch(activation) and callable(resolve_name(activation)))
+    if not (known or dotted in _LAX_FUNCTIONS) or _FORBIDDEN.search(dotted) or not callable(resolve_name(dotted)):
         raise InputError(f"a network may call functions on arrays, such as jnp.add or jax.nn.gelu; got {dotted!r}")
 
 

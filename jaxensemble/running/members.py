@@ -24,7 +24,7 @@ from jaxensemble.modules.randomness import (
 )
 from jaxensemble.modules.state import Tree, flatten, merge, split
 from jaxensemble.modules.structure import Structure
-from jaxensemble.network.arguments import arrays_alone
+from jaxensemble.network.arguments import keep_arrays
 from jaxensemble.programs.cpu.convolutions import with_forms
 from jaxensemble.programs.cpu.matmuls import product
 from jaxensemble.programs.cpu.sums import total
@@ -85,7 +85,7 @@ class Call:
         drawn = forbid_draws(self.graphdef, rngs, NEEDS_KEY) if key is None else derive_keys(self.graphdef, rngs, key)
         module = defer_linen_keys(self.graphdef, merge(self.graphdef, params, buffers, constants, drawn))
         outputs = _outputs(module, inputs, rngs)
-        outputs = arrays_alone(outputs) if self.ported else outputs
+        outputs = keep_arrays(outputs) if self.ported else outputs
         return (outputs, _buffers_after(module, buffers)) if self.update else outputs
 
 

@@ -31,10 +31,10 @@ def check_child(name: str, path: str) -> None:
         raise InputError(f"{path!r} cannot be a child of a Flax module: nnx.Module has {name!r} itself; rename it")
 
 
-def plain(name: str, default: str) -> str:
+def make_identifier(name: str, default: str) -> str:
     """The name with whatever an identifier cannot hold left out, or `default` where nothing is left.
 
-    >>> plain("my-block", "x"), plain("3", "x"), plain("class", "x")
+    >>> make_identifier("my-block", "x"), make_identifier("3", "x"), make_identifier("class", "x")
     ('my_block', 'x', 'class_')
     """
     name = re.sub(r"[^A-Za-z0-9_]+", "_", name).strip("_")[:40]
@@ -43,18 +43,18 @@ def plain(name: str, default: str) -> str:
     return f"{name}_" if name in TAKEN else name
 
 
-def snake(name: str) -> str:
+def snake_case(name: str) -> str:
     """
-    >>> snake("SqueezeExcitation"), snake("LPPool2d")
+    >>> snake_case("SqueezeExcitation"), snake_case("LPPool2d")
     ('squeeze_excitation', 'lp_pool2d')
     """
     return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", name).lower()
 
 
-def unused(name: str, taken: Iterable[str]) -> str:
+def unused_name(name: str, taken: Iterable[str]) -> str:
     """`name`, numbered from 2 on where it is taken.
 
-    >>> unused("Block", {"Block", "Block2"}), unused("BlockV2", {"BlockV2"})
+    >>> unused_name("Block", {"Block", "Block2"}), unused_name("BlockV2", {"BlockV2"})
     ('Block3', 'BlockV2_2')
     """
     taken = set(taken)

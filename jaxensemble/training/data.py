@@ -10,7 +10,7 @@ import numpy as np
 from jaxensemble.arrays import as_array, as_arrays, require_x64
 from jaxensemble.ensemble import Ensemble
 from jaxensemble.errors import InputError
-from jaxensemble.network.arguments import bound
+from jaxensemble.network.arguments import bind_arguments
 from jaxensemble.network.inputs import batch_axes, check_inputs, check_member_axis
 from jaxensemble.network.network import Network
 from jaxensemble.programs.rows import Axes
@@ -41,7 +41,7 @@ def as_data(
     """
     positional, named = ((), inputs) if _is_by_name(ensemble.network, inputs) else (inputs, {})
     positional = positional if isinstance(positional, tuple) else (positional,)
-    inputs = as_arrays(bound(ensemble.network, positional, named), "inputs")
+    inputs = as_arrays(bind_arguments(ensemble.network, positional, named), "inputs")
     targets, members = as_arrays(targets, "targets"), len(ensemble)
     for leaf in jax.tree.leaves(ensemble.params):
         require_x64(leaf.dtype, "the ensemble")

@@ -12,8 +12,8 @@ import numpy as np
 from flax import nnx
 
 from jaxensemble.modules.classes import load_class
-from jaxensemble.network.network import Arg, Call, Dtype, Func, Layer, Network, Ref, Slice, Tree, Var, Variable
-from jaxensemble.network.vocabulary import resolve
+from jaxensemble.network.network import Arg, Call, Dtype, Func, Layer, Network, Ref, ReferenceTree, Slice, Var, Variable
+from jaxensemble.network.vocabulary import resolve_name
 
 X = Ref("x")
 
@@ -66,7 +66,9 @@ class Sketch:
     def norm(self, path: str, x: Ref, features: int) -> Ref:
         return self.layer(path, "nnx.LayerNorm", x, num_features=features)
 
-    def network(self, inputs: tuple[Tree, ...], outputs: Tree, evaluation_only: str | None = None) -> Network:
+    def network(
+        self, inputs: tuple[ReferenceTree, ...], outputs: ReferenceTree, evaluation_only: str | None = None
+    ) -> Network:
         layers, variables = tuple(self.layers.values()), tuple(self.variables.values())
         return Network(
             self.name, inputs, outputs, layers, variables, tuple(self.calls), dict(self.modules), evaluation_only
@@ -121,7 +123,7 @@ def evaluate(network: Network, model: nnx.Module, *inputs: Any) -> Any:
             case Dtype(name):
                 return getattr(jnp, name)
             case Func(name):
-                return resolve(name)
+                return resolve_name(name)
             case Slice(start, stop, step):
                 return slice(read(start), read(stop), read(step))
             case tuple() | list():
@@ -139,12 +141,12 @@ def evaluate(network: Network, model: nnx.Module, *inputs: Any) -> Any:
         elif call.target.startswith("."):
             function, args = getattr(args[0], call.target[1:]), args[1:]
         else:
-            function: Any = resolve(call.target)
+            function: Any = resolve_name(call.target)
         values[call.out] = function(*args, **kwargs)
     return read(network.outputs)
 
 
-def _bind(tree: Tree, given: Any, values: dict[str, Any]) -> None:
+def _bind(tree: ReferenceTree, given: Any, values: dict[str, Any]) -> None:
     match tree:
         case Ref(name):
             values[name] = given

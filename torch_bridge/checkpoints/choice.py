@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from jaxensemble.errors import InputError
-from jaxensemble.network.sources import Taken
+from jaxensemble.network.sources import Selection
 from torch_bridge.checkpoints.expected import Expected
 from torch_bridge.checkpoints.readings import Reading, distinct, resemble, shape_of
 from torch_bridge.checkpoints.sets import WeightSet, beside, children, grouped, leads, places, sets_of
@@ -35,7 +35,7 @@ class Choice:
     alone or one after another; and nothing else in the file could be the model's weights, by the shapes of its tensors.
     (Optimizers are not looked into, and arrays of numpy are not read.) Where names carry such a prefix, others may be
     beside them: those of a loss, or a counter. Where they carry none, all of them have to be the model's. What is left
-    out is in `Taken.left_out`.
+    out is in `Selection.left_out`.
 
     - `key`: the key of the set of weights in the file; with dots between keys for a dict within another one:
       `"ema.state_dict"`. The empty key is the file itself, and no dict within it.
@@ -79,7 +79,7 @@ class Choice:
         without_dots = {old.removesuffix("."): new.removesuffix(".") for old, new in self.rename.items()}
         object.__setattr__(self, "rename", without_dots)
 
-    def take(self, loaded: Any, expected: Expected | None) -> tuple[dict[str, Tensor], Taken]:
+    def take(self, loaded: Any, expected: Expected | None) -> tuple[dict[str, Tensor], Selection]:
         """The tensors that are meant, by the model's names, and what was done to get them.
 
         Where no set of weights fits the model, these are of the one that is nearest to it. Without `expected`, nothing
@@ -255,7 +255,7 @@ class Choice:
                 f"has names that `rename` makes one: {'; '.join(twice)}. Change `rename`, or ignore all but one"
             )
 
-    def unused(self, taken: Sequence[Taken]) -> list[str]:
+    def unused(self, taken: Sequence[Selection]) -> list[str]:
         """Which entries of `rename` and `ignore` matched nothing in any of the files of which this was taken."""
         renamed_names = {old for each in taken for old in each.renamed}
         left_out = {name for each in taken for name in each.left_out}
@@ -263,7 +263,7 @@ class Choice:
             f"ignore={quoted([pattern])}" for pattern in self.ignore if pattern not in left_out
         ]
 
-    def _taken(self, loaded: Any, reading: Reading, expected: Expected | None) -> Taken:
+    def _taken(self, loaded: Any, reading: Reading, expected: Expected | None) -> Selection:
         names = list(reading.weights.tensors)
         rest = [name[len(reading.prefix) :] for name in reading.names.values()]
         used = {old for name in rest if (old := beginning(name, self.rename)) is not None}
@@ -271,7 +271,7 @@ class Choice:
         without = grouped(self._without(reading), reading.names.values())
         left_out = (*beside(loaded, reading.weights.path), *ignored, *without)
         lacking = expected.lacking(reading.names) if expected else ()
-        return Taken(
+        return Selection(
             reading.weights.key,
             reading.prefix,
             {old: new for old, new in self.rename.items() if old in used},

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from jaxensemble.errors import InputError, first_line
-from jaxensemble.network.sources import Taken
+from jaxensemble.network.sources import Selection
 from torch_bridge.arrays import odd_kind
 from torch_bridge.checkpoints import hyperparameters
 from torch_bridge.checkpoints.choice import Choice
@@ -40,7 +40,7 @@ _ANY = Choice()
 
 def read_state_dict(
     path: str | Path, expected: Expected | None = None, choice: Choice = _ANY
-) -> tuple[dict[str, Tensor], Taken]:
+) -> tuple[dict[str, Tensor], Selection]:
     """The state dict of a model in a checkpoint file, by the model's names, and what was done to get it.
 
     Tensors are on the CPU, and map the file where its format allows, so that only what is read takes up memory; they

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from jaxensemble.ensemble import Ensemble
 from jaxensemble.errors import InputError, MemberError, ParityError, describe_error
 from jaxensemble.network.proof import Proof
-from jaxensemble.network.sources import Source, Taken
+from jaxensemble.network.sources import Selection, Source
 from torch_bridge import parity
 from torch_bridge.checkpoints.choice import Choice, quoted
 from torch_bridge.checkpoints.expected import Expected
@@ -144,7 +144,7 @@ class _Checkpoints:
     expected: Expected
     choice: Choice
 
-    def read(self, member: int) -> tuple[dict[str, Tensor], Taken]:
+    def read(self, member: int) -> tuple[dict[str, Tensor], Selection]:
         tensors, taken = read_state_dict(self.files[member], self.expected, self.choice)
         if str(taken):
             _LOG.info("%s: %s", self.files[member], taken)
@@ -170,7 +170,7 @@ class _Checkpoints:
         unreadable: dict[str, list[str]] = defaultdict(list)
         found: dict[str, list[str]] = defaultdict(list)
         ways: dict[tuple[str, str], list[str]] = defaultdict(list)
-        read: list[Taken] = []
+        read: list[Selection] = []
         for member, file in enumerate(self.files):
             try:
                 tensors, taken = self.read(member)

@@ -15,7 +15,7 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import ConstantArgument
 
 from jaxensemble.errors import UnsupportedError, first_line
-from jaxensemble.network.network import Fixed, Ref, Tree
+from jaxensemble.network.network import Fixed, Ref, ReferenceTree
 from torch_bridge.compat import (
     fix_lstm_states,
     pytree,
@@ -192,7 +192,7 @@ def _is_same(a: ExportedProgram, b: ExportedProgram) -> bool:
 
 
 def _to_graph(
-    model: nn.Module, program: ExportedProgram, names: tuple[str, ...], returned: Tree, example: Example
+    model: nn.Module, program: ExportedProgram, names: tuple[str, ...], returned: ReferenceTree, example: Example
 ) -> TorchGraph:
     signature = program.graph_signature
     mutated = {**signature.buffers_to_mutate, **signature.user_inputs_to_mutate, **signature.parameters_to_mutate}
@@ -228,7 +228,7 @@ def _to_graph(
     )
 
 
-def _input(argument: Any) -> Tree:
+def _input(argument: Any) -> ReferenceTree:
     """A placeholder, or what is fixed in its place."""
     if not isinstance(argument, ConstantArgument):
         return Ref(argument.name)

@@ -9,7 +9,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from jaxensemble.errors import InputError
-from jaxensemble.network.arguments import OF_ENSEMBLES
+from jaxensemble.network.arguments import ENSEMBLE_ARGUMENTS
 from torch_bridge.arrays import odd_kind
 from torch_bridge.compat import pytree
 
@@ -44,7 +44,7 @@ class Arguments(NamedTuple):
                 f"a single tensor x, pass (x,). {_advice([inputs]) if foreign else ''}".rstrip()
             )
         arguments = cls(inputs, dict(named or {}))
-        own = sorted(OF_ENSEMBLES & arguments.named.keys())
+        own = sorted(ENSEMBLE_ARGUMENTS & arguments.named.keys())
         if own:
             raise InputError(
                 f"{', '.join(own)}: an ensemble has arguments of its own by such names; give the example by position"
@@ -93,7 +93,7 @@ class Arguments(NamedTuple):
         parameters = inspect.signature(model.forward).parameters.values()
         names = [parameter.name if parameter.kind in kinds else "" for parameter in parameters]
         by_position = [*names, *[""] * len(self.positional)][: len(self.positional)]
-        return (*("" if name in OF_ENSEMBLES else name for name in by_position), *self.named)
+        return (*("" if name in ENSEMBLE_ARGUMENTS else name for name in by_position), *self.named)
 
     def by_parameter(self, model: nn.Module) -> dict[str, Any]:
         """The arguments by the forward's parameters: those of `*args` are one tuple."""

@@ -9,7 +9,7 @@ from torch import nn
 from torch.export import ExportedProgram
 
 from jaxensemble.errors import UnsupportedError
-from jaxensemble.network.network import Sizes, Tree
+from jaxensemble.network.network import ReferenceTree, Sizes
 from torch_bridge.compat import (
     fix_complex_means,
 )
@@ -149,7 +149,7 @@ def _program(
 
 
 @contextlib.contextmanager
-def _tracing(model: nn.Module, inputs: Arguments) -> Iterator[list[Tree]]:
+def _tracing(model: nn.Module, inputs: Arguments) -> Iterator[list[ReferenceTree]]:
     """What the exporter needs around it. Gives the trees that the outputs of the model's calls stand in."""
     with (
         silence_torch(),

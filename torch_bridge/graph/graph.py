@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor, fx, nn
 
-from jaxensemble.network.network import Tree
+from jaxensemble.network.network import ReferenceTree
 from torch_bridge.graph.sizes.open_axes import Limits
 
 
@@ -28,7 +28,7 @@ class TorchGraph:
 
     model: nn.Module
     graph: fx.Graph
-    inputs: tuple[Tree, ...]
+    inputs: tuple[ReferenceTree, ...]
     arguments: tuple[str, ...]
     outputs: Any
     weights: Mapping[str, str]

@@ -9,18 +9,18 @@ import torch
 from torch import Tensor, nn
 
 from jaxensemble.errors import UnsupportedError
-from jaxensemble.network.network import Fixed, Record, RecordKind, Ref, Tree
+from jaxensemble.network.network import Fixed, Record, RecordKind, Ref, ReferenceTree
 
 LEAVES = (Tensor, torch.SymInt, torch.SymFloat, torch.SymBool)
 
 
 @contextlib.contextmanager
-def flatten_outputs(model: nn.Module) -> Iterator[list[Tree]]:
+def flatten_outputs(model: nn.Module) -> Iterator[list[ReferenceTree]]:
     """Within it, the model returns a flat tuple of tensors; the tree that these stand in is added to the list.
 
     So dataclasses are returned as if PyTorch knew them, which it would otherwise have to be told once and for all.
     """
-    trees: list[Tree] = []
+    trees: list[ReferenceTree] = []
     calls: list[nn.Module] = []  # of the model, one within another where it calls itself
 
     def take_apart(module: nn.Module, args: Any, outputs: Any) -> Any:
@@ -40,7 +40,7 @@ def flatten_outputs(model: nn.Module) -> Iterator[list[Tree]]:
         after.remove()
 
 
-def _tree(value: Any, leaves: list[Any], name: str) -> Tree:
+def _tree(value: Any, leaves: list[Any], name: str) -> ReferenceTree:
     """The tree of a value, with the number of each tensor as a reference."""
     if isinstance(value, LEAVES):
         leaves.append(value)

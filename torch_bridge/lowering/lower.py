@@ -11,7 +11,18 @@ import torch
 from torch import Tensor, fx, nn
 
 from jaxensemble.errors import NarrowIntegerWarning, UnsupportedError
-from jaxensemble.network.network import Call, Fixed, Layer, Network, Record, Ref, Tree, Var, Variable, references
+from jaxensemble.network.network import (
+    Call,
+    Fixed,
+    Layer,
+    Network,
+    Record,
+    Ref,
+    ReferenceTree,
+    Var,
+    Variable,
+    references,
+)
 from jaxensemble.network.weight_map import Entry, WeightMap
 from torch_bridge.compat import free_unbacked_symbols, pytree
 from torch_bridge.graph.graph import TorchGraph
@@ -70,9 +81,9 @@ def lower(
     refused.tell()
     _warn_of_narrow_integers(captured)
     wanted = _module_outputs(captured.graph, env) if observed else captured.outputs
-    outputs: Tree = _outputs(builder, wanted, env)
+    outputs: ReferenceTree = _outputs(builder, wanted, env)
     if draw_mode is not None:
-        drawn_numbers: list[Tree] = [_returned(builder, value) for value in builder.draws]
+        drawn_numbers: list[ReferenceTree] = [_returned(builder, value) for value in builder.draws]
         outputs = (outputs, drawn_numbers)
     for name, key in captured.weights.items():
         if key in captured.updates:
@@ -258,7 +269,7 @@ def _made_alike(node: fx.Node, args: Any, kwargs: Any) -> Tensor:
     return torch.zeros_like(result) if "empty" in str(node.target) else result
 
 
-def _outputs(builder: Builder, tree: Any, env: dict[fx.Node, Any]) -> Tree:
+def _outputs(builder: Builder, tree: Any, env: dict[fx.Node, Any]) -> ReferenceTree:
     match tree:
         case None | Fixed():
             return tree
@@ -300,7 +311,7 @@ def _module_outputs(graph: fx.Graph, env: dict[fx.Node, Any]) -> dict[str, fx.No
     return last
 
 
-def _assemble(builder: Builder, outputs: Tree) -> Lowered:
+def _assemble(builder: Builder, outputs: ReferenceTree) -> Lowered:
     captured, state = builder.captured, builder.state
     entries = tuple(_entry(builder, names) for names in dict.fromkeys(state.names.values()))
     network = Network(
@@ -347,7 +358,7 @@ def _entry(builder: Builder, names: tuple[str, ...]) -> Entry:
     )
 
 
-def _live(builder: Builder, outputs: Tree) -> tuple[Call, ...]:
+def _live(builder: Builder, outputs: ReferenceTree) -> tuple[Call, ...]:
     """The calls that some output depends on, or a running statistic, which training mode updates all the same."""
     needed = {ref.name for ref in references(outputs) if isinstance(ref, Ref)}
     kept = []

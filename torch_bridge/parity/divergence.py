@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from jaxensemble.ensemble import Ensemble
 from jaxensemble.modules.build import skeleton
 from jaxensemble.modules.state import merge
-from jaxensemble.network.arguments import bound
+from jaxensemble.network.arguments import bind_arguments
 from jaxensemble.network.weight_map import Origin
 from torch_bridge.compat import is_functorch_wrapped_tensor
 from torch_bridge.graph.capture import capture
@@ -36,7 +36,7 @@ def first_divergence(
         capture(doubles[0], inputs, OPERATIONS, OpenAxes.again(ensemble)), origin.input_layout, observed=True
     )
     state = skeleton(lowered.network)
-    arrays = jax.tree.map(np.asarray, bound(ensemble.network, arrays))
+    arrays = jax.tree.map(np.asarray, bind_arguments(ensemble.network, arrays))
 
     @jax.jit
     def observed(params: Any, buffers: Any) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from jaxensemble.ensemble import Ensemble
 from jaxensemble.errors import InputError, UnsupportedError, first_line
-from jaxensemble.network.arguments import bound
+from jaxensemble.network.arguments import bind_arguments
 from jaxensemble.network.inputs import batch_axes
 from jaxensemble.running.members import Call
 from jaxensemble.training import TrainState, train_step
@@ -165,7 +165,7 @@ def _next_draws(state: TrainState, arrays: Any) -> Sequence[Any]:
 
 
 def _no_targets(ensemble: Ensemble, arrays: Any) -> jax.Array:
-    held = bound(ensemble.network, arrays)
+    held = bind_arguments(ensemble.network, arrays)
     axes = batch_axes(ensemble.network, held, each=True)
     return jnp.zeros((len(ensemble), count_rows(held, axes, ahead=1)))
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from jaxensemble.arrays import as_arrays
 from jaxensemble.ensemble import Ensemble
 from jaxensemble.errors import InputError
-from jaxensemble.network.arguments import bound
+from jaxensemble.network.arguments import bind_arguments
 from jaxensemble.running.device import cores
 from torch_bridge.compat import pytree
 from torch_bridge.graph.caches.tensors import clear_caches
@@ -227,5 +227,5 @@ def _write(
     with clear_caches(members, arguments):
         (folder / "models.pkl").write_bytes(cloudpickle.dumps(setup) + cloudpickle.dumps((members, arguments)))
     inputs = ensemble_inputs(arguments, ensemble.origin.input_layout)
-    arrays = as_arrays(bound(ensemble.network, inputs), "inputs")
+    arrays = as_arrays(bind_arguments(ensemble.network, inputs), "inputs")
     save_arrays(folder / "inputs.npz", [np.asarray(leaf) for leaf in jax.tree.leaves(arrays)])

@@ -19,7 +19,7 @@ from torch.func import stack_module_state, vmap
 from jaxensemble.arrays import as_arrays
 from jaxensemble.ensemble import Ensemble
 from jaxensemble.modules.state import Tree, merge, split
-from jaxensemble.network.arguments import arrays_alone, with_fixed
+from jaxensemble.network.arguments import insert_fixed, keep_arrays
 from jaxensemble.network.inputs import batch_axes
 from jaxensemble.training import TrainState
 from jaxensemble.training.data import as_data, count_rows
@@ -133,7 +133,7 @@ def jax_step(name: str, ensemble: Ensemble, inputs: tuple[Any, ...]) -> Call:
 def _our_steps(ensemble: Ensemble, optimizer: optax.GradientTransformation, arrays: Any) -> Call:
     state = TrainState.create(ensemble, optimizer, jax.random.key(0))
     size = count_rows(arrays, batch_axes(ensemble.network, arrays, each=False))
-    everything = tuple(with_fixed(ensemble.network, arrays))
+    everything = tuple(insert_fixed(ensemble.network, arrays))
     data, rows = as_data(ensemble, everything, jnp.zeros(size), jnp.arange(size))
     step = make_step(state, data, rows, _jax_square, each=False, plan=None)
     order = jnp.tile(jnp.arange(size), (STEPS, 1))
@@ -155,7 +155,7 @@ def _plain_step(ensemble: Ensemble, optimizer: optax.GradientTransformation, arr
     def run(params: Tree, buffers: Tree, opt_state: Any, arrays: Any) -> Any:
         def loss(params: Tree, buffers: Tree) -> Any:
             module = merge(training.graphdef, params, buffers, ensemble.constants, one_rngs)
-            return _jax_square(arrays_alone(module(*arrays))), split(module).buffers
+            return _jax_square(keep_arrays(module(*arrays))), split(module).buffers
 
         (losses, buffers), grads = jax.vmap(jax.value_and_grad(loss, has_aux=True))(params, buffers)
         updates, opt_state = jax.vmap(optimizer.update)(jax.tree.map(jnp.conj, grads), opt_state, params)

@@ -13,7 +13,7 @@ from torch.func import functional_call, stack_module_state, vmap
 from jaxensemble.arrays import as_arrays
 from jaxensemble.ensemble import Ensemble
 from jaxensemble.modules.state import merge
-from jaxensemble.network.arguments import arrays_alone, with_fixed
+from jaxensemble.network.arguments import insert_fixed, keep_arrays
 from torch_bridge.compat import pytree
 from torch_bridge.graph.examples import Arguments
 from torch_bridge.graph.outputs import arrays_of
@@ -156,14 +156,14 @@ def jax_call(name: str, ensemble: Ensemble, inputs: tuple[Any, ...]) -> Call:
     """One call of all members in JAX; `inputs` are those that hold arrays. Ours is tuned first."""
     arrays = jax.device_put(as_arrays(inputs, "inputs"))
     if name == OURS:
-        everything = with_fixed(ensemble.network, arrays)
+        everything = insert_fixed(ensemble.network, arrays)
         tuned = ensemble.tune(*everything)
         return lambda: tuned(*everything)
 
     @jax.jit
     def run(params: Any, buffers: Any, arrays: Any) -> Any:
         def member(params: Any, buffers: Any) -> Any:
-            return arrays_alone(merge(ensemble.graphdef, params, buffers, ensemble.constants, one_rngs)(*arrays))
+            return keep_arrays(merge(ensemble.graphdef, params, buffers, ensemble.constants, one_rngs)(*arrays))
 
         return jax.vmap(member)(params, buffers)
 

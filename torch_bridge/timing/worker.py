@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from jaxensemble import Ensemble
-from jaxensemble.network.arguments import with_fixed
+from jaxensemble.network.arguments import insert_fixed
 from jaxensemble.network.inputs import input_structure
 from torch_bridge.arrays import to_numpy
 from torch_bridge.compat import count_compiled_graphs, pytree
@@ -176,7 +176,7 @@ def _jax(job: Job) -> Way:
     ensemble = Ensemble.load(Path(job.folder) / "ensemble")
     inputs = jax.tree.unflatten(input_structure(ensemble.network), load_arrays(Path(job.folder) / "inputs.npz"))
     call = (jax_step if job.train else jax_call)(job.variant, ensemble, inputs)
-    plan = ensemble.explain(*with_fixed(ensemble.network, inputs)) if job.variant == OURS and not job.train else ""
+    plan = ensemble.explain(*insert_fixed(ensemble.network, inputs)) if job.variant == OURS and not job.train else ""
     note = plan.splitlines()[1] if plan else ""
     jax.clear_caches()  # what measuring plans has compiled: the first call compiles, as everyone's does
 

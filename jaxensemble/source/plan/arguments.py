@@ -7,7 +7,7 @@ from typing import Any
 import jax
 
 from jaxensemble.network.vocabulary import is_identifier
-from jaxensemble.source.names import plain, unused
+from jaxensemble.source.names import make_identifier, unused_name
 from jaxensemble.source.plan.definitions import (
     IDENTITY,
     RESIDUAL,
@@ -72,11 +72,11 @@ class Sharing:
     def _share_optional_children(self) -> None:
         for child in (*self.made.make.keys, RESIDUAL):
             if any(child in unit.absent for unit in self.units):
-                wanted = self.made.residual if child == RESIDUAL else plain(child, "flag")
+                wanted = self.made.residual if child == RESIDUAL else make_identifier(child, "flag")
                 self.made.optional[child] = self._flag(wanted, [child not in unit.absent for unit in self.units])
 
     def _flag(self, wanted: str, column: list[Any]) -> Argument:
-        flag = Argument(unused(wanted, self.columns), required=False, default=False)
+        flag = Argument(unused_name(wanted, self.columns), required=False, default=False)
         self.columns[flag.name] = column
         self.made.arguments.append(flag)
         self.flags.append(flag)
@@ -92,7 +92,7 @@ class Sharing:
                 self.made.segments[span] = told[0]
             else:
                 taken = {*self.columns, *self.made.make.keys, self.made.residual}
-                flag = self._flag(unused(self._segment_name(span), taken), column)
+                flag = self._flag(unused_name(self._segment_name(span), taken), column)
                 self.made.segments[span] = flag.name
                 self.made.flags[flag.name] = flag
 
@@ -103,7 +103,7 @@ class Sharing:
         """What steps are called: the child or function that they call, an arrangement only if there is no other."""
         targets = [step.target for step in (self.made.steps or ())[slice(*span)]]
         names = [t.name.rpartition(".")[2] if isinstance(t, ToName) else t.path[-1] for t in targets]
-        names = [plain(name, "") for name in names if name not in ("reshape", "[]")]
+        names = [make_identifier(name, "") for name in names if name not in ("reshape", "[]")]
         return next(filter(None, names), "reshape")
 
     def _is_partial(self, place: Place) -> bool:
@@ -223,7 +223,9 @@ class Sharing:
 
     def _name(self, place: Place, column: list[Any], places: Sequence[Place], taken: set[str]) -> str:
         *owner, last = place
-        short = plain(_HOLES.get(self.hints[int(last)], self.hints[int(last)]) if owner == [""] else last, "size")
+        short = make_identifier(
+            _HOLES.get(self.hints[int(last)], self.hints[int(last)]) if owner == [""] else last, "size"
+        )
         if short == "function" and all(isinstance(f, Function) and f.label in _ACTIVATIONS for f in column):
             short = "activation"
         if short == "in_features" and (*owner, "out_features") in places:
@@ -231,7 +233,7 @@ class Sharing:
             short = "features" if list(map(freeze, out)) == list(map(freeze, column)) else short
         if short not in taken and is_identifier(short):
             return short
-        return unused(plain("_".join([*owner, short]), short), taken)
+        return unused_name(make_identifier("_".join([*owner, short]), short), taken)
 
     # Flags that follow from other arguments
 

@@ -9,8 +9,8 @@ from flax import nnx
 
 from jaxensemble.errors import InputError
 from jaxensemble.network.network import Arg, Layer, Variable
-from jaxensemble.network.vocabulary import resolve
-from jaxensemble.source.names import unused
+from jaxensemble.network.vocabulary import resolve_name
+from jaxensemble.source.names import unused_name
 from jaxensemble.source.read.frames import freeze
 from jaxensemble.source.read.steps import Operand, Step
 
@@ -168,7 +168,7 @@ class Definition:
     @property
     def residual(self) -> str:
         """The attribute that tells whether the last step is taken."""
-        return unused("residual", self.make.keys)
+        return unused_name("residual", self.make.keys)
 
 
 def layer_unit(layer: Layer) -> Unit:
@@ -253,7 +253,7 @@ def signature(type_: str) -> inspect.Signature:
 
     **Raises:** `InputError` if the name is not that of an `nnx.Module`.
     """
-    found = resolve(type_)
+    found = resolve_name(type_)
     if type_.partition(".")[0] not in ("nnx", "layers") or not (
         inspect.isclass(found) and issubclass(found, nnx.Module)
     ):

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from jaxensemble.network.network import Call, Record, Ref, Slice, Tree, Var
+from jaxensemble.network.network import Call, Record, Ref, ReferenceTree, Slice, Var
 from jaxensemble.source.read.modules import Module, Path, is_inside_layer, scope_path, split
 
 
@@ -34,7 +34,7 @@ def operands(arg: object) -> Iterator[Ref | Var]:
             yield from operands(arg.fields)
 
 
-def without_shapes(calls: Sequence[Call], outputs: Tree) -> tuple[list[Call], Tree]:
+def without_shapes(calls: Sequence[Call], outputs: ReferenceTree) -> tuple[list[Call], ReferenceTree]:
     """Calls and outputs with every `.shape` call put where its result is used.
 
     The source then reads `x.reshape(x.shape[0], -1)`, and no module has to hand a length to another.
@@ -68,7 +68,7 @@ def _put(arg: Any, shapes: Mapping[str, Shape]) -> Any:
     return arg
 
 
-def without_unused(calls: Sequence[Call], outputs: Tree) -> list[Call]:
+def without_unused(calls: Sequence[Call], outputs: ReferenceTree) -> list[Call]:
     """The calls whose results are used. A layer is called all the same: it may keep statistics, as may what writes."""
     used = {ref.name for ref in operands(outputs) if isinstance(ref, Ref)}
     kept = []

@@ -7,7 +7,7 @@ import dataclasses
 from collections import Counter, defaultdict
 from collections.abc import Collection, Mapping, Sequence
 
-from jaxensemble.network.network import Arg, Call, Network, Ref, Slice, Tree, Var
+from jaxensemble.network.network import Arg, Call, Network, Ref, ReferenceTree, Slice, Var
 from jaxensemble.source.read.frames import freeze, operands
 
 CONCATENATE = "jnp.concatenate"
@@ -32,7 +32,7 @@ class Unpacking(Call):
     outs: tuple[str, ...] = ()
 
 
-def rewritten(calls: Sequence[Call], network: Network, outputs: Tree) -> list[Call]:
+def rewritten(calls: Sequence[Call], network: Network, outputs: ReferenceTree) -> list[Call]:
     """The calls with inputs transposed first, concatenations where they are alike, and parts unpacked."""
     moved = _inputs_first(_with_kept_axes(list(calls), outputs), network)
     moved = _arranged_outside(moved)
@@ -40,7 +40,7 @@ def rewritten(calls: Sequence[Call], network: Network, outputs: Tree) -> list[Ca
     return _unpacked(_grown(moved), outputs, {layer.path: layer.type for layer in network.layers})
 
 
-def _with_kept_axes(calls: list[Call], outputs: Tree) -> list[Call]:
+def _with_kept_axes(calls: list[Call], outputs: ReferenceTree) -> list[Call]:
     """A mean or sum that gets its axes back at once keeps them: `jnp.mean(x, (1, 2), keepdims=True)`."""
     makers = {call.out: call for call in calls}
     counts = Counter(
@@ -161,7 +161,7 @@ def _grown(calls: list[Call]) -> list[Call]:
 # Parts
 
 
-def _unpacked(calls: list[Call], outputs: Tree, layers: Mapping[str, str]) -> list[Call]:
+def _unpacked(calls: list[Call], outputs: ReferenceTree, layers: Mapping[str, str]) -> list[Call]:
     """Calls whose result is read only part by part, each part by one call, with the parts as results.
 
     `layers` are the types of the layers by path.

@@ -5,11 +5,11 @@ import textwrap
 from collections.abc import Hashable, Sequence
 from typing import Any
 
-from jaxensemble.network.network import Network, Record, Ref, Tree
-from jaxensemble.network.vocabulary import IMPORTS, OWN
-from jaxensemble.source.names import TAKEN, plain, snake, unused
+from jaxensemble.network.network import Network, Record, Ref, ReferenceTree
+from jaxensemble.network.vocabulary import IMPORTS, OWN_MODULES
+from jaxensemble.source.names import TAKEN, make_identifier, snake_case, unused_name
 from jaxensemble.source.plan.definitions import IDENTITY, Definition, Make
-from jaxensemble.source.plan.settle import Plan
+from jaxensemble.source.plan.outline import Outline
 from jaxensemble.source.read.steps import Local, Slot, Step, ToFunction, ToName
 from jaxensemble.source.write.constructors import Constructors
 from jaxensemble.source.write.expressions import Expressions, RecordKey, call, dotted, index, name, record_key
@@ -27,20 +27,20 @@ def print_source(network: Network) -> str:
 
     **Raises:** `InputError` where a name or constant of the network cannot stand in source.
     """
-    return Printer(Plan(network)).text()
+    return Printer(Outline(network)).text()
 
 
 class Printer:
     """Writes a plan. `imports` collects what the text needs."""
 
-    def __init__(self, plan: Plan):
-        self.plan = plan
-        self.definitions = plan.definitions
+    def __init__(self, outline: Outline):
+        self.outline = outline
+        self.definitions = outline.definitions
         self.used = self._used()
         self.names: dict[int, str] = {}
         self.globals: set[str] = set(TAKEN)
         self._name_all()
-        self.records = {key: self._claim(plain(key[1], "Output")) for key in _record_keys(plan.outputs)}
+        self.records = {key: self._claim(make_identifier(key[1], "Output")) for key in _record_keys(outline.outputs)}
         self.constructors = Constructors(self.definitions, self.names, self.chain, self.identity)
 
     # Names
@@ -57,16 +57,16 @@ class Printer:
 
     def _name_all(self) -> None:
         *others, root = sorted(self.used)
-        self.names[root] = self._claim(plain(self.definitions[root].label, "Network"))
+        self.names[root] = self._claim(make_identifier(self.definitions[root].label, "Network"))
         self.chain = self._claim("Sequential" if "Sequential" not in self.globals else "Chain")
         self.identity = self._claim("identity")
         for number in sorted(others, key=lambda number: -self.definitions[number].uses):
             definition = self.definitions[number]
             alias = alias_of(definition)
             if definition.kind == "class":
-                self.names[number] = self._claim(plain(definition.label, "Module"))
+                self.names[number] = self._claim(make_identifier(definition.label, "Module"))
             else:
-                self.names[number] = alias or self._claim(plain(snake(definition.label), "function"))
+                self.names[number] = alias or self._claim(make_identifier(snake_case(definition.label), "function"))
 
     @property
     def class_name(self) -> str:
@@ -74,7 +74,7 @@ class Printer:
         return self.names[len(self.definitions) - 1]
 
     def _claim(self, wanted: str) -> str:
-        chosen = unused(wanted, self.globals)
+        chosen = unused_name(wanted, self.globals)
         self.globals.add(chosen)
         return chosen
 
@@ -96,7 +96,7 @@ class Printer:
         return f"{title}\n\n{import_lines(records + body)}\n{records}\n\n{body}\n"
 
     def _title(self, root: str) -> list[str]:
-        fixed = self.plan.network.fixed
+        fixed = self.outline.network.fixed
         if not fixed:
             return [f'"""{root} as a Flax module."""']
         told = f"Fixed when it was ported: {', '.join(f'{place}={_short(value)}' for place, value in fixed.items())}."
@@ -124,7 +124,7 @@ class Printer:
 
     def _function(self, number: int) -> list[str]:
         definition = self.definitions[number]
-        arguments = [unused(parameter, self.globals) for parameter in definition.parameters]
+        arguments = [unused_name(parameter, self.globals) for parameter in definition.parameters]
         expressions = Expressions(definition, self.definitions, self.names)
         folding = Folding(expressions, definition.steps or (), _single(definition.returns), definition.slots)
         names: dict[Hashable, str] = dict(enumerate(arguments))
@@ -136,45 +136,47 @@ class Printer:
     def _method(self, definition: Definition, expressions: Expressions) -> list[str]:
         if definition.make.kind == "chain":
             return _chain_method(1)
-        arguments = [unused(parameter, self.globals) for parameter in definition.parameters]
+        arguments = [unused_name(parameter, self.globals) for parameter in definition.parameters]
         folding = Folding(expressions, definition.steps or (), _single(definition.returns), definition.slots)
         names: dict[Hashable, str] = dict(enumerate(arguments))
         opening = header(f"{INDENT}def __call__", [name("self"), *map(name, arguments)], 1)
         return [*opening, *statements(folding, names, self.globals, 2)]
 
     def _root_method(self, definition: Definition, expressions: Expressions) -> list[str]:
-        network = self.plan.network
+        network = self.outline.network
         inputs = list(network.open_inputs.values())
         wishes = [network.arguments[k] if network.arguments else "" for k in network.open_inputs]
         arguments, names = self._input_names(inputs, wishes)
         expressions.records = self.records
         opening = header(f"{INDENT}def __call__", [name("self"), *map(name, arguments)], 1)
-        body = self.plan.root_body
-        folding = Folding(expressions, body.steps, self.plan.root_returns, body.slots)
+        body = self.outline.root_body
+        folding = Folding(expressions, body.steps, self.outline.root_returns, body.slots)
         lines = self._unpacked(inputs, arguments, names, set(body.slots))
         return [*opening, *lines, *statements(folding, names, self.globals, 2)]
 
-    def _input_names(self, inputs: Sequence[Tree], wishes: Sequence[str]) -> tuple[list[str], dict[Hashable, str]]:
+    def _input_names(
+        self, inputs: Sequence[ReferenceTree], wishes: Sequence[str]
+    ) -> tuple[list[str], dict[Hashable, str]]:
         """The names of the root's arguments, and of every value within them."""
         taken = set(self.globals)
         arguments, names = [], {}
 
         def claim(wanted: str) -> str:
-            chosen = unused(wanted, taken)
+            chosen = unused_name(wanted, taken)
             taken.add(chosen)
             return chosen
 
         for tree, wish in zip(inputs, wishes, strict=True):
-            arguments.append(claim(plain(wish or (tree.name if isinstance(tree, Ref) else "inputs"), "x")))
+            arguments.append(claim(make_identifier(wish or (tree.name if isinstance(tree, Ref) else "inputs"), "x")))
             if isinstance(tree, Ref):
                 names[tree.name] = arguments[-1]
         for tree in inputs:
             if not isinstance(tree, Ref):
-                names |= {ref: claim(plain(ref, "x")) for ref, _ in tree_leaves(tree, name(""))}
+                names |= {ref: claim(make_identifier(ref, "x")) for ref, _ in tree_leaves(tree, name(""))}
         return arguments, names
 
     def _unpacked(
-        self, inputs: Sequence[Tree], arguments: list[str], names: dict[Hashable, str], read: set[str]
+        self, inputs: Sequence[ReferenceTree], arguments: list[str], names: dict[Hashable, str], read: set[str]
     ) -> list[str]:
         lines: list[str] = []
         for tree, argument in zip(inputs, arguments, strict=True):
@@ -184,7 +186,7 @@ class Printer:
         return lines
 
     def _train_method(self) -> list[str]:
-        reason = self.plan.network.evaluation_only
+        reason = self.outline.network.evaluation_only
         if reason is None:
             return []
         lines = ["", f"{INDENT}def train(self, **attributes):"]
@@ -208,7 +210,7 @@ def alias_of(definition: Definition) -> str | None:
     return None
 
 
-def tree_leaves(tree: Tree, node: ast.expr) -> list[tuple[str, ast.expr]]:
+def tree_leaves(tree: ReferenceTree, node: ast.expr) -> list[tuple[str, ast.expr]]:
     """The references in a tree, and how each is reached from the tree's own name."""
     match tree:
         case Ref(ref):
@@ -224,8 +226,8 @@ def import_lines(body: str) -> str:
     """The imports that a text needs."""
     nodes = [node.value for node in ast.walk(ast.parse(body)) if isinstance(node, ast.Attribute)]
     roots = {node.id for node in nodes if isinstance(node, ast.Name)}
-    lines = [line for root, line in IMPORTS.items() if root in roots and root not in OWN]
-    own = [root for root in OWN if root in roots]
+    lines = [line for root, line in IMPORTS.items() if root in roots and root not in OWN_MODULES]
+    own = [root for root in OWN_MODULES if root in roots]
     return "\n".join([*lines, *([f"from jaxensemble import {', '.join(own)}"] if own else [])])
 
 

@@ -6,7 +6,7 @@ from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import Any
 
 from jaxensemble.network.network import Fixed, Record
-from jaxensemble.source.names import TAKEN, plain, unused
+from jaxensemble.source.names import TAKEN, make_identifier, unused_name
 from jaxensemble.source.plan.loops import CARRIED, Loop
 from jaxensemble.source.read.steps import Hole, Length, Local, Slot, Step, ToLayer, ToName, leaves, returned
 from jaxensemble.source.read.tidy import PAIRS
@@ -133,7 +133,7 @@ class _Writer:
             dying = [self.names[value] for value in given if value in self.names and value not in after]
             held = {self.names[value] for value in after if value in self.names} | self.reserved
             free = [wish for wish in (*dying, "y", "z", "w") if wish not in held and not wish.startswith("_")]
-            self.names[out] = free[0] if free else unused("x", held)
+            self.names[out] = free[0] if free else unused_name("x", held)
         return self.names[out]
 
     def _targets(self, entry: Entry, after: set[Hashable]) -> list[str]:
@@ -160,7 +160,7 @@ class _Writer:
         for wish in ("n", "m") if is_size else [*self._roles(entry, out), *_wishes(entry)]:
             if wish not in held | self.reserved:
                 return wish
-        return unused("x", held | self.reserved)
+        return unused_name("x", held | self.reserved)
 
     def _is_joined(self, entry: Entry) -> bool:
         """Whether attention is paid here: what comes out is none of what went in."""
@@ -189,15 +189,15 @@ class _Writer:
         if loop.given in after or reads.count(loop.given) > 1:
             held = {self.names[value] for value in [*after, *reads] if value in self.names}
             wishes = [wish for wish in ("x", "y", "z", "w") if wish not in held | self.reserved]
-            carried = wishes[0] if wishes else unused("x", held | self.reserved)
+            carried = wishes[0] if wishes else unused_name("x", held | self.reserved)
             lines = statement(f"{carried} = ", name(self.names[loop.given]), self.indent)
         taken = {*self.names.values(), *self.reserved, carried}
         expressions = self.folding.expressions
         if loop.stem is None:
-            item = unused(_singular(loop.path), taken)
+            item = unused_name(_singular(loop.path), taken)
             each, made = flat(expressions.child(loop.path)), name(item)
         else:
-            item = unused("i", taken)
+            item = unused_name("i", taken)
             each = flat(numbers(loop.start, loop.count))
             made = expressions.numbered_child(loop.path, loop.stem, item)
             expressions.looped.add(loop.first)
@@ -278,7 +278,7 @@ def _flag(entry: Entry) -> tuple[str, ...]:
 def _wishes(entry: Entry) -> list[str]:
     """What a value could be called: `branch` for the result of `branch_1`, which most often goes on to `branch_2`."""
     path = called(entry.step)
-    own = plain(re.sub(r"_\d+[a-z]?$", "", path[-1]), "") if path and len(entry.outs) == 1 else ""
+    own = make_identifier(re.sub(r"_\d+[a-z]?$", "", path[-1]), "") if path and len(entry.outs) == 1 else ""
     return [*([own] if own else []), "y", "z", "w"]
 
 
@@ -303,4 +303,4 @@ def _is_size(step: Step) -> bool:
 
 def _singular(path: tuple[str, ...]) -> str:
     last = path[-1] if path else ""
-    return plain(last[:-1], "layer") if last.endswith("s") and not last.endswith("ss") else "layer"
+    return make_identifier(last[:-1], "layer") if last.endswith("s") and not last.endswith("ss") else "layer"

@@ -31,7 +31,7 @@ from jaxensemble.network.network import (
     Var,
     Variable,
 )
-from jaxensemble.network.validation import validate
+from jaxensemble.network.validation import validate_network
 from jaxensemble.source import print_source
 from tests.helpers.networks.cases import CASES
 from tests.helpers.networks.plain import trees
@@ -160,7 +160,7 @@ BROKEN = {
 @pytest.mark.parametrize("match", BROKEN)
 def test_what_does_not_hold_together_is_refused(match: str) -> None:
     with pytest.raises(InputError) as caught:
-        validate(BROKEN[match])
+        validate_network(BROKEN[match])
     assert match in str(caught.value)
 
 
@@ -191,7 +191,7 @@ def test_a_network_of_every_kind_is_called_by_name_and_returns_what_it_says() ->
 
 def test_all_that_is_wrong_is_listed() -> None:
     with pytest.raises(InputError) as caught:
-        validate(broken(layers=(), outputs=Ref("z"), modules={}))
+        validate_network(broken(layers=(), outputs=Ref("z"), modules={}))
     assert str(caught.value).count("\n") >= 5
 
 

@@ -22,7 +22,7 @@ from torch.optim.swa_utils import AveragedModel
 import torch_bridge
 from jaxensemble import Ensemble
 from jaxensemble.errors import InputError, MemberError
-from jaxensemble.network.sources import Taken
+from jaxensemble.network.sources import Selection
 from tests.helpers.attacks.checkpoints import Calling, Covered, Payload, covered
 from tests.helpers.refusing import refusal
 from torch_bridge import parity
@@ -57,7 +57,7 @@ def saved(folder: Path, content: Any, name: str = "member.pt") -> Path:
     return folder / name
 
 
-def read(path: Path, **choice: Any) -> tuple[State, Taken]:
+def read(path: Path, **choice: Any) -> tuple[State, Selection]:
     return read_state_dict(path, Expected.of(net()), Choice(**choice))
 
 
@@ -363,7 +363,7 @@ def test_prefix_rename_and_ignore(tmp_path: Path) -> None:
     rename, ignore = {"first": "fc", "last.": "head."}, ["queue", "projector.*"]
     found, taken = read(path, prefix="encoder.", rename=rename, ignore=ignore)
     assert same(found, RAW)
-    assert taken == Taken("", "encoder.", {"first": "fc", "last": "head"}, ("queue", "projector.*"))
+    assert taken == Selection("", "encoder.", {"first": "fc", "last": "head"}, ("queue", "projector.*"))
     assert same(read(saved(tmp_path, prefixed(RAW, "a.b.")), rename={"a.b": ""})[0], RAW)
     assert same(read(saved(tmp_path, RAW | {"head.extra": torch.ones(2)}), ignore=["*.extra"])[0], RAW)
 
@@ -466,7 +466,7 @@ def test_arguments_are_checked(choice: dict[str, Any], text: str, tmp_path: Path
 def test_the_ensemble_and_its_manifest_say_what_was_taken(tmp_path: Path) -> None:
     paths = [saved(tmp_path, {"model": RAW, "ema": prefixed(EMA, "module."), "epoch": k}, f"{k}.pt") for k in range(2)]
     ensemble = load_ensemble(net, paths, (X,), key="ema", check=False)
-    taken = Taken("ema", "module.", {}, ("model", "epoch"))
+    taken = Selection("ema", "module.", {}, ("model", "epoch"))
     assert ensemble.sources is not None
     assert [(source.file, source.taken) for source in ensemble.sources] == [("0.pt", taken), ("1.pt", taken)]
     ensemble.save(tmp_path / "ensemble")

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 import torch_bridge
 from jaxensemble import Ensemble, InputError, TrainState, fit, train_step
-from jaxensemble.network.arguments import OF_ENSEMBLES
+from jaxensemble.network.arguments import ENSEMBLE_ARGUMENTS
 
 X = torch.linspace(-1, 1, 24).reshape(6, 4)
 MASK = torch.arange(6 * 3).reshape(6, 3) % 2 == 0
@@ -223,7 +223,7 @@ def test_examples_that_cannot_be_ported_are_refused(args: tuple[Any, ...], kwarg
 def test_names_of_an_ensembles_own_are_known() -> None:
     methods = (Ensemble.__call__, Ensemble.each, Ensemble.update, Ensemble.predict, Ensemble.tune, Ensemble.explain)
     kinds = [parameter for method in methods for parameter in inspect.signature(method).parameters.values()]
-    assert {p.name for p in kinds if p.kind is p.KEYWORD_ONLY} == OF_ENSEMBLES
+    assert {p.name for p in kinds if p.kind is p.KEYWORD_ONLY} == ENSEMBLE_ARGUMENTS
 
 
 def test_forwards_that_draw_numbers_take_arguments_of_every_kind() -> None:

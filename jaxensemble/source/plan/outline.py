@@ -10,8 +10,8 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from jaxensemble.network.network import Fixed, Network, Record, Ref
-from jaxensemble.network.validation import validate
-from jaxensemble.source.names import TAKEN, plain, unused
+from jaxensemble.network.validation import validate_network
+from jaxensemble.source.names import TAKEN, make_identifier, unused_name
 from jaxensemble.source.plan.arguments import Sharing
 from jaxensemble.source.plan.candidates import (
     Candidate,
@@ -74,14 +74,14 @@ CHAIN = -1
 """The definition of a module that is no more than a chain of its children."""
 
 
-class Plan:
+class Outline:
     """The definitions of a network's source, each after those that it names; the root's is the last.
 
     `root_body` fills the slots of the root; `root_returns` is what it returns, nested as the outputs are.
     """
 
     def __init__(self, network: Network):
-        validate(network)
+        validate_network(network)
         calls, self.outputs = without_shapes(network.calls, network.outputs)
         self.calls = rewritten(without_unused(calls, self.outputs), network, self.outputs)
         self.network = network
@@ -262,8 +262,8 @@ class Plan:
         names: list[str] = []
         inputs = {ref.name for ref in operands(self.network.inputs) if isinstance(ref, Ref)}
         for k, column in enumerate(zip(*calls, strict=True)):
-            own = plain(column[0], "") if len(set(column)) == 1 and column[0] in inputs and k else ""
-            names.append(unused(own or "xyz"[k : k + 1] or f"x{k + 1}", {*TAKEN, *names}))
+            own = make_identifier(column[0], "") if len(set(column)) == 1 and column[0] in inputs and k else ""
+            names.append(unused_name(own or "xyz"[k : k + 1] or f"x{k + 1}", {*TAKEN, *names}))
         return names
 
     def _stands_in_chain(self, module: Module) -> bool:
