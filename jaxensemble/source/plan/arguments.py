@@ -12,19 +12,19 @@ from jaxensemble.source.plan.definitions import (
     IDENTITY,
     RESIDUAL,
     Argument,
-    Bound,
     Condition,
-    Constant,
+    ConstantValue,
     Definition,
+    Formula,
     Function,
-    Half,
+    HalfKernel,
     Place,
-    Scaled,
-    Sizes,
+    ScaledArgument,
+    ShapeItems,
     Unit,
 )
-from jaxensemble.source.plan.segments import holes
-from jaxensemble.source.read.frames import freeze
+from jaxensemble.source.plan.segments import hole_numbers
+from jaxensemble.source.read.frames import comparison_key
 from jaxensemble.source.read.steps import ToName
 
 _WIDTHS = ("in_features", "out_features", "num_features", "features")
@@ -56,7 +56,7 @@ class Sharing:
         self.families: dict[str, str] = {}
         self.flags: list[Argument] = []
         spans = sorted({span for unit in units for span in unit.skipped})
-        self.span_of = {str(hole): span for span in spans for hole in holes((made.steps or ())[slice(*span)])}
+        self.span_of = {str(hole): span for span in spans for hole in hole_numbers((made.steps or ())[slice(*span)])}
         places = list(dict.fromkeys(place for unit in units for place in unit.constants))
         self._share_optional_children()
         self._share_segments(spans)
@@ -66,7 +66,7 @@ class Sharing:
         made.arguments.sort(key=lambda argument: (not argument.required, argument in self.flags))
 
     @property
-    def values(self) -> list[Mapping[str, Constant]]:
+    def values(self) -> list[Mapping[str, ConstantValue]]:
         return [{name: column[k] for name, column in self.columns.items()} for k in range(len(self.units))]
 
     def _share_optional_children(self) -> None:
@@ -87,7 +87,7 @@ class Sharing:
         for span in spans:
             column = [span not in unit.skipped for unit in self.units]
             known = {name: flag for name, flag in self.made.optional.items() if name != RESIDUAL} | self.made.flags
-            told = [name for name, flag in known.items() if self._says(flag, column)]
+            told = [name for name, flag in known.items() if self._is_flag_of(flag, column)]
             if told:
                 self.made.segments[span] = told[0]
             else:
@@ -96,7 +96,7 @@ class Sharing:
                 self.made.segments[span] = flag.name
                 self.made.flags[flag.name] = flag
 
-    def _says(self, flag: object, column: list[Any]) -> bool:
+    def _is_flag_of(self, flag: object, column: list[Any]) -> bool:
         return isinstance(flag, Argument) and self.columns[flag.name] == column
 
     def _segment_name(self, span: tuple[int, int]) -> str:
@@ -122,25 +122,25 @@ class Sharing:
     def _share(self, place: Place, places: Sequence[Place]) -> None:
         column = self._column(place)
         given = [value for value in column if value is not _ABSENT]
-        same = len(set(map(freeze, given))) == 1
+        same = len(set(map(comparison_key, given))) == 1
         missing = [u for u in self.units if not self._is_absent(place, u) and place not in u.constants]
-        found = self._matching(self._family(place), column, same and not self._is_partial(place))
+        found = self._matching_argument(self._family(place), column, same and not self._is_partial(place))
         if found is None and same:
             self.made.constants[place] = given[0]
             return
         if found is None and place[-1] == "padding":
-            found = self._padding(place, column)
+            found = self._half_kernel(place, column)
         if found is None and not missing:
-            found = self._derived(place, column)
+            found = self._derive(place, column)
         if found is None:
             found = self._new_argument(place, column, places)
         if missing and isinstance(found, Argument):
             found.required, found.default = False, missing[0].defaults[place]
         elif isinstance(found, Argument) and IDENTITY in given:
             found.required, found.default = False, IDENTITY
-        self.made.bound[place] = found
+        self.made.formulas[place] = found
 
-    def _matching(self, family: str, column: list[Any], needless: bool = False) -> Argument | None:
+    def _matching_argument(self, family: str, column: list[Any], needless: bool = False) -> Argument | None:
         """An argument for the same sort of thing with these values. What never varies needs none."""
         if needless:
             return None
@@ -150,27 +150,30 @@ class Sharing:
             held = self.columns[argument.name]
             if self.families[argument.name] != family:
                 continue
-            if all(value is _ABSENT or freeze(value) == freeze(own) for value, own in zip(column, held, strict=True)):
+            if all(
+                value is _ABSENT or comparison_key(value) == comparison_key(own)
+                for value, own in zip(column, held, strict=True)
+            ):
                 return argument
         return None
 
-    def _derived(self, place: Place, column: list[Any]) -> Bound | None:
+    def _derive(self, place: Place, column: list[Any]) -> Formula | None:
         """What the values of a place follow from: numbers of features that are already arguments."""
         if place[0] == "":
             given = [value for value in column if value is not _ABSENT]
             is_length = self.hints[int(place[1])] == "reshape" and all(type(value) is int for value in given)
-            return (self._matching("features", column) or self._scaled(column)) if is_length else None
+            return (self._matching_argument("features", column) or self._scaled_argument(column)) if is_length else None
         if place[-1] == "feature_group_count":
             own = (*place[:-1], "in_features")
-            return self.made.bound.get(own) if self._column(own) == column else None
+            return self.made.formulas.get(own) if self._column(own) == column else None
         if place[-1] == "shape":
-            return self._sizes(column)
-        return self._scaled(column) if self._family(place) == "features" else None
+            return self._shape_items(column)
+        return self._scaled_argument(column) if self._family(place) == "features" else None
 
-    def _padding(self, place: Place, column: list[Any]) -> Half | None:
+    def _half_kernel(self, place: Place, column: list[Any]) -> HalfKernel | None:
         """The padding of a convolution by its kernel, if it is always half of that. One of one has the default."""
         own = (*place[:-1], "kernel_size")
-        kernel = self.made.bound.get(own)
+        kernel = self.made.formulas.get(own)
         if not isinstance(kernel, Argument) or _ABSENT in column:
             return None
         sizes = [set(value) if isinstance(value, tuple) else {0} for value in self._column(own)]
@@ -178,35 +181,35 @@ class Sharing:
             return None
         halves = [min(size) // 2 for size in sizes]
         pads = [0 if size == {1} and pad == "SAME" else pad for size, pad in zip(sizes, column, strict=True)]
-        return Half(kernel) if pads == halves else None
+        return HalfKernel(kernel) if pads == halves else None
 
-    def _scaled(self, column: list[Any]) -> Scaled | None:
+    def _scaled_argument(self, column: list[Any]) -> ScaledArgument | None:
         """A multiple or a part of an argument that these values always are."""
         for argument in self.made.arguments:
             if self.families.get(argument.name) != "features" or not argument.required:
                 continue
             held = self.columns[argument.name]
             for factor in _FACTORS:
-                for scaled in (Scaled(argument, times=factor), Scaled(argument, over=factor)):
+                for scaled in (ScaledArgument(argument, times=factor), ScaledArgument(argument, over=factor)):
                     pairs = zip(column, held, strict=True)
-                    if all(value is _ABSENT or value == scaled.of(own) for value, own in pairs):
+                    if all(value is _ABSENT or value == scaled.value_for(own) for value, own in pairs):
                         return scaled
         return None
 
-    def _sizes(self, column: list[Any]) -> Sizes | None:
+    def _shape_items(self, column: list[Any]) -> ShapeItems | None:
         """The lengths of a shape one by one, if each is a constant or follows from the arguments."""
         given = [value for value in column if value is not _ABSENT]
-        items: list[Argument | Scaled | int] = []
+        items: list[Argument | ScaledArgument | int] = []
         for axis, length in enumerate(given[0]):
             lengths = [value if value is _ABSENT else value[axis] for value in column]
             if all(value[axis] == length for value in given):
                 items.append(length)
                 continue
-            found = self._matching("features", lengths) or self._scaled(lengths)
+            found = self._matching_argument("features", lengths) or self._scaled_argument(lengths)
             if found is None:
                 return None
             items.append(found)
-        return Sizes(tuple(items))
+        return ShapeItems(tuple(items))
 
     def _new_argument(self, place: Place, column: list[Any], places: Sequence[Place]) -> Argument:
         taken = {*self.columns, *self.made.make.keys, self.made.residual}
@@ -230,7 +233,7 @@ class Sharing:
             short = "activation"
         if short == "in_features" and (*owner, "out_features") in places:
             out = [unit.constants.get((*owner, "out_features")) for unit in self.units]
-            short = "features" if list(map(freeze, out)) == list(map(freeze, column)) else short
+            short = "features" if list(map(comparison_key, out)) == list(map(comparison_key, column)) else short
         if short not in taken and is_identifier(short):
             return short
         return unused_name(make_identifier("_".join([*owner, short]), short), taken)
@@ -251,7 +254,7 @@ class Sharing:
     def _presence(self, name: str, column: list[Any]) -> Condition | None:
         """What tells whether steps are taken: an argument of theirs that is given."""
         spans = [span for span, told in self.made.segments.items() if told == name]
-        own = [self.made.bound.get(("", hole)) for hole, span in self.span_of.items() if span in spans]
+        own = [self.made.formulas.get(("", hole)) for hole, span in self.span_of.items() if span in spans]
         for (argument, default), given in reversed(self._presence_tests()):
             if argument in own and given == column:
                 return Condition(((argument, default),), equal=False)
@@ -277,21 +280,21 @@ class Sharing:
         options = [a for a in self.made.arguments if not a.required and a.default is not None and a not in self.flags]
         columns = [self.columns[option.name] for option in options]
         return [
-            ((option, option.default), [freeze(value) != freeze(option.default) for value in column])
+            ((option, option.default), [comparison_key(value) != comparison_key(option.default) for value in column])
             for option, column in zip(options, columns, strict=True)
             if None not in column and option.default != IDENTITY
         ]
 
     def _size_tests(self) -> list[tuple[Any, list[bool]]]:
         """Whether two numbers of features differ."""
-        sizes: list[tuple[Argument | Scaled, list[Any]]] = [
+        sizes: list[tuple[Argument | ScaledArgument, list[Any]]] = [
             (argument, self.columns[argument.name])
             for argument in self.made.arguments
             if self.families.get(argument.name) == "features" and argument.required
         ]
-        for own in self.made.bound.values():
-            if isinstance(own, Scaled) and own.argument.required and all(own != known for known, _ in sizes):
-                sizes.append((own, [own.of(value) for value in self.columns[own.argument.name]]))
+        for own in self.made.formulas.values():
+            if isinstance(own, ScaledArgument) and own.argument.required and all(own != known for known, _ in sizes):
+                sizes.append((own, [own.value_for(value) for value in self.columns[own.argument.name]]))
         return [
             ((one, other), [a != b for a, b in zip(left, right, strict=True)])
             for (one, left), (other, right) in itertools.combinations(sizes, 2)

@@ -6,8 +6,8 @@ from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 from jaxensemble.source.plan.definitions import IDENTITY, MISSING, RESIDUAL, Unit
-from jaxensemble.source.plan.optional import has_residual, lengthened, missing_children, with_residual
-from jaxensemble.source.plan.segments import Flow, children, skipping, whole_spans
+from jaxensemble.source.plan.optional import add_residual, has_residual, lengthen_body, missing_children
+from jaxensemble.source.plan.segments import Flow, align_bodies, child_names, merge_spans
 from jaxensemble.source.read.frames import Frame
 from jaxensemble.source.read.modules import Module
 from jaxensemble.source.read.steps import Body, Local, Slot, Step, ToFunction, ToLayer, ToModule, ToName, leaves
@@ -27,34 +27,34 @@ Results = Callable[[Members], Collection[int]]
 """Which values are used after any of the calls of some modules, whose steps are the same."""
 
 
-def with_optional_parts(groups: Sequence[Members], results: Results) -> list[Members]:
+def join_by_optional_parts(groups: Sequence[Members], results: Results) -> list[Members]:
     """Groups of modules with equal steps, joined where they differ only by children or steps that some modules lack."""
     joined: list[Members] = []
     for group in sorted(groups, key=_size, reverse=True):
         for larger in joined:
-            found = [_as_member(larger[0], member) for member in group]
-            found = found if all(found) else [_as_skipping(larger[0], member, results(larger)) for member in group]
+            found = [_extend_member(larger[0], member) for member in group]
+            found = found if all(found) else [_align_member(larger[0], member, results(larger)) for member in group]
             members = [member for member in found if member]
-            if len(members) == len(group) and _fit([*larger, *members], results):
+            if len(members) == len(group) and _can_share_class([*larger, *members], results):
                 larger += members
                 break
         else:
             joined.append(list(group))
     order = {id(found): k for k, (found, _) in enumerate(member for group in groups for member in group)}
     ordered = sorted(joined, key=lambda members: order.get(id(members[0][0]), 0))
-    return [_with_whole_spans(members, results) for members in ordered]
+    return [_merge_member_spans(members, results) for members in ordered]
 
 
-def _with_whole_spans(members: Members, results: Results) -> Members:
+def _merge_member_spans(members: Members, results: Results) -> Members:
     """The modules of a class with each span that they skip as long as can be."""
     if not any(unit.skipped for _, unit in members):
         return members
     full = members[0][0]
-    spans = whole_spans(Flow(full.bodies[0], results(members)), [unit.skipped for _, unit in members])
+    spans = merge_spans(Flow(full.bodies[0], results(members)), [unit.skipped for _, unit in members])
     return [(found, dataclasses.replace(unit, skipped=own)) for (found, unit), own in zip(members, spans, strict=True)]
 
 
-def with_last_functions(groups: Sequence[Members]) -> list[Members]:
+def join_by_last_functions(groups: Sequence[Members]) -> list[Members]:
     """Groups of chains that are made alike, joined where some end in functions that others lack: an activation."""
     joined: dict[int, Members] = {}
     longest: dict[object, tuple[int, Unit]] = {}
@@ -66,11 +66,11 @@ def with_last_functions(groups: Sequence[Members]) -> list[Members]:
         first, full = longest.setdefault(core if make.kind == "chain" else k, (k, unit))
         if full.make.keys[: len(make.keys)] != make.keys:
             first, full = k, unit
-        joined.setdefault(first, []).extend((one, _lengthened(own, full)) for one, own in groups[k])
+        joined.setdefault(first, []).extend((one, _lengthen_chain(own, full)) for one, own in groups[k])
     return [joined[k] for k in sorted(joined)]
 
 
-def _lengthened(unit: Unit, full: Unit) -> Unit:
+def _lengthen_chain(unit: Unit, full: Unit) -> Unit:
     """A chain with functions that do nothing at its end, so that it is made as a longer one."""
     added = {(key, "function"): IDENTITY for key in full.make.keys[len(unit.make.keys) :]}
     return dataclasses.replace(unit, make=full.make, constants=unit.constants | added)
@@ -81,25 +81,25 @@ def _size(members: Members) -> tuple[int, int]:
     return len(unit.make.keys), len(found.bodies[0].steps) if found.bodies else 0
 
 
-def _as_member(larger: tuple[Candidate, Unit], member: tuple[Candidate, Unit]) -> tuple[Candidate, Unit] | None:
+def _extend_member(larger: tuple[Candidate, Unit], member: tuple[Candidate, Unit]) -> tuple[Candidate, Unit] | None:
     """A module and its calls as those of a class with more children; None where that cannot be."""
     (full, full_unit), (found, unit) = larger, member
     if full.module.class_name != found.module.class_name or not full.bodies or not found.bodies:
         return None
     missing = missing_children(full_unit.make, unit.make)
     if missing == set() and not full_unit.absent and all(has_residual(full.bodies[0], own) for own in found.bodies):
-        extended = [with_residual(body, full.bodies[0]) for body in found.bodies]
+        extended = [add_residual(body, full.bodies[0]) for body in found.bodies]
         return Candidate(found.module, found.frames, extended), dataclasses.replace(unit, absent={RESIDUAL})
     if not missing:
         return None
-    bodies = [lengthened(body, full.bodies[0], missing) for body in found.bodies]
+    bodies = [lengthen_body(body, full.bodies[0], missing) for body in found.bodies]
     if not all(bodies):
         return None
     made = dataclasses.replace(unit, make=full_unit.make, absent=missing)
     return Candidate(found.module, found.frames, [body for body in bodies if body]), made
 
 
-def _as_skipping(
+def _align_member(
     larger: tuple[Candidate, Unit], member: tuple[Candidate, Unit], used: Collection[int]
 ) -> tuple[Candidate, Unit] | None:
     """A module and its calls as those of a class with more steps; None where that cannot be."""
@@ -109,7 +109,7 @@ def _as_skipping(
     missing = missing_children(full_unit.make, unit.make)
     if missing is None:
         return None
-    bodies = [skipping(body, full.bodies[0], used) for body in found.bodies]
+    bodies = [align_bodies(body, full.bodies[0], used) for body in found.bodies]
     spans = {body.spans if body else None for body in bodies}
     if None in spans or len(spans) > 1:
         return None
@@ -117,7 +117,7 @@ def _as_skipping(
     return Candidate(found.module, found.frames, [body.body for body in bodies if body]), made
 
 
-def _fit(members: Members, results: Results) -> bool:
+def _can_share_class(members: Members, results: Results) -> bool:
     """Whether spans that some modules skip lie apart, and hold no step that others lack by itself.
 
     What is one value in one call has to be one in all: a span takes one value. Nothing that any module gives may be
@@ -139,26 +139,26 @@ def _fit(members: Members, results: Results) -> bool:
     ordered, steps = sorted(spans), bodies[0].steps
     if any(before[1] > after[0] for before, after in itertools.pairwise(ordered)):
         return False
-    held = {span: children(steps[slice(*span)]) for span in spans}
+    held = {span: child_names(steps[slice(*span)]) for span in spans}
     held |= {span: names | {RESIDUAL} for span, names in held.items() if span[1] == len(steps)}
     optional = {name for _, unit in members for name in unit.absent.difference(*(held[s] for s in unit.skipped))}
     return optional.isdisjoint(name for names in held.values() for name in names)
 
 
-def chained(module: Module, body: Body, results: Sequence[int] | None = None) -> set[str] | None:
+def chain_children(module: Module, body: Body, results: Sequence[int] | None = None) -> set[str] | None:
     """The children that the body of a numbered module calls one after the other, if that is all it does.
 
     None where it does anything else, leaves out a child that holds something, or gives more than the last result.
     """
-    names = called_in_turn(body)
+    names = children_in_turn(body)
     numbers = list(map(int, names))
-    held = {name for name, child in module.children.items() if child.holds}
+    held = {name for name, child in module.children.items() if child.has_content}
     if not names or numbers != sorted(set(numbers)) or not held <= set(names):
         return None
     return set(names) if results is None or list(results) == [len(names) - 1] else None
 
 
-def called_in_turn(body: Body) -> list[str]:
+def children_in_turn(body: Body) -> list[str]:
     """The children that a body calls one after the other; none if it does anything else."""
     names: list[str] = []
     for k, step in enumerate(body.steps):
@@ -185,7 +185,7 @@ def chain_run(module: Module, body: Body, returned_uses: Sequence[Local | Slot])
     if used_later & {Local(k) for k in range(start, end - 1)}:
         return None
     run = (start, end)
-    return run if chained(module, Body(chain_steps(body, run))) else None
+    return run if chain_children(module, Body(chain_steps(body, run))) else None
 
 
 def chain_steps(body: Body, run: tuple[int, int]) -> tuple[Step, ...]:

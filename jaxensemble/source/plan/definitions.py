@@ -11,7 +11,7 @@ from jaxensemble.errors import InputError
 from jaxensemble.network.network import Arg, Layer, Variable
 from jaxensemble.network.vocabulary import resolve_name
 from jaxensemble.source.names import unused_name
-from jaxensemble.source.read.frames import freeze
+from jaxensemble.source.read.frames import comparison_key
 from jaxensemble.source.read.steps import Operand, Step
 
 Place: TypeAlias = tuple[str, ...]
@@ -60,7 +60,7 @@ class Function:
 IDENTITY = Function(-1, "identity")
 """What stands in a chain where PyTorch has a module that does nothing."""
 
-Constant: TypeAlias = Arg | Function
+ConstantValue: TypeAlias = Arg | Function
 
 RESIDUAL = "+"
 """In the place of a child: the last step of a method, which adds what was given to what came out."""
@@ -74,8 +74,8 @@ class Unit:
     """
 
     make: Make
-    constants: dict[Place, Constant] = dataclasses.field(default_factory=dict)
-    defaults: dict[Place, Constant] = dataclasses.field(default_factory=dict)
+    constants: dict[Place, ConstantValue] = dataclasses.field(default_factory=dict)
+    defaults: dict[Place, ConstantValue] = dataclasses.field(default_factory=dict)
     absent: set[str] = dataclasses.field(default_factory=set)
     skipped: frozenset[tuple[int, int]] = frozenset()
 
@@ -90,33 +90,33 @@ class Argument:
 
 
 @dataclasses.dataclass(frozen=True)
-class Scaled:
+class ScaledArgument:
     """A whole multiple of an argument, `times * argument`, or a whole part of it, `argument // over`."""
 
     argument: Argument
     times: int = 1
     over: int = 1
 
-    def of(self, value: int) -> int | None:
+    def value_for(self, value: int) -> int | None:
         """What it is where the argument has this value; None where there is a remainder."""
         return None if value % self.over else value * self.times // self.over
 
 
 @dataclasses.dataclass(frozen=True)
-class Sizes:
+class ShapeItems:
     """A shape, some of whose lengths are arguments or follow from them."""
 
-    items: tuple["Argument | Scaled | int", ...]
+    items: tuple["Argument | ScaledArgument | int", ...]
 
 
 @dataclasses.dataclass(frozen=True)
-class Half:
+class HalfKernel:
     """What pads a convolution with a square kernel to the size it was given: `kernel_size[0] // 2`."""
 
     kernel_size: Argument
 
 
-Bound: TypeAlias = Argument | Scaled | Sizes | Half
+Formula: TypeAlias = Argument | ScaledArgument | ShapeItems | HalfKernel
 """What stands for a constant that differs from module to module."""
 
 
@@ -127,19 +127,22 @@ class Condition:
     Where `equal` is set, it is `a == b and c == d` instead.
     """
 
-    pairs: tuple[tuple[Argument | Scaled, Argument | Scaled | Arg], ...]
+    pairs: tuple[tuple[Argument | ScaledArgument, Argument | ScaledArgument | Arg], ...]
     equal: bool
 
 
 @dataclasses.dataclass
 class Definition:
-    """A class or function of the source.
+    """Class or function of the source.
 
-    `run` is where the steps of the root, a list, call all of its items in turn. `slots` says which of the method's
-    `parameters` each slot is; `returns` are its results. `constants` are those that all its modules agree on, `bound`
-    says what stands for the others, `optional` what tells whether a child is there (`RESIDUAL`: whether the last step
-    is taken), `segments` what tells whether steps are taken: a child, if it is there, or one of the attributes that
-    `flags` sets. `uses` counts the modules.
+    - `run`: where the steps of the root, a list, call all its items in turn.
+    - `slots`: for each slot, the number of the method's parameter in `parameters`.
+    - `returns`: the results of the method.
+    - `constants`: the constants that all its modules agree on.
+    - `formulas`: what takes the place of constants that differ between its modules.
+    - `optional`: what says whether a child exists; under `RESIDUAL`, whether the last step is taken.
+    - `segments`: what says whether some steps are taken: a child, if it exists, or an attribute that `flags` sets.
+    - `uses`: the number of modules.
     """
 
     kind: Literal["class", "function"]
@@ -152,8 +155,8 @@ class Definition:
     slots: list[int] = dataclasses.field(default_factory=list)
     parameters: list[str] = dataclasses.field(default_factory=list)
     returns: tuple[Operand, ...] = ()
-    constants: dict[Place, Constant] = dataclasses.field(default_factory=dict)
-    bound: dict[Place, Bound] = dataclasses.field(default_factory=dict)
+    constants: dict[Place, ConstantValue] = dataclasses.field(default_factory=dict)
+    formulas: dict[Place, Formula] = dataclasses.field(default_factory=dict)
     optional: dict[str, Argument | Condition] = dataclasses.field(default_factory=dict)
     segments: dict[tuple[int, int], str] = dataclasses.field(default_factory=dict)
     flags: dict[str, Argument | Condition] = dataclasses.field(default_factory=dict)
@@ -174,7 +177,7 @@ class Definition:
 def layer_unit(layer: Layer) -> Unit:
     """A layer: its options are its constants, some of which have defaults."""
     defaults = option_defaults(layer.type)
-    options = plain_options(layer)
+    options = shortest_options(layer)
     fixed = tuple(sorted(set(options) - set(defaults)))
     return Unit(
         Make("layer", layer.type, fixed),
@@ -188,14 +191,14 @@ def function_unit(function: Function) -> Unit:
     return Unit(Make("function"), {("function",): function})
 
 
-def class_unit(number: int, arguments: Sequence[Argument], given: Mapping[str, Constant]) -> Unit:
+def class_unit(number: int, arguments: Sequence[Argument], given: Mapping[str, ConstantValue]) -> Unit:
     """A module of a class: what its arguments are, those with a default only where they differ from it."""
     defaults = {(a.name,): a.default for a in arguments if not a.required}
     constants = {(a.name,): given[a.name] for a in arguments}
     told = {
         place: value
         for place, value in constants.items()
-        if place not in defaults or freeze(value) != freeze(defaults[place])
+        if place not in defaults or comparison_key(value) != comparison_key(defaults[place])
     }
     return Unit(Make("class", definition=number), told, defaults)
 
@@ -214,12 +217,12 @@ def container_unit(kind: Kind, entries: Mapping[str, Unit]) -> Unit:
     return Unit(make, constants, defaults)
 
 
-def plain_options(layer: Layer) -> dict[str, Arg]:
+def shortest_options(layer: Layer) -> dict[str, Arg]:
     """The options of a layer in the shortest form that means the same.
 
-    >>> plain_options(Layer("conv", "nnx.Conv", {"kernel_size": (1, 1), "strides": (2, 2), "padding": "VALID"}))
+    >>> shortest_options(Layer("conv", "nnx.Conv", {"kernel_size": (1, 1), "strides": (2, 2), "padding": "VALID"}))
     {'kernel_size': (1, 1), 'strides': 2}
-    >>> plain_options(Layer("conv", "nnx.Conv", {"kernel_size": (1, 7), "padding": ((0, 0), (3, 3))}))
+    >>> shortest_options(Layer("conv", "nnx.Conv", {"kernel_size": (1, 7), "padding": ((0, 0), (3, 3))}))
     {'kernel_size': (1, 7), 'padding': (0, 3)}
     """
     options = dict(layer.options)

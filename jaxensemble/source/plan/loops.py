@@ -8,7 +8,7 @@ from typing import Any
 
 from jaxensemble.source.read.steps import Cut, Hole, Length, Local, Many, Slot, Step, ToLayer, ToModule, leaves
 
-FEWEST = 4
+FEWEST_CHILDREN = 4
 """How many children with numbered names make a loop. Lists are looped over from two items on."""
 
 LONGEST_ROUND = 3
@@ -20,10 +20,10 @@ CARRIED = Local(-1)
 _NUMBERED = re.compile(r"([A-Za-z_](?:[\w-]*[A-Za-z_-])?)(0|[1-9]\d{0,3})", re.ASCII)
 
 
-def numbered(name: str) -> tuple[str, int] | None:
+def split_number(name: str) -> tuple[str, int] | None:
     """The stem and the number of a child's name.
 
-    >>> numbered("encoder_layer_11"), numbered("conv"), numbered("0")
+    >>> split_number("encoder_layer_11"), split_number("conv"), split_number("0")
     (('encoder_layer_', 11), None, None)
     """
     found = _NUMBERED.fullmatch(name)
@@ -57,7 +57,7 @@ class Rounds:
 
 
 @dataclasses.dataclass(frozen=True)
-class Stated:
+class StepResult:
     """A step and its one result."""
 
     step: Step
@@ -65,7 +65,7 @@ class Stated:
 
 
 def find_rounds(
-    stated: Sequence[Stated],
+    stated: Sequence[StepResult],
     value: Callable[[Local | Slot], Hashable],
     constant: Callable[[int], object],
     counts: Mapping[Hashable, int],
@@ -79,18 +79,18 @@ def find_rounds(
     numbered names, from the one at a path on, are to be called in a loop: 0 for none, None for any number.
     """
     finder = _Finder(stated, value, constant, counts)
-    found = [finder.rounds(size, list_length, run_length) for size in range(1, LONGEST_ROUND + 1)]
+    found = [finder.find(size, list_length, run_length) for size in range(1, LONGEST_ROUND + 1)]
     return max((rounds for rounds in found if rounds), key=lambda rounds: rounds.loop.count, default=None)
 
 
 class _Finder:
-    def __init__(self, stated: Sequence[Stated], value: Any, constant: Any, counts: Mapping[Hashable, int]):
+    def __init__(self, stated: Sequence[StepResult], value: Any, constant: Any, counts: Mapping[Hashable, int]):
         self.stated = stated
         self.value = value
         self.constant = constant
         self.counts = counts
 
-    def rounds(
+    def find(
         self,
         size: int,
         list_length: Callable[[Sequence[str]], int],
@@ -101,7 +101,7 @@ class _Finder:
         if len(first) < size or len(children) != 1:
             return None
         path = children[0]
-        name = numbered(path[-1])
+        name = split_number(path[-1])
         wanted = run_length(path) if name else list_length(path[:-1]) if path[-1] == "0" else 0
         if wanted is not None and wanted < 2:
             return None
@@ -112,7 +112,7 @@ class _Finder:
         carried = self._carried(first, self.stated[size : 2 * size])
         given = self._uses(first)[carried[0]]
         loop = Loop(path[:-1], stem, start, count, given, path)
-        marked = _marked([item.step for item in first], set(carried))
+        marked = _mark_carried([item.step for item in first], set(carried))
         last = self.stated[size * count - 1].out
         return Rounds(loop, marked, tuple(item.out for item in first), last, size * count)
 
@@ -137,22 +137,22 @@ class _Finder:
             count += 1
         return count if self._is_closed(rounds[0]) and all(map(self._is_closed, rounds[:count])) else 1
 
-    def _is_closed(self, now: Sequence[Stated]) -> bool:
+    def _is_closed(self, now: Sequence[StepResult]) -> bool:
         """Whether all but the last result of a round are used once, within it."""
         uses = [self.value(use) for item in now for use in leaves(item.step)]
         return all(self.counts[item.out] == 1 and item.out in uses for item in now[:-1])
 
-    def _carried(self, first: Sequence[Stated], second: Sequence[Stated]) -> list[int]:
+    def _carried(self, first: Sequence[StepResult], second: Sequence[StepResult]) -> list[int]:
         """Which uses of the second round read the result of the first."""
         return [k for k, use in enumerate(self._uses(second)) if use == first[-1].out]
 
-    def _uses(self, now: Sequence[Stated]) -> list[Hashable]:
+    def _uses(self, now: Sequence[StepResult]) -> list[Hashable]:
         """The values that a round reads, in order; its own by number."""
         own = {item.out: ("own", k) for k, item in enumerate(now)}
         values = [self.value(use) for item in now for use in leaves(item.step)]
         return [own.get(value, value) if isinstance(value, Local) else value for value in values]
 
-    def _shape(self, now: Sequence[Stated]) -> object:
+    def _shape(self, now: Sequence[StepResult]) -> object:
         """What a round does, whatever it reads, and whichever child it calls."""
         return [("child" if _child(item) else item.step.target, self._form(item.step)) for item in now]
 
@@ -175,11 +175,11 @@ class _Finder:
         return operand
 
 
-def _child(item: Stated) -> tuple[str, ...]:
+def _child(item: StepResult) -> tuple[str, ...]:
     return item.step.target.path if isinstance(item.step.target, ToLayer | ToModule) else ()
 
 
-def _marked(steps: Sequence[Step], carried: set[int]) -> tuple[Step, ...]:
+def _mark_carried(steps: Sequence[Step], carried: set[int]) -> tuple[Step, ...]:
     """The steps with `CARRIED` for the uses of these numbers."""
     count = -1
 

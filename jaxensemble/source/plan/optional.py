@@ -26,7 +26,7 @@ from jaxensemble.source.read.steps import (
 
 
 @dataclasses.dataclass
-class Shortened:
+class ShortenedSteps:
     """A body's steps without some of its children, and where in the full body each number comes from."""
 
     steps: tuple[Step, ...]
@@ -44,9 +44,9 @@ def missing_children(full: Make, part: Make) -> set[str] | None:
     return set(full.keys) - set(part.keys) if same else None
 
 
-def shortened(steps: Sequence[Step], children: set[str]) -> Shortened | None:
+def remove_children(steps: Sequence[Step], children: set[str]) -> ShortenedSteps | None:
     """The steps without the calls of `children`; None where such a call is more than one value in, one out."""
-    result = Shortened((), [], [], [])
+    result = ShortenedSteps((), [], [], [])
     moved: dict[Local, Operand] = {}
     count = 0
     seen: list[str] = []
@@ -104,7 +104,7 @@ def has_residual(full: Body, short: Body) -> bool:
     return before in last.args and len(given) == 1 and bool(short.slots) and full.slots[given[0].index] == full.slots[0]
 
 
-def with_residual(body: Body, full: Body) -> Body:
+def add_residual(body: Body, full: Body) -> Body:
     """A body without the last addition of `full`, written as one with it; its result is that of the addition."""
     return Body(
         full.steps,
@@ -115,9 +115,9 @@ def with_residual(body: Body, full: Body) -> Body:
     )
 
 
-def lengthened(body: Body, full: Body, children: set[str]) -> Body | None:
+def lengthen_body(body: Body, full: Body, children: set[str]) -> Body | None:
     """A body that lacks calls of `children`, written as one with the steps of `full`; None where it is not that."""
-    short = shortened(full.steps, children)
+    short = remove_children(full.steps, children)
     if short is None or short.steps != body.steps:
         return None
     slots: dict[int, str] = {}

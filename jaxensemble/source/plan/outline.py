@@ -16,14 +16,14 @@ from jaxensemble.source.plan.arguments import Sharing
 from jaxensemble.source.plan.candidates import (
     Candidate,
     Members,
-    called_in_turn,
+    chain_children,
     chain_run,
     chain_steps,
-    chained,
+    children_in_turn,
     function_label,
     hole_constants,
-    with_last_functions,
-    with_optional_parts,
+    join_by_last_functions,
+    join_by_optional_parts,
 )
 from jaxensemble.source.plan.definitions import (
     IDENTITY,
@@ -37,32 +37,32 @@ from jaxensemble.source.plan.definitions import (
     layer_unit,
     variable_unit,
 )
-from jaxensemble.source.plan.loops import FEWEST, numbered
+from jaxensemble.source.plan.loops import FEWEST_CHILDREN, split_number
 from jaxensemble.source.read.frames import (
     Frame,
+    comparison_key,
+    drop_unused,
     fill_gaps,
     frame_tree,
-    freeze,
+    inline_shapes,
     operands,
-    splice,
-    trim,
-    without_shapes,
-    without_unused,
+    splice_frames,
+    trim_frames,
 )
 from jaxensemble.source.read.modules import Module, Path, module_levels, module_tree
 from jaxensemble.source.read.steps import (
     Body,
-    Called,
+    FrameCall,
     Local,
     Reader,
     Slot,
     Step,
     ToFunction,
     ToModule,
-    matched_slots,
-    returned,
+    match_slots,
+    returned_uses,
 )
-from jaxensemble.source.read.tidy import rewritten
+from jaxensemble.source.read.tidy import tidy_calls
 
 SMALL = 2
 """A module that holds nothing is written out where it is called, if it has no more steps than this."""
@@ -82,8 +82,8 @@ class Outline:
 
     def __init__(self, network: Network):
         validate_network(network)
-        calls, self.outputs = without_shapes(network.calls, network.outputs)
-        self.calls = rewritten(without_unused(calls, self.outputs), network, self.outputs)
+        calls, self.outputs = inline_shapes(network.calls, network.outputs)
+        self.calls = tidy_calls(drop_unused(calls, self.outputs), network, self.outputs)
         self.network = network
         self.root = module_tree(network)
         self.top = frame_tree(self.calls, self.root)
@@ -92,7 +92,7 @@ class Outline:
         self.definitions: list[Definition] = []
         self._functions: dict[object, int] = {}
         self._units: dict[Path, Unit] = {}
-        self._called: dict[int, Called] = {}
+        self._called: dict[int, FrameCall] = {}
         self._position = {call.out: k for k, call in enumerate(self.calls)}
         self._last_use = self._last_uses()
         self._settle_all()
@@ -110,8 +110,8 @@ class Outline:
         So to those in a list: it may call its items one after the other.
         """
         for frame in self.top.frames():
-            module = self.root.at(frame.path)
-            if module.kind == "mapping" and (len(frame.items) > SHORT or self._stands_in_chain(module)):
+            module = self.root.descendant(frame.path)
+            if module.kind == "mapping" and (len(frame.items) > SHORT or self._is_in_chain(module)):
                 module.kind = "module"
 
     def _settle_all(self) -> None:
@@ -133,30 +133,30 @@ class Outline:
                 continue
             found = self._candidate(module, frames[module.path])
             unit = self._structure(module, found)
-            if not module.holds:
+            if not module.has_content:
                 self._settle_function(found)
             elif found.bodies and module.is_numbered and module.has_no_class:
                 self._settle_chain(found, unit)
             elif module.kind == "module" or (found.bodies and module.is_numbered):
                 if module.is_numbered:
-                    found = dataclasses.replace(found, bodies=list(map(_in_turn, found.bodies)))
+                    found = dataclasses.replace(found, bodies=list(map(_chain_body, found.bodies)))
                 key = (module.class_name, unit.make, found.bodies[0].steps if found.bodies else None)
                 classes[key].append((found, unit))
             else:
                 self._units[module.path] = unit
-        groups = with_last_functions(list(classes.values()))
-        for members in with_optional_parts(groups, self._results_of):
+        groups = join_by_last_functions(list(classes.values()))
+        for members in join_by_optional_parts(groups, self._results_of):
             self._settle_class(members)
 
     # Whether a module can have a method
 
     def _candidate(self, module: Module, frames: list[Frame]) -> Candidate:
-        if not (module.is_numbered and module.holds):
+        if not (module.is_numbered and module.has_content):
             for frame in frames:
                 self._open_small(frame)
         else:
-            trim(self.top, {id(frame) for frame in frames})
-        found = Candidate(module, frames, [self._read(frame) for frame in frames])
+            trim_frames(self.top, {id(frame) for frame in frames})
+        found = Candidate(module, frames, [self._read_body(frame) for frame in frames])
         if found.bodies and self._is_dict(found):
             module.kind = "mapping"
         if frames and not self._can_be_called(found):
@@ -166,22 +166,22 @@ class Outline:
 
     def _is_dict(self, found: Candidate) -> bool:
         """Whether a container of PyTorch's own does no more than call children with numbered names in turn."""
-        module, names = found.module, called_in_turn(found.bodies[0])
-        stems = {name and name[0] for name in map(numbered, names)}
+        module, names = found.module, children_in_turn(found.bodies[0])
+        stems = {name and name[0] for name in map(split_number, names)}
         same = len({self._units[module.children[name].path].make for name in names}) == 1
-        return module.has_no_class and len(names) >= FEWEST and len(stems) == 1 and None not in stems and same
+        return module.has_no_class and len(names) >= FEWEST_CHILDREN and len(stems) == 1 and None not in stems and same
 
-    def _read(self, frame: Frame) -> Body:
+    def _read_body(self, frame: Frame) -> Body:
         return Reader(frame.path).read(frame, lambda inner: self._called[id(inner)])
 
     def _can_be_called(self, found: Candidate) -> bool:
         first, results = found.bodies[0], self._results(found.bodies, found.frames)
-        if len({(body.steps, tuple(map(freeze, body.constants))) for body in found.bodies}) > 1 or not results:
+        if len({(body.steps, tuple(map(comparison_key, body.constants))) for body in found.bodies}) > 1 or not results:
             return False
-        if not found.module.holds:
+        if not found.module.has_content:
             return True
         if found.module.is_numbered:
-            return chained(found.module, first, results) is not None
+            return chain_children(found.module, first, results) is not None
         return found.module.kind == "module"
 
     def _results(self, bodies: Sequence[Body], frames: Sequence[Frame]) -> tuple[int, ...]:
@@ -201,18 +201,20 @@ class Outline:
         """Puts the steps of frames, and those of small functions right within, in the place of the frames."""
         for frame in frames:
             self._open_small(frame)
-        splice(self.top, {id(frame) for frame in frames})
+        splice_frames(self.top, {id(frame) for frame in frames})
 
     def _open_small(self, frame: Frame) -> None:
         """Puts the steps of small functions right within a frame in the place of their frames."""
-        splice(frame, {id(item) for item in frame.items if isinstance(item, Frame) and self._is_small(item)})
+        splice_frames(frame, {id(item) for item in frame.items if isinstance(item, Frame) and self._is_small(item)})
 
     def _is_small(self, frame: Frame) -> bool:
         called = self._called.get(id(frame))
         target = called.target(frame.path) if called else None
         if not isinstance(target, ToFunction):
             return False
-        return self.root.at(frame.path).is_filler or len(self.definitions[target.definition].steps or ()) <= SMALL
+        return (
+            self.root.descendant(frame.path).is_filler or len(self.definitions[target.definition].steps or ()) <= SMALL
+        )
 
     # What modules become
 
@@ -220,13 +222,13 @@ class Outline:
         """What a module holds: a list or chain where it is numbered, a dict elsewhere."""
         units = {name: self._units.get(child.path, Unit(NONE)) for name, child in module.children.items()}
         if not module.is_numbered:
-            held = {name: unit for name, unit in units.items() if module.children[name].holds}
+            held = {name: unit for name, unit in units.items() if module.children[name].has_content}
             return container_unit("dict", held | {name: variable_unit(v) for name, v in module.variables.items()})
-        called = (found is not None and bool(found.bodies) and chained(module, found.bodies[0])) or {}
+        called = (found is not None and bool(found.bodies) and chain_children(module, found.bodies[0])) or {}
         entries = {}
         for name in map(str, range(1 + max(map(int, units), default=-1))):
             entries[name] = units.get(name, Unit(NONE))
-            if not (name in module.children and module.children[name].holds) and name not in called:
+            if not (name in module.children and module.children[name].has_content) and name not in called:
                 entries[name] = function_unit(IDENTITY) if called else Unit(NONE)
         return container_unit("chain" if called else "list", entries)
 
@@ -234,9 +236,9 @@ class Outline:
         if not found.bodies:
             return
         results = self._results(found.bodies, found.frames)
-        slots, inputs = matched_slots(found.bodies)
+        slots, inputs = match_slots(found.bodies)
         body = found.bodies[0]
-        key = (body.steps, tuple(slots), results, tuple(map(freeze, body.constants)))
+        key = (body.steps, tuple(slots), results, tuple(map(comparison_key, body.constants)))
         label = function_label(found.module, body)
         if key not in self._functions:
             self._functions[key] = len(self.definitions)
@@ -253,8 +255,8 @@ class Outline:
             )
         number = self._functions[key]
         self._units[found.module.path] = function_unit(Function(number, self.definitions[number].label))
-        self._call(found, lambda path: ToFunction(path, number), inputs, results)
-        if not self._stands_in_chain(found.module):
+        self._record_call(found, lambda path: ToFunction(path, number), inputs, results)
+        if not self._is_in_chain(found.module):
             self._dissolve([frame for frame in found.frames if self._is_small(frame)])
 
     def _parameters(self, calls: Sequence[Sequence[str]]) -> list[str]:
@@ -266,21 +268,21 @@ class Outline:
             names.append(unused_name(own or "xyz"[k : k + 1] or f"x{k + 1}", {*TAKEN, *names}))
         return names
 
-    def _stands_in_chain(self, module: Module) -> bool:
+    def _is_in_chain(self, module: Module) -> bool:
         """Whether the module may yet be an item of a list that is called."""
-        parent = self.root.at(module.path[:-1])
-        return parent.is_numbered and parent.holds
+        parent = self.root.descendant(module.path[:-1])
+        return parent.is_numbered and parent.has_content
 
     def _settle_chain(self, found: Candidate, unit: Unit) -> None:
         self._units[found.module.path] = unit
         results = self._results(found.bodies, found.frames)
-        self._call(found, lambda path: ToModule(path, CHAIN), [body.slots[:1] for body in found.bodies], results)
+        self._record_call(found, lambda path: ToModule(path, CHAIN), [body.slots[:1] for body in found.bodies], results)
 
     def _settle_class(self, members: Members) -> None:
         bodies = [body for found, _ in members for body in found.bodies]
         first, unit = members[0]
         results = self._results_of(members)
-        slots, inputs = matched_slots(bodies) if bodies else ([], [])
+        slots, inputs = match_slots(bodies) if bodies else ([], [])
         made = Definition(
             "class",
             first.module.class_name,
@@ -300,20 +302,20 @@ class Outline:
         for (found, _), given in zip(members, sharing.values, strict=True):
             self._units[found.module.path] = class_unit(number, made.arguments, given)
             count = len(found.frames)
-            self._call(found, lambda path: ToModule(path, number), inputs[:count], results)
+            self._record_call(found, lambda path: ToModule(path, number), inputs[:count], results)
             inputs = inputs[count:]
 
-    def _call(self, found: Candidate, target: Any, inputs: list[list[str]], results: Sequence[int]) -> None:
+    def _record_call(self, found: Candidate, target: Any, inputs: list[list[str]], results: Sequence[int]) -> None:
         """Records what the frames around find in the place of a module's frames."""
         for frame, body, arguments in zip(found.frames, found.bodies, inputs, strict=True):
-            self._called[id(frame)] = Called(target, arguments, [body.names[k] for k in results])
+            self._called[id(frame)] = FrameCall(target, arguments, [body.names[k] for k in results])
 
     # The root
 
     def _settle_root(self) -> None:
         numbered = self.root.is_numbered and bool(self.root.children)
         self._read_root()
-        run = chain_run(self.root, self.root_body, returned(self.root_returns)) if numbered else None
+        run = chain_run(self.root, self.root_body, returned_uses(self.root_returns)) if numbered else None
         if run is None:
             self._open_small(self.top)
             self._read_root()
@@ -341,7 +343,7 @@ class Outline:
         self.root_returns = _read_tree(reader, self.outputs)
 
 
-def _in_turn(body: Body) -> Body:
+def _chain_body(body: Body) -> Body:
     """The body of a chain as the one step that it is, whatever its items."""
     return Body((Step(ToModule((), CHAIN), (Slot(0),)),), body.slots[:1], names=body.names[-1:])
 

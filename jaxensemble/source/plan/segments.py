@@ -9,30 +9,42 @@ from collections.abc import Collection, Hashable, Iterator, Sequence
 from typing import Any, TypeAlias
 
 from jaxensemble.source.plan.definitions import MISSING
-from jaxensemble.source.read.steps import Body, Cut, Hole, Length, Local, Many, Read, Slot, Step, ToLayer, leaves
+from jaxensemble.source.read.steps import (
+    Body,
+    Cut,
+    Hole,
+    Length,
+    Local,
+    Many,
+    Slot,
+    Step,
+    ToLayer,
+    VariableRead,
+    leaves,
+)
 
 Span: TypeAlias = tuple[int, int]
 """The first of some steps of a body, and the end."""
 
-MOST = 16
+MOST_SPANS = 16
 """How many spans one body may skip of another."""
 
-LONGEST = 8
+LONGEST_SPAN = 8
 """The most steps of a span."""
 
-TRIES = 200
+MOST_TRIES = 200
 """How often a span is tried before two bodies count as different: so that comparing them takes linear time."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Skipping:
+class AlignedBody:
     """A body written as a longer one, and the spans of that which it skips."""
 
     body: Body
     spans: frozenset[Span]
 
 
-def skipping(short: Body, full: Body, results: Collection[int]) -> Skipping | None:
+def align_bodies(short: Body, full: Body, results: Collection[int]) -> AlignedBody | None:
     """A body as one with the steps of `full`, some of which it skips; None where it is not that.
 
     `results` are the values of `full` that are used after it.
@@ -40,9 +52,9 @@ def skipping(short: Body, full: Body, results: Collection[int]) -> Skipping | No
     if any(isinstance(step.target, ToLayer) and step.target.path[-1].rstrip("_") == "training" for step in full.steps):
         return None  # a choice by the mode brings statements with it that have a place of their own
     removed = len(full.steps) - len(short.steps)
-    if not 0 < removed <= len(short.steps) or not _in_order(short.steps, full.steps):
+    if not 0 < removed <= len(short.steps) or not _is_in_order(short.steps, full.steps):
         return None
-    return _Alignment(short, full, results).found()
+    return _Alignment(short, full, results).find()
 
 
 class Flow:
@@ -68,7 +80,7 @@ class Flow:
         return carried if self.last_read[carried] < end <= self.last_read.get(made[-1], -1) else None
 
 
-def whole_spans(flow: Flow, skipped: Sequence[frozenset[Span]]) -> list[frozenset[Span]]:
+def merge_spans(flow: Flow, skipped: Sequence[frozenset[Span]]) -> list[frozenset[Span]]:
     """What each module skips, with spans that follow one another and are skipped by the same modules as one."""
     spans = sorted({span for own in skipped for span in own})
     whole: list[list[Span]] = []
@@ -94,7 +106,7 @@ class _State:
     carried: dict[Hashable, Hashable]
     spans: tuple[Span, ...]
 
-    def behind(self, value: Hashable) -> Hashable:
+    def resolve_skipped(self, value: Hashable) -> Hashable:
         """A value, or what stands for it where the spans that lead to it are skipped."""
         while value in self.carried:
             value = self.carried[value]
@@ -108,55 +120,55 @@ class _Alignment:
         self.short = short
         self.full = full
         self.results = results
-        self.tries = TRIES
+        self.tries = MOST_TRIES
         self.flow = Flow(full, results)
         self.outs = self.flow.outs
         self.own_outs = _outs(short.steps)
 
-    def found(self) -> Skipping | None:
-        state = self._aligned(0, 0, _State({}, {}, ()))
-        return self._lengthened(state) if state else None
+    def find(self) -> AlignedBody | None:
+        state = self._align(0, 0, _State({}, {}, ()))
+        return self._align_values(state) if state else None
 
-    def _aligned(self, i: int, j: int, state: "_State") -> "_State | None":
+    def _align(self, i: int, j: int, state: "_State") -> "_State | None":
         """Takes equal steps from two places on, as far as they go; then skips a span that lets them go on."""
         self.tries -= 1
         start = i
-        while i < len(self.full.steps) and j < len(self.short.steps) and self._match(i, j, state):
+        while i < len(self.full.steps) and j < len(self.short.steps) and self._match_steps(i, j, state):
             i, j = i + 1, j + 1
         if i == len(self.full.steps) and j == len(self.short.steps):
             return state
-        if len(state.spans) == MOST:
+        if len(state.spans) == MOST_SPANS:
             return None
         for back in range(min(i - start, 3) + 1):
-            for length in range(1, LONGEST + 1):
+            for length in range(1, LONGEST_SPAN + 1):
                 span = (i - back, i - back + length)
                 carried = self.flow.carried(span)
                 if carried is None or self.tries <= 0:
                     continue
-                found = self._aligned(span[1], j - back, self._skipped(state, span, carried))
+                found = self._align(span[1], j - back, self._skip_span(state, span, carried))
                 if found:
                     return found
         return None
 
-    def _skipped(self, state: "_State", span: Span, carried: Hashable) -> "_State":
+    def _skip_span(self, state: "_State", span: Span, carried: Hashable) -> "_State":
         """The state before a span, with what that takes for what it gives."""
         later = {out for outs in self.outs[span[0] :] for out in outs}
         values = {value: own for value, own in state.values.items() if value not in later}
         given = {self.outs[span[1] - 1][0]: carried}
         return _State(values, state.carried | given, (*state.spans, span))
 
-    def _match(self, i: int, j: int, state: "_State") -> bool:
+    def _match_steps(self, i: int, j: int, state: "_State") -> bool:
         """Whether two steps are the same; if so, notes which values are."""
         step, own = self.full.steps[i], self.short.steps[j]
         pairs: list[tuple[Any, Any]] = []
         parts = ((step.args, step.kwargs), (own.args, own.kwargs))
-        if step.target != own.target or step.outs != own.outs or not _alike(*parts, pairs):
+        if step.target != own.target or step.outs != own.outs or not _are_alike(*parts, pairs):
             return False
         found: dict[Hashable, Hashable] = {}
         for leaf, other in pairs:
             if isinstance(leaf, Hole):
                 continue
-            value, theirs = state.behind(value_of(self.full, leaf)), value_of(self.short, other)
+            value, theirs = state.resolve_skipped(value_of(self.full, leaf)), value_of(self.short, other)
             if value not in state.values and (isinstance(value, Local) or isinstance(theirs, Local)):
                 return False
             if state.values.get(value, theirs) != theirs or found.setdefault(value, theirs) != theirs:
@@ -165,13 +177,13 @@ class _Alignment:
         state.values.update(zip(self.outs[i], self.own_outs[j], strict=True))
         return True
 
-    def _lengthened(self, state: "_State") -> Skipping | None:
+    def _align_values(self, state: "_State") -> AlignedBody | None:
         if any(slot not in state.values for slot in self.full.slots):
             return None
         latest: dict[Hashable, int] = {}
         for out in (out for outs in self.outs for out in outs):
-            if state.behind(out) in state.values:
-                latest[state.values[state.behind(out)]] = out.index
+            if state.resolve_skipped(out) in state.values:
+                latest[state.values[state.resolve_skipped(out)]] = out.index
         names = [""] * len(self.full.names)
         for own, index in latest.items():
             if isinstance(own, Local):
@@ -180,18 +192,18 @@ class _Alignment:
             return None
         slots = [str(state.values[slot]) for slot in self.full.slots]
         body = Body(self.full.steps, slots, self._constants(state.spans), self.full.hints, names)
-        return Skipping(body, frozenset(state.spans))
+        return AlignedBody(body, frozenset(state.spans))
 
     def _constants(self, spans: tuple[Span, ...]) -> list[Any]:
         """The constants of the short body in the places that those of the full one have."""
         kept = [step for k, step in enumerate(self.full.steps) if not any(a <= k < b for a, b in spans)]
         constants: list[Any] = [MISSING] * len(self.full.constants)
-        for hole, own in zip(holes(kept), holes(self.short.steps), strict=True):
+        for hole, own in zip(hole_numbers(kept), hole_numbers(self.short.steps), strict=True):
             constants[hole] = self.short.constants[own]
         return constants
 
 
-def _in_order(some: Sequence[Step], steps: Sequence[Step]) -> bool:
+def _is_in_order(some: Sequence[Step], steps: Sequence[Step]) -> bool:
     """Whether steps do in order what some of others do, whatever they take: a quick answer for most."""
     rest = iter(steps)
     return all(any(step.target == own.target for step in rest) for own in some)
@@ -210,56 +222,56 @@ def _outs(steps: Sequence[Step]) -> list[tuple[Local, ...]]:
     return outs
 
 
-def _alike(one: Any, other: Any, pairs: list[tuple[Any, Any]]) -> bool:
+def _are_alike(one: Any, other: Any, pairs: list[tuple[Any, Any]]) -> bool:
     """Whether two operands differ in which values and constants they take alone; `pairs` gets those."""
     match one, other:
         case (Local() | Slot(), Local() | Slot()) | (Hole(), Hole()):
             pairs.append((one, other))
             return True
         case Length(of, axis), Length(own, other_axis):
-            return axis == other_axis and _alike(of, own, pairs)
+            return axis == other_axis and _are_alike(of, own, pairs)
         case Many(is_tuple, items), Many(other_is_tuple, other_items):
-            return is_tuple == other_is_tuple and _alike(items, other_items, pairs)
+            return is_tuple == other_is_tuple and _are_alike(items, other_items, pairs)
         case Cut(), Cut():
-            return _alike((one.start, one.stop, one.step), (other.start, other.stop, other.step), pairs)
+            return _are_alike((one.start, one.stop, one.step), (other.start, other.stop, other.step), pairs)
         case tuple(), tuple():
-            return len(one) == len(other) and all(_alike(a, b, pairs) for a, b in zip(one, other, strict=True))
+            return len(one) == len(other) and all(_are_alike(a, b, pairs) for a, b in zip(one, other, strict=True))
     return type(one) is type(other) and one == other
 
 
-def holes(operand: Any) -> Iterator[int]:
+def hole_numbers(operand: Any) -> Iterator[int]:
     """The number of every hole within steps or operands, in order."""
     match operand:
         case Hole(number):
             yield number
         case Step(_, args, kwargs):
-            yield from holes((args, kwargs))
+            yield from hole_numbers((args, kwargs))
         case Length(of):
-            yield from holes(of)
+            yield from hole_numbers(of)
         case Many(_, items):
-            yield from holes(items)
+            yield from hole_numbers(items)
         case Cut(start, stop, step):
-            yield from holes((start, stop, step))
+            yield from hole_numbers((start, stop, step))
         case tuple() | list():
             for item in operand:
-                yield from holes(item)
+                yield from hole_numbers(item)
 
 
-def children(steps: Any) -> set[str]:
+def child_names(steps: Any) -> set[str]:
     """The names of the children that steps call or read."""
     found: set[str] = set()
     match steps:
-        case Read(path):
+        case VariableRead(path):
             found.update(path[:1])
         case Step(target, args, kwargs):
-            found |= set(getattr(target, "path", ())[:1]) | children((args, kwargs))
+            found |= set(getattr(target, "path", ())[:1]) | child_names((args, kwargs))
         case Length(of):
-            found |= children(of)
+            found |= child_names(of)
         case Many(_, items):
-            found |= children(items)
+            found |= child_names(items)
         case Cut(start, stop, step):
-            found |= children((start, stop, step))
+            found |= child_names((start, stop, step))
         case tuple() | list():
             for item in steps:
-                found |= children(item)
+                found |= child_names(item)
     return found

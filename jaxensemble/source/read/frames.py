@@ -5,11 +5,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from jaxensemble.network.network import Call, Record, Ref, ReferenceTree, Slice, Var
-from jaxensemble.source.read.modules import Module, Path, is_inside_layer, scope_path, split
+from jaxensemble.source.read.modules import Module, Path, is_inside_layer, scope_path, split_path
 
 
 @dataclasses.dataclass(frozen=True)
-class Shape:
+class AxisLength:
     """The length of one axis of an array: an argument that stands for a `.shape` call."""
 
     of: Ref | Var
@@ -17,11 +17,11 @@ class Shape:
 
 
 def operands(arg: object) -> Iterator[Ref | Var]:
-    """Every `Ref` and `Var` within an argument or a tree of outputs, those within a `Shape` included."""
+    """Every `Ref` and `Var` within an argument or a tree of outputs, those within an `AxisLength` included."""
     match arg:
         case Ref() | Var():
             yield arg
-        case Shape(of):
+        case AxisLength(of):
             yield of
         case Slice(start, stop, step):
             yield from operands((start, stop, step))
@@ -34,41 +34,45 @@ def operands(arg: object) -> Iterator[Ref | Var]:
             yield from operands(arg.fields)
 
 
-def without_shapes(calls: Sequence[Call], outputs: ReferenceTree) -> tuple[list[Call], ReferenceTree]:
+def inline_shapes(calls: Sequence[Call], outputs: ReferenceTree) -> tuple[list[Call], ReferenceTree]:
     """Calls and outputs with every `.shape` call put where its result is used.
 
     The source then reads `x.reshape(x.shape[0], -1)`, and no module has to hand a length to another.
     """
-    shapes: dict[str, Shape] = {}
+    shapes: dict[str, AxisLength] = {}
     kept = []
     for call in calls:
         if call.target == ".shape":
             of, axis = call.args
             assert isinstance(of, Ref | Var) and isinstance(axis, int)
-            shapes[call.out] = Shape(of, axis)
+            shapes[call.out] = AxisLength(of, axis)
         else:
-            kept.append(dataclasses.replace(call, args=_put(call.args, shapes), kwargs=_put(dict(call.kwargs), shapes)))
-    return kept, _put(outputs, shapes)
+            kept.append(
+                dataclasses.replace(
+                    call, args=_replace_shapes(call.args, shapes), kwargs=_replace_shapes(dict(call.kwargs), shapes)
+                )
+            )
+    return kept, _replace_shapes(outputs, shapes)
 
 
-def _put(arg: Any, shapes: Mapping[str, Shape]) -> Any:
+def _replace_shapes(arg: Any, shapes: Mapping[str, AxisLength]) -> Any:
     match arg:
         case Ref(name):
             return shapes.get(name, arg)
         case Slice(start, stop, step):
-            return Slice(_put(start, shapes), _put(stop, shapes), _put(step, shapes))
+            return Slice(_replace_shapes(start, shapes), _replace_shapes(stop, shapes), _replace_shapes(step, shapes))
         case tuple():
-            return tuple(_put(item, shapes) for item in arg)
+            return tuple(_replace_shapes(item, shapes) for item in arg)
         case list():
-            return [_put(item, shapes) for item in arg]
+            return [_replace_shapes(item, shapes) for item in arg]
         case dict():
-            return {key: _put(value, shapes) for key, value in arg.items()}
+            return {key: _replace_shapes(value, shapes) for key, value in arg.items()}
         case Record():
-            return dataclasses.replace(arg, fields=_put(dict(arg.fields), shapes))
+            return dataclasses.replace(arg, fields=_replace_shapes(dict(arg.fields), shapes))
     return arg
 
 
-def without_unused(calls: Sequence[Call], outputs: ReferenceTree) -> list[Call]:
+def drop_unused(calls: Sequence[Call], outputs: ReferenceTree) -> list[Call]:
     """The calls whose results are used. A layer is called all the same: it may keep statistics, as may what writes."""
     used = {ref.name for ref in operands(outputs) if isinstance(ref, Ref)}
     kept = []
@@ -111,14 +115,14 @@ def frame_tree(calls: Sequence[Call], root: Module) -> Frame:
     """
     dissolved: set[Path] = set()
     while True:
-        frame, again = _nested(calls, root, dissolved)
+        frame, again = _nest_calls(calls, root, dissolved)
         again |= {inner.path for inner in frame.frames() if not _is_closed(inner)}
         if again <= dissolved:
             return frame
         dissolved |= again
 
 
-def _nested(calls: Sequence[Call], root: Module, dissolved: set[Path]) -> tuple[Frame, set[Path]]:
+def _nest_calls(calls: Sequence[Call], root: Module, dissolved: set[Path]) -> tuple[Frame, set[Path]]:
     """The tree without frames for `dissolved` modules, and the modules found to be left and entered again."""
     top = Frame((), ())
     stack = [top]
@@ -147,9 +151,11 @@ def _has_frames(path: Path, root: Module) -> bool:
 
 def _is_closed(frame: Frame) -> bool:
     """Whether a frame reaches only for what lies beneath its own module."""
-    reached = [split(call.target.removeprefix("layer:")) for call in frame.calls() if call.target.startswith("layer:")]
+    reached = [
+        split_path(call.target.removeprefix("layer:")) for call in frame.calls() if call.target.startswith("layer:")
+    ]
     reached += [
-        split(var.path)
+        split_path(var.path)
         for call in frame.calls()
         for var in operands((call.args, dict(call.kwargs)))
         if isinstance(var, Var)
@@ -165,8 +171,8 @@ def fill_gaps(top: Frame, root: Module) -> None:
     its own, the whole is a chain again.
     """
     for frame in [top, *top.frames()]:
-        module = root.at(frame.path)
-        if module.is_numbered and module.holds:
+        module = root.descendant(frame.path)
+        if module.is_numbered and module.has_content:
             _fill_gaps(frame, module)
 
 
@@ -197,26 +203,26 @@ def _is_free(module: Module, name: str) -> bool:
 
 def _child_number(item: Call | Frame, path: Path) -> int | None:
     """The number of the child that an item of a numbered module's frame calls."""
-    called = item.path if isinstance(item, Frame) else split(item.target.partition("layer:")[2])
+    called = item.path if isinstance(item, Frame) else split_path(item.target.partition("layer:")[2])
     return int(called[len(path)]) if len(called) > len(path) and called[len(path)].isdigit() else None
 
 
-def splice(frame: Frame, gone: set[int]) -> None:
+def splice_frames(frame: Frame, gone: set[int]) -> None:
     """Puts the items of frames, told by their `id`, in the place of those frames, anywhere beneath a frame."""
     items = []
     for item in frame.items:
         if isinstance(item, Frame):
-            splice(item, gone)
+            splice_frames(item, gone)
         items += item.items if isinstance(item, Frame) and id(item) in gone else [item]
     frame.items = items
 
 
-def trim(frame: Frame, wanted: set[int]) -> None:
+def trim_frames(frame: Frame, wanted: set[int]) -> None:
     """Moves steps that call no child from the ends of frames to before and behind them."""
     items: list[Call | Frame] = []
     for item in frame.items:
         if isinstance(item, Frame):
-            trim(item, wanted)
+            trim_frames(item, wanted)
         if isinstance(item, Frame) and id(item) in wanted:
             own = [
                 k for k, inner in enumerate(item.items) if isinstance(inner, Frame) or inner.target.startswith("layer:")
@@ -230,6 +236,6 @@ def trim(frame: Frame, wanted: set[int]) -> None:
     frame.items = items
 
 
-def freeze(arg: object) -> object:
+def comparison_key(arg: object) -> object:
     """An argument as something to compare and to hash by: types, signs and NaNs count."""
     return type(arg).__name__, repr(arg)

@@ -9,7 +9,7 @@ from jaxensemble.source.names import check_child
 
 Path = tuple[str, ...]
 
-LONGEST = 10_000
+MOST_CHILDREN = 10_000
 """The most children a numbered module may have: a list is made with a slot for each."""
 
 
@@ -28,7 +28,7 @@ class Module:
     children: dict[str, "Module"] = dataclasses.field(default_factory=dict)
     is_filler: bool = False
 
-    def at(self, path: Path) -> "Module":
+    def descendant(self, path: Path) -> "Module":
         """The module at a path beneath this one."""
         module = self
         for name in path:
@@ -40,9 +40,9 @@ class Module:
         return self.path[-1]
 
     @property
-    def holds(self) -> bool:
+    def has_content(self) -> bool:
         """Whether a layer or variable lies here or beneath: whether the module needs to exist."""
-        return bool(self.layer or self.variables) or any(child.holds for child in self.children.values())
+        return bool(self.layer or self.variables) or any(child.has_content for child in self.children.values())
 
     @property
     def is_numbered(self) -> bool:
@@ -62,7 +62,7 @@ class Module:
             yield from child.walk()
 
 
-def split(path: str) -> Path:
+def split_path(path: str) -> Path:
     """The parts of a dotted path; none for the root."""
     return tuple(path.split(".")) if path else ()
 
@@ -75,9 +75,9 @@ def module_tree(network: Network) -> Module:
     layers = {layer.path for layer in network.layers}
     root = Module((), network.name, network.modules.get("", ("", "module"))[1])
     for layer in network.layers:
-        _node(root, split(layer.path), network, layers).layer = layer
+        _node(root, split_path(layer.path), network, layers).layer = layer
     for variable in network.variables:
-        *parent, name = split(variable.path)
+        *parent, name = split_path(variable.path)
         check_child(name, variable.path)
         _node(root, tuple(parent), network, layers).variables[name] = variable
     for scope in dict.fromkeys(call.scope for call in network.calls):
@@ -85,8 +85,10 @@ def module_tree(network: Network) -> Module:
             if not is_inside_layer(root, path):
                 _node(root, path, network, layers)
     for module in root.walk():
-        if module.is_numbered and module.children and max(map(int, module.children)) >= LONGEST:
-            raise InputError(f"{'.'.join(module.path)!r} numbers its children too high; expected less than {LONGEST}")
+        if module.is_numbered and module.children and max(map(int, module.children)) >= MOST_CHILDREN:
+            raise InputError(
+                f"{'.'.join(module.path)!r} numbers its children too high; expected less than {MOST_CHILDREN}"
+            )
     return root
 
 
@@ -142,4 +144,4 @@ def module_levels(root: Module) -> list[tuple[Module, int]]:
 
 def scope_path(entry: str) -> Path:
     """The path of the module that an entry of a scope names, without the count of its call."""
-    return split(entry.partition("@")[0])
+    return split_path(entry.partition("@")[0])

@@ -10,8 +10,8 @@ from types import EllipsisType
 from typing import Any, TypeAlias
 
 from jaxensemble.network.network import Arg, Call, Dtype, Func, Record, Ref, Slice, Var
-from jaxensemble.source.read.frames import Frame, Shape
-from jaxensemble.source.read.modules import Path, split
+from jaxensemble.source.read.frames import AxisLength, Frame
+from jaxensemble.source.read.modules import Path, split_path
 from jaxensemble.source.read.tidy import Unpacking
 
 
@@ -37,7 +37,7 @@ class Hole:
 
 
 @dataclasses.dataclass(frozen=True)
-class Read:
+class VariableRead:
     """The array of a variable, by its path from the module."""
 
     path: Path
@@ -68,7 +68,7 @@ class Cut:
     step: "Operand"
 
 
-Operand: TypeAlias = Local | Slot | Hole | Read | Length | Many | Cut | Func | EllipsisType | None
+Operand: TypeAlias = Local | Slot | Hole | VariableRead | Length | Many | Cut | Func | EllipsisType | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,7 +129,7 @@ class Body:
 
 
 @dataclasses.dataclass
-class Called:
+class FrameCall:
     """A frame as the frame around sees it: what is called, with which values, giving which."""
 
     target: Callable[[Path], Target]
@@ -145,7 +145,7 @@ class Reader:
         self.body = Body()
         self._locals: dict[str, int] = {}
 
-    def read(self, frame: Frame, called: Callable[[Frame], Called]) -> Body:
+    def read(self, frame: Frame, called: Callable[[Frame], FrameCall]) -> Body:
         """The body of a frame; `called` says what has become of the frames within."""
         for item in frame.items:
             if isinstance(item, Frame):
@@ -176,7 +176,7 @@ class Reader:
         return Step(target, args, kwargs)
 
     def _relative(self, path: str) -> Path:
-        return split(path)[len(self.root) :]
+        return split_path(path)[len(self.root) :]
 
     def operand(self, arg: object, hint: str = "size") -> Operand:
         """An argument with its references and constants replaced."""
@@ -189,8 +189,8 @@ class Reader:
                 self.body.slots.append(name)
                 return Slot(len(self.body.slots) - 1)
             case Var(path):
-                return Read(self._relative(path))
-            case Shape(of, axis):
+                return VariableRead(self._relative(path))
+            case AxisLength(of, axis):
                 return Length(self.operand(of), axis)
             case Slice(start, stop, step):
                 return Cut(self.operand(start, "start"), self.operand(stop, "stop"), self.operand(step, "step"))
@@ -218,12 +218,12 @@ def leaves(operand: object) -> list[Local | Slot]:
 
 def variables_read(operand: object) -> list[Path]:
     """Every variable that an operand or step reads, in order."""
-    return [part.path for part in _parts(operand) if isinstance(part, Read)]
+    return [part.path for part in _parts(operand) if isinstance(part, VariableRead)]
 
 
-def _parts(operand: object) -> list[Local | Slot | Read]:
+def _parts(operand: object) -> list[Local | Slot | VariableRead]:
     match operand:
-        case Local() | Slot() | Read():
+        case Local() | Slot() | VariableRead():
             return [operand]
         case Length(of):
             return _parts(of)
@@ -238,12 +238,12 @@ def _parts(operand: object) -> list[Local | Slot | Read]:
     return []
 
 
-def matched_slots(bodies: list[Body]) -> tuple[list[int], list[list[str]]]:
+def match_slots(bodies: list[Body]) -> tuple[list[int], list[list[str]]]:
     """Which argument each slot is, and for each body its arguments.
 
     Slots are one argument where they are one value in every body.
 
-    >>> matched_slots([Body(slots=["q", "m", "m"]), Body(slots=["x", "x", "x"])])
+    >>> match_slots([Body(slots=["q", "m", "m"]), Body(slots=["x", "x", "x"])])
     ([0, 1, 1], [['q', 'm'], ['x', 'x']])
     """
     columns: dict[tuple[str, ...], int] = {}
@@ -251,12 +251,12 @@ def matched_slots(bodies: list[Body]) -> tuple[list[int], list[list[str]]]:
     return slots, [list(arguments) for arguments in zip(*columns, strict=True)] if columns else [[] for _ in bodies]
 
 
-def returned(returns: Any) -> list[Local | Slot]:
+def returned_uses(returns: Any) -> list[Local | Slot]:
     """Every use within what is returned, in order."""
     if isinstance(returns, Record):
-        return returned(returns.fields)
+        return returned_uses(returns.fields)
     if isinstance(returns, dict):
-        return [use for value in returns.values() for use in returned(value)]
+        return [use for value in returns.values() for use in returned_uses(value)]
     if isinstance(returns, tuple | list):
-        return [use for value in returns for use in returned(value)]
+        return [use for value in returns for use in returned_uses(value)]
     return leaves(returns)

@@ -8,7 +8,7 @@ from collections import Counter, defaultdict
 from collections.abc import Collection, Mapping, Sequence
 
 from jaxensemble.network.network import Arg, Call, Network, Ref, ReferenceTree, Slice, Var
-from jaxensemble.source.read.frames import freeze, operands
+from jaxensemble.source.read.frames import comparison_key, operands
 
 CONCATENATE = "jnp.concatenate"
 
@@ -32,15 +32,15 @@ class Unpacking(Call):
     outs: tuple[str, ...] = ()
 
 
-def rewritten(calls: Sequence[Call], network: Network, outputs: ReferenceTree) -> list[Call]:
+def tidy_calls(calls: Sequence[Call], network: Network, outputs: ReferenceTree) -> list[Call]:
     """The calls with inputs transposed first, concatenations where they are alike, and parts unpacked."""
-    moved = _inputs_first(_with_kept_axes(list(calls), outputs), network)
-    moved = _arranged_outside(moved)
-    moved = _concatenated_outside(moved, network.modules)
-    return _unpacked(_grown(moved), outputs, {layer.path: layer.type for layer in network.layers})
+    moved = _move_input_transposes(_keep_reduced_axes(list(calls), outputs), network)
+    moved = _move_arrangements_out(moved)
+    moved = _move_concatenations_out(moved, network.modules)
+    return _unpack_parts(_reuse_concatenations(moved), outputs, {layer.path: layer.type for layer in network.layers})
 
 
-def _with_kept_axes(calls: list[Call], outputs: ReferenceTree) -> list[Call]:
+def _keep_reduced_axes(calls: list[Call], outputs: ReferenceTree) -> list[Call]:
     """A mean or sum that gets its axes back at once keeps them: `jnp.mean(x, (1, 2), keepdims=True)`."""
     makers = {call.out: call for call in calls}
     counts = Counter(
@@ -67,7 +67,7 @@ def _is_ascending(axes: Arg) -> bool:
     return len(counted) == len(numbers) and counted == sorted(set(counted))
 
 
-def _inputs_first(calls: list[Call], network: Network) -> list[Call]:
+def _move_input_transposes(calls: list[Call], network: Network) -> list[Call]:
     """Inputs become channels-last in the root, before all else: no module is another for being the first."""
     inputs = {ref.name for ref in operands(network.inputs) if isinstance(ref, Ref)}
 
@@ -82,7 +82,7 @@ def _inputs_first(calls: list[Call], network: Network) -> list[Call]:
     return first + [call for call in calls if not is_first(call)]
 
 
-def _arranged_outside(calls: list[Call]) -> list[Call]:
+def _move_arrangements_out(calls: list[Call]) -> list[Call]:
     """What a module begins with that only arranges what it was given anew stands outside if others read it too."""
     readers: dict[str, list[Call]] = defaultdict(list)
     for call in calls:
@@ -111,7 +111,7 @@ def _reads_variables(call: Call) -> bool:
     return any(isinstance(use, Var) for use in operands((call.args, dict(call.kwargs))))
 
 
-def _concatenated_outside(calls: list[Call], modules: Mapping[str, tuple[str, str]]) -> list[Call]:
+def _move_concatenations_out(calls: list[Call], modules: Mapping[str, tuple[str, str]]) -> list[Call]:
     """Modules of one class that begin by concatenating, each another number of values, get the whole instead."""
     first: dict[tuple[str, ...], int] = {}
     for k, call in enumerate(calls):
@@ -121,7 +121,7 @@ def _concatenated_outside(calls: list[Call], modules: Mapping[str, tuple[str, st
     for scope, k in first.items():
         label, kind = modules.get(scope[-1].partition("@")[0], ("", ""))
         if kind == "module":
-            numbers[label][scope] = len(_concatenated(calls[k])) if calls[k].scope == scope else 0
+            numbers[label][scope] = len(_concatenated_values(calls[k])) if calls[k].scope == scope else 0
     moved = list(calls)
     for own in numbers.values():
         if len(set(own.values())) > 1:
@@ -131,23 +131,23 @@ def _concatenated_outside(calls: list[Call], modules: Mapping[str, tuple[str, st
     return moved
 
 
-def _concatenated(call: Call) -> list[Ref]:
+def _concatenated_values(call: Call) -> list[Ref]:
     """The values that a call concatenates; none if it does anything else."""
     items = call.args[0] if call.target == CONCATENATE and call.args else None
     refs = [item for item in items if isinstance(item, Ref)] if isinstance(items, list) else []
     return refs if isinstance(items, list) and len(refs) == len(items) else []
 
 
-def _grown(calls: list[Call]) -> list[Call]:
+def _reuse_concatenations(calls: list[Call]) -> list[Call]:
     """A concatenation that begins with what has been concatenated already takes that as one value."""
     known: dict[object, dict[tuple[str, ...], str]] = defaultdict(dict)
     grown = []
     for call in calls:
-        names = tuple(ref.name for ref in _concatenated(call))
+        names = tuple(ref.name for ref in _concatenated_values(call))
         if not names:
             grown.append(call)
             continue
-        key = (call.scope, freeze(call.args[1:]), freeze(tuple(call.kwargs.items())))
+        key = (call.scope, comparison_key(call.args[1:]), comparison_key(tuple(call.kwargs.items())))
         start = max((n for n in range(2, len(names)) if names[:n] in known[key]), default=0)
         if start:
             items = [Ref(known[key][names[:start]]), *map(Ref, names[start:])]
@@ -161,7 +161,7 @@ def _grown(calls: list[Call]) -> list[Call]:
 # Parts
 
 
-def _unpacked(calls: list[Call], outputs: ReferenceTree, layers: Mapping[str, str]) -> list[Call]:
+def _unpack_parts(calls: list[Call], outputs: ReferenceTree, layers: Mapping[str, str]) -> list[Call]:
     """Calls whose result is read only part by part, each part by one call, with the parts as results.
 
     `layers` are the types of the layers by path.
@@ -238,13 +238,13 @@ def _parts(call: Call, readers: Sequence[Call], makers: Mapping[str, Call]) -> U
     assert axis is not None
     if call.target == "jnp.split":
         count = call.args[1] if len(call.args) > 1 else None
-        return _named(call, call.target, call.args, call.kwargs, readers, indices, count) if axis == 0 else None
+        return _unpacking(call, call.target, call.args, call.kwargs, readers, indices, count) if axis == 0 else None
     count = _length(call, axis, makers)
     kwargs = {"axis": axis} if axis else {}
-    return _named(call, "jnp.unstack", (Ref(call.out),), kwargs, readers, indices, count)
+    return _unpacking(call, "jnp.unstack", (Ref(call.out),), kwargs, readers, indices, count)
 
 
-def _named(
+def _unpacking(
     call: Call, target: str, args: tuple, kwargs: Mapping, readers: Sequence[Call], indices: list[int], count: object
 ) -> Unpacking | None:
     if not isinstance(count, int) or len(indices) != count or not all(0 <= index < count for index in indices):

@@ -10,19 +10,19 @@ from jaxensemble.source.plan.definitions import (
     IDENTITY,
     RESIDUAL,
     Argument,
-    Bound,
     Condition,
-    Constant,
+    ConstantValue,
     Definition,
+    Formula,
     Function,
-    Half,
+    HalfKernel,
     Make,
     Place,
-    Scaled,
-    Sizes,
+    ScaledArgument,
+    ShapeItems,
     signature,
 )
-from jaxensemble.source.read.frames import freeze
+from jaxensemble.source.read.frames import comparison_key
 from jaxensemble.source.write.expressions import call, dotted, index, literal, name, numbered_name, numbers, scaled
 from jaxensemble.source.write.layout import INDENT, WIDTH, flat, header, statement
 from jaxensemble.source.write.runs import VARIABLE, Run, numbered_runs
@@ -74,18 +74,18 @@ class Constructors:
         for key, node in nodes.items():
             flag, run = definition.optional.get(key), loops.get(key)
             if flag is not None:
-                lines += _set_if(bound(flag), key, node)
+                lines += _set_if(formula_expression(flag), key, node)
             elif run is None:
                 lines += _set(key, node, 2)
             elif key == run.first:
                 lines += _set_all(run)
         if RESIDUAL in definition.optional:
-            lines += statement(f"self.{definition.residual} = ", bound(definition.optional[RESIDUAL]), 2)
+            lines += statement(f"self.{definition.residual} = ", formula_expression(definition.optional[RESIDUAL]), 2)
         for key, flag in definition.flags.items():
-            lines += statement(f"self.{key} = ", bound(flag), 2)
-        in_body = [own for place, own in definition.bound.items() if place[0] == ""]
+            lines += statement(f"self.{key} = ", formula_expression(flag), 2)
+        in_body = [own for place, own in definition.formulas.items() if place[0] == ""]
         held = {own.name for own in in_body if isinstance(own, Argument)}
-        held |= {own.argument.name for own in in_body if isinstance(own, Scaled)}
+        held |= {own.argument.name for own in in_body if isinstance(own, ScaledArgument)}
         for argument in definition.arguments:
             if argument.name in held:
                 lines += statement(f"self.{argument.name} = ", name(argument.name), 2)
@@ -150,11 +150,11 @@ class Constructors:
 
     def _value(self, definition: Definition, place: Place) -> ast.expr | None:
         """What stands at a place: an argument, a constant, or nothing."""
-        if place in definition.bound:
-            return bound(definition.bound[place])
+        if place in definition.formulas:
+            return formula_expression(definition.formulas[place])
         return self._constant(definition.constants[place]) if place in definition.constants else None
 
-    def _constant(self, value: Constant) -> ast.expr:
+    def _constant(self, value: ConstantValue) -> ast.expr:
         if isinstance(value, Function):
             return name(self.identity) if value == IDENTITY else dotted(self.names[value.definition])
         return literal(value)
@@ -164,7 +164,7 @@ class Constructors:
         return name(own) if argument.required else ast.keyword(own, self._constant(argument.default))
 
     def _layer(self, definition: Definition, make: Make, place: Place) -> ast.expr:
-        given = [*definition.constants, *definition.bound]
+        given = [*definition.constants, *definition.formulas]
         options = {p[-1]: self._value(definition, p) for p in given if p[:-1] == place}
         parameters = signature(make.name).parameters
         ordered = {key: options[key] for key in [*parameters, *options] if key in options}
@@ -194,7 +194,8 @@ class Constructors:
                 assert value is not None
                 args.append(value)
             elif value is not None and (
-                spot in definition.bound or freeze(definition.constants[spot]) != freeze(argument.default)
+                spot in definition.formulas
+                or comparison_key(definition.constants[spot]) != comparison_key(argument.default)
             ):
                 kwargs[argument.name] = value
         if self._needs_rngs(made.make):
@@ -223,15 +224,17 @@ def _dicts(definition: Definition) -> Iterator[tuple[Place, Make]]:
     yield from within((), definition.make)
 
 
-def bound(value: Bound | Condition) -> ast.expr:
+def formula_expression(value: Formula | Condition) -> ast.expr:
     """What stands for a constant or for a flag, in terms of a constructor's arguments."""
     match value:
-        case Scaled(argument):
+        case ScaledArgument(argument):
             return scaled(value, name(argument.name))
-        case Half(kernel_size):
+        case HalfKernel(kernel_size):
             return ast.BinOp(index(name(kernel_size.name), ast.Constant(0)), ast.FloorDiv(), ast.Constant(2))
-        case Sizes(items):
-            return ast.Tuple([ast.Constant(n) if isinstance(n, int) else bound(n) for n in items], ast.Load())
+        case ShapeItems(items):
+            return ast.Tuple(
+                [ast.Constant(n) if isinstance(n, int) else formula_expression(n) for n in items], ast.Load()
+            )
         case Condition(pairs, equal):
             tests = [ast.Compare(_side(a), [_comparison(equal, b)], [_side(b)]) for a, b in pairs]
             return tests[0] if len(tests) == 1 else ast.BoolOp(ast.And() if equal else ast.Or(), list(tests))
@@ -245,7 +248,7 @@ def _comparison(equal: bool, other: object) -> ast.cmpop:
 
 
 def _side(value: object) -> ast.expr:
-    return bound(value) if isinstance(value, Argument | Scaled) else literal(value)
+    return formula_expression(value) if isinstance(value, Argument | ScaledArgument) else literal(value)
 
 
 def check_options(type_: str, options: Iterable[str], parameters: Iterable[str]) -> None:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxensemble.errors import InputError
 from jaxensemble.network.network import Dtype, Func, Record
 from jaxensemble.network.vocabulary import check_function, check_handed, check_keyword, check_method, is_identifier
-from jaxensemble.source.plan.definitions import Argument, Definition, Make, Scaled
+from jaxensemble.source.plan.definitions import Argument, Definition, Make, ScaledArgument
 from jaxensemble.source.read.steps import (
     Cut,
     Hole,
@@ -18,13 +18,13 @@ from jaxensemble.source.read.steps import (
     Local,
     Many,
     Operand,
-    Read,
     Slot,
     Step,
     ToFunction,
     ToLayer,
     ToModule,
     ToName,
+    VariableRead,
 )
 
 BINARY: dict[str, type[ast.operator]] = {
@@ -85,10 +85,10 @@ def child(parent: ast.expr, child_name: str, *, in_list: bool = False) -> ast.ex
     return call(name("getattr"), [parent, ast.Constant(child_name)])
 
 
-def scaled(value: Scaled, argument: ast.expr) -> ast.expr:
+def scaled(value: ScaledArgument, argument: ast.expr) -> ast.expr:
     """A multiple or a part of an argument.
 
-    >>> ast.unparse(scaled(Scaled(Argument("features", True), over=4), name("features")))
+    >>> ast.unparse(scaled(ScaledArgument(Argument("features", True), over=4), name("features")))
     'features // 4'
     """
     if value.over > 1:
@@ -219,10 +219,10 @@ class Expressions:
     def hole(self, number: int) -> ast.expr:
         """A constant of the body: as it is, or the attribute that holds it."""
         place = ("", str(number))
-        own = self.definition.bound.get(place)
+        own = self.definition.formulas.get(place)
         if isinstance(own, Argument):
             return child(name("self"), own.name)
-        if isinstance(own, Scaled):
+        if isinstance(own, ScaledArgument):
             return scaled(own, child(name("self"), own.argument.name))
         return literal(self.definition.constants[place])
 
@@ -272,10 +272,10 @@ class Expressions:
                 return value(operand)
             case Hole(number):
                 return self.hole(number)
-            case Read(path):
+            case VariableRead(path):
                 variable = self.child(path)
                 return variable if in_arithmetic else index(variable, ast.Constant(...))
-            case Length(Read(path), axis):
+            case Length(VariableRead(path), axis):
                 return index(ast.Attribute(self.child(path), "shape", ast.Load()), literal(axis))
             case Length(of, axis):
                 return index(ast.Attribute(self.operand(of, value), "shape", ast.Load()), literal(axis))

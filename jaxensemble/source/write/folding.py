@@ -12,8 +12,8 @@ from typing import Any, TypeAlias
 
 from jaxensemble.network.vocabulary import is_identifier
 from jaxensemble.source.plan.definitions import RESIDUAL
-from jaxensemble.source.plan.loops import CARRIED, Loop, Rounds, Stated, find_rounds
-from jaxensemble.source.read.frames import freeze
+from jaxensemble.source.plan.loops import CARRIED, Loop, Rounds, StepResult, find_rounds
+from jaxensemble.source.read.frames import comparison_key
 from jaxensemble.source.read.modules import Path
 from jaxensemble.source.read.steps import (
     Cut,
@@ -28,7 +28,7 @@ from jaxensemble.source.read.steps import (
     ToModule,
     ToName,
     leaves,
-    returned,
+    returned_uses,
     variables_read,
 )
 from jaxensemble.source.write.expressions import BINARY, COMPARISONS, UNARY, Expressions, called, name
@@ -98,7 +98,7 @@ class Folding:
             entry.is_optional = own and entry.segment is None
             entry.is_residual = entry is self.entries[-1] and RESIDUAL in expressions.definition.optional
         self.entries = self._with_arms()
-        self._counts = Counter(self.value(use) for use in [*self._all_uses(), *returned(returns)])
+        self._counts = Counter(self.value(use) for use in [*self._all_uses(), *returned_uses(returns)])
         self.inside: dict[Local, Entry] = {}
         self.entries = self._with_loops()
         self.by_local = {out: entry for entry in self.entries for out in entry.outs} | self.inside
@@ -150,7 +150,9 @@ class Folding:
         return order
 
     def _mark_arms(self, makers: dict[Local, Entry]) -> None:
-        given: dict[Local, set[Arm | None]] = {use: {None} for use in returned(self.returns) if isinstance(use, Local)}
+        given: dict[Local, set[Arm | None]] = {
+            use: {None} for use in returned_uses(self.returns) if isinstance(use, Local)
+        }
         last: dict[Local, int] = {}
         position = {id(entry): k for k, entry in enumerate(self.entries)}
         for entry in reversed(self.entries):
@@ -204,7 +206,7 @@ class Folding:
         end = start
         while end < len(self.entries) and self._may_repeat(self.entries[end]):
             end += 1
-        stated = [Stated(entry.step, entry.outs[0]) for entry in self.entries[start:end]]
+        stated = [StepResult(entry.step, entry.outs[0]) for entry in self.entries[start:end]]
         return find_rounds(stated, self.value, self._constant, self._counts, self._list_length, self._run_length)
 
     def _may_repeat(self, entry: Entry) -> bool:
@@ -223,8 +225,8 @@ class Folding:
     def _constant(self, number: int) -> object:
         """What a hole holds, to compare."""
         definition, place = self.expressions.definition, ("", str(number))
-        own = definition.bound.get(place)
-        return freeze(definition.constants[place]) if own is None else repr(own)
+        own = definition.formulas.get(place)
+        return comparison_key(definition.constants[place]) if own is None else repr(own)
 
     def _run_length(self, path: Sequence[str]) -> int | None:
         """How many children are to be called in a loop: those made in one, any whose names no attribute can have."""

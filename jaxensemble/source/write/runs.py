@@ -5,7 +5,7 @@ import copy
 import dataclasses
 from collections.abc import Mapping, Sequence
 
-from jaxensemble.source.plan.loops import FEWEST, numbered
+from jaxensemble.source.plan.loops import FEWEST_CHILDREN, split_number
 from jaxensemble.source.write.expressions import name
 from jaxensemble.source.write.layout import flat
 
@@ -65,7 +65,7 @@ def _form(node: ast.expr) -> _Form:
 def _run(items: Sequence[tuple[str, _Form]], first: int) -> Run | None:
     """The longest run that begins with the item of this number."""
     key, form = items[first]
-    found = numbered(key)
+    found = split_number(key)
     if found is None or not isinstance(form.node, ast.Call):
         return None
     stem, start = found
@@ -75,7 +75,7 @@ def _run(items: Sequence[tuple[str, _Form]], first: int) -> Run | None:
         if between is None or steps not in (None, between):
             break
         count, steps = count + 1, between
-    if count < FEWEST or steps is None:
+    if count < FEWEST_CHILDREN or steps is None:
         return None
     made = _in_terms(form.node, steps, start)
     return Run(key, stem, start, count, made) if made else None

@@ -8,7 +8,7 @@ from typing import Any
 from jaxensemble.network.network import Fixed, Record
 from jaxensemble.source.names import TAKEN, make_identifier, unused_name
 from jaxensemble.source.plan.loops import CARRIED, Loop
-from jaxensemble.source.read.steps import Hole, Length, Local, Slot, Step, ToLayer, ToName, leaves, returned
+from jaxensemble.source.read.steps import Hole, Length, Local, Slot, Step, ToLayer, ToName, leaves, returned_uses
 from jaxensemble.source.read.tidy import PAIRS
 from jaxensemble.source.write.expressions import call, called, child, literal, name, numbers, record_key
 from jaxensemble.source.write.folding import Entry, Folding, is_operator
@@ -78,7 +78,7 @@ class _Writer:
     def _live_after(self, order: list[Entry]) -> list[set[Hashable]]:
         """For each statement the values that are read later on."""
         last = self.folding.last
-        ending = self.folding.reads(last) if last else map(self.folding.value, returned(self.folding.returns))
+        ending = self.folding.reads(last) if last else map(self.folding.value, returned_uses(self.folding.returns))
         live = [set(ending)]
         for entry in order[:0:-1]:
             live.append(live[-1] | set(self.folding.reads(entry)))
