@@ -1,4 +1,4 @@
-"""The tests of what was changed since the last commit, or by it: what `make quick` runs."""
+"""Finds the tests of files that were changed since the last commit, or by it: `make quick` runs them."""
 
 import ast
 import subprocess
@@ -9,12 +9,12 @@ from tests.helpers.artifacts import ROOT
 
 PACKAGES = ("jaxensemble", "torch_bridge")
 
-
-ALWAYS = ROOT / "tests" / "jaxensemble" / "test_imports.py"
+TESTS = ROOT / "tests"
+ALWAYS = TESTS / "jaxensemble" / "test_imports.py"
 
 
 def changed_files() -> list[Path]:
-    """The Python files that differ from the last commit; if none does, those that it changed."""
+    """Returns the Python files that differ from the last commit; if none does, those that it changed."""
     since = [*_git("diff", "--name-only", "HEAD"), *_git("ls-files", "--others", "--exclude-standard")]
     return _python(since) or _python(_git("show", "--name-only", "--format=", "HEAD"))
 
@@ -24,26 +24,49 @@ def _python(names: list[str]) -> list[Path]:
 
 
 def tests_of(files: list[Path]) -> list[Path]:
-    """The modules themselves, for their examples; changed tests, and those that import one of the modules.
+    """Returns what tests some files.
 
-    All tests, where what all of them run under was changed.
+    These are modules of the packages themselves, for their examples; the tests of their rooms; changed tests; and tests
+    that import a changed module or helper. All tests, if `conftest.py` is among the files.
     """
-    every = sorted((ROOT / "tests").rglob("test_*.py"))
-    if ROOT / "tests" / "conftest.py" in files:
+    every = sorted(TESTS.rglob("test_*.py"))
+    if TESTS / "conftest.py" in files:
         return every
     modules = {module_of(path) for path in files}
+    modules |= helpers_that_import({name for name in modules if name.startswith("tests.helpers")})
     tests = {ALWAYS, *(path for path in every if path in files or imported(path) & modules)}
+    tests |= {test for path in files for test in room_tests(path)}
     return [path for path in files if path.relative_to(ROOT).parts[0] in PACKAGES] + sorted(tests)
 
 
+def room_tests(path: Path) -> list[Path]:
+    """Returns the test with a module's name in its room of `tests`, or else all tests of the nearest room with some."""
+    inner = path.relative_to(ROOT)
+    if inner.parts[0] not in PACKAGES:
+        return []
+    if (named := TESTS / inner.with_name(f"test_{inner.stem}.py")).exists():
+        return [named]
+    rooms = (sorted((TESTS / room).glob("test_*.py")) for room in inner.parents)
+    return next(tests for tests in rooms if tests)
+
+
+def helpers_that_import(modules: set[str]) -> set[str]:
+    """Returns the helpers that import one of some modules, directly or through other helpers."""
+    imports = {module_of(path): imported(path) for path in (TESTS / "helpers").rglob("*.py")}
+    found: set[str] = set()
+    while new := {name for name, names in imports.items() if names & (modules | found)} - found:
+        found |= new
+    return found
+
+
 def module_of(path: Path) -> str:
-    """The name of a module: `jaxensemble.programs.rows`."""
+    """Returns the name of a module, such as `jaxensemble.programs.rows`."""
     parts = path.relative_to(ROOT).with_suffix("").parts
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
 def imported(path: Path) -> set[str]:
-    """The names that a file imports: of `from a.b import c`, both `a.b` and `a.b.c`."""
+    """Returns the names that a file imports: of `from a.b import c`, both `a.b` and `a.b.c`."""
     names = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):

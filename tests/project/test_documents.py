@@ -1,4 +1,4 @@
-"""What the documents say works, works: Python blocks run as pasted, the packages' commands exit with 0."""
+"""Documents: Python blocks run as pasted, commands exit with 0, and named files, targets and figures exist."""
 
 import json
 import re
@@ -39,7 +39,7 @@ COMMANDS = [(name, line) for name, code in blocks("sh") for line in code.splitli
 
 @pytest.mark.parametrize("document", list(dict.fromkeys(name.rpartition("-")[0] for name, _ in PYTHON)))
 def test_python_blocks_run(document: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One after the other, as someone would paste them who reads the document from its top."""
+    """Runs the blocks in order, as a reader would paste them."""
     monkeypatch.chdir(tmp_path)
     namespace = {"__name__": "__document__"}
     for name, code in PYTHON:
@@ -54,7 +54,7 @@ def test_what_is_pasted_twice_replaces_what_the_first_time_left(name: str, code:
 
 @pytest.mark.parametrize("document", list(dict.fromkeys(name.rpartition("-")[0] for name, _ in COMMANDS)))
 def test_commands_succeed(document: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One after the other: what one saves the next ones read."""
+    """Runs the commands in order: later ones read what earlier ones saved."""
     monkeypatch.chdir(tmp_path)
     np.save("images.npy", np.zeros((2, 1, 28, 28), np.float32))
     for name, line in COMMANDS:
@@ -75,12 +75,12 @@ def test_the_figures_of_speed_are_those_of_the_results() -> None:
 
 
 def test_the_page_of_what_is_covered_is_up_to_date() -> None:
-    assert coverage.PAGE.read_text() == coverage.page(), "write it anew: python -m benchmarks.zoo.coverage"
+    assert coverage.PAGE.read_text() == coverage.page(), "write it again: python -m benchmarks.zoo.coverage"
 
 
 def test_the_counts_of_trust_are_those_of_the_results() -> None:
     assert trust.PAGE.read_text() == trust.page(trust.PAGE.read_text()), (
-        "write it anew: python -m benchmarks.trust page"
+        "write it again: python -m benchmarks.trust page"
     )
 
 
@@ -103,6 +103,15 @@ def test_a_row_of_versions_takes_the_place_of_the_one_with_the_same_minors(
     assert [(row["python"], row["torch"], row["passed"]) for row in rows] == [
         ("3.9.1", None, 1), ("3.13.0", "2.15.0", 1), ("3.13.9", None, 7),
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("document", [*DOCUMENTS, ROOT / "CHANGELOG.md"], ids=lambda path: path.name)
+def test_files_that_documents_name_exist(document: Path) -> None:
+    text = document.read_text("utf-8")
+    folders = "jaxensemble|torch_bridge|tests|benchmarks|docs|examples"
+    named = {ROOT / name for name in re.findall(rf"(?<![\w./-])(?:{folders})/[\w./-]*\w", text)}
+    links = {document.parent / name for name in re.findall(r"\]\(((?![a-z]+:)[^)#]+)", text)}
+    assert not [str(path) for path in named | links if not path.exists()]
 
 
 def test_make_targets_that_documents_name_exist() -> None:
