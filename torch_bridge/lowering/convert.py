@@ -14,8 +14,9 @@ from torch_bridge.graph.capture import capture
 from torch_bridge.graph.examples import Arguments
 from torch_bridge.graph.merged import has_branches
 from torch_bridge.graph.sizes.open_axes import OpenAxes
-from torch_bridge.lowering.builder import DrawMode
-from torch_bridge.lowering.lower import Lowered, lower
+from torch_bridge.lowering.assembly import Lowered
+from torch_bridge.lowering.calls import DrawMode
+from torch_bridge.lowering.lower import lower
 from torch_bridge.lowering.signs import check_signs
 from torch_bridge.lowering.table import OPERATIONS
 from torch_bridge.members.tensors import check_tensors

@@ -16,8 +16,8 @@ from torch import Tensor
 from jaxensemble.errors import InputError
 from jaxensemble.network.network import Arg, Dtype
 from torch_bridge.arrays import jax_dtype
-from torch_bridge.lowering.builder import Builder, is_array
-from torch_bridge.lowering.values import DTYPE_NAMES, Value
+from torch_bridge.lowering.builder import Builder
+from torch_bridge.lowering.values import DTYPE_NAMES, Value, is_array
 
 
 def dtype_argument(b: Builder, dtype: torch.dtype) -> Dtype:

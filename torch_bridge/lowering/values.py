@@ -9,6 +9,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import fx
 
+from jaxensemble.dtypes import NARROW
 from jaxensemble.network.network import Ref, Var
 from jaxensemble.network.weight_map import Rearrangement
 from torch_bridge.arrays import DTYPE_NAMES as DTYPE_NAMES
@@ -52,6 +53,21 @@ class Value:
 
 Operand: TypeAlias = Value | torch.Tensor | bool | int | float | complex
 """An argument of an ATen operation: a value, a constant tensor or a number."""
+
+
+def is_array(operand: Any) -> bool:
+    """Returns whether an operand has dimensions. Numbers, and tensors that are numbers, do not broadcast."""
+    return isinstance(operand, Value) or (isinstance(operand, torch.Tensor) and operand.ndim > 0)
+
+
+def as_number(operand: Any) -> Any:
+    """A tensor without dimensions as a Python number. Any other operand stays as it is."""
+    return operand.item() if isinstance(operand, torch.Tensor) else operand
+
+
+def initial_dtype(dtype: torch.dtype) -> str:
+    """The dtype of a variable before its array is loaded: 64-bit integers, which need x64, become 32-bit ones."""
+    return NARROW.get(DTYPE_NAMES[dtype], DTYPE_NAMES[dtype])
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,7 +14,7 @@ from jaxensemble.modules.randomness import stack_rngs
 from jaxensemble.network.network import Dtype, Network
 from jaxensemble.network.weight_map import Origin, WeightMap
 from torch_bridge.graph.sizes.open_axes import OpenAxes
-from torch_bridge.lowering.builder import DrawMode
+from torch_bridge.lowering.calls import DrawMode
 from torch_bridge.lowering.convert import constant_arrays, convert
 
 

@@ -7,10 +7,10 @@ from typing import Any
 import torch
 
 from torch_bridge.compat import ties_share_gradients
-from torch_bridge.lowering.builder import Builder, is_array, number
+from torch_bridge.lowering.builder import Builder
 from torch_bridge.lowering.dtypes import apply, apply_predicate, cast, common_dtype, promote_operands
 from torch_bridge.lowering.table import register
-from torch_bridge.lowering.values import Value
+from torch_bridge.lowering.values import Value, as_number, is_array
 
 UNARY = {
     "neg": "neg",
@@ -205,7 +205,7 @@ def scale_operand(b: Builder, x: Any, factor: Any) -> Any:
     """`factor * x` in the dtype of the result; a factor of one is left out."""
     if factor == 1:
         return x
-    return apply(b, "*", x, factor) if is_array(x) else number(x) * factor
+    return apply(b, "*", x, factor) if is_array(x) else as_number(x) * factor
 
 
 @register("aten.add.Tensor", "aten.add.Scalar")
@@ -239,7 +239,7 @@ def rounded_division(b: Builder, x: Any, y: Any, rounding_mode: str | None = Non
 def power(b: Builder, x: Any, exponent: Any) -> Value:
     """A whole exponent is written as one: JAX multiplies, as PyTorch does, instead of taking logarithms."""
     if not is_array(exponent):
-        exponent = _as_whole(number(exponent))
+        exponent = _as_whole(as_number(exponent))
         if exponent == 1:
             return cast(b, x, b.dtype)
         if isinstance(exponent, complex):
@@ -275,7 +275,7 @@ def addcdiv(b: Builder, x: Any, first: Any, second: Any, value: Any = 1) -> Valu
 
 @register("aten.ldexp.Tensor")
 def ldexp(b: Builder, x: Any, exponent: Any) -> Value:
-    power_of_two = apply(b, "jnp.exp2", exponent) if is_array(exponent) else 2.0 ** number(exponent)
+    power_of_two = apply(b, "jnp.exp2", exponent) if is_array(exponent) else 2.0 ** as_number(exponent)
     return apply(b, "*", x, power_of_two)
 
 
@@ -380,7 +380,7 @@ def where(b: Builder, condition: Any, x: Any, y: Any) -> Value:
 
 @register("aten.masked_fill.Scalar", "aten.masked_fill.Tensor")
 def masked_fill(b: Builder, x: Any, mask: Any, value: Any) -> Value:
-    value = cast(b, value, b.dtype) if is_array(value) else number(value)
+    value = cast(b, value, b.dtype) if is_array(value) else as_number(value)
     return b.elementwise("jnp.where", mask, value, x)
 
 
@@ -445,7 +445,7 @@ def to(b: Builder, x: Value, *_: Any, **__: Any) -> Value:
 def fill(b: Builder, x: Value, value: Any) -> Value:
     if is_array(value):
         return b.elementwise("jnp.full_like", x, cast(b, value, b.dtype))
-    return b.elementwise("jnp.full_like", x, number(value))
+    return b.elementwise("jnp.full_like", x, as_number(value))
 
 
 @register("aten.zero.default")

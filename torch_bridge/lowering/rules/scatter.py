@@ -7,14 +7,14 @@ import torch
 from torch import Tensor
 
 from jaxensemble.network.network import Arg
-from torch_bridge.lowering.builder import Builder, number
+from torch_bridge.lowering.builder import Builder
 from torch_bridge.lowering.dims import arrange_alike, axis_argument
 from torch_bridge.lowering.dtypes import cast
 from torch_bridge.lowering.rules.index import Index, integer_indices
 from torch_bridge.lowering.rules.order import line_up
 from torch_bridge.lowering.rules.shape import END, expand_to, reshape_to, slice_bounds
 from torch_bridge.lowering.table import register
-from torch_bridge.lowering.values import Operand, Value
+from torch_bridge.lowering.values import Operand, Value, as_number
 
 
 @register("aten.copy.default")
@@ -33,7 +33,7 @@ def _write(b: Builder, target: str, x: Operand, dim: int, *rest: Any, **options:
     else:
         (value, *moved), axis = [line_up(b, operand, 0)[0] for operand in (value, *moved)], 0
     values = iter(moved)
-    args = [next(values).expr if any(item is array for array in arrays) else number(item) for item in queue]
+    args = [next(values).expr if any(item is array for array in arrays) else as_number(item) for item in queue]
     return b.laid(b.emit(target, value.expr, axis, *args, **options), value.layout)
 
 
@@ -92,7 +92,7 @@ def index_put(b: Builder, x: Operand, indices: Sequence[Index], values: Operand,
         return _put_along(b, b.value(x), named[0], b.value(where[named[0]]), filled, accumulate)
     value = b.plain(x)
     places = tuple(None if place is None else b.plain(place).expr for place in where)
-    what = number(filled) if isinstance(filled, Tensor) and filled.ndim == 0 else b.plain(filled).expr
+    what = as_number(filled) if isinstance(filled, Tensor) and filled.ndim == 0 else b.plain(filled).expr
     options: dict[str, Arg] = {"accumulate": True} if accumulate else {}
     return b.new(b.emit("ops.index_put", value.expr, places, what, **options))
 
@@ -193,13 +193,13 @@ def _write_indexed(b: Builder, target: str, x: Operand, dim: int, index: Operand
     if not value.ndim:
         line = b.arrange(value, ((),))
         places = b.plain(reshape_to(b, b.value(index), b.value(index).shape or (1,)))
-        what = b.plain(part).expr if isinstance(part, Value) else number(part)
+        what = b.plain(part).expr if isinstance(part, Value) else as_number(part)
         return b.laid(b.emit(target, line.expr, 0, places.expr, what), line.layout)
     if isinstance(part, Value) and part.ndim == value.ndim:
         (value, part), order = arrange_alike(b, value, cast(b, part, b.dtype), lead=0)
         what: Arg = part.expr
     else:
         (value,), order = arrange_alike(b, value)
-        what = b.plain(part).expr if isinstance(part, Value) else number(part)
+        what = b.plain(part).expr if isinstance(part, Value) else as_number(part)
     axis = axis_argument(order.index(dim % value.ndim), value.ndim)
     return b.laid(b.emit(target, value.expr, axis, b.plain(index).expr, what), value.layout)
