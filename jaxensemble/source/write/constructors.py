@@ -23,8 +23,17 @@ from jaxensemble.source.plan.definitions import (
     signature,
 )
 from jaxensemble.source.read.frames import comparison_key
-from jaxensemble.source.write.expressions import call, dotted, index, literal, name, numbered_name, numbers, scaled
-from jaxensemble.source.write.layout import INDENT, WIDTH, flat, header, statement
+from jaxensemble.source.write.expressions import (
+    call,
+    dotted_name,
+    literal,
+    name,
+    number_range,
+    numbered_name,
+    scaled_expression,
+    subscript,
+)
+from jaxensemble.source.write.layout import INDENT, WIDTH, def_lines, flat_text, statement_lines
 from jaxensemble.source.write.runs import VARIABLE, Run, numbered_runs
 
 
@@ -42,11 +51,14 @@ class Constructors:
         """How many children, from the one at a path on, could be made in one loop."""
         found = {}
         for place, make in _dicts(definition):
-            nodes = {key: self._make(definition, item, (*place, key)) for key, item in self._kept(definition, make)}
+            nodes = {
+                key: self._make(definition, item, (*place, key))
+                for key, item in self._required_children(definition, make)
+            }
             found |= {(*place, run.first): run.count for run in numbered_runs(nodes).values()}
         return found
 
-    def _kept(self, definition: Definition, make: Make) -> list[tuple[str, Make]]:
+    def _required_children(self, definition: Definition, make: Make) -> list[tuple[str, Make]]:
         items = zip(make.keys, make.items, strict=True)
         return [(key, item) for key, item in items if key not in definition.optional or make is not definition.make]
 
@@ -57,41 +69,43 @@ class Constructors:
         """
         self.loops = loops
         arguments: list[ast.AST] = [name("self")]
-        arguments += [self._declared(argument) for argument in definition.arguments]
+        arguments += [self._declaration(argument) for argument in definition.arguments]
         if is_root or self._needs_rngs(definition.make):
             arguments += [name("*"), name("rngs: nnx.Rngs")]
         body = self._attributes(definition)
-        return [*header(f"{INDENT}def __init__", arguments, 1), *(body or [f"{INDENT * 2}pass"])]
+        return [*def_lines(f"{INDENT}def __init__", arguments, 1), *(body or [f"{INDENT * 2}pass"])]
 
     def _attributes(self, definition: Definition) -> list[str]:
         if definition.is_list:
             items = self._items(definition, definition.make, ())
-            return statement("", call(ast.Attribute(call(name("super")), "__init__", ast.Load()), [items]), 2)
+            return statement_lines("", call(ast.Attribute(call(name("super")), "__init__", ast.Load()), [items]), 2)
         lines: list[str] = []
         items = zip(definition.make.keys, definition.make.items, strict=True)
         nodes = {key: self._make(definition, make, (key,)) for key, make in items}
-        loops = self._looped((), {key: nodes[key] for key, _ in self._kept(definition, definition.make)})
+        loops = self._loops((), {key: nodes[key] for key, _ in self._required_children(definition, definition.make)})
         for key, node in nodes.items():
             flag, run = definition.optional.get(key), loops.get(key)
             if flag is not None:
-                lines += _set_if(formula_expression(flag), key, node)
+                lines += _optional_set_lines(formula_expression(flag), key, node)
             elif run is None:
-                lines += _set(key, node, 2)
+                lines += _set_lines(key, node, 2)
             elif key == run.first:
-                lines += _set_all(run)
+                lines += _run_lines(run)
         if RESIDUAL in definition.optional:
-            lines += statement(f"self.{definition.residual} = ", formula_expression(definition.optional[RESIDUAL]), 2)
+            lines += statement_lines(
+                f"self.{definition.residual} = ", formula_expression(definition.optional[RESIDUAL]), 2
+            )
         for key, flag in definition.flags.items():
-            lines += statement(f"self.{key} = ", formula_expression(flag), 2)
+            lines += statement_lines(f"self.{key} = ", formula_expression(flag), 2)
         in_body = [own for place, own in definition.formulas.items() if place[0] == ""]
         held = {own.name for own in in_body if isinstance(own, Argument)}
         held |= {own.argument.name for own in in_body if isinstance(own, ScaledArgument)}
         for argument in definition.arguments:
             if argument.name in held:
-                lines += statement(f"self.{argument.name} = ", name(argument.name), 2)
+                lines += statement_lines(f"self.{argument.name} = ", name(argument.name), 2)
         return lines
 
-    def _looped(self, place: Place, nodes: Mapping[str, ast.expr]) -> dict[str, Run]:
+    def _loops(self, place: Place, nodes: Mapping[str, ast.expr]) -> dict[str, Run]:
         """The runs among children that are made in a loop: those called in one, and those with unutterable names."""
         return {
             key: run
@@ -111,7 +125,7 @@ class Constructors:
             case "chain":
                 return call(name(self.chain), [self._items(definition, make, place)])
             case "list":
-                return call(dotted("nnx.List"), [self._items(definition, make, place)])
+                return call(dotted_name("nnx.List"), [self._items(definition, make, place)])
             case "dict":
                 return self._dict(definition, make, place)
             case "function":
@@ -126,27 +140,27 @@ class Constructors:
         nodes = [self._make(definition, item, (*place, key)) for key, item in zip(make.keys, make.items, strict=True)]
         runs: list[list[ast.expr]] = []
         for node in nodes:
-            if runs and flat(runs[-1][0]) == flat(node) and isinstance(node, ast.Call):
+            if runs and flat_text(runs[-1][0]) == flat_text(node) and isinstance(node, ast.Call):
                 runs[-1].append(node)
             else:
                 runs.append([node])
         if len(runs) == 1 and len(runs[0]) > 1:
-            return _repeated(runs[0])
+            return _repetition(runs[0])
         parts: list[ast.expr] = []
         for run in runs:
-            parts += [ast.Starred(_repeated(run), ast.Load())] if len(run) > 2 else run
+            parts += [ast.Starred(_repetition(run), ast.Load())] if len(run) > 2 else run
         return ast.List(parts, ast.Load())
 
     def _dict(self, definition: Definition, make: Make, place: Place) -> ast.expr:
         nodes = [self._make(definition, item, (*place, key)) for key, item in zip(make.keys, make.items, strict=True)]
-        loops = self._looped(place, dict(zip(make.keys, nodes, strict=True)))
+        loops = self._loops(place, dict(zip(make.keys, nodes, strict=True)))
         if len(loops) == len(nodes) and len(set(map(id, loops.values()))) == 1:
             run = loops[make.keys[0]]
-            each = ast.comprehension(name(VARIABLE), numbers(run.start, run.count), [], 0)
-            return call(dotted("nnx.Dict"), [ast.DictComp(numbered_name(run.stem, VARIABLE), run.node, [each])])
+            each = ast.comprehension(name(VARIABLE), number_range(run.start, run.count), [], 0)
+            return call(dotted_name("nnx.Dict"), [ast.DictComp(numbered_name(run.stem, VARIABLE), run.node, [each])])
         if all(is_identifier(key) for key in make.keys):
-            return call(dotted("nnx.Dict"), [], dict(zip(make.keys, nodes, strict=True)))
-        return call(dotted("nnx.Dict"), [ast.Dict([ast.Constant(key) for key in make.keys], nodes)])
+            return call(dotted_name("nnx.Dict"), [], dict(zip(make.keys, nodes, strict=True)))
+        return call(dotted_name("nnx.Dict"), [ast.Dict([ast.Constant(key) for key in make.keys], nodes)])
 
     def _value(self, definition: Definition, place: Place) -> ast.expr | None:
         """What stands at a place: an argument, a constant, or nothing."""
@@ -156,10 +170,10 @@ class Constructors:
 
     def _constant(self, value: ConstantValue) -> ast.expr:
         if isinstance(value, Function):
-            return name(self.identity) if value == IDENTITY else dotted(self.names[value.definition])
+            return name(self.identity) if value == IDENTITY else dotted_name(self.names[value.definition])
         return literal(value)
 
-    def _declared(self, argument: Argument) -> ast.AST:
+    def _declaration(self, argument: Argument) -> ast.AST:
         own = argument.name
         return name(own) if argument.required else ast.keyword(own, self._constant(argument.default))
 
@@ -174,15 +188,15 @@ class Constructors:
         kwargs = {key: value for key, value in ordered.items() if value is not None}
         if "rngs" in parameters:
             kwargs["rngs"] = name("rngs")
-        return call(dotted(make.name), [value for value in positional if value is not None], kwargs)
+        return call(dotted_name(make.name), [value for value in positional if value is not None], kwargs)
 
     def _variable(self, definition: Definition, make: Make, place: Place) -> ast.expr:
         shape = self._value(definition, (*place, "shape"))
         assert shape is not None
         dtype = make.fixed[0]
-        zeros = call(dotted("jnp.zeros"), [shape, *([] if dtype == "float32" else [literal(Dtype(dtype))])])
+        zeros = call(dotted_name("jnp.zeros"), [shape, *([] if dtype == "float32" else [literal(Dtype(dtype))])])
         kinds = {"param": "nnx.Param", "buffer": "layers.Buffer", "constant": "layers.Constant"}
-        return call(dotted(kinds[make.name]), [zeros])
+        return call(dotted_name(kinds[make.name]), [zeros])
 
     def _instance(self, definition: Definition, make: Make, place: Place) -> ast.expr:
         made = self.definitions[make.definition]
@@ -228,9 +242,9 @@ def formula_expression(value: Formula | Condition) -> ast.expr:
     """What stands for a constant or for a flag, in terms of a constructor's arguments."""
     match value:
         case ScaledArgument(argument):
-            return scaled(value, name(argument.name))
+            return scaled_expression(value, name(argument.name))
         case HalfKernel(kernel_size):
-            return ast.BinOp(index(name(kernel_size.name), ast.Constant(0)), ast.FloorDiv(), ast.Constant(2))
+            return ast.BinOp(subscript(name(kernel_size.name), ast.Constant(0)), ast.FloorDiv(), ast.Constant(2))
         case ShapeItems(items):
             return ast.Tuple(
                 [ast.Constant(n) if isinstance(n, int) else formula_expression(n) for n in items], ast.Load()
@@ -262,29 +276,29 @@ def check_options(type_: str, options: Iterable[str], parameters: Iterable[str])
         raise InputError(f"{type_} has no option {listed}; expected some of {', '.join(parameters)}")
 
 
-def _set_all(run: Run) -> list[str]:
+def _run_lines(run: Run) -> list[str]:
     """Sets the attributes of a run, one after the other."""
     node = call(name("setattr"), [name("self"), numbered_name(run.stem, VARIABLE), run.node])
-    opening = f"{INDENT * 2}for {VARIABLE} in {flat(numbers(run.start, run.count))}:"
-    return [opening, *statement("", node, 3)]
+    opening = f"{INDENT * 2}for {VARIABLE} in {flat_text(number_range(run.start, run.count))}:"
+    return [opening, *statement_lines("", node, 3)]
 
 
-def _repeated(run: list[ast.expr]) -> ast.ListComp:
+def _repetition(run: list[ast.expr]) -> ast.ListComp:
     count = call(name("range"), [ast.Constant(len(run))])
     return ast.ListComp(run[0], [ast.comprehension(name("_"), count, [], 0)])
 
 
-def _set(key: str, node: ast.expr, indent: int) -> list[str]:
+def _set_lines(key: str, node: ast.expr, indent: int) -> list[str]:
     """Sets an attribute, whatever its name."""
     if is_identifier(key):
-        return statement(f"self.{key} = ", node, indent)
-    return statement("", call(name("setattr"), [name("self"), ast.Constant(key), node]), indent)
+        return statement_lines(f"self.{key} = ", node, indent)
+    return statement_lines("", call(name("setattr"), [name("self"), ast.Constant(key), node]), indent)
 
 
-def _set_if(flag: ast.expr, key: str, node: ast.expr) -> list[str]:
+def _optional_set_lines(flag: ast.expr, key: str, node: ast.expr) -> list[str]:
     """Sets an attribute to a child, or to None where the flag says that there is none."""
-    lines = _set(key, ast.IfExp(flag, node, ast.Constant(None)), 2)
+    lines = _set_lines(key, ast.IfExp(flag, node, ast.Constant(None)), 2)
     if len(lines) == 1 and len(lines[0]) <= WIDTH:
         return lines
-    there, absent = _set(key, node, 3), _set(key, ast.Constant(None), 3)
-    return [f"{INDENT * 2}if {flat(flag)}:", *there, f"{INDENT * 2}else:", *absent]
+    there, absent = _set_lines(key, node, 3), _set_lines(key, ast.Constant(None), 3)
+    return [f"{INDENT * 2}if {flat_text(flag)}:", *there, f"{INDENT * 2}else:", *absent]

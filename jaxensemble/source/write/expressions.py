@@ -55,7 +55,7 @@ def name(identifier: str) -> ast.Name:
     return ast.Name(identifier, ast.Load())
 
 
-def dotted(path: str) -> ast.expr:
+def dotted_name(path: str) -> ast.expr:
     """`jnp.linalg.norm` as an expression."""
     root, *rest = path.split(".")
     node: ast.expr = name(root)
@@ -68,7 +68,7 @@ def call(function: ast.expr, args: Sequence[ast.expr] = (), kwargs: Mapping[str,
     return ast.Call(function, list(args), [ast.keyword(key, value) for key, value in (kwargs or {}).items()])
 
 
-def index(value: ast.expr, item: ast.expr) -> ast.Subscript:
+def subscript(value: ast.expr, item: ast.expr) -> ast.Subscript:
     return ast.Subscript(value, item, ast.Load())
 
 
@@ -79,16 +79,16 @@ def child(parent: ast.expr, child_name: str, *, in_list: bool = False) -> ast.ex
     "getattr(self, 'my-block')"
     """
     if in_list:
-        return index(parent, ast.Constant(int(child_name)))
+        return subscript(parent, ast.Constant(int(child_name)))
     if is_identifier(child_name):
         return ast.Attribute(parent, child_name, ast.Load())
     return call(name("getattr"), [parent, ast.Constant(child_name)])
 
 
-def scaled(value: ScaledArgument, argument: ast.expr) -> ast.expr:
+def scaled_expression(value: ScaledArgument, argument: ast.expr) -> ast.expr:
     """A multiple or a part of an argument.
 
-    >>> ast.unparse(scaled(ScaledArgument(Argument("features", True), over=4), name("features")))
+    >>> ast.unparse(scaled_expression(ScaledArgument(Argument("features", True), over=4), name("features")))
     'features // 4'
     """
     if value.over > 1:
@@ -105,10 +105,10 @@ def numbered_name(stem: str, number: str) -> ast.JoinedStr:
     return ast.JoinedStr([ast.Constant(stem), ast.FormattedValue(name(number), -1)])
 
 
-def numbers(start: int, count: int) -> ast.Call:
+def number_range(start: int, count: int) -> ast.Call:
     """The numbers that children are counted by.
 
-    >>> ast.unparse(numbers(0, 3)), ast.unparse(numbers(1, 3))
+    >>> ast.unparse(number_range(0, 3)), ast.unparse(number_range(1, 3))
     ('range(3)', 'range(1, 4)')
     """
     bounds = [start, start + count] if start else [count]
@@ -127,14 +127,14 @@ def literal(value: object) -> ast.expr:
         case None | bool() | str():
             return ast.Constant(value)
         case int() | float():
-            return _real(value)
+            return _real_number(value)
         case complex():
-            return call(name("complex"), [_real(value.real), _real(value.imag)])
+            return call(name("complex"), [_real_number(value.real), _real_number(value.imag)])
         case Dtype(dtype):
             return _dtype(dtype)
         case Func(function):
             check_function(function)
-            return dotted(function)
+            return dotted_name(function)
         case tuple():
             return ast.Tuple([literal(item) for item in value], ast.Load())
         case list():
@@ -142,20 +142,20 @@ def literal(value: object) -> ast.expr:
     raise InputError(f"a constant of a network has to be a number, string, dtype, tuple or list; got {value!r}")
 
 
-def _real(value: int | float) -> ast.expr:
+def _real_number(value: int | float) -> ast.expr:
     if isinstance(value, int):
         return ast.UnaryOp(ast.USub(), ast.Constant(-value)) if value < 0 else ast.Constant(value)
     if math.isnan(value):
-        return dotted("jnp.nan")
+        return dotted_name("jnp.nan")
     if math.copysign(1, value) < 0:
-        return ast.UnaryOp(ast.USub(), _real(-value))
-    return dotted("jnp.inf") if math.isinf(value) else ast.Constant(value)
+        return ast.UnaryOp(ast.USub(), _real_number(-value))
+    return dotted_name("jnp.inf") if math.isinf(value) else ast.Constant(value)
 
 
 def _dtype(dtype: str) -> ast.expr:
     if not re.fullmatch(r"[a-z][a-z0-9_]*", dtype) or not isinstance(getattr(jnp, dtype, None), type(jnp.float32)):
         raise InputError(f"expected the name of a JAX dtype, such as float32, int64 or bool_; got {dtype!r}")
-    return dotted(f"jnp.{dtype}")
+    return dotted_name(f"jnp.{dtype}")
 
 
 RecordKey = tuple[str, ...]
@@ -213,7 +213,7 @@ class Expressions:
         make = self.make_at(path)
         parent, key = self.child(path), numbered_name(stem, number)
         if path and make is not None and make.kind == "dict":
-            return index(parent, key)
+            return subscript(parent, key)
         return call(name("getattr"), [parent, key])
 
     def hole(self, number: int) -> ast.expr:
@@ -223,15 +223,15 @@ class Expressions:
         if isinstance(own, Argument):
             return child(name("self"), own.name)
         if isinstance(own, ScaledArgument):
-            return scaled(own, child(name("self"), own.argument.name))
+            return scaled_expression(own, child(name("self"), own.argument.name))
         return literal(self.definition.constants[place])
 
     def step(self, step: Step, value: Callable[[Local | Slot], ast.expr]) -> ast.expr:
         """A step as an expression; `value` says what stands for a value."""
         if isinstance(step.target, ToName):
-            return self._named(step.target.name, step, value)
+            return self._named_call(step.target.name, step, value)
         if isinstance(step.target, ToFunction):
-            function: ast.expr = dotted(self.functions[step.target.definition])
+            function: ast.expr = dotted_name(self.functions[step.target.definition])
         else:
             function = self.child(step.target.path)
         return self._call(function, step.args, step, value)
@@ -244,8 +244,8 @@ class Expressions:
         kwargs = {key: self.operand(operand, value) for key, operand in step.kwargs}
         return call(function, [self.operand(arg, value) for arg in args], kwargs)
 
-    def _named(self, target: str, step: Step, value: Callable[[Local | Slot], ast.expr]) -> ast.expr:
-        check_handed(target, _functions((step.args, tuple(operand for _, operand in step.kwargs))))
+    def _named_call(self, target: str, step: Step, value: Callable[[Local | Slot], ast.expr]) -> ast.expr:
+        check_handed(target, _function_names((step.args, tuple(operand for _, operand in step.kwargs))))
         if target in BINARY:
             left, right = (self.operand(arg, value, in_arithmetic=True) for arg in step.args)
             return ast.BinOp(left, BINARY[target](), right)
@@ -255,13 +255,13 @@ class Expressions:
         if target in UNARY:
             return ast.UnaryOp(UNARY[target](), self.operand(step.args[0], value))
         if target == "[]":
-            return index(self.operand(step.args[0], value), self.operand(step.args[1], value))
+            return subscript(self.operand(step.args[0], value), self.operand(step.args[1], value))
         if target.startswith("."):
             check_method(target)
             method = ast.Attribute(self.operand(step.args[0], value), target[1:], ast.Load())
             return self._call(method, step.args[1:], step, value)
         check_function(target)
-        return self._call(dotted(target), step.args, step, value)
+        return self._call(dotted_name(target), step.args, step, value)
 
     def operand(
         self, operand: Operand, value: Callable[[Local | Slot], ast.expr], *, in_arithmetic: bool = False
@@ -274,11 +274,11 @@ class Expressions:
                 return self.hole(number)
             case VariableRead(path):
                 variable = self.child(path)
-                return variable if in_arithmetic else index(variable, ast.Constant(...))
+                return variable if in_arithmetic else subscript(variable, ast.Constant(...))
             case Length(VariableRead(path), axis):
-                return index(ast.Attribute(self.child(path), "shape", ast.Load()), literal(axis))
+                return subscript(ast.Attribute(self.child(path), "shape", ast.Load()), literal(axis))
             case Length(of, axis):
-                return index(ast.Attribute(self.operand(of, value), "shape", ast.Load()), literal(axis))
+                return subscript(ast.Attribute(self.operand(of, value), "shape", ast.Load()), literal(axis))
             case Many(is_tuple, items):
                 nodes = [self.operand(item, value) for item in items]
                 return ast.Tuple(nodes, ast.Load()) if is_tuple else ast.List(nodes, ast.Load())
@@ -289,16 +289,16 @@ class Expressions:
         return ast.Constant(operand)
 
 
-def _functions(operand: object) -> Iterator[str]:
+def _function_names(operand: object) -> Iterator[str]:
     """The name of every function within operands."""
     match operand:
         case Func(function):
             yield function
         case Many(_, items) | (tuple() as items):
             for item in items:
-                yield from _functions(item)
+                yield from _function_names(item)
 
 
-def called(step: Step) -> tuple[str, ...]:
+def called_child(step: Step) -> tuple[str, ...]:
     """The path of the child that a step calls, if it calls one."""
     return step.target.path if isinstance(step.target, ToLayer | ToModule) else ()

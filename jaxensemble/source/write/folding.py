@@ -31,8 +31,8 @@ from jaxensemble.source.read.steps import (
     returned_uses,
     variables_read,
 )
-from jaxensemble.source.write.expressions import BINARY, COMPARISONS, UNARY, Expressions, called, name
-from jaxensemble.source.write.layout import INDENT, flat
+from jaxensemble.source.write.expressions import BINARY, COMPARISONS, UNARY, Expressions, called_child, name
+from jaxensemble.source.write.layout import INDENT, flat_text
 
 READABLE = 88
 """How long a line may get by nesting calls into it."""
@@ -66,14 +66,14 @@ class Entry:
     is_optional: bool = False
     is_residual: bool = False
     segment: tuple[int, int] | None = None
-    ends_segment: bool = False
-    chooses: bool = False
+    is_segment_end: bool = False
+    is_choice: bool = False
     arm: Arm | None = None
 
     @property
-    def stands_alone(self) -> bool:
+    def is_statement(self) -> bool:
         """Whether it is a statement of several lines: nested into nothing, with nothing nested into it."""
-        return self.is_optional or self.is_residual or self.chooses or self.loop is not None
+        return self.is_optional or self.is_residual or self.is_choice or self.loop is not None
 
     @property
     def place(self) -> Any:
@@ -94,13 +94,13 @@ class Folding:
         self.entries = _entries(steps)
         self._mark_segments()
         for entry in self.entries:
-            own = called(entry.step)[:1] in {(child,) for child in expressions.definition.optional}
+            own = called_child(entry.step)[:1] in {(child,) for child in expressions.definition.optional}
             entry.is_optional = own and entry.segment is None
             entry.is_residual = entry is self.entries[-1] and RESIDUAL in expressions.definition.optional
-        self.entries = self._with_arms()
+        self.entries = self._order_by_arms()
         self._counts = Counter(self.value(use) for use in [*self._all_uses(), *returned_uses(returns)])
         self.inside: dict[Local, Entry] = {}
-        self.entries = self._with_loops()
+        self.entries = self._find_loops()
         self.by_local = {out: entry for entry in self.entries for out in entry.outs} | self.inside
         self.folded: set[Local] = set()
 
@@ -117,7 +117,7 @@ class Folding:
         for start, end in self.expressions.definition.segments:
             for entry in self.entries[start:end]:
                 entry.segment = (start, end)
-            self.entries[end - 1].ends_segment = True
+            self.entries[end - 1].is_segment_end = True
 
     def carried(self, segment: tuple[int, int]) -> Hashable:
         """The value that goes into steps that may be left out, and that is what comes out where they are."""
@@ -127,25 +127,25 @@ class Folding:
 
     # What depends on the mode
 
-    def _with_arms(self) -> list[Entry]:
+    def _order_by_arms(self) -> list[Entry]:
         """The entries, each that is needed in one mode alone right before the choice that needs it."""
         for entry in self.entries:
             make = self.expressions.make_at(entry.step.target.path) if isinstance(entry.step.target, ToLayer) else None
-            entry.chooses = make is not None and make.name == "layers.Training"
-            if _writes(entry):
+            entry.is_choice = make is not None and make.name == "layers.Training"
+            if _is_write(entry):
                 entry.arm = (variables_read(entry.step.args[2])[0], True)
-        if not any(entry.chooses or _writes(entry) for entry in self.entries):
+        if not any(entry.is_choice or _is_write(entry) for entry in self.entries):
             return self.entries
         makers = {out: entry for entry in self.entries for out in entry.outs}
         self._mark_arms(makers)
         order: list[Entry] = []
         position = {id(entry): k for k, entry in enumerate(self.entries)}
         for entry in self.entries:
-            for arm, operand in _by_arm(entry) if entry.chooses or _writes(entry) else []:
+            for arm, operand in _operands_by_arm(entry) if entry.is_choice or _is_write(entry) else []:
                 if arm is not None:
-                    needed = [one for use in leaves(operand) for one in _needed(use, arm, makers, order)]
+                    needed = [one for use in leaves(operand) for one in _needed_entries(use, arm, makers, order)]
                     order += sorted({id(one): one for one in needed}.values(), key=lambda one: position[id(one)])
-            if entry.arm is None or _writes(entry):
+            if entry.arm is None or _is_write(entry):
                 order.append(entry)
         return order
 
@@ -158,13 +158,13 @@ class Folding:
         for entry in reversed(self.entries):
             arms = set().union(*(given.get(out, set()) for out in entry.outs))
             own = arms.pop() if len(arms) == 1 else None
-            plain = not (entry.chooses or entry.stands_alone or entry.ends_segment)
+            plain = not (entry.is_choice or entry.is_statement or entry.is_segment_end)
             end = max((last[out] for out in entry.outs if out in last), default=0)
-            if not _writes(entry) and own is not None and plain:
+            if not _is_write(entry) and own is not None and plain:
                 if not self._is_overwritten(entry, position[id(entry)], end):
                     entry.arm = own
-            at = end if entry.arm is not None and not _writes(entry) else position[id(entry)]
-            for arm, operand in _by_arm(entry):
+            at = end if entry.arm is not None and not _is_write(entry) else position[id(entry)]
+            for arm, operand in _operands_by_arm(entry):
                 for use in leaves(operand):
                     if isinstance(use, Local):
                         given.setdefault(use, set()).add(arm if makers[use].segment == entry.segment else None)
@@ -174,18 +174,23 @@ class Folding:
         """Whether a variable that an entry touches may be written between two positions, by a child or by a step."""
         own = self._variables(entry)
         others = [path for one in self.entries[start + 1 : end] if one.arm is None for path in self._variables(one)]
-        others += [path for one in self.entries[start:end] if _writes(one) for path in variables_read(one.step.args[0])]
+        others += [
+            path for one in self.entries[start:end] if _is_write(one) for path in variables_read(one.step.args[0])
+        ]
         return any(a[: len(b)] == b or b[: len(a)] == a for a in own for b in others)
 
     def _variables(self, entry: Entry) -> list[Path]:
         """The variables that an entry reads, and the child that it calls, unless that holds none."""
         make = self.expressions.make_at(entry.step.target.path) if isinstance(entry.step.target, ToLayer) else None
         stateless = make is not None and make.name in ("layers.Keys", "layers.Training", "nnx.Dropout")
-        return [*variables_read(entry.step), *([called(entry.step)] if called(entry.step) and not stateless else [])]
+        return [
+            *variables_read(entry.step),
+            *([called_child(entry.step)] if called_child(entry.step) and not stateless else []),
+        ]
 
     # Loops
 
-    def _with_loops(self) -> list[Entry]:
+    def _find_loops(self) -> list[Entry]:
         entries, k = [], 0
         while k < len(self.entries):
             rounds = self._rounds_at(k)
@@ -202,17 +207,17 @@ class Folding:
         """The loop that begins with an entry."""
         run = self.expressions.definition.run
         if run is not None and run[0] == start:
-            return self._whole_list(*run)
+            return self._list_rounds(*run)
         end = start
-        while end < len(self.entries) and self._may_repeat(self.entries[end]):
+        while end < len(self.entries) and self._can_repeat(self.entries[end]):
             end += 1
         stated = [StepResult(entry.step, entry.outs[0]) for entry in self.entries[start:end]]
         return find_rounds(stated, self.value, self._constant, self._counts, self._list_length, self._run_length)
 
-    def _may_repeat(self, entry: Entry) -> bool:
-        return len(entry.outs) == 1 and not entry.stands_alone and entry.place == (None, None)
+    def _can_repeat(self, entry: Entry) -> bool:
+        return len(entry.outs) == 1 and not entry.is_statement and entry.place == (None, None)
 
-    def _whole_list(self, start: int, end: int) -> Rounds:
+    def _list_rounds(self, start: int, end: int) -> Rounds:
         """The loop over the list that the class itself is."""
         first, last = self.entries[start], self.entries[end - 1]
         given = self.value(first.step.args[0])  # type: ignore[arg-type]
@@ -240,7 +245,7 @@ class Folding:
 
     # Nesting
 
-    def fold(self, banned: set[Local]) -> list[Entry]:
+    def fold_values(self, banned: set[Local]) -> list[Entry]:
         """Decides what is nested, all but `banned` values, and returns the entries that become statements, in order."""
         self.folded = set(self.inside)
         pending: list[Entry] = []
@@ -249,11 +254,11 @@ class Folding:
             if pending and pending[-1].place != entry.place:
                 order += pending
                 pending.clear()
-            for inner in self._nestable(entry, pending):
+            for inner in self._nestable_entries(entry, pending):
                 self.folded.add(inner.outs[0])
                 pending.remove(inner)
             once = len(entry.outs) == 1 and self._counts[entry.outs[0]] == 1
-            if once and not entry.stands_alone and not entry.ends_segment and entry.outs[0] not in banned:
+            if once and not entry.is_statement and not entry.is_segment_end and entry.outs[0] not in banned:
                 pending.append(entry)
             else:
                 order += [*pending, entry]
@@ -262,44 +267,46 @@ class Folding:
             self.folded.add(pending.pop().outs[0])
         return order + pending
 
-    def _nestable(self, entry: Entry, pending: Sequence[Entry]) -> list[Entry]:
+    def _nestable_entries(self, entry: Entry, pending: Sequence[Entry]) -> list[Entry]:
         """The last of the pending entries, as far as they may be nested into this one."""
-        direct = [] if entry.stands_alone else _direct(entry.step)
+        direct = [] if entry.is_statement else _direct_uses(entry.step)
         nested: list[Entry] = []
         for inner in reversed(pending):
-            if inner.outs[0] not in direct or not self._may_hold(entry, [*nested, inner]):
+            if inner.outs[0] not in direct or not self._can_hold(entry, [*nested, inner]):
                 break
             nested.append(inner)
         written = [use for use in reversed(direct) if any(inner.outs[0] == use for inner in nested)]
-        if written != [inner.outs[0] for inner in nested] and _conflict([self._touched(inner) for inner in nested]):
+        if written != [inner.outs[0] for inner in nested] and _has_conflict(
+            [self._touched_paths(inner) for inner in nested]
+        ):
             return []
         return nested
 
-    def _may_hold(self, outer: Entry, inner: Sequence[Entry]) -> bool:
+    def _can_hold(self, outer: Entry, inner: Sequence[Entry]) -> bool:
         heavy = isinstance(outer.step.target, ToLayer | ToModule) and not self._is_light(outer)
-        if heavy and not all(self._is_light(within) for one in inner for within in self._within(one)):
+        if heavy and not all(self._is_light(within) for one in inner for within in self._with_nested(one)):
             return False
         if _weight(outer) + max(map(self._depth, inner)) > DEEPEST:
             return False
         node = self.node(outer, self.folded | {one.outs[0] for one in inner}, lambda use: name("x"))
-        return len(f"{INDENT}{INDENT}x = {flat(node)}") <= READABLE
+        return len(f"{INDENT}{INDENT}x = {flat_text(node)}") <= READABLE
 
     def _is_light(self, entry: Entry) -> bool:
         make = self.expressions.make_at(entry.step.target.path) if isinstance(entry.step.target, ToLayer) else None
         return make is not None and make.name.endswith(LIGHT)
 
-    def _within(self, entry: Entry) -> list[Entry]:
+    def _with_nested(self, entry: Entry) -> list[Entry]:
         """An entry and all that is nested in it."""
         inner = [self.by_local[use] for use in leaves(entry.step) if isinstance(use, Local) and use in self.folded]
-        return [entry, *(deeper for one in inner for deeper in self._within(one))]
+        return [entry, *(deeper for one in inner for deeper in self._with_nested(one))]
 
     def _depth(self, entry: Entry) -> float:
         inner = [self.by_local[use] for use in leaves(entry.step) if isinstance(use, Local) and use in self.folded]
         return _weight(entry) + max(map(self._depth, inner), default=0)
 
-    def _touched(self, entry: Entry) -> list[tuple[str, ...]]:
-        within = self._within(entry)
-        return [path for inner in within for path in (called(inner.step), *variables_read(inner.step)) if path]
+    def _touched_paths(self, entry: Entry) -> list[tuple[str, ...]]:
+        within = self._with_nested(entry)
+        return [path for inner in within for path in (called_child(inner.step), *variables_read(inner.step)) if path]
 
     def node(self, entry: Entry, folded: set[Local], named: Callable[[Use], ast.expr]) -> ast.expr:
         """An entry as an expression, with what is nested into it."""
@@ -335,7 +342,7 @@ def _entries(steps: Sequence[Step]) -> list[Entry]:
     return entries
 
 
-def _direct(step: Step) -> list[Use]:
+def _direct_uses(step: Step) -> list[Use]:
     """The uses that an expression can take the place of: all but those whose shape alone is read."""
 
     def within(operand: Operand | tuple[Operand, ...]) -> list[Use]:
@@ -353,28 +360,31 @@ def _direct(step: Step) -> list[Use]:
     return within((*step.args, *(value for _, value in step.kwargs)))
 
 
-def _by_arm(entry: Entry) -> list[tuple[Arm | None, Any]]:
+def _operands_by_arm(entry: Entry) -> list[tuple[Arm | None, Any]]:
     """The operands of an entry, and the mode in which each is needed."""
-    if _writes(entry):
+    if _is_write(entry):
         return [(entry.arm, entry.step.args[1])]
-    if not entry.chooses:
+    if not entry.is_choice:
         return [(entry.arm, entry.step)]
-    return [((called(entry.step), training), arg) for arg, training in zip(entry.step.args, (True, False), strict=True)]
+    return [
+        ((called_child(entry.step), training), arg)
+        for arg, training in zip(entry.step.args, (True, False), strict=True)
+    ]
 
 
-def _writes(entry: Entry) -> bool:
+def _is_write(entry: Entry) -> bool:
     """Whether a variable is written, as it is in training alone."""
     return entry.step.target == ToName("=")
 
 
-def _needed(use: Use, arm: Arm, makers: dict[Local, Entry], there: Sequence[Entry]) -> list[Entry]:
+def _needed_entries(use: Use, arm: Arm, makers: dict[Local, Entry], there: Sequence[Entry]) -> list[Entry]:
     """The entries of an arm that a value takes, in order, without those that are there."""
     entry = makers[use] if isinstance(use, Local) else None
     if entry is None or entry.arm != arm or any(entry is one for one in there):
         return []
     found: list[Entry] = []
     for inner in leaves(entry.step):
-        found += _needed(inner, arm, makers, [*there, *found])
+        found += _needed_entries(inner, arm, makers, [*there, *found])
     return [*found, entry]
 
 
@@ -387,7 +397,7 @@ def _weight(entry: Entry) -> float:
     return 0.5 if is_operator(entry.step) else 1
 
 
-def _conflict(touched: Sequence[Sequence[tuple[str, ...]]]) -> bool:
+def _has_conflict(touched: Sequence[Sequence[tuple[str, ...]]]) -> bool:
     """Whether two of several expressions call the same layer, or one within a module that another calls."""
     pairs = [
         (one, other)

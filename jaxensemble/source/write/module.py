@@ -12,10 +12,10 @@ from jaxensemble.source.plan.definitions import IDENTITY, Definition, Make
 from jaxensemble.source.plan.outline import Outline
 from jaxensemble.source.read.steps import Local, Slot, Step, ToFunction, ToName
 from jaxensemble.source.write.constructors import Constructors
-from jaxensemble.source.write.expressions import Expressions, RecordKey, call, dotted, index, name, record_key
+from jaxensemble.source.write.expressions import Expressions, RecordKey, call, dotted_name, name, record_key, subscript
 from jaxensemble.source.write.folding import Folding
-from jaxensemble.source.write.layout import INDENT, WIDTH, header, statement
-from jaxensemble.source.write.statements import statements
+from jaxensemble.source.write.layout import INDENT, WIDTH, def_lines, statement_lines
+from jaxensemble.source.write.statements import method_lines
 
 ROOT_INDENT = 2
 
@@ -52,7 +52,7 @@ class Printer:
             number = waiting.pop()
             if number not in used:
                 used.add(number)
-                waiting += needed(self.definitions[number])
+                waiting += needed_definitions(self.definitions[number])
         return used
 
     def _name_all(self) -> None:
@@ -87,11 +87,13 @@ class Printer:
         helpers = []
         if any(IDENTITY in self.definitions[number].functions for number in self.used):
             helpers.append([f"def {self.identity}(x):", f"{INDENT}return x"])
-        if any(make.kind == "chain" for number in self.used for make in _inner(self.definitions[number].make)):
+        if any(make.kind == "chain" for number in self.used for make in _inner_makes(self.definitions[number].make)):
             helpers.append(self._chain_class())
         title = "\n".join(self._title(self.names[root]))
         body = "\n\n\n".join("\n".join(block) for block in [*helpers, *blocks])
-        made = [line for key, own in self.records.items() for line in statement(f"{own} = ", _record_class(key), 0)]
+        made = [
+            line for key, own in self.records.items() for line in statement_lines(f"{own} = ", _record_class(key), 0)
+        ]
         records = "\n".join(["", *made, ""]) if made else ""
         return f"{title}\n\n{import_lines(records + body)}\n{records}\n\n{body}\n"
 
@@ -99,7 +101,9 @@ class Printer:
         fixed = self.outline.network.fixed
         if not fixed:
             return [f'"""{root} as a Flax module."""']
-        told = f"Fixed when it was ported: {', '.join(f'{place}={_short(value)}' for place, value in fixed.items())}."
+        told = (
+            f"Fixed when it was ported: {', '.join(f'{place}={_short_text(value)}' for place, value in fixed.items())}."
+        )
         escaped = told.replace("\\", "\\\\").replace('"', '\\"')
         wrapped = textwrap.wrap(escaped, WIDTH, break_long_words=False, break_on_hyphens=False)
         return [f'"""{root} as a Flax module.', "", *wrapped, '"""']
@@ -126,10 +130,10 @@ class Printer:
         definition = self.definitions[number]
         arguments = [unused_name(parameter, self.globals) for parameter in definition.parameters]
         expressions = Expressions(definition, self.definitions, self.names)
-        folding = Folding(expressions, definition.steps or (), _single(definition.returns), definition.slots)
+        folding = Folding(expressions, definition.steps or (), _single_return(definition.returns), definition.slots)
         names: dict[Hashable, str] = dict(enumerate(arguments))
-        body = statements(folding, names, self.globals, 1)
-        return [*header(f"def {self.names[number]}", [name(argument) for argument in arguments], 0), *body]
+        body = method_lines(folding, names, self.globals, 1)
+        return [*def_lines(f"def {self.names[number]}", [name(argument) for argument in arguments], 0), *body]
 
     # Methods
 
@@ -137,10 +141,10 @@ class Printer:
         if definition.make.kind == "chain":
             return _chain_method(1)
         arguments = [unused_name(parameter, self.globals) for parameter in definition.parameters]
-        folding = Folding(expressions, definition.steps or (), _single(definition.returns), definition.slots)
+        folding = Folding(expressions, definition.steps or (), _single_return(definition.returns), definition.slots)
         names: dict[Hashable, str] = dict(enumerate(arguments))
-        opening = header(f"{INDENT}def __call__", [name("self"), *map(name, arguments)], 1)
-        return [*opening, *statements(folding, names, self.globals, 2)]
+        opening = def_lines(f"{INDENT}def __call__", [name("self"), *map(name, arguments)], 1)
+        return [*opening, *method_lines(folding, names, self.globals, 2)]
 
     def _root_method(self, definition: Definition, expressions: Expressions) -> list[str]:
         network = self.outline.network
@@ -148,11 +152,11 @@ class Printer:
         wishes = [network.arguments[k] if network.arguments else "" for k in network.open_inputs]
         arguments, names = self._input_names(inputs, wishes)
         expressions.records = self.records
-        opening = header(f"{INDENT}def __call__", [name("self"), *map(name, arguments)], 1)
+        opening = def_lines(f"{INDENT}def __call__", [name("self"), *map(name, arguments)], 1)
         body = self.outline.root_body
         folding = Folding(expressions, body.steps, self.outline.root_returns, body.slots)
-        lines = self._unpacked(inputs, arguments, names, set(body.slots))
-        return [*opening, *lines, *statements(folding, names, self.globals, 2)]
+        lines = self._unpacking_lines(inputs, arguments, names, set(body.slots))
+        return [*opening, *lines, *method_lines(folding, names, self.globals, 2)]
 
     def _input_names(
         self, inputs: Sequence[ReferenceTree], wishes: Sequence[str]
@@ -175,14 +179,14 @@ class Printer:
                 names |= {ref: claim(make_identifier(ref, "x")) for ref, _ in tree_leaves(tree, name(""))}
         return arguments, names
 
-    def _unpacked(
+    def _unpacking_lines(
         self, inputs: Sequence[ReferenceTree], arguments: list[str], names: dict[Hashable, str], read: set[str]
     ) -> list[str]:
         lines: list[str] = []
         for tree, argument in zip(inputs, arguments, strict=True):
             if not isinstance(tree, Ref):
                 for ref, node in tree_leaves(tree, name(argument)):
-                    lines += statement(f"{names[ref]} = ", node, 2) if ref in read else []
+                    lines += statement_lines(f"{names[ref]} = ", node, 2) if ref in read else []
         return lines
 
     def _train_method(self) -> list[str]:
@@ -190,10 +194,10 @@ class Printer:
         if reason is None:
             return []
         lines = ["", f"{INDENT}def train(self, **attributes):"]
-        return [*lines, *statement("raise ", call(name("ValueError"), [ast.Constant(reason)]), 2)]
+        return [*lines, *statement_lines("raise ", call(name("ValueError"), [ast.Constant(reason)]), 2)]
 
 
-def needed(definition: Definition) -> list[int]:
+def needed_definitions(definition: Definition) -> list[int]:
     """The numbers of the definitions that one names."""
     functions = [step.target.definition for step in definition.steps or () if isinstance(step.target, ToFunction)]
     functions += [function.definition for function in definition.functions if function != IDENTITY]
@@ -216,9 +220,11 @@ def tree_leaves(tree: ReferenceTree, node: ast.expr) -> list[tuple[str, ast.expr
         case Ref(ref):
             return [(ref, node)]
         case dict():
-            return [leaf for key, value in tree.items() for leaf in tree_leaves(value, index(node, ast.Constant(key)))]
+            return [
+                leaf for key, value in tree.items() for leaf in tree_leaves(value, subscript(node, ast.Constant(key)))
+            ]
         case tuple() | list():
-            return [leaf for k, item in enumerate(tree) for leaf in tree_leaves(item, index(node, ast.Constant(k)))]
+            return [leaf for k, item in enumerate(tree) for leaf in tree_leaves(item, subscript(node, ast.Constant(k)))]
     return []
 
 
@@ -245,19 +251,19 @@ def _record_keys(tree: Any) -> list[RecordKey]:
 
 def _record_class(key: RecordKey) -> ast.Call:
     kind, *texts = key
-    return call(dotted(f"records.{kind}"), [ast.Constant(text) for text in texts])
+    return call(dotted_name(f"records.{kind}"), [ast.Constant(text) for text in texts])
 
 
-def _short(value: Any) -> str:
+def _short_text(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
-def _inner(make: Make) -> list[Make]:
+def _inner_makes(make: Make) -> list[Make]:
     return [part for item in make.items for part in item.walk()]
 
 
-def _single(returns: tuple[Any, ...]) -> Any:
+def _single_return(returns: tuple[Any, ...]) -> Any:
     return returns[0] if len(returns) == 1 else returns
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from jaxensemble.source.plan.loops import FEWEST_CHILDREN, split_number
 from jaxensemble.source.write.expressions import name
-from jaxensemble.source.write.layout import flat
+from jaxensemble.source.write.layout import flat_text
 
 VARIABLE = "i"
 """What counts the children of a run."""
@@ -31,7 +31,7 @@ def numbered_runs(nodes: Mapping[str, ast.expr]) -> dict[str, Run]:
     """The runs among children that are made like this, each under the names of all its children.
 
     >>> nodes = {f"fc{k}": ast.parse(f"f({32 + 32 * k}, a=b)", mode="eval").body for k in range(1, 5)}
-    >>> flat(numbered_runs(nodes)["fc1"].node)
+    >>> flat_text(numbered_runs(nodes)["fc1"].node)
     'f(32 + 32 * i, a=b)'
     """
     runs: dict[str, Run] = {}
@@ -57,9 +57,9 @@ class _Form:
 
 def _form(node: ast.expr) -> _Form:
     if not isinstance(node, ast.Call):
-        return _Form(node, (flat(node),), ())
-    head = (flat(node.func), len(node.args), *(keyword.arg for keyword in node.keywords))
-    return _Form(node, head, tuple(map(flat, _slots(node))))
+        return _Form(node, (flat_text(node),), ())
+    head = (flat_text(node.func), len(node.args), *(keyword.arg for keyword in node.keywords))
+    return _Form(node, head, tuple(map(flat_text, _slots(node))))
 
 
 def _run(items: Sequence[tuple[str, _Form]], first: int) -> Run | None:
@@ -77,7 +77,7 @@ def _run(items: Sequence[tuple[str, _Form]], first: int) -> Run | None:
         count, steps = count + 1, between
     if count < FEWEST_CHILDREN or steps is None:
         return None
-    made = _in_terms(form.node, steps, start)
+    made = _in_terms_of_variable(form.node, steps, start)
     return Run(key, stem, start, count, made) if made else None
 
 
@@ -102,7 +102,7 @@ def _step(before: ast.expr, now: ast.expr) -> int | None:
     return None
 
 
-def _in_terms(node: ast.Call, steps: Sequence[int], start: int) -> ast.expr | None:
+def _in_terms_of_variable(node: ast.Call, steps: Sequence[int], start: int) -> ast.expr | None:
     """The call with what grows in terms of `VARIABLE`, which begins at `start`; None if a number had to be negative."""
     if not any(steps):
         return node
@@ -113,7 +113,7 @@ def _in_terms(node: ast.Call, steps: Sequence[int], start: int) -> ast.expr | No
             offset = item.value - step * start
             if offset < 0:
                 return None
-            _put(made, k, _growing(offset, step))
+            _set_slot(made, k, _growing_number(offset, step))
     return made
 
 
@@ -122,14 +122,14 @@ def _slots(node: ast.expr) -> list[ast.expr]:
     return [*node.args, *(keyword.value for keyword in node.keywords)] if isinstance(node, ast.Call) else []
 
 
-def _put(node: ast.Call, k: int, value: ast.expr) -> None:
+def _set_slot(node: ast.Call, k: int, value: ast.expr) -> None:
     if k < len(node.args):
         node.args[k] = value
     else:
         node.keywords[k - len(node.args)].value = value
 
 
-def _growing(offset: int, step: int) -> ast.expr:
+def _growing_number(offset: int, step: int) -> ast.expr:
     times: ast.expr = name(VARIABLE)
     if step != 1:
         times = ast.BinOp(ast.Constant(step), ast.Mult(), times)

@@ -10,15 +10,17 @@ from jaxensemble.source.names import TAKEN, make_identifier, unused_name
 from jaxensemble.source.plan.loops import CARRIED, Loop
 from jaxensemble.source.read.steps import Hole, Length, Local, Slot, Step, ToLayer, ToName, leaves, returned_uses
 from jaxensemble.source.read.tidy import PAIRS
-from jaxensemble.source.write.expressions import call, called, child, literal, name, numbers, record_key
+from jaxensemble.source.write.expressions import call, called_child, child, literal, name, number_range, record_key
 from jaxensemble.source.write.folding import Entry, Folding, is_operator
-from jaxensemble.source.write.layout import INDENT, WIDTH, flat, statement
+from jaxensemble.source.write.layout import INDENT, WIDTH, flat_text, statement_lines
 
 ATTENTION = ("ops.attention", "nnx.dot_product_attention", "jax.nn.dot_product_attention")
 """Functions of queries, keys and values."""
 
 
-def statements(folding: Folding, arguments: Mapping[Hashable, str], reserved: Iterable[str], indent: int) -> list[str]:
+def method_lines(
+    folding: Folding, arguments: Mapping[Hashable, str], reserved: Iterable[str], indent: int
+) -> list[str]:
     """The lines of a method's body, `return` included.
 
     `arguments` names the values that come from outside; `reserved` are names that no value may get. Where a line turns
@@ -26,7 +28,7 @@ def statements(folding: Folding, arguments: Mapping[Hashable, str], reserved: It
     """
     reserved, banned = {*TAKEN, *reserved}, set()
     while True:
-        order = folding.fold(banned)
+        order = folding.fold_values(banned)
         writer = _Writer(folding, arguments, reserved, indent)
         lines = writer.write(order)
         if not writer.overlong:
@@ -49,24 +51,24 @@ class _Writer:
         while waiting:
             entry, after = waiting.pop(0)
             if entry.segment not in (segment, None):
-                lines.append(f"{INDENT * outer}if {flat(self._condition(entry.segment))}:")
+                lines.append(f"{INDENT * outer}if {flat_text(self._condition(entry.segment))}:")
             segment = entry.segment
             self.indent = outer if segment is None else outer + 1
             if entry.is_residual:
-                return lines + self._residual(entry)
-            if _depends(entry):
+                return lines + self._residual_lines(entry)
+            if _depends_on_mode(entry):
                 block = [(entry, after)]
-                while waiting and _depends(waiting[0][0]) and _kind(waiting[0][0]) == _kind(entry):
+                while waiting and _depends_on_mode(waiting[0][0]) and _block_key(waiting[0][0]) == _block_key(entry):
                     block.append(waiting.pop(0))
-                lines += self._by_mode(block)
+                lines += self._mode_lines(block)
             elif entry.is_optional:
-                lines += self._optional(entry, after)
+                lines += self._optional_lines(entry, after)
             elif entry.loop is not None:
-                lines += self._loop(entry, entry.loop, after)
+                lines += self._loop_lines(entry, entry.loop, after)
             else:
-                lines += self._assign(entry, after)
+                lines += self._assignment_lines(entry, after)
         self.indent = outer
-        return lines + self._return()
+        return lines + self._return_lines()
 
     def _condition(self, segment: tuple[int, int]) -> ast.expr:
         """What tells whether steps are taken."""
@@ -84,42 +86,42 @@ class _Writer:
             live.append(live[-1] | set(self.folding.reads(entry)))
         return live[::-1] if order else []
 
-    def _named(self, use: Local | Slot) -> ast.expr:
+    def _named_value(self, use: Local | Slot) -> ast.expr:
         return name(self.names[self.folding.value(use)])
 
-    def _assign(self, entry: Entry, after: set[Hashable]) -> list[str]:
-        node = self.folding.node(entry, self.folding.folded, self._named)
+    def _assignment_lines(self, entry: Entry, after: set[Hashable]) -> list[str]:
+        node = self.folding.node(entry, self.folding.folded, self._named_value)
         if entry.step.target == ToName("="):
             assert isinstance(node, ast.Compare)
-            return statement(f"{flat(node.left)} = ", node.comparators[0], self.indent)
-        prefix = _joined(entry.step, self._targets(entry, after)) + " = " if after & set(entry.outs) else ""
-        self._check_width(prefix + flat(node), entry)
-        return statement(prefix, node, self.indent)
+            return statement_lines(f"{flat_text(node.left)} = ", node.comparators[0], self.indent)
+        prefix = _target_text(entry.step, self._targets(entry, after)) + " = " if after & set(entry.outs) else ""
+        self._check_width(prefix + flat_text(node), entry)
+        return statement_lines(prefix, node, self.indent)
 
-    def _by_mode(self, block: Sequence[tuple[Entry, set[Hashable]]]) -> list[str]:
+    def _mode_lines(self, block: Sequence[tuple[Entry, set[Hashable]]]) -> list[str]:
         """Choices by one flag, and the steps that each of the two modes takes for them alone."""
         arms: dict[bool, list[str]] = {True: [], False: []}
         self.indent += 1
         for k, (entry, after) in enumerate(block):
             if entry.arm is not None:
                 self._name_after_choice(entry, block[k + 1 :])
-                arms[entry.arm[1]] += self._assign(entry, after)
+                arms[entry.arm[1]] += self._assignment_lines(entry, after)
                 continue
             target = self._name_choice(entry, after)
             for arg, training in zip(entry.step.args, (True, False), strict=True):
-                node = self.folding.expressions.operand(arg, self._named)
+                node = self.folding.expressions.operand(arg, self._named_value)
                 if not (isinstance(node, ast.Name) and node.id == target):
-                    arms[training] += statement(f"{target} = ", node, self.indent)
+                    arms[training] += statement_lines(f"{target} = ", node, self.indent)
         self.indent -= 1
         flag = self.folding.expressions.child(_flag(block[0][0]))
         if not arms[True]:
-            return [f"{INDENT * self.indent}if not {flat(flag)}:", *arms[False]]
-        lines = [f"{INDENT * self.indent}if {flat(flag)}:", *arms[True]]
+            return [f"{INDENT * self.indent}if not {flat_text(flag)}:", *arms[False]]
+        lines = [f"{INDENT * self.indent}if {flat_text(flag)}:", *arms[True]]
         return [*lines, f"{INDENT * self.indent}else:", *arms[False]] if arms[False] else lines
 
     def _name_after_choice(self, entry: Entry, rest: Sequence[tuple[Entry, set[Hashable]]]) -> None:
         """Gives what an arm ends with the name of the choice that takes it."""
-        choice = next((pair for pair in rest if pair[0].chooses), None)
+        choice = next((pair for pair in rest if pair[0].is_choice), None)
         is_last = not any(one.arm == entry.arm for one, _ in rest[: rest.index(choice)]) if choice else False
         if choice and is_last and len(entry.outs) == 1 and entry.outs[0] in choice[0].step.args:
             if entry.outs[0] not in choice[1]:
@@ -139,21 +141,21 @@ class _Writer:
     def _targets(self, entry: Entry, after: set[Hashable]) -> list[str]:
         targets: list[str] = []
         for out in entry.outs:
-            chosen = self.names[out] if out in self.names else self._choose(entry, out, after, targets)
+            chosen = self.names[out] if out in self.names else self._choose_name(entry, out, after, targets)
             targets.append(chosen if out in after else "_")
         for out, target in zip(entry.outs, targets, strict=True):
             self.names[out] = target
         return targets
 
-    def _choose(self, entry: Entry, out: Local, after: set[Hashable], targets: list[str]) -> str:
+    def _choose_name(self, entry: Entry, out: Local, after: set[Hashable], targets: list[str]) -> str:
         """The name of what dies here, else that of the layer that is called, else the next free letter."""
-        if entry.ends_segment and entry.segment is not None:
+        if entry.is_segment_end and entry.segment is not None:
             carried = self.folding.carried(entry.segment)
             assert carried not in after, "what goes into steps that may be left out is read after them"
             return self.names[carried]
         held = {self.names[value] for value in after if value in self.names} | set(targets)
         is_size = _is_size(entry.step)
-        reads = [] if is_size or self._is_joined(entry) or self._roles(entry, out) else self.folding.reads(entry)
+        reads = [] if is_size or self._is_attention(entry) or self._roles(entry, out) else self.folding.reads(entry)
         for value in reads:
             if value not in after and self.names[value] not in held and not self.names[value].startswith("_"):
                 return self.names[value]
@@ -162,13 +164,13 @@ class _Writer:
                 return wish
         return unused_name("x", held | self.reserved)
 
-    def _is_joined(self, entry: Entry) -> bool:
+    def _is_attention(self, entry: Entry) -> bool:
         """Whether attention is paid here: what comes out is none of what went in."""
         return isinstance(entry.step.target, ToName) and entry.step.target.name in ATTENTION
 
     def _roles(self, entry: Entry, out: Local) -> list[str]:
         """What a part of a value is called that attention is going to take, or that a recurrent layer gives."""
-        if self._is_joined(entry):
+        if self._is_attention(entry):
             return ["x"]
         if _is_recurrent(entry.step):
             return [(("y", "state"), ("y", "h", "c"))[len(entry.outs) - 2][entry.outs.index(out)]]
@@ -177,58 +179,61 @@ class _Writer:
             users = [one for one in self.folding.by_local.values() if value in leaves(one.step)]
             if len(users) != 1 or len(users[0].outs) != 1:
                 return []
-            if self._is_joined(users[0]):
+            if self._is_attention(users[0]):
                 uses = [k for k, arg in enumerate(users[0].step.args) if arg == value]
                 return ["qkv"[uses[0]]] if uses and uses[0] < 3 else []
             value, seen = users[0].outs[0], seen + 1
         return []
 
-    def _loop(self, entry: Entry, loop: Loop, after: set[Hashable]) -> list[str]:
+    def _loop_lines(self, entry: Entry, loop: Loop, after: set[Hashable]) -> list[str]:
         reads = self.folding.reads(entry)
         carried, lines = self.names[loop.given], []
         if loop.given in after or reads.count(loop.given) > 1:
             held = {self.names[value] for value in [*after, *reads] if value in self.names}
             wishes = [wish for wish in ("x", "y", "z", "w") if wish not in held | self.reserved]
             carried = wishes[0] if wishes else unused_name("x", held | self.reserved)
-            lines = statement(f"{carried} = ", name(self.names[loop.given]), self.indent)
+            lines = statement_lines(f"{carried} = ", name(self.names[loop.given]), self.indent)
         taken = {*self.names.values(), *self.reserved, carried}
         expressions = self.folding.expressions
         if loop.stem is None:
             item = unused_name(_singular(loop.path), taken)
-            each, made = flat(expressions.child(loop.path)), name(item)
+            each, made = flat_text(expressions.child(loop.path)), name(item)
         else:
             item = unused_name("i", taken)
-            each = flat(numbers(loop.start, loop.count))
+            each = flat_text(number_range(loop.start, loop.count))
             made = expressions.numbered_child(loop.path, loop.stem, item)
             expressions.looped.add(loop.first)
         self.names[CARRIED] = carried
         expressions.items[loop.first] = made
-        node = self.folding.node(entry, self.folding.folded, self._named)
+        node = self.folding.node(entry, self.folding.folded, self._named_value)
         del expressions.items[loop.first]
         lines.append(f"{INDENT * self.indent}for {item} in {each}:")
-        lines += statement(f"{carried} = ", node, self.indent + 1)
+        lines += statement_lines(f"{carried} = ", node, self.indent + 1)
         self.names[entry.outs[0]] = carried
         return lines
 
-    def _optional(self, entry: Entry, after: set[Hashable]) -> list[str]:
+    def _optional_lines(self, entry: Entry, after: set[Hashable]) -> list[str]:
         """The call of a child that may be absent."""
         given = name(self.names[self.folding.value(entry.step.args[0])])  # type: ignore[arg-type]
-        made = self.folding.expressions.child(called(entry.step))
+        made = self.folding.expressions.child(called_child(entry.step))
         (target,) = self._targets(entry, after)
         node = self.folding.node(entry, self.folding.folded, lambda use: given)
         if target == given.id:
             test = ast.Compare(made, [ast.IsNot()], [ast.Constant(None)])
-            return [f"{INDENT * self.indent}if {flat(test)}:", *statement(f"{target} = ", node, self.indent + 1)]
+            return [
+                f"{INDENT * self.indent}if {flat_text(test)}:",
+                *statement_lines(f"{target} = ", node, self.indent + 1),
+            ]
         test = ast.Compare(made, [ast.Is()], [ast.Constant(None)])
-        return statement(f"{target} = ", ast.IfExp(test, given, node), self.indent)
+        return statement_lines(f"{target} = ", ast.IfExp(test, given, node), self.indent)
 
-    def _residual(self, entry: Entry) -> list[str]:
+    def _residual_lines(self, entry: Entry) -> list[str]:
         """What is returned by a method whose last step, an addition, may be left out."""
         definition = self.folding.expressions.definition
         before = next(arg for arg in entry.step.args if isinstance(arg, Local))
-        node = self.folding.node(entry, self.folding.folded, self._named)
+        node = self.folding.node(entry, self.folding.folded, self._named_value)
         flag = child(name("self"), definition.residual)
-        return statement("return ", ast.IfExp(flag, node, self._named(before)), self.indent)
+        return statement_lines("return ", ast.IfExp(flag, node, self._named_value(before)), self.indent)
 
     def _check_width(self, line: str, entry: Entry) -> None:
         if len(INDENT * self.indent + line) > WIDTH:
@@ -236,12 +241,16 @@ class _Writer:
                 use for use in leaves(entry.step) if isinstance(use, Local) and use in self.folding.folded
             }
 
-    def _return(self) -> list[str]:
+    def _return_lines(self) -> list[str]:
         last = self.folding.last
-        node = self.folding.node(last, self.folding.folded, self._named) if last else self._tree(self.folding.returns)
+        node = (
+            self.folding.node(last, self.folding.folded, self._named_value)
+            if last
+            else self._tree(self.folding.returns)
+        )
         if last:
-            self._check_width("return " + flat(node), last)
-        return statement("return ", node, self.indent)
+            self._check_width("return " + flat_text(node), last)
+        return statement_lines("return ", node, self.indent)
 
     def _tree(self, returns: Any) -> ast.expr:
         match returns:
@@ -258,26 +267,26 @@ class _Writer:
                 return call(made, (), {field: self._tree(item) for field, item in returns.fields.items()})
             case Fixed(value):
                 return literal(value)
-        return self.folding.expressions.operand(returns, self._named)
+        return self.folding.expressions.operand(returns, self._named_value)
 
 
-def _depends(entry: Entry) -> bool:
-    return entry.chooses or entry.arm is not None
+def _depends_on_mode(entry: Entry) -> bool:
+    return entry.is_choice or entry.arm is not None
 
 
-def _kind(entry: Entry) -> Hashable:
+def _block_key(entry: Entry) -> Hashable:
     """What statements within one `if` have in common."""
     return _flag(entry), entry.segment
 
 
 def _flag(entry: Entry) -> tuple[str, ...]:
     """The flag of the mode that a choice, or what is taken for one, depends on."""
-    return called(entry.step) if entry.arm is None else entry.arm[0]
+    return called_child(entry.step) if entry.arm is None else entry.arm[0]
 
 
 def _wishes(entry: Entry) -> list[str]:
     """What a value could be called: `branch` for the result of `branch_1`, which most often goes on to `branch_2`."""
-    path = called(entry.step)
+    path = called_child(entry.step)
     own = make_identifier(re.sub(r"_\d+[a-z]?$", "", path[-1]), "") if path and len(entry.outs) == 1 else ""
     return [*([own] if own else []), "y", "z", "w"]
 
@@ -288,7 +297,7 @@ def _is_recurrent(step: Step) -> bool:
     return step.outs > 1 and (isinstance(step.target, ToLayer) or is_function)
 
 
-def _joined(step: Step, targets: Sequence[str]) -> str:
+def _target_text(step: Step, targets: Sequence[str]) -> str:
     """What several values are assigned to; a state that is two values stands in parentheses."""
     if _is_recurrent(step) and len(targets) == 3:
         output, hidden, cell = targets
