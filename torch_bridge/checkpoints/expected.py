@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from jaxensemble.errors import InputError
-from torch_bridge.graph.modes import is_counter
+from torch_bridge.graph.modes.counters import is_counter
 from torch_bridge.members.finite import has_fractions
 from torch_bridge.members.tensors import tensors_of
 

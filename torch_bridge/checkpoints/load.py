@@ -20,7 +20,7 @@ from torch_bridge.checkpoints.expected import Expected
 from torch_bridge.checkpoints.files import checkpoint_path, checksum, read_state_dict
 from torch_bridge.graph.caches.tensors import keep_caches_empty
 from torch_bridge.graph.examples import Arguments, BatchAxis
-from torch_bridge.graph.modes import PortedMode, ported_mode, warn_of_training
+from torch_bridge.graph.modes.switch import PortedMode, ported_mode, warn_of_training
 from torch_bridge.graph.sizes.open_axes import Dynamic, OpenAxes
 from torch_bridge.lowering.convert import convert
 from torch_bridge.members.finite import check_rows, nonfinite_values

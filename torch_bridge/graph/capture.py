@@ -29,16 +29,12 @@ from torch_bridge.graph.examples import Arguments
 from torch_bridge.graph.export import LIMITS, RETURNED, export
 from torch_bridge.graph.gradients.autograd_functions import check_custom_gradients, watch_custom_functions
 from torch_bridge.graph.graph import TorchGraph
-from torch_bridge.graph.merged import MergedGraph, merge_programs
-from torch_bridge.graph.modes import (
-    Modes,
-    add_dropout,
-    align_programs,
-    check_owners,
-    find_unchanged_counters,
-    has_hidden_mode,
-    switch_mode,
-)
+from torch_bridge.graph.modes.agreement import Modes, add_dropout, align_programs
+from torch_bridge.graph.modes.counters import find_unchanged_counters
+from torch_bridge.graph.modes.merge import MergedGraph, merge_programs
+from torch_bridge.graph.modes.owners import check_owners
+from torch_bridge.graph.modes.reads import has_hidden_mode
+from torch_bridge.graph.modes.switch import switch_mode
 from torch_bridge.graph.operations import Operations
 from torch_bridge.graph.out_of_place import remove_memory_formats, write_out_of_place
 from torch_bridge.graph.outputs import fill_tree

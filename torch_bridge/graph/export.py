@@ -20,15 +20,14 @@ from torch_bridge.graph.examples import Arguments, declare_parameters
 from torch_bridge.graph.foreign_draws import watch_foreign_draws
 from torch_bridge.graph.gradients.derivatives import Derivatives, write_out_derivatives
 from torch_bridge.graph.gradients.regions import inline_regions
-from torch_bridge.graph.modes import (
-    mark_counters,
-    switch_mode,
-    watch_mode_reads,
-)
+from torch_bridge.graph.modes.counters import mark_counters
+from torch_bridge.graph.modes.reads import watch_mode_reads
+from torch_bridge.graph.modes.switch import switch_mode
 from torch_bridge.graph.operations import Operations
 from torch_bridge.graph.outputs import flatten_outputs
 from torch_bridge.graph.settings import fix_cumulative_averages, ignore_torch_warnings, silence_torch
-from torch_bridge.graph.sizes.decisions import MOST, Decisions, FixedSize, watch_decisions
+from torch_bridge.graph.sizes.conditions import MOST
+from torch_bridge.graph.sizes.decisions import Decisions, FixedSize, watch_decisions
 from torch_bridge.graph.sizes.functions import DirectDistances, OpenSizes, keep_roots_open
 from torch_bridge.graph.sizes.likeness import has_same_steps
 from torch_bridge.graph.sizes.open_axes import BATCH, Example, Limits

@@ -12,7 +12,7 @@ from torch_bridge.arrays import checked_cast, jax_dtype, to_numpy
 from torch_bridge.graph.caches.tensors import keep_caches_empty
 from torch_bridge.graph.capture import capture
 from torch_bridge.graph.examples import Arguments
-from torch_bridge.graph.merged import has_branches
+from torch_bridge.graph.modes.merge import has_branches
 from torch_bridge.graph.sizes.open_axes import OpenAxes
 from torch_bridge.lowering.assembly import Lowered
 from torch_bridge.lowering.calls import DrawMode

@@ -25,7 +25,7 @@ from torch_bridge.arrays import TORCH_DTYPES, to_numpy
 from torch_bridge.compat import pytree
 from torch_bridge.graph.caches.tensors import keep_caches_empty
 from torch_bridge.graph.examples import Arguments, map_tensors
-from torch_bridge.graph.modes import switch_mode
+from torch_bridge.graph.modes.switch import switch_mode
 from torch_bridge.graph.outputs import constants_of
 from torch_bridge.graph.sizes.open_axes import OpenAxes, given_sizes, resize_open_axes
 from torch_bridge.lowering.convert import convert

@@ -14,7 +14,7 @@ from jaxensemble.modules.state import merge
 from torch_bridge import parity
 from torch_bridge.graph.caches.tensors import keep_caches_empty
 from torch_bridge.graph.examples import Arguments, BatchAxis
-from torch_bridge.graph.modes import PortedMode, ported_mode, warn_of_training
+from torch_bridge.graph.modes.switch import PortedMode, ported_mode, warn_of_training
 from torch_bridge.graph.sizes.open_axes import Dynamic, OpenAxes
 from torch_bridge.lowering import Lowered
 from torch_bridge.lowering.convert import constant_arrays, convert

@@ -33,7 +33,7 @@ from torch_bridge.graph.caches.objects import (
     set_attribute,
 )
 from torch_bridge.graph.forward import evaluate_model
-from torch_bridge.graph.modes import switch_mode
+from torch_bridge.graph.modes.switch import switch_mode
 from torch_bridge.graph.outputs import output_leaves
 from torch_bridge.members.same_network import same
 

@@ -3,11 +3,9 @@
 import contextlib
 import dataclasses
 import functools
-import itertools
 import linecache
-import math
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -18,6 +16,18 @@ from torch import nn
 
 from jaxensemble.network.network import Sizes
 from torch_bridge.compat import pytree, watch_guards
+from torch_bridge.graph.sizes.conditions import (
+    FEW,
+    MOST,
+    SIZES,
+    find_end,
+    has_only_multiples,
+    is_true,
+    round_limits,
+    sizes_to_try,
+    turning_points,
+    value_for_one,
+)
 from torch_bridge.graph.sizes.open_axes import BATCH, Example, Limits
 from torch_bridge.graph.sizes.values import value_of
 from torch_bridge.graph.user_lines import is_user_file
@@ -99,7 +109,7 @@ class Decisions:
         As of images that a forward pads to an even size: those that are even stay as they are.
         """
         for factor in range(1, 33):
-            found = limits | {name: _multiples(limits.get(name, Sizes()), factor) for name in names}
+            found = limits | {name: round_limits(limits.get(name, Sizes()), factor) for name in names}
             if all(given[name] in found[name] for name in names) and self.holds(guard, found):
                 return found
         raise FixedSize(" and ".join(sorted(names)), place)
@@ -116,7 +126,7 @@ class Decisions:
             if len(sizes) == len(names):
                 return self._is_true(guard, sizes)
             name = names[len(sizes)]
-            tried = _within(limits.get(name, Sizes()), few, self._critical(guard, sizes))
+            tried = sizes_to_try(limits.get(name, Sizes()), few, self._critical(guard, sizes))
             return all(hold({**sizes, name: size}) for size in tried)
 
         return bool(names) and hold({})
@@ -129,7 +139,7 @@ class Decisions:
         values = self._values(guard, sizes)
         key = guard, frozenset(values.items())
         if key not in self.known:
-            self.known[key] = _is_true(guard, values)
+            self.known[key] = is_true(guard, values)
         return self.known[key]
 
     def _values(self, guard: Any, sizes: Mapping[str, int]) -> dict[Any, int]:
@@ -152,7 +162,7 @@ class Decisions:
             return set()
         (symbol,) = guard.free_symbols
         unit = self.units.get(symbol, 1)
-        around = (unit * (size + step) for size in _turning_points(guard, symbol) for step in (-1, 0, 1))
+        around = (unit * (size + step) for size in turning_points(guard, symbol) for step in (-1, 0, 1))
         return {int(size) for size in around if 2 <= size <= MOST}
 
     def _narrowed(self, guards: Sequence[Any], name: str, before: Sizes, given: int) -> Sizes | None:
@@ -166,7 +176,7 @@ class Decisions:
         critical = set[int]().union(*(self._critical(guard, {}) for guard in guards))
         candidates: dict[int, Sizes] = {}
         for factor in (k for k in range(unit, given + 1, unit) if given % k == 0):
-            least, most = _furthest(hold, given, -factor), _furthest(hold, given, factor)
+            least, most = find_end(hold, given, -factor), find_end(hold, given, factor)
             found = Sizes(factor if least is None or least < 2 * factor or least <= 2 else least, most, factor)
             ends = (size + sign * unit for size in (found.least, most or unit) for sign in (-1, 1))
             tried = (*(unit * size for size in (*SIZES, *range(40, 130))), *ends, *critical)
@@ -187,12 +197,7 @@ class Decisions:
         if self.own:
             return None
         guards = [guard for _, guard in self.fixing]
-        return next((k for k in range(2, size + 1) if size % k == 0 and _are_about_multiples(guards, k)), None)
-
-
-def _multiples(sizes: Sizes, factor: int) -> Sizes:
-    multiple = math.lcm(sizes.multiple, factor)
-    return Sizes(-(-sizes.least // multiple) * multiple, sizes.most, multiple)
+        return next((k for k in range(2, size + 1) if size % k == 0 and has_only_multiples(guards, k)), None)
 
 
 class FixedSize(Exception):
@@ -201,55 +206,6 @@ class FixedSize(Exception):
     def __init__(self, name: str, place: str) -> None:
         super().__init__(name, place)
         self.name, self.place = name, place
-
-
-SIZES = (*range(2, 40), 97, 1000, 12345)
-"""Sizes for which conditions are tried; the exporter assumes that they are two at least."""
-
-FEW = (2, 3, 10, 7, 31, 1000)
-"""The same where a condition is about several."""
-
-
-MOST = 2**24
-"""The largest size for which conditions are tried."""
-
-
-def _turning_points(guard: Any, symbol: Any) -> set[int]:
-    """Where a condition on one symbol may become true or false: by its numbers, and where its two sides meet."""
-    numbers = {abs(int(number)) for number in guard.atoms(sympy.Integer)}
-    found = numbers | {a * b for a, b in itertools.combinations_with_replacement(numbers, 2)}
-    if not isinstance(guard, sympy.Eq | sympy.Ne):
-        return found
-    sides: Any = guard.args
-    difference, (low, high) = sides[0] - sides[1], (1, MOST)
-    with contextlib.suppress(ZeroDivisionError):
-        before = value_of(difference, {symbol: 2}) < 0
-        while high - low > 1:
-            middle = (low + high) // 2
-            is_before = (value_of(difference, {symbol: middle}) < 0) == before
-            low, high = (middle, high) if is_before else (low, middle)
-    return found | {high}
-
-
-def _within(sizes: Sizes, tried: Sequence[int], critical: set[int]) -> list[int]:
-    """Some sizes within limits, the ends among them."""
-    k, most = sizes.multiple, sizes.most
-    least = -(-max(sizes.least, 2) // k) * k
-    ends = [least, least + k] if most is None else [least, most // k * k]
-    return sorted(
-        {size for size in (*(k * size for size in tried), *ends, *critical) if size >= least and size in sizes}
-    )
-
-
-def _furthest(hold: Callable[[int], bool], start: int, step: int) -> int | None:
-    """The last size by steps from `start` for which an interval holds that it lies in; None if there is no end."""
-    inside, outside = 0, MOST // step if step > 0 else (start - 2) // -step
-    if hold(start + outside * step):
-        return None if step > 0 else start + outside * step
-    while outside - inside > 1:
-        middle = (inside + outside) // 2
-        inside, outside = (middle, outside) if hold(start + middle * step) else (inside, middle)
-    return start + inside * step
 
 
 @contextlib.contextmanager
@@ -274,7 +230,7 @@ def watch_decisions(model: nn.Module, example: Example) -> Iterator[Decisions]:
         if is_user_file(caller.f_code.co_filename):
             if len(found.fixing) > fixed and not _described(caller).partition(": ")[2].startswith("assert "):
                 found.own.append(_described(caller))
-            if result != _for_one(condition, result) and not found.of(condition.node.expr):
+            if result != value_for_one(condition, result) and not found.of(condition.node.expr):
                 found.of_one.append(_described(caller))
         return result
 
@@ -293,35 +249,6 @@ def watch_decisions(model: nn.Module, example: Example) -> Iterator[Decisions]:
         torch.SymBool.__bool__ = evaluated  # type: ignore[method-assign]
         if hook is not None:
             hook.remove()
-
-
-def _is_true(guard: Any, sizes: Mapping[Any, int]) -> bool:
-    try:
-        return value_of(guard, sizes)
-    except ZeroDivisionError:  # as of `batch % (batch // 2)` for a batch of one
-        return False
-
-
-def _holds(guard: Any, sizes: Iterable[int]) -> bool:
-    """Whether a condition on one size is true for all these."""
-    symbols = list(guard.free_symbols)
-    return len(symbols) == 1 and all(_is_true(guard, {symbols[0]: size}) for size in sizes)
-
-
-def _are_about_multiples(guards: Sequence[Any], factor: int) -> bool:
-    """Whether all conditions hold for the multiples of a number, and for no other size."""
-    if not all(_holds(guard, [factor * size for size in SIZES]) for guard in guards):
-        return False
-    others = (size for size in SIZES if size % factor)
-    return not any(all(_holds(guard, [size]) for guard in guards) for size in others)
-
-
-def _for_one(condition: torch.SymBool, otherwise: bool) -> bool:
-    """What a condition is for a batch of one, if it is about that."""
-    expression = condition.node.expr
-    symbols = getattr(expression, "free_symbols", ())
-    value = expression.subs(dict.fromkeys(symbols, 1)) if len(symbols) == 1 else None
-    return bool(value) if value in (True, False) else otherwise
 
 
 def _users_line(frame: FrameType | None) -> str:

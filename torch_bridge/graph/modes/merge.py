@@ -1,31 +1,45 @@
-"""One graph of two: what a module does in evaluation, and what it does in training.
+"""One graph for both modes, made of the evaluation graph and the training graph.
 
 Both graphs are functional, and operations with a training flag have stand-ins. Nodes that do the same at the same
-place are one node. What only one of the two has stands beside it, and where a node takes one value in training and
-another one in evaluation, `by_mode` chooses between them: a person would have written `if self.training`.
+place become one node. Nodes of one graph only are copied beside them. Where a node takes different values in the two
+modes, `by_mode` chooses between them, as `if self.training` does in a forward.
 """
 
 import difflib
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 
 from torch_bridge.compat import map_aggregate
-from torch_bridge.graph.modes import is_counter, is_same_tensor
+from torch_bridge.graph.modes.comparison import (
+    ATTENTION,
+    all_arguments,
+    attention_rate,
+    has_reversed_flag,
+    has_same_result,
+    is_same_tensor,
+    is_stand_in,
+    node_key,
+    nodes_in,
+)
+from torch_bridge.graph.modes.counters import is_counter
 from torch_bridge.graph.nodes import is_size
-from torch_bridge.graph.stand_ins import FLAGGED, Mode, all_args, stand_in, stand_in_args
-
-_ATTENTION = torch.ops.aten.scaled_dot_product_attention.default
+from torch_bridge.graph.stand_ins import (
+    Mode,
+    all_args,
+    stand_in,
+    stand_in_args,
+)
 
 
 class MergedGraph(NamedTuple):
     """A graph for both modes.
 
-    `outputs` are what the forward returns; `updates` maps the keys of buffers to what a call in training leaves in
-    them, `constants` placeholders to tensors.
+    - `outputs`: the nodes that the forward returns.
+    - `updates`: the values that a call in training leaves in buffers, by key.
+    - `constants`: tensors by the names of placeholders.
     """
 
     graph: fx.Graph
@@ -35,14 +49,14 @@ class MergedGraph(NamedTuple):
 
 
 def has_branches(graph: fx.Graph) -> bool:
-    """Whether a graph does something else in training mode than in evaluation mode."""
+    """Returns whether a graph computes differently in training mode and in evaluation mode."""
     return any(node.target is stand_in("by_mode") for node in graph.nodes)
 
 
 def merge_programs(
     model: nn.Module, evaluation: ExportedProgram, training: ExportedProgram, reads: Sequence[nn.Module]
 ) -> MergedGraph | str:
-    """Both programs as one, or why that is not possible. `reads` are the modules that were asked for their mode."""
+    """Returns both programs as one graph, or why that is not possible. `reads` are the modules whose mode was read."""
     written = {**training.graph_signature.user_inputs_to_mutate, **training.graph_signature.parameters_to_mutate}
     if written:
         return f"its forward writes into {', '.join(sorted(set(written.values())))} in training mode"
@@ -64,24 +78,27 @@ class _Merge:
 
     def result(self) -> MergedGraph | str:
         self._placeholders()
-        nodes, others = _computing(self.evaluation.graph), _computing(self.training.graph)
+        nodes, others = _array_operations(self.evaluation.graph), _array_operations(self.training.graph)
         blocks = difflib.SequenceMatcher(
-            None, list(map(_key, nodes)), list(map(_key, others)), autojunk=False
+            None, list(map(node_key, nodes)), list(map(node_key, others)), autojunk=False
         ).get_matching_blocks()
         pairs = [(nodes[a + k], others[b + k]) for a, b, size in blocks for k in range(size)]
-        pairs = [(node, twin) for node, twin in pairs if not _is_the_reverse(node, twin)]
+        pairs = [(node, twin) for node, twin in pairs if not has_reversed_flag(node, twin)]
         self.twins |= {twin: node for node, twin in pairs}
         outputs, updates = self._outputs(self.evaluation), self._outputs(self.training)
         wanted = [
             pair
-            for a, b in [*((_arguments(node), _arguments(twin)) for node, twin in pairs), (outputs[0], updates[0])]
-            for pair in zip(_nodes(a), _nodes(b), strict=True)
+            for a, b in [
+                *((all_arguments(node), all_arguments(twin)) for node, twin in pairs),
+                (outputs[0], updates[0]),
+            ]
+            for pair in zip(nodes_in(a), nodes_in(b), strict=True)
             if self._differ(*pair)
         ]
         buffers = self._buffers()
         wanted += [(buffers[key], value) for key, value in updates[1].items()]
         for node, twin in wanted:
-            if not _alike(node, twin):
+            if not has_same_result(node, twin):
                 return "its forward computes arrays of other shapes in training mode than in evaluation mode"
         done, seen = 0, 0
         for node, twin in [*pairs, (None, None)]:
@@ -96,9 +113,9 @@ class _Merge:
                 self._shared(node, twin)
             done, seen = end + 1, stop + 1
         self._choose(wanted)
-        results = _put(outputs[0], lambda k, leaf: self._value(leaf, _nodes(updates[0])[k]))
+        results = _map_nodes(outputs[0], lambda k, leaf: self._value(leaf, nodes_in(updates[0])[k]))
         kept = {key: self.chosen[buffers[key], value] for key, value in updates[1].items()}
-        self._drop_counters({*_nodes(list(results)), *kept.values()})
+        self._drop_counters({*nodes_in(list(results)), *kept.values()})
         self.graph.output((list(results), list(kept.values())))  # so that nothing that is returned is without users
         return MergedGraph(self.graph, list(results), kept, self.constants)
 
@@ -126,12 +143,12 @@ class _Merge:
 
     def _placeholder(self, node: fx.Node, name: str = "") -> fx.Node:
         new = self.graph.placeholder(name or node.name)
-        new.name = name or node.name  # whatever the graph would call it
+        new.name = name or node.name  # not the name that the graph chooses
         new.meta = dict(node.meta)
         return new
 
     def _constant(self, twin: fx.Node, tensor: Tensor) -> None:
-        """A constant of the training graph: the same as one of the other graph, or one more."""
+        """Maps a constant of the training graph to an equal constant of the evaluation graph, or adds it."""
         for node, held in self.ours.items():
             if node.op == "placeholder" and held.name in self.constants:
                 if is_same_tensor(self.constants[held.name], tensor):
@@ -141,7 +158,7 @@ class _Merge:
         self.constants[self.theirs[twin].name] = tensor
 
     def _outputs(self, program: ExportedProgram) -> tuple[list[Any], dict[str, fx.Node]]:
-        """What the forward returns, and what it leaves in buffers; counters that normalisation keeps left out."""
+        """Returns the forward's outputs, and the values that it leaves in buffers, except counters of layers."""
         (results,) = next(iter(reversed(program.graph.nodes))).args
         outputs, updates = [], {}
         for result, spec in zip(results, program.graph_signature.output_specs, strict=True):
@@ -157,12 +174,12 @@ class _Merge:
         return {key: nodes[name] for key, name in names.items()}
 
     def _is_layers_counter(self, key: str) -> bool:
-        """Whether a counter is one that a layer keeps: not that of a normalisation whose operations are written out."""
+        """Returns whether a layer keeps a counter itself. A normalisation whose operations are written out does not."""
         mean = f"{key.rpartition('.')[0]}.running_mean".lstrip(".")
         return is_counter(self.model, key) and mean not in self.training.graph_signature.buffers_to_mutate.values()
 
     def _drop_counters(self, wanted: set[fx.Node]) -> None:
-        """Leaves out what only the counters of normalisation took, which its layers keep themselves."""
+        """Removes nodes that compute only counters of normalisation, which its layers keep themselves."""
         keys = dict(self.evaluation.graph_signature.inputs_to_buffers)
         counted: set[fx.Node] = set()
         for node in self.graph.nodes:
@@ -184,32 +201,32 @@ class _Merge:
         self._sizes(node, copies)
         new = self.graph.node_copy(node, copies.__getitem__)
         new.meta["mode"] = mode
-        if _is_stand_in(node) and new.args[-1] == "always" and mode == "training":
+        if is_stand_in(node) and new.args[-1] == "always" and mode == "training":
             new.args = (*new.args[:-1], "by_mode")
-        if node.target is _ATTENTION and mode == "training":
-            self._attention(new, 0.0, _rate(new))
+        if node.target is ATTENTION and mode == "training":
+            self._attention(new, 0.0, attention_rate(new))
         copies[node] = new
 
     def _shared(self, node: fx.Node, twin: fx.Node) -> None:
         self._sizes(node, self.ours)
-        others = _nodes(_arguments(twin))
-        inputs = iter(_put((node.args, dict(node.kwargs)), lambda k, leaf: self._value(leaf, others[k])))
+        others = nodes_in(all_arguments(twin))
+        inputs = iter(_map_nodes((node.args, dict(node.kwargs)), lambda k, leaf: self._value(leaf, others[k])))
         new = self.graph.call_function(node.target, next(inputs), next(inputs))  # type: ignore[arg-type]
         new.meta = dict(node.meta)
-        if _is_stand_in(node) and node.args[-1] != twin.args[-1]:
+        if is_stand_in(node) and node.args[-1] != twin.args[-1]:
             new.args = (*new.args[:-1], "by_mode")
-        if node.target is _ATTENTION:
-            self._attention(new, _rate(new), _rate(twin))
+        if node.target is ATTENTION:
+            self._attention(new, attention_rate(new), attention_rate(twin))
         self.ours[node] = self.theirs[twin] = new
 
     def _attention(self, new: fx.Node, rate: float, training: float) -> None:
-        """Gives attention its rate of dropout in training, where that is another one."""
+        """Replaces an attention by its stand-in if its rate of dropout differs in training."""
         if rate != training:
             new.args = stand_in_args("attention", all_args(new), Mode("by_mode", training))
             new.target, new.kwargs = stand_in("attention"), {}
 
     def _sizes(self, node: fx.Node, copies: dict[fx.Node, fx.Node]) -> None:
-        """Copies the sizes that a node takes, which are computed wherever they are needed."""
+        """Copies the sizes that a node takes: both graphs compute sizes where they need them."""
         for given in node.all_input_nodes:
             if given not in copies:
                 self._sizes(given, copies)
@@ -221,7 +238,7 @@ class _Merge:
         return self.chosen[node, twin] if self._differ(node, twin) else self.ours[node]
 
     def _choose(self, wanted: Sequence[tuple[fx.Node, fx.Node]]) -> None:
-        """Adds the choices between values that are both there by now."""
+        """Adds the choices between values that have both been computed."""
         for node, twin in wanted:
             if (node, twin) not in self.chosen and node in self.ours and twin in self.theirs:
                 new = self.graph.call_function(stand_in("by_mode"), (self.theirs[twin], self.ours[node]))
@@ -229,7 +246,7 @@ class _Merge:
                 self.chosen[node, twin] = new
 
     def _asker(self, node: fx.Node, twin: fx.Node) -> dict[str, Any]:
-        """The calls of modules around a choice, down to the module that was asked for its mode."""
+        """Returns the calls of modules around a choice, down to the module whose mode was read."""
         single = twin if twin not in self.twins else node
         stack = dict(single.meta.get("nn_module_stack") or {})
         for k in range(len(stack), 0, -1):
@@ -245,21 +262,7 @@ def _tensor(program: ExportedProgram, name: str | None) -> Tensor:
     return tensor
 
 
-def _rate(node: fx.Node) -> float:
-    return float(all_args(node)[FLAGGED["attention"][1]])
-
-
-def _is_the_reverse(node: fx.Node, twin: fx.Node) -> bool:
-    """Whether an operation with a flag is in training mode in evaluation alone."""
-    return _is_stand_in(node) and (node.args[-1], twin.args[-1]) == ("always", "never")
-
-
-def _is_stand_in(node: fx.Node) -> bool:
-    """Whether a node is a stand-in for an operation with a mode, which is its last argument."""
-    return any(node.target is stand_in(name) for name in FLAGGED)
-
-
-def _computing(graph: fx.Graph) -> list[fx.Node]:
+def _array_operations(graph: fx.Graph) -> list[fx.Node]:
     return [
         node
         for node in graph.nodes
@@ -267,44 +270,7 @@ def _computing(graph: fx.Graph) -> list[fx.Node]:
     ]
 
 
-def _arguments(node: fx.Node) -> Any:
-    return (node.args, dict(node.kwargs))
-
-
-def _nodes(tree: Any) -> list[fx.Node]:
-    found: list[fx.Node] = []
-    map_aggregate(tree, lambda leaf: found.append(leaf) if isinstance(leaf, fx.Node) else None)
-    return found
-
-
-def _put(tree: Any, value: Callable[[int, fx.Node], fx.Node]) -> Any:
-    """The tree with other nodes, of each of which `value` is told the number."""
-    count = iter(range(len(_nodes(tree))))
+def _map_nodes(tree: Any, value: Callable[[int, fx.Node], fx.Node]) -> Any:
+    """Returns the tree with every node replaced by `value` of its number and itself."""
+    count = iter(range(len(nodes_in(tree))))
     return map_aggregate(tree, lambda leaf: value(next(count), leaf) if isinstance(leaf, fx.Node) else leaf)
-
-
-def _key(node: fx.Node) -> str:
-    """What two nodes have in common that do the same at the same place, the training flag left out."""
-    args = list(node.args)
-    if _is_stand_in(node):
-        args[-1] = None
-    kwargs = dict(node.kwargs)
-    if node.target is _ATTENTION:
-        args, kwargs = all_args(node), {}
-        args[FLAGGED["attention"][1]] = None
-    described = map_aggregate((args, kwargs), _described)
-    scope = [(key, path) for key, (path, _) in (node.meta.get("nn_module_stack") or {}).items()]
-    return repr((str(node.target), scope, described, map_aggregate(node.meta["val"], _described)))
-
-
-def _described(leaf: Any) -> str:
-    if isinstance(leaf, fx.Node):
-        return f"size {leaf.meta['val']}" if is_size(leaf) else repr(map_aggregate(leaf.meta.get("val"), _described))
-    if isinstance(leaf, Tensor):
-        return f"{leaf.dtype} {[str(size) for size in leaf.shape]}"
-    return repr(leaf)
-
-
-def _alike(node: fx.Node, twin: fx.Node) -> bool:
-    a, b = node.meta.get("val"), twin.meta.get("val")
-    return isinstance(a, Tensor) and isinstance(b, Tensor) and _described(a) == _described(b)

@@ -1,0 +1,1 @@
+"""Training and evaluation mode of modules, and their two graphs."""
