@@ -467,10 +467,10 @@ def _read(
 
 def _paths(patterns: list[str]) -> list[Path]:
     """Files by path or glob, each pattern's in the order of their names."""
-    from torch_bridge.checkpoints.files import files_in
+    from torch_bridge.checkpoints.files import checkpoint_pattern
 
     if folders := [Path(pattern) for pattern in patterns if Path(pattern).is_dir()]:
-        named = " ".join(f"'{folder / files_in(folder)}'" for folder in folders)
+        named = " ".join(f"'{folder / checkpoint_pattern(folder)}'" for folder in folders)
         raise InputError(f"{', '.join(map(str, folders))}: a directory; name the files in it: --checkpoints {named}")
     found = [(pattern, _matching(pattern)) for pattern in patterns]
     empty = [pattern for pattern, paths in found if not paths]

@@ -13,7 +13,7 @@ import jax
 from jaxensemble.dtypes import is_key
 from jaxensemble.errors import InputError
 from jaxensemble.files.durable import as_path
-from jaxensemble.training.fingerprint import arrays_by_place
+from jaxensemble.training.fingerprint import named_arrays
 from jaxensemble.training.identity import run_differences
 
 _KEPT = 2
@@ -50,9 +50,9 @@ class Checkpoints:
             self._write(epoch, tree, record)
 
     def _write(self, epoch: int, tree: Any, record: Any) -> None:
-        content = {"settings": self.settings, "shapes": _shapes(arrays_by_place(tree)), "record": record}
+        content = {"settings": self.settings, "shapes": _shapes(named_arrays(tree)), "record": record}
         arguments = self._ocp.args.Composite(
-            arrays=self._ocp.args.StandardSave(arrays_by_place(tree)),
+            arrays=self._ocp.args.StandardSave(named_arrays(tree)),
             content=self._ocp.args.JsonSave(json.loads(json.dumps(content))),
         )
         self._manager.save(epoch, args=arguments)
@@ -72,7 +72,7 @@ class Checkpoints:
             raise self._unreadable_error(epoch, "it holds something else")
         wrong = run_differences(self.settings, content["settings"]) or [
             f"{name}: {wanted}, was {found}"
-            for name, wanted, found in _unequal_shapes(_shapes(arrays_by_place(tree)), content["shapes"])
+            for name, wanted, found in _unequal_shapes(_shapes(named_arrays(tree)), content["shapes"])
         ]
         if wrong:
             more = f"\n  and {len(wrong) - _SHOWN} more" if len(wrong) > _SHOWN else ""
@@ -83,9 +83,9 @@ class Checkpoints:
                 + "".join(f"\n  {line}" for line in wrong[:_SHOWN])
                 + more
             )
-        arrays = self._restore(epoch, arrays=self._ocp.args.StandardRestore(arrays_by_place(tree))).arrays
+        arrays = self._restore(epoch, arrays=self._ocp.args.StandardRestore(named_arrays(tree))).arrays
         leaves, treedef = jax.tree.flatten(tree)
-        restored = [_restore_key(leaf, arrays[name]) for leaf, name in zip(leaves, arrays_by_place(tree), strict=True)]
+        restored = [_restore_key(leaf, arrays[name]) for leaf, name in zip(leaves, named_arrays(tree), strict=True)]
         return treedef.unflatten(restored), content["record"]
 
     def _restore(self, epoch: int, **items: Any) -> Any:

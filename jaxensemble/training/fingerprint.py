@@ -17,7 +17,7 @@ from jaxensemble.programs.rewrite import equations
 def digest(tree: Any) -> str:
     """A hash of all arrays, their places, dtypes and shapes."""
     found = hashlib.sha256()
-    for place, array in arrays_by_place(tree).items():
+    for place, array in named_arrays(tree).items():
         found.update(f"{place} {array.dtype}{list(array.shape)}".encode())
         found.update(np.asarray(array).tobytes())
     return found.hexdigest()[:16]
@@ -25,11 +25,11 @@ def digest(tree: Any) -> str:
 
 def digest_of_shapes(tree: Any) -> str:
     """A hash of the places, dtypes and shapes of all arrays."""
-    shapes = {place: (str(array.dtype), array.shape) for place, array in arrays_by_place(tree).items()}
+    shapes = {place: (str(array.dtype), array.shape) for place, array in named_arrays(tree).items()}
     return hashlib.sha256(repr(shapes).encode()).hexdigest()[:16]
 
 
-def arrays_by_place(tree: Any) -> dict[str, Any]:
+def named_arrays(tree: Any) -> dict[str, Any]:
     """The arrays by their places; random keys as the numbers they are made of."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     return {jax.tree_util.keystr(path): _key_numbers(leaf) for path, leaf in leaves}

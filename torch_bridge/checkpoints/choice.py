@@ -1,8 +1,6 @@
 """`Choice`: which set of weights in a checkpoint file is meant, and how its names become the model's."""
 
 import dataclasses
-import json
-import re
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
@@ -12,18 +10,22 @@ from torch import Tensor
 
 from jaxensemble.errors import InputError
 from jaxensemble.network.sources import Selection
+from torch_bridge.checkpoints.advice import CHOICE_ADVICE, describe_content, quote_value, several_error
 from torch_bridge.checkpoints.expected import Expected
-from torch_bridge.checkpoints.readings import Reading, distinct, resemble, shape_of
-from torch_bridge.checkpoints.sets import WeightSet, beside, children, grouped, leads, places, sets_of
-from torch_bridge.state_dicts.matching import beginning, renamed
-
-_WRAPPERS = (".module.", "._orig_mod.")
-"""What a part of a model that is wrapped by `DataParallel` or `torch.compile` has in its names."""
+from torch_bridge.checkpoints.readings import Reading, distinct_readings, has_model_shapes, possible_renamings
+from torch_bridge.checkpoints.sets import (
+    WeightSet,
+    children_by_key,
+    find_places,
+    group_by_pattern,
+    keys_beside,
+    name_beginnings,
+    weight_sets,
+)
+from torch_bridge.state_dicts.matching import longest_beginning, rename_beginning
 
 _LISTED = 10
 """Ways to read a file that an error lists at most: a layer may fit in a thousand places."""
-
-_ADVICE = "These are arguments of load_ensemble; on the command line: --key, --prefix, --rename, --ignore."
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,46 +89,46 @@ class Choice:
 
         **Raises:** `InputError` where there is not exactly one way to read it, with the arguments that settle it.
         """
-        sets = self._sets(loaded)
+        sets = self._find_sets(loaded)
         named = [weights for weights in sets if weights.named]
         if expected is None or not expected.tensors:
             if len(named) > 1:
-                raise _several([f"key={quoted(weights.key)}" for weights in named])
+                raise several_error([f"key={quote_value(weights.key)}" for weights in named])
             reading = self._read(named[0], self.prefix or "")
         else:
             readings = self._readings(named, expected)
-            fitting = distinct((reading for reading in readings if reading.fits(expected)), expected)
+            fitting = distinct_readings((reading for reading in readings if reading.fits(expected)), expected)
             only = fitting[0] if len(fitting) == 1 else None
-            elsewhere = self._elsewhere(only, sets, expected) if only else []
-            within = self._within(only, expected) if only else []
+            elsewhere = self._places_elsewhere(only, sets, expected) if only else []
+            within = self._places_within(only, expected) if only else []
             if len(fitting) > 1 or elsewhere or within:
-                raise _several(self._ways(fitting, elsewhere, within, expected), more=len(fitting) - _LISTED)
+                raise several_error(self._list_ways(fitting, elsewhere, within, expected), more=len(fitting) - _LISTED)
             if fitting and self.prefix is None and not fitting[0].has_known_prefix:
-                raise self._offer(fitting[0], expected)
+                raise self._offer_error(fitting[0], expected)
             reading = fitting[0] if fitting else self._nearest(named, readings, expected)
-        self._check(reading)
-        return reading.tensors, self._taken(loaded, reading, expected)
+        self._check_names(reading)
+        return reading.tensors, self._describe_taken(loaded, reading, expected)
 
-    def _sets(self, loaded: Any) -> list[WeightSet]:
+    def _find_sets(self, loaded: Any) -> list[WeightSet]:
         """The sets of weights that may be meant. **Raises:** `InputError` if there are none."""
-        found = places(loaded, self.key or "")
-        sets = [weights for path, node in found for weights in sets_of(node, path)]
+        found = find_places(loaded, self.key or "")
+        sets = [weights for path, node in found for weights in weight_sets(node, path)]
         if self.key is not None:
             sets = [weights for weights in sets if weights.key == self.key] or (sets if self.key else [])
         if any(weights.named for weights in sets) and len(found) == 1:
             return sets
-        known = [f"key={quoted(weights.key)}" for weights in sets_of(loaded) if weights.named]
+        known = [f"key={quote_value(weights.key)}" for weights in weight_sets(loaded) if weights.named]
         if len(found) > 1:
-            raise InputError(f"has two places for key={quoted(self.key or '')}: its keys have dots in them")
+            raise InputError(f"has two places for key={quote_value(self.key or '')}: its keys have dots in them")
         if known:
             what = "no weights there" if found else "no such key"
             raise InputError(
-                f"was to be read with key={quoted(self.key or '')}, and has {what}; it has {', '.join(known)}"
+                f"was to be read with key={quote_value(self.key or '')}, and has {what}; it has {', '.join(known)}"
             )
-        held = children(loaded) if isinstance(loaded, Mapping) else {}
-        contents = ",".join(f"\n  {name!r}: {_told(child)}" for name, child in held.items())
+        held = children_by_key(loaded) if isinstance(loaded, Mapping) else {}
+        contents = ",".join(f"\n  {name!r}: {describe_content(child)}" for name, child in held.items())
         raise InputError(
-            f"must hold a state dict; got {_told(loaded)}{contents and ', which are' + contents}.\n"
+            f"must hold a state dict; got {describe_content(loaded)}{contents and ', which are' + contents}.\n"
             "Where its code is at hand, save the weights alone: torch.save(model.state_dict(), path)"
         )
 
@@ -137,50 +139,52 @@ class Choice:
         found = []
         for weights in sets:
             under: dict[str, dict[str, str]] = {"": {}}
-            under |= {lead: {} for lead, new, _ in self._ends(weights) if new in expected.tensors}
-            for lead, new, name in self._ends(weights):
+            under |= {lead: {} for lead, new, _ in self._split_names(weights) if new in expected.tensors}
+            for lead, new, name in self._split_names(weights):
                 if lead in under:
                     under[lead][new] = name
             found += [Reading(weights, lead, names) for lead, names in under.items()]
         return found
 
-    def _ends(self, weights: WeightSet) -> Iterator[tuple[str, str, str]]:
+    def _split_names(self, weights: WeightSet) -> Iterator[tuple[str, str, str]]:
         """Every beginning of every name, what the rest of the name becomes, and the name."""
-        for name in self._kept(weights):
-            for lead in leads(name):
-                yield lead, renamed(name[len(lead) :], self.rename), name
+        for name in self._kept_names(weights):
+            for lead in name_beginnings(name):
+                yield lead, rename_beginning(name[len(lead) :], self.rename), name
 
     def _read(self, weights: WeightSet, prefix: str) -> Reading:
-        carrying = (name for name in self._kept(weights) if name.startswith(prefix))
-        return Reading(weights, prefix, {renamed(name[len(prefix) :], self.rename): name for name in carrying})
+        carrying = (name for name in self._kept_names(weights) if name.startswith(prefix))
+        return Reading(weights, prefix, {rename_beginning(name[len(prefix) :], self.rename): name for name in carrying})
 
-    def _kept(self, weights: WeightSet) -> list[str]:
+    def _kept_names(self, weights: WeightSet) -> list[str]:
         return [name for name in weights.tensors if not any(fnmatchcase(name, pattern) for pattern in self.ignore)]
 
-    def _elsewhere(self, reading: Reading, sets: Iterable[WeightSet], expected: Expected) -> list[str]:
+    def _places_elsewhere(self, reading: Reading, sets: Iterable[WeightSet], expected: Expected) -> list[str]:
         """Where else there are tensors that could be the model's weights: in one dict, or in all below one key."""
         below: dict[tuple[str, ...], list[Tensor]] = defaultdict(list)
         for weights in sets:
             for depth in range(len(weights.path) + 1) if weights is not reading.weights else ():
-                below[weights.path[:depth]] += [weights.tensors[name] for name in self._kept(weights)]
-        found = [path for path, tensors in below.items() if resemble(tensors, expected)]
+                below[weights.path[:depth]] += [weights.tensors[name] for name in self._kept_names(weights)]
+        found = [path for path, tensors in below.items() if has_model_shapes(tensors, expected)]
         around = {path[:depth] for path in found for depth in range(len(path))}
-        return [_place(path, reading) for path in found if path not in around]
+        return [_place_key(path, reading) for path in found if path not in around]
 
-    def _within(self, reading: Reading, expected: Expected) -> list[str]:
+    def _places_within(self, reading: Reading, expected: Expected) -> list[str]:
         """Such tensors in the same dict, under names that do not begin with the prefix."""
-        without = self._without(reading) if self.prefix is None else []
-        groups = grouped(without, reading.names.values())
+        without = self._names_without_prefix(reading) if self.prefix is None else []
+        groups = group_by_pattern(without, reading.names.values())
         groups = {**groups, f"names without `{reading.prefix}`": without} if len(groups) > 1 else groups
         tensors = reading.weights.tensors
-        found = [group for group, names in groups.items() if resemble((tensors[name] for name in names), expected)]
+        found = [
+            group for group, names in groups.items() if has_model_shapes((tensors[name] for name in names), expected)
+        ]
         return found[:-1] or found  # all together only where no group does by itself
 
-    def _without(self, reading: Reading) -> list[str]:
+    def _names_without_prefix(self, reading: Reading) -> list[str]:
         """The names in a set of weights that do not begin with the prefix."""
-        return [name for name in self._kept(reading.weights) if not name.startswith(reading.prefix)]
+        return [name for name in self._kept_names(reading.weights) if not name.startswith(reading.prefix)]
 
-    def _ways(
+    def _list_ways(
         self, fitting: Sequence[Reading], elsewhere: Sequence[str], within: Sequence[str], expected: Expected
     ) -> list[str]:
         """The arguments for each way to read the file, one by one."""
@@ -197,21 +201,21 @@ class Choice:
 
     def _arguments(self, reading: Reading, expected: Expected, *, key: bool, prefix: bool) -> str:
         """The arguments that make a file be read so and no other way."""
-        used = set(reading.used(expected).values())
-        unused = grouped([name for name in self._kept(reading.weights) if name not in used], used)
-        given = [f"key={quoted(reading.weights.key)}"] if key or self.key is not None else []
+        used = set(reading.used_names(expected).values())
+        unused = group_by_pattern([name for name in self._kept_names(reading.weights) if name not in used], used)
+        given = [f"key={quote_value(reading.weights.key)}"] if key or self.key is not None else []
         if prefix:
-            given += [f"prefix={quoted(reading.prefix)}"]
-            given += [f"ignore={quoted([*self.ignore, *unused])}"] if unused else []
+            given += [f"prefix={quote_value(reading.prefix)}"]
+            given += [f"ignore={quote_value([*self.ignore, *unused])}"] if unused else []
         return ", ".join(given)
 
-    def _offer(self, reading: Reading, expected: Expected) -> InputError:
-        many, whole = reading.matched(expected), len(expected.tensors)
+    def _offer_error(self, reading: Reading, expected: Expected) -> InputError:
+        many, whole = reading.count_matches(expected), len(expected.tensors)
         where = f"begin with `{reading.prefix}` there" if reading.prefix else "have no prefix there"
         return InputError(
             f"has {'all' if many == whole else many} of the {whole} names of the model, "
             f"and they {where}. If these are the weights that are meant, read them with "
-            f"{self._arguments(reading, expected, key=False, prefix=True)}.\n{_ADVICE}"
+            f"{self._arguments(reading, expected, key=False, prefix=True)}.\n{CHOICE_ADVICE}"
         )
 
     def _nearest(self, named: Sequence[WeightSet], readings: Sequence[Reading], expected: Expected) -> Reading:
@@ -220,35 +224,35 @@ class Choice:
         **Raises:** `InputError` if it is another one than the arguments mean, or if there are several such sets.
         """
         mine = [reading for reading in readings if self.prefix is not None or reading.has_known_prefix]
-        count = lambda reading: reading.matched(expected)  # noqa: E731
+        count = lambda reading: reading.count_matches(expected)  # noqa: E731
         best = max(mine, key=count)
         any_best = max(dataclasses.replace(self, prefix=None)._readings(named, expected), key=count)
         if count(any_best) > count(best) and 2 * count(any_best) >= len(expected.tensors):
-            raise self._offer(any_best, expected)
-        for rename in _renamings(best.names, expected):
-            if rename and expected.suffices(renamed(name, rename) for name in best.names):
+            raise self._offer_error(any_best, expected)
+        for rename in possible_renamings(best.names, expected):
+            if rename and expected.suffices(rename_beginning(name, rename) for name in best.names):
                 raise InputError(
                     "has names that are the model's but for what is before or within them. If these are the weights "
-                    f"that are meant, read them with rename={quoted({**self.rename, **rename})}.\n{_ADVICE}"
+                    f"that are meant, read them with rename={quote_value({**self.rename, **rename})}.\n{CHOICE_ADVICE}"
                 )
         if len({reading.weights.key for reading in mine if count(reading) == count(best)}) > 1:
-            rows = [f"key={quoted(weights.key)} ({len(weights.tensors)} tensors)" for weights in named]
-            raise _several(rows, "and none has all names and shapes of the model")
+            rows = [f"key={quote_value(weights.key)} ({len(weights.tensors)} tensors)" for weights in named]
+            raise several_error(rows, "and none has all names and shapes of the model")
         return best
 
-    def _check(self, reading: Reading) -> None:
+    def _check_names(self, reading: Reading) -> None:
         """**Raises:** `InputError` for names that lack the prefix, and for such as become the same name."""
-        without = self._without(reading) if self.prefix is not None else []
+        without = self._names_without_prefix(reading) if self.prefix is not None else []
         if without:
-            patterns = grouped(without, reading.names.values())
+            patterns = group_by_pattern(without, reading.names.values())
             raise InputError(
                 f"has names that do not begin with `{reading.prefix}`: {', '.join(patterns)}. To leave them out, add "
-                f"ignore={quoted([*self.ignore, *patterns])}.\n{_ADVICE}"
+                f"ignore={quote_value([*self.ignore, *patterns])}.\n{CHOICE_ADVICE}"
             )
         found: dict[str, list[str]] = defaultdict(list)
-        for name in self._kept(reading.weights):
+        for name in self._kept_names(reading.weights):
             if name.startswith(reading.prefix):
-                found[renamed(name[len(reading.prefix) :], self.rename)].append(name)
+                found[rename_beginning(name[len(reading.prefix) :], self.rename)].append(name)
         twice = [f"{' and '.join(names)} both become {new}" for new, names in found.items() if len(names) > 1]
         if twice:
             raise InputError(
@@ -259,18 +263,18 @@ class Choice:
         """Which entries of `rename` and `ignore` matched nothing in any of the files of which this was taken."""
         renamed_names = {old for each in taken for old in each.renamed}
         left_out = {name for each in taken for name in each.left_out}
-        return [f"rename={quoted({old: new})}" for old, new in self.rename.items() if old not in renamed_names] + [
-            f"ignore={quoted([pattern])}" for pattern in self.ignore if pattern not in left_out
+        return [f"rename={quote_value({old: new})}" for old, new in self.rename.items() if old not in renamed_names] + [
+            f"ignore={quote_value([pattern])}" for pattern in self.ignore if pattern not in left_out
         ]
 
-    def _taken(self, loaded: Any, reading: Reading, expected: Expected | None) -> Selection:
+    def _describe_taken(self, loaded: Any, reading: Reading, expected: Expected | None) -> Selection:
         names = list(reading.weights.tensors)
         rest = [name[len(reading.prefix) :] for name in reading.names.values()]
-        used = {old for name in rest if (old := beginning(name, self.rename)) is not None}
+        used = {old for name in rest if (old := longest_beginning(name, self.rename)) is not None}
         ignored = [pattern for pattern in self.ignore if any(fnmatchcase(name, pattern) for name in names)]
-        without = grouped(self._without(reading), reading.names.values())
-        left_out = (*beside(loaded, reading.weights.path), *ignored, *without)
-        lacking = expected.lacking(reading.names) if expected else ()
+        without = group_by_pattern(self._names_without_prefix(reading), reading.names.values())
+        left_out = (*keys_beside(loaded, reading.weights.path), *ignored, *without)
+        lacking = expected.missing_names(reading.names) if expected else ()
         return Selection(
             reading.weights.key,
             reading.prefix,
@@ -280,41 +284,11 @@ class Choice:
         )
 
 
-def _renamings(names: Iterable[str], expected: Expected) -> Iterator[dict[str, str]]:
-    """Renamings that may make names the model's: without wrappers within them, or with what the model's begin with."""
-    wrapped = [lead[:-1] for name in names for lead in leads(name) if lead.endswith(_WRAPPERS)]
-    yield {lead: ".".join(part for part in lead.split(".") if f".{part}." not in _WRAPPERS) for lead in wrapped}
-    for lead in dict.fromkeys(lead for name in expected.tensors for lead in leads(name)[1:]):
-        yield {"": lead[:-1]}
-
-
-def _place(path: tuple[str, ...], reading: Reading) -> str:
-    key = f"key={quoted('.'.join(path))}"
+def _place_key(path: tuple[str, ...], reading: Reading) -> str:
+    key = f"key={quote_value('.'.join(path))}"
     around = path == reading.weights.path[: len(path)]
     return f"all else in {key if path else 'the file'}" if around else key
 
 
-def _several(rows: Sequence[str], why: str = "and a guess could be wrong", more: int = 0) -> InputError:
-    rest = f",\n  or one of {more} more" if more > 0 else ""
-    one_each = len({re.sub(r"\d+", "", row) for row in rows}) == 1  # member0, member1
-    joined = "\nIf each is a member: one call for each, and Ensemble.concatenate of what they give." if one_each else ""
-    return InputError(
-        f"holds more than one set of weights, {why}. Name the one that is meant:\n  "
-        + ",\n  or ".join(rows)
-        + f"{rest}.{joined}\n{_ADVICE}"
-    )
-
-
 def _are_texts(values: Collection[Any]) -> bool:
     return all(isinstance(value, str) for value in values)
-
-
-def quoted(value: Any) -> str:
-    """A value as an argument is written, in Python as in JSON."""
-    return json.dumps(value, ensure_ascii=False)
-
-
-def _told(value: Any) -> str:
-    if isinstance(value, Mapping):
-        return f"a dict with {len(value)} keys"
-    return f"a tensor of shape {shape_of(value)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"

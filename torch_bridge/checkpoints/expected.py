@@ -61,20 +61,20 @@ class Expected:
         )
 
     @functools.cached_property
-    def distinct(self) -> int:
+    def distinct_count(self) -> int:
         """The number of tensors that a file has to hold, tied ones once."""
         return len({self.ties.get(key, (key,)) for key in self.tensors if key not in self.counters})
 
-    def lacking(self, names: Iterable[str]) -> list[str]:
+    def missing_names(self, names: Iterable[str]) -> list[str]:
         """The names of the model that are not among these. Of tied tensors, one suffices."""
         given = set(names)
         return [key for key in self.tensors if given.isdisjoint(self.ties.get(key, (key,)))]
 
     def suffices(self, names: Iterable[str]) -> bool:
         """Whether these are all names of the model, but for counters."""
-        return self.counters.keys() >= set(self.lacking(names))
+        return self.counters.keys() >= set(self.missing_names(names))
 
-    def completed(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def complete(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The tensors under all names of the model: safetensors stores none twice, and counters may lack."""
         whole = dict(tensors)
         for key, group in self.ties.items():
@@ -87,20 +87,20 @@ class Expected:
         """Every difference to what a checkpoint has to hold."""
         for key in dict.fromkeys((*self.tensors, *tensors)):
             if key not in self.tensors:
-                yield f"`{key}`: unexpected, {_described(tuple(tensors[key].shape), tensors[key].dtype)}"
+                yield f"`{key}`: unexpected, {_description(tuple(tensors[key].shape), tensors[key].dtype)}"
                 continue
-            wanted = _described(*self.tensors[key])
+            wanted = _description(*self.tensors[key])
             if key not in tensors:
                 yield f"`{key}`: missing, expected {wanted}"
-            elif (got := _described(tuple(tensors[key].shape), tensors[key].dtype)) != wanted:
+            elif (got := _description(tuple(tensors[key].shape), tensors[key].dtype)) != wanted:
                 yield f"`{key}`: expected {wanted}, got {got}"
-            elif key in self.ties and not _same_values(tensors[self.ties[key][0]], tensors[key]):
+            elif key in self.ties and not _is_equal(tensors[self.ties[key][0]], tensors[key]):
                 yield f"`{key}`: tied to `{self.ties[key][0]}` in the model, expected the same values"
 
 
-def _same_values(a: Tensor, b: Tensor) -> bool:
+def _is_equal(a: Tensor, b: Tensor) -> bool:
     return a is b or torch.equal(a.nan_to_num(), b.nan_to_num())
 
 
-def _described(shape: Shape, dtype: torch.dtype) -> str:
+def _description(shape: Shape, dtype: torch.dtype) -> str:
     return f"{str(dtype).removeprefix('torch.')}{list(shape)}"

@@ -26,7 +26,7 @@ from torch_bridge.arrays import odd_kind
 from torch_bridge.checkpoints import hyperparameters
 from torch_bridge.checkpoints.choice import Choice
 from torch_bridge.checkpoints.expected import Expected
-from torch_bridge.checkpoints.strangers import stranger
+from torch_bridge.checkpoints.strangers import describe_stranger
 
 PICKLED = (".pt", ".pth", ".bin", ".ckpt")
 SAFETENSORS = ".safetensors"
@@ -66,7 +66,7 @@ def read_state_dict(
     (['weight', 'bias'], 'taken from `model`; prefix `module.` removed; left out: `epoch`')
     """
     path = checkpoint_path(path)
-    if what := stranger(path):
+    if what := describe_stranger(path):
         raise InputError(f"`{path}` is no checkpoint. It is {what}")
     loaded = _read_safetensors(path) if path.suffix == SAFETENSORS else _read_pickled(path)
     try:
@@ -75,7 +75,7 @@ def read_state_dict(
         raise InputError(f"`{path}` {error.details}") from error
     _check_plain(tensors, path)
     tensors = {name: Tensor.detach(tensor) for name, tensor in tensors.items()}
-    return expected.completed(tensors) if expected else tensors, taken
+    return expected.complete(tensors) if expected else tensors, taken
 
 
 def checkpoint_path(path: Any) -> Path:
@@ -85,7 +85,7 @@ def checkpoint_path(path: Any) -> Path:
     path = Path(path)
     if path.is_dir():
         raise InputError(
-            f"`{path}` is a directory; name its files: sorted(Path({str(path)!r}).glob({files_in(path)!r}))"
+            f"`{path}` is a directory; name its files: sorted(Path({str(path)!r}).glob({checkpoint_pattern(path)!r}))"
         )
     if not path.exists():
         hint = ""
@@ -102,13 +102,13 @@ def checkpoint_path(path: Any) -> Path:
     return path
 
 
-def files_in(folder: Path) -> str:
+def checkpoint_pattern(folder: Path) -> str:
     """A pattern of the checkpoints in a folder, or in those within it, by the suffix that most of them have.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     (Path(folder) / "seed0.ckpt").touch()
-    ...     files_in(Path(folder))
+    ...     checkpoint_pattern(Path(folder))
     '*.ckpt'
     """
     for pattern in ("*", "*/*"):
@@ -119,21 +119,21 @@ def files_in(folder: Path) -> str:
     return "*.pt"
 
 
-def checksum(path: Path) -> str:
+def verified_checksum(path: Path) -> str:
     """The SHA-256 of a file, as hexadecimal digits, after its own checksums were verified.
 
     **Raises:** `InputError` naming a member of the archive whose bytes are not those that were saved.
     """
-    if _begins(path, _ZIP_MAGIC):
+    if _has_magic(path, _ZIP_MAGIC):
         with zipfile.ZipFile(path) as archive:
             for info in archive.infolist():
                 if info.CRC:  # zero where it was saved without checksums
-                    _verify(archive, info, path)
+                    _verify_member(archive, info, path)
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _verify(archive: zipfile.ZipFile, info: zipfile.ZipInfo, path: Path) -> None:
+def _verify_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, path: Path) -> None:
     try:
         with archive.open(info) as member:
             while member.read(_BLOCK):
@@ -144,13 +144,13 @@ def _verify(archive: zipfile.ZipFile, info: zipfile.ZipInfo, path: Path) -> None
         ) from error
 
 
-def _begins(path: Path, magic: bytes) -> bool:
+def _has_magic(path: Path, magic: bytes) -> bool:
     with path.open("rb") as file:
         return file.read(len(magic)) == magic
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
-    if _begins(path, _ZIP_MAGIC):
+    if _has_magic(path, _ZIP_MAGIC):
         raise InputError(f"`{path}` is a zip archive, as torch.save writes it, and no safetensors file: name it .pt")
     try:
         return safetensors.torch.load_file(path, device="cpu")
@@ -159,13 +159,13 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 
 
 def _read_pickled(path: Path) -> Any:
-    is_archive = _begins(path, _ZIP_MAGIC)
+    is_archive = _has_magic(path, _ZIP_MAGIC)
     if is_archive:
         _check_archive(path)
     elif tarfile.is_tarfile(path):
         raise InputError(f"`{path}` is a tar archive, as PyTorch wrote them before 2017; {_SAVE}")
     try:
-        with hyperparameters.allowed():
+        with hyperparameters.allow_stand_ins():
             return torch.load(path, map_location="cpu", weights_only=True, mmap=is_archive)
     except Exception as error:  # whatever a damaged or hostile file makes of the loader is told as one kind of error
         raise InputError(_refusal(path, error)) from error
@@ -207,7 +207,7 @@ def _other_archive(names: Collection[str]) -> str | None:
 
 
 def _refusal(path: Path, error: Exception) -> str:
-    blocked = _blocked(path, str(error))
+    blocked = _blocked_names(path, str(error))
     if blocked:
         return (
             f"`{path}` holds more than tensors, and to load it would be to run code: {', '.join(blocked)}. A whole "
@@ -220,13 +220,13 @@ def _refusal(path: Path, error: Exception) -> str:
     return f"`{path}` is no checkpoint that can be read, or it is damaged: {reason.splitlines()[0]}"
 
 
-def _blocked(path: Path, text: str) -> list[str]:
+def _blocked_names(path: Path, text: str) -> list[str]:
     """The functions and classes that the file names and that are not allowed; of old files only the first."""
     named = re.findall(r"GLOBAL (\S+)", text)
     if not named:
         return []
     try:
-        with hyperparameters.allowed():
+        with hyperparameters.allow_stand_ins():
             return sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path))
     except Exception:  # an old format, or a pickle that is malformed on purpose: PyTorch's message names the first
         return named[:1]

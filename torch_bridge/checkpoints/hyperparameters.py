@@ -91,7 +91,7 @@ _THREAD = threading.local()
 
 
 @contextlib.contextmanager
-def allowed() -> Iterator[None]:
+def allow_stand_ins() -> Iterator[None]:
     """While it lasts, PyTorch's loader reads every name of the list as an empty object.
 
     Other classes that were allowed before stay so. One of the list is read as an empty object nonetheless, and is
@@ -102,13 +102,13 @@ def allowed() -> Iterator[None]:
     >>> import argparse, tempfile
     >>> with tempfile.NamedTemporaryFile() as file:
     ...     torch.save(argparse.Namespace(lr=0.1), file.name)
-    ...     with allowed():
+    ...     with allow_stand_ins():
     ...         found = torch.load(file.name, weights_only=True)
     >>> type(found).__name__, hasattr(found, "lr")
     ('Namespace', False)
     """
     with _LOCK:
-        theirs = [given for given in torch.serialization.get_safe_globals() if _named(given) in _NAMES]
+        theirs = [given for given in torch.serialization.get_safe_globals() if _pickled_name(given) in _NAMES]
         with torch.serialization.safe_globals(theirs):
             pass  # they are allowed no longer once it ends
         _THREAD.reads = True
@@ -120,6 +120,6 @@ def allowed() -> Iterator[None]:
             torch.serialization.add_safe_globals(theirs)
 
 
-def _named(given: Any) -> str:
+def _pickled_name(given: Any) -> str:
     """The name that pickles have for what was allowed, which may be a pair of it and of its name."""
     return given[1] if isinstance(given, tuple) else f"{given.__module__}.{given.__qualname__}"

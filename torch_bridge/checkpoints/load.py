@@ -1,9 +1,6 @@
 """Ensembles out of checkpoint files, one member at a time."""
 
-import dataclasses
 import gc
-import logging
-from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,13 +8,14 @@ from typing import Any
 from torch import Tensor, nn
 
 from jaxensemble.ensemble import Ensemble
-from jaxensemble.errors import InputError, MemberError, ParityError, describe_error
+from jaxensemble.errors import InputError, ParityError, describe_error
 from jaxensemble.network.proof import Proof
-from jaxensemble.network.sources import Selection, Source
+from jaxensemble.network.sources import Source
 from torch_bridge import parity
-from torch_bridge.checkpoints.choice import Choice, quoted
+from torch_bridge.checkpoints.choice import Choice
 from torch_bridge.checkpoints.expected import Expected
-from torch_bridge.checkpoints.files import checkpoint_path, checksum, read_state_dict
+from torch_bridge.checkpoints.files import verified_checksum
+from torch_bridge.checkpoints.member_files import MemberFiles, check_paths
 from torch_bridge.graph.caches.tensors import keep_caches_empty
 from torch_bridge.graph.examples import Arguments, BatchAxis
 from torch_bridge.graph.modes.switch import PortedMode, ported_mode, warn_of_training
@@ -30,8 +28,6 @@ from torch_bridge.parity.result import proof_of
 from torch_bridge.porting.ensemble import build_ensemble
 
 Factory = Callable[[], nn.Module]
-
-_LOG = logging.getLogger(__name__)
 
 _PROVEN_TOGETHER = 32 << 20
 """Bytes of weights that may be in memory as modules while an ensemble is proven: small members are proven together."""
@@ -92,10 +88,10 @@ def load_ensemble(
     >>> ensemble.sources[4].file, str(ensemble.sources[4].taken)
     ('seed4.pt', 'taken from `model_ema`; left out: `model`')
     """
-    files, arguments = _files(paths), Arguments.of(example_inputs, example_kwargs)
+    files, arguments = check_paths(paths), Arguments.of(example_inputs, example_kwargs)
     choice = Choice(key, prefix, rename or {}, ignore)
-    model = _made(factory)
-    checkpoints = _Checkpoints(files, Expected.of(model), choice)
+    model = _make_model(factory)
+    checkpoints = MemberFiles(files, Expected.of(model), choice)
     checkpoints.check()
     checkpoints.put_into(model, 0)
     opened = OpenAxes.of(arguments, arguments.names(model), batch_axis, dynamic)
@@ -106,10 +102,10 @@ def load_ensemble(
     del model
     gc.collect()  # an exported graph, which holds the model, is made of cycles
     stack = Stack(lowered.weights, len(files))
-    sources = _fill(stack, checkpoints, unsaved, allow_nonfinite)
+    sources = _fill_stack(stack, checkpoints, unsaved, allow_nonfinite)
     ensemble = build_ensemble(lowered, stack, name, batch_axis, input_layout).read_from(sources)
     if check:
-        ensemble = ensemble.proven(_prove(ensemble, factory, checkpoints, unsaved, arguments))
+        ensemble = ensemble.proven(_prove_ensemble(ensemble, factory, checkpoints, unsaved, arguments))
     warn_of_training(ensemble.graphdef, mode)
     return ensemble
 
@@ -127,92 +123,16 @@ def load_members(
 
     **Raises:** `InputError` and `MemberError` as `load_ensemble` does.
     """
-    files, choice = _files(paths), Choice(key, prefix, rename or {}, ignore)
-    models = [_made(factory) for _ in files]
-    checkpoints = _Checkpoints(files, Expected.of(models[0]), choice)
+    files, choice = check_paths(paths), Choice(key, prefix, rename or {}, ignore)
+    models = [_make_model(factory) for _ in files]
+    checkpoints = MemberFiles(files, Expected.of(models[0]), choice)
     checkpoints.check()
     for file in files:
-        checksum(file)
+        verified_checksum(file)
     return [checkpoints.put_into(model, k) for k, model in enumerate(models)]
 
 
-@dataclasses.dataclass(frozen=True)
-class _Checkpoints:
-    """The files of the members, and how each of them is read."""
-
-    files: list[Path]
-    expected: Expected
-    choice: Choice
-
-    def read(self, member: int) -> tuple[dict[str, Tensor], Selection]:
-        tensors, taken = read_state_dict(self.files[member], self.expected, self.choice)
-        if str(taken):
-            _LOG.info("%s: %s", self.files[member], taken)
-        return tensors, taken
-
-    def put_into(self, model: nn.Module, member: int) -> nn.Module:
-        """The model, with the tensors of a member copied into it."""
-        model.load_state_dict(self.read(member)[0])
-        return model
-
-    def named(self, member: int) -> str:
-        return f"{member} ({self.files[member].name})"
-
-    def __len__(self) -> int:
-        return len(self.files)
-
-    def check(self) -> None:
-        """Reads every file once.
-
-        **Raises:** `InputError` with all files that are not read, for a renaming or a pattern that fits no name of any,
-        or if not all are read in the same way; `MemberError` with all that is not the model's.
-        """
-        unreadable: dict[str, list[str]] = defaultdict(list)
-        found: dict[str, list[str]] = defaultdict(list)
-        ways: dict[tuple[str, str], list[str]] = defaultdict(list)
-        read: list[Selection] = []
-        for member, file in enumerate(self.files):
-            try:
-                tensors, taken = self.read(member)
-            except InputError as error:
-                unreadable[error.details.removeprefix(f"`{file}` ")].append(self.named(member))
-                continue
-            read.append(taken)
-            ways[taken.key, taken.prefix].append(self.named(member))
-            for problem in self.expected.problems(tensors):
-                found[problem].append(self.named(member))
-            del tensors  # before the next are read
-        if unreadable:
-            rows = [f"  {_members(which)}: {' '.join(text.split())}" for text, which in unreadable.items()]
-            raise InputError("these checkpoints cannot be read:\n" + "\n".join(rows))
-        if unused := self.choice.unused(read):
-            raise InputError(
-                f"{', '.join(unused)}: no name in any of these checkpoints fits it. Correct it, or leave it out; names "
-                "are looked for in the weights that are meant, for `rename` without the prefix"
-            )
-        if found:
-            raise MemberError(_table(found))
-        if len(ways) > 1:
-            raise InputError(_mixed(ways))
-
-
-def _files(paths: Any) -> list[Path]:
-    if isinstance(paths, str | Path) or not isinstance(paths, Sequence):
-        raise InputError(f"`paths` must be a sequence of files, one for each member; got {paths!r}")
-    if not paths:
-        raise InputError("`paths` must name at least one file; got none")
-    files, problems = [], []
-    for path in paths:
-        try:
-            files.append(checkpoint_path(path))
-        except InputError as error:
-            problems.append(error.details)
-    if problems:
-        raise InputError("`paths` must be checkpoints that can be read; got\n" + "\n".join(f"  {p}" for p in problems))
-    return files
-
-
-def _made(factory: Factory) -> nn.Module:
+def _make_model(factory: Factory) -> nn.Module:
     if isinstance(factory, nn.Module) or not callable(factory):
         raise InputError(f"`factory` must be a function that makes the network; got {type(factory).__name__}")
     try:
@@ -227,40 +147,15 @@ def _made(factory: Factory) -> nn.Module:
     return model
 
 
-def _table(found: Mapping[str, Sequence[str]]) -> str:
-    rows = [f"  {problem}, in {_members(which)}" for problem, which in found.items()]
-    return (
-        "the checkpoints must hold the tensors of the factory's model, and no others:\n"
-        + "\n".join(rows)
-        + "\nHave `factory` make the network that was saved: where dtypes differ, in the dtype of the files, for "
-        "instance with .half(), or save the files anew in that of the model. Names are changed with prefix= and "
-        'rename={"old": "new"}, and what the model has no use for is left out with ignore=["pattern.*"].'
-    )
-
-
-def _mixed(ways: Mapping[tuple[str, str], Sequence[str]]) -> str:
-    rows = [f"  {_members(which)}: key={quoted(key)}, prefix={quoted(prefix)}" for (key, prefix), which in ways.items()]
-    return (
-        "these checkpoints are not all read in the same way, and some may hold averaged weights, others the last:\n"
-        + "\n".join(rows)
-        + "\nName the weights that are meant with key= and prefix=, if all files have them. If those above are meant, "
-        "load the files of each way by themselves, and join the ensembles with Ensemble.concatenate."
-    )
-
-
-def _members(which: Sequence[str]) -> str:
-    return f"member{'s' if len(which) > 1 else ''} {', '.join(which)}"
-
-
-def _fill(
-    stack: Stack, checkpoints: _Checkpoints, unsaved: Mapping[str, Tensor], allow_nonfinite: bool
+def _fill_stack(
+    stack: Stack, checkpoints: MemberFiles, unsaved: Mapping[str, Tensor], allow_nonfinite: bool
 ) -> tuple[Source, ...]:
     """Copies the members into the stack, one after another; a file's tensors are let go before the next is read."""
     bad: list[str] = []
     sources: list[Source] = []
     expected = checkpoints.expected
     for k, file in enumerate(checkpoints.files):
-        digest = checksum(file)
+        digest = verified_checksum(file)
         tensors, taken = checkpoints.read(k)
         if changed := list(expected.problems(tensors)):
             raise InputError(f"`{file}` changed while it was being read: {'; '.join(changed)}")
@@ -274,10 +169,10 @@ def _fill(
     return tuple(sources)
 
 
-def _prove(
+def _prove_ensemble(
     ensemble: Ensemble,
     factory: Factory,
-    checkpoints: _Checkpoints,
+    checkpoints: MemberFiles,
     unsaved: Mapping[str, Tensor],
     arguments: Arguments,
 ) -> Proof | None:

@@ -2,17 +2,20 @@
 
 import dataclasses
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from torch_bridge.checkpoints.expected import Expected, Shape
-from torch_bridge.checkpoints.sets import WeightSet
+from torch_bridge.checkpoints.sets import WeightSet, name_beginnings
 
 PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "ema_model.")
 """What `DataParallel` and `AveragedModel`, `torch.compile`, Lightning modules and averages put before every name."""
+
+_WRAPPERS = (".module.", "._orig_mod.")
+"""What a part of a model that is wrapped by `DataParallel` or `torch.compile` has in its names."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,33 +42,41 @@ class Reading:
             rest = rest.removeprefix(found)
         return not rest
 
-    def used(self, expected: Expected) -> dict[str, str]:
+    def used_names(self, expected: Expected) -> dict[str, str]:
         """The names that the model has a use for."""
         return {new: old for new, old in self.names.items() if new in expected.tensors}
 
-    def matched(self, expected: Expected) -> int:
+    def count_matches(self, expected: Expected) -> int:
         """How many names of the model there are."""
-        return len(expected.tensors) - len(expected.lacking(self.names))
+        return len(expected.tensors) - len(expected.missing_names(self.names))
 
     def fits(self, expected: Expected) -> bool:
         """Whether there is a tensor of the right shape for every name of the model, but for counters."""
-        if len(self.names) < expected.distinct or not expected.suffices(self.names):
+        if len(self.names) < expected.distinct_count or not expected.suffices(self.names):
             return False
-        used = self.used(expected)
-        return all(shape_of(self.weights.tensors[old]) == expected.tensors[new][0] for new, old in used.items())
+        used = self.used_names(expected)
+        return all(tensor_shape(self.weights.tensors[old]) == expected.tensors[new][0] for new, old in used.items())
 
 
-def distinct(readings: Iterable[Reading], expected: Expected) -> list[Reading]:
+def distinct_readings(readings: Iterable[Reading], expected: Expected) -> list[Reading]:
     """Those that give the model different weights: a renaming may do what a prefix does."""
     found: dict[Any, Reading] = {}
     for reading in readings:
-        found.setdefault((reading.weights.path, frozenset(reading.used(expected).items())), reading)
+        found.setdefault((reading.weights.path, frozenset(reading.used_names(expected).items())), reading)
     return [*found.values()]
 
 
-def resemble(tensors: Iterable[Tensor], expected: Expected) -> bool:
+def possible_renamings(names: Iterable[str], expected: Expected) -> Iterator[dict[str, str]]:
+    """Renamings that may make names the model's: without wrappers within them, or with what the model's begin with."""
+    wrapped = [lead[:-1] for name in names for lead in name_beginnings(name) if lead.endswith(_WRAPPERS)]
+    yield {lead: ".".join(part for part in lead.split(".") if f".{part}." not in _WRAPPERS) for lead in wrapped}
+    for lead in dict.fromkeys(lead for name in expected.tensors for lead in name_beginnings(name)[1:]):
+        yield {"": lead[:-1]}
+
+
+def has_model_shapes(tensors: Iterable[Tensor], expected: Expected) -> bool:
     """Whether tensors could be the model's weights, whatever their names: all shapes of its parameters are there."""
-    shapes = Counter(shape_of(tensor) for tensor in tensors if _has_fractions(tensor.dtype))
+    shapes = Counter(tensor_shape(tensor) for tensor in tensors if _has_fractions(tensor.dtype))
     return bool(expected.trained) and shapes >= expected.trained
 
 
@@ -73,6 +84,6 @@ def _has_fractions(dtype: torch.dtype) -> bool:
     return dtype.is_floating_point or dtype.is_complex
 
 
-def shape_of(tensor: Tensor) -> Shape | None:
+def tensor_shape(tensor: Tensor) -> Shape | None:
     """None for a nested tensor, which has none."""
     return None if tensor.is_nested else tuple(tensor.shape)

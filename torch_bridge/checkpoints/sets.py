@@ -31,19 +31,19 @@ class WeightSet:
         return ".".join(self.path)
 
 
-def sets_of(loaded: Any, path: tuple[str, ...] = ()) -> list[WeightSet]:
+def weight_sets(loaded: Any, path: tuple[str, ...] = ()) -> list[WeightSet]:
     """All sets of weights in what was loaded, each object once. The states of optimizers are none.
 
     >>> import torch
     >>> loaded = {"model": {"weight": torch.ones(1)}, "ema": {"shadow": [torch.ones(1)], "decay": 0.9}}
-    >>> [found.key for found in sets_of(loaded)]
+    >>> [found.key for found in weight_sets(loaded)]
     ['model', 'ema.shadow']
     """
     found: list[WeightSet] = []
     seen: set[int] = set()
 
     def walk(node: Any, path: tuple[str, ...]) -> None:
-        below = children(node) if len(path) <= _DEPTH and id(node) not in seen else {}
+        below = children_by_key(node) if len(path) <= _DEPTH and id(node) not in seen else {}
         if not below:
             return
         seen.add(id(node))
@@ -57,7 +57,7 @@ def sets_of(loaded: Any, path: tuple[str, ...] = ()) -> list[WeightSet]:
     return found
 
 
-def children(node: Any) -> dict[str, Any]:
+def children_by_key(node: Any) -> dict[str, Any]:
     """What a dict or list holds, by key; nothing for an optimizer's state.
 
     **Raises:** `InputError` for keys that are written alike: `0` and `"0"`.
@@ -78,59 +78,59 @@ def children(node: Any) -> dict[str, Any]:
     return {str(k): child for k, child in enumerate(node)} if isinstance(node, list | tuple) else {}
 
 
-def places(loaded: Any, key: str) -> list[tuple[tuple[str, ...], Any]]:
+def find_places(loaded: Any, key: str) -> list[tuple[tuple[str, ...], Any]]:
     """Where a dotted key leads, with the keys on the way: keys of a file may have dots themselves.
 
-    >>> places({"a": {"b.c": 1}, "a.b": {"c": 2}}, "a.b.c")
+    >>> find_places({"a": {"b.c": 1}, "a.b": {"c": 2}}, "a.b.c")
     [(('a', 'b.c'), 1), (('a.b', 'c'), 2)]
     """
     if not key:
         return [((), loaded)]
     found = []
-    for name, child in children(loaded).items():
+    for name, child in children_by_key(loaded).items():
         if key == name:
             found.append(((name,), child))
         elif key.startswith(f"{name}."):
-            found += [((name, *path), node) for path, node in places(child, key[len(name) + 1 :])]
+            found += [((name, *path), node) for path, node in find_places(child, key[len(name) + 1 :])]
     return found
 
 
-def beside(loaded: Any, path: tuple[str, ...]) -> list[str]:
+def keys_beside(loaded: Any, path: tuple[str, ...]) -> list[str]:
     """The keys of all that is no tensor of the set of weights at `path`.
 
-    >>> beside({"epoch": 3, "ema": {"decay": 0.9, "state_dict": {}}}, ("ema", "state_dict"))
+    >>> keys_beside({"epoch": 3, "ema": {"decay": 0.9, "state_dict": {}}}, ("ema", "state_dict"))
     ['epoch', 'ema.decay']
     """
     found, node = [], loaded
     for k, name in enumerate(path):
-        below = children(node)
+        below = children_by_key(node)
         tensors = [other for other, child in below.items() if isinstance(child, Tensor)]
         others = [other for other in below if other != name and other not in tensors]
-        found += [".".join((*path[:k], other)) for other in (*others, *grouped(tensors, ()))]
+        found += [".".join((*path[:k], other)) for other in (*others, *group_by_pattern(tensors, ()))]
         node = below[name]
-    others = [name for name, child in children(node).items() if not isinstance(child, Tensor)]
+    others = [name for name, child in children_by_key(node).items() if not isinstance(child, Tensor)]
     return found + [".".join((*path, name)) for name in others]
 
 
-def leads(name: str) -> list[str]:
+def name_beginnings(name: str) -> list[str]:
     """The beginnings of a name, from none of it, each with its dot.
 
-    >>> leads("net.fc.weight")
+    >>> name_beginnings("net.fc.weight")
     ['', 'net.', 'net.fc.']
     """
     ends = itertools.islice((k + 1 for k, letter in enumerate(name) if letter == "."), _LEADS)
     return ["", *(name[:end] for end in ends)]
 
 
-def grouped(names: Iterable[str], kept: Collection[str]) -> dict[str, list[str]]:
+def group_by_pattern(names: Iterable[str], kept: Collection[str]) -> dict[str, list[str]]:
     """Names by the shortest pattern that none of the `kept` names fits.
 
-    >>> grouped(["loss.a", "loss.b", "net.head.a", "step"], ["net.fc.weight"])
+    >>> group_by_pattern(["loss.a", "loss.b", "net.head.a", "step"], ["net.fc.weight"])
     {'loss.*': ['loss.a', 'loss.b'], 'net.head.*': ['net.head.a'], 'step': ['step']}
     """
-    taken = {lead for name in kept for lead in leads(name)}
+    taken = {lead for name in kept for lead in name_beginnings(name)}
     found: dict[str, list[str]] = defaultdict(list)
     for name in names:
-        lead = next((lead for lead in leads(name)[1:] if lead not in taken), None)
+        lead = next((lead for lead in name_beginnings(name)[1:] if lead not in taken), None)
         found[glob.escape(name) if lead is None else f"{glob.escape(lead)}*"].append(name)
     return dict(found)

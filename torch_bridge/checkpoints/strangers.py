@@ -20,14 +20,14 @@ _MAGIC = {
 _DOWNLOAD = "download the file again by the link to the file itself, logged in if its place asks for it"
 
 
-def stranger(path: Path) -> str | None:
+def describe_stranger(path: Path) -> str | None:
     """What the file is, and what to do about it. None for what may be a checkpoint: no checkpoint is plain text.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     path = Path(folder) / "resnet.pt"
     ...     _ = path.write_text("<!DOCTYPE html><title>Sign in</title>")
-    ...     print(stranger(path))
+    ...     print(describe_stranger(path))
     an HTML page, such as one that asks to log in or to confirm; download the file again by the link to the file itself,
     logged in if its place asks for it
     """
@@ -36,20 +36,22 @@ def stranger(path: Path) -> str | None:
     for magic, what in _MAGIC.items():
         if head.startswith(magic):
             return what
-    text = _text(head)
+    text = _decode_text(head)
     if text is None:
         return None
     begin = text.lower()
     if begin.startswith(("<!doctype html", "<html", "<head", "<script")):
         return f"an HTML page, such as one that asks to log in or to confirm; {_DOWNLOAD}"
     if begin.startswith("<"):
-        return f"XML, as servers of files answer with an error, and begins {_shown(text)}; {_DOWNLOAD}"
+        return f"XML, as servers of files answer with an error, and begins {_quoted_start(text)}; {_DOWNLOAD}"
     if begin.startswith(("{", "[")) and _is_json(path, len(head)):
-        return f"JSON, such as an index of other files or a server's error, and begins {_shown(text)}; {_DOWNLOAD}"
-    return f"text, and begins {_shown(text)}; {_DOWNLOAD}"
+        return (
+            f"JSON, such as an index of other files or a server's error, and begins {_quoted_start(text)}; {_DOWNLOAD}"
+        )
+    return f"text, and begins {_quoted_start(text)}; {_DOWNLOAD}"
 
 
-def _text(head: bytes) -> str | None:
+def _decode_text(head: bytes) -> str | None:
     """The beginning of a file as text, if nothing but text can begin so."""
     try:
         text = head[: len(head) - 3 if len(head) == _HEAD else None].decode("utf-8-sig")
@@ -68,6 +70,6 @@ def _is_json(path: Path, size: int) -> bool:
     return True
 
 
-def _shown(text: str) -> str:
+def _quoted_start(text: str) -> str:
     line = " ".join(text.split())
     return repr(line if len(line) <= _SHOWN else f"{line[:_SHOWN]}...")

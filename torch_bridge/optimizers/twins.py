@@ -41,10 +41,10 @@ def optimizer(torch_optimizer: torch.optim.Optimizer) -> optax.GradientTransform
     groups = torch_optimizer.param_groups
     if len(groups) != 1:
         raise InputError(f"the optimizer has {len(groups)} parameter groups; use torch_bridge.train_state")
-    return twin_of(torch_optimizer, groups[0])
+    return make_twin(torch_optimizer, groups[0])
 
 
-def twin_of(
+def make_twin(
     torch_optimizer: torch.optim.Optimizer, group: Group, swept: Collection[str] = ()
 ) -> optax.GradientTransformation:
     """The twin for one group of parameters; `swept` names the numbers that members have of their own."""
@@ -117,9 +117,9 @@ def _scale_by_adam(b1: float, b2: float, eps: float) -> optax.GradientTransforma
 
     def update(updates: Any, state: Any, params: Any = None) -> Any:
         count: Any = optax.safe_increment(state.count)
-        grads = jax.tree.map(_wide, updates)
-        mu = jax.tree.map(lambda g, m: b1 * _wide(m) + (1 - b1) * g, grads, state.mu)
-        nu = jax.tree.map(lambda g, v: b2 * _wide(v) + (1 - b2) * g * g, grads, state.nu)
+        grads = jax.tree.map(_widen, updates)
+        mu = jax.tree.map(lambda g, m: b1 * _widen(m) + (1 - b1) * g, grads, state.mu)
+        nu = jax.tree.map(lambda g, v: b2 * _widen(v) + (1 - b2) * g * g, grads, state.nu)
 
         def scaled(m: jax.Array, v: jax.Array, g: jax.Array) -> jax.Array:
             first, second = (_bias_correction(b, count.astype(m.dtype)) for b in (b1, b2))
@@ -131,7 +131,7 @@ def _scale_by_adam(b1: float, b2: float, eps: float) -> optax.GradientTransforma
     return optax.GradientTransformation(optax.scale_by_adam(b1, b2, eps).init, update)
 
 
-def _wide(x: jax.Array) -> jax.Array:
+def _widen(x: jax.Array) -> jax.Array:
     """In float32 at least, in which PyTorch's numbers of 16 bits are updated."""
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 

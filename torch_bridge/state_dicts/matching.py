@@ -13,7 +13,8 @@ from jaxensemble.errors import InputError
 from jaxensemble.modules.state import kind_of, split
 from jaxensemble.modules.structure import Leaf, Node, Path, Structure
 from jaxensemble.network.weight_map import Rearrangement
-from torch_bridge.state_dicts.axes import Axis, Unclear, kinds_order, permutation
+from torch_bridge.state_dicts.axes import Axis
+from torch_bridge.state_dicts.permutations import channels_first_order, permutation
 
 Names = Mapping[str, str] | Callable[[str], str] | None
 
@@ -35,7 +36,7 @@ WITHOUT_PLACE = "num_batches_tracked"
 
 
 @dataclasses.dataclass(frozen=True)
-class Slot:
+class ArraySlot:
     """One array of a Flax module, reached by one path: its name in the state, its layer, the path to that."""
 
     name: str
@@ -63,31 +64,31 @@ class Misfit(Exception):
     """A PyTorch array does not fit its place. The text says what would."""
 
 
-def slots_of(module: nnx.Module, layers: Mapping[Path, linen.Module] = MappingProxyType({})) -> dict[str, Slot]:
+def array_slots(module: nnx.Module, layers: Mapping[Path, linen.Module] = MappingProxyType({})) -> dict[str, ArraySlot]:
     """Every array by each name that a state dict may have for it: PyTorch's name for the leaf or Flax's.
 
     `layers` are modules of `flax.linen` by path, which `module` itself does not know.
     The element `layers` in paths through an `nnx.Sequential` may be left out, as PyTorch does.
 
-    >>> list(slots_of(nnx.Sequential(nnx.Linear(2, 3, use_bias=False, rngs=nnx.Rngs(0)))))
+    >>> list(array_slots(nnx.Sequential(nnx.Linear(2, 3, use_bias=False, rngs=nnx.Rngs(0)))))
     ['layers.0.kernel', 'layers.0.weight', '0.kernel', '0.weight']
     """
     structure = split(module).graphdef
     modules = {tuple(map(str, path)): layer for path, layer in nnx.iter_modules(module)} | dict(layers)
-    slots: dict[str, Slot] = {}
-    shortened: dict[str, Slot] = {}
+    slots: dict[str, ArraySlot] = {}
+    shortened: dict[str, ArraySlot] = {}
     for path, short, leaf, node in _leaves(structure):
         if kind_of(leaf) in ("constants", "rngs"):
             continue
-        slot = Slot(leaf.name, modules.get(node.path), ".".join(path[:-1]), path[-1])
+        slot = ArraySlot(leaf.name, modules.get(node.path), ".".join(path[:-1]), path[-1])
         for into, names in ((slots, path), (shortened, short)):
             for last in dict.fromkeys((names[-1], _torch_name(slot))):
                 into[".".join((*names[:-1], last))] = slot
     return slots | {name: slot for name, slot in shortened.items() if name not in slots}
 
 
-def _torch_name(slot: Slot) -> str:
-    return TORCH_NAMES.get(slot.leaf, slot.leaf) if _row(slot) is not None else slot.leaf
+def _torch_name(slot: ArraySlot) -> str:
+    return TORCH_NAMES.get(slot.leaf, slot.leaf) if _placement_rule(slot) is not None else slot.leaf
 
 
 def _leaves(structure: Structure) -> Iterator[tuple[tuple[str, ...], tuple[str, ...], Leaf, Node]]:
@@ -116,43 +117,44 @@ def flax_name(key: str, names: Names) -> str:
         if not isinstance(name, str):
             raise InputError(f"`names({key!r})` must be a str; got {type(name).__name__}")
         return name
-    return renamed(key, names)
+    return rename_beginning(key, names)
 
 
-def renamed(name: str, names: Mapping[str, str]) -> str:
+def rename_beginning(name: str, names: Mapping[str, str]) -> str:
     """A name with its longest beginning that is in `names` replaced; the empty one is that of every name.
 
-    >>> renamed("fc.0.weight", {"fc": "head", "": "net"}), renamed("bias", {"": "net"}), renamed("fc.bias", {"fc": ""})
-    ('head.0.weight', 'net.bias', 'bias')
+    >>> cases = ("fc.0.weight", {"fc": "head", "": "net"}), ("bias", {"": "net"}), ("fc.bias", {"fc": ""})
+    >>> [rename_beginning(name, names) for name, names in cases]
+    ['head.0.weight', 'net.bias', 'bias']
     """
-    old = beginning(name, names)
+    old = longest_beginning(name, names)
     if old is None:
         return name
     rest = name[len(old) :].removeprefix(".")
     return ".".join(filter(None, (names[old], rest)))
 
 
-def beginning(name: str, names: Mapping[str, str]) -> str | None:
+def longest_beginning(name: str, names: Mapping[str, str]) -> str | None:
     """The longest beginning of a name, up to one of its dots or all of it, that is in `names`."""
     return max((old for old in names if not old or f"{name}.".startswith(f"{old}.")), key=len, default=None)
 
 
-def placement(slot: Slot, shape: tuple[int, ...], axes: list[Axis]) -> Placement:
+def placement(slot: ArraySlot, shape: tuple[int, ...], axes: list[Axis]) -> Placement:
     """How a PyTorch array of this shape goes into the slot, whose axes have been followed through the network.
 
     **Raises:** `Misfit` if the shape is another than the slot needs, `Unclear` if the order of elements is not known.
     """
-    return (_row(slot) or _as_it_is)(slot, shape, axes)
+    return (_placement_rule(slot) or _unchanged_layout)(slot, shape, axes)
 
 
-def _row(slot: Slot) -> Callable[[Slot, tuple[int, ...], list[Axis]], Placement] | None:
+def _placement_rule(slot: ArraySlot) -> Callable[[ArraySlot, tuple[int, ...], list[Axis]], Placement] | None:
     if slot.leaf != "kernel":
-        row = _bias_general if isinstance(slot.layer, GENERAL) else _as_it_is
-        return row if isinstance(slot.layer, KNOWN) and slot.leaf in LEAVES else None
+        row = _bias_general if isinstance(slot.layer, GENERAL) else _unchanged_layout
+        return row if isinstance(slot.layer, KNOWN) and slot.leaf in LEAF_NAMES else None
     return next((row for type_, row in KERNELS.items() if isinstance(slot.layer, type_)), None)
 
 
-def _fitted(shape: tuple[int, ...], wanted: tuple[int, ...]) -> None:
+def _check_shape(shape: tuple[int, ...], wanted: tuple[int, ...]) -> None:
     if shape != wanted:
         raise Misfit(f"expected shape {wanted} in PyTorch, got {shape}")
 
@@ -166,10 +168,10 @@ def _indices(axes: list[Axis]) -> dict[int, np.ndarray]:
     return {k: index for k, index in found.items() if index is not None}
 
 
-def _as_it_is(slot: Slot, shape: tuple[int, ...], axes: list[Axis]) -> Placement:
+def _unchanged_layout(slot: ArraySlot, shape: tuple[int, ...], axes: list[Axis]) -> Placement:
     """Axes of size 1 may differ; an image's axes are channels-first in PyTorch."""
     sized = [k for k, axis in enumerate(axes) if axis.size != 1]
-    order = kinds_order([axes[k] for k in sized]) or list(range(len(sized)))
+    order = channels_first_order([axes[k] for k in sized]) or list(range(len(sized)))
     wanted = [axes[sized[k]].size for k in order]  # from PyTorch's slowest to its fastest
     if [size for size in shape if size != 1] != wanted:
         raise Misfit(f"expected shape {tuple(wanted) or (1,)} in PyTorch, got {shape}")
@@ -177,15 +179,15 @@ def _as_it_is(slot: Slot, shape: tuple[int, ...], axes: list[Axis]) -> Placement
     return Placement(Rearrangement(tuple(wanted), inverse, _sizes(axes)), _indices(axes), _sizes(axes))
 
 
-def _linear(slot: Slot, shape: tuple[int, ...], axes: list[Axis]) -> Placement:  # [O, I] -> [I, O]
+def _linear(slot: ArraySlot, shape: tuple[int, ...], axes: list[Axis]) -> Placement:  # [O, I] -> [I, O]
     if len(axes) != 2:
         raise Misfit(f"a kernel of shape {_sizes(axes)} stands for several layers, which has no twin in PyTorch")
     ins, outs = _sizes(axes)
-    _fitted(shape, (outs, ins))
+    _check_shape(shape, (outs, ins))
     return Placement(Rearrangement(shape, (1, 0), (ins, outs)), _indices(axes), (ins, outs))
 
 
-def _linear_general(slot: Slot, shape: tuple[int, ...], axes: list[Axis]) -> Placement:  # [O, I] -> [*ins, *outs]
+def _linear_general(slot: ArraySlot, shape: tuple[int, ...], axes: list[Axis]) -> Placement:  # [O, I] -> [*ins, *outs]
     layer = slot.layer
     assert isinstance(layer, GENERAL)
     batch = layer.batch_axis if isinstance(layer, nnx.LinearGeneral) else layer.batch_dims
@@ -197,39 +199,39 @@ def _linear_general(slot: Slot, shape: tuple[int, ...], axes: list[Axis]) -> Pla
     groups = [axes[:count], axes[count:]]
     merged = [Axis(math.prod(_sizes(group)), group, merged=True) for group in groups]
     ins, outs = _sizes(merged)
-    _fitted(shape, (outs, ins))
+    _check_shape(shape, (outs, ins))
     return Placement(Rearrangement(shape, (1, 0), (ins, outs)), _indices(merged), _sizes(axes))
 
 
-def _bias_general(slot: Slot, shape: tuple[int, ...], axes: list[Axis]) -> Placement:  # [O] -> [*outs]
+def _bias_general(slot: ArraySlot, shape: tuple[int, ...], axes: list[Axis]) -> Placement:  # [O] -> [*outs]
     merged = Axis(math.prod(_sizes(axes)), axes, merged=True)
-    _fitted(shape, (merged.size,))
+    _check_shape(shape, (merged.size,))
     return Placement(Rearrangement(shape, (0,), shape), _indices([merged]), _sizes(axes))
 
 
-def _conv(slot: Slot, shape: tuple[int, ...], axes: list[Axis]) -> Placement:  # [O, I/g, *k] -> [*k, I/g, O]
+def _conv(slot: ArraySlot, shape: tuple[int, ...], axes: list[Axis]) -> Placement:  # [O, I/g, *k] -> [*k, I/g, O]
     *window, ins, outs = _sizes(axes)
-    _fitted(shape, (outs, ins, *window))
+    _check_shape(shape, (outs, ins, *window))
     order = (*range(2, len(shape)), 1, 0)
     return Placement(Rearrangement(shape, order, _sizes(axes)), _indices(axes), _sizes(axes))
 
 
-def _conv_transpose(slot: Slot, shape: tuple[int, ...], axes: list[Axis]) -> Placement:
+def _conv_transpose(slot: ArraySlot, shape: tuple[int, ...], axes: list[Axis]) -> Placement:
     """[I, O, *k] -> [*k, I, O], flipped, since Flax does not flip; or [*k, O, I], as it is, where Flax transposes."""
     layer = slot.layer
     assert isinstance(layer, nnx.ConvTranspose | linen.ConvTranspose)
     *window, last_but_one, last = _sizes(axes)
     spatial = tuple(range(2, len(shape)))
     if layer.transpose_kernel:
-        _fitted(shape, (last, last_but_one, *window))
+        _check_shape(shape, (last, last_but_one, *window))
         rearrangement = Rearrangement(shape, (*spatial, 1, 0), _sizes(axes))
     else:
-        _fitted(shape, (last_but_one, last, *window))
+        _check_shape(shape, (last_but_one, last, *window))
         rearrangement = Rearrangement(shape, (*spatial, 0, 1), _sizes(axes), spatial)
     return Placement(rearrangement, _indices(axes), _sizes(axes))
 
 
-KERNELS: Mapping[type, Callable[[Slot, tuple[int, ...], list[Axis]], Placement]] = {
+KERNELS: Mapping[type, Callable[[ArraySlot, tuple[int, ...], list[Axis]], Placement]] = {
     nnx.Linear: _linear,
     nnx.LinearGeneral: _linear_general,
     nnx.Conv: _conv,
@@ -264,7 +266,16 @@ KNOWN = (
 )
 """Layers whose arrays PyTorch has names of its own for."""
 
-LEAVES = {"bias", "scale", "embedding", "negative_slope", "mean", "var", "num_batches_tracked"}
+LEAF_NAMES = {"bias", "scale", "embedding", "negative_slope", "mean", "var", "num_batches_tracked"}
 """Their arrays, kernels apart."""
 
-__all__ = ["WITHOUT_PLACE", "Misfit", "Names", "Placement", "Slot", "Unclear", "flax_name", "placement", "slots_of"]
+__all__ = [
+    "WITHOUT_PLACE",
+    "ArraySlot",
+    "Misfit",
+    "Names",
+    "Placement",
+    "array_slots",
+    "flax_name",
+    "placement",
+]

@@ -17,16 +17,16 @@ from torch_bridge.arrays import checked_cast, jax_dtype, to_numpy
 from torch_bridge.state_dicts.axes import Axis
 from torch_bridge.state_dicts.matching import (
     WITHOUT_PLACE,
+    ArraySlot,
     Misfit,
     Names,
     Placement,
-    Slot,
-    Unclear,
+    array_slots,
     flax_name,
     placement,
-    slots_of,
 )
-from torch_bridge.state_dicts.tracing import traced
+from torch_bridge.state_dicts.permutations import Unclear
+from torch_bridge.state_dicts.tracing import trace_axes
 
 Permutations = Mapping[str, tuple[int, ...] | None]
 
@@ -75,7 +75,7 @@ def stack_state_dicts(
     >>> jax.tree.map(jnp.shape, params), buffers
     ({'bias': (5, 2), 'kernel': (5, 3, 2)}, {})
     """
-    members = _members(state_dicts)
+    members = _check_members(state_dicts)
     _check_statements(permutations, names)
     if isinstance(flax_module, linen.Module):
         raise InputError(
@@ -84,11 +84,11 @@ def stack_state_dicts(
         )
     state = split(flax_module)  # also refuses what is no module
     inputs = example_input if isinstance(example_input, tuple) else (example_input,)
-    axes, layers = traced(flax_module, jax.tree_util.tree_map_with_path(_abstract, inputs))
-    slots = slots_of(flax_module, layers)
-    _pin(axes, slots, permutations or {})
-    placements = _placements(members[0], flax_module, slots, axes, names)
-    arrays = _filled(members, placements)
+    axes, layers = trace_axes(flax_module, jax.tree_util.tree_map_with_path(_as_shape, inputs))
+    slots = array_slots(flax_module, layers)
+    _pin_axes(axes, slots, permutations or {})
+    placements = _find_placements(members[0], flax_module, slots, axes, names)
+    arrays = _stack_arrays(members, placements)
     trees = [flatten(tree) for tree in (state.params, state.buffers)]
     params, buffers = (unflatten({name: jnp.array(arrays.pop(name)) for name in tree}) for tree in trees)
     return params, buffers
@@ -107,14 +107,14 @@ def _check_statements(permutations: Any, names: Any) -> None:
         raise InputError(f"`names` must be a function, or a dict of names in Flax by names in PyTorch; got {names!r}")
 
 
-def _abstract(path: Any, leaf: Any) -> jax.ShapeDtypeStruct:
+def _as_shape(path: Any, leaf: Any) -> jax.ShapeDtypeStruct:
     if isinstance(leaf, jax.ShapeDtypeStruct):
         return leaf
     leaf = as_array(leaf, f"example_input{jax.tree_util.keystr(path)}")
     return jax.ShapeDtypeStruct(jnp.shape(leaf), jnp.result_type(leaf))
 
 
-def _members(state_dicts: Any) -> list[dict[str, Any]]:
+def _check_members(state_dicts: Any) -> list[dict[str, Any]]:
     """**Raises:** `InputError` for what are no state dicts, `MemberError` with every difference between them."""
     if isinstance(state_dicts, Mapping) or not isinstance(state_dicts, Sequence):
         raise InputError(
@@ -137,11 +137,11 @@ def _members(state_dicts: Any) -> list[dict[str, Any]]:
 
 
 def _check_alike(members: Sequence[Mapping[str, Any]]) -> None:
-    first = {key: _described(value) for key, value in members[0].items()}
+    first = {key: _description(value) for key, value in members[0].items()}
     found: dict[tuple[str, str, str], list[int]] = defaultdict(list)
     for k, member in enumerate(members[1:], 1):
         for key in dict.fromkeys((*first, *member)):
-            theirs = _described(member[key]) if key in member else "nothing"
+            theirs = _description(member[key]) if key in member else "nothing"
             if theirs != (ours := first.get(key, "nothing")):
                 found[key, theirs, ours].append(k)
     if found:
@@ -153,12 +153,12 @@ def _check_alike(members: Sequence[Mapping[str, Any]]) -> None:
         raise MemberError("the state dicts must have the same keys, shapes and dtypes; got\n" + "\n".join(rows))
 
 
-def _described(value: Tensor | np.ndarray) -> str:
+def _description(value: Tensor | np.ndarray) -> str:
     shape = "nested" if isinstance(value, Tensor) and value.is_nested else list(value.shape)
     return f"{str(value.dtype).removeprefix('torch.')}{shape}"
 
 
-def _pin(axes: Mapping[str, Sequence[Axis]], slots: Mapping[str, Slot], permutations: Permutations) -> None:
+def _pin_axes(axes: Mapping[str, Sequence[Axis]], slots: Mapping[str, ArraySlot], permutations: Permutations) -> None:
     """Marks the axes whose order the user states. **Raises:** `InputError` listing the statements that do not fit."""
     problems = []
     for path, sizes in permutations.items():
@@ -179,7 +179,7 @@ def _pin(axes: Mapping[str, Sequence[Axis]], slots: Mapping[str, Slot], permutat
         raise InputError("`permutations` does not fit the Flax module:\n  " + "\n  ".join(problems))
 
 
-def _input_axes(slot: Slot, axes: Sequence[Axis], named: bool) -> list[Axis]:
+def _input_axes(slot: ArraySlot, axes: Sequence[Axis], named: bool) -> list[Axis]:
     """The inputs of a kernel, the features of a normalisation, the last axis of any array that is named itself.
 
     A kernel's bias lies along its outputs, so that the name of the layer does not mean it.
@@ -189,10 +189,10 @@ def _input_axes(slot: Slot, axes: Sequence[Axis], named: bool) -> list[Axis]:
     return list(axes[-1:]) if named or slot.leaf in ("scale", "mean", "var") else []
 
 
-def _placements(
+def _find_placements(
     tensors: Mapping[str, Any],
     module: nnx.Module,
-    slots: Mapping[str, Slot],
+    slots: Mapping[str, ArraySlot],
     axes: Mapping[str, list[Axis]],
     names: Names,
 ) -> dict[str, tuple[str, Placement]]:
@@ -204,7 +204,7 @@ def _placements(
         slot = slots.get(flax_name(key, names))
         if slot is None:
             if key.rpartition(".")[2] != WITHOUT_PLACE:
-                unread.append(f"`{key}` {_described(tensor)}")
+                unread.append(f"`{key}` {_description(tensor)}")
             continue
         filled.setdefault(slot.name, key)
         try:
@@ -218,7 +218,7 @@ def _placements(
         for name, leaf in axes.items()
         if name not in filled
     ]
-    silent = [name for name in names if not _begins_any(name, tensors)] if isinstance(names, Mapping) else []
+    silent = [name for name in names if not _is_beginning(name, tensors)] if isinstance(names, Mapping) else []
     silent = [f"`names` has `{name}`, with which no key begins" for name in silent]
     _raise_unless_empty(
         type(module).__name__,
@@ -238,7 +238,7 @@ def _placements(
     return result
 
 
-def _begins_any(name: str, keys: Mapping[str, Any]) -> bool:
+def _is_beginning(name: str, keys: Mapping[str, Any]) -> bool:
     return any(f"{key}.".startswith(f"{name}.") for key in keys)
 
 
@@ -252,7 +252,7 @@ def _raise_unless_empty(name: str, groups: Sequence[tuple[str, Sequence[str], st
         raise StateError(f"the state dicts and {name} do not fit together:\n" + "\n".join(text))
 
 
-def _filled(
+def _stack_arrays(
     members: Sequence[Mapping[str, Any]], placements: Mapping[str, tuple[str, Placement]]
 ) -> dict[str, np.ndarray]:
     """The stacked arrays by name. **Raises:** `StateError` where two keys disagree about one array."""
@@ -260,7 +260,9 @@ def _filled(
     sources: dict[str, str] = {}
     conflicts = []
     for key, (name, place) in placements.items():
-        stacked = np.stack([_placed(member[key], place, f"member {k}, `{key}`") for k, member in enumerate(members)])
+        stacked = np.stack(
+            [_place_array(member[key], place, f"member {k}, `{key}`") for k, member in enumerate(members)]
+        )
         if name not in arrays:
             arrays[name], sources[name] = stacked, key
         elif arrays[name].tobytes() != stacked.tobytes():
@@ -270,6 +272,6 @@ def _filled(
     return arrays
 
 
-def _placed(value: Tensor | np.ndarray, place: Placement, what: str) -> np.ndarray:
+def _place_array(value: Tensor | np.ndarray, place: Placement, what: str) -> np.ndarray:
     array = to_numpy(value, what) if isinstance(value, Tensor) else value
     return place.apply(checked_cast(array, jax_dtype(array.dtype, what), what))

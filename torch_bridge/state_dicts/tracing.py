@@ -11,11 +11,11 @@ from jaxensemble.compat import Var, scan_counts
 from jaxensemble.errors import InputError, describe_error
 from jaxensemble.modules.state import flatten, merge, split, unflatten
 from jaxensemble.modules.structure import Path
-from torch_bridge.state_dicts.axes import Axis, unify
-from torch_bridge.state_dicts.rules import Axes, Rule, fresh, rule_for, unknown
+from torch_bridge.state_dicts.axes import Axis, unify_axes
+from torch_bridge.state_dicts.rules import AxisList, AxisRule, find_rule, new_axes, unknown_axes
 
 
-def traced(module: nnx.Module, inputs: tuple[Any, ...]) -> tuple[dict[str, Axes], dict[Path, linen.Module]]:
+def trace_axes(module: nnx.Module, inputs: tuple[Any, ...]) -> tuple[dict[str, AxisList], dict[Path, linen.Module]]:
     """The axes of every parameter and buffer, by dotted name, after one call in evaluation mode.
 
     `module` is neither changed nor run: its call is traced with the shapes and dtypes of `inputs`.
@@ -36,14 +36,14 @@ def traced(module: nnx.Module, inputs: tuple[Any, ...]) -> tuple[dict[str, Axes]
     def call(leaves: Sequence[Any], inputs: tuple[Any, ...]) -> Any:
         arrays = dict(zip(names, leaves, strict=True))
         trees = {kind: unflatten({name: arrays[name] for name in group}) for kind, group in groups.items()}
-        return jax.tree.leaves(_watched(merge(*state._replace(**trees)), layers)(*inputs))
+        return jax.tree.leaves(_watch_modules(merge(*state._replace(**trees)), layers)(*inputs))
 
     leaves = [jax.ShapeDtypeStruct(jnp.shape(leaf), leaf.dtype) for leaf in initial.values()]
     try:
         program = jax.make_jaxpr(call)(leaves, inputs)
     except Exception as error:  # whatever a user's call raises is told as one kind of error
         bare = not initial and any(isinstance(layer, nnx.bridge.ToNNX) for _, layer in nnx.iter_modules(module))
-        advice = "An nnx.bridge.ToNNX has arrays after .lazy_init(example_input)." if bare else _ADVICE
+        advice = "An nnx.bridge.ToNNX has arrays after .lazy_init(example_input)." if bare else _INPUT_ADVICE
         raise InputError(
             f"`flax_module` cannot be called with `example_input`: {describe_error(error)}\n{advice}",
             details=str(error),
@@ -53,11 +53,11 @@ def traced(module: nnx.Module, inputs: tuple[Any, ...]) -> tuple[dict[str, Axes]
         [Axis(size, raw=True, last=k == leaf.ndim - 1) for k, size in enumerate(leaf.shape)]
         for leaf in jax.tree.leaves(inputs)
     ]
-    _run(program, [*own.values(), *given])
+    _trace_program(program, [*own.values(), *given])
     return own, layers
 
 
-_ADVICE = (
+_INPUT_ADVICE = (
     "Pass an input as the Flax module takes it (channels-last, where it convolves); a tuple for several arguments."
 )
 
@@ -73,7 +73,7 @@ class _Watched(nnx.bridge.ToNNX):
             return super().__call__(*args, **kwargs)
 
 
-def _watched(module: Any, layers: dict[Path, linen.Module]) -> Any:
+def _watch_modules(module: Any, layers: dict[Path, linen.Module]) -> Any:
     """The module, in which those of `flax.linen` note in `layers` what they call."""
     for path, layer in nnx.iter_modules(module):
         if type(layer) is nnx.bridge.ToNNX:
@@ -88,70 +88,72 @@ def _watched(module: Any, layers: dict[Path, linen.Module]) -> Any:
     return module
 
 
-def _run(jaxpr: Any, inputs: Sequence[Axes]) -> list[Axes]:
-    known: dict[Any, Axes] = dict(zip(jaxpr.invars, inputs, strict=True))
+def _trace_program(jaxpr: Any, inputs: Sequence[AxisList]) -> list[AxisList]:
+    known: dict[Any, AxisList] = dict(zip(jaxpr.invars, inputs, strict=True))
 
-    def axes_of(atom: Any) -> Axes:
+    def axes_of(atom: Any) -> AxisList:
         aval: Any = atom.aval
-        return known[atom] if isinstance(atom, Var) and atom in known else fresh(aval.shape)
+        return known[atom] if isinstance(atom, Var) and atom in known else new_axes(aval.shape)
 
     for equation in jaxpr.eqns:
         operands = [axes_of(atom) for atom in equation.invars]
-        for variable, axes in zip(equation.outvars, _rule(equation)(equation, operands), strict=True):
+        for variable, axes in zip(equation.outvars, _equation_rule(equation)(equation, operands), strict=True):
             known[variable] = axes
     return [axes_of(atom) for atom in jaxpr.outvars]
 
 
-def _rule(equation: Any) -> Rule:
+def _equation_rule(equation: Any) -> AxisRule:
     name = equation.primitive.name
-    return LOOPS.get(name) or rule_for(name) or (unknown if _inner(equation.params) is None else _inlined)
+    return LOOPS.get(name) or find_rule(name) or (unknown_axes if _inner_program(equation.params) is None else _inline)
 
 
-def _inner(params: Mapping[str, Any]) -> Any:
+def _inner_program(params: Mapping[str, Any]) -> Any:
     """The jaxpr of a call, which runs it once on its operands as they are; None for a primitive that is no call."""
     name = next((name for name in ("jaxpr", "call_jaxpr", "fun_jaxpr") if name in params), None)
     return None if name is None else params[name]
 
 
-def _inlined(equation: Any, operands: list[Axes]) -> list[Axes]:
-    jaxpr = _inner(equation.params)
+def _inline(equation: Any, operands: list[AxisList]) -> list[AxisList]:
+    jaxpr = _inner_program(equation.params)
     sizes = [tuple(axis.size for axis in axes) for axes in operands]
     if [getattr(variable.aval, "shape", None) for variable in jaxpr.invars] != sizes:
         for axis in (axis for axes in operands for axis in axes):
             axis.find().opaque = equation.primitive.name  # whatever is done to it is not seen
-        return unknown(equation, operands)
-    return _run(jaxpr, operands)
+        return unknown_axes(equation, operands)
+    return _trace_program(jaxpr, operands)
 
 
-def _scan(equation: Any, operands: list[Axes]) -> list[Axes]:
+def _scan(equation: Any, operands: list[AxisList]) -> list[AxisList]:
     """A loop: what is carried comes out as it goes in; what is scanned loses its first axis and gets it back."""
     constants, carried = scan_counts(equation)
     scanned = operands[constants + carried :]
     steps = scanned[0][0] if scanned else Axis(equation.params["length"])
-    results = _run(_inner(equation.params), [*operands[: constants + carried], *(axes[1:] for axes in scanned)])
+    results = _trace_program(
+        _inner_program(equation.params), [*operands[: constants + carried], *(axes[1:] for axes in scanned)]
+    )
     _unify_all(operands[constants : constants + carried], results[:carried])
     return [*results[:carried], *([steps, *axes] for axes in results[carried:])]
 
 
-def _while(equation: Any, operands: list[Axes]) -> list[Axes]:
+def _while(equation: Any, operands: list[AxisList]) -> list[AxisList]:
     ignored, constants = equation.params["cond_nconsts"], equation.params["body_nconsts"]
-    results = _run(equation.params["body_jaxpr"], operands[ignored:])
+    results = _trace_program(equation.params["body_jaxpr"], operands[ignored:])
     _unify_all(operands[ignored + constants :], results)
     return results
 
 
-def _cond(equation: Any, operands: list[Axes]) -> list[Axes]:
-    first, *others = [_run(branch, operands[1:]) for branch in equation.params["branches"]]
+def _cond(equation: Any, operands: list[AxisList]) -> list[AxisList]:
+    first, *others = [_trace_program(branch, operands[1:]) for branch in equation.params["branches"]]
     for results in others:
         _unify_all(first, results)
     return first
 
 
-def _unify_all(ours: Sequence[Axes], theirs: Sequence[Axes]) -> None:
+def _unify_all(ours: Sequence[AxisList], theirs: Sequence[AxisList]) -> None:
     for left, right in zip(ours, theirs, strict=True):
         for a, b in zip(left, right, strict=True):
-            unify(a, b)
+            unify_axes(a, b)
 
 
-LOOPS: Mapping[str, Rule] = {"cond": _cond, "scan": _scan, "while": _while}
+LOOPS: Mapping[str, AxisRule] = {"cond": _cond, "scan": _scan, "while": _while}
 """Primitives that run jaxprs within, more or less often than once."""

@@ -12,7 +12,7 @@ BUSY = 0.1
 
 
 @dataclasses.dataclass(frozen=True)
-class Reading:
+class LoadReading:
     """What counters say at one moment, in seconds: the clock, all work of our cores, and that of our own processes."""
 
     clock: float
@@ -20,7 +20,7 @@ class Reading:
     own: dict[int, float]
 
     @classmethod
-    def now(cls, pids: Iterable[int]) -> "Reading | None":
+    def now(cls, pids: Iterable[int]) -> "LoadReading | None":
         """Reads `/proc`; None where there is none."""
         allowed = {f"cpu{core}" for core in os.sched_getaffinity(0)} if hasattr(os, "sched_getaffinity") else set()
         try:
@@ -44,10 +44,10 @@ def _seconds_of(pid: int, tick: int) -> float:
     return 0.0
 
 
-def others(spans: Iterable[tuple[Reading | None, Reading | None]]) -> float | None:
+def other_load(spans: Iterable[tuple[LoadReading | None, LoadReading | None]]) -> float | None:
     """How many cores other processes kept at work, over several spans of time; None where the system does not say.
 
-    >>> others([(Reading(0.0, 5.0, {7: 1.0}), Reading(2.0, 8.0, {7: 2.0}))])
+    >>> other_load([(LoadReading(0.0, 5.0, {7: 1.0}), LoadReading(2.0, 8.0, {7: 2.0}))])
     1.0
     """
     seconds = foreign = 0.0
@@ -60,10 +60,10 @@ def others(spans: Iterable[tuple[Reading | None, Reading | None]]) -> float | No
     return max(0.0, foreign / seconds) if seconds else None
 
 
-def described(before: float | None, during: float | None, cores: int) -> str:
+def describe_load(before: float | None, during: float | None, cores: int) -> str:
     """What others took, in words.
 
-    >>> described(0.0, 1.5, 2)
+    >>> describe_load(0.0, 1.5, 2)
     'BUSY: other processes kept 1.5 of 2 cores at work during the measurement, 0.0 before it'
     """
     if before is None or during is None:

@@ -86,11 +86,11 @@ class Process:
         """Gives the worker its job."""
         if self._process is None:
             self.launch()
-        self._tell(dataclasses.asdict(self.job))
+        self._send(dataclasses.asdict(self.job))
 
     def get_ready(self) -> None:
         """Waits until the worker's first call is done."""
-        self.ready = self._hear()
+        self.ready = self._receive()
 
     def block(self) -> None:
         """Measures one block of calls; one in which something was compiled is measured again, once."""
@@ -138,10 +138,10 @@ class Process:
         )
 
     def _ask(self, message: dict[str, Any]) -> dict[str, Any]:
-        self._tell(message)
-        return self._hear()
+        self._send(message)
+        return self._receive()
 
-    def _tell(self, message: dict[str, Any]) -> None:
+    def _send(self, message: dict[str, Any]) -> None:
         process = self._process
         self._deadline = time.monotonic() + self.patience
         if not self.failure and process is not None and process.stdin is not None:
@@ -149,12 +149,12 @@ class Process:
                 process.stdin.write(json.dumps(message) + "\n")
                 process.stdin.flush()
 
-    def _hear(self) -> dict[str, Any]:
+    def _receive(self) -> dict[str, Any]:
         process = self._process
         if self.failure or process is None or process.stdout is None:
             return {}
         try:
-            ready = _is_heard(process.stdout, max(0.0, self._deadline - time.monotonic()))
+            ready = _has_output(process.stdout, max(0.0, self._deadline - time.monotonic()))
             if not ready:
                 process.kill()  # it would go on while the others are measured
             line = process.stdout.readline() if ready else json.dumps({"error": f"no answer in {self.patience:g} s"})
@@ -167,17 +167,17 @@ class Process:
         return answer
 
 
-def _is_heard(pipe: IO[str], seconds: float) -> bool:
+def _has_output(pipe: IO[str], seconds: float) -> bool:
     """Waits until a pipe has something to read, or time is over. On Windows reading itself waits, without a limit."""
     return sys.platform == "win32" or bool(select.select([pipe], [], [], seconds)[0])
 
 
-def compare(processes: Sequence[Process], precision: str = "float32") -> None:
+def compare_outputs(processes: Sequence[Process], precision: str = "float32") -> None:
     """Outputs must be those of the first variant: another of PyTorch's ways fails, for ours `ParityError` is raised."""
     outputs = [load_arrays(Path(process.ready["outputs"])) for process in processes]
     wrong = []
     for process, found in zip(processes, outputs, strict=True):
-        error = _apart(found, outputs[0])
+        error = _difference(found, outputs[0])
         if error <= _AGREE[precision]:
             continue
         if process.job.framework == "torch" and process is not processes[0]:
@@ -191,13 +191,13 @@ def compare(processes: Sequence[Process], precision: str = "float32") -> None:
         )
 
 
-def _apart(found: list[np.ndarray], expected: list[np.ndarray]) -> float:
+def _difference(found: list[np.ndarray], expected: list[np.ndarray]) -> float:
     if [x.shape for x in found] != [x.shape for x in expected]:
         return float("inf")
-    return max((_normwise(x, y) for x, y in zip(found, expected, strict=True)), default=0.0)
+    return max((_normwise_difference(x, y) for x, y in zip(found, expected, strict=True)), default=0.0)
 
 
-def _normwise(x: np.ndarray, y: np.ndarray) -> float:
+def _normwise_difference(x: np.ndarray, y: np.ndarray) -> float:
     if not x.size:
         return 0.0
     wide = complex if np.iscomplexobj(y) else float

@@ -9,7 +9,7 @@ from typing import Any
 
 from jaxensemble.running.device import human_bytes
 from torch_bridge.report import save_json, table
-from torch_bridge.timing.load import described, is_busy
+from torch_bridge.timing.load import describe_load, is_busy
 from torch_bridge.timing.pictures import Bar, draw_bars
 from torch_bridge.timing.statistics import ratio_interval
 
@@ -71,7 +71,7 @@ class Ratio:
         why = f"the calls of {' and of '.join(kinds)} fall into two kinds" if kinds else ""
         return cls(ours.name, theirs.name, theirs.median / ours.median, low, high, len(ours.rounds), why)
 
-    def beside(self, control: "Ratio | None", why: str = "") -> "Ratio":
+    def widen(self, control: "Ratio | None", why: str = "") -> "Ratio":
         """The ratio with its interval as much wider as two processes of the very same work are apart.
 
         `why` is what else may have widened it.
@@ -133,16 +133,16 @@ class TimingReport:
     def __str__(self) -> str:
         title = "Time of one call" + (", on a machine that was BUSY with others' work" if self.busy else "")
         text = table(title, _COLUMNS, [self._row(v) for v in sorted(self.variants, key=lambda v: v.median)])
-        return "\n".join([text, *self._told()])
+        return "\n".join([text, *self._notes()])
 
-    def _told(self) -> list[str]:
+    def _notes(self) -> list[str]:
         """What stands below the table: ratios, what is odd about variants, and what all this ran on."""
         ratios = [str(ratio) for ratio in (self.best, self.plain) if ratio]
         if self.control:
             ratios.append(f"control, ours against itself: {self.control.low:.2f} to {self.control.high:.2f}")
         notes = [f"{v.name}: {v.failure or v.note}" for v in self.variants if v.failure or v.note]
-        kinds = [f"{v.name}: {_kinds(*v.kinds)}" for v in self.variants if v.kinds]
-        return [*ratios, *notes, *kinds, *_where(self.environment)]
+        kinds = [f"{v.name}: {_kinds_text(*v.kinds)}" for v in self.variants if v.kinds]
+        return [*ratios, *notes, *kinds, *_environment_lines(self.environment)]
 
     def _row(self, v: Variant) -> tuple[str, ...]:
         if not v.rounds:
@@ -162,14 +162,14 @@ class TimingReport:
         """The table in Markdown, and what stands below it as a list."""
         rows = [self._row(v) for v in sorted(self.variants, key=lambda v: v.median)]
         lines = [_COLUMNS, ("---", *["---:"] * (len(_COLUMNS) - 1)), *rows]
-        told = [f"- {line}" for line in self._told()]
+        told = [f"- {line}" for line in self._notes()]
         return "\n".join([*(f"| {' | '.join(line)} |" for line in lines), "", *told])
 
     def to_json(self) -> dict[str, Any]:
         """The report as plain data."""
         return {
-            "variants": [_plain(v) for v in self.variants],
-            **{name: value and _ratio(value) for name, value in self._ratios().items()},
+            "variants": [_variant_json(v) for v in self.variants],
+            **{name: value and _ratio_json(value) for name, value in self._ratios().items()},
             "rows": self.rows,
             "environment": self.environment,
         }
@@ -187,15 +187,15 @@ class TimingReport:
         return {"best": self.best, "plain": self.plain, "control": self.control}
 
 
-def _ratio(ratio: Ratio) -> dict[str, Any]:
+def _ratio_json(ratio: Ratio) -> dict[str, Any]:
     return dataclasses.asdict(ratio) | {"withheld": ratio.withheld}
 
 
-def _kinds(fast: float, slow: float, share: float) -> str:
+def _kinds_text(fast: float, slow: float, share: float) -> str:
     return f"calls of two kinds, {1e3 * fast:.3g} ms and, {share:.0%} of them, {1e3 * slow:.3g} ms"
 
 
-def _where(environment: Mapping[str, Any]) -> list[str]:
+def _environment_lines(environment: Mapping[str, Any]) -> list[str]:
     """What a timing ran on, a line each: work, machine, versions, what others did; nothing where it is not known."""
     if "load" not in environment:
         return []
@@ -208,11 +208,11 @@ def _where(environment: Mapping[str, Any]) -> list[str]:
         f"{found['rounds']} rounds",
         f"on {device}, {found['threads']} of {found['cores']} cores; PyTorch's threads: {found['torch_threads_tried']}",
         f"Python {found['python']}, {', '.join(f'{name} {versions[name]}' for name in names)}; {found['date'][:10]}",
-        described(found["load"]["before"], found["load"]["during"], found["cores"]),
+        describe_load(found["load"]["before"], found["load"]["during"], found["cores"]),
     ]
 
 
-def _plain(variant: Variant) -> dict[str, Any]:
+def _variant_json(variant: Variant) -> dict[str, Any]:
     """A variant as JSON has it: nothing where there is no figure."""
     fields = dataclasses.asdict(variant) | {"median": variant.median}
     return {name: None if isinstance(x, float) and not math.isfinite(x) else x for name, x in fields.items()}

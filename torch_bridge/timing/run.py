@@ -29,10 +29,10 @@ from torch_bridge.members.stack import checked_ensemble
 from torch_bridge.parity.inputs import batch_size, ensemble_inputs
 from torch_bridge.report import environment
 from torch_bridge.timing.exchange import save_arrays
-from torch_bridge.timing.load import Reading, is_busy, others
-from torch_bridge.timing.process import Process, compare
+from torch_bridge.timing.load import LoadReading, is_busy, other_load
+from torch_bridge.timing.process import Process, compare_outputs
 from torch_bridge.timing.result import Ratio, TimingReport
-from torch_bridge.timing.variants import OURS, PLAIN, torch_variants
+from torch_bridge.timing.variants import OURS, PLAIN_JAX, torch_variants
 from torch_bridge.timing.worker import Job
 
 try:
@@ -118,7 +118,7 @@ def time(
             f"The ways are {', '.join(known)}."
         )
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
-        _write(Path(folder), members, ensemble, arguments, setup)
+        _write_job_files(Path(folder), members, ensemble, arguments, setup)
         job = Job(
             folder,
             variant="",
@@ -133,43 +133,43 @@ def time(
         )
         counts = sorted({1, job.threads}) if device == "cpu" else [job.threads]
         jobs = [dataclasses.replace(job, variant=name, threads=count) for name in names for count in counts]
-        jobs += [dataclasses.replace(job, framework="jax", variant=name) for name in (OURS, OURS, PLAIN)]
+        jobs += [dataclasses.replace(job, framework="jax", variant=name) for name in (OURS, OURS, PLAIN_JAX)]
         runs = [Process(one, stack, patience) for one in jobs]
         half = any(p.dtype in (torch.bfloat16, torch.float16) for p in members[0].parameters())
         settings = {
             "device": device, "tf32": tf32, "train": train, "threads": job.threads, "rounds": rounds,
             "seconds": seconds, "together": together, "torch_threads_tried": " and ".join(map(str, counts)),
             "members": len(members), "network": type(members[0]).__name__,
-            "inputs": [_described(x) for x in pytree.tree_leaves(arguments) if isinstance(x, Tensor)],
+            "inputs": [_description(x) for x in pytree.tree_leaves(arguments) if isinstance(x, Tensor)],
         }  # fmt: skip
-        return _timed(runs, half, len(members) * (batch or 1), settings, progress)
+        return _measure(runs, half, len(members) * (batch or 1), settings, progress)
 
 
-def _described(tensor: Tensor) -> str:
+def _description(tensor: Tensor) -> str:
     return f"{str(tensor.dtype).removeprefix('torch.')}{list(tensor.shape)}"
 
 
-def _timed(
+def _measure(
     runs: list[Process], half: bool, rows: int, settings: dict[str, Any], progress: Callable[[str], object]
 ) -> TimingReport:
-    start = Reading.now(())
+    start = LoadReading.now(())
     sleep(_LOOK)
-    before = others([(start, Reading.now(()))])
-    _prepare(runs, progress, together=settings["together"])
+    before = other_load([(start, LoadReading.now(()))])
+    _prepare_all(runs, progress, together=settings["together"])
     precision = "half" if half else "tf32" if settings["tf32"] else "float32"
-    compare([run for run in runs if not run.failure], precision)
+    compare_outputs([run for run in runs if not run.failure], precision)
     ours, again, plain = runs[-3:]
     order, taking_part, rounds = random.Random(0), runs, settings["rounds"]
     spans = []
     for number in range(rounds):
         progress(f"round {number + 1} of {rounds}")
         pids = [os.getpid(), *(run.pid for run in taking_part if run.pid is not None)]
-        start = Reading.now(pids)
+        start = LoadReading.now(pids)
         for run in order.sample(taking_part, len(taking_part)):
             run.block()
-        spans.append((start, Reading.now(pids)))
+        spans.append((start, LoadReading.now(pids)))
         if number == 0:
-            taking_part = _finalists(runs)
+            taking_part = _choose_finalists(runs)
     for run in taking_part:
         run.finish()
     found = {id(run): run.variant() for run in runs}
@@ -177,19 +177,19 @@ def _timed(
     torch_best = min(theirs, key=lambda variant: variant.median, default=found[id(runs[0])])
     mine, twin, mapped = (found[id(run)] for run in (ours, again, plain))
     control = Ratio.of(mine, twin) if mine.rounds and twin.rounds else None
-    load = {"before": before, "during": others(spans)}
+    load = {"before": before, "during": other_load(spans)}
     busy = "the machine was busy" if is_busy(load["before"], load["during"], cores()) else ""
     return TimingReport(
         tuple(found[id(run)] for run in runs if run is not again),
-        best=Ratio.of(mine, torch_best).beside(control, busy) if mine.rounds and torch_best.rounds else None,
-        plain=Ratio.of(mine, mapped).beside(control, busy) if mine.rounds and mapped.rounds else None,
+        best=Ratio.of(mine, torch_best).widen(control, busy) if mine.rounds and torch_best.rounds else None,
+        plain=Ratio.of(mine, mapped).widen(control, busy) if mine.rounds and mapped.rounds else None,
         control=control,
         rows=rows,
         environment=environment() | settings | {"load": load},
     )
 
 
-def _prepare(runs: list[Process], progress: Callable[[str], object], *, together: bool) -> None:
+def _prepare_all(runs: list[Process], progress: Callable[[str], object], *, together: bool) -> None:
     """Gets all variants ready; ours alone even when `together`, since it measures plans."""
     if together:
         for run in runs:
@@ -203,7 +203,7 @@ def _prepare(runs: list[Process], progress: Callable[[str], object], *, together
             run.get_ready()
 
 
-def _finalists(runs: list[Process]) -> list[Process]:
+def _choose_finalists(runs: list[Process]) -> list[Process]:
     """Ours, and those of PyTorch's ways that were fastest so far; the others end here."""
     theirs = [run for run in runs if run.job.framework == "torch" and run.rounds]
     fastest = sorted(theirs, key=lambda run: run.median)[:_FINALISTS]
@@ -214,7 +214,7 @@ def _finalists(runs: list[Process]) -> list[Process]:
     return staying
 
 
-def _write(
+def _write_job_files(
     folder: Path,
     members: list[nn.Module],
     ensemble: Ensemble,

@@ -28,50 +28,59 @@ from jaxensemble.training.step import run_steps
 from torch_bridge.graph.examples import Arguments
 from torch_bridge.parity import reference
 from torch_bridge.parity.gradients import float_leaves
-from torch_bridge.timing.variants import OURS, Call, as_graph, channels_last, compiler, member_of, mode_of, recorded
+from torch_bridge.timing.variants import (
+    OURS,
+    Runnable,
+    compiler,
+    record_graph,
+    recorded_way,
+    shared_forward,
+    split_mode,
+    to_channels_last,
+)
 
 RATE = 1e-10
-STEPS = 10
+STEPS_PER_CALL = 10
 """Steps that one call makes."""
 
 
-def torch_step(name: str, models: Sequence[nn.Module], inputs: Arguments | tuple[Any, ...]) -> Call:
+def torch_step(name: str, models: Sequence[nn.Module], inputs: Arguments | tuple[Any, ...]) -> Runnable:
     """Steps of all members in PyTorch, as `name` says; gives the losses before them, a list or a stack."""
-    inner = recorded(name)
+    inner = recorded_way(name)
     if inner:
-        return as_graph(torch_step(inner, models, inputs), warm_ups=1)  # a call makes ten steps
-    way, mode = mode_of(name)
+        return record_graph(torch_step(inner, models, inputs), warm_ups=1)  # a call makes ten steps
+    way, mode = split_mode(name)
     arguments = Arguments.of(inputs)
     models = [copy.deepcopy(model).train().requires_grad_(True) for model in models]
     if way.endswith(", channels_last"):
-        models, arguments = channels_last(models, arguments)
-    return _repeated(_STEPS[way.removesuffix(", channels_last")](models, arguments, compiler(mode)))
+        models, arguments = to_channels_last(models, arguments)
+    return _repeat_step(_STEPS[way.removesuffix(", channels_last")](models, arguments, compiler(mode)))
 
 
-def _repeated(step: Call) -> Call:
+def _repeat_step(step: Runnable) -> Runnable:
     def steps() -> Any:
         losses = step()
-        for _ in range(STEPS - 1):
+        for _ in range(STEPS_PER_CALL - 1):
             step()
         return losses
 
     return steps
 
 
-def _loop_step(models: Sequence[nn.Module], inputs: Arguments, compiled: Callable[..., Any]) -> Call:
-    losses = compiled(lambda positional, named: [_square(model(*positional, **named)) for model in models])
-    return _step_of(models, lambda: losses(*inputs))
+def _loop_step(models: Sequence[nn.Module], inputs: Arguments, compiled: Callable[..., Any]) -> Runnable:
+    losses = compiled(lambda positional, named: [_torch_square(model(*positional, **named)) for model in models])
+    return _adam_step(models, lambda: losses(*inputs))
 
 
-def _member_step(models: Sequence[nn.Module], inputs: Arguments, compiled: Callable[..., Any]) -> Call:
-    member = member_of(models)
-    loss = compiled(lambda params, buffers, inputs: _square(member(params, buffers, inputs)))
+def _member_step(models: Sequence[nn.Module], inputs: Arguments, compiled: Callable[..., Any]) -> Runnable:
+    member = shared_forward(models)
+    loss = compiled(lambda params, buffers, inputs: _torch_square(member(params, buffers, inputs)))
     states = [(dict(model.named_parameters()), dict(model.named_buffers())) for model in models]
-    return _step_of(models, lambda: [loss(*state, tuple(inputs)) for state in states])
+    return _adam_step(models, lambda: [loss(*state, tuple(inputs)) for state in states])
 
 
-def _step_of(models: Sequence[nn.Module], losses: Callable[[], list[Tensor]]) -> Call:
-    optimizer = _adam([param for model in models for param in model.parameters()])
+def _adam_step(models: Sequence[nn.Module], losses: Callable[[], list[Tensor]]) -> Runnable:
+    optimizer = _make_adam([param for model in models for param in model.parameters()])
 
     def step() -> list[Tensor]:
         found = losses()
@@ -83,14 +92,14 @@ def _step_of(models: Sequence[nn.Module], losses: Callable[[], list[Tensor]]) ->
     return step
 
 
-def _mapped_step(models: Sequence[nn.Module], inputs: Arguments, compiled: Callable[..., Any]) -> Call:
-    member = member_of(models)
+def _mapped_step(models: Sequence[nn.Module], inputs: Arguments, compiled: Callable[..., Any]) -> Runnable:
+    member = shared_forward(models)
     params, buffers = stack_module_state(list(models))
-    optimizer = _adam(list(params.values()))
+    optimizer = _make_adam(list(params.values()))
     tensors, calling = reference.split_tensors(inputs)
 
     def loss(params: Any, buffers: Any, tensors: Any) -> Tensor:
-        return _square(member(params, buffers, calling(tensors)))
+        return _torch_square(member(params, buffers, calling(tensors)))
 
     function = compiled(vmap(torch.func.grad_and_value(loss), (0, 0, None)))
 
@@ -107,12 +116,12 @@ def _mapped_step(models: Sequence[nn.Module], inputs: Arguments, compiled: Calla
 _STEPS = {"loop": _loop_step, "torch.func.vmap": _mapped_step, "member": _member_step}
 
 
-def _adam(params: list[Tensor]) -> torch.optim.Optimizer:
+def _make_adam(params: list[Tensor]) -> torch.optim.Optimizer:
     fused = not any(param.is_complex() for param in params)  # which PyTorch has for real numbers alone
     return torch.optim.Adam(params, RATE, fused=fused, capturable=params[0].is_cuda)  # so that a CUDA graph can hold it
 
 
-def _square(outputs: Any) -> Tensor:
+def _torch_square(outputs: Any) -> Tensor:
     return torch.stack([leaf.square().mean() for leaf in float_leaves(outputs)]).sum()
 
 
@@ -121,22 +130,24 @@ def _jax_square(outputs: Any, targets: Any = None) -> jax.Array:
     return sum((jnp.mean(jnp.square(leaf)) for leaf in leaves), start=jnp.zeros((), leaves[0].dtype))
 
 
-def jax_step(name: str, ensemble: Ensemble, inputs: tuple[Any, ...]) -> Call:
+def jax_step(name: str, ensemble: Ensemble, inputs: tuple[Any, ...]) -> Runnable:
     """Steps of all members in JAX: ours, or those of a plain program of `jax.vmap` and optax."""
     arrays = jax.device_put(as_arrays(inputs, "inputs"))
     optimizer = optax.adam(RATE)
     return (
-        _our_steps(ensemble, optimizer, arrays) if name == OURS else _repeated(_plain_step(ensemble, optimizer, arrays))
+        _our_steps(ensemble, optimizer, arrays)
+        if name == OURS
+        else _repeat_step(_plain_step(ensemble, optimizer, arrays))
     )
 
 
-def _our_steps(ensemble: Ensemble, optimizer: optax.GradientTransformation, arrays: Any) -> Call:
+def _our_steps(ensemble: Ensemble, optimizer: optax.GradientTransformation, arrays: Any) -> Runnable:
     state = TrainState.create(ensemble, optimizer, jax.random.key(0))
     size = count_rows(arrays, batch_axes(ensemble.network, arrays, each=False))
     everything = tuple(insert_fixed(ensemble.network, arrays))
     data, rows = as_data(ensemble, everything, jnp.zeros(size), jnp.arange(size))
     step = make_step(state, data, rows, _jax_square, each=False, plan=None)
-    order = jnp.tile(jnp.arange(size), (STEPS, 1))
+    order = jnp.tile(jnp.arange(size), (STEPS_PER_CALL, 1))
 
     def steps() -> jax.Array:
         nonlocal state
@@ -146,7 +157,7 @@ def _our_steps(ensemble: Ensemble, optimizer: optax.GradientTransformation, arra
     return steps
 
 
-def _plain_step(ensemble: Ensemble, optimizer: optax.GradientTransformation, arrays: Any) -> Call:
+def _plain_step(ensemble: Ensemble, optimizer: optax.GradientTransformation, arrays: Any) -> Runnable:
     training, one_rngs = ensemble.train(), jax.tree.map(lambda leaf: leaf[0], ensemble.rngs)
     params, buffers = ensemble.params, ensemble.buffers
     opt_state = jax.vmap(optimizer.init)(params)

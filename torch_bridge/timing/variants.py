@@ -19,10 +19,10 @@ from torch_bridge.graph.examples import Arguments
 from torch_bridge.graph.outputs import arrays_of
 from torch_bridge.parity import reference
 
-Call = Callable[[], Any]
+Runnable = Callable[[], Any]
 
 OURS = "jaxensemble"
-PLAIN = "jax.jit(jax.vmap)"
+PLAIN_JAX = "jax.jit(jax.vmap)"
 
 
 def torch_variants(device: str, *, images: bool) -> list[str]:
@@ -46,10 +46,10 @@ def is_loop(name: str) -> bool:
     return "torch.func.vmap" not in name
 
 
-def mode_of(name: str) -> tuple[str, str | None]:
+def split_mode(name: str) -> tuple[str, str | None]:
     """A way and the mode in which it is compiled; None for one that is not.
 
-    >>> mode_of("compile(loop, channels_last, default)"), mode_of("loop")
+    >>> split_mode("compile(loop, channels_last, default)"), split_mode("loop")
     (('loop, channels_last', 'default'), ('loop', None))
     """
     if not name.startswith("compile("):
@@ -58,24 +58,24 @@ def mode_of(name: str) -> tuple[str, str | None]:
     return way, mode
 
 
-def recorded(name: str) -> str | None:
+def recorded_way(name: str) -> str | None:
     """What a CUDA graph is recorded of; None where there is none.
 
-    >>> recorded("graph(compile(loop, default))"), recorded("loop")
+    >>> recorded_way("graph(compile(loop, default))"), recorded_way("loop")
     ('compile(loop, default)', None)
     """
     return name.removeprefix("graph(").removesuffix(")") if name.startswith("graph(") else None
 
 
-def torch_call(name: str, models: Sequence[nn.Module], inputs: Arguments | tuple[Any, ...]) -> Call:
+def torch_call(name: str, models: Sequence[nn.Module], inputs: Arguments | tuple[Any, ...]) -> Runnable:
     """One call of all members in PyTorch, as `name` says; outputs of all members, stacked or as a list."""
-    inner = recorded(name)
+    inner = recorded_way(name)
     if inner:
-        return as_graph(torch_call(inner, models, inputs))
+        return record_graph(torch_call(inner, models, inputs))
     arguments = Arguments.of(inputs)
-    way, mode = mode_of(name)
+    way, mode = split_mode(name)
     if way.endswith(", channels_last"):
-        models, arguments = channels_last(models, arguments)
+        models, arguments = to_channels_last(models, arguments)
     function, given = _WAYS[way.removesuffix(", channels_last")](models, arguments, compiler(mode))
 
     def call() -> Any:
@@ -90,13 +90,13 @@ def compiler(mode: str | None) -> Callable[[Callable[..., Any]], Callable[..., A
     return (lambda function: function) if mode is None else partial(torch.compile, mode=mode, dynamic=False)
 
 
-def member_of(models: Sequence[nn.Module]) -> Callable[[Any, Any, Any], Any]:
+def shared_forward(models: Sequence[nn.Module]) -> Callable[[Any, Any, Any], Any]:
     """The forward that members share, as a function of parameters, buffers and inputs."""
     base = copy.deepcopy(models[0]).to("meta")
     return lambda params, buffers, inputs: functional_call(base, (params, buffers), *inputs)
 
 
-def as_graph(call: Call, *, warm_ups: int = 3) -> Call:
+def record_graph(call: Runnable, *, warm_ups: int = 3) -> Runnable:
     """The kernels of a call, replayed from a CUDA graph; outputs lie where they lay before.
 
     As https://docs.pytorch.org/docs/stable/notes/cuda.html#cuda-graphs says: calls on another stream come first.
@@ -128,13 +128,13 @@ def _loop(models: Sequence[nn.Module], inputs: Arguments, compiled: Callable[...
 def _vmap(models: Sequence[nn.Module], inputs: Arguments, compiled: Callable[..., Any]) -> _Way:
     params, buffers = stack_module_state(list(models))
     tensors, calling = reference.split_tensors(inputs)
-    member = member_of(models)
+    member = shared_forward(models)
     function = compiled(vmap(lambda params, buffers, x: arrays_of(member(params, buffers, calling(x))), (0, 0, None)))
     return function, ({k: v.detach() for k, v in params.items()}, buffers, tensors)
 
 
 def _member(models: Sequence[nn.Module], inputs: Arguments, compiled: Callable[..., Any]) -> _Way:
-    member = compiled(member_of(models))
+    member = compiled(shared_forward(models))
     states = [({k: v.detach() for k, v in m.named_parameters()}, dict(m.named_buffers())) for m in models]
     return lambda *inputs: [member(*state, inputs) for state in states], tuple(inputs)
 
@@ -142,17 +142,17 @@ def _member(models: Sequence[nn.Module], inputs: Arguments, compiled: Callable[.
 _WAYS = {"loop": _loop, "torch.func.vmap": _vmap, "member": _member}
 
 
-def channels_last(models: Sequence[nn.Module], inputs: Any) -> tuple[list[nn.Module], Any]:
+def to_channels_last(models: Sequence[nn.Module], inputs: Any) -> tuple[list[nn.Module], Any]:
     """Copies of the models, and their inputs, with channels last in memory."""
     to_last: Any = {"memory_format": torch.channels_last}
-    return [copy.deepcopy(model).to(**to_last) for model in models], pytree.tree_map(_channels_last, inputs)
+    return [copy.deepcopy(model).to(**to_last) for model in models], pytree.tree_map(_image_channels_last, inputs)
 
 
-def _channels_last(x: Any) -> Any:
+def _image_channels_last(x: Any) -> Any:
     return x.contiguous(memory_format=torch.channels_last) if isinstance(x, Tensor) and x.ndim == 4 else x
 
 
-def jax_call(name: str, ensemble: Ensemble, inputs: tuple[Any, ...]) -> Call:
+def jax_call(name: str, ensemble: Ensemble, inputs: tuple[Any, ...]) -> Runnable:
     """One call of all members in JAX; `inputs` are those that hold arrays. Ours is tuned first."""
     arrays = jax.device_put(as_arrays(inputs, "inputs"))
     if name == OURS:

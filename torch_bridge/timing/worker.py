@@ -26,11 +26,11 @@ from torch_bridge.graph.outputs import arrays_of
 from torch_bridge.parity import precision
 from torch_bridge.parity.metrics import stack_outputs
 from torch_bridge.timing.exchange import load_arrays, save_arrays
-from torch_bridge.timing.training import STEPS, jax_step, torch_step
+from torch_bridge.timing.training import STEPS_PER_CALL, jax_step, torch_step
 from torch_bridge.timing.variants import OURS, is_loop, jax_call, torch_call
 
 WARM_UPS = 3
-LEAST = 5  # calls a block has at least,
+LEAST_CALLS = 5  # calls a block has at least,
 LONG = 2.0  # unless it has taken so many seconds
 
 
@@ -58,8 +58,8 @@ class Worker:
 
     def __init__(self, job: Job):
         self.job = job
-        self.before = _peak()
-        self.way = (_torch if job.framework == "torch" else _jax)(job)
+        self.before = _peak_memory()
+        self.way = (_torch_way if job.framework == "torch" else _jax_way)(job)
 
     def prepare(self) -> dict[str, Any]:
         """The first call, which compiles; its outputs go into a file, to be compared."""
@@ -78,18 +78,18 @@ class Worker:
     def block(self) -> dict[str, Any]:
         """The seconds of every call, or training step, of a block, and whether anything was compiled meanwhile."""
         compiled, samples = self.way.compilations(), []
-        while sum(samples) < (self.job.seconds if len(samples) >= LEAST else LONG):
+        while sum(samples) < (self.job.seconds if len(samples) >= LEAST_CALLS else LONG):
             start = time.perf_counter()
             self.way.wait(self.way.call())
             samples.append(time.perf_counter() - start)
         if self.job.train:
-            samples = [seconds / STEPS for seconds in samples]
+            samples = [seconds / STEPS_PER_CALL for seconds in samples]
         return {"samples": samples, "compiled": self.way.compilations() != compiled}
 
     def finish(self) -> dict[str, Any]:
         """Memory at its peak, and the seconds of moving inputs to the device and outputs from it."""
         outputs, moved = self.way.wait(self.way.call()), []
-        for _ in range(LEAST):
+        for _ in range(LEAST_CALLS):
             start = time.perf_counter()
             self.way.move(outputs)
             moved.append(time.perf_counter() - start)
@@ -98,7 +98,7 @@ class Worker:
 
     def _growth(self) -> int | None:
         """How much larger than before this process was at its peak, in bytes; None where the system does not say."""
-        now = _peak()
+        now = _peak_memory()
         return None if now is None or self.before is None else now - self.before
 
 
@@ -120,7 +120,7 @@ class Way:
     note: str = ""
 
 
-def _torch(job: Job) -> Way:
+def _torch_way(job: Job) -> Way:
     cuda = job.device != "cpu"
     torch.set_num_threads(job.threads)
     # The caller's own modules, in a directory that it made for this and that nobody else can write to.
@@ -130,7 +130,7 @@ def _torch(job: Job) -> Way:
             setup()
         models, inputs = pickle.load(file)
     models = [model.to(job.device) for model in models]
-    call = (torch_step if job.train else torch_call)(job.variant, models, pytree.tree_map(_to(job.device), inputs))
+    call = (torch_step if job.train else torch_call)(job.variant, models, pytree.tree_map(_mover(job.device), inputs))
 
     def wait(outputs: Any) -> Any:
         if cuda:
@@ -139,33 +139,33 @@ def _torch(job: Job) -> Way:
 
     def arrays(outputs: Any) -> list[Any]:
         if is_loop(job.variant):
-            outputs = [pytree.tree_map(_numbers, arrays_of(output)) for output in outputs]
+            outputs = [pytree.tree_map(_plain_numbers, arrays_of(output)) for output in outputs]
             return [array for _, array in sorted(stack_outputs(outputs).items())]
         by_place = outputs if isinstance(outputs, dict) else arrays_of(outputs)  # losses are no dict
-        return [to_numpy(_numbers(by_place[place])) for place in sorted(by_place)]
+        return [to_numpy(_plain_numbers(by_place[place])) for place in sorted(by_place)]
 
     def compilations() -> int:
         return count_compiled_graphs() if "compile(" in job.variant else 0
 
     def move(outputs: Any) -> None:
-        wait(pytree.tree_map(_to(job.device), inputs))
-        pytree.tree_map(_to("cpu"), arrays_of(outputs))
+        wait(pytree.tree_map(_mover(job.device), inputs))
+        pytree.tree_map(_mover("cpu"), arrays_of(outputs))
 
     peak = (lambda: torch.cuda.max_memory_allocated()) if cuda else (lambda: None)
     return Way(call, wait, arrays, compilations, move, peak)
 
 
-def _numbers(x: Any) -> Any:
+def _plain_numbers(x: Any) -> Any:
     if not hasattr(x, "cpu"):
         return x
     return x.cpu().float() if str(x.dtype) in ("torch.bfloat16", "torch.float16") else x.cpu()
 
 
-def _to(device: str) -> Callable[[Any], Any]:
+def _mover(device: str) -> Callable[[Any], Any]:
     return lambda x: x.to(device) if hasattr(x, "to") else x
 
 
-def _jax(job: Job) -> Way:
+def _jax_way(job: Job) -> Way:
     compiled = []
 
     def listen(event: str, duration_secs: float, **_: Any) -> None:
@@ -195,7 +195,7 @@ def _jax(job: Job) -> Way:
     return Way(call, jax.block_until_ready, arrays, lambda: len(compiled), move, device_peak, note)
 
 
-def _peak() -> int | None:
+def _peak_memory() -> int | None:
     """Of this process, in bytes; None on Windows, which has neither `/proc` nor `resource`.
 
     What `getrusage` says begins with the size of the process that started this one, so that `/proc` is asked first.
@@ -203,10 +203,10 @@ def _peak() -> int | None:
     status = Path("/proc/self/status")
     lines = status.read_text().splitlines() if status.exists() else []
     found = next((1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM:")), None)
-    return _largest() if found is None else found
+    return _largest_memory() if found is None else found
 
 
-def _largest() -> int | None:
+def _largest_memory() -> int | None:
     try:
         import resource  # not on Windows
     except ImportError:

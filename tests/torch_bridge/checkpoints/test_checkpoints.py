@@ -22,7 +22,7 @@ from jaxensemble.errors import EqualMembersWarning, InputError, MemberError, Par
 from tests.helpers.attacks import damage
 from tests.helpers.attacks.checkpoints import HOSTILE, Payload
 from tests.helpers.porting import assert_close, randomised
-from torch_bridge.checkpoints import Expected, load_ensemble, load_members, read_state_dict
+from torch_bridge.checkpoints import Expected, load_ensemble, load_members, member_files, read_state_dict
 from torch_bridge.members.stack import Stack, to_torch
 from torch_bridge.porting.port import to_ensemble
 
@@ -158,7 +158,7 @@ def test_one_member_is_in_memory_at_a_time(tmp_path: Path, monkeypatch: pytest.M
     alive: list[weakref.ref[Tensor]] = []
     models: list[weakref.ref[nn.Module]] = []
     beside: list[int] = []
-    read, put = load.read_state_dict, Stack.put
+    read, put = member_files.read_state_dict, Stack.put
 
     def counted_read(*args: Any) -> Any:
         assert not any(tensor() is not None for tensor in alive), "the tensors of another file are still held"
@@ -174,7 +174,7 @@ def test_one_member_is_in_memory_at_a_time(tmp_path: Path, monkeypatch: pytest.M
         models.append(weakref.ref(model := net()))
         return model
 
-    monkeypatch.setattr(load, "read_state_dict", counted_read)
+    monkeypatch.setattr(member_files, "read_state_dict", counted_read)
     monkeypatch.setattr(Stack, "put", counted_put)
     load_ensemble(factory, saved(tmp_path, states()), (X,), check=False)
     assert beside == [0, 0, 0]

@@ -299,7 +299,7 @@ def test_keys_that_are_written_alike_are_refused(content: Any, tmp_path: Path) -
 def test_attributes_of_dicts_and_tensors_are_not_looked_at(tmp_path: Path) -> None:
     state = Covered({name: covered(tensor.clone()) for name, tensor in RAW.items()})
     path = saved(tmp_path, {"model": state, "more": [state["fc.weight"]]})
-    with hyperparameters.allowed():
+    with hyperparameters.allow_stand_ins():
         loaded = torch.load(path, weights_only=True)
     assert loaded["model"].items == loaded["model"]["fc.weight"].detach == 3
     found, _ = read(path)
@@ -538,7 +538,7 @@ def test_what_is_allowed_otherwise_stays_allowed(tmp_path: Path) -> None:
         before = set(torch.serialization.get_safe_globals())
         read(path)
         assert set(torch.serialization.get_safe_globals()) == before
-        with hyperparameters.allowed():
+        with hyperparameters.allow_stand_ins():
             assert torch.load(path, weights_only=True)["args"] != ARGUMENTS
         assert torch.load(path, weights_only=True)["args"] == ARGUMENTS
     with pytest.raises(pickle.UnpicklingError, match=r"argparse\.Namespace"):
@@ -546,7 +546,7 @@ def test_what_is_allowed_otherwise_stays_allowed(tmp_path: Path) -> None:
 
 
 def test_what_another_thread_loads_meanwhile_is_not_read_as_nothing(tmp_path: Path) -> None:
-    with ThreadPoolExecutor(1) as other, hyperparameters.allowed():
+    with ThreadPoolExecutor(1) as other, hyperparameters.allow_stand_ins():
         for name, value in {"a": ARGUMENTS, "b": collections.defaultdict(list)}.items():
             path = saved(tmp_path, {"weights": RAW, name: value})
             with pytest.raises(pickle.UnpicklingError, match="in another thread"):

@@ -19,7 +19,7 @@ from tests.helpers.porting import Fn, assert_ports
 from tests.helpers.training import same_bits
 from torch_bridge.parity import gradients
 from torch_bridge.timing.training import jax_step, torch_step
-from torch_bridge.timing.variants import PLAIN
+from torch_bridge.timing.variants import PLAIN_JAX
 
 
 def numbers(*shape: int, seed: int = 0) -> Tensor:
@@ -269,7 +269,7 @@ def test_layers_train_as_pytorch_does() -> None:
 @pytest.mark.parametrize("name", ["loop", "torch.func.vmap"])
 def test_training_is_timed(name: str) -> None:
     models, ensemble = layers()
-    expected = jax_step(PLAIN, ensemble, (numbers(4, 3).numpy(),))()
+    expected = jax_step(PLAIN_JAX, ensemble, (numbers(4, 3).numpy(),))()
     losses = torch_step(name, models, (numbers(4, 3),))()
     np.testing.assert_allclose(np.stack([loss.numpy() for loss in losses]), expected, rtol=1e-5)
 

@@ -22,13 +22,22 @@ from jaxensemble.errors import InputError, ParityError
 from torch_bridge.graph.examples import Arguments
 from torch_bridge.timing import load, run, worker
 from torch_bridge.timing.exchange import load_arrays, save_arrays
-from torch_bridge.timing.load import Reading, described, is_busy, others
-from torch_bridge.timing.process import Process, _is_heard, compare
+from torch_bridge.timing.load import LoadReading, describe_load, is_busy, other_load
+from torch_bridge.timing.process import Process, _has_output, compare_outputs
 from torch_bridge.timing.result import Ratio, TimingReport, Variant
-from torch_bridge.timing.run import _prepare, _write
+from torch_bridge.timing.run import _prepare_all, _write_job_files
 from torch_bridge.timing.statistics import ratio_interval, two_kinds
 from torch_bridge.timing.training import _STEPS, jax_step, torch_step
-from torch_bridge.timing.variants import _WAYS, OURS, PLAIN, jax_call, mode_of, recorded, torch_call, torch_variants
+from torch_bridge.timing.variants import (
+    _WAYS,
+    OURS,
+    PLAIN_JAX,
+    jax_call,
+    recorded_way,
+    split_mode,
+    torch_call,
+    torch_variants,
+)
 from torch_bridge.timing.worker import Job, Worker
 
 
@@ -108,14 +117,14 @@ class Scaling(nn.Linear):
 def test_every_worker_takes_and_returns_what_a_forward_does(tmp_path: Path, train: bool) -> None:
     models: list[nn.Module] = [Scaling(3, 2).eval() for _ in range(3)]
     arguments = Arguments((torch.randn(4, 3), 2.0), {"mask": torch.ones(4, 2)})
-    _write(tmp_path, models, torch_bridge.to_ensemble(models, *arguments, check=False), arguments, None)
+    _write_job_files(tmp_path, models, torch_bridge.to_ensemble(models, *arguments, check=False), arguments, None)
     found = []
     for framework, name in [
         ("torch", "loop"),
         ("torch", "torch.func.vmap"),
         ("torch", "member"),
         ("jax", OURS),
-        ("jax", PLAIN),
+        ("jax", PLAIN_JAX),
     ]:
         way = Worker(Job(str(tmp_path), name, framework, "cpu", False, False, 1, 0.0, train=train)).way
         found.append(way.arrays(way.wait(way.call())))
@@ -132,7 +141,7 @@ def test_every_way_gives_the_same() -> None:
         outputs = torch_call(name, models, x)()
         outputs = torch.stack(outputs) if isinstance(outputs, list) else outputs["output"]
         np.testing.assert_allclose(outputs.numpy(), expected, atol=1e-6)
-    for name in (OURS, PLAIN):
+    for name in (OURS, PLAIN_JAX):
         np.testing.assert_allclose(jax_call(name, ensemble, tuple(map(np.asarray, x)))(), expected, atol=1e-6)
 
 
@@ -151,10 +160,10 @@ def test_a_worker_measures_blocks(tmp_path: Path) -> None:
 
 
 def test_peak_memory_is_unknown_where_the_system_does_not_say(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert (worker._peak() or 0) > 1e7 and (worker._largest() or 0) > 0
+    assert (worker._peak_memory() or 0) > 1e7 and (worker._largest_memory() or 0) > 0
     monkeypatch.setitem(sys.modules, "resource", None)
     monkeypatch.setattr(worker, "Path", lambda _: tmp_path / "no proc")
-    assert worker._peak() is None
+    assert worker._peak_memory() is None
     monkeypatch.setattr(Process, "_ask", lambda self, message: {"transfer": 0.1, "peak": None})
     with contextlib.ExitStack() as stack:
         process = Process(Job(str(tmp_path), "loop", "torch", "cpu", False, False, 1, 0.0), stack)
@@ -176,26 +185,26 @@ class _Ended:
 def test_nothing_is_timed_where_outputs_differ(tmp_path: Path) -> None:
     x = np.linspace(-1, 1, 10)
     same, near = _Ended("loop", tmp_path, x), _Ended("vmap", tmp_path, x + 1e-6)
-    compare([same, near])  # type: ignore[list-item]
+    compare_outputs([same, near])  # type: ignore[list-item]
     others = [
         _Ended("wrong", tmp_path, x + 0.01),
         _Ended("shape", tmp_path, x[:5]),
         _Ended("nan", tmp_path, x * np.nan),
     ]
     with pytest.raises(ParityError, match=r"(?s)not those of loop: .*wrong: 1\.0e-02; shape: inf; nan: nan$"):
-        compare([same, near, *others, others[-1]])  # type: ignore[list-item]
+        compare_outputs([same, near, *others, others[-1]])  # type: ignore[list-item]
     lost = [_Ended(name, tmp_path, np.where(x > 0.5, value, x)) for name, value in (("lost", np.nan), ("inf", np.inf))]
-    compare([lost[0], lost[0]])  # type: ignore[list-item]
+    compare_outputs([lost[0], lost[0]])  # type: ignore[list-item]
     with pytest.raises(ParityError, match=r"not those of lost: relative to the largest, inf: inf$"):
-        compare(lost)  # type: ignore[arg-type]
+        compare_outputs(lost)  # type: ignore[arg-type]
     theirs = _Ended("graph", tmp_path, x + 0.01, framework="torch")
-    compare([same, theirs, near])  # type: ignore[list-item]
+    compare_outputs([same, theirs, near])  # type: ignore[list-item]
     assert theirs.failure == "its outputs are not those of loop: 1.0e-02 of the largest"
-    compare([same, others[0]], "tf32")  # type: ignore[list-item]
+    compare_outputs([same, others[0]], "tf32")  # type: ignore[list-item]
     twice = _Ended("twice", tmp_path, x + 0.01), same  # of two processes of one variant, each is compared
     twice[1].job = twice[0].job
     with pytest.raises(ParityError, match=r"twice: 1\.0e-02"):
-        compare([near, *twice])  # type: ignore[list-item]
+        compare_outputs([near, *twice])  # type: ignore[list-item]
 
 
 @pytest.mark.further
@@ -228,9 +237,9 @@ def test_a_process_that_takes_too_long_is_ended(tmp_path: Path) -> None:
 def test_reading_is_waiting_where_nothing_else_can_wait(monkeypatch: pytest.MonkeyPatch) -> None:
     read, write = os.pipe()
     with os.fdopen(read) as pipe, os.fdopen(write, "w"):
-        assert not _is_heard(pipe, 0)
+        assert not _has_output(pipe, 0)
         monkeypatch.setattr(sys, "platform", "win32")
-        assert _is_heard(pipe, 0)
+        assert _has_output(pipe, 0)
 
 
 class _Started:
@@ -264,20 +273,20 @@ def test_ours_are_prepared_alone(together: bool, expected: str) -> None:
     done: list[str] = []
     ways = (("a", "torch"), ("b", "torch"), ("ours", "jax"), ("ours", "jax"))
     runs: Any = [_Started(name, framework, done) for name, framework in ways]
-    _prepare(runs, lambda text: None, together=together)
+    _prepare_all(runs, lambda text: None, together=together)
     assert ", ".join(done) == expected
 
 
 def test_all_names_of_pytorchs_ways_are_known() -> None:
     for name in torch_variants("cuda", images=True):
-        way, _ = mode_of(recorded(name) or name)
+        way, _ = split_mode(recorded_way(name) or name)
         assert way.removesuffix(", channels_last") in {*_WAYS} & {*_STEPS}
 
 
 @pytest.mark.parametrize("name", ["loop, channels_last", "torch.func.vmap", "member"])
 def test_every_way_of_training_starts_with_the_same_losses(name: str) -> None:
     models, ensemble, x = _ported()
-    expected = jax_step(PLAIN, ensemble, tuple(map(np.asarray, x)))()
+    expected = jax_step(PLAIN_JAX, ensemble, tuple(map(np.asarray, x)))()
     np.testing.assert_allclose(np.stack([loss.numpy() for loss in torch_step(name, models, x)()]), expected, rtol=1e-5)
 
 
@@ -328,29 +337,29 @@ def test_a_ratio_that_says_nothing_is_withheld_with_its_reason() -> None:
     assert not Ratio("a", "b", 1.3, 1.2, 1.75, 10).withheld and Ratio("a", "b", 1.3, 1.2, float("nan"), 10).withheld
     control = Ratio("a", "a", 1.0, 0.5, 3.0, 10)
     reasons = "the machine was busy, and two processes of the very same work differ by as much"
-    assert str(Ratio("a", "b", 1.3, 1.2, 1.4, 10).beside(control, "the machine was busy")).endswith(f"; {reasons}")
+    assert str(Ratio("a", "b", 1.3, 1.2, 1.4, 10).widen(control, "the machine was busy")).endswith(f"; {reasons}")
     two = _variant("b", "torch", *[1.0, 9.0] * 5, kinds=(1.0, 9.0, 0.5))
     assert str(Ratio.of(_variant("a", "jax", *[1.0] * 10), two)).endswith("; the calls of b fall into two kinds")
 
 
 def test_what_others_do_is_told_apart_from_our_own_work() -> None:
     ours = {1: 5.0, 2: 7.0}
-    start = Reading(100.0, 50.0, ours)
-    assert others([(start, Reading(102.0, 53.0, {1: 6.0, 2: 9.0}))]) == 0.0
-    assert others([(start, Reading(102.0, 53.0, {1: 5.5, 2: 7.5}))]) == 1.0
-    assert others([(start, Reading(102.0, 53.0, {1: 5.5, 2: 0.0}))]) == 1.25  # one that ended meanwhile
-    assert others([(start, Reading(102.0, 53.0, ours)), (start, Reading(101.0, 50.0, ours))]) == 1.0
-    assert others([(start, None)]) is None and others([]) is None
+    start = LoadReading(100.0, 50.0, ours)
+    assert other_load([(start, LoadReading(102.0, 53.0, {1: 6.0, 2: 9.0}))]) == 0.0
+    assert other_load([(start, LoadReading(102.0, 53.0, {1: 5.5, 2: 7.5}))]) == 1.0
+    assert other_load([(start, LoadReading(102.0, 53.0, {1: 5.5, 2: 0.0}))]) == 1.25  # one that ended meanwhile
+    assert other_load([(start, LoadReading(102.0, 53.0, ours)), (start, LoadReading(101.0, 50.0, ours))]) == 1.0
+    assert other_load([(start, None)]) is None and other_load([]) is None
     assert not is_busy(0.1, 0.15, 2) and is_busy(0.5, 0.0, 2) and is_busy(0.0, 0.5, 2) and not is_busy(None, None, 2)
-    assert described(0.0, 0.1, 2).startswith("other processes kept 0.1 of 2 cores")
-    assert described(None, None, 2) == "this system does not say what other processes do"
+    assert describe_load(0.0, 0.1, 2).startswith("other processes kept 0.1 of 2 cores")
+    assert describe_load(None, None, 2) == "this system does not say what other processes do"
 
 
 def test_a_reading_is_of_this_system(monkeypatch: pytest.MonkeyPatch) -> None:
-    reading = Reading.now([os.getpid(), 2**30])
+    reading = LoadReading.now([os.getpid(), 2**30])
     assert reading is None or (reading.work > 0 and reading.own[os.getpid()] > 0 and reading.own[2**30] == 0)
     monkeypatch.setattr(load, "Path", lambda _: Path("/nowhere"))
-    assert Reading.now([]) is None
+    assert LoadReading.now([]) is None
 
 
 def test_a_report_says_what_it_ran_on_and_whose_calls_are_of_two_kinds() -> None:
@@ -406,22 +415,22 @@ class _Measured:
 
 @pytest.mark.parametrize(("during", "text"), [(0.0, "more rounds may narrow it"), (1.5, "the machine was busy")])
 def test_the_faster_count_of_threads_is_compared(during: float, text: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(run, "_prepare", lambda *args, **options: None)
-    monkeypatch.setattr(run, "compare", lambda *args: None)
+    monkeypatch.setattr(run, "_prepare_all", lambda *args, **options: None)
+    monkeypatch.setattr(run, "compare_outputs", lambda *args: None)
     monkeypatch.setattr(run, "sleep", lambda seconds: None)
-    monkeypatch.setattr(run, "others", lambda spans: during if len(list(spans)) > 1 else 0.0)
+    monkeypatch.setattr(run, "other_load", lambda spans: during if len(list(spans)) > 1 else 0.0)
     jobs = {
-        name: Job("", name, "jax" if name in (OURS, PLAIN) else "torch", "cpu", False, False, 1, 0.0)
-        for name in ("loop", "loop, 1 thread", "vmap", "slow", OURS, PLAIN)
+        name: Job("", name, "jax" if name in (OURS, PLAIN_JAX) else "torch", "cpu", False, False, 1, 0.0)
+        for name in ("loop", "loop, 1 thread", "vmap", "slow", OURS, PLAIN_JAX)
     }
     noise = [1.0, 9.0, 2.0, 8.0, 3.0, 7.0, 4.0]
     runs = [
         _Measured(jobs["loop"], *[4.0] * 7), _Measured(jobs["loop, 1 thread"], *[2.0] * 7),
         _Measured(jobs["vmap"], *[3.0] * 7), _Measured(jobs["slow"], 9.0),
-        _Measured(jobs[OURS], *[1.0] * 7), _Measured(jobs[OURS], *[1.0] * 7), _Measured(jobs[PLAIN], *noise),
+        _Measured(jobs[OURS], *[1.0] * 7), _Measured(jobs[OURS], *[1.0] * 7), _Measured(jobs[PLAIN_JAX], *noise),
     ]  # fmt: skip
     settings = {"together": False, "tf32": False, "rounds": 7}
-    report = run._timed(runs, False, 1, settings, lambda text: None)  # type: ignore[arg-type]
+    report = run._measure(runs, False, 1, settings, lambda text: None)  # type: ignore[arg-type]
     assert report.best is not None and (report.best.theirs, report.best.value) == ("loop, 1 thread", 2.0)
     assert report.plain is not None and report.plain.withheld and text in str(report.plain)
     assert report.environment["load"] == {"before": 0.0, "during": during}
@@ -438,8 +447,8 @@ def test_a_single_call_is_what_half_of_the_calls_took(tmp_path: Path) -> None:
 
 def test_a_ratio_is_no_surer_than_its_control() -> None:
     control = Ratio("a", "a", 0.97, 0.95, 0.99, 10)
-    assert not Ratio("a", "b", 1.03, 1.01, 1.05, 10).beside(control).decided
-    assert Ratio("a", "b", 1.2, 1.1, 1.3, 10).beside(control).decided
+    assert not Ratio("a", "b", 1.03, 1.01, 1.05, 10).widen(control).decided
+    assert Ratio("a", "b", 1.2, 1.1, 1.3, 10).widen(control).decided
 
 
 def test_arrays_keep_their_order_dtypes_and_bits(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from jaxensemble.network.weight_map import Entry, Origin
 from jaxensemble.training import TrainState
 from torch_bridge.members.same_network import as_members
 from torch_bridge.members.stack import checked_ensemble, stored_array
-from torch_bridge.optimizers.twins import IRRELEVANT, SWEPT, Group, twin_of
+from torch_bridge.optimizers.twins import IRRELEVANT, SWEPT, Group, make_twin
 
 
 def train_state(
@@ -78,17 +78,17 @@ def train_state(
         if path not in frozen
     }
     parts = sorted({*part_of.values()}) or [_Part(0, (0,) * len(theirs))]
-    numbers = [_swept([member.groups[part.group] for member in theirs]) for part in parts]
+    numbers = [_swept_numbers([member.groups[part.group] for member in theirs]) for part in parts]
     twins = [
-        twin_of(optimizers[0], theirs[0].groups[part.group], own) for part, own in zip(parts, numbers, strict=True)
+        make_twin(optimizers[0], theirs[0].groups[part.group], own) for part, own in zip(parts, numbers, strict=True)
     ]
     twin = twins[0]
     if len(twins) > 1:
-        labels = unflatten({path: _label(parts.index(part)) for path, part in part_of.items()})
-        twin = optax.partition({_label(k): twin for k, twin in enumerate(twins)}, labels)
+        labels = unflatten({path: _part_label(parts.index(part)) for path, part in part_of.items()})
+        twin = optax.partition({_part_label(k): twin for k, twin in enumerate(twins)}, labels)
     optimizer = optax.chain(twin, *([] if schedule is None else [optax.scale_by_schedule(schedule)]))
     state = TrainState.create(ensemble, optimizer, key, frozen=frozen, dropout=dropout, train=train)
-    carried = _Carried(theirs, parts, numbers, {entry.path: entry for entry in origin.weights.entries})
+    carried = _StateCarrier(theirs, parts, numbers, {entry.path: entry for entry in origin.weights.entries})
     of_twin, *others = state.opt_state
     return dataclasses.replace(state, opt_state=(jax.tree_util.tree_map_with_path(carried, of_twin), *others))
 
@@ -102,7 +102,7 @@ def _check_weights(members: Sequence[nn.Module], ensemble: Ensemble, origin: Ori
         wrong += [
             f"member {k}, {entry.keys[0]}"
             for entry in origin.weights.entries
-            if entry.path in arrays and not _holds(arrays[entry.path][k], entry, named.get(entry.keys[0]))
+            if entry.path in arrays and not _has_values(arrays[entry.path][k], entry, named.get(entry.keys[0]))
         ]
     if wrong:
         raise InputError(
@@ -111,7 +111,7 @@ def _check_weights(members: Sequence[nn.Module], ensemble: Ensemble, origin: Ori
         )
 
 
-def _holds(array: np.ndarray, entry: Entry, tensor: Tensor | None) -> bool:
+def _has_values(array: np.ndarray, entry: Entry, tensor: Tensor | None) -> bool:
     return tensor is not None and np.array_equal(array, stored_array(entry, tensor, entry.path), equal_nan=True)
 
 
@@ -159,7 +159,7 @@ def _check_alike(members: Sequence[_Member]) -> None:
         )
 
 
-def _swept(groups: Sequence[Group]) -> dict[str, np.ndarray]:
+def _swept_numbers(groups: Sequence[Group]) -> dict[str, np.ndarray]:
     """The numbers that differ by member, by optax's names."""
     numbers = {
         SWEPT[name]: np.array([float(group[name]) for group in groups])
@@ -176,7 +176,7 @@ class _Part(NamedTuple):
     steps: tuple[int, ...]
 
 
-def _label(part: int) -> str:
+def _part_label(part: int) -> str:
     return f"part {part}"
 
 
@@ -189,7 +189,7 @@ _FIELDS = {
 """What optax's states call what PyTorch's call so."""
 
 
-class _Carried:
+class _StateCarrier:
     """Every array of an optax state, as PyTorch's optimizers have it."""
 
     def __init__(
@@ -203,7 +203,7 @@ class _Carried:
 
     def __call__(self, path: Sequence[Any], leaf: jax.Array) -> jax.Array:
         names = [str(getattr(part, "name", getattr(part, "key", ""))) for part in path]
-        part = next((k for k in range(len(self._parts)) if _label(k) in names), 0)
+        part = next((k for k in range(len(self._parts)) if _part_label(k) in names), 0)
         if "hyperparams" in names:
             return jnp.asarray(self._numbers[part][names[-1]], leaf.dtype)
         at = next(k for k, name in enumerate(names) if name in _FIELDS)

@@ -1,0 +1,123 @@
+"""The files of the members of an ensemble, and whether all of them hold the model's weights."""
+
+import dataclasses
+import logging
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from jaxensemble.errors import InputError, MemberError
+from jaxensemble.network.sources import Selection
+from torch_bridge.checkpoints.advice import quote_value
+from torch_bridge.checkpoints.choice import Choice
+from torch_bridge.checkpoints.expected import Expected
+from torch_bridge.checkpoints.files import checkpoint_path, read_state_dict
+
+_LOG = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class MemberFiles:
+    """The files of the members, and how each of them is read."""
+
+    files: list[Path]
+    expected: Expected
+    choice: Choice
+
+    def read(self, member: int) -> tuple[dict[str, Tensor], Selection]:
+        tensors, taken = read_state_dict(self.files[member], self.expected, self.choice)
+        if str(taken):
+            _LOG.info("%s: %s", self.files[member], taken)
+        return tensors, taken
+
+    def put_into(self, model: nn.Module, member: int) -> nn.Module:
+        """The model, with the tensors of a member copied into it."""
+        model.load_state_dict(self.read(member)[0])
+        return model
+
+    def named(self, member: int) -> str:
+        return f"{member} ({self.files[member].name})"
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def check(self) -> None:
+        """Reads every file once.
+
+        **Raises:** `InputError` with all files that are not read, for a renaming or a pattern that fits no name of any,
+        or if not all are read in the same way; `MemberError` with all that is not the model's.
+        """
+        unreadable: dict[str, list[str]] = defaultdict(list)
+        found: dict[str, list[str]] = defaultdict(list)
+        ways: dict[tuple[str, str], list[str]] = defaultdict(list)
+        read: list[Selection] = []
+        for member, file in enumerate(self.files):
+            try:
+                tensors, taken = self.read(member)
+            except InputError as error:
+                unreadable[error.details.removeprefix(f"`{file}` ")].append(self.named(member))
+                continue
+            read.append(taken)
+            ways[taken.key, taken.prefix].append(self.named(member))
+            for problem in self.expected.problems(tensors):
+                found[problem].append(self.named(member))
+            del tensors  # before the next are read
+        if unreadable:
+            rows = [f"  {_member_list(which)}: {' '.join(text.split())}" for text, which in unreadable.items()]
+            raise InputError("these checkpoints cannot be read:\n" + "\n".join(rows))
+        if unused := self.choice.unused(read):
+            raise InputError(
+                f"{', '.join(unused)}: no name in any of these checkpoints fits it. Correct it, or leave it out; names "
+                "are looked for in the weights that are meant, for `rename` without the prefix"
+            )
+        if found:
+            raise MemberError(_difference_table(found))
+        if len(ways) > 1:
+            raise InputError(_mixed_ways(ways))
+
+
+def check_paths(paths: Any) -> list[Path]:
+    if isinstance(paths, str | Path) or not isinstance(paths, Sequence):
+        raise InputError(f"`paths` must be a sequence of files, one for each member; got {paths!r}")
+    if not paths:
+        raise InputError("`paths` must name at least one file; got none")
+    files, problems = [], []
+    for path in paths:
+        try:
+            files.append(checkpoint_path(path))
+        except InputError as error:
+            problems.append(error.details)
+    if problems:
+        raise InputError("`paths` must be checkpoints that can be read; got\n" + "\n".join(f"  {p}" for p in problems))
+    return files
+
+
+def _difference_table(found: Mapping[str, Sequence[str]]) -> str:
+    rows = [f"  {problem}, in {_member_list(which)}" for problem, which in found.items()]
+    return (
+        "the checkpoints must hold the tensors of the factory's model, and no others:\n"
+        + "\n".join(rows)
+        + "\nHave `factory` make the network that was saved: where dtypes differ, in the dtype of the files, for "
+        "instance with .half(), or save the files anew in that of the model. Names are changed with prefix= and "
+        'rename={"old": "new"}, and what the model has no use for is left out with ignore=["pattern.*"].'
+    )
+
+
+def _mixed_ways(ways: Mapping[tuple[str, str], Sequence[str]]) -> str:
+    rows = [
+        f"  {_member_list(which)}: key={quote_value(key)}, prefix={quote_value(prefix)}"
+        for (key, prefix), which in ways.items()
+    ]
+    return (
+        "these checkpoints are not all read in the same way, and some may hold averaged weights, others the last:\n"
+        + "\n".join(rows)
+        + "\nName the weights that are meant with key= and prefix=, if all files have them. If those above are meant, "
+        "load the files of each way by themselves, and join the ensembles with Ensemble.concatenate."
+    )
+
+
+def _member_list(which: Sequence[str]) -> str:
+    return f"member{'s' if len(which) > 1 else ''} {', '.join(which)}"
