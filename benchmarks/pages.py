@@ -2,7 +2,7 @@
 
 
 def replace_part(text: str, begin: str, end: str, part: str) -> str:
-    """A document with another part between two comments.
+    """Returns a document with a new part between two comments.
 
     >>> replace_part("before <!-- a --> old <!-- b --> after", "<!-- a -->", "<!-- b -->", "new")
     'before <!-- a -->\\n\\nnew\\n\\n<!-- b --> after'

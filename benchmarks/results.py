@@ -1,4 +1,4 @@
-"""Files of results: lines of JSON, appended one by one, so that a run which is stopped goes on where it was."""
+"""Files of results: lines of JSON, appended one by one, so that a stopped run can go on."""
 
 import json
 import os
@@ -22,12 +22,12 @@ def append_lines(file: Path, rows: Iterable[Mapping[str, Any]]) -> None:
 
 
 def write_lines(file: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Writes lines of JSON in the place of a file, in one step."""
+    """Replaces a file with lines of JSON, in one step."""
     write_file(file, "".join(json.dumps(row) + "\n" for row in rows).encode())
 
 
 def read_lines(file: Path) -> Iterator[dict[str, Any]]:
-    """The lines of a file, if there is one. A last line that was torn off is as if it were not there."""
+    """Reads the lines of a file, if it exists. An incomplete last line is left out."""
     for line in file.read_text().splitlines() if file.exists() else []:
         try:
             yield json.loads(line)

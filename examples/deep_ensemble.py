@@ -1,4 +1,4 @@
-"""A deep ensemble: ten CNNs learn handwritten digits in one program, beside PyTorch's loop over the same ten.
+"""A deep ensemble: ten CNNs learn handwritten digits in one program, next to PyTorch's loop over the same ten.
 
     python examples/deep_ensemble.py
 
@@ -36,7 +36,7 @@ def accuracy(logits: jax.Array, labels: jax.Array) -> jax.Array:
 
 
 def measured(ensemble: Ensemble, images: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    """How good the ensemble is, and how well it knows."""
+    """Returns how accurate the ensemble is, and how well calibrated."""
     prediction = ensemble.predict(images)
     mean = prediction.mean  # [N, classes], probabilities
     members = np.asarray(prediction.probabilities).argmax(-1) == labels

@@ -21,7 +21,7 @@ import torch_bridge
 
 
 class Classifier(nnx.Module):
-    """A network that came from PyTorch, and a head that did not."""
+    """A network from PyTorch, with a new head."""
 
     def __init__(self, backbone: nnx.Module, *, rngs: nnx.Rngs):
         self.backbone = backbone
@@ -62,7 +62,7 @@ def main() -> None:
         nnx.update(fresh, state)
     print("restored:", bool((fresh(x) == model(x)).all()))
 
-    # The parameters of all members at once are as ordinary: every leaf has one more axis, for the members.
+    # The parameters of all members are an ordinary tree as well: every leaf has one more axis, for the members.
     stacked = optax.sgd(1e-2)
     updates, _ = stacked.update(jax.tree.map(jnp.ones_like, ensemble.params), stacked.init(ensemble.params))
     print("updated:", jax.tree.map(jnp.shape, optax.apply_updates(ensemble.params, updates)))

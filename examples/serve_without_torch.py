@@ -1,6 +1,6 @@
-"""Predict with a saved ensemble where PyTorch is not installed.
+"""Predicts with a saved ensemble, without PyTorch.
 
-Saved it was where PyTorch is, by `ensemble.save(path)` or on the command line:
+The ensemble was saved with PyTorch, by `ensemble.save(path)` or on the command line:
 
     torch-bridge port torch_bridge.demo:SimpleMLP --input 16,1,28,28 --members 5 --out digits
     python examples/serve_without_torch.py digits

@@ -1,1 +1,1 @@
-"""How fast ensembles run beside PyTorch, and what porting costs."""
+"""Speed of ensembles next to PyTorch, and the cost of porting."""

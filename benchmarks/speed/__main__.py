@@ -1,4 +1,4 @@
-"""`python -m benchmarks.speed tutorial zoo`: times suites, and writes what was found to `benchmarks/results/`."""
+"""`python -m benchmarks.speed tutorial zoo` times suites, and writes the times to `benchmarks/results/`."""
 
 import dataclasses
 import json
@@ -35,7 +35,7 @@ def run(
     eager: Annotated[bool, typer.Option("--eager", help="Leave out what PyTorch compiles.")] = False,
     out: Annotated[Path, typer.Option(help="Where results go.")] = RESULTS,
 ) -> None:
-    """Times every case of the suites. What is there of a suite is replaced case by case."""
+    """Times every case of the suites. Earlier results of a suite are replaced case by case."""
     device = jax.devices()[0].platform
     kind = "-".join([device, *([dtype] if dtype != "float32" else []), *(["tf32"] if tf32 else [])])
     for suite in suites:
@@ -50,7 +50,7 @@ def run(
 
 
 def timed(case: Case, dtype: str, *, check: bool, eager: bool, **options: Any) -> TimingReport:
-    """One case; its ensemble is proved before anything is timed. Options are those of `torch_bridge.time`."""
+    """Times one case, after proving its ensemble. Options are those of `torch_bridge.time`."""
     models, inputs = networks.make(case.network, case.members, case.batch)
     if check:
         torch_bridge.to_ensemble(models[:2], tuple(x[:2] for x in inputs))  # raises unless the network is proved
@@ -75,7 +75,7 @@ def timed(case: Case, dtype: str, *, check: bool, eager: bool, **options: Any) -
 
 
 def _add(path: Path, case: Case, report: TimingReport) -> None:
-    """Writes after every case: what was measured stays, whatever happens to the next."""
+    """Writes after every case, so that results stay if a later case fails."""
     path.parent.mkdir(parents=True, exist_ok=True)
     cases = json.loads(path.read_text())["cases"] if path.exists() else {}
     cases[case.name] = report.to_json()

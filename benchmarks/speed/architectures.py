@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 
 class LeNet(nn.Module):
-    """LeCun et al. 1998, with the pooling and activation of today."""
+    """LeCun et al. 1998, with today's pooling and activation."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -51,7 +51,7 @@ class BasicBlock(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """With the stride in the 3 x 3 convolution, as ResNets are trained since."""
+    """A bottleneck with the stride in the 3 x 3 convolution, as in all later ResNets."""
 
     EXPANSION = 4
 

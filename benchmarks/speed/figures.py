@@ -16,13 +16,13 @@ BEGIN, END = "<!-- figures: python -m benchmarks.speed.figures -->", "<!-- end o
 
 
 def figures() -> str:
-    """Every suite that was timed, a table each."""
+    """Returns a table for every suite that was timed."""
     files = [path for suite in SUITES for path in sorted(RESULTS.glob(f"{suite}-*.json")) if _suite(path) == suite]
     return "\n\n".join([*map(_table, files), *map(_memory, sorted(RESULTS.glob("memory-*.json")))])
 
 
 def _suite(path: Path) -> str:
-    """The longest name that a file begins with: `tutorial-short` is a suite, and so is `tutorial`."""
+    """Returns the longest suite name that a file begins with: both `tutorial` and `tutorial-short` are suites."""
     return max((suite for suite in SUITES if path.stem.startswith(f"{suite}-")), key=len)
 
 
@@ -89,7 +89,7 @@ def _milliseconds(seconds: float) -> str:
 
 
 def draw(path: Path) -> None:
-    """The scaling suite's curves, beside its file: the time of one member's call by members and by rows."""
+    """Draws the scaling suite's curves next to its file: the time of one member's call by members and by rows."""
     panels: Any = collections.defaultdict(lambda: collections.defaultdict(dict))
     for name, report in json.loads(path.read_text())["cases"].items():
         network, _, sizes = name.partition(", ")
@@ -111,7 +111,7 @@ def draw(path: Path) -> None:
 
 
 def page(text: str) -> str:
-    """The page with the tables of today."""
+    """Returns the page with tables from the current results."""
     return replace_part(text, BEGIN, END, figures())
 
 

@@ -1,6 +1,6 @@
-"""`torch.func`'s API over Flax beside the ensemble and PyTorch's loop. `python -m benchmarks.speed.functional`.
+"""`torch.func`'s API over Flax, the ensemble and PyTorch's loop, timed. `python -m benchmarks.speed.functional`.
 
-Of the tutorial's CNN: with and without `jax.jit`, and with convolutions as `jax.vmap` leaves them (grouped), in turn.
+The network is the tutorial's CNN, with and without `jax.jit`, and with the grouped convolutions that `jax.vmap` makes.
 """
 
 from typing import Any

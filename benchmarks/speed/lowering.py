@@ -1,4 +1,4 @@
-"""How fast every form of a convolution is, layer by layer. `python -m benchmarks.speed.lowering`.
+"""Speed of every form of a convolution, layer by layer. `python -m benchmarks.speed.lowering`.
 
 A layer is run as plans run it: for one member after another, each with its kernel, and for all under `jax.vmap`.
 Forms are measured in turn; a figure is the median, in GFLOP/s of what a direct convolution computes.
@@ -56,7 +56,7 @@ LAYERS = (
 
 
 def measure(layer: tuple[int, ...], rows: int, rounds: int) -> dict[str, float]:
-    """GFLOP/s by form and way."""
+    """Measures GFLOP/s by form and way."""
     side, window, channels, features, stride, groups = layer
     x = jax.random.normal(jax.random.key(0), (MEMBERS, rows, side, side, channels))
     kernels = jax.random.normal(jax.random.key(1), (MEMBERS, window, window, channels // groups, features))

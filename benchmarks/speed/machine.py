@@ -39,7 +39,7 @@ SUMMARY = "name,driver_version,compute_cap,memory.total,clocks.max.sm,clocks.max
 
 
 def packages() -> dict[str, str]:
-    """The version of each distribution, or what its absence means."""
+    """Returns the version of each distribution, or what its absence means."""
     found = {name: _version(name) or "MISSING: nothing runs" for name in NEEDED}
     return found | {name: _version(name) or f"missing: {meaning}" for name, meaning in OPTIONAL.items()}
 
@@ -71,7 +71,7 @@ def nvidia_smi() -> str:
 
 
 def in_torch() -> dict[str, Any]:
-    """What PyTorch sees."""
+    """Returns the devices and settings that PyTorch sees."""
     import torch
 
     found: dict[str, Any] = {"version": torch.__version__, "cuda": torch.version.cuda}
@@ -84,7 +84,7 @@ def in_torch() -> dict[str, Any]:
 
 
 def in_jax() -> dict[str, Any]:
-    """What JAX sees."""
+    """Returns the devices and settings that JAX sees."""
     import jax
 
     device = jax.devices()[0]
@@ -117,7 +117,7 @@ PARTS: dict[str, Callable[[], Any]] = {
 
 
 def main(folder: Path) -> None:
-    """Writes after every part: what is known stays, whatever the next one does."""
+    """Writes after every part, so that results stay if a later part fails."""
     device = "cpu" if os.environ.get("JAX_PLATFORMS") == "cpu" else "gpu"
     folder.mkdir(parents=True, exist_ok=True)
     found: dict[str, Any] = {}

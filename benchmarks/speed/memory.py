@@ -40,7 +40,7 @@ def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
 
 @functools.cache
 def started(name: str, members: int) -> tuple[TrainState, Any]:
-    """The state before the first step, and a minibatch."""
+    """Returns the state before the first step, and a minibatch."""
     models, inputs = make(name, members, ROWS)
     ensemble = torch_bridge.to_ensemble(models, inputs, check=False)
     state = TrainState.create(ensemble, optax.adam(1e-3), jax.random.key(0))
@@ -48,7 +48,7 @@ def started(name: str, members: int) -> tuple[TrainState, Any]:
 
 
 def measure(name: str, members: int, plan: Plan) -> dict[str, Any]:
-    """The memory of one step, in MB, and the least time of three, in seconds."""
+    """Returns the memory of one step, in MB, and the least time of three, in seconds."""
     state, data = started(name, members)
     step = make_step(state, data, None, cross_entropy, each=False, plan=plan)
     compiled = run_step.lower(state, data, None, None, step=step).compile()

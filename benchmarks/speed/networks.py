@@ -1,4 +1,4 @@
-"""The networks that suites time: those of PyTorch's model ensembling tutorial, of an example, and well-known ones."""
+"""Networks for the suites: from PyTorch's model ensembling tutorial, from an example, and well-known ones."""
 
 from collections.abc import Callable
 
@@ -34,5 +34,5 @@ def make(name: str, members: int, batch: int) -> tuple[list[nn.Module], tuple[Te
 
 
 def setup(name: str) -> Callable[[], object] | None:
-    """What each of PyTorch's processes has to call before it reads such a network."""
+    """Returns the function that each of PyTorch's processes has to call before it reads such a network."""
     return None if name in OWN or name in TUTORIAL or name == "digits" else networks.importable

@@ -1,6 +1,6 @@
-"""What a call of an ensemble takes beyond its compiled program. `python -m benchmarks.speed.overhead`.
+"""Time of an ensemble's call beyond its compiled program. `python -m benchmarks.speed.overhead`.
 
-Of three layers with few features, so that the program itself takes next to nothing.
+The network has three layers with few features, so that the program itself takes almost no time.
 """
 
 import jax

@@ -1,4 +1,4 @@
-"""How long porting takes, and how much memory, beside the bytes of the weights that it moves. `make bench-porting`.
+"""Time and memory of porting, next to the bytes of the weights that it moves. `make bench-porting`.
 
 Every case has a process of its own. Members are in memory already and the check is off: what is measured is
 `to_ensemble` itself, from modules to stacked arrays that are ready. Memory is the growth of the process's peak: the
@@ -30,7 +30,7 @@ CASES = (
 
 
 def measure(name: str, members: int) -> dict[str, float | int | str]:
-    """One case, in this process."""
+    """Measures one case, in this process."""
     models, inputs = networks.make("torchvision", name, members)
     before = _peak()
     start = time.perf_counter()

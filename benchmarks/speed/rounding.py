@@ -1,4 +1,4 @@
-"""How far products and tanh round on CPUs, and how long they take. `python -m benchmarks.speed.rounding`.
+"""Rounding and time of products and tanh on CPUs. `python -m benchmarks.speed.rounding`.
 
 Errors are those of float32 against float64: of XLA's own step, of ours, which stands for it on CPUs, and of PyTorch's;
 of products relative, root mean square; of tanh in units in the last place. Times are in turn; a figure is the median.
@@ -39,7 +39,7 @@ SHARED = (
 
 
 def errors(terms: int) -> dict[str, float]:
-    """The relative errors of a product of so many terms, by who computes it."""
+    """Returns the relative errors of a product with a number of terms, by the library that computes it."""
     generator = np.random.default_rng(terms)
     x, kernel = (generator.standard_normal(shape, np.float32) for shape in ((ROWS, terms), (terms, FEATURES)))
     truth = x.astype(np.float64) @ kernel.astype(np.float64)
@@ -53,7 +53,7 @@ def errors(terms: int) -> dict[str, float]:
 
 
 def times(case: tuple[int, int, int, int], rounds: int) -> dict[str, float]:
-    """Milliseconds of one shared minibatch by the weights of all members."""
+    """Times products of one shared minibatch and the weights of all members, in milliseconds."""
     members, rows, terms, features = case
     x = jax.random.normal(jax.random.key(0), (rows, terms))
     kernels = jax.random.normal(jax.random.key(1), (members, terms, features))
@@ -63,7 +63,7 @@ def times(case: tuple[int, int, int, int], rounds: int) -> dict[str, float]:
 
 
 def tanh(rounds: int) -> dict[str, dict[str, float]]:
-    """The largest and the root mean square error of tanh, and milliseconds for a million values."""
+    """Returns the largest and the root mean square error of tanh, and milliseconds for a million values."""
     generator = np.random.default_rng(0)
     x = np.concatenate([generator.uniform(-side, side, 250_000) for side in (9, 2, 0.7, 0.01)]).astype(np.float32)
     given = torch.from_numpy(x)
@@ -95,7 +95,7 @@ def _milliseconds(calls: dict[str, Callable[[], Any]], rounds: int) -> dict[str,
 
 
 def main(rounds: int = 61) -> None:
-    """Measures all of it and writes `benchmarks/results/rounding-cpu.json`."""
+    """Measures products and tanh, and writes `benchmarks/results/rounding-cpu.json`."""
     rounding = [{"terms": terms, "errors": errors(terms)} for terms in TERMS]
     shared = [{"case": case, "milliseconds": times(case, rounds)} for case in SHARED]
     print(_table("Relative error, by terms of a sum", "terms", [(row["terms"], row["errors"]) for row in rounding]))

@@ -1,4 +1,4 @@
-"""What is timed: a suite is a list of cases, a case one ensemble on one minibatch."""
+"""Suites to time: a suite is a list of cases, a case is one ensemble on one minibatch."""
 
 import dataclasses
 
@@ -7,7 +7,7 @@ import dataclasses
 class Case:
     """`members` networks on `batch` rows; `variants` are PyTorch's ways to be timed, None for all that a device has.
 
-    With `train`, a training step is timed in place of a prediction.
+    With `train`, a training step is timed instead of a prediction.
     """
 
     network: str

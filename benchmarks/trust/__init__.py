@@ -1,1 +1,1 @@
-"""How far the proof can be believed: random networks that must pass it, and planted errors that must not."""
+"""Trials of the proof: random networks that must pass it, and planted errors that must not."""

@@ -91,20 +91,20 @@ def page() -> None:
 
 
 def _wanted(seed: int) -> list[str]:
-    """A few kinds of error for each network; all have their turn."""
+    """Returns a few kinds of error for a network, so that all kinds take turns."""
     names = mutations.NAMES
     return [names[(7 * seed + k) % len(names)] for k in range(7)]
 
 
 def _work(kind: str, worker: str, prove: Callable[[int], list[dict[str, Any]]]) -> None:
-    """What a process of `_all` does: a line for each result, and one that says that a seed is done."""
+    """Runs in a process of `_all`: appends a line to the file for each result, and one when a seed is done."""
     for seed in map(int, worker.split(",")):
         results = [{"seed": seed, **result} for result in prove(seed)]
         append_lines(_file(kind), [*results, {"seed": seed, "done": True}])
 
 
 def _all(kind: str, count: int, processes: int) -> list[dict[str, Any]]:
-    """The results of all seeds; those that are on file already are not run again."""
+    """Returns the results of all seeds. Seeds with results on file are not run again."""
     missing = _missing(kind, range(count))
     batches = [missing[k : k + AT_ONCE] for k in range(0, len(missing), AT_ONCE)]
     with Progress(disable=not sys.stderr.isatty()) as progress, ThreadPoolExecutor(processes) as threads:
@@ -115,7 +115,7 @@ def _all(kind: str, count: int, processes: int) -> list[dict[str, Any]]:
 
 
 def _in_processes(kind: str, seeds: Sequence[int]) -> None:
-    """Proves some networks in a process, and in another one what is left where that broke off."""
+    """Proves some networks in a process. If the process breaks off, another one proves the rest."""
     while missing := _missing(kind, seeds):
         command = [sys.executable, "-m", "benchmarks.trust", kind, "--worker", ",".join(map(str, missing))]
         status = subprocess.run(command, check=False).returncode

@@ -1,4 +1,4 @@
-"""Errors a converter could make, planted one by one: into a network's steps and layers, its map of weights, or weights.
+"""Errors that a converter could make, planted one by one into a network's steps, layers, weight map or weights.
 
 A change to a network is made where networks are lowered, so that it is made whenever one is, as a wrong rule would.
 """
@@ -16,10 +16,10 @@ from jaxensemble.network.weight_map import Entry, Rearrangement, WeightMap
 from torch_bridge.lowering import Lowered
 
 Change: TypeAlias = Callable[[Lowered], Lowered | None]
-"""What a wrong rule makes of a network; None where it would make no difference."""
+"""A change of a lowered network, such as a wrong rule makes; None if it makes no difference."""
 
 Fault: TypeAlias = Callable[[Ensemble], Ensemble | None]
-"""What goes wrong with the weights; None where there are none such."""
+"""A change of an ensemble's weights; None if it has no such weights."""
 
 
 def _of_calls(change: Callable[[Call], Call | None]) -> Change:
@@ -51,7 +51,7 @@ def _of_layers(change: Callable[[Layer], Mapping[str, Any] | None]) -> Change:
 
 
 def _of_entries(change: Callable[[Entry], Rearrangement | None]) -> Change:
-    """Changes how the first tensor is stored for which `change` knows how; its shape there stays."""
+    """Changes how a tensor is stored: the first that `change` can change. Its stored shape stays the same."""
 
     def apply(lowered: Lowered) -> Lowered | None:
         entries = list(lowered.weights.entries)
@@ -93,7 +93,7 @@ def _pool_padding(call: Call) -> Call | None:
 
 
 def _shifted(pads: Any) -> Any:
-    """One entry of padding from the first side to the second, where there is one."""
+    """Moves one entry of padding from the first side to the second, if there is one."""
     moved = [(low - 1, high + 1) if low else (low, high) for low, high in pads]
     return tuple(moved)
 
@@ -232,14 +232,14 @@ def _not_transposed(entry: Entry) -> Rearrangement | None:
 
 
 def _flattened_as_it_was(entry: Entry) -> Rearrangement | None:
-    """The weight of a layer after a flatten of images, its rows left in PyTorch's order."""
+    """Leaves the rows of a layer's weight after a flatten of images in PyTorch's order."""
     if len(entry.shape) != 2 or len(entry.rearrangement.split) < 3:
         return None
     return Rearrangement(entry.shape, (1, 0), entry.rearrangement.shape)
 
 
 def _spatial(entry: Entry) -> Rearrangement | None:
-    """How a convolution's kernel is stored, its spatial axes apart; None for anything else."""
+    """Returns how a convolution's kernel is stored, with its spatial axes apart; None for other tensors."""
     moved, rank = entry.rearrangement, len(entry.shape)
     if rank not in (3, 4) or moved.order[0] != 2 or moved.split[:2] != entry.shape[:2]:
         return None
@@ -262,7 +262,7 @@ def _turned_kernel(entry: Entry) -> Rearrangement | None:
 
 
 def _gate_order(entry: Entry) -> Rearrangement | None:
-    """The gates of a recurrent layer from last to first."""
+    """Reverses the gates of a recurrent layer."""
     moved = entry.rearrangement
     if "weight_ih" not in entry.keys[0] or moved.order != (1, 0) or len(moved.split) != 2:
         return None
@@ -273,7 +273,7 @@ def _gate_order(entry: Entry) -> Rearrangement | None:
 
 
 def _exchanged_paths(first: str, second: str) -> Change:
-    """Two tensors of a layer stored in each other's place."""
+    """Exchanges two tensors of a layer."""
 
     def apply(lowered: Lowered) -> Lowered | None:
         entries = list(lowered.weights.entries)
@@ -361,7 +361,7 @@ NAMES: tuple[str, ...] = (*CHANGES, *FAULTS)
 
 
 def places(lowered: Lowered, name: str) -> Iterator[str]:
-    """The modules whose steps or layers a change has touched."""
+    """Returns the modules whose steps or layers a change has touched."""
     changed = CHANGES[name](lowered)
     if changed is None:
         return

@@ -1,7 +1,7 @@
 """Random PyTorch networks: layers, functions, branches, in-place operations, one to three inputs.
 
 A network is drawn step by step. What a step makes is found by running it, so that shapes need no second account of
-what PyTorch does; a step that PyTorch refuses for these shapes is drawn anew.
+what PyTorch does; a step that PyTorch refuses for these shapes is drawn again.
 """
 
 import copy
@@ -22,15 +22,15 @@ T = TypeVar("T")
 
 
 class Choices(Protocol):
-    """Where random decisions come from: a seed, or Hypothesis."""
+    """A source of random decisions: a seed, or Hypothesis."""
 
     def pick(self, options: Sequence[T]) -> T:
-        """One of them."""
+        """Picks one of several values."""
         ...
 
 
 class Seeded:
-    """Decisions that a seed makes."""
+    """Random decisions from a seed."""
 
     def __init__(self, seed: int):
         self._random = random.Random(seed)
@@ -54,7 +54,7 @@ class Function(nn.Module):
 
 
 class Network(nn.Module):
-    """Steps, each of which takes some of the values before it: the inputs first."""
+    """Steps, each of which takes some of the earlier values; the first values are the inputs."""
 
     def __init__(self, steps: Sequence[nn.Module], taken: Sequence[tuple[int, ...]], outputs: Sequence[int]):
         super().__init__()
@@ -70,7 +70,7 @@ class Network(nn.Module):
 
 @dataclasses.dataclass(frozen=True)
 class Drawn:
-    """Members of one random network in evaluation mode, inputs for them, and the names of its steps.
+    """Draws members of one random network in evaluation mode, inputs for them, and the names of its steps.
 
     `batch_axis` is None for one network in four, whose batch is fixed: of one row, or of several.
     """
@@ -82,7 +82,7 @@ class Drawn:
 
 
 def drawn(choices: Choices, members: int = 2) -> Drawn:
-    """A random network of two to ten steps, or more until one has weights.
+    """Draws a random network of two to ten steps, or more until one has weights.
 
     The same decisions give the same network, weights and inputs.
     """
@@ -122,7 +122,7 @@ def _input(choices: Choices, kind: str, batch: int) -> Tensor:
 
 
 def _step(choices: Choices, values: list[Tensor], inputs: int) -> tuple[nn.Module, tuple[int, ...], Tensor]:
-    """The next step, the values it takes, and what it makes of them. Mostly of the last value."""
+    """Returns the next step, its values (mostly the last one), and its results."""
     while True:
         first = len(values) - 1 if choices.pick(_OFTEN) else choices.pick(range(len(values)))
         x = values[first]
@@ -134,7 +134,7 @@ def _step(choices: Choices, values: list[Tensor], inputs: int) -> tuple[nn.Modul
             makers = _IN_PLACE if first >= inputs else _OF_TWO
         try:
             made = choices.pick(makers)(choices, x)
-        except ValueError:  # as of groups that do not divide the channels
+        except ValueError:  # for example, groups that do not divide the channels
             continue
         others = [k for k, other in enumerate(values) if other.is_floating_point()]
         where = (first,)
@@ -145,7 +145,7 @@ def _step(choices: Choices, values: list[Tensor], inputs: int) -> tuple[nn.Modul
             where, made = (first, choices.pick(fitting)), made.module
         try:
             value = made.eval()(*copy.deepcopy([values[k] for k in where]))  # strides included
-        except (RuntimeError, ValueError, IndexError):  # as of a kernel larger than the image
+        except (RuntimeError, ValueError, IndexError):  # for example, a kernel larger than the image
             continue
         if not isinstance(value, Tensor) or not 0 < value.numel() <= 20_000 or value.shape[:1] != x.shape[:1]:
             continue
@@ -155,7 +155,7 @@ def _step(choices: Choices, values: list[Tensor], inputs: int) -> tuple[nn.Modul
 
 
 def _varied(network: nn.Module, seed: int) -> nn.Module:
-    """A copy with weights of its own: none is constant, and variances stay positive."""
+    """Returns a copy with new random weights: none is constant, and variances stay positive."""
     generator = torch.Generator().manual_seed(seed)
     network = copy.deepcopy(network)
     with torch.no_grad():
@@ -335,7 +335,7 @@ def _published(choices: Choices, x: Tensor) -> nn.Module:
 
 
 class Filter(nn.Module):
-    """A product with complex weights in the place of frequencies, along the last dimension."""
+    """A product of frequencies and complex weights, along the last dimension."""
 
     def __init__(self, features: int):
         super().__init__()

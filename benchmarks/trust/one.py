@@ -33,7 +33,7 @@ _divergence: Any = importlib.import_module("torch_bridge.parity.divergence")
 
 @dataclasses.dataclass(frozen=True)
 class Proved:
-    """What became of a random network.
+    """The outcome of a random network.
 
     `status` is `passed`, `failed` (a wrong number), `refused` (`UnsupportedError`) or `crashed`; `steps` are the names
     of what it is made of.
@@ -46,7 +46,7 @@ class Proved:
 
 @dataclasses.dataclass(frozen=True)
 class Mutant:
-    """What became of a planted error.
+    """The outcome of a planted error.
 
     `status` is `caught`, `raised` (porting itself failed), `missed`, or `equal` where no output is changed by it.
     `named` is the module that the report names, `planted` where the error is, if it is in a module of its own.
@@ -59,7 +59,7 @@ class Mutant:
 
 
 def proved(choices: Choices, *, thorough: bool = True) -> Proved:
-    """A random network, compared with PyTorch in every stage of `check`, and with itself under another plan.
+    """Compares a random network with PyTorch in every stage of `check`, and with itself under another plan.
 
     With `thorough=False`, only in those stages that `to_ensemble` goes through by default.
     """
@@ -84,7 +84,7 @@ def _ported(network: Drawn) -> Ensemble:
 
 
 def _difference_of_plans(ensemble: Ensemble, network: Drawn, plan: Plan) -> list[str]:
-    """What is wrong with the outputs under a plan, beside those of all members at once."""
+    """Returns how outputs under a plan differ from those of all members at once."""
     if can_draw(ensemble, network.inputs):  # others for other rows
         return []
     members = network.models[:1]
@@ -117,7 +117,7 @@ def _distance(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def mutants(choices: Choices, wanted: Sequence[str]) -> list[Mutant]:
-    """What becomes of those of the wanted errors that can be planted into a random network; none if that is refused."""
+    """Plants errors into a random network, and returns their outcomes; none if the network is refused."""
     with warnings.catch_warnings(), _captured_once():
         warnings.simplefilter("ignore")
         network = drawn(choices)
@@ -181,7 +181,7 @@ def _planted(change: mutations.Change) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _replaced(name: str, function: Any) -> Iterator[None]:
-    """Another function for one that porting calls, and looking for the first module that differs."""
+    """Replaces a function that porting calls, also in the search for the first module that differs."""
     before = getattr(_convert, name)
     for place in (_convert, _divergence):
         setattr(place, name, function)
@@ -193,7 +193,7 @@ def _replaced(name: str, function: Any) -> Iterator[None]:
 
 
 def _differ(right: Ensemble, wrong: Ensemble, network: Drawn) -> bool:
-    """Whether an error changes any output at all, for inputs that the check does not see."""
+    """Returns whether an error changes any output at all, for inputs that the check does not see."""
     inputs = precision.doubled(network.inputs)
     rows = 4 if network.batch_axis == 0 else len(inputs[0])
     with jax.enable_x64(True), precision.equal_precision():

@@ -1,4 +1,4 @@
-"""The counts of `docs/trust.md`, made from what stands in `benchmarks/results/`."""
+"""Counts of `docs/trust.md`, made from `benchmarks/results/`."""
 
 import json
 from typing import Any
@@ -13,7 +13,7 @@ STATUSES = ("caught", "raised", "missed", "equal")
 
 
 def page(text: str) -> str:
-    """The page with the counts of today."""
+    """Returns the page with counts from the current results."""
     return replace_part(text, BEGIN, END, _counts())
 
 

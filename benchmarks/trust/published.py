@@ -36,7 +36,7 @@ class Noise(nn.Module):
 
 
 class Running(nn.Module):
-    """Statistics of its own: their mean moves in training, and is taken off in evaluation."""
+    """Running statistics: their mean moves in training, and is subtracted in evaluation."""
 
     mean: Tensor
 
@@ -129,7 +129,7 @@ class Whitened(nn.Module):
 
 
 class Counted(nn.Module):
-    """Sizes of the batch in its arithmetic."""
+    """Arithmetic with the batch size."""
 
     def __init__(self, features: int):
         super().__init__()

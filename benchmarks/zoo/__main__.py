@@ -57,7 +57,7 @@ def run(
 
 
 def _in_process(name: str, options: list[str], threads: int, minutes: float) -> Result:
-    """A network that takes all memory, or all time, takes nothing else with it."""
+    """Runs a network in a process of its own, so that one that takes all memory or time ends alone."""
     command = [sys.executable, "-m", "benchmarks.zoo", *options, "--threads", str(threads), "--one", name]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=60 * minutes, check=False)

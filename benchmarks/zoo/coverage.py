@@ -1,4 +1,4 @@
-"""`docs/coverage.md`, from the tables of rules and the zoo's results. `python -m benchmarks.zoo.coverage` writes it."""
+"""Writes `docs/coverage.md`, from the tables of rules and the zoo's results. `python -m benchmarks.zoo.coverage`."""
 
 import collections
 import re
@@ -27,7 +27,7 @@ error that names every such place: module, operation and line. A rule of your ow
 
 
 def page() -> str:
-    """The page as Markdown."""
+    """Returns the page as Markdown."""
     return "\n".join([_INTRODUCTION, *_networks(), *_training(), *_operators(), *_operations()])
 
 
@@ -105,7 +105,7 @@ def _operators() -> list[str]:
 
 
 def _reason(outcome: outcomes.Outcome) -> str:
-    """Why an operator is not exact, in short: without the module and the line that an error names."""
+    """Returns the reason why an operator is not exact, without the module and the line that an error names."""
     if outcome.missing:
         return _listing(outcome.missing)
     text = " ".join(outcome.reason.split()).partition(" Write the forward with other")[0]

@@ -26,7 +26,7 @@ _TRANSLATED = (*_WITHOUT_CACHE, "decoder_input_ids")
 
 
 class Family(NamedTuple):
-    """A model of a family: the names of its class and its configuration's, that configuration, and its inputs."""
+    """A model of a family: the names of its class and of its configuration, the configuration, and its inputs."""
 
     model: str
     config: str
@@ -132,13 +132,13 @@ FAMILIES = {
 
 
 def model_of(name: str) -> nn.Module:
-    """A model of the family with random weights."""
+    """Returns a model of the family with random weights."""
     transformers, family = importlib.import_module("transformers"), FAMILIES[name]
     return getattr(transformers, family.model)(getattr(transformers, family.config)(**family.options))
 
 
 def inputs_of(name: str) -> dict[str, Any]:
-    """The arguments of a call, by name, for a batch of two."""
+    """Returns the arguments of a call, by name, for a batch of two."""
     ids = torch.randint(3, 50, (2, 7))
     mask = torch.ones(2, 7, dtype=torch.int64)
     mask[1, 4:] = 0

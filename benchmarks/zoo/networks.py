@@ -1,4 +1,4 @@
-"""The networks of a library by name, and inputs for them."""
+"""Networks of a library by name, and inputs for them."""
 
 import copy
 import json
@@ -32,30 +32,30 @@ _NARROWER = {
 
 
 def names(library: str) -> list[str]:
-    """Every classification network of a library."""
+    """Returns the name of every classification network of a library."""
     return _LIBRARIES[library][0]()
 
 
 def make(library: str, name: str, members: int) -> tuple[list[nn.Module], Arguments]:
-    """Members of a network in evaluation mode, all of whose weights differ, and a batch of two inputs for them."""
+    """Returns members of a network in evaluation mode, all of whose weights differ, and a batch of two inputs."""
     models = varied(model_of(library, name), members)
     return models, _LIBRARIES[library][2](models[0], name)
 
 
 def model_of(library: str, name: str) -> nn.Module:
-    """A network by name, with the same random weights every time."""
+    """Returns a network by name, with the same random weights every time."""
     torch.manual_seed(0)
     return _LIBRARIES[library][1](name)
 
 
 def varied(model: nn.Module, members: int) -> list[nn.Module]:
-    """Members in evaluation mode, all of whose weights differ; the first is the model itself."""
+    """Returns members in evaluation mode, all of whose weights differ; the first is the model itself."""
     perturb(model.eval(), seed=0)
     return [model, *(_varied(model, seed) for seed in range(1, members))]
 
 
 def _varied(model: nn.Module, seed: int) -> nn.Module:
-    """A copy with every weight a little larger or smaller."""
+    """Returns a copy with every weight a little larger or smaller."""
     generator = torch.Generator().manual_seed(seed)
     model = copy.deepcopy(model)
     with torch.no_grad():
@@ -80,7 +80,7 @@ def _torchvision_inputs(model: nn.Module, name: str) -> Arguments:
 
 
 def importable() -> None:
-    """Makes what was added importable. torchvision's definitions need no operators, only two schemas declared."""
+    """Makes installed libraries importable. torchvision's definitions need no operators, only two declared schemas."""
     if not hasattr(torch.ops.torchvision, "nms"):
         for schema in ("nms", "qnms"):
             _LIBRARY.define(f"{schema}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
@@ -93,7 +93,7 @@ def _torchvision():
 
 
 def _timm_names() -> list[str]:
-    """The published network with the fewest parameters of each module, the smallest first. They are counted once."""
+    """Returns each module's published network with the fewest parameters, the smallest first. Counts are cached."""
     timm = _timm()
     kept = ADDED / f"smallest-{timm.__version__}.json"
     if not kept.exists():
@@ -116,7 +116,7 @@ def _timm_model(name: str) -> nn.Module:
 
 
 def _timm_inputs(model: nn.Module, name: str) -> Arguments:
-    """Images of 96 x 96, or of the size that the network asks for."""
+    """Returns images of 96 x 96, or of the size that the network asks for."""
     images = torch.randn(2, 3, 96, 96)
     try:
         with torch.no_grad():

@@ -21,7 +21,7 @@ LARGE = 150e6
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """What became of one network.
+    """The outcome of one network.
 
     - `status`: `passed`, `failed` (a wrong number), `refused` (`UnsupportedError`) or `crashed`.
     - `float64`: the largest float64 error, relative to the largest output.
@@ -62,7 +62,7 @@ def prove(library: str, name: str) -> Result:
 
 
 def _report_of_one(library: str, name: str, member: int) -> ParityReport:
-    """What is proved of one member of the ensemble, of which only that member is kept."""
+    """Proves one member of the ensemble, and keeps only this member."""
     models, inputs = networks.make(library, name, MEMBERS)
     ensemble = torch_bridge.to_ensemble(models, *inputs, check=False)[member : member + 1]
     del models[member + 1 :], models[:member]
@@ -87,7 +87,7 @@ def _judged(known: Result, reports: list[ParityReport]) -> Result:
 
 
 def guarded(name: str, threads: int, prove: Callable[[str], Result]) -> Result:
-    """A proof, with whatever it raises told as a crash."""
+    """Runs a proof, and returns any error as a crash."""
     torch.set_num_threads(threads)
     try:
         return prove(name)

@@ -38,7 +38,7 @@ CANCELLED = 1e-2
 
 
 class Expected:
-    """What PyTorch computes: values, and gradients of their weighted sum by all inputs that have one."""
+    """Returns PyTorch's values, and gradients of their weighted sum by all inputs that have one."""
 
     def __init__(self, samples: Sequence[Sample]):
         self.model = Applied(samples)
@@ -64,7 +64,7 @@ class Expected:
             return list(self.model(*(x.clone() for x in self.inputs)))
 
     def is_random(self) -> bool:
-        """Whether another call gives something else."""
+        """Returns whether another call gives another result."""
         torch.manual_seed(1)
         return any(not torch.equal(_plain(a), _plain(b)) for a, b in zip(self.values, self._values(), strict=True))
 
@@ -74,7 +74,7 @@ def _plain(x: Tensor) -> Tensor:
 
 
 def _weighted(y: Any, numbers: Any) -> Any:
-    """The sum of all elements, weighted unevenly."""
+    """Returns the sum of all elements, weighted unevenly."""
     complex_ = y.is_complex() if isinstance(y, Tensor) else jnp.iscomplexobj(y)
     real = numbers.real(y) + 0.5 * numbers.imag(y) if complex_ else y
     weights = np.linspace(0.5, 1.5, int(np.prod(y.shape)))
@@ -82,7 +82,7 @@ def _weighted(y: Any, numbers: Any) -> Any:
 
 
 def differences(expected: Expected) -> Iterator[str]:
-    """How the ported ensemble of samples differs from PyTorch.
+    """Yields how the ported ensemble of samples differs from PyTorch.
 
     **Raises:** whatever porting or running it raises.
     """
@@ -100,7 +100,7 @@ def differences(expected: Expected) -> Iterator[str]:
 
 
 def computed(ensemble: Ensemble, expected: Expected) -> tuple[list[Any], list[Any]]:
-    """The ensemble's outputs, and gradients of their weighted sum: of both members, which are alike, the mean."""
+    """Returns the ensemble's outputs, and gradients of their weighted sum: the mean of both members, which are equal."""
     arrays = [x.resolve_conj().resolve_neg().numpy() for x in expected.inputs]
 
     def objective(given: list[jax.Array], others: list[jax.Array]) -> tuple[jax.Array, list[jax.Array]]:
@@ -120,7 +120,7 @@ def computed(ensemble: Ensemble, expected: Expected) -> tuple[list[Any], list[An
 
 
 def difference(got: np.ndarray, wanted: Tensor, tolerance: float = TOLERANCE, least: float = 1e-30) -> str | None:
-    """How an array differs from a tensor in shape, kind of dtype, or values; None if it does not."""
+    """Returns how an array differs from a tensor in shape, kind of dtype, or values; None if it does not."""
     if wanted.dtype in (torch.bfloat16, torch.complex32):
         wanted, got = wanted.to(torch.promote_types(wanted.dtype, torch.float32)), got.astype(np.float32)
     want = wanted.numpy(force=True)
@@ -142,7 +142,7 @@ def difference(got: np.ndarray, wanted: Tensor, tolerance: float = TOLERANCE, le
 
 
 def outcome(name: str, entry: Any, limit: int = SAMPLES) -> Outcome:
-    """Ports an operator's samples together; where that is not exact, one by one."""
+    """Ports an operator's samples together; if the result is not exact, one by one."""
     try:
         samples = samples_of(entry, limit)
     except Exception as error:  # PyTorch's own, as where it lacks what a sample is made with
@@ -164,14 +164,14 @@ def outcome(name: str, entry: Any, limit: int = SAMPLES) -> Outcome:
 
 
 def judged(samples: Sequence[Sample]) -> tuple[str, str]:
-    """The status of samples that are ported together, and why they are not exact."""
+    """Returns the status of samples that are ported together, and why they are not exact."""
     with jax.enable_x64(True), warnings.catch_warnings(), _time_limit():
         warnings.simplefilter("ignore")
         try:
             expected = Expected(samples)
             if expected.is_random():
                 return "left out", "PyTorch gives something else at every call"
-        except (RuntimeError, AssertionError) as error:  # PyTorch's own, as of a view that a copy is none of
+        except (RuntimeError, AssertionError) as error:  # PyTorch's own, for example where a copy is not a view
             return "left out", f"PyTorch: {error}"[:600]
         try:
             found = list(differences(expected))
@@ -187,7 +187,7 @@ def judged(samples: Sequence[Sample]) -> tuple[str, str]:
 
 
 def unruled(message: str) -> list[str]:
-    """The operations that an error says have no rule."""
+    """Returns the operations without a rule that an error lists."""
     listed = re.findall(r"^  (\S+) in ", message, re.MULTILINE) if "operations that have no rule" in message else []
     return [operation for operation in listed if operation not in REFUSALS]
 

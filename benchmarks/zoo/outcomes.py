@@ -1,4 +1,4 @@
-"""What became of the operators of PyTorch's database: see `benchmarks.zoo.operators`."""
+"""Outcomes of the operators of PyTorch's database: see `benchmarks.zoo.operators`."""
 
 import dataclasses
 from pathlib import Path
@@ -13,7 +13,7 @@ STATUSES = ("exact", "left out", "refused", "missing", "wrong", "crashed")
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """What became of one operator: the worst status of its samples, how many are exact, and why others are not.
+    """The outcome of one operator: the worst status of its samples, how many are exact, and why others are not.
 
     `missing` are the operations without a rule.
     """
@@ -27,7 +27,7 @@ class Outcome:
 
 
 def load(file: Path = FILE) -> dict[str, Outcome]:
-    """The last outcome of each operator."""
+    """Returns the last outcome of each operator."""
     found = {}
     for fields in read_lines(file):
         found[fields["name"]] = Outcome(**{**fields, "missing": tuple(fields["missing"])})

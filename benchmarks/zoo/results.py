@@ -9,13 +9,13 @@ from torch_bridge.report import environment
 
 
 def append(file: Path, result: Result) -> None:
-    """Adds a result, with date and versions."""
+    """Adds a result to a file, with date and versions."""
     found = environment()
     append_lines(file, [{**dataclasses.asdict(result), "date": found["date"][:10], "versions": found["versions"]}])
 
 
 def load(file: Path) -> dict[str, Result]:
-    """The last result of each network."""
+    """Returns the last result of each network."""
     results: dict[str, Result] = {}
     names = {field.name for field in dataclasses.fields(Result)}
     for fields in read_lines(file):

@@ -29,7 +29,7 @@ class Sample:
 
     @property
     def key(self) -> str:
-        """The same for samples that differ in values alone."""
+        """Returns a key that is equal for samples that differ in values alone."""
         leaves, spec = pytree.tree_flatten((self.args, self.kwargs))
         return str(
             [(tuple(leaf.shape), leaf.dtype) if isinstance(leaf, Tensor) else leaf for leaf in leaves] + [str(spec)]
@@ -37,7 +37,7 @@ class Sample:
 
 
 class Applied(nn.Module):
-    """Functions with all their arguments fixed that are no tensors; the tensors of all are the inputs."""
+    """Functions with all arguments fixed except tensors; the tensors of all functions are the inputs."""
 
     def __init__(self, samples: Sequence[Sample]):
         super().__init__()
@@ -55,12 +55,12 @@ class Applied(nn.Module):
         return tuple(results)
 
     def _given(self, own: Tensor, queue: Iterator[Tensor]) -> Tensor:
-        """An input of its own: some operators write into theirs."""
+        """Returns a copy of an input: some operators write into their inputs."""
         return next(queue) * self.one if own.requires_grad else next(queue).clone()
 
 
 def tensors_in(result: Any) -> list[Tensor]:
-    """The tensors within a result, those of named tuples too."""
+    """Returns the tensors within a result, also in named tuples."""
     if isinstance(result, dict):
         result = list(result.values())
     if isinstance(result, tuple | list):
@@ -69,7 +69,7 @@ def tensors_in(result: Any) -> list[Tensor]:
 
 
 def entries() -> dict[str, Any]:
-    """The operators that compute with float64, by name; those that make tensors from sizes alone have no inputs."""
+    """Returns the operators that compute with float64, by name. Some, which make tensors from sizes alone, have no samples."""
     return {
         ".".join(filter(None, (entry.name, entry.variant_test_name))): entry
         for entry in op_db
@@ -78,7 +78,7 @@ def entries() -> dict[str, Any]:
 
 
 def samples_of(entry: Any, limit: int = SAMPLES) -> list[Sample]:
-    """Up to `limit` samples that differ in more than values, evenly from all of them."""
+    """Returns up to `limit` samples that differ in more than values, spread evenly over all samples."""
     torch.manual_seed(0)
     found: dict[str, Sample] = {}
     with warnings.catch_warnings():
@@ -94,5 +94,5 @@ def samples_of(entry: Any, limit: int = SAMPLES) -> list[Sample]:
 
 
 def _compared(function: Callable[..., Any], result: Callable[[Any], Any]) -> Callable[..., Any]:
-    """The function, and of what it gives the part with a meaning: of singular vectors not the signs."""
+    """Returns a function that gives the meaningful part of the results: singular vectors without their signs."""
     return lambda *args, **kwargs: result(function(*args, **kwargs))

@@ -1,4 +1,4 @@
-"""Ten training steps of networks of timm beside PyTorch's, in float64, with the same random numbers on both sides."""
+"""Ten training steps of timm's networks next to PyTorch's, in float64, with the same random numbers on both sides."""
 
 import dataclasses
 
