@@ -1,8 +1,8 @@
 """Packages, devices and versions of a machine, for tests and benchmarks. `python -m benchmarks.speed.machine [folder]`.
 
-Nothing but Python is needed, so that what is missing is told; a part that fails gives its error in place of a result.
-The folder gets `machine-<device>.json` and `target_config-<device>.txtpb`: with that description of a GPU, XLA compiles
-for it where there is none (`jax.experimental.topologies.get_topology_desc`).
+Needs only Python, so that it can say what is missing. A part that fails gives its error instead of a result. The folder
+gets `machine-<device>.json` and `target_config-<device>.txtpb`: with this description of a GPU, XLA compiles for it on
+machines without one (`jax.experimental.topologies.get_topology_desc`).
 """
 
 import datetime
@@ -33,7 +33,7 @@ OPTIONAL = {
     "jax-cuda13-plugin": "JAX has no CUDA 13",
     "triton": "torch.compile has no kernels for GPUs",
 }
-"""What it means that a distribution is missing."""
+"""The meaning of a missing distribution."""
 
 SUMMARY = "name,driver_version,compute_cap,memory.total,clocks.max.sm,clocks.max.memory,power.limit"
 

@@ -100,7 +100,7 @@ def differences(expected: Expected) -> Iterator[str]:
 
 
 def computed(ensemble: Ensemble, expected: Expected) -> tuple[list[Any], list[Any]]:
-    """Returns the ensemble's outputs, and gradients of their weighted sum: the mean of both members, which are equal."""
+    """Returns the ensemble's outputs, and gradients of their weighted sum: the mean of the two equal members."""
     arrays = [x.resolve_conj().resolve_neg().numpy() for x in expected.inputs]
 
     def objective(given: list[jax.Array], others: list[jax.Array]) -> tuple[jax.Array, list[jax.Array]]:

@@ -69,7 +69,7 @@ def tensors_in(result: Any) -> list[Tensor]:
 
 
 def entries() -> dict[str, Any]:
-    """Returns the operators that compute with float64, by name. Some, which make tensors from sizes alone, have no samples."""
+    """Returns the operators that compute with float64, by name; some take sizes alone, and have no samples."""
     return {
         ".".join(filter(None, (entry.name, entry.variant_test_name))): entry
         for entry in op_db
