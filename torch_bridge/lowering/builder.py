@@ -108,9 +108,7 @@ class Builder(Arrangements):
         return True
 
     def stateless_layer(self, type_: str, options: Mapping[str, Any], name: str) -> str:
-        """The path of a layer without weights: the module around it if this has no other content, else a path inside
-        it.
-        """
+        """The path of a layer without weights: the module around the node if it is otherwise empty, else inside it."""
         module = self.module_path
         layer = Layer(module, type_, dict(options))
         free = module and self.state.is_empty(module) and self.layers.get(module, layer) == layer

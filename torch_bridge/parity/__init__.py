@@ -1,4 +1,4 @@
-"""Parity: proving that a ported ensemble gives what PyTorch gives."""
+"""Parity: proofs that a ported ensemble gives what PyTorch gives."""
 
 from torch_bridge.parity.check import check
 from torch_bridge.parity.result import ParityReport, Row

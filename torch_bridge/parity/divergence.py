@@ -1,4 +1,4 @@
-"""Where two networks part: the first module whose output differs."""
+"""The first module whose output differs between PyTorch and the ported network."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -23,11 +23,12 @@ from torch_bridge.parity.metrics import normwise_error
 def first_divergence(
     ensemble: Ensemble, doubles: Sequence[nn.Module], inputs: tuple[Any, ...], arrays: Any, limit: float
 ) -> str | None:
-    """The first module call, in order of completion, whose float64 output differs in any member: path and error.
+    """Finds the first module call, in order of completion, whose float64 output differs in any member.
 
-    The network is lowered once more with every module's output among its outputs, and run with the ensemble's own
-    weights beside PyTorch's modules. None where no single module does: the outputs agree, or the ensemble was not
-    ported from PyTorch.
+    The network is lowered again with every module's output among its outputs, and runs with the ensemble's own weights.
+
+    **Returns:** path and error; None where no single module differs: the outputs agree, or the ensemble was not ported
+    from PyTorch.
     """
     origin = ensemble.origin
     if not isinstance(origin, Origin):
@@ -56,7 +57,7 @@ def first_divergence(
 
 
 def _module_outputs(model: nn.Module, inputs: tuple[Any, ...]) -> list[tuple[str, np.ndarray]]:
-    """The output of every module call that returns one tensor, in order of completion, under its scope's name."""
+    """The output of every module call that returns one tensor, in order of completion, under the name of its scope."""
     results: list[tuple[str, np.ndarray]] = []
     calls: dict[str, int] = {}
     handles = []
@@ -65,7 +66,7 @@ def _module_outputs(model: nn.Module, inputs: tuple[Any, ...]) -> list[tuple[str
         def hook(module: nn.Module, args: Any, output: Any) -> None:
             count = calls.get(path, 0)
             calls[path] = count + 1
-            if isinstance(output, Tensor) and not is_functorch_wrapped_tensor(output):  # as within torch.func.grad
+            if isinstance(output, Tensor) and not is_functorch_wrapped_tensor(output):  # as in torch.func.grad
                 results.append((f"{path}@{count}" if count else path, output.detach().cpu().numpy().copy()))
 
         return hook

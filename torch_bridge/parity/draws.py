@@ -1,7 +1,7 @@
-"""Random numbers in a comparison: PyTorch's models get those that the ensemble drew.
+"""Random numbers in a comparison: PyTorch's models get the numbers that the ensemble drew.
 
-The network is lowered once more with all that it draws among its outputs. PyTorch's operations that draw then give
-these numbers, one after the other, while a model's forward runs.
+The network is lowered again with all its draws among its outputs. While a model's forward runs, PyTorch's random
+operations return these numbers, one after the other.
 """
 
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ from torch_bridge.parity.reference import CannotRun
 
 
 def can_draw(ensemble: Ensemble, arrays: Any, *, each: bool = False) -> bool:
-    """Whether a call with these inputs, of each member with `each`, draws random numbers."""
+    """Returns whether a call with these inputs draws random numbers. With `each`, every member has its own inputs."""
     if not ensemble.rngs:
         return False
     try:
@@ -31,10 +31,13 @@ def can_draw(ensemble: Ensemble, arrays: Any, *, each: bool = False) -> bool:
 
 
 class Draws:
-    """What the members of an ensemble drew in its last call, for the models to draw.
+    """The random numbers that the members of an ensemble drew in its last call, for the models to draw.
 
-    `models` are copies that nobody else runs: each gets hooks that take its numbers from here, and copies of them do
-    the same. Without models, nothing is drawn, and results are what they are. `key` is what the ensemble draws by.
+    **Arguments:**
+
+    - `models`: copies that nothing else runs. Each gets hooks that take its numbers from here, and copies of it do the
+      same. Without models, nothing is drawn, and results stay as they are.
+    - `key`: the random key by which the ensemble draws.
     """
 
     def __init__(self, models: Sequence[nn.Module], key: jax.Array):
@@ -62,7 +65,7 @@ class Draws:
         return outputs
 
     def give(self, member: int, drawn: Sequence[Any]) -> None:
-        """What a member is to draw: its part of arrays `[M, ...]`."""
+        """Gives a member the numbers to draw: its part of arrays `[M, ...]`."""
         self.replays[member].numbers = [np.asarray(array[member]) for array in drawn]
 
     def forget(self) -> None:
@@ -70,15 +73,15 @@ class Draws:
         for replay in self.replays:
             replay.numbers = None
 
-    def alike(self, models: Sequence[nn.Module]) -> None:
-        """Lets further copies of the models, which have no hooks, draw the same."""
+    def attach(self, models: Sequence[nn.Module]) -> None:
+        """Adds hooks to further copies of the models, so that they draw the same numbers."""
         for model, replay in zip(models, self.replays, strict=True):
             model.register_forward_pre_hook(replay.begin)
             model.register_forward_hook(replay.end, always_call=True)
 
 
 class _Replay(TorchDispatchMode):
-    """While a model's forward runs, what it draws is taken from `numbers`."""
+    """A mode in which a model's forward draws the given `numbers`."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -101,7 +104,7 @@ class _Replay(TorchDispatchMode):
             self.__exit__(None, None, None)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is torch.ops.aten.native_dropout.default:  # as dropout is on GPUs
+        if func is torch.ops.aten.native_dropout.default:  # dropout on GPUs
             x, p, _ = args
             kept = self._next(x.shape, func).to(x.device).bool()
             return x * kept / (1 - p), kept

@@ -1,4 +1,4 @@
-"""An ensemble as it is, but computed in float64."""
+"""Ensembles converted to float64."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -21,11 +21,11 @@ from torch_bridge.lowering.convert import constant_arrays, convert
 def convert_to_float64(
     ensemble: Ensemble, double: nn.Module, inputs: tuple[Any, ...], draw_mode: DrawMode | None = None
 ) -> Ensemble:
-    """The ensemble with its weights in float64 and complex128, exactly. To be used with x64 on.
+    """Converts an ensemble's weights to float64 and complex128, exactly. To be used with x64 on.
 
-    Where the network itself holds such constants or names such a dtype, it is captured anew from `double`, a float64
-    copy of a member: constants that PyTorch computes in float64 then are not float32's. With `draw_mode`, it gives the
-    random numbers of this mode beside its outputs.
+    If the network itself has such constants or names such a dtype, it is captured again from `double`, a float64 copy
+    of a member: PyTorch then computes its constants in float64. With `draw_mode`, the network returns the random
+    numbers of this mode with its outputs.
     """
     if draw_mode is not None or (ensemble.network is not None and is_dtype_dependent(ensemble.network)):
         ensemble = recapture_network(ensemble, double, inputs, draw_mode)
@@ -35,7 +35,7 @@ def convert_to_float64(
 def recapture_network(
     ensemble: Ensemble, model: nn.Module, inputs: tuple[Any, ...], draw_mode: DrawMode | None = None
 ) -> Ensemble:
-    """The ensemble with the network that `model` gives, and its own weights; as it is if it was not ported."""
+    """The ensemble with the network that `model` gives, and its own weights; unchanged if it was not ported."""
     origin = ensemble.origin
     if not isinstance(origin, Origin):
         return ensemble
@@ -44,7 +44,7 @@ def recapture_network(
         model, inputs, OpenAxes.again(ensemble), origin.input_layout, draw_mode=draw_mode, evaluation_only=reason
     )
     if draw_mode is not None and _storage(lowered.weights) != _storage(origin.weights):
-        raise UnsupportedError("the network with its random numbers beside its outputs stores its weights otherwise")
+        raise UnsupportedError("the network that returns its random numbers stores its weights differently")
     state = skeleton(lowered.network)
     return dataclasses.replace(
         ensemble,
@@ -56,10 +56,12 @@ def recapture_network(
 
 
 def _storage(weights: WeightMap) -> list[Any]:
+    """The place and arrangement of every weight."""
     return [(entry.path, entry.rearrangement) for entry in weights.entries]
 
 
 def _fill_tree(tree: Any, arrays: Mapping[str, Any], prefix: str = "") -> Any:
+    """The tree with its leaves replaced by the arrays of the same paths."""
     return {
         name: _fill_tree(leaf, arrays, f"{prefix}{name}.") if isinstance(leaf, dict) else arrays[prefix + name]
         for name, leaf in tree.items()
@@ -71,25 +73,26 @@ _LIMITS = {
     for dtype in (torch.float16, torch.bfloat16, torch.float32)
     for name in ("min", "max", "eps", "tiny")
 }
-"""Numbers that a forward takes from `torch.finfo(x.dtype)`, to fill what is masked."""
+"""Numbers that a forward takes from `torch.finfo(x.dtype)`, to fill masked elements."""
 
 
 def is_dtype_dependent(network: Network) -> bool:
-    """Whether the network computes with constants or casts that a float64 network would have otherwise."""
+    """Returns whether the network has constants or casts that a float64 network would have in another dtype."""
     if any(variable.kind == "constant" and _is_inexact(variable.dtype) for variable in network.variables):
         return True
     options = (tuple(layer.options.values()) for layer in network.layers)
     if any(isinstance(option, float) and option in _LIMITS for values in options for option in values):
-        return True  # as of `nn.RMSNorm`, whose default is the dtype's own
+        return True  # for example `nn.RMSNorm`, whose default eps depends on the dtype
     return any(_has_float_name((call.args, call.kwargs)) for call in network.calls)
 
 
 def _is_inexact(name: str) -> bool:
-    """Whether a dtype of this name has another one in a float64 network."""
+    """Returns whether a dtype of this name has another one in a float64 network."""
     return "float" in name or "complex" in name
 
 
 def _has_float_name(arg: Any) -> bool:
+    """Returns whether an argument contains an inexact dtype or one of the limits of such a dtype."""
     match arg:
         case Dtype(name):
             return _is_inexact(name)

@@ -1,4 +1,4 @@
-"""Gradients of every parameter, ours against autograd's."""
+"""Gradients of every parameter, compared with autograd's."""
 
 import dataclasses
 import functools
@@ -25,43 +25,45 @@ from torch_bridge.parity.result import Row
 from torch_bridge.parity.rounding import allowed_error, move_last_bits
 
 LIMIT = 1e-11
-"""Largest float64 error of a parameter's gradient, relative to that gradient's largest entry."""
+"""Largest float64 error of a parameter's gradient, relative to the largest entry of this gradient."""
 
 FLOOR = 1e-4
-"""Gradients smaller than this part of the member's largest are sums that cancel: their error is compared with it."""
+"""The part of a member's largest gradient with which errors of smaller gradients, sums that cancel, are compared."""
 
 ZERO = 1e-13
-"""Gradients smaller than this part of the member's largest, on both sides, are zero but for rounding.
+"""The part of a member's largest gradient below which a gradient is zero except for rounding, on both sides.
 
-So is that of a bias before InstanceNorm, whose 14,000 terms leave 2e-15 of the largest gradient.
+The gradient of a bias before InstanceNorm is an example: its 14,000 terms leave 2e-15 of the largest gradient.
 """
 
 
 ROUNDING = 1e-14
-"""Gradients smaller than this part of the outputs over the parameters, on both sides, are zero but for rounding, too.
+"""The part of the outputs over the parameters below which a gradient is zero except for rounding, on both sides.
 
-Where all are, none is a measure of it: as of a single number that is normalised, to 1 or -1. Outputs count as 1 at
-most, so that what a mask fills in does not hide errors.
+It serves where all gradients are zero: a single number that is normalised gives 1 or -1. Outputs count as 1 at most, so
+that the fill of a mask does not hide errors.
 """
 
 
 def compare(
     ensemble: Ensemble, doubles: Sequence[nn.Module], inputs: tuple[Any, ...], arrays: Any, draws: Draws
 ) -> list[Row] | str:
-    """One row: the worst parameter of the worst member; or why there is none.
+    """Compares the gradients of all parameters of all members.
 
-    `arrays` are `inputs` as the ensemble takes them.
+    **Arguments:** `arrays` are `inputs` as the ensemble takes them.
+
+    **Returns:** one row, for the worst parameter of the worst member, or the reason why there is none.
     """
     assert isinstance(ensemble.origin, Origin)
     found = flatten(_gradients(ensemble, arrays, draws))
-    ours = {name: np.conj(grad) for name, grad in found.items()}  # as PyTorch has them
+    ours = {name: np.conj(grad) for name, grad in found.items()}  # PyTorch's convention for complex gradients
     rows = []
     for k, model in enumerate(doubles):
         try:
             theirs, size = _torch_gradients(model, inputs)
         except torch.OutOfMemoryError:
             raise
-        except RuntimeError as error:  # as of a forward that writes into what its backward needs
+        except RuntimeError as error:  # for example a forward that overwrites what its backward needs
             return f"gradients not compared, since PyTorch cannot compute them: {first_line(error)}"
         narrow = functools.cache(functools.partial(_single_gradients, model, inputs))
         largest = max((float(np.abs(grad).max(initial=0.0)) for grad in theirs.values()), default=0.0)
@@ -82,7 +84,7 @@ Grads = dict[str, np.ndarray]
 
 
 def _single_gradients(model: nn.Module, inputs: tuple[Any, ...]) -> list[Grads]:
-    """The gradients in float32, of the model and of a few that are all but the same: one may be right by chance."""
+    """The gradients in float32 of the model, and of a few nearly equal models: one alone may be right by chance."""
     found = []
     for models, given in itertools.chain([([model], inputs)], move_last_bits([model], inputs, torch.float32)):
         (narrow,), given = precision.single_copies(models, given)
@@ -92,6 +94,7 @@ def _single_gradients(model: nn.Module, inputs: tuple[Any, ...]) -> list[Grads]:
 
 
 def _relative_error(actual: np.ndarray, expected: np.ndarray, largest: float, rounding: float = 0.0) -> float:
+    """The largest error relative to the largest entry, with small gradients compared as `FLOOR` and `ZERO` say."""
     if not is_same_where_not_finite(actual, expected):
         return np.inf
     finite = np.isfinite(expected)
@@ -104,6 +107,8 @@ def _relative_error(actual: np.ndarray, expected: np.ndarray, largest: float, ro
 
 
 def _gradients(ensemble: Ensemble, arrays: Any, draws: Draws) -> Any:
+    """The gradients of the ensemble, `[M, ...]`, by path."""
+
     def objective(params: Any) -> tuple[jax.Array, Any]:
         result = dataclasses.replace(ensemble, params=params)(*arrays, **draws.options)
         outputs = result[0] if draws else result
@@ -119,7 +124,7 @@ def _gradients(ensemble: Ensemble, arrays: Any, draws: Draws) -> Any:
 
 
 def float_leaves(outputs: Any) -> list[Any]:
-    """The arrays or tensors of real numbers, complex ones as their two parts."""
+    """The arrays or tensors of real numbers among the outputs. A complex array gives its two parts."""
     found: list[Any] = []
     for leaf in arrays_of(outputs).values():
         name = str(leaf.dtype)
@@ -128,12 +133,12 @@ def float_leaves(outputs: Any) -> list[Any]:
 
 
 def loss_weights(size: int, shape: Sequence[int]) -> np.ndarray:
-    """Uneven weights for an output's entries, so that their gradients do not cancel by symmetry."""
+    """Uneven weights for the entries of an output, so that their gradients do not cancel by symmetry."""
     return np.cos(np.arange(size, dtype=np.float64)).reshape(shape)
 
 
 def _torch_gradients(model: nn.Module, inputs: tuple[Any, ...]) -> tuple[Grads, float]:
-    """The gradients, and the sum of all outputs, of which each counts as 1 at most, over the largest parameter."""
+    """The gradients, and the sum of all outputs (each counts as 1 at most) over the largest parameter."""
     named = dict(model.named_parameters())
     params = list(named.values())
     with torch.enable_grad():

@@ -1,4 +1,4 @@
-"""Inputs to compare on: of other batch sizes, of each member's own, and as the ensemble takes them."""
+"""Inputs of comparisons: with other batch sizes, for each member, and as the ensemble takes them."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -13,7 +13,7 @@ from torch_bridge.members.finite import has_fractions
 
 
 def ensemble_inputs(inputs: Inputs, layout: str) -> tuple[Any, ...]:
-    """PyTorch's inputs as an ensemble takes them by position that was ported with this `input_layout`."""
+    """PyTorch's inputs by position, as an ensemble with this `input_layout` takes them."""
     entries = Arguments.of(inputs).entries
     if layout == "torch":
         return entries
@@ -21,12 +21,12 @@ def ensemble_inputs(inputs: Inputs, layout: str) -> tuple[Any, ...]:
 
 
 def stack_inputs(inputs_per_member: Sequence[Inputs]) -> Any:
-    """Inputs `[M, ...]` of those of every member; what is no tensor is the same for all."""
+    """Inputs `[M, ...]` from the inputs of every member. Arguments that are not tensors are the same for all."""
     return pytree.tree_map(lambda *xs: torch.stack(xs) if isinstance(xs[0], Tensor) else xs[0], *inputs_per_member)
 
 
 def resize_inputs(inputs: Inputs, size: int, batch_axis: Any, seed: int = 0) -> Arguments:
-    """Inputs with another batch size: rows taken in turn, floating ones scaled and shifted so that no two are equal."""
+    """Inputs with another batch size: rows taken in turn. Floating-point rows are scaled so that no two are equal."""
     inputs = Arguments.of(inputs)
     axes = axes_of(inputs, batch_axis)
     given = batch_size(inputs, batch_axis)
@@ -47,7 +47,7 @@ def resize_inputs(inputs: Inputs, size: int, batch_axis: Any, seed: int = 0) -> 
 
 
 def batch_size(inputs: Inputs, batch_axis: Any) -> int | None:
-    """The size of the inputs along the batch axis, that of the first tensor that has one."""
+    """The size of the batch axis, taken from the first tensor that has this axis."""
     arguments = Arguments.of(inputs)
     for value, axis in zip(arguments.entries, axes_of(arguments, batch_axis), strict=True):
         for leaf in pytree.tree_leaves(value):
@@ -57,7 +57,7 @@ def batch_size(inputs: Inputs, batch_axis: Any) -> int | None:
 
 
 def inputs_per_member(inputs: Inputs, members: int, batch_axis: Any) -> list[Inputs]:
-    """Inputs of its own for every member, of equal shapes."""
+    """Inputs of equal shapes for each member."""
     size = batch_size(inputs, batch_axis)
     if size is None:
         return [pytree.tree_map(lambda x, k=k: _scale(x, 1 + 0.1 * k), inputs) for k in range(members)]
@@ -65,4 +65,5 @@ def inputs_per_member(inputs: Inputs, members: int, batch_axis: Any) -> list[Inp
 
 
 def _scale(x: Any, factor: float) -> Any:
+    """A floating-point tensor times a factor. Other arguments stay as they are."""
     return x * factor if isinstance(x, Tensor) and has_fractions(x) else x

@@ -1,4 +1,4 @@
-"""How far apart two sets of outputs are."""
+"""Measures of the error between two sets of outputs."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -10,42 +10,45 @@ from torch_bridge.arrays import to_numpy
 from torch_bridge.graph.outputs import arrays_of
 
 EXACT = 1e-12
-"""Largest float64 error of a network, relative to the largest output. Another formula (GELU by tanh: 5e-4; eps 1e-6
-for 1e-5: 5e-6) is off by far more; the order of summation by less."""
+"""Largest float64 error of a network, relative to the largest output.
+
+Another formula (GELU by tanh: 5e-4; eps 1e-6 for 1e-5: 5e-6) exceeds it by far; another order of summation does not.
+"""
 
 EXACT_DEEP = 1e-10
-"""The same for networks of more than 100 layers, whose rounding errors grow."""
+"""The same limit for networks of more than 100 layers, whose rounding errors grow."""
 
 WORKING = 2.0
-"""How much larger than PyTorch's own the error in working precision may be."""
+"""The factor by which the error in working precision may exceed PyTorch's own."""
 
 WORKING_FEW = 3.0
-"""The same for half precision and for fewer than 1,000 numbers, whose errors scatter more."""
+"""The same factor for half precision and for fewer than 1,000 numbers, whose errors scatter more."""
 
 
 FILL = 1e6
-"""A value so many times larger than all that rounding touches is what a mask put there, and no measure of errors.
+"""The factor by which the fill of a mask exceeds all values that rounding changes.
 
-Beside -1e30, all else would be equal.
+Fills do not measure errors: compared with -1e30, all other values would be equal.
 """
 
 
 def arrays_by_place(outputs: Any) -> dict[str, np.ndarray]:
-    """The arrays of either framework's outputs; of an ensemble's, `[M, ...]`. Numbers and strings are left out."""
+    """The arrays of either framework's outputs, `[M, ...]` for an ensemble. Numbers and strings are left out."""
     arrays = arrays_of(outputs).items()
     return {place: to_numpy(leaf) if isinstance(leaf, Tensor) else np.asarray(leaf) for place, leaf in arrays}
 
 
 def stack_outputs(outputs: Sequence[Any]) -> dict[str, np.ndarray]:
-    """The outputs of each member as arrays `[M, ...]` by place."""
+    """The outputs of all members as arrays `[M, ...]` by place."""
     members = [arrays_by_place(output) for output in outputs]
     return {place: np.stack([member[place] for member in members]) for place in members[0]}
 
 
 def normwise_error(actual: np.ndarray, expected: np.ndarray) -> tuple[float, int]:
-    """The largest error of any member relative to that member's largest value, and which member has it.
+    """The largest error of any member relative to that member's largest value, and the number of this member.
 
-    Infinite where shapes, kinds or the positions of NaN and infinity differ; integers and booleans must be equal.
+    The error is infinite where shapes, kinds or the positions of NaN and infinity differ. Integers and booleans must be
+    equal.
     """
     if actual.shape != expected.shape or actual.dtype.kind != expected.dtype.kind:
         return np.inf, 0
@@ -55,6 +58,7 @@ def normwise_error(actual: np.ndarray, expected: np.ndarray) -> tuple[float, int
 
 
 def _error(actual: np.ndarray, expected: np.ndarray) -> float:
+    """The error of one member."""
     if expected.dtype.kind in "biu":
         return 0.0 if np.array_equal(actual, expected) else np.inf
     if not is_same_where_not_finite(actual, expected):
@@ -68,16 +72,16 @@ def _error(actual: np.ndarray, expected: np.ndarray) -> float:
 
 
 def _is_fill(ours: np.ndarray, theirs: np.ndarray, exact: np.ndarray) -> np.ndarray:
-    """Which values are the same on both sides and larger by `FILL` than all that are not, and than 1."""
+    """A mask of the values that are equal on both sides and exceed all other values, and 1, by the factor `FILL`."""
     same = ours == theirs
     return same & (np.abs(exact) > FILL * np.abs(exact[~same]).max(initial=1.0))
 
 
 def working_errors(ours: np.ndarray, theirs: np.ndarray, exact: np.ndarray) -> tuple[float, float, float]:
-    """The root mean square errors of ours and of PyTorch's, and of the values themselves, against float64.
+    """The root mean square errors of ours and of PyTorch's, and the root mean square of the exact values.
 
-    Values do not count that are the same bits on both sides and have lost all likeness to the exact ones, as what
-    overflows in both, and those that only a mask has put there. Ours is infinite where NaN or infinities are elsewhere.
+    Two kinds of values do not count: those that are the same bits on both sides but far from the exact ones, such as
+    overflows, and the fills of masks. Our error is infinite where our NaN or infinities are at other positions.
     """
     with np.errstate(all="ignore"):
         same = (ours == theirs) | (np.isnan(ours) & np.isnan(theirs))
@@ -89,7 +93,7 @@ def working_errors(ours: np.ndarray, theirs: np.ndarray, exact: np.ndarray) -> t
 
 
 def is_same_where_not_finite(actual: np.ndarray, expected: np.ndarray) -> bool:
-    """Whether NaN and the infinities are at the same positions."""
+    """Returns whether NaN and the infinities are at the same positions."""
     finite = np.isfinite(expected)
     same = np.array_equal(np.isfinite(actual), finite)
     return same and np.array_equal(actual[~finite], expected[~finite], equal_nan=True)
@@ -102,6 +106,6 @@ def rms_error(actual: np.ndarray, expected: np.ndarray) -> float:
 
 
 def rms(array: np.ndarray) -> float:
-    """The root of the mean square of the finite values."""
+    """The root mean square of the finite values."""
     finite = np.abs(array[np.isfinite(array)]).astype(np.float64)
     return float(np.sqrt(np.mean(np.square(finite)))) if finite.size else 0.0

@@ -1,4 +1,4 @@
-"""Networks with the weights that initialisation leaves constant drawn anew."""
+"""Random values for weights that initialisation leaves constant."""
 
 import copy
 import dataclasses
@@ -15,12 +15,12 @@ from torch_bridge.members.tensors import tensors_of
 
 
 def _copy_tensors(model: nn.Module, names: set[str]) -> nn.Module:
-    """A copy with tensors of its own for these names only: models may be large."""
+    """A copy of a model that shares all tensors except those named: models may be large."""
     return copy.deepcopy(model, {id(tensor): tensor for name, tensor in _tensors(model) if name not in names})
 
 
 def perturb_constants(ensemble: Ensemble, models: Sequence[nn.Module]) -> tuple[Ensemble, list[nn.Module]] | None:
-    """The ensemble and its models with the same constant weights drawn anew, or None where no weight is constant."""
+    """The ensemble and its models with the same random values for constant weights. None if no weight is constant."""
     assert isinstance(ensemble.origin, Origin)
     names = {name for model in models for name in _constant(model)}
     if not names:

@@ -1,4 +1,4 @@
-"""The precision that PyTorch computes in: that of float32 on both sides, and float64 whatever a forward says."""
+"""Precisions of PyTorch: equal float32 on both sides, and float64 even where a forward names another dtype."""
 
 import contextlib
 import copy
@@ -17,9 +17,9 @@ from torch_bridge.graph.sizes.functions import DirectDistances
 
 @contextlib.contextmanager
 def equal_precision(*, tf32: bool = False) -> Iterator[None]:
-    """The same float32 on both sides, for a while: neither framework may round products to TF32, or both may.
+    """Makes float32 the same on both sides: neither framework may round products to TF32, or, with `tf32`, both may.
 
-    By context managers, which work where torch has frozen its flags.
+    Context managers do this: they work where torch has frozen its flags.
     """
     matmul: Any = torch.backends.cuda.matmul
     before = matmul.allow_tf32
@@ -35,10 +35,10 @@ def equal_precision(*, tf32: bool = False) -> Iterator[None]:
 
 @contextlib.contextmanager
 def double_precision() -> Iterator[None]:
-    """PyTorch in float64 for a while, whatever a forward says: `x.float()`, `torch.arange(3.0)`, `dtype=torch.float32`.
+    """Makes PyTorch compute in float64, whatever dtype a forward names.
 
-    Without it, the float64 copy of such a model computes in float32, or fails where both meet. Distances are
-    computed as they are defined. Complex numbers are complex128.
+    A forward may say `x.float()`, `torch.arange(3.0)` or `dtype=torch.float32`. Its float64 copy would then compute in
+    float32, or fail where both dtypes meet. Distances are computed by their definition. Complex numbers are complex128.
     """
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.float64)
@@ -51,7 +51,7 @@ def double_precision() -> Iterator[None]:
 
 @contextlib.contextmanager
 def single_precision() -> Iterator[None]:
-    """PyTorch in float32 for a while, within `double_precision` too."""
+    """Makes PyTorch compute in float32, within `double_precision` too."""
     before, paused = torch.get_default_dtype(), _DoublePrecision.paused
     torch.set_default_dtype(torch.float32)
     _DoublePrecision.paused = True
@@ -79,6 +79,8 @@ _CASTS |= {getattr(Tensor, name): getattr(Tensor, "cdouble") for name in ("cfloa
 
 
 class _DoublePrecision(TorchFunctionMode):
+    """A mode that replaces narrow dtypes in every call of PyTorch."""
+
     paused = False
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -89,7 +91,7 @@ class _DoublePrecision(TorchFunctionMode):
             return _WIDE.get(value, value) if isinstance(value, torch.dtype) else value
 
         kwargs = kwargs or {}
-        if func is not torch.empty_strided:  # by which the exporter makes its stand-in for a tensor, of its dtype
+        if func is not torch.empty_strided:  # the exporter makes fake tensors by it, with the tensor's own dtype
             args = [wide(value) for value in args]
             kwargs = {name: wide(value) for name, value in kwargs.items()}
         return (_CASTS[func] if func in _CASTS else func)(*args, **kwargs)
@@ -109,16 +111,17 @@ def single_copies(models: Sequence[nn.Module], inputs: Any) -> tuple[list[nn.Mod
 
 
 def _cast(model: nn.Module, dtypes: Mapping[torch.dtype, torch.dtype]) -> nn.Module:
-    """The model, with its parameters and buffers cast. `nn.Module.double` leaves complex numbers as they are."""
+    """The model with its parameters and buffers cast. `nn.Module.double` leaves complex numbers as they are."""
     return model._apply(lambda tensor: tensor.to(dtypes.get(tensor.dtype, tensor.dtype)))
 
 
 def _cast_leaves(tree: Any, dtypes: Mapping[torch.dtype, torch.dtype]) -> Any:
+    """The tree with its tensors cast."""
     return pytree.tree_map(lambda x: x.to(dtypes.get(x.dtype, x.dtype)) if isinstance(x, Tensor) else x, tree)
 
 
 def detach_computed_weights(model: nn.Module) -> None:
-    """Legacy weight norm leaves a weight behind that it computes anew at every call, and that cannot be copied."""
+    """Detaches the weights that legacy weight norm computes at every call: with a gradient they cannot be copied."""
     for module in model.modules():
         for hook in module._forward_pre_hooks.values():
             name = getattr(hook, "name", None)

@@ -1,4 +1,4 @@
-"""What PyTorch says: every member run on its own, all of them under `torch.func.vmap`, and the same in float64."""
+"""PyTorch's own results: every member run alone, or all members under `torch.func.vmap`."""
 
 import copy
 from collections.abc import Callable, Sequence
@@ -22,7 +22,9 @@ class CannotRun(InputError):
 
 
 def run_loop(models: Sequence[nn.Module], inputs: Inputs | Sequence[Inputs]) -> list[Any]:
-    """Every member's outputs; `inputs` are one call's arguments, or a list with those of each member.
+    """Runs every member. `inputs` are the arguments of one call, or a list with the arguments for each member.
+
+    **Returns:** the outputs of every member.
 
     **Raises:** `CannotRun` where a member's forward raises.
     """
@@ -31,7 +33,7 @@ def run_loop(models: Sequence[nn.Module], inputs: Inputs | Sequence[Inputs]) -> 
         return [evaluate_model(model, arguments) for model, arguments in zip(models, per_member, strict=True)]
     except CannotRun:
         raise
-    except Exception as error:  # as of inputs for other models
+    except Exception as error:  # for example inputs for other models
         own = _own_error(models[0], per_member[0]) or error
         raise CannotRun(
             f"PyTorch itself cannot run {type(models[0]).__name__} on these inputs ({describe_shapes(per_member[0])}): "
@@ -41,23 +43,24 @@ def run_loop(models: Sequence[nn.Module], inputs: Inputs | Sequence[Inputs]) -> 
 
 
 def _own_error(model: nn.Module, inputs: Inputs) -> Exception | None:
-    """What the model says in float32, if it fails there as well: of a copy in float64, users know nothing."""
+    """The error that the model raises in float32, if it fails there too. Users know nothing of a copy in float64."""
     (single_model,), single_inputs = single_copies([model], inputs)
     try:
         with single_precision():
             evaluate_model(single_model, single_inputs)
-    except Exception as error:  # which is what is asked for
+    except Exception as error:  # the result asked for
         return error
     return None
 
 
 def vmapped_call(models: Sequence[nn.Module], inputs: Inputs | list[Inputs]) -> Callable[[], dict[str, Tensor]]:
-    """A call of all members by `torch.func`: `stack_module_state` beforehand, then `functional_call` under `vmap`.
+    """Prepares a call of all members by `torch.func`.
 
-    It gives the tensors among the outputs by place, `[M, ...]`.
+    `stack_module_state` runs now, and `functional_call` under `vmap` at each call. The call returns the tensors among
+    the outputs by place, `[M, ...]`.
     """
     params, buffers = torch.func.stack_module_state(list(models))
-    base = copy.deepcopy(models[0])  # PyTorch leaves mapped tensors in modules that stand under several names
+    base = copy.deepcopy(models[0])  # PyTorch leaves mapped tensors in modules that have several names
     each = isinstance(inputs, list)
     tensors, calling = split_tensors(stack_inputs(inputs) if isinstance(inputs, list) else inputs)
 
@@ -70,7 +73,10 @@ def vmapped_call(models: Sequence[nn.Module], inputs: Inputs | list[Inputs]) -> 
 
 
 def split_tensors(inputs: Inputs) -> tuple[list[Tensor], Callable[[Sequence[Tensor]], Arguments]]:
-    """The tensors of inputs, which `torch.func` can map, and what makes the arguments of a call of such."""
+    """Splits the tensors, which `torch.func` can map, from the other arguments.
+
+    **Returns:** the tensors, and a function that makes the arguments of a call from such tensors.
+    """
     leaves, spec = pytree.tree_flatten(Arguments.of(inputs))
     tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
 

@@ -1,4 +1,4 @@
-"""What a check finds: rows, each an error and the largest that passes."""
+"""The result of a check: rows, each with an error and the largest error that passes."""
 
 import dataclasses
 import operator
@@ -20,7 +20,7 @@ WEIGHTS = "weights"
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One thing that was compared: the error found, and the largest that passes."""
+    """One comparison: the error, and the largest error that passes."""
 
     stage: str
     case: str
@@ -34,17 +34,18 @@ class Row:
 
 
 def compared_arrays(ensemble: Ensemble) -> list[Any]:
-    """The arrays that a comparison is about."""
+    """The arrays of an ensemble that a comparison depends on."""
     return jax.tree.leaves((ensemble.params, ensemble.buffers, ensemble.constants))
 
 
 @dataclasses.dataclass(frozen=True)
 class ParityReport:
-    """What `check` found. `passed` if every row did; prints as a table.
+    """The result of `check`. It has `passed` if every row has, and prints as a table.
 
     - `rows`: every comparison.
     - `diverged`: on failure, the first module whose output differs from PyTorch's.
-    - `notes`: what could not be compared, and why; and what was taken of checkpoint files that hold more than weights.
+    - `notes`: comparisons that were not possible, with the reason; and the source of weights in checkpoint files that
+      hold more than weights.
     - `x64`: whether JAX had 64-bit types on.
     """
 
@@ -62,7 +63,8 @@ class ParityReport:
     def proven(self, ensemble: Ensemble) -> Ensemble:
         """The ensemble that was compared, with its proof.
 
-        **Raises:** `StateError` if it did not pass, and for an ensemble with other arrays, as after more training.
+        **Raises:** `StateError` if the comparison failed, or if the ensemble has other arrays, for example after more
+        training.
         """
         if not self.passed:
             raise StateError(f"there is no proof: the comparison failed\n{self.failures}")
@@ -83,7 +85,7 @@ class ParityReport:
 
     @property
     def failures(self) -> str:
-        """The rows that did not pass, a line each, and the first module that differs."""
+        """The rows that did not pass, one per line, and the first module that differs."""
         rows = [
             f"  {row.stage}, {row.case}: {row.error:.2e}, at most {row.limit:.2e} {f'({row.note})' if row.note else ''}"
             for row in self.rows
@@ -108,9 +110,9 @@ class ParityReport:
 
 
 def proof_of(reports: Sequence[ParityReport]) -> Proof | None:
-    """The proof that passed reports make together: of rows with one name, each about some members, the worst.
+    """The proof that passed reports make together. Rows of one name, each about some members, give their worst.
 
-    None where weights are all that was compared, as of a network that draws random numbers in evaluation mode too.
+    None where only weights were compared, for example for a network that draws random numbers in evaluation mode too.
     """
     if all(row.stage == WEIGHTS for report in reports for row in report.rows):
         return None
@@ -127,5 +129,5 @@ def proof_of(reports: Sequence[ParityReport]) -> Proof | None:
 
 
 def _closeness(row: Row) -> float:
-    """How near to its limit an error is, which may be zero where nothing but equality passes."""
+    """The ratio of an error to its limit. A limit of zero, which only equality passes, leaves the error."""
     return row.error / row.limit if row.limit else row.error

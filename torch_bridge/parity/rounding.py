@@ -1,8 +1,8 @@
-"""What rounding does to PyTorch's own results: what no comparison can go below.
+"""Rounding in PyTorch's own results, below which no comparison can go.
 
-Where sums cancel, as in the mean of what was normalised, nothing is left but rounding, and two frameworks cannot agree
-on it. How far that goes PyTorch shows itself, by how far float32 is from float64: a precision that is finer by a factor
-rounds less by that factor.
+Where sums cancel, for example in the mean of normalised values, only rounding is left, and two frameworks cannot agree
+on it. PyTorch itself shows the size of rounding, by the distance between float32 and float64: a precision that is finer
+by a factor rounds less by that factor.
 """
 
 import copy
@@ -17,25 +17,25 @@ from torch_bridge.compat import pytree
 from torch_bridge.members.finite import has_fractions
 
 FACTOR = 32.0
-"""An error in float64 may be so many times PyTorch's own in float32, scaled by `SCALE`."""
+"""The largest ratio of an error in float64 to PyTorch's own in float32, scaled by `SCALE`."""
 
 SCALE = torch.finfo(torch.float64).eps / torch.finfo(torch.float32).eps
 
 DRAWS = 4
-"""How often models and inputs are moved by their last bits."""
+"""The number of times that models and inputs are moved by their last bits."""
 
 
 def allowed_error(error: float, limit: float, coarse: Callable[[], float]) -> tuple[float, str]:
     """The largest error in float64 that passes, and a remark on it.
 
-    That is `limit`, unless the error is above it and PyTorch's own rounding explains it: `coarse` gives how far
-    PyTorch in float32 is from PyTorch in float64, by the measure of `error`.
+    It is `limit`, unless the error exceeds `limit` and PyTorch's own rounding explains the error: `coarse` gives the
+    distance between PyTorch in float32 and in float64, by the same measure as `error`.
     """
     if error <= limit or error == np.inf:
         return limit, ""
     try:
         own = coarse()
-    except Exception:  # whatever a forward that insists on float64 says
+    except Exception:  # a forward that insists on float64 may raise anything
         return limit, ""
     bound = FACTOR * SCALE * own
     if not np.isfinite(bound) or bound <= limit:
@@ -44,9 +44,9 @@ def allowed_error(error: float, limit: float, coarse: Callable[[], float]) -> tu
 
 
 def coarse_error(narrow: np.ndarray, exact: np.ndarray) -> float:
-    """The largest error of any member in float32, relative to that member's largest value, as `normwise_error` has it.
+    """The largest error of any member in float32, relative to that member's largest value, as in `normwise_error`.
 
-    What float32 cannot hold, as the lowest float64 that a mask fills in, is left out.
+    Values that float32 cannot hold are left out, for example the lowest float64, which fills masks.
     """
     if exact.dtype.kind in "biu":
         return 0.0
@@ -62,10 +62,10 @@ def coarse_error(narrow: np.ndarray, exact: np.ndarray) -> float:
 def move_last_bits(
     models: Sequence[nn.Module], inputs: Any, dtype: torch.dtype | None = None
 ) -> Iterator[tuple[list[nn.Module], Any]]:
-    """A few times the models and their inputs, every number made larger or smaller by its last bit. Zeros stay.
+    """Yields models and inputs a few times, with every number made larger or smaller by its last bit. Zeros stay.
 
-    PyTorch's error for them is as good a sample as that for the models themselves. With `dtype`, the bit is that of
-    the number in this precision.
+    PyTorch's error for them is as good a sample as its error for the models themselves. With `dtype`, the bit is that
+    of the number in this precision.
     """
     for seed in range(DRAWS):
         generator = torch.Generator().manual_seed(seed)

@@ -1,4 +1,4 @@
-"""Training: losses, gradients, parameters and buffers over some steps, beside those of `torch.optim`."""
+"""Training steps: losses, gradients, parameters and buffers, compared with `torch.optim`."""
 
 import copy
 import warnings
@@ -34,8 +34,11 @@ LIMIT = 1e-9
 """Largest float64 error after `STEPS` steps, relative to the largest number of the tensor: rounding errors grow."""
 
 EPSILON = 1e-5
-"""PyTorch's own, 1e-8, makes 1e8 times as much of what rounding leaves of a gradient that is zero, as that of a bias
-before BatchNorm."""
+"""The `eps` of all optimizers.
+
+PyTorch's default, 1e-8, magnifies by 1e8 the rounding in a gradient that is zero, for example of a bias before
+BatchNorm.
+"""
 
 Make = Callable[[Any], torch.optim.Optimizer]
 
@@ -55,9 +58,12 @@ def compare(
     draws: Draws,
     optimizers: Mapping[str, Make] = OPTIMIZERS,
 ) -> tuple[list[Row], list[str]]:
-    """For each optimizer, the worst of losses, parameters and buffers after some steps; and what was not compared.
+    """Trains both sides with each optimizer.
 
-    `inputs` are those of every member, `arrays` the same as the ensemble takes them; `draws` are of evaluation mode.
+    **Arguments:** `inputs` are the inputs of every member, `arrays` the same as the ensemble takes them. `draws` are
+    those of evaluation mode.
+
+    **Returns:** for each optimizer, the worst of losses, parameters and buffers; and notes on what was not compared.
     """
     ensemble, doubles, draws, notes = _training_pair(ensemble, doubles, inputs, arrays, draws)
     rows: list[Row] = []
@@ -77,13 +83,13 @@ def compare(
 def _training_pair(
     ensemble: Ensemble, doubles: Sequence[nn.Module], inputs: Sequence[Any], arrays: Any, draws: Draws
 ) -> tuple[Ensemble, Sequence[nn.Module], Draws, list[str]]:
-    """Both in training mode, or as they are, in evaluation mode, with a note that says why."""
+    """Both sides in training mode; or as they are, in evaluation mode, with a note that says why."""
     reason = ensemble.network.evaluation_only if ensemble.network is not None else None
     if reason is None:
         try:
             trained, models, alike = draw_alike(ensemble, doubles, inputs[0], arrays, draws.key, each=True)
             trained.each(*arrays, **alike.options)
-        except (UnsupportedError, InputError) as error:  # draws within a recurrent layer; BatchNorm of one value
+        except (UnsupportedError, InputError) as error:  # draws within a recurrent layer, or BatchNorm of one value
             reason = first_line(error)
         else:
             return trained, [model.train() for model in models], alike, []
@@ -91,7 +97,7 @@ def _training_pair(
 
 
 class _NotPossible(Exception):
-    """What PyTorch itself cannot do; the text says why."""
+    """An error of PyTorch itself. The text says why it cannot train."""
 
     @classmethod
     def because_of(cls, error: Exception) -> "_NotPossible":
@@ -101,6 +107,7 @@ class _NotPossible(Exception):
 def _steps(
     name: str, make: Make, ensemble: Ensemble, doubles: Any, inputs: Sequence[Any], arrays: Any, draws: Draws
 ) -> list[Row]:
+    """The rows of one optimizer."""
     members = [copy.deepcopy(model).requires_grad_(True) for model in doubles]
     optimizers = [make(member.parameters()) for member in members]
     state = train_state(members, optimizers, ensemble, draws.key, train=False)
@@ -118,7 +125,7 @@ def _steps(
                 if draws:
                     draws.give(k, numbers)
                 theirs[k].append(_step(*pair))
-    except (RuntimeError, ValueError) as error:  # as of a forward that writes into what its backward needs
+    except (RuntimeError, ValueError) as error:  # for example a forward that overwrites what its backward needs
         raise _NotPossible.because_of(error) from error
     stage = f"float64, {STEPS} steps of {name}"
     error, member = normwise_error(np.array(ours).T, np.array(theirs))
@@ -127,7 +134,7 @@ def _steps(
 
 
 def _against_vmap(ensemble: Ensemble, doubles: Any, inputs: Sequence[Any], arrays: Any) -> list[Row]:
-    """One step along the gradients that `torch.func` computes of all members at once."""
+    """The rows of one step along the gradients that `torch.func` computes for all members at once."""
     rate = 1e-3
     members = [copy.deepcopy(model).requires_grad_(True) for model in doubles]
     optimizers = [torch.optim.SGD(member.parameters(), rate) for member in members]
@@ -142,9 +149,9 @@ def _against_vmap(ensemble: Ensemble, doubles: Any, inputs: Sequence[Any], array
 
     try:
         with torch.enable_grad(), warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "There is a performance drop")  # torch.func's, of itself
+            warnings.filterwarnings("ignore", "There is a performance drop")  # about torch.func's own code
             grads = torch.func.vmap(torch.func.grad(loss))(params, buffers, tensors)
-    except Exception as error:  # whatever torch.func cannot map; the loop is compared all the same
+    except Exception as error:  # torch.func may fail in any way; the loop is compared all the same
         raise _NotPossible.because_of(error) from error
     after = {name: (param - rate * grads[name]).detach().numpy() for name, param in params.items()}
     states = [{name: array[k] for name, array in after.items()} for k in range(len(members))]
@@ -152,7 +159,7 @@ def _against_vmap(ensemble: Ensemble, doubles: Any, inputs: Sequence[Any], array
 
 
 def _next_draws(state: TrainState, arrays: Any) -> Sequence[Any]:
-    """What the members are going to draw in the next step: arrays `[M, ...]`."""
+    """The numbers that the members draw in the next step: arrays `[M, ...]`."""
     ensemble = state.ensemble
     call = Call(ensemble.graphdef, next(iter(state.keys.devices())).platform)
 
@@ -165,19 +172,20 @@ def _next_draws(state: TrainState, arrays: Any) -> Sequence[Any]:
 
 
 def _no_targets(ensemble: Ensemble, arrays: Any) -> jax.Array:
+    """Targets of zero, `[M, rows]`, which the losses here ignore."""
     held = bind_arguments(ensemble.network, arrays)
     axes = batch_axes(ensemble.network, held, each=True)
     return jnp.zeros((len(ensemble), count_rows(held, axes, ahead=1)))
 
 
 def _tensors(stage: str, ensemble: Ensemble, states: Sequence[Mapping[str, np.ndarray]]) -> list[Row]:
-    """The worst parameter and the worst buffer of those that `states` have."""
+    """Rows for the worst parameter and the worst buffer of those in `states`."""
     found = {kind: errors_of(getattr(ensemble, kind), ensemble.origin, states) for kind in ("params", "buffers")}
     return [worst_row(stage, kind, errors, LIMIT) for kind, errors in found.items() if errors]
 
 
 def _loss(outputs: Any, targets: jax.Array) -> jax.Array:
-    """The mean square distance of the outputs from numbers that are no symmetry of theirs."""
+    """The mean square distance of the outputs from numbers without symmetry."""
     parts = [jnp.mean((leaf - loss_weights(leaf.size, leaf.shape)) ** 2) for leaf in float_leaves(outputs)]
     return sum(parts, start=jnp.zeros((), targets.dtype))
 
@@ -188,6 +196,7 @@ def _loss_beside_draws(result: Any, targets: jax.Array) -> jax.Array:
 
 
 def _torch_loss(outputs: Any) -> Tensor:
+    """The same loss in PyTorch."""
     parts = [
         ((leaf - torch.from_numpy(loss_weights(leaf.numel(), leaf.shape)).to(leaf)) ** 2).mean()
         for leaf in float_leaves(outputs)
@@ -196,6 +205,7 @@ def _torch_loss(outputs: Any) -> Tensor:
 
 
 def _step(model: nn.Module, optimizer: torch.optim.Optimizer, inputs: Any) -> float:
+    """One training step of a PyTorch model. Returns the loss."""
     with torch.enable_grad():
         optimizer.zero_grad()
         loss = _torch_loss(call_model(model, inputs))

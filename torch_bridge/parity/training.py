@@ -1,4 +1,4 @@
-"""Training mode: outputs, and the buffers that a call leaves behind."""
+"""Training mode: outputs of a call, and the buffers after it."""
 
 import copy
 import functools
@@ -29,16 +29,20 @@ Errors = dict[str, tuple[float, int]]
 def compare(
     ensemble: Ensemble, doubles: Sequence[nn.Module], inputs: tuple[Any, ...], arrays: Any, limit: float, key: jax.Array
 ) -> list[Row] | str:
-    """The worst output and the worst buffer after one call, or why they cannot be compared.
+    """Compares outputs and buffers of one call in training mode.
 
-    `arrays` are `inputs` as the ensemble takes them. Where random numbers are drawn, both sides have the ensemble's.
+    Where random numbers are drawn, both sides get the ensemble's.
+
+    **Arguments:** `arrays` are `inputs` as the ensemble takes them.
+
+    **Returns:** rows for the worst output and the worst buffer, or the reason why they cannot be compared.
     """
     assert isinstance(ensemble.origin, Origin)
     if ensemble.network is not None and ensemble.network.evaluation_only:
         return f"training mode not compared: {ensemble.network.evaluation_only}"
     try:
         ensemble, doubles, draws = draw_alike(ensemble, doubles, inputs, arrays, key)
-    except UnsupportedError as error:  # as of draws within a recurrent layer
+    except UnsupportedError as error:  # for example draws within a recurrent layer
         return f"training mode not compared: {first_line(error)}"
     actual, after = ensemble.update(*arrays, **draws.options)
     actual = draws.outputs(actual)
@@ -68,9 +72,9 @@ def compare(
 def draw_alike(
     ensemble: Ensemble, doubles: Sequence[nn.Module], inputs: Any, arrays: Any, key: jax.Array, *, each: bool = False
 ) -> tuple[Ensemble, list[nn.Module], Draws]:
-    """The ensemble in training mode, copies of the models, and what lets them draw the same numbers.
+    """The ensemble in training mode, copies of the models, and the draws that make both draw the same numbers.
 
-    **Raises:** `UnsupportedError` for a network whose draws cannot be had.
+    **Raises:** `UnsupportedError` for a network whose draws are not accessible.
     """
     ensemble, models = ensemble.train(), [copy.deepcopy(model) for model in doubles]
     if not can_draw(ensemble, arrays, each=each):
@@ -82,7 +86,7 @@ def draw_alike(
 def _run_training(
     doubles: Sequence[nn.Module], inputs: tuple[Any, ...]
 ) -> tuple[list[nn.Module], dict[str, np.ndarray]]:
-    """Copies of the models after a call in training mode, and what it gave."""
+    """Copies of the models after a call in training mode, and the outputs of this call."""
     models = [copy.deepcopy(model).train() for model in doubles]
     outputs = stack_outputs(reference.run_loop(models, inputs))
     return models, outputs
@@ -94,10 +98,10 @@ def tensor_arrays(models: Sequence[nn.Module]) -> list[dict[str, np.ndarray]]:
 
 
 def errors_of(tree: Tree, origin: Origin, states: Sequence[Mapping[str, np.ndarray]]) -> Errors:
-    """How far stacked arrays are from those that `states` have of every member: the error, and the worst member."""
+    """The error of each stacked array against the arrays of every member in `states`, and the worst member."""
     ours, errors = flatten(tree), {}
     for entry in origin.weights.entries:
-        key = next((key for key in entry.keys if key in states[0]), None)  # tied tensors may stand under one name only
+        key = next((key for key in entry.keys if key in states[0]), None)  # tied tensors may have one name only
         if entry.path in ours and key is not None:
             expected = np.stack([entry.rearrangement.apply(state[key]) for state in states])
             errors[key] = normwise_error(np.asarray(ours[entry.path]), expected)
@@ -107,7 +111,7 @@ def errors_of(tree: Tree, origin: Origin, states: Sequence[Mapping[str, np.ndarr
 def worst_row(
     stage: str, what: str, errors: Errors, limit: float, coarse: Callable[[str], float] = lambda name: 0.0
 ) -> Row:
-    """The error that is furthest beyond what passes for it, and where it is."""
+    """A row for the error that exceeds its limit most, and its place."""
     rows = []
     for name, (error, member) in errors.items():
         most, remark = allowed_error(error, limit, lambda name=name: coarse(name))  # type: ignore[misc]

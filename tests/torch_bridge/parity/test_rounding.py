@@ -112,7 +112,7 @@ def test_outputs_that_are_nothing_but_rounding_pass_and_are_told() -> None:
     report = torch_bridge.check(models, torch_bridge.to_ensemble(models, (x,), check=False), (x,))
     assert report.passed, report
     assert any("PyTorch's own error in float32 is" in row.note for row in report.rows)
-    assert any("little but rounding" in note for note in report.notes)
+    assert any("mostly rounding" in note for note in report.notes)
 
 
 @pytest.mark.further

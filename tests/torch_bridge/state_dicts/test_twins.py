@@ -130,7 +130,7 @@ def test_a_twin_is_compared_with_pytorch(name: str) -> None:
 def test_layouts_are_checked() -> None:
     models, twin = members(), NnxBlock(nnx.Rngs(0))
     ensemble = ensemble_of(models, twin, {})
-    with pytest.raises(InputError, match=r"(?s)NnxBlock cannot be called with .*say so: input_layout='NHWC'") as raised:
+    with pytest.raises(InputError, match=r"(?s)NnxBlock cannot be called with .*pass input_layout='NHWC'") as raised:
         torch_bridge.check(models, ensemble, (IMAGE, WORD))
     assert isinstance(raised.value.__cause__, InputError) and raised.value.__cause__.details in raised.value.details
     with pytest.raises(InputError, match=r"`inputs\[1\]` must be an array") as raised:
