@@ -1,6 +1,6 @@
-"""Frozen dataclasses as plain data, which JSON can hold, and back; what comes from a file is believed in nothing.
+"""Frozen dataclasses to plain data, which JSON can hold, and back; nothing in a file is trusted.
 
-The annotations of a dataclass are the schema: what is read has exactly its fields, each of exactly its type.
+The annotations of a dataclass are the schema: the data have exactly its fields, and each field exactly its type.
 """
 
 import dataclasses
@@ -15,11 +15,11 @@ from jaxensemble.errors import InputError, first_line
 T = TypeVar("T")
 
 _SHOWN = 60
-"""Characters of a value that an error shows."""
+"""Most characters of a value that an error shows."""
 
 
 def to_plain(value: Any) -> Any:
-    """Dataclasses as dicts, tuples as lists, all the way down.
+    """Returns plain data: dataclasses become dicts, and tuples become lists, at every depth.
 
     >>> from jaxensemble.network.weight_map import Rearrangement
     >>> to_plain(Rearrangement(split=(2, 3), order=(1, 0), shape=(3, 2)))
@@ -35,25 +35,25 @@ def to_plain(value: Any) -> Any:
 
 
 def from_plain(kind: type[T], data: Any, where: str) -> T:
-    """The inverse of `to_plain`: an instance of the dataclass `kind`.
+    """Returns an instance of the dataclass `kind`: the inverse of `to_plain`.
 
     Fields may be `str`, `int`, `float`, `bool`, dataclasses, `tuple[X, ...]`, `Mapping[str, X]` and unions of these.
     A boolean is no integer here, and an integer is no float.
 
-    **Raises:** `InputError` listing everything that is missing, not known or of another type; `where` names the whole.
+    **Raises:** `InputError` listing all fields that are missing, unknown or of another type; `where` names the data.
 
     >>> from jaxensemble.network.weight_map import Rearrangement
     >>> from_plain(Rearrangement, {"split": [2, 3], "order": [1, True], "shape": [3, 2]}, "rearrangement")
     Traceback (most recent call last):
     ...
-    jaxensemble.errors.InputError: this is not what was to be read:
+    jaxensemble.errors.InputError: the data do not have the expected form:
       rearrangement.order.1: expected int, got True
       rearrangement: `flipped` is missing
     """
     problems: list[str] = []
     value = _read(kind, data, where, problems)
     if problems:
-        raise InputError("this is not what was to be read:\n  " + "\n  ".join(problems))
+        raise InputError("the data do not have the expected form:\n  " + "\n  ".join(problems))
     return value
 
 
@@ -65,7 +65,7 @@ def parse_json(text: str | bytes, where: str) -> Any:
     >>> parse_json('{"a": 1, "a": 2}', "the manifest")
     Traceback (most recent call last):
     ...
-    jaxensemble.errors.InputError: the manifest is no JSON: 'a' stands twice in one object
+    jaxensemble.errors.InputError: the manifest is no JSON: 'a' appears twice in one object
     """
     try:
         return json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=_with_unique_keys)
@@ -82,7 +82,7 @@ def _with_unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(found) < len(pairs):
         keys = [key for key, _ in pairs]
         twice = next(key for key in keys if keys.count(key) > 1)
-        raise ValueError(f"{twice!r} stands twice in one object")
+        raise ValueError(f"{twice!r} appears twice in one object")
     return found
 
 
@@ -103,7 +103,7 @@ def _read(kind: Any, data: Any, where: str, problems: list[str]) -> Any:
 
 
 def _read_union(kinds: tuple[Any, ...], data: Any, where: str, problems: list[str]) -> Any:
-    """The data as the first of several types that fits."""
+    """Reads the data as the first of several types that fits."""
     tries: list[list[str]] = []
     for kind in kinds:
         found: list[str] = []
@@ -136,5 +136,5 @@ def _type_name(kind: Any) -> str:
 
 
 def _short_repr(data: Any) -> str:
-    shown = repr(data)
-    return shown if len(shown) <= _SHOWN else shown[:_SHOWN] + "..."
+    text = repr(data)
+    return text if len(text) <= _SHOWN else text[:_SHOWN] + "..."

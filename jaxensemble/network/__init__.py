@@ -1,1 +1,1 @@
-"""A network as plain data, and what is known of it."""
+"""A network as plain data, and the facts known about it."""

@@ -1,6 +1,6 @@
-"""The arguments of a call, as a network's module takes them; and its outputs, as the forward gives them.
+"""Arguments of a call as a network's module takes them, and outputs as the forward returns them.
 
-What was no array among the arguments when a network was ported is fixed: a call may leave it out, or give it again.
+Arguments that were no arrays when the network was ported are fixed: a call may leave them out, or repeat them.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,16 +14,16 @@ from jaxensemble.network.network import Fixed, Network, Record, Ref, ReferenceTr
 from jaxensemble.records import KINDS, items_of
 
 ENSEMBLE_ARGUMENTS = frozenset({"key", "randomness", "plan", "each", "task"})
-"""What ensembles mean by these names when they are called."""
+"""Names that have a meaning of their own in a call of an ensemble."""
 
 
 def bind_arguments(
     network: Network | None, positional: Sequence[Any], named: Mapping[str, Any] | None = None
 ) -> tuple[Any, ...]:
-    """The arguments that hold arrays, in the order of the network; of those that are fixed nothing is left.
+    """Returns the arguments that hold arrays, in the order of the network, without the fixed arguments.
 
-    **Raises:** `InputError` with every argument that is missing, unknown or given twice, and with every one that is
-    fixed to another value.
+    **Raises:** `InputError` with every argument that is missing, unknown or given twice, and with every fixed argument
+    that has another value.
 
     >>> names = {"arguments": ("x", "by")}
     >>> network = Network("Net", (Ref("x"), Fixed(2.0)), Ref("x"), (), (), (), {"": ("Net", "module")}, **names)
@@ -49,13 +49,13 @@ def bind_arguments(
     ):
         return tuple(positional)  # the most frequent case; `check_inputs` counts them
     problems: list[str] = []
-    given = _given(network, positional, named, problems)
+    given = _by_position(network, positional, named, problems)
     names = network.arguments or ("",) * len(network.inputs)
     kept = {}
     for k, tree in enumerate(network.inputs):
         place = names[k] or f"inputs[{k}]"
         if k in given:
-            kept[k] = _without_fixed(tree, given[k], place, problems)
+            kept[k] = _drop_fixed_values(tree, given[k], place, problems)
         elif k in network.open_inputs:
             problems.append(f"`{place}` is missing")
     if problems:
@@ -63,10 +63,10 @@ def bind_arguments(
     return tuple(kept[k] for k in network.open_inputs)
 
 
-def _given(
+def _by_position(
     network: Network, positional: Sequence[Any], named: Mapping[str, Any], problems: list[str]
 ) -> dict[int, Any]:
-    """The arguments by their position among the network's inputs."""
+    """Returns the arguments by their position among the network's inputs."""
     if len(positional) > len(network.inputs):
         problems.append(f"expected at most {len(network.inputs)} arguments, got {len(positional)} by position")
     given = dict(enumerate(positional[: len(network.inputs)]))
@@ -75,8 +75,8 @@ def _given(
         if name not in positions:
             known = ", ".join(positions) or "none by name"
             problems.append(
-                f"`{name}` is none of its arguments, which are {known}. If the forward has it, the example inputs left "
-                "it out, so that it is fixed to its default: port the network again with it in the example"
+                f"`{name}` is no argument of the network; its arguments are {known}. If the forward has `{name}`, the "
+                "example inputs left it out, so its default is fixed: port the network again with it in the example"
             )
         elif positions[name] in given:
             problems.append(f"`{name}` is given by position and by name")
@@ -85,26 +85,28 @@ def _given(
     return given
 
 
-def _without_fixed(tree: ReferenceTree, value: Any, place: str, problems: list[str]) -> Any:
-    """A value with None for what is fixed in it; where it does not nest as it should, as it is."""
+def _drop_fixed_values(tree: ReferenceTree, value: Any, place: str, problems: list[str]) -> Any:
+    """Returns a value with None for its fixed parts. A value of another structure is returned unchanged."""
     match tree:
         case None if value is not None:
-            problems.append(_changed(place, None, value))
+            problems.append(_change_problem(place, None, value))
         case Fixed(fixed) if not _is_same(value, fixed):
-            problems.append(_changed(place, fixed, value))
+            problems.append(_change_problem(place, fixed, value))
         case Ref():
             return value
         case dict() if isinstance(value, dict) and value.keys() == tree.keys():
-            return {key: _without_fixed(item, value[key], f"{place}[{key!r}]", problems) for key, item in tree.items()}
+            return {
+                key: _drop_fixed_values(item, value[key], f"{place}[{key!r}]", problems) for key, item in tree.items()
+            }
         case tuple() | list() if isinstance(value, tuple | list) and len(value) == len(tree):
             pairs = enumerate(zip(tree, value, strict=True))
-            return [_without_fixed(item, part, f"{place}[{k}]", problems) for k, (item, part) in pairs]
+            return [_drop_fixed_values(item, part, f"{place}[{k}]", problems) for k, (item, part) in pairs]
         case dict() | tuple() | list():
-            return value  # which `check_inputs` refuses
+            return value  # `check_inputs` refuses it
     return None
 
 
-def _changed(place: str, fixed: Any, value: Any) -> str:
+def _change_problem(place: str, fixed: Any, value: Any) -> str:
     got = (
         repr(value) if value is None or isinstance(value, bool | int | float | complex | str) else type(value).__name__
     )
@@ -112,13 +114,16 @@ def _changed(place: str, fixed: Any, value: Any) -> str:
 
 
 def _is_same(value: Any, fixed: Any) -> bool:
-    """Equal and of one type: PyTorch computes with 2 and 2.0, and with 1 and True, in different dtypes."""
+    """Returns whether two values are equal and of one type.
+
+    PyTorch computes with 2 and 2.0, and with 1 and True, in different dtypes.
+    """
     value = value.item() if isinstance(value, np.generic) else value
     return type(value) is type(fixed) and (value == fixed or (value != value and fixed != fixed))
 
 
 def insert_fixed(network: Network, inputs: Sequence[Any]) -> list[Any]:
-    """All arguments by position: the inverse of `bind_arguments`.
+    """Returns all arguments by position: the inverse of `bind_arguments`.
 
     >>> network = Network("Net", (Fixed(2.0), Ref("x")), Ref("x"), (), (), (), {"": ("Net", "module")})
     >>> insert_fixed(network, (1,))
@@ -140,9 +145,9 @@ def _insert_fixed(tree: ReferenceTree, value: Any) -> Any:
 
 
 def restore_outputs(tree: ReferenceTree, outputs: Any) -> Any:
-    """Outputs that have come out of a JAX program as the forward gives them.
+    """Returns the outputs of a JAX program in the form that the forward returns.
 
-    JAX sorts the keys of dicts, and its programs give arrays alone: numbers and strings are those of the network.
+    JAX sorts the keys of dicts, and its programs return only arrays. Numbers and strings come from the network.
 
     >>> restore_outputs({"b": Ref("x"), "a": Fixed("text")}, {"a": None, "b": 1})
     {'b': 1, 'a': 'text'}
@@ -164,7 +169,7 @@ def restore_outputs(tree: ReferenceTree, outputs: Any) -> Any:
 
 
 def keep_arrays(outputs: Any) -> Any:
-    """Outputs with None for numbers and strings, which are the same in every call. `restore_outputs` puts them back.
+    """Returns outputs with None for numbers and strings, which `restore_outputs` puts back: no call changes them.
 
     >>> keep_arrays({"name": "text", "x": np.ones(2)})
     {'name': None, 'x': array([1., 1.])}

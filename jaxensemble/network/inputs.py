@@ -1,4 +1,4 @@
-"""The inputs of one call: whether they are the network's, and which of their axes is the batch's."""
+"""Checks of the inputs of one call, and their batch axes."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -15,11 +15,16 @@ _KINDS = (jnp.bool_, jnp.integer, jnp.floating, jnp.complexfloating)
 
 
 def check_inputs(network: Network, inputs: tuple[Any, ...], *, each: bool) -> None:
-    """Raises `InputError` with every input whose place, shape or kind is not the network's; with `each`, members come
-    first.
+    """Checks that every input has the place, the shape and the kind of numbers that the network expects.
 
-    Open sizes, the batch's among them, are one number for all inputs that have them. Inputs are those that hold arrays:
-    see [`bind_arguments`][jaxensemble.network.arguments.bind_arguments].
+    An open size, for example the size of the batch, is one number for all inputs that have this size.
+
+    **Arguments:**
+
+    - `inputs`: the inputs that hold arrays: see [`bind_arguments`][jaxensemble.network.arguments.bind_arguments].
+    - `each`: whether the arrays begin with the member axis.
+
+    **Raises:** `InputError` with every input that does not fit.
     """
     problems: list[str] = []
     found = dict(_named_arrays(tuple(network.open_inputs.values()), inputs, "inputs", problems))
@@ -50,7 +55,7 @@ def check_inputs(network: Network, inputs: tuple[Any, ...], *, each: bool) -> No
 
 
 def _size_problems(network: Network, size: str | None, found: list[tuple[str, int]]) -> Iterator[str]:
-    """What is wrong with an open size, by the inputs that have it."""
+    """Problems with an open size, by the inputs that have this size."""
     what = "batch" if size is None else size
     if len({number for _, number in found}) > 1:
         yield from (f"`{name}`: {what} of {number}" for name, number in found)
@@ -61,10 +66,10 @@ def _size_problems(network: Network, size: str | None, found: list[tuple[str, in
 
 
 def batch_axes(network: Network | None, inputs: tuple[Any, ...], *, each: bool) -> tuple[int | None, ...]:
-    """The batch axis of every array of one member's inputs, in the order of their leaves; None for those without.
+    """Returns the batch axis of every array of one member's inputs, in leaf order; None for an array without one.
 
-    Of a network that was ported, the axes that it was ported with; of any other the first, where all inputs have as
-    many rows. Inputs are as `check_inputs` wants them; with `each`, members come first.
+    A ported network has the axes with which it was ported. Any other network has axis 0 if all inputs have equally
+    many rows. For `inputs` and `each` see `check_inputs`.
     """
     leaves = jax.tree.leaves(inputs)
     if network is None:
@@ -77,7 +82,10 @@ def batch_axes(network: Network | None, inputs: tuple[Any, ...], *, each: bool) 
 
 
 def check_member_axis(inputs: tuple[Any, ...], members: int) -> None:
-    """Raises `InputError` with every input that does not begin with the members."""
+    """Checks that every input begins with the member axis.
+
+    **Raises:** `InputError` with every input that does not.
+    """
     shapes = {jax.tree_util.keystr(path): jnp.shape(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(inputs)}
     wrong = [f"`inputs{place}` {list(shape)}" for place, shape in shapes.items() if shape[:1] != (members,)]
     if wrong:
@@ -87,12 +95,12 @@ def check_member_axis(inputs: tuple[Any, ...], members: int) -> None:
 
 
 def input_structure(network: Network) -> Any:
-    """How the arrays of one call's inputs nest, as JAX says it."""
+    """JAX's tree structure of the arrays of one call's inputs."""
     return jax.tree.structure(tuple(map(_name_tree, network.open_inputs.values())))
 
 
 def _name_tree(tree: Any) -> Any:
-    """Tuples come back as lists: only the order of the names counts."""
+    """Returns a tree with names for references. Tuples become lists: only the order of the names counts."""
     match tree:
         case Ref(name):
             return name
@@ -104,7 +112,7 @@ def _name_tree(tree: Any) -> Any:
 
 
 def _named_arrays(tree: Any, value: Any, place: str, problems: list[str]) -> Iterator[tuple[str, Any]]:
-    """The arrays of an input by the names the network has for them; what does not fit is added to `problems`."""
+    """Yields the arrays of an input by their names in the network; adds what does not fit to `problems`."""
     match tree:
         case Ref(name):
             if isinstance(value, SCALARS) or hasattr(value, "shape"):
@@ -128,12 +136,12 @@ def _named_arrays(tree: Any, value: Any, place: str, problems: list[str]) -> Ite
 
 
 def _kind(dtype: Any) -> str:
-    """Floating, integer, boolean or complex; the dtype itself for any other, as that of random keys."""
+    """Returns the kind of a dtype: floating, integer, boolean or complex. Random keys have their own dtype as kind."""
     return next((kind.__name__ for kind in _KINDS if jnp.issubdtype(dtype, kind)), str(dtype))
 
 
 def shape_text(shape: InputShape) -> str:
-    """The shape of an input, `N` for the size of the batch.
+    """Returns the shape of an input as text, with `N` for the size of the batch.
 
     >>> shape_text((None, 3, "height", "width"))
     '[N, 3, height, width]'

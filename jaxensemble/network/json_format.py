@@ -1,4 +1,4 @@
-"""A `Network` as JSON and back, without loss: NaNs, infinities, signs, tuples and complex numbers included."""
+"""`Network` to JSON and back, without loss: NaNs, infinities, signs, tuples and complex numbers included."""
 
 import dataclasses
 import json
@@ -25,19 +25,19 @@ from jaxensemble.network.network import (
 from jaxensemble.network.validation import validate_network
 
 NETWORK_FORMAT = 3
-"""The number of the layout written here."""
+"""The number of the format that is written."""
 
 READABLE_FORMATS = (1, 2, NETWORK_FORMAT)
-"""The layouts that are read; others are refused.
+"""The formats that are read; all others are refused.
 
-The first has no `arguments`, nothing fixed, and no records; the second no open sizes but the batch's.
+Format 1 has no `arguments`, no fixed inputs and no records. Format 2 has no open sizes except the size of the batch.
 """
 
 _NAME_TYPES: dict[str, Callable[[str], Any]] = {"ref": Ref, "var": Var, "dtype": Dtype, "func": Func}
 
 
 def to_json(network: Network) -> str:
-    """A network as JSON text, which `from_json` reads back as an equal network.
+    """Returns a network as JSON text, which `from_json` reads back as an equal network.
 
     >>> network = Network("Net", (Ref("x"),), (Ref("x"), None), (), (), (), {"": ("Net", "module")})
     >>> from_json(to_json(network)) == network
@@ -59,7 +59,7 @@ def to_json(network: Network) -> str:
 
 
 def from_json(text: str) -> Network:
-    """The network that `to_json` wrote. What it says is checked by `validate_network`; nothing in it is run.
+    """Reads the network that `to_json` wrote. `validate_network` checks its content; nothing in the text is run.
 
     **Raises:** `InputError` for a text that is no JSON or no network of this format, and for a network that does not
     hold together.
@@ -116,7 +116,7 @@ def _decode_values(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _encode(value: Any) -> Any:
-    """An argument or tree. What JSON has no word for is an object with one key that says what it is."""
+    """Returns an argument or tree as JSON data. A value that JSON lacks is an object with one key, its kind."""
     match value:
         case Ref(text) | Var(text) | Dtype(text) | Func(text):
             return {type(value).__name__.lower(): text}

@@ -1,4 +1,4 @@
-"""`Proof`: what an ensemble keeps of the comparison with PyTorch that it passed when it was ported."""
+"""`Proof`: the record of the comparison with PyTorch that an ensemble passed when it was ported."""
 
 import dataclasses
 import math
@@ -9,7 +9,7 @@ from jaxensemble.errors import InputError
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-    """One thing that was compared: the error found, and the largest that passes."""
+    """One comparison: the error that was found, and the largest error that passes."""
 
     stage: str
     case: str
@@ -19,12 +19,12 @@ class Comparison:
 
 @dataclasses.dataclass(frozen=True)
 class Proof:
-    """What was compared with PyTorch, when, and with which versions. All of it passed, or there would be no proof.
+    """Comparisons with PyTorch, their date and the versions. All comparisons passed, or there would be no proof.
 
-    It belongs to the very arrays that were compared. An ensemble made from another, by a change of weights or of mode,
-    by slicing or by any JAX transformation, has none. Of an ensemble that was loaded it is what its file says.
+    A proof belongs to the arrays that were compared. An ensemble made from another one, by a change of weights or of
+    mode, by slicing or by any JAX transformation, has no proof. A loaded ensemble has the proof that its file states.
 
-    `x64`: whether JAX had 64-bit types on. If so it says nothing of 32-bit integers, which overflow elsewhere.
+    `x64`: whether JAX had 64-bit types on. If so, the proof says nothing about 32-bit integers, which overflow sooner.
     """
 
     date: str
@@ -35,9 +35,9 @@ class Proof:
 
 @dataclasses.dataclass(frozen=True)
 class Lineage:
-    """The proof of the ensemble that another one was made from, and whether it was trained from it.
+    """Proof of the ensemble from which this ensemble was made, and whether this ensemble was trained from that one.
 
-    It says nothing of the outputs by now, unlike a proof: weights, members or the mode have changed since.
+    Unlike a proof, a lineage says nothing about the present outputs: weights, members or the mode have changed since.
     """
 
     proof: Proof
@@ -45,17 +45,17 @@ class Lineage:
 
 
 def check_proof(proof: Proof, where: str = "proof") -> None:
-    """Whether a proof, which may come from a file, proves anything.
+    """Checks that a proof, which may come from a file, lists comparisons and that all of them passed.
 
-    **Raises:** `InputError` if it lists no comparison, or any that did not pass.
+    **Raises:** `InputError` for a proof without comparisons, and for a comparison that did not pass.
 
     >>> check_proof(Proof("2026-01-01", {}, (Comparison("float64", "loop", error=1.0, limit=1e-12),)))
     Traceback (most recent call last):
     ...
-    jaxensemble.errors.InputError: proof: not passed: 'float64', 'loop': error 1.0 beside a limit of 1e-12
+    jaxensemble.errors.InputError: proof: not passed: 'float64', 'loop': error 1.0, limit 1e-12
     """
     failed = [
-        f"{row.stage!r}, {row.case!r}: error {row.error} beside a limit of {row.limit}"
+        f"{row.stage!r}, {row.case!r}: error {row.error}, limit {row.limit}"
         for row in proof.comparisons
         if not (math.isfinite(row.error) and row.error <= row.limit)
     ]

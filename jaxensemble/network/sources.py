@@ -1,24 +1,24 @@
-"""`Source`: the checkpoint file that a member's weights were read from, and what was taken of it."""
+"""`Source`: the checkpoint file from which a member's weights were read, and what was taken from the file."""
 
 import dataclasses
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
 _LISTED = 4
-"""Members that a line lists at most."""
+"""Most members or names that a line lists."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Selection:
-    """What was taken of a checkpoint file.
+    """Part of a checkpoint file that was taken.
 
-    - `key`: where in the file the set of weights is, with dots between the keys; empty where it is the whole file.
-    - `prefix`: what was removed from the beginning of every name.
+    - `key`: the place of the set of weights in the file, with dots between the keys; empty for the whole file.
+    - `prefix`: the text that was removed from the beginning of every name.
     - `renamed`: the names, or beginnings of names, that were replaced.
-    - `left_out`: what else is in the file: keys beside the set of weights, then names in it. `criterion.*` is all
-      names that begin with `criterion.`; patterns that were given are listed as they are.
-    - `not_held`: counters of batches that the file lacks, and that are as in the factory's model: PyTorch before 0.4.1
-      wrote none, and its own `load_state_dict` does the same.
+    - `left_out`: the rest of the file: keys next to the set of weights, then names within this set. `criterion.*` is
+      all names that begin with `criterion.`; patterns that the caller gave are listed unchanged.
+    - `not_held`: counters of batches that the file lacks. They keep the values of the factory's model, as in PyTorch's
+      `load_state_dict`; PyTorch before 0.4.1 wrote no counters.
 
     >>> print(Selection("state_dict", "model.", {}, ("epoch", "criterion.*")))
     taken from `state_dict`; prefix `model.` removed; left out: `epoch`, `criterion.*`
@@ -33,14 +33,14 @@ class Selection:
     def __str__(self) -> str:
         parts = [f"taken from `{self.key}`"] if self.key else []
         parts += [f"prefix `{self.prefix}` removed"] if self.prefix else []
-        parts += [_renaming(old, new) for old, new in self.renamed.items()]
+        parts += [_renaming_text(old, new) for old, new in self.renamed.items()]
         parts += [f"left out: {', '.join(f'`{name}`' for name in self.left_out)}"] if self.left_out else []
         names = [f"`{name}`" for name in self.not_held]
         parts += [f"not in the file, and as the factory makes it: {_shortened_list(names)}"] if names else []
         return "; ".join(parts)
 
 
-def _renaming(old: str, new: str) -> str:
+def _renaming_text(old: str, new: str) -> str:
     if not old:
         return f"`{new}.` put before every name"
     return f"`{old}` renamed `{new}`" if new else f"`{old}` removed"
@@ -48,7 +48,7 @@ def _renaming(old: str, new: str) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """The file that a member's weights were read from: its name without folders, its SHA-256, what was taken of it."""
+    """File from which a member's weights were read: its name without folders, its SHA-256, and the part taken."""
 
     file: str
     sha256: str
@@ -56,9 +56,9 @@ class Source:
 
 
 def describe_sources(sources: Sequence[Source] | None) -> list[str]:
-    """A line for each way in which files were read, with the members whose files were read so.
+    """Returns one line for each way in which files were read, with the members whose files were read in this way.
 
-    There is none for files that hold the weights and nothing else, by the names that the model has.
+    There is no line for a file that holds only the weights, under the names that the model has.
 
     >>> taken = Selection("model_ema", left_out=("model",))
     >>> describe_sources([Source(f"seed{k}.pt", "", taken) for k in range(3)])

@@ -1,4 +1,4 @@
-"""Whether a network holds together: every name defined before it is used, every path where its module says."""
+"""Consistency of a network: names that are defined before they are used, paths that lead to modules."""
 
 import keyword
 import math
@@ -33,15 +33,15 @@ ARITY = {
     "=": 3,
     **dict.fromkeys(("neg", "~"), 1),
 }
-"""The operators of `Call.target`, and how many operands they take."""
+"""The operators of `Call.target`, and the number of operands of each."""
 
 
 def validate_network(network: Network) -> None:
     """Checks everything about a network that can be checked without its arrays.
 
-    What functions and layers it may name, and which names Flax can hold, `jaxensemble.source` checks.
+    `jaxensemble.source` checks which functions and layers a network may name, and which names Flax can hold.
 
-    **Raises:** `InputError` listing all that is wrong.
+    **Raises:** `InputError` listing all problems.
 
     >>> validate_network(Network("Net", (Ref("x"),), Ref("y"), (), (), (), {"": ("Net", "module")}))
     Traceback (most recent call last):
@@ -68,7 +68,7 @@ def _problems(network: Network) -> Iterator[str]:
 
 
 def _type_problems(network: Network) -> Iterator[str]:
-    """What is not of the type that `jaxensemble.network.network` says."""
+    """Problems with values that do not have the types stated in `jaxensemble.network.network`."""
     texts = [("name", network.name), *(("training", path) for path in network.training)]
     texts += [("the path of a layer", layer.path) for layer in network.layers]
     texts += [("the type of a layer", layer.type) for layer in network.layers]
@@ -112,7 +112,7 @@ def _type_problems(network: Network) -> Iterator[str]:
 
 
 def _argument_problems(network: Network) -> Iterator[str]:
-    """Names of arguments that are none, and records among the inputs or with names that are none."""
+    """Problems with the names of arguments, with records among the inputs, and with the names in records."""
     names = [name for name in network.arguments if name != ""]
     if network.arguments and len(network.arguments) != len(network.inputs):
         yield f"`arguments` must name each of {len(network.inputs)} inputs; got {network.arguments!r}"
@@ -165,7 +165,7 @@ def _is_leaf(leaf: Any) -> bool:
 
 
 def _wrong_arguments(arg: Any) -> Iterator[Any]:
-    """Whatever is no `Arg` within arguments."""
+    """Yields every value within arguments that is no `Arg`."""
     match arg:
         case None | bool() | int() | float() | complex() | str():
             return
@@ -203,7 +203,7 @@ def _path_problems(network: Network) -> Iterator[str]:
             yield f"{item.path!r} is in `modules`, so it cannot be a layer or variable"
         for parent in _parents(item.path):
             if parent in layers:
-                yield f"{item.path!r} stands inside the layer {parent!r}"
+                yield f"{item.path!r} is inside the layer {parent!r}"
     for variable in network.variables:
         if variable.kind not in VARIABLE_KINDS:
             yield f"variable {variable.path}: expected a kind in {VARIABLE_KINDS}; got {variable.kind!r}"
@@ -211,7 +211,7 @@ def _path_problems(network: Network) -> Iterator[str]:
 
 
 def _parents(path: str) -> list[str]:
-    """The paths of the modules around, outermost first, without the root.
+    """Returns the paths of the modules that contain a path, outermost first, without the root.
 
     >>> _parents("a.b.c")
     ['a', 'a.b']

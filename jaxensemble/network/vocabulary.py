@@ -1,4 +1,4 @@
-"""Names that a network may hold: the functions, layers and methods that its source calls, and identifiers."""
+"""Names that a network may contain: functions, layers and methods that its source calls, and identifiers."""
 
 import importlib
 import keyword
@@ -20,7 +20,7 @@ IMPORTS = {
 
 
 OWN_MODULES = ("layers", "ops", "records")
-"""Those of this package."""
+"""The modules of `IMPORTS` that are part of this package."""
 
 
 METHODS = frozenset(
@@ -30,11 +30,11 @@ METHODS = frozenset(
     round sort squeeze std sum swapaxes take transpose var view
     """.split()
 )
-"""The methods of an array that a network may call, as the target of a call names them."""
+"""The methods of an array that a network may call, in the form that the target of a call has."""
 
 
 def is_identifier(name: str) -> bool:
-    """Whether a name can be spelled as an attribute: ASCII (Python rewrites other letters), no keyword, not mangled.
+    """Returns whether a name can be an attribute: ASCII (Python rewrites other letters), no keyword, not mangled.
 
     >>> is_identifier("conv1"), is_identifier("my-block"), is_identifier("class"), is_identifier("__x")
     (True, False, False, False)
@@ -43,9 +43,9 @@ def is_identifier(name: str) -> bool:
 
 
 def resolve_name(dotted: str) -> object:
-    """What a dotted name stands for: `nnx.Linear`, `jnp.concatenate`.
+    """Returns the object that a dotted name refers to: `nnx.Linear`, `jnp.concatenate`.
 
-    **Raises:** `InputError` if it is not in one of the modules of `IMPORTS`.
+    **Raises:** `InputError` for a name that is in none of the modules of `IMPORTS`.
     """
     root, *rest = dotted.split(".")
     if root not in IMPORTS or not rest or not all(is_identifier(p) and not p.startswith("_") for p in rest):
@@ -85,20 +85,23 @@ _LAX_FUNCTIONS = frozenset(
     shift_right_logical sign sin sinh sort sqrt square squeeze stop_gradient sub tan tanh top_k transpose zeta
     """.split()
 )
-"""What of `jax.lax` computes numbers from numbers; the rest calls functions, speaks to other devices or has a state."""
+"""Functions of `jax.lax` that compute numbers from numbers.
+
+The others call functions, communicate with other devices or have a state.
+"""
 
 
 TAKE_FUNCTIONS = frozenset({"ops.rnn", "ops.rnn_cell"})
-"""The functions that a network may hand a function, which they call once for each step of a sequence."""
+"""The functions that take a function as an argument and call it once for each step of a sequence."""
 
 
 def check_function(dotted: str) -> None:
-    """Refuses what is no function on arrays: everything that reads files, or calls what it is handed.
+    """Checks that a name is a function on arrays: one that reads no files and calls no function that it is given.
 
-    Only `TAKE_FUNCTIONS` call what they are handed: see `check_handed`. Of lax, what computes numbers from numbers is
-    allowed; of nnx, the activations (those of `jax.nn`), poolings and attention.
+    Only `TAKE_FUNCTIONS` call functions that they are given: see `check_passed_functions`. Allowed are the functions of
+    lax that compute numbers from numbers, and of nnx the activations (also in `jax.nn`), poolings and attention.
 
-    **Raises:** `InputError` for such a name.
+    **Raises:** `InputError` for any other name.
     """
     activation = re.sub(r"^nnx\.", "jax.nn.", dotted)
     known = _FUNCTIONS.fullmatch(dotted) or (_FUNCTIONS.fullmatch(activation) and callable(resolve_name(activation)))
@@ -106,30 +109,30 @@ def check_function(dotted: str) -> None:
         raise InputError(f"a network may call functions on arrays, such as jnp.add or jax.nn.gelu; got {dotted!r}")
 
 
-def check_handed(target: str, functions: Iterable[str]) -> None:
-    """Refuses functions as arguments of a call, unless it is to one of `TAKE_FUNCTIONS`.
+def check_passed_functions(target: str, functions: Iterable[str]) -> None:
+    """Checks that functions are arguments only of calls to one of `TAKE_FUNCTIONS`.
 
-    **Raises:** `InputError` naming them.
+    **Raises:** `InputError` naming the functions.
     """
-    handed = ", ".join(dict.fromkeys(functions))
-    if handed and target not in TAKE_FUNCTIONS:
+    listed = ", ".join(dict.fromkeys(functions))
+    if listed and target not in TAKE_FUNCTIONS:
         takers = " and ".join(sorted(TAKE_FUNCTIONS))
-        raise InputError(f"a network may hand functions to {takers} alone; got {handed} as an argument of {target!r}")
+        raise InputError(f"a network may pass functions only to {takers}; got {listed} as an argument of {target!r}")
 
 
 def check_keyword(name: str) -> None:
-    """Refuses what cannot be the name of an argument.
+    """Checks that a name can be the name of an argument.
 
-    **Raises:** `InputError` for such a name.
+    **Raises:** `InputError` for any other name.
     """
     if not is_identifier(name):
         raise InputError(f"the name of an argument has to be an identifier; got {name!r}")
 
 
 def check_method(target: str) -> None:
-    """Refuses what is no method of `jax.Array` that gives an array.
+    """Checks that a target is one of `METHODS`: a method of `jax.Array` that returns an array.
 
-    **Raises:** `InputError` for such a name.
+    **Raises:** `InputError` for any other target.
     """
     if target not in METHODS:
         raise InputError(f"a network may call these methods of an array: {', '.join(sorted(METHODS))}; got {target!r}")

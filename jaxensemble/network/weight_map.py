@@ -1,7 +1,7 @@
-"""Where an ensemble was ported from: PyTorch's key and layout of every tensor beside its path and layout in Flax.
+"""The origin of a ported ensemble: key and layout in PyTorch, path and layout in Flax of every tensor.
 
-It is plain data and needs no PyTorch, so that an ensemble which was saved, and loaded where PyTorch is not installed,
-still knows the way back.
+This is plain data and needs no PyTorch. An ensemble that is loaded where PyTorch is not installed still knows how its
+weights go back to PyTorch.
 """
 
 import dataclasses
@@ -19,9 +19,9 @@ INPUT_LAYOUTS = ("torch", "NHWC")
 
 @dataclasses.dataclass(frozen=True)
 class Rearrangement:
-    """How PyTorch's array becomes the stored one: reshape to `split`, flip, transpose by `order`, reshape to `shape`.
+    """Steps from PyTorch's array to the stored one: reshape to `split`, flip, transpose by `order`, reshape to `shape`.
 
-    It moves elements and changes none, so that `invert` gives back the same bits.
+    They move elements and change none, so that `invert` returns the same bits.
 
     >>> r = Rearrangement(split=(2, 3), order=(1, 0), shape=(3, 2))
     >>> r.apply(np.arange(6).reshape(2, 3)).tolist()
@@ -45,10 +45,10 @@ class Rearrangement:
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """One tensor: all its names in PyTorch (tied ones share it), and its path in the Flax network.
+    """One tensor: all its names in PyTorch (several if it is tied), and its path in the Flax network.
 
-    `shape` and `dtype` are PyTorch's. `persistent` is false for a buffer that PyTorch's state dict leaves out, `frozen`
-    true for a parameter that PyTorch does not train (`requires_grad=False`).
+    `shape` and `dtype` are PyTorch's. `persistent` is false for a buffer that PyTorch's state dict leaves out. `frozen`
+    is true for a parameter that PyTorch does not train (`requires_grad=False`).
     """
 
     keys: tuple[str, ...]
@@ -77,7 +77,7 @@ class WeightMap:
 
 @dataclasses.dataclass(frozen=True)
 class Origin:
-    """Where an ensemble was ported from: its PyTorch class, the map of its weights, and how inputs are laid out."""
+    """Origin of a ported ensemble: its PyTorch class, the map of its weights, and the layout of its inputs."""
 
     name: str
     weights: WeightMap
@@ -86,10 +86,10 @@ class Origin:
 
 
 def check_origin(origin: Origin, where: str = "origin") -> None:
-    """Whether an origin, which may come from a file, can be used without surprises.
+    """Checks that an origin, which may come from a file, is consistent.
 
-    **Raises:** `InputError` listing all that is wrong: dtypes that are none, names given twice, and rearrangements that
-    are no permutation of their tensor's elements.
+    **Raises:** `InputError` listing all problems: unknown dtypes, names given twice, and rearrangements that are no
+    permutation of their tensor's elements.
 
     >>> kernel = Entry(("fc.weight",), "fc.kernel", (2, 3), "float32", Rearrangement((2, 3), (1, 1), (3, 2)))
     >>> check_origin(Origin("Net", WeightMap((kernel,))))
@@ -128,7 +128,7 @@ def _entry_problems(entry: Entry) -> Iterator[str]:
         if min(shape, default=0) < 0:
             yield f"{what} {list(shape)} has a negative size"
         elif math.prod(shape) != entry.size:
-            yield f"{what} {list(shape)} has not the {entry.size} elements of shape {list(entry.shape)}"
+            yield f"{what} {list(shape)} does not have the {entry.size} elements of shape {list(entry.shape)}"
     axes = range(len(rearrangement.split))
     if sorted(rearrangement.order) != list(axes):
         yield f"order {list(rearrangement.order)} is no permutation of {len(axes)} axes"

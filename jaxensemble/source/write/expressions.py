@@ -9,7 +9,13 @@ import jax.numpy as jnp
 
 from jaxensemble.errors import InputError
 from jaxensemble.network.network import Dtype, Func, Record
-from jaxensemble.network.vocabulary import check_function, check_handed, check_keyword, check_method, is_identifier
+from jaxensemble.network.vocabulary import (
+    check_function,
+    check_keyword,
+    check_method,
+    check_passed_functions,
+    is_identifier,
+)
 from jaxensemble.source.plan.definitions import Argument, Definition, Make, ScaledArgument
 from jaxensemble.source.read.steps import (
     Cut,
@@ -245,7 +251,7 @@ class Expressions:
         return call(function, [self.operand(arg, value) for arg in args], kwargs)
 
     def _named_call(self, target: str, step: Step, value: Callable[[Local | Slot], ast.expr]) -> ast.expr:
-        check_handed(target, _function_names((step.args, tuple(operand for _, operand in step.kwargs))))
+        check_passed_functions(target, _function_names((step.args, tuple(operand for _, operand in step.kwargs))))
         if target in BINARY:
             left, right = (self.operand(arg, value, in_arithmetic=True) for arg in step.args)
             return ast.BinOp(left, BINARY[target](), right)

@@ -99,7 +99,10 @@ MANIFESTS: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
         lambda m: entry(m, "fc.kernel")["rearrangement"].update(order=[0, 0]),
         r"'fc.kernel': order \[0, 0\] is no permutation of \d axes",
     ),
-    "split": (lambda m: entry(m, "fc.kernel")["rearrangement"].update(split=[7]), r"split \[7\] has not the 48 elem"),
+    "split": (
+        lambda m: entry(m, "fc.kernel")["rearrangement"].update(split=[7]),
+        r"split \[7\] does not have the 48 elem",
+    ),
     "flip": (lambda m: entry(m, "fc.kernel")["rearrangement"].update(flipped=[9]), r"flipped \[9\] must be some of"),
     "torch shape": (lambda m: entry(m, "fc.kernel").update(shape=[-4, -12]), r"shape \[-4, -12\] has a negative size"),
     "torch dtype": (lambda m: entry(m, "fc.kernel").update(dtype="qint8"), "'qint8' is no dtype of a tensor"),

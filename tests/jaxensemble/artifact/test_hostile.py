@@ -59,7 +59,7 @@ def test_resigning_an_artifact_leaves_it_sound(folder: Path) -> None:
         (b"[]", "expected format version 1, got None"),
         (b"\xff\xfe", "no JSON"),
         (b"[" * 200_000, "no JSON"),
-        (b'{"version": 1, "version": 1}', "'version' stands twice"),
+        (b'{"version": 1, "version": 1}', "'version' appears twice"),
         (b'{"version": NaN}', "NaN is no number"),
         (b'{"version": 1' + b"0" * 5000 + b"}", "no JSON"),
         (b" " * (LIMITS["manifest.json"] + 1), "more than 16,777,216 bytes"),

@@ -97,7 +97,7 @@ def test_any_argument_survives_json(args: list[Any], options: dict[str, Any]) ->
         ('{"format": 2}', "no network in JSON"),
         ("[" * 100_000, "no JSON"),
         (to_json(SIMPLE).replace("[\n", "[NaN,\n", 1), "NaN is no number of JSON"),
-        (to_json(SIMPLE).replace('"name":', '"name": "Other", "name":', 1), "'name' stands twice in one object"),
+        (to_json(SIMPLE).replace('"name":', '"name": "Other", "name":', 1), "'name' appears twice in one object"),
         (to_json(SIMPLE).replace('"options": {', '"options": {"use_bias": true, "use_bias": false, ', 1), "'use_bias'"),
     ],
     ids=["nothing", "cut", "list", "number", "empty", "bare", "format", "deep", "nan", "two names", "two options"],

@@ -50,7 +50,7 @@ def test_functions_are_handed_to_recurrent_functions_alone(nested: bool) -> None
     s = Sketch("Net")
     function = Func("jnp.add")
     out = s.call("jnp.pad", X, 1, mode=[function, X] if nested else function)
-    refuse(s.network((X,), out), "may hand functions to ops.rnn and ops.rnn_cell alone; got jnp.add as an argument")
+    refuse(s.network((X,), out), "may pass functions only to ops.rnn and ops.rnn_cell; got jnp.add as an argument")
 
 
 @pytest.mark.parametrize(

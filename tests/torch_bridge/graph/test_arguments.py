@@ -144,7 +144,7 @@ def test_fixed_arguments_may_be_left_out_or_given_again(ported: Any) -> None:
         (
             (X,),
             {"mask": MASK, "temperature": 1.0},
-            "`temperature` is none of its arguments, which are x, scale.*left it out, so that it is fixed",
+            "`temperature` is no argument of the network; .* are x, scale.*left it out, so its default is fixed",
         ),
         ((X, 2.0, True, MASK), {"mask": MASK}, "`mask` is given by position and by name"),
         ((X, 2.0, True, MASK, None), {}, "at most 4 arguments, got 5"),
