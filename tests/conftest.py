@@ -1,4 +1,4 @@
-"""What every test runs under. Which devices JAX uses is left to `JAX_PLATFORMS`; the Makefile sets it."""
+"""Settings of all tests. `JAX_PLATFORMS` says which devices JAX uses; the Makefile sets it."""
 
 import gc
 import importlib.util
@@ -22,12 +22,12 @@ HAS_TORCH = importlib.util.find_spec("torch") is not None
 STARTED = time.monotonic()
 VERSIONED = ("jax", "jaxlib", "flax", "torch")
 
-# Where a package is not installed, files that mention what needs it are left out, and the header names them.
+# Files that need a package that is not installed are left out, and the header names them.
 NEEDED_FOR = {"expecttest": "torch.testing._internal", "hypothesis": "hypothesis", "sklearn": "sklearn"}
 MISSING = [name for name in NEEDED_FOR if importlib.util.find_spec(name) is None]
 TEXTS = {path: path.read_text("utf-8") for path in sorted(Path(__file__).parent.rglob("test_*.py"))}
 collect_ignore = [path for path, text in TEXTS.items() if any(NEEDED_FOR[name] in text for name in MISSING)]
-collect_ignore_glob = ["saved/*"]  # sources of networks, which are no modules of ours
+collect_ignore_glob = ["saved/*"]  # sources of networks, not modules of ours
 
 if "hypothesis" not in MISSING:
     import hypothesis
@@ -38,7 +38,7 @@ if "hypothesis" not in MISSING:
 
 
 def pytest_addoption(parser: pytest.Parser, pluginmanager: pytest.PytestPluginManager) -> None:
-    """Take a budget; and the setting of pytest-timeout where it is not loaded: unknown settings are errors."""
+    """Adds a budget, and the setting of pytest-timeout if it is not loaded, since unknown settings are errors."""
     parser.addoption("--budget", type=float, default=math.inf, help="seconds after which no more tests are begun")
     if not pluginmanager.hasplugin("timeout"):
         parser.addini("timeout", "seconds that a test may take; not loaded: pytest-timeout")
@@ -60,14 +60,14 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: Any, exitstatus: int) -> None:
-    """Records the versions that all tests passed with, where the environment names a file for that."""
+    """Records the versions that all tests passed with, if the environment names a file for them."""
     file = os.environ.get("TESTED_WITH")
     if file and exitstatus == 0:
         record(Path(file), len(terminalreporter.stats.get("passed", ())))
 
 
 def pytest_configure() -> None:
-    """Give torch one thread: the processes of pytest-xdist share the cores, and the order of sums stays the same."""
+    """Gives torch one thread: the processes of pytest-xdist share the cores, and the order of sums stays the same."""
     if HAS_TORCH:
         import torch
 
@@ -87,7 +87,7 @@ FEW = 10
 
 @pytest.hookimpl(tryfirst=True)  # before pytest itself leaves out by marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the further cases of what is thinned, and skip what is marked `gpu` where JAX sees none.
+    """Marks further cases of `thinned` tests, and skips tests that are marked `gpu` if JAX sees no GPU.
 
     Devices are looked for only if a test asks for one.
     """
@@ -109,7 +109,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(autouse=True)
 def torch_seed() -> None:
-    """Seed torch before every test, so that a test run alone draws what it draws in the whole suite."""
+    """Seeds torch before every test, so that a test alone draws the same numbers as in the whole suite."""
     if HAS_TORCH:
         import torch
 
@@ -118,21 +118,21 @@ def torch_seed() -> None:
 
 @pytest.fixture
 def x64() -> Iterator[None]:
-    """float64 in JAX, for the duration of one test."""
+    """Switches float64 on in JAX, for one test."""
     with jax.enable_x64(True):
         yield
 
 
 @pytest.fixture(autouse=True, scope="session")
 def true_float32() -> Iterator[None]:
-    """JAX computes products in TF32 on GPUs that have it; what is compared here is float32."""
+    """Has JAX compute products in float32 on GPUs that have TF32."""
     with jax.default_matmul_precision("highest"):
         yield
 
 
 @pytest.fixture(autouse=True, scope="module")
 def compiled_programs_forgotten() -> Iterator[None]:
-    """Forget them after each file: in a process that holds thousands, everything takes twice as long."""
+    """Clears compiled programs after each file: with thousands of them, everything takes twice as long."""
     yield
     jax.clear_caches()
     gc.collect()

@@ -1,4 +1,4 @@
-"""What the installed PyTorch can export, differentiate and map by itself, which is less in older versions."""
+"""Abilities of the installed PyTorch, which are fewer in older versions: exporting, differentiating and mapping."""
 
 from collections.abc import Callable
 from typing import Any
@@ -11,7 +11,7 @@ from tests.helpers.porting import Fn
 
 
 def can_export(forward: Callable[[Tensor], Any], x: Tensor, *, open_batch: bool = True) -> bool:
-    """Whether `torch.export` follows a forward, asked without any code of ours."""
+    """Returns whether `torch.export` follows a forward, without any code of ours."""
     dynamic = {0: torch.export.Dim("batch")} if open_batch else {}
     try:
         torch.export.export(Fn(forward), (x,), dynamic_shapes=((dynamic,),), strict=False)
@@ -21,7 +21,7 @@ def can_export(forward: Callable[[Tensor], Any], x: Tensor, *, open_batch: bool 
 
 
 def can_differentiate(forward: Callable[[Tensor], Any], x: Tensor) -> bool:
-    """Whether PyTorch has a derivative of a forward."""
+    """Returns whether PyTorch has a derivative of a forward."""
     outputs = pytree.tree_leaves(forward(x.detach().requires_grad_()))
     try:
         torch.stack([output.sum() for output in outputs]).sum().backward()
@@ -31,7 +31,7 @@ def can_differentiate(forward: Callable[[Tensor], Any], x: Tensor) -> bool:
 
 
 def can_map(model: nn.Module, x: Tensor) -> bool:
-    """Whether `torch.func.vmap` runs a model over stacked weights."""
+    """Returns whether `torch.func.vmap` runs a model over stacked weights."""
     params, buffers = torch.func.stack_module_state([model])
     call: Callable[..., Any] = lambda *state: torch.func.functional_call(model, state, (x,))  # noqa: E731
     try:

@@ -1,4 +1,4 @@
-"""What the tests of saved ensembles share: some that are saved, ways to damage them, and a process without PyTorch."""
+"""Saved ensembles for tests, ways to damage them, and a process without PyTorch."""
 
 import hashlib
 import json
@@ -34,7 +34,7 @@ X = np.linspace(-1, 1, 27, dtype=np.float32).reshape(3, 1, 3, 3)
 
 
 def same_bits(a: Any, b: Any) -> bool:
-    """Whether two trees of arrays are alike down to the bits, random keys included."""
+    """Returns whether two trees of arrays are equal bit for bit, also their random keys."""
     plain = lambda leaf: jax.random.key_data(leaf) if jax.numpy.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf  # noqa: E731
     pairs = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
     return jax.tree.structure(a) == jax.tree.structure(b) and all(
@@ -46,7 +46,7 @@ def same_bits(a: Any, b: Any) -> bool:
 
 
 def rewrite(folder: Path, change: Callable[[dict[str, Any]], Any], name: str = "manifest.json") -> None:
-    """Changes a JSON file of an artifact as someone would who knows the format: hashes and sizes are those they find.
+    """Changes a JSON file of an artifact as an expert would, with hashes and sizes that fit the files.
 
     The hashes of arrays stay as they are.
     """
@@ -59,7 +59,7 @@ def rewrite(folder: Path, change: Callable[[dict[str, Any]], Any], name: str = "
 
 
 def resign(folder: Path, changed: dict[str, Any] | None = None) -> None:
-    """Writes the manifest anew, or a changed one, with the sizes and hashes that the files have now."""
+    """Writes the manifest again, or a changed one, with the sizes and hashes that the files have now."""
     manifest: dict[str, Any] = changed or json.loads((folder / "manifest.json").read_text())
     for file in folder.iterdir():
         if file.name in manifest.get("files", {}) and manifest["files"][file.name]:
@@ -72,7 +72,7 @@ def resign(folder: Path, changed: dict[str, Any] | None = None) -> None:
 
 
 def run_without_torch(script: str, *arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    """A fresh interpreter in which importing PyTorch, or what needs it, raises."""
+    """Runs code in a fresh interpreter in which importing PyTorch, or a package that needs it, raises."""
     environment = os.environ | {"PYTHONPATH": str(ROOT), "JAX_DEFAULT_MATMUL_PRECISION": "highest"}
     command = [sys.executable, "-c", WITHOUT_TORCH + script, *arguments]
     return subprocess.run(command, env=environment, cwd=cwd, capture_output=True, text=True, timeout=120, check=False)

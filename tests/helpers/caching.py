@@ -10,7 +10,7 @@ N = 4
 
 
 class ByDevice(nn.Module):
-    """Biases by device, kept in evaluation mode, cleared by `train` and by who sets a size (levit, efficientvit)."""
+    """Biases by device, kept in evaluation mode, cleared by `train` and by setting a size (levit, efficientvit)."""
 
     indices: Tensor
 
@@ -80,7 +80,7 @@ class Rotary(nn.Module):
 
 
 class GrowingBuffer(nn.Module):
-    """A table in a buffer that is not saved, made in the constructor and anew for longer sequences (transformers)."""
+    """A table in a buffer that is not saved, made in the constructor and again for longer sequences (transformers)."""
 
     frequencies: Tensor
     table: Tensor
@@ -228,7 +228,7 @@ class Helped(nn.Module):
 
 
 class Recording(nn.Module):
-    """What the last call computed, kept for who wants to look at it, and how many there were."""
+    """Keeps attention of the last call for users to look at, and the number of calls."""
 
     def __init__(self) -> None:
         super().__init__()

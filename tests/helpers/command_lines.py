@@ -1,4 +1,4 @@
-"""What the tests of both command lines and of their doctors share."""
+"""Helpers of the tests of both command lines and of their doctors."""
 
 import importlib
 import os
@@ -41,7 +41,7 @@ def python_m(package: str, *arguments: str, path: Path = ROOT) -> subprocess.Com
 
 
 def assert_reported(package: str, broken: str, folder: Path) -> str:
-    """The words of the report about an installation in which one module cannot be imported."""
+    """Returns the report's text about an installation in which one module cannot be imported."""
     (folder / f"{broken}.py").write_text("raise RuntimeError('built for another machine')")
     done = python_m(package, "doctor", path=folder)
     assert done.returncode == 1 and "Traceback" not in done.stderr

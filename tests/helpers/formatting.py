@@ -1,4 +1,4 @@
-"""Ruff's judgement of printed source."""
+"""Checks of printed source with ruff."""
 
 import subprocess
 import sys
@@ -9,7 +9,7 @@ def ruff_accepts(text: str) -> bool:
 
 
 def ruff_finds_nothing(text: str) -> bool:
-    """Whether lint has nothing to say. In the code of others, jaxensemble is a package like any other."""
+    """Returns whether lint finds nothing, with jaxensemble as a third-party package, as in users' code."""
     first_party = "--config=lint.isort.known-third-party=['jaxensemble']"
     return _ruff("check", "--select=F,E,I,UP,B,C4", first_party, text=text)
 

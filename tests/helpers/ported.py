@@ -1,4 +1,4 @@
-"""The networks of the ensembles in `tests/saved`. `python -m tests.helpers.ported` ports and saves them anew."""
+"""Networks of the ensembles in `tests/saved`. `python -m tests.helpers.ported` ports and saves them again."""
 
 import shutil
 from collections.abc import Callable
@@ -14,7 +14,7 @@ from tests.helpers.artifacts import SAVED, X
 
 
 class Net(nn.Module):
-    """Something of everything: running statistics, dropout, tied weights, buffers saved and not, a folded constant."""
+    """A bit of everything: running statistics, dropout, tied weights, buffers saved and not, a folded constant."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -84,7 +84,7 @@ CASES = {
 
 
 def models_of(case: Case) -> list[nn.Module]:
-    """The members, whose weights are drawn anew; batch statistics, too, since zeros and ones hide errors."""
+    """Returns members with random weights and batch statistics, since zeros and ones hide errors."""
     models = [case.make().eval() for _ in range(case.members)]
     for module in (module for model in models for module in model.modules()):
         if isinstance(module, nn.BatchNorm2d):
@@ -94,7 +94,7 @@ def models_of(case: Case) -> list[nn.Module]:
 
 
 def ported(case: Case, models: list[nn.Module], **options: Any) -> Ensemble:
-    """The ensemble of the members, with 64-bit types where the case asks for them."""
+    """Returns the ensemble of the members, with 64-bit types if the case asks for them."""
     with jax.enable_x64(case.x64):
         return torch_bridge.to_ensemble(models, case.example, **options)
 

@@ -1,4 +1,4 @@
-"""What every test of a rule asks: the ported module gives what PyTorch gives, in float64, for several batch sizes."""
+"""Checks that ported modules give PyTorch's results, in float64, for several batch sizes."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -25,7 +25,7 @@ TOLERANCE = 1e-12
 
 
 class Fn(nn.Module):
-    """A forward without weights; of several functions, a tuple of what each gives."""
+    """A forward without weights; of several functions, a tuple of their results."""
 
     def __init__(self, *forwards: Callable[..., Any]):
         super().__init__()
@@ -37,7 +37,7 @@ class Fn(nn.Module):
 
 
 def randomised(model: nn.Module, seed: int = 0) -> nn.Module:
-    """A float64 copy with every parameter and floating buffer drawn anew: defaults (zeros, ones) hide errors."""
+    """Returns a float64 copy with random parameters and floating buffers: defaults (zeros, ones) hide errors."""
     generator = torch.Generator().manual_seed(seed)
     (model,) = precision.double_copies([model])
     with torch.no_grad():
@@ -78,7 +78,7 @@ def assert_ports(
 
 
 def compiled(module: Any) -> Callable[..., Any]:
-    """The module's call under `jax.jit`: a tenth of the time that it takes to compile every operation by itself.
+    """Returns the module's call under `jax.jit`, which takes a tenth of the time of compiling each operation by itself.
 
     Dicts keep their order, which JAX's trees do not.
     """
@@ -162,7 +162,7 @@ def _weighted(leaf: Any, weights: Any) -> Any:
 
 
 def assert_trains(make: Callable[[], nn.Module], *inputs: Tensor, members: int = 2) -> Ensemble:
-    """Ports an ensemble and compares a call in training mode: outputs, and what it leaves in buffers.
+    """Ports an ensemble and compares a call in training mode: outputs, and buffers after the call.
 
     Random numbers are the same on both sides. Returns the ensemble, which `to_ensemble` has compared in evaluation.
     """

@@ -1,4 +1,4 @@
-"""How an error of the project has to be."""
+"""Checks of the project's errors."""
 
 from collections.abc import Callable
 
@@ -8,7 +8,7 @@ from jaxensemble.errors import FIRST, LINES, JaxEnsembleError
 
 
 def refusal(call: Callable[[], object]) -> JaxEnsembleError:
-    """The error of a call: of the project's own family, its first line and all of it short, the rest in details."""
+    """Returns the error of a call, after checking its family, its length, and its details."""
     with pytest.raises(JaxEnsembleError) as caught:
         call()
     lines = str(caught.value).splitlines()

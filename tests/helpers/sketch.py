@@ -1,4 +1,4 @@
-"""Networks written by hand for tests, and what they compute, call by call, without any source."""
+"""Builds networks by hand for tests, and computes them call by call, without any source."""
 
 import contextlib
 import operator
@@ -101,7 +101,7 @@ OPERATORS = {
 
 
 def at(model: nnx.Module, path: str) -> Any:
-    """What a module holds at a dotted path: numbers are indices of lists, and attributes elsewhere."""
+    """Returns a module's value at a dotted path: numbers are indices of lists, and attributes elsewhere."""
     found: Any = model
     for part in path.split("."):
         found = found[int(part)] if isinstance(found, nnx.List) else getattr(found, part)
@@ -109,7 +109,7 @@ def at(model: nnx.Module, path: str) -> Any:
 
 
 def evaluate(network: Network, model: nnx.Module, *inputs: Any) -> Any:
-    """What a network computes with a model's layers and variables, read from its calls one after the other."""
+    """Computes a network with a model's layers and variables, one call after the other."""
     values: dict[str, Any] = {}
     for tree, given in zip(network.inputs, inputs, strict=True):
         _bind(tree, given, values)
@@ -159,7 +159,7 @@ def _bind(tree: ReferenceTree, given: Any, values: dict[str, Any]) -> None:
 
 
 def made(network: Network) -> nnx.Module:
-    """The network's module with every parameter, buffer and constant of a float type drawn at random.
+    """Returns the network's module with random parameters, buffers and constants of float types.
 
     It is not initialised: to compile the initialisation of every layer takes longer than most tests.
     """
@@ -177,7 +177,7 @@ def _drawn(draw: np.random.Generator, leaf: jax.ShapeDtypeStruct) -> jax.Array:
 
 
 def run_both(network: Network, *inputs: Any, at_once: bool = True) -> tuple[nnx.Module, Any, Any]:
-    """A model with random weights, what it gives, and what the calls one by one give.
+    """Returns a model with random weights, its result, and the result of the calls one by one.
 
     Both are compiled as one program, which is faster than every operation by itself where most of them differ.
     """

@@ -28,7 +28,7 @@ class FourierOperator1d(nn.Module):
 
 
 class FourierOperator2d(nn.Module):
-    """The same in the plane, for low modes of either sign; with weights that are pairs of real numbers, or complex."""
+    """A Fourier layer in two dimensions, for low modes of either sign; weights are complex, or real pairs."""
 
     def __init__(self, pairs: bool, modes: int = 3):
         super().__init__()
@@ -105,7 +105,7 @@ class ComplexMLP(nn.Module):
 
 
 class ComplexConvolutions(nn.Module):
-    """Complex convolutions forth and back, as of an autoencoder, and the size of what is left."""
+    """Complex convolutions forth and back, such as an autoencoder's, and the size of the remaining error."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,6 +1,6 @@
 """The table in README of versions and the tests that passed with them.
 
-`python -m tests.helpers.tested` writes it anew.
+`python -m tests.helpers.tested` writes it again.
 """
 
 import datetime
@@ -33,7 +33,7 @@ def record(path: Path, passed: int) -> None:
 
 
 def page(text: str) -> str:
-    """The page with the table of the rows that there are now."""
+    """Returns the page with a table of the current rows."""
     rows = [{**row, "torch": row["torch"] or "-"} for row in json.loads(ROWS.read_text())]
     lines = [" | ".join(COLUMNS.values()), " | ".join("---" for _ in COLUMNS)]
     lines += [" | ".join(str(row[name]) for name in COLUMNS) for row in rows]

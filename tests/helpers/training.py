@@ -1,4 +1,4 @@
-"""What the tests of training share: a small network, data, losses, and a run of `fit`."""
+"""Helpers of the tests of training: a small network, data, losses, and a run of `fit`."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""What both command lines do before any command runs: versions, completion, `python -m`, and broken installations."""
+"""Both command lines before any command runs: versions, completion, `python -m`, and broken installations."""
 
 import importlib.metadata
 from pathlib import Path

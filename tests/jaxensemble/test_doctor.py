@@ -1,4 +1,4 @@
-"""The doctor: what is in order, and what is told of everything that is not."""
+"""The doctor: installations in order, and its reports about broken ones."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""M networks as one value: calls, members, slices, modes, and what JAX does with it as a tree."""
+"""M networks as one value: calls, members, slices, modes, and its use as a tree in JAX."""
 
 import copy
 import dataclasses
@@ -503,7 +503,7 @@ def test_members_are_mapped_by_jax_vmap_as_well() -> None:
     _close(jax.vmap(member)(ENSEMBLE.params, ENSEMBLE.buffers, ENSEMBLE.rngs), ENSEMBLE(X))
 
 
-# dtypes, and what is told
+# dtypes, and warnings
 
 
 def test_only_floating_point_arrays_are_cast() -> None:

@@ -1,4 +1,4 @@
-"""Wrong arguments of every public function are told in errors of the project's own, which are short."""
+"""Wrong arguments of every public function raise short errors of the project's own."""
 
 import pickle
 from collections.abc import Callable

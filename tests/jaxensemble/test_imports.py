@@ -1,4 +1,4 @@
-"""The import boundary: what importing the packages needs, what it changes, and what their sources never contain.
+"""The import boundary: needs and effects of importing the packages, and names that their sources never contain.
 
 Each probe runs in a fresh interpreter, and each comes with a planted offender, which shows that the test can fail.
 """
@@ -307,7 +307,7 @@ def test_the_scan_for_undeclared_imports_finds_planted_ones(source: str, found: 
     assert _undeclared(source, DECLARED, DECLARED.union(*EXTRAS.values())) == found
 
 
-# What runs code found in a file; a package stands for every name within it. `import pickle` for its errors is fine.
+# Names that run code found in a file; a package stands for every name in it. `import pickle` for its errors is fine.
 UNSAFE_CALLS = (
     "pickle.load",
     "pickle.loads",

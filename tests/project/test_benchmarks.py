@@ -1,4 +1,4 @@
-"""What runs on a GPU with nobody watching: the script's steps are whole, and its networks are the well-known ones."""
+"""Unattended runs on a GPU: the script's steps are complete, and its networks are the well-known ones."""
 
 import re
 import subprocess

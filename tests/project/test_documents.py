@@ -24,7 +24,7 @@ DOCUMENTS = [
 
 
 def blocks(language: str) -> list[tuple[str, str]]:
-    """Every fenced block of a language, with a name for its test."""
+    """Returns every fenced block of a language, with a name for its test."""
     found = []
     for document in DOCUMENTS:
         for k, code in enumerate(re.findall(rf"```{language}\n(.*?)```", document.read_text(), re.DOTALL)):

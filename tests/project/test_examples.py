@@ -1,4 +1,4 @@
-"""The examples run, and say what they are there to say."""
+"""Examples run, and print what they are meant to show."""
 
 import runpy
 import sys

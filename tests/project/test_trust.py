@@ -19,7 +19,7 @@ T = TypeVar("T")
 
 
 class Hypothesis:
-    """Decisions that Hypothesis makes, and shrinks where one of them matters."""
+    """Decisions that Hypothesis makes, and shrinks if one of them fails."""
 
     def __init__(self, data: st.DataObject):
         self._data = data
@@ -55,7 +55,7 @@ def test_the_same_decisions_give_the_same_network() -> None:
 
 
 class Images(nn.Module):
-    """Something for most errors to be planted into."""
+    """A network into which most errors can be planted."""
 
     def __init__(self) -> None:
         super().__init__()

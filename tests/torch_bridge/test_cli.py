@@ -1,4 +1,4 @@
-"""`torch-bridge`: results, JSON, and what the process ends with."""
+"""`torch-bridge`: results, JSON, and exit codes."""
 
 import json
 from pathlib import Path

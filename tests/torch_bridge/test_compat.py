@@ -1,4 +1,4 @@
-"""What depends on the version of PyTorch: every operation that has a rule is one of PyTorch's."""
+"""Names that depend on PyTorch's version: every operation with a rule exists in PyTorch."""
 
 import pytest
 import torch

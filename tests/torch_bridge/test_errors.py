@@ -1,4 +1,4 @@
-"""Wrong arguments of every public function, and networks that cannot be ported, are told in short errors of our own."""
+"""Wrong arguments of every public function, and networks that cannot be ported, raise short errors of our own."""
 
 import warnings
 from collections.abc import Callable
@@ -46,7 +46,7 @@ def paths(models: list[nn.Module], tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 def anything(*values: Any) -> tuple[Any, ...]:
-    """What no function is to be given."""
+    """Arguments that no function takes."""
     return values
 
 

@@ -1,4 +1,4 @@
-"""What only a GPU can show: both frameworks on one device, float32 that is float32, and weights that live there."""
+"""Tests that need a GPU: both frameworks on one device, true float32, and weights on the device."""
 
 import copy
 

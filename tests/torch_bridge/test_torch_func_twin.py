@@ -277,7 +277,7 @@ def test_mistakes_meet_the_same_error(mistake: Callable[[Any], Any]) -> None:
 
 def test_what_is_pytorch_s_is_told_where_it_is_ported() -> None:
     class Own(torch.nn.Linear):
-        """A class that PyTorch has not."""
+        """A class that PyTorch does not have."""
 
     models: Any = [Own(3, 2) for _ in range(2)]
     params, _ = torch.func.stack_module_state(models)

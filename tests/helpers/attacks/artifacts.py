@@ -1,4 +1,4 @@
-"""Changes to a saved ensemble's manifest and network, and what is said of each."""
+"""Changes to a saved ensemble's manifest and network, and the error of each."""
 
 from collections.abc import Callable
 from typing import Any

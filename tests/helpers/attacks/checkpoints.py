@@ -1,6 +1,6 @@
-"""Checkpoint files that are no state dicts, or hold code. Each is a function of the path to write, and of a marker.
+"""Checkpoint files that are not state dicts, or hold code. Each is a function of the path to write, and of a marker.
 
-What the payload does, once it is run, is to make the directory `marker`.
+When the payload runs, it makes the directory `marker`.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from torch import nn
 
 
 class Payload:
-    """Unpickled, it makes the directory `marker`."""
+    """An object that makes the directory `marker` when it is unpickled."""
 
     def __init__(self, marker: Path) -> None:
         self.marker = marker
@@ -32,7 +32,7 @@ class Payload:
 
 
 class Calling:
-    """Unpickled, it is what a function gives."""
+    """An object that is the result of a function when it is unpickled."""
 
     def __init__(self, function: Callable[..., Any], args: tuple[Any, ...]) -> None:
         self.function, self.args = function, args
@@ -42,7 +42,7 @@ class Calling:
 
 
 class Stateful(dict[str, Any]):
-    """Unpickled, it makes the directory `marker` by way of its state."""
+    """An object whose state makes the directory `marker` when it is unpickled."""
 
     def __init__(self, marker: Path) -> None:
         self.marker = str(marker)
@@ -55,7 +55,7 @@ class Stateful(dict[str, Any]):
 
 
 class Covered(dict[str, Any]):
-    """Unpickled, it is an `OrderedDict` with attributes in the place of its methods."""
+    """An object that unpickles as an `OrderedDict` whose methods are replaced by attributes."""
 
     def __reduce__(self) -> Any:
         attributes = dict.fromkeys(("items", "keys", "values", "get"), 3)
@@ -63,7 +63,7 @@ class Covered(dict[str, Any]):
 
 
 def covered(tensor: torch.Tensor) -> torch.Tensor:
-    """The tensor, with attributes in the place of its methods."""
+    """Replaces methods of a tensor by attributes."""
     for name in ("detach", "numel", "element_size", "is_floating_point", "is_complex"):
         setattr(tensor, name, 3)
     return tensor
@@ -140,23 +140,23 @@ def _nothing(path: Path, marker: Path) -> None:
 
 
 def _nested(path: Path, marker: Path) -> None:
-    """A payload within what is built by another."""
+    """Nests a payload in an object that another one builds."""
     torch.save({"weight": Calling(list, ([Payload(marker)],))}, path)
 
 
 def _imported(path: Path, marker: Path) -> None:
-    """A module by its name, and a method of it by its name."""
+    """Calls a module's method, both found by their names."""
     make = operator.methodcaller("mkdir", str(marker))
     torch.save({"weight": Calling(make, (Calling(importlib.import_module, ("os",)),))}, path)
 
 
 def _subclass(path: Path, marker: Path) -> None:
-    """A state set on a class that is no tensor's."""
+    """Sets a state on an object that is not a tensor."""
     torch.save({"weight": Stateful(marker)}, path)
 
 
 def _bomb(path: Path, marker: Path) -> None:
-    """A few kilobytes that say they are forty gigabytes."""
+    """Writes a few kilobytes that claim to be forty gigabytes."""
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("m/data.pkl", b"")
         archive.writestr("m/data/0", bytes(1 << 20))
@@ -165,12 +165,12 @@ def _bomb(path: Path, marker: Path) -> None:
 
 
 def _hyperparameters(path: Path, marker: Path) -> None:
-    """A payload within arguments, which may be beside the weights."""
+    """Writes a payload within arguments, which may be next to the weights."""
     torch.save({"weight": torch.zeros(1), "args": argparse.Namespace(more=Payload(marker))}, path)
 
 
 def _overlapping(path: Path, marker: Path) -> None:
-    """Many members that are all the same bytes of the file."""
+    """Writes many members that share the same bytes of the file."""
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("m/data.pkl", b"")
         archive.writestr("m/data/0", bytes(1 << 16))
@@ -183,7 +183,7 @@ def _overlapping(path: Path, marker: Path) -> None:
 
 
 def _attributes(path: Path, marker: Path) -> None:
-    """A dict and a tensor that have attributes in the place of methods."""
+    """Writes a dict and a tensor whose methods are replaced by attributes."""
     torch.save({"model": Covered({"weight": covered(torch.zeros(1).expand(2, 3))})}, path)
 
 

@@ -6,14 +6,14 @@ import numpy as np
 
 
 def cut(content: bytes, every: int) -> Iterator[bytes]:
-    """The file cut short, at every so many bytes."""
+    """Yields the file cut short, after each multiple of `every` bytes."""
     return (content[:size] for size in range(0, len(content), every))
 
 
 def changed(content: bytes, count: int, seed: int = 0) -> Iterator[bytes]:
-    """The file with one to eight of its bytes changed, many times over; half of them near either end.
+    """Yields the file with one to eight of its bytes changed, many times; half of the changes are near either end.
 
-    There formats keep what says how to read the rest.
+    The ends of files say how to read the rest.
     """
     generator = np.random.default_rng(seed)
     for k in range(count):

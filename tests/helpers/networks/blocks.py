@@ -19,7 +19,7 @@ def wide() -> Network:
 
 
 def residual_blocks() -> Network:
-    """Blocks of which some add their input; some shrink, and are told so by an option of a class within."""
+    """Blocks of which some add their input; an option of an inner class makes some shrink."""
     s = Sketch("MobileNet")
     y = X
     with s.inside("blocks", "Sequential", "sequence"):
@@ -38,7 +38,7 @@ def residual_blocks() -> Network:
 
 
 def residual_blocks_with_parts() -> Network:
-    """Blocks of which some add their input, and all give what they made before as well."""
+    """Blocks of which some add their input; all return an earlier value as well."""
     s = Sketch("Parts")
     y, parts = X, []
     for k, (before, after) in enumerate(((4, 6), (6, 6), (6, 3), (3, 3))):
@@ -63,7 +63,7 @@ def kernels() -> Network:
 
 
 def dense() -> Network:
-    """Layers that take all that the ones before have given."""
+    """Layers that take the outputs of all earlier layers."""
     s = Sketch("Dense")
     found = [X]
     for k in range(1, 6):
@@ -111,7 +111,7 @@ def bottlenecks() -> Network:
 
 
 def activations() -> Network:
-    """Chains of one class that differ in what stands between or behind their layers, or lack it."""
+    """Chains of one class with different functions, or none, between or after their layers."""
     s = Sketch("Activations")
     y = X
     for k, (inner, last) in enumerate(
@@ -130,7 +130,7 @@ def activations() -> Network:
 
 
 def windows() -> Network:
-    """Blocks of which some shift what they are given, and add a mask; some are of one window, and cut nothing."""
+    """Blocks of which some shift their input and add a mask; some have one window, and cut nothing."""
     s = Sketch("Windows")
     y = X
     for k, (count, shift) in enumerate(((2, 0), (2, 1), (4, 2), (1, 0))):
@@ -155,11 +155,11 @@ def windows() -> Network:
 
 
 def shortened_otherwise() -> Network:
-    """Modules of one class that differ by steps which no flag can leave out."""
+    """Modules of one class that differ by steps that no flag can leave out."""
     s = Sketch("Otherwise")
     outs = []
     for k in range(3):
-        with s.inside(f"a{k}", "ReadLater"):  # what goes into the step is read again
+        with s.inside(f"a{k}", "ReadLater"):  # the step's input is read again
             y = s.linear(f"a{k}.fc", X, 4, 4)
             z = s.call("jnp.cos", y) if k == 1 else y
             outs.append(s.call("*", s.call("jnp.sin", s.call("+", y, z)), 2))

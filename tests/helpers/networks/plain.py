@@ -1,4 +1,4 @@
-"""Small networks, one for each thing that printed source has to deal with."""
+"""Small networks, one for each feature of printed source."""
 
 from typing import Any
 
@@ -58,7 +58,7 @@ def sequential() -> Network:
 
 
 def convolutional_sequential() -> Network:
-    """A chain with steps before and behind it, and with one between that no child is said to take."""
+    """A chain with steps before and after it, and a step between that belongs to no child."""
     s = Sketch("Sequential", "sequence")
     y = s.conv("0", s.call("jnp.transpose", X, (0, 2, 3, 1)), 2, 4, padding=1)
     with s.inside("1", "ReLU", "function"):
@@ -121,7 +121,7 @@ def interleaved() -> Network:
 
 
 def shared_elsewhere() -> Network:
-    """A module that calls what another one holds."""
+    """A module that calls a layer of another module."""
     s = Sketch("Shared")
     with s.inside("encoder", "Encoder"), s.inside("encoder.block", "Block"):
         y = s.call("nnx.relu", s.linear("encoder.block.fc", X, 4, 4))
@@ -203,7 +203,7 @@ def several_results() -> Network:
 
 
 def parts() -> Network:
-    """Attention over parts of one projection, and halves of what comes out."""
+    """Attention over parts of one projection, and halves of its result."""
     s = Sketch("Parts")
     y = s.call(".reshape", s.linear("qkv", X, 4, 12), -1, 3, 3, 4)
     q, k, v = (s.call("[]", y, (Slice(), Slice(), part)) for part in range(3))
@@ -230,7 +230,7 @@ def parts_left_over() -> Network:
 
 
 def arranged() -> Network:
-    """A module that begins by arranging what others read too, and two alike, one of which takes the network's input."""
+    """A module that first rearranges a shared value, and two equal ones, of which one takes the network's input."""
     s = Sketch("Arranged")
     with s.inside("first", "Project"):
         y = s.linear("first.fc", s.call("jnp.transpose", X, (0, 2, 1)), 4, 4)
@@ -254,7 +254,7 @@ def branches() -> Network:
 
 
 def recurrent() -> Network:
-    """Recurrent layers whose output and state are read in every way that there is."""
+    """Recurrent layers whose output and state are read in every possible way."""
     s = Sketch("Recurrent")
 
     def lstm(path: str, x: Ref) -> Ref:
@@ -273,7 +273,7 @@ def recurrent() -> Network:
 
 
 def functions() -> Network:
-    """Chains that differ in a function that is no activation."""
+    """Chains that differ in a function that is not an activation."""
     s = Sketch("Functions")
     y = X
     for k, target in enumerate(("jnp.square", "jnp.cos")):

@@ -1,4 +1,4 @@
-"""Artifacts from strangers and damaged ones: each is refused with what is wrong and where, and none runs any code."""
+"""Artifacts from strangers and damaged ones: each error says what is wrong and where, and no code is run."""
 
 import json
 import os
@@ -32,7 +32,7 @@ def folder(original: Path, tmp_path: Path) -> Path:
 
 
 def refused(folder: Path, match: str) -> None:
-    """Loading and verifying refuse the artifact alike."""
+    """Checks that loading and verifying refuse the artifact with the same error."""
     for read in (Ensemble.load, jaxensemble.verify):
         with pytest.raises(InputError, match=match) as caught:
             read(folder)

@@ -1,4 +1,4 @@
-"""An ensemble that was copied or pickled is the same one, in another process, too."""
+"""Copied and pickled ensembles are equal to the original, also in another process."""
 
 import copy
 import dataclasses
@@ -88,7 +88,7 @@ def outputs_of(called: list[tuple[Any, np.ndarray]]) -> list[np.ndarray]:
 
 
 def test_another_process_computes_the_same() -> None:
-    """Of ensembles, ported and not, of a member, of a part of one, and of an ensemble of members."""
+    """Pickles ensembles, ported and not, a member, a part of a member, and an ensemble of members."""
     ensemble, words = Ensemble.load(SAVED / "net"), Ensemble.load(SAVED / "words")
     ones, ids = np.ones((4, 3), np.float32), np.arange(4).reshape(2, 2).astype("int32")
     networks = [

@@ -183,7 +183,7 @@ def test_what_was_proven_with_64_bits_is_not_proven_without(tmp_path: Path) -> N
         ensemble = Ensemble.load(SAVED / "hashing")
         expected = ensemble(ids)
     assert ensemble.proof is not None and ensemble.proof.x64
-    ensemble.save(tmp_path / "net")  # outside
+    ensemble.save(tmp_path / "net")  # arrays from outside
     with pytest.warns(NarrowIntegerWarning, match="was saved with JAX's 64-bit types on, and they are off"):
         assert Ensemble.load(tmp_path / "net").proof is None
     with jax.enable_x64(True):
@@ -217,7 +217,7 @@ def test_nonfinite_weights_keep_their_bits(ensemble: Ensemble, tmp_path: Path) -
     assert same_bits(reloaded(changed, tmp_path), changed)
 
 
-# what others read
+# files that others read
 
 
 def test_the_weights_are_a_safetensors_file_with_paths_for_keys(ensemble: Ensemble, folder: Path) -> None:
@@ -289,7 +289,7 @@ def test_a_lineage_is_saved_and_outlives_further_changes(ensemble: Ensemble, tmp
     )
     assert Ensemble.concatenate([loaded, loaded]).lineage == loaded.lineage
     assert Ensemble.concatenate([loaded, ensemble]).lineage is None  # of which a part was trained
-    proven = trained.proven(ensemble.proof)  # as if it had been compared anew
+    proven = trained.proven(ensemble.proof)  # as if it had been compared again
     proven.save(tmp_path / "again", force=True)
     again = Ensemble.load(tmp_path / "again")
     assert again.proof == ensemble.proof and again.lineage == trained.lineage
@@ -297,7 +297,7 @@ def test_a_lineage_is_saved_and_outlives_further_changes(ensemble: Ensemble, tmp
 
 
 def test_artifacts_without_a_lineage_or_sources_are_read(folder: Path) -> None:
-    """As those are that were saved before there were any."""
+    """Saved ensembles of older versions have no lineage."""
     assert {"lineage", "sources"}.isdisjoint(json.loads((SAVED / "net" / "manifest.json").read_text()))
     assert json.loads((folder / "manifest.json").read_text())["lineage"] is None
     ensemble = Ensemble.load(SAVED / "net")

@@ -1,4 +1,4 @@
-"""What is kept between processes."""
+"""Caches that are kept between processes."""
 
 import subprocess
 import sys
@@ -50,7 +50,7 @@ def test_a_directory_that_others_can_write_to_is_refused(tmp_path: Path) -> None
     made.chmod(0o770)
     with pytest.raises(InputError, match=r"(?s)can be written to by others.*chmod 700 .*programs$"):
         keep_compiled(made)
-    made.chmod(0o1777)  # as /tmp, which others need as it is
+    made.chmod(0o1777)  # like /tmp, which others need as it is
     with pytest.raises(InputError, match=r"(?s)one of your own below it.*programs/programs'\)$"):
         keep_compiled(made)
     made.chmod(0o700)
@@ -61,10 +61,10 @@ def test_a_directory_that_others_can_write_to_is_refused(tmp_path: Path) -> None
     with pytest.raises(InputError, match=r"programs/program can be written to by others"):
         keep_compiled(made)
     (made / "program").unlink()
-    made.parent.chmod(0o777)  # where somebody else could put another directory of this name
+    made.parent.chmod(0o777)  # in it, somebody else could make another directory of this name
     with pytest.raises(InputError, match=r"new can be written to by others"):
         keep_compiled(made)
-    made.parent.chmod(0o1777)  # as /tmp is
+    made.parent.chmod(0o1777)  # like /tmp
     assert keep_compiled(made) == made
 
 

@@ -19,11 +19,11 @@ from tests.helpers.artifacts import SAVED, same_bits
 
 
 class Killed(BaseException):
-    """What stands for SIGKILL: nothing that runs after it reaches the disk."""
+    """An error in place of SIGKILL: nothing that runs after it reaches the disk."""
 
 
 class Faults:
-    """Stands for `durable._call_system`: counts the calls, and fails from the one numbered `at` on, or only there."""
+    """Replaces `durable._call_system`: counts the calls, and fails at call number `at`, or from it on."""
 
     def __init__(self, at: int | None = None, error: BaseException | None = None):
         self.at, self.error, self.calls = at, error, 0
@@ -107,7 +107,9 @@ def test_only_ones_own_leftovers_are_removed(tmp_path: Path) -> None:
         (tmp_path / name).mkdir()
     (tmp_path / (".net.tmp-" + "1" * 32)).write_text("a file")
     (stale := tmp_path / (".net.tmp-" + "2" * 32)).mkdir()
-    (stale / "thesis.txt").write_text("years of work")  # as when a process is killed before it looks at what it moved
+    (stale / "thesis.txt").write_text(
+        "years of work"
+    )  # as if a process was killed before it looked at the moved directory
     kept.append(stale.name)
     with durable.new_directory(tmp_path / "net", {"a"}) as folder:
         durable.write_new_file(folder / "a", [b"a"])
@@ -212,7 +214,7 @@ def test_a_system_without_locks_and_exchange_writes_what_is_new(tmp_path: Path) 
     durable.write_file(tmp_path / "b", b"file\n")
     durable.write_file(tmp_path / "b", b"file, replaced\n")
     assert (target / "a").read_bytes() == b"new\n" and (tmp_path / "b").read_bytes() == b"file, replaced\n"
-    assert leftover.exists()  # nobody can tell whether its process is alive
+    assert leftover.exists()  # nobody knows whether its process is alive
 
 
 @pytest.mark.usefixtures("windows")

@@ -1,6 +1,6 @@
 """Stacking the states of Flax modules: PyTorch's own tests of it, rewritten, and what is ours.
 
-Where a test stands for one of PyTorch's, its docstring says which (test/functorch/test_eager_transforms.py).
+If a test rewrites one of PyTorch's (test/functorch/test_eager_transforms.py), its docstring names it.
 """
 
 import functools

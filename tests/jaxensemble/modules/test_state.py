@@ -1,4 +1,4 @@
-"""Modules taken apart and put together again, and what makes two of them the same network."""
+"""Modules split and put together again, and conditions for two modules to be the same network."""
 
 import copy
 import functools
@@ -248,7 +248,7 @@ def test_differences_name_the_place(options: dict[str, Any], expected: list[str]
 
 
 def _implied(options: dict[str, Any]) -> set[str]:
-    """What goes with a difference and says nothing new."""
+    """Returns the paths of differences that follow from another one."""
     return {f"head.{name}" for name in ("bias", "out_features", "use_bias")} if options else set()
 
 

@@ -1,4 +1,4 @@
-"""A network as data: through JSON and back, and what does not hold together."""
+"""A network as data: through JSON and back, and data that is inconsistent."""
 
 import dataclasses
 import json
@@ -201,7 +201,7 @@ def test_json_is_validated() -> None:
 
 
 def test_sizes_of_inputs_that_are_open_by_name() -> None:
-    """They are one for all inputs, within their limits, and survive JSON."""
+    """Sizes are the same for all inputs, within their limits, and survive JSON."""
     network = broken(
         inputs=(Ref("x"), Ref("mask")),
         input_shapes={"x": (None, "length", 2), "mask": (None, "length")},

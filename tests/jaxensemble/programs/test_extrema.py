@@ -1,4 +1,4 @@
-"""Maxima, minima and long sums as networks get them: values and gradients beside JAX's."""
+"""Maxima, minima and long sums in their rewritten forms: values and gradients compared with JAX's."""
 
 from collections.abc import Callable
 from typing import Any
@@ -103,7 +103,7 @@ def test_other_sums_are_left_to_xla(shape: tuple[int, ...], dtype: str) -> None:
 
 
 def test_a_small_feature_map_adds_up_to_no_less_than_it_holds() -> None:
-    """Equal numbers that XLA adds one by one round the same way each time, as at the edge that a convolution leaves."""
+    """Equal numbers that XLA adds one by one round the same way each time, for example at the edge of a convolution."""
     squares = jnp.full((10, 10, 4), 0.1488**2, jnp.float32)
     exact = 100 * float(squares[0, 0, 0])
     one_by_one = jax.jit(lambda x: lax.reduce_sum(x, (0, 1)))(squares)

@@ -1,4 +1,4 @@
-"""Programs that treat rows apart are told from those that mix them, step by step."""
+"""Programs that keep rows apart are distinguished from programs that mix them, step by step."""
 
 from collections.abc import Callable
 from typing import Any

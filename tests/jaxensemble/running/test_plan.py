@@ -1,4 +1,4 @@
-"""Every plan gives the same; guesses fit memory; what was measured is remembered."""
+"""Plans: all give the same results; guesses fit memory; measurements are remembered."""
 
 import dataclasses
 import json
@@ -274,7 +274,7 @@ def test_a_machine_without_a_home_is_done_without(monkeypatch: pytest.MonkeyPatc
 
 
 class Clips(nnx.Module):
-    """Outputs that have not one row for each row that goes in: frames in, clips out; or pixels."""
+    """Outputs without one row for each input row: frames in, clips out; or pixels."""
 
     def __init__(self, rngs: nnx.Rngs) -> None:
         self.conv = nnx.Conv(3, 4, (3, 3), rngs=rngs)

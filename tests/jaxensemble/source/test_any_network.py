@@ -55,7 +55,7 @@ class Drawn:
             self.sketch.times = times
 
     def _repeat(self, path: str, size: int) -> None:
-        """A block like others but for its numbers, and for a child that only some of them have."""
+        """Adds a block like others, with other numbers, and with a child that only some of them have."""
         s, x, block = self.sketch, self.pick(self.values[-2:]), self._free(path)
         width, bound, times = self.pick((3, 5)), self.pick((0.5, 2.0)), self.pick((1, 1, 2))
         has_gate, is_chain, is_residual, is_shifted = (self.pick((True, False)) for _ in range(4))
@@ -79,7 +79,7 @@ class Drawn:
         self.values.append(x)
 
     def _number(self, path: str, size: int) -> None:
-        """Blocks with numbered names, called in turn, some with all that has come before, some with gaps."""
+        """Adds blocks with numbered names, called in turn, some with all earlier values, some with gaps."""
         s, x, holder = self.sketch, self.pick(self.values[-2:]), self._free(path)
         found: list[Any] = [x]
         is_dense, gap = self.pick((True, False)), self.pick((2, 9, 9))

@@ -1,4 +1,4 @@
-"""The source of a network computes what the calls say, is formatted, and keeps every path."""
+"""The source of a network: it computes the network's calls, is formatted, and keeps every path."""
 
 import pytest
 from flax import nnx
@@ -55,7 +55,7 @@ def test_nested_inputs_and_outputs() -> None:
 
 
 def test_what_is_one_value_in_some_calls_alone_is_skipped_nowhere() -> None:
-    """Steps that take two values of one call, which are one in another, are not left out."""
+    """Steps that take two values of one call are kept, even if these are one value in another call."""
     s = Sketch("Pairs")
     y = X
     for k in range(2):

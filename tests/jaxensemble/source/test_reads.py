@@ -1,4 +1,4 @@
-"""The source of a network reads as written by hand."""
+"""The source of a network: it reads as written by hand."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Networks that no source is printed of: unsafe names, and functions that a network may not call."""
+"""Networks without source: unsafe names, and functions that a network may not call."""
 
 import pytest
 

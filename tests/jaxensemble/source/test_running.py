@@ -59,7 +59,7 @@ def test_the_class_jits_and_differentiates() -> None:
 
 
 def test_a_long_chain_of_layers_that_differ_takes_little() -> None:
-    """A run of layers that ends soon is given up soon: the time would else grow with its third power."""
+    """Runs of layers that end soon are given up soon: otherwise the time would grow with the third power."""
     s = Sketch("Chain")
     y = X
     for k in range(300):
@@ -81,7 +81,7 @@ def test_a_long_chain_of_layers_that_differ_takes_little() -> None:
 
 
 def test_shapes_are_found_without_counting_random_keys() -> None:
-    """Streams that layers keep are those that they would have been given."""
+    """Layers keep the random streams that they would get without the shortcut."""
     s = Sketch("Net")
     y = s.call("[]", s.layer("rnn", "layers.LSTM", X, in_features=4, hidden_features=4, num_layers=2, rate=0.5), 0)
     network = s.network((X,), s.layer("drop", "nnx.Dropout", y, rate=0.5))

@@ -1,4 +1,4 @@
-"""Calling a Flax module with state given: PyTorch's own tests of `functional_call`, rewritten, and what is ours.
+"""Calls of a Flax module with given state: PyTorch's own tests of `functional_call`, rewritten, and further ones.
 
 Where a test stands for one of PyTorch's, its docstring says which (test/functorch/test_eager_transforms.py and
 test/test_stateless.py of PyTorch).

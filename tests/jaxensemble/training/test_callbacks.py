@@ -70,7 +70,7 @@ def test_callbacks_that_are_none_are_refused(mlp: Ensemble, callbacks: Any, mess
 def test_progress_is_plain_lines_where_there_is_no_terminal(
     interval: float, mlp: Ensemble, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("FORCE_COLOR", "1")  # with which rich takes a file for a terminal
+    monkeypatch.setenv("FORCE_COLOR", "1")  # makes rich take a file for a terminal
     monkeypatch.setattr(progress, "INTERVAL", interval)
     x, y = data()
     for wanted in (True, False):

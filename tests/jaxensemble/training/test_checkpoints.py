@@ -65,7 +65,7 @@ def test_a_loss_that_calls_python_has_no_checkpoints(mlp: Ensemble, tmp_path: Pa
 
 
 def test_a_run_in_another_precision_is_another_run(mlp: Ensemble, tmp_path: Path) -> None:
-    """Whose bits would be others. Nothing that was traced before, in the same process, may be taken for it."""
+    """Another precision gives other bits. Programs that this process traced before must not be used."""
     runs(mlp, 1, tmp_path)
     with (
         jax.default_matmul_precision("bfloat16"),
@@ -102,14 +102,14 @@ def test_a_run_that_was_killed_goes_on_to_the_same_bits(mlp: Ensemble, tmp_path:
 
 @pytest.fixture
 def interruptible() -> Iterator[None]:
-    """Ctrl-C as it is in a terminal: shells have what they start in the background ignore it."""
+    """Restores Ctrl-C as in a terminal: shells make background processes ignore it."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
 
 
 def interrupt_after(programs: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Has Ctrl-C pressed in the middle of JAX, after so many programs of steps."""
+    """Presses Ctrl-C in the middle of JAX, after a number of programs of steps."""
     made: list[int] = []
     through = minibatches.run_steps
 
@@ -124,7 +124,7 @@ def interrupt_after(programs: int, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.thinned
 @pytest.mark.usefixtures("interruptible")
-@pytest.mark.parametrize("epochs", [0, 2])  # that were whole before the interruption, of two programs each
+@pytest.mark.parametrize("epochs", [0, 2])  # complete epochs before the interruption, of two programs each
 def test_an_interruption_says_where_the_checkpoint_is(
     epochs: int, mlp: Ensemble, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -175,7 +175,7 @@ def test_an_interruption_without_checkpoints_says_that_nothing_is_kept(
 def test_a_run_goes_on_under_the_plan_it_began_with(
     mlp: Ensemble, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Which otherwise follows from the memory that is free: another plan rounds otherwise."""
+    """The plan depends on free memory, and another plan rounds differently."""
     expected, _ = runs(mlp, 4, None)
     runs(mlp, 2, tmp_path / "run")
     monkeypatch.setattr(planning, "free_memory", lambda device: 1e4)

@@ -1,4 +1,4 @@
-"""`fit`: epochs, validation, early stopping, its history, and what it refuses."""
+"""`fit`: epochs, validation, early stopping, history, and wrong arguments."""
 
 import dataclasses
 import sys

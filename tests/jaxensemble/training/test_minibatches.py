@@ -90,7 +90,7 @@ def test_augmentation_has_a_key_for_every_member_and_step_and_goes_on_to_the_sam
 
 
 def test_an_augmented_step_is_a_step_with_those_rows(mlp: Ensemble) -> None:
-    """Also a few rows at a time, and of members that draw the same."""
+    """Compares also a few rows at a time, and members that draw the same numbers."""
     same = Ensemble.from_modules([mlp[0]] * 3)
     x, y = data(8)
     pixels = np.round(x * 10).astype("int8")

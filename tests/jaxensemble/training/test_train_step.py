@@ -1,4 +1,4 @@
-"""`train_step`: plans, rows, numbers of each member's own, and what it refuses."""
+"""`train_step`: plans, rows, numbers of each member's own, and wrong arguments."""
 
 import contextlib
 from typing import Any
@@ -19,11 +19,11 @@ from jaxensemble.training.losses import check_is_mean
 from jaxensemble.training.members import MemberUpdate
 from tests.helpers.training import MLP, close, cross_entropy, data, mean_square, state_of
 
-# Beside PyTorch.
+# Compared with PyTorch.
 
 
 class Weight(nnx.Module):
-    """Parameters of any dtype, beside the inputs."""
+    """A module with parameters of any dtype, whatever the inputs' dtype."""
 
     def __init__(self, dtype: Any):
         self.weight = nnx.Param(jnp.ones(3, dtype))
@@ -70,7 +70,7 @@ def test_the_optimizer_of_complex_parameters_leaves_idle_ones_alone() -> None:
     assert moments.nu["used"]["weight"].real.any() and not moments.nu["idle"]["weight"].real.any()
 
 
-# Beside a loop over members.
+# Compared with a loop over members.
 
 
 def alone(ensemble: Ensemble, k: int, optimizer: Any, x: Any, y: Any, count: int) -> Any:
@@ -298,7 +298,7 @@ def test_rematerialising_takes_less_memory() -> None:
     assert kept(Plan(remat=True)) < 0.5 * kept(Plan())
 
 
-@pytest.mark.parametrize("shape", [(2, 4, 6, 3), (2, 5, 6, 3)])  # the second is not taken apart into whole windows
+@pytest.mark.parametrize("shape", [(2, 4, 6, 3), (2, 5, 6, 3)])  # the second is not split into whole windows
 def test_maxima_and_their_gradients_are_xlas(shape: tuple[int, ...]) -> None:
     x = np.random.default_rng(0).integers(0, 3, shape).astype("float32")  # with many equal values
     x[0, 0, 1, 0], x[1, 1, 0, 1], x[1, 0, 0, 2] = np.nan, np.nan, -np.inf

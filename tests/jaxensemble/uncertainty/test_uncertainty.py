@@ -1,4 +1,4 @@
-"""What is read off stacked outputs, against scipy, scikit-learn and numpy in float64, and as properties in float32."""
+"""Predictions from stacked outputs, against scipy, scikit-learn and numpy in float64, and as properties in float32."""
 
 import functools
 import itertools
@@ -73,7 +73,7 @@ def _normal(*shape: int, scale: float = 2.0) -> np.ndarray:
 
 
 def _expected(logits: np.ndarray, class_axis: int) -> dict[str, Any]:
-    """The figures of `ClassPrediction`, another way: scipy, loops, classes moved to the end and back."""
+    """Computes `ClassPrediction`'s figures in another way: scipy, loops, classes moved to the end and back."""
     front = np.moveaxis(logits, class_axis if class_axis < 0 else class_axis + 1, -1)
     p = scipy.special.softmax(front, axis=-1)
     mean, chosen = p.mean(axis=0), p.argmax(axis=-1)
@@ -243,7 +243,7 @@ TOLD = r"members 1, 2 give NaN for 4 of 6 rows \(0, 2, 3 and 1 more\)"
 def test_members_and_rows_that_are_nan_are_told(read: Any, told: str) -> None:
     with pytest.warns(NotANumberWarning, match=told):
         read()
-    jax.jit(Prediction.classification)(LOST)  # nothing is known of the values while it is traced
+    jax.jit(Prediction.classification)(LOST)  # values are unknown during tracing
 
 
 def test_masked_classes_have_no_entropy_and_no_nan_in_the_gradient() -> None:

@@ -1,4 +1,4 @@
-"""Ensembles from checkpoint files: what is read, what is refused, and that no file runs code."""
+"""Ensembles from checkpoint files: files that are read, files that are refused, and no file runs code."""
 
 import pickle
 import re
@@ -69,7 +69,7 @@ def saved(folder: Path, objects: list[Any], suffix: str = ".pt", **options: Any)
 
 
 def saved_safely(folder: Path, members: list[dict[str, Tensor]]) -> list[Path]:
-    """As safetensors, which stores no tensor twice."""
+    """Saves a state dict as safetensors, which stores no tensor twice."""
     paths = [folder / f"member{k}.safetensors" for k in range(len(members))]
     for path, state in zip(paths, members, strict=True):
         safetensors.torch.save_file({key: value for key, value in state.items() if key != "tied.weight"}, path)
@@ -356,7 +356,7 @@ def test_no_file_runs_code(
 
 
 def test_the_payload_works_where_it_may(tmp_path: Path) -> None:
-    """That the test above can fail."""
+    """Shows that the test above can fail."""
     pickle.loads(pickle.dumps(Payload(tmp_path / "marker")))
     assert (tmp_path / "marker").exists()
 
@@ -394,7 +394,7 @@ def test_files_saved_without_checksums_are_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize("count", [300, pytest.param(5000, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("suffix", [".pt", ".bin", ".safetensors"])
 def test_damaged_files_are_refused_or_read(suffix: str, count: int, tmp_path: Path) -> None:
-    """Cut short, or with bytes changed: an `InputError`, or tensors. `.bin` is in the old format here."""
+    """Files that are cut short or changed give an `InputError`, or tensors. `.bin` has the old format here."""
     state = {"weight": torch.arange(15_000.0).reshape(3, 5000), "bias": torch.zeros(2)}
     path = tmp_path / f"member{suffix}"
     if suffix == ".safetensors":

@@ -1,4 +1,4 @@
-"""Which weights of a checkpoint are read: shapes that are known, several sets of weights, names, and strangers."""
+"""Choices between a checkpoint's weights: known shapes, several sets of weights, names, and other objects."""
 
 import argparse
 import collections
@@ -43,7 +43,7 @@ class Critic(nn.Module):
 
 
 class Lit(nn.Module):
-    """As a LightningModule holds the model, and what else it needs."""
+    """A module that holds the model as a LightningModule does, with other modules next to it."""
 
     def __init__(self, **models: nn.Module) -> None:
         super().__init__()
@@ -70,7 +70,7 @@ def prefixed(state: State, prefix: str) -> State:
 
 
 def trained() -> tuple[State, dict[str, Any]]:
-    """A state dict, and the state of its optimizer after a step."""
+    """Returns a state dict, and the state of its optimizer after a step."""
     model = net()
     optimizer = torch.optim.Adam(model.parameters())
     model(X).sum().backward()
@@ -147,7 +147,7 @@ def test_a_file_that_can_be_read_in_one_way_needs_no_argument(name: str, tmp_pat
 
 
 class Mangled(nn.Module):
-    """An average whose names have no dots, as buffers of one module."""
+    """Returns an average whose names have no dots, as buffers of one module."""
 
     def __init__(self, state: State) -> None:
         super().__init__()
@@ -230,7 +230,7 @@ SEVERAL: dict[str, tuple[Any, dict[str, State]]] = {
 
 @pytest.mark.parametrize("name", SEVERAL)
 def test_of_several_sets_of_weights_one_has_to_be_named(name: str, tmp_path: Path) -> None:
-    """And each is read with what the error says that it is read with."""
+    """Each file is read with the arguments that its error suggests."""
     content, ways = SEVERAL[name]
     path = saved(tmp_path, content)
     with pytest.raises(InputError, match="holds more than one set of weights") as caught:
@@ -460,7 +460,7 @@ def test_arguments_are_checked(choice: dict[str, Any], text: str, tmp_path: Path
         assert re.search(text, str(refusal(call)))
 
 
-# What the ensemble keeps of it
+# Sources that the ensemble keeps
 
 
 def test_the_ensemble_and_its_manifest_say_what_was_taken(tmp_path: Path) -> None:
@@ -486,7 +486,7 @@ def test_the_ensemble_and_its_manifest_say_what_was_taken(tmp_path: Path) -> Non
     assert f"weights of members 0 (0.pt), 1 (1.pt): {taken}" in report.notes
 
 
-# Beside the weights
+# Next to the weights
 
 
 HARMLESS: dict[str, Any] = {

@@ -22,7 +22,7 @@ MASK = torch.arange(6 * 3).reshape(6, 3) % 2 == 0
 
 
 class Net(nn.Module):
-    """A linear layer, and a forward of any signature that is told the layer."""
+    """A linear layer, and a forward of any signature that takes the layer."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -37,7 +37,7 @@ def made(forward: Callable[..., Any], members: int = 2) -> list[nn.Module]:
 
 
 def assert_gives(ensemble: Ensemble, models: list[nn.Module], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    """The ensemble gives what the models give for these very arguments."""
+    """Checks that the ensemble gives the models' outputs for the same arguments."""
     expected = torch.stack([model(*args, **kwargs) for model in models]).detach().numpy()
     np.testing.assert_allclose(ensemble(*args, **kwargs), expected, rtol=1e-5, atol=1e-6)
 

@@ -13,7 +13,7 @@ from tests.helpers.porting import assert_trains
 
 
 class Parts(nn.Module):
-    """What the networks below are made of."""
+    """Layers and buffers of the networks below."""
 
     offset: Tensor
     center: Tensor
@@ -53,7 +53,7 @@ class Centered(Parts):
 
 
 class OptionalChoice(Parts):
-    """A part that some have, which ends in a choice."""
+    """A part that only some blocks have, which ends in a choice."""
 
     def __init__(self, has_it: bool) -> None:
         super().__init__()

@@ -41,7 +41,7 @@ DRAWS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 class Drawing(nn.Module):
-    """Everything at once, beside a weight."""
+    """All kinds of draws in one forward, with a weight."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -53,7 +53,7 @@ class Drawing(nn.Module):
 
 
 class Reparameterised(nn.Module):
-    """A sample of a normal distribution, as of a variational encoder or a policy, `times` as far from its mean."""
+    """A sample of a normal distribution (a variational encoder, a policy), `times` as far from its mean."""
 
     def __init__(self, times: float = 1.0) -> None:
         super().__init__()

@@ -23,7 +23,7 @@ X = torch.linspace(-1, 1, 24).reshape(6, 4)
 
 
 class Net(nn.Module):
-    """Two linear layers, and a forward that is told them."""
+    """Two linear layers, and a forward that takes them."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -49,7 +49,7 @@ class Gaussian(NamedTuple):
 
 
 class ModelOutput(OrderedDict):
-    """As that of Hugging Face: fields that are None are no items, items are attributes and have positions."""
+    """An output like Hugging Face's: items are attributes and have positions, and fields that are None are no items."""
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):  # type: ignore[arg-type]
@@ -107,7 +107,7 @@ CASES: dict[str, Callable[..., Any]] = {
 
 
 def assert_alike(actual: Any, expected: Any, member: int | None) -> None:
-    """The same classes by name, fields in the same order, and values; `member` of what has all members."""
+    """Checks names of classes, the order of fields, and values, for one `member` of the ensemble's outputs."""
     if isinstance(expected, Tensor):
         own = actual if member is None else actual[member]
         np.testing.assert_allclose(own, expected.detach(), rtol=1e-5, atol=1e-6)
@@ -203,7 +203,7 @@ def test_a_forward_that_returns_something_else_in_training_is_for_evaluation() -
 
 
 class Recording(nn.Module):
-    """As models of Hugging Face from its fifth version on: the first call has hooks collect what layers give."""
+    """A model like those of transformers 5: hooks collect outputs of layers in the first call."""
 
     def __init__(self) -> None:
         super().__init__()

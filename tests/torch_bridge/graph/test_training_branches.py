@@ -82,7 +82,7 @@ class Gated(nn.Module):
 
 
 class Noisy(nn.Module):
-    """A layer of a noisy network, https://arxiv.org/abs/1706.10295, with noise that is drawn anew in training."""
+    """A layer of a noisy network, https://arxiv.org/abs/1706.10295, with new noise in every training call."""
 
     noise: Tensor
 
@@ -99,7 +99,7 @@ class Noisy(nn.Module):
 
 
 class Normaliser(nn.Module):
-    """Running statistics of one's own."""
+    """Running statistics that the model computes itself."""
 
     mean: Tensor
     square: Tensor
@@ -177,7 +177,7 @@ class Gumbel(nn.Module):
 
 
 class Mixed(nn.Module):
-    """Manifold mixup: what is mixed, and with what, is drawn."""
+    """Manifold mixup: random shares of rows are mixed in training."""
 
     def __init__(self) -> None:
         super().__init__()

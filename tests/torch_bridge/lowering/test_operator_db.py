@@ -1,7 +1,7 @@
 """PyTorch's own operator database (torch.testing._internal): values and gradients in float64, many operators at once.
 
 One sample of some dozens of operators; all of them, each with up to three, among the slow tests. `make operators`
-writes down what becomes of each, and `docs/coverage.md` tells it.
+writes the outcome of each into `docs/coverage.md`.
 """
 
 import pytest
@@ -51,7 +51,7 @@ def test_operators_in_one_module(group: str) -> None:
 
 
 def test_what_is_recorded_is_the_database() -> None:
-    """The one of PyTorch 2.13; others have some more, or some less."""
+    """The recorded database is PyTorch 2.13's; other versions have a few more or less operators."""
     assert len(ENTRIES.keys() & RECORDED.keys()) > 640
     assert {name for names in TOGETHER.values() for name in names.split()} <= RECORDED.keys()
 

@@ -1,4 +1,4 @@
-"""Members that differ in anything but values are refused, with everything that differs named."""
+"""Members that differ in more than values are refused; the error names every difference."""
 
 import copy
 import functools

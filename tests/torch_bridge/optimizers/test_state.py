@@ -52,7 +52,7 @@ def test_training_goes_on_from_the_state_of_a_torch_optimizer(make: Any) -> None
 
 
 def test_a_schedule_is_a_factor_of_the_rates_from_here_on() -> None:
-    """As PyTorch's `LambdaLR`, made after some steps, has it; its other schedules are made of the same."""
+    """Steps agree with PyTorch's `LambdaLR`, made after some steps; its other schedules work in the same way."""
     models: Any = members_of(lambda: nn.Linear(3, 2).double())
     x = torch.randn(8, 3, dtype=torch.float64)
     optimizers: Any = [

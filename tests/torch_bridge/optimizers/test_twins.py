@@ -31,6 +31,6 @@ def test_what_has_no_twin_is_refused() -> None:
         torch_bridge.optimizer(torch.optim.Adagrad(model.parameters()))
     with pytest.raises(UnsupportedError, match=r"SGD with dampening=0\.5 has no twin"):
         torch_bridge.optimizer(torch.optim.SGD(model.parameters(), 0.1, momentum=0.9, dampening=0.5))
-    torch_bridge.optimizer(torch.optim.SGD(model.parameters(), 0.1, dampening=0.5))  # which without momentum is nothing
+    torch_bridge.optimizer(torch.optim.SGD(model.parameters(), 0.1, dampening=0.5))  # has no effect without momentum
     with pytest.raises(UnsupportedError, match="amsgrad=True"):
         torch_bridge.optimizer(torch.optim.Adam(model.parameters(), amsgrad=True))

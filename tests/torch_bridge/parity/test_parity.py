@@ -193,7 +193,7 @@ def test_models_keep_their_mode_and_weights(ported: Any) -> None:
 
 
 class ZeroHead(nn.Module):
-    """Gives zeros until it is trained, whatever leads to them."""
+    """Gives zeros until it is trained, whatever its other weights are."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -29,7 +29,7 @@ def _waves(size: int, dtype: torch.dtype) -> Tensor:
 
 
 class Remembering(nn.Linear):
-    """Its table is made once, by whoever calls it first: in float32, in float64 or without values."""
+    """A table that the first caller makes: in float32, in float64 or without values."""
 
     def forward(self, input: Tensor) -> Tensor:
         return super().forward(input) + torch.sin(_waves(input.shape[-1], torch.float32))

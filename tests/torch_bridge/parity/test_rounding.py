@@ -1,4 +1,4 @@
-"""Errors told from rounding: NaN, infinities, masks, zeros, and outputs that are rounding alone."""
+"""Errors distinguished from rounding: NaN, infinities, masks, zeros, and outputs that are rounding alone."""
 
 import numpy as np
 import pytest
@@ -28,7 +28,7 @@ def test_the_limit_tells_formulas_from_rounding() -> None:
 
 
 class Masked(nn.Module):
-    """Fills what is masked with a value that dwarfs all else."""
+    """Fills masked entries with a value that dwarfs all others."""
 
     def __init__(self, fill: float | None) -> None:
         super().__init__()
@@ -71,7 +71,7 @@ def test_what_overflows_in_both_frameworks_is_no_error() -> None:
 @pytest.mark.thinned
 @pytest.mark.parametrize("seed", range(3))
 def test_gradients_that_are_zero_but_for_rounding_pass(seed: int) -> None:
-    """As those of a bias before InstanceNorm, whose terms cancel."""
+    """The gradients of a bias before InstanceNorm cancel."""
     torch.manual_seed(seed)
     models = [
         nn.Sequential(
@@ -96,7 +96,7 @@ def test_gradients_are_zero_only_on_both_sides() -> None:
 
 
 class Cancelling(nn.Module):
-    """The mean of what was normalised: zero, but for rounding."""
+    """The mean of normalised numbers: zero, except for rounding."""
 
     def __init__(self, eps: float = 1e-5) -> None:
         super().__init__()
@@ -159,7 +159,7 @@ def test_gradients_that_are_all_rounding_are_zero(seed: int) -> None:
 
 @pytest.mark.further
 def test_gradients_are_compared_where_a_mask_fills_outputs() -> None:
-    """What it fills in is no measure of the gradients."""
+    """Values that a mask fills in are no measure of the gradients."""
 
     class Masked(nn.Module):
         def __init__(self, fill: float) -> None:

@@ -1,4 +1,4 @@
-"""Saved ensembles beside PyTorch: state dicts come back, and the proof goes with them."""
+"""Saved ensembles, with PyTorch installed: state dicts come back, and the proof is kept."""
 
 import dataclasses
 from pathlib import Path

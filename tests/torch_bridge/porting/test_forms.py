@@ -1,4 +1,4 @@
-"""What CPUs get in another form than XLA's own (products, maxima, tanh), beside PyTorch."""
+"""Operations in their forms for CPUs (products, maxima, tanh), compared with PyTorch."""
 
 import pytest
 import torch
@@ -35,7 +35,7 @@ def test_a_wide_layer_is_as_exact_as_pytorchs(layer):
 
 
 def test_ensembles_that_solve_equations(x64):
-    """What stands in a program may be a tuple with names."""
+    """Parameters of a step in a program may be named tuples."""
 
     class Solving(nn.Module):
         def __init__(self):

@@ -1,7 +1,7 @@
-"""Golden files: the source printed of well-known networks, one file each in `golden/`, to be read by people.
+"""Golden files: the printed source of well-known networks, one file each in `golden/`, for people to read.
 
-After a change of `jaxensemble.source` or of a rule, `make golden` writes them anew, the slow ones included; what has
-changed then stands in the diff, to be judged by reading it.
+After a change of `jaxensemble.source` or of a rule, `make golden` writes them again, the slow ones included. Read the
+diff to judge the change.
 """
 
 import dataclasses

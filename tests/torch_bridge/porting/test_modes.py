@@ -113,7 +113,7 @@ def test_a_forward_that_returns_more_in_training_is_ported_for_evaluation_only()
 
 
 class Switched(nn.Module):
-    """What differs between the modes is no operation but a tensor, or the names of the outputs."""
+    """The modes differ in a tensor, or in the names of the outputs, but in no operation."""
 
     def __init__(self, what: str) -> None:
         super().__init__()
@@ -164,7 +164,7 @@ def test_a_train_method_of_the_models_own_is_followed() -> None:
 
 
 class Noisy(nn.Module):
-    """A network that asks for its mode, beside layers that have one."""
+    """A network that asks for its mode, with layers that have a mode."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -18,7 +18,7 @@ from tests.helpers.porting import assert_close, compiled
 from torch_bridge.graph.settings import disable_fast_paths
 from torch_bridge.porting.port import to_flax
 
-# What PyTorch says of the options that its own samples have.
+# Warnings of PyTorch about options of its own samples.
 pytestmark = [
     pytest.mark.filterwarnings("ignore:reduction. 'mean' divides the total loss:UserWarning"),
     pytest.mark.filterwarnings("ignore:enable_nested_tensor is True, but:UserWarning"),

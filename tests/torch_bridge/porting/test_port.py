@@ -94,7 +94,7 @@ def test_sequences_that_begin_with_a_function(layers: tuple[nn.Module, ...]) -> 
 
 
 class _Shifts(nn.Module):
-    """What goes into a step that some blocks lack, or comes from within such steps, is used after some of the calls."""
+    """A block whose inner values are used later by some calls: inputs or results of steps that other blocks lack."""
 
     def __init__(self, shift: bool, inner: bool):
         super().__init__()

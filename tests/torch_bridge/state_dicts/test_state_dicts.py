@@ -419,7 +419,7 @@ def test_tied_weights_have_to_agree() -> None:
         stack_state_dicts([untied], FlaxTied(nnx.Rngs(0)), jnp.ones((1, 3)))
 
 
-# Orders that cannot be told
+# Orders that cannot be determined
 
 
 def test_a_flattened_input_with_channels_has_to_be_stated() -> None:
@@ -439,7 +439,7 @@ def test_a_flattened_input_with_channels_has_to_be_stated() -> None:
 
 
 class FlaxOdd(FlaxCNN):
-    """What lies between the convolutions and the Linear layer is passed in."""
+    """The part between the convolutions and the Linear layer is an argument."""
 
     def __init__(self, rngs: nnx.Rngs, between: Callable[[jax.Array], jax.Array]) -> None:
         super().__init__(rngs)

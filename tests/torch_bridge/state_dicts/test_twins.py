@@ -1,4 +1,4 @@
-"""Twins written by hand as ensembles, of `flax.nnx` and `flax.linen`, channels-last, held to PyTorch's outputs."""
+"""Ensembles of twins written by hand with `flax.nnx` and `flax.linen`, channels-last, compared with PyTorch."""
 
 import re
 from collections.abc import Callable

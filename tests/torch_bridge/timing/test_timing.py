@@ -1,4 +1,4 @@
-"""Timing: intervals, reports, and what a worker does."""
+"""Timing: intervals, reports, and workers."""
 
 import contextlib
 import dataclasses
@@ -99,7 +99,7 @@ def _ported() -> tuple[list[nn.Module], Any, tuple[torch.Tensor]]:
 
 @dataclasses.dataclass
 class Scaled:
-    """What `Scaling` returns."""
+    """The output of `Scaling`."""
 
     y: torch.Tensor
     by: float
@@ -294,8 +294,8 @@ def test_every_way_of_training_starts_with_the_same_losses(name: str) -> None:
     ("sample", "kinds"),
     [
         ([10.0, 31.0, 10.2, 10.1, 30.0, 9.9, 10.0, 30.5], (10.0, 30.5, 0.375)),
-        ([*[1.0] * 90, *[3.0] * 10], None),  # now and then is no kind
-        ([*[1.0] * 50, *[1.2] * 50], None),  # too near to be told apart
+        ([*[1.0] * 90, *[3.0] * 10], None),  # rare calls are no kind
+        ([*[1.0] * 50, *[1.2] * 50], None),  # too near to be distinguished
         ([1.0, 3.0, 1.0, 3.0], None),  # too few
         ([2.0] * 20, None),
         (np.random.default_rng(0).normal(10, 2, 100).tolist(), None),
@@ -393,7 +393,7 @@ def test_a_way_with_one_thread_has_a_name_of_its_own() -> None:
 
 
 class _Measured:
-    """A process whose rounds are made up; it takes part in as many as there are."""
+    """A process with made-up rounds, which takes part in all of them."""
 
     def __init__(self, job: Job, *rounds: float) -> None:
         self.job, self.name, self.pid, self.failure = job, job.variant, None, ""

@@ -1,4 +1,4 @@
-"""Every form of a convolution gives what XLA's own gives, gradients included."""
+"""Every form of a convolution gives XLA's results and gradients."""
 
 import functools
 

@@ -1,4 +1,4 @@
-"""Products of matrices in the forms CPUs get: the numbers are XLA's own, with less rounding."""
+"""Products of matrices in their forms for CPUs: the numbers are XLA's, with less rounding."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""Elementary functions as CPUs get them, beside float64's."""
+"""Elementary functions in their forms for CPUs, compared with float64."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""Tensors that cached functions remember are forgotten, whenever they came there."""
+"""Tensors that cached functions remember are cleared, whenever they were computed."""
 
 import functools
 import gc

@@ -1,4 +1,4 @@
-"""Modules that keep tensors from one call to the next: what the weights give is ported, all else refused."""
+"""Modules that keep tensors from one call to the next: tensors that follow from weights are ported, others refused."""
 
 import copy
 from collections.abc import Callable, Iterator
@@ -49,7 +49,7 @@ HISTORIES: dict[str, Callable[..., object]] = {
 
 
 class Everything(nn.Sequential):
-    """All kinds, one after another."""
+    """Modules of all kinds, one after another."""
 
     def __init__(self) -> None:
         super().__init__(*(kind() for kind in CACHING))
@@ -106,7 +106,7 @@ def test_the_model_itself_may_assign_buffers(kind: Any) -> None:
 
 
 class Stateful(nn.Linear):
-    """Adds up what it gave before."""
+    """Adds up its earlier outputs."""
 
     total: Any = None
 
@@ -195,7 +195,7 @@ def test_state_of_a_forward_is_refused() -> None:
 
 
 class Table(nn.Module):
-    """Tensors that nothing but its maker puts there."""
+    """Tensors that only the module's maker sets."""
 
     def __init__(self, factor: float = 1.0) -> None:
         super().__init__()

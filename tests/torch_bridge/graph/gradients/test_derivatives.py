@@ -41,7 +41,7 @@ class Heat(Net):
 
 
 class Burgers(Net):
-    """Coordinates taken apart, each with a gradient of its own."""
+    """Split coordinates, each with a gradient of its own."""
 
     def forward(self, xt: Tensor) -> Tensor:
         x, t, nu = (xt[:, k : k + 1].clone().requires_grad_() for k in range(3))

@@ -53,7 +53,7 @@ class Clipped(torch.autograd.Function):
 
 
 class Swish(torch.autograd.Function):
-    """One that only saves memory: its backward is the gradient of its forward."""
+    """A function that only saves memory: its backward is the gradient of its forward."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:  # type: ignore[override]

@@ -1,4 +1,4 @@
-"""Sizes that stay open beside the batch's: lengths of sequences, sizes of images."""
+"""Open sizes besides the batch's: lengths of sequences, sizes of images."""
 
 import copy
 import dataclasses
@@ -95,7 +95,7 @@ class Causal(nn.Module):
 
 
 class Flash(Causal):
-    """The same by PyTorch's own attention, and by a table of positions, which ends."""
+    """A text encoder with PyTorch's own attention, and a table of positions, which ends."""
 
     def forward(self, ids: Tensor) -> Tensor:
         n, t = ids.shape
@@ -131,7 +131,7 @@ class Averaged(Held):
 
 
 class Crossed(nn.Module):
-    """Two lengths of their own."""
+    """Two inputs with a length each."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -176,7 +176,7 @@ def after_linear(forward: Any) -> nn.Module:
 
 
 def normalised(x: Tensor) -> Tensor:
-    """Sums of what came before, by how much that was."""
+    """Running means: sums of earlier values, divided by their number."""
     return x.cumsum(1) / torch.arange(1, x.shape[1] + 1).view(1, -1, 1)
 
 
@@ -257,7 +257,7 @@ def members_of(model: nn.Module) -> list[nn.Module]:
 
 
 def ported(case: str, **options: Any) -> tuple[list[nn.Module], Ensemble, Arguments]:
-    """Members in float64, their ensemble, and its example."""
+    """Returns members in float64, their ensemble, and its example."""
     model, inputs, dynamic, _ = CASES[case]
     models, inputs = members_of(model), precision.doubled(Arguments.of(inputs))
     return models, torch_bridge.to_ensemble(models, *inputs, dynamic=dynamic, **options), inputs
@@ -273,7 +273,7 @@ def assert_outputs(models: list[nn.Module], ensemble: Ensemble, inputs: Argument
 @pytest.mark.thinned
 @pytest.mark.parametrize("case", CASES)
 def test_outputs_of_other_sizes(case: str) -> None:
-    """What PyTorch gives for the least sizes that there may be, and for others."""
+    """Ensembles agree with PyTorch for the least sizes, and for others."""
     expected = CASES[case][3]
     with jax.enable_x64(True):
         models, ensemble, inputs = ported(case, check=False)
@@ -326,7 +326,7 @@ SEVERAL: dict[str, tuple[nn.Module, Tensor, dict[Any, Any], dict[str, Sizes], tu
 
 @pytest.mark.parametrize("case", SEVERAL)
 def test_outputs_of_several_operations(case: str) -> None:
-    """What once was wrong, or not taken, each for several sizes."""
+    """Networks that once were wrong or refused, each for several sizes."""
     model, x, dynamic, expected, tried = SEVERAL[case]
     with jax.enable_x64(True):
         models, inputs = members_of(model), precision.doubled(Arguments.of((x,)))
@@ -337,7 +337,7 @@ def test_outputs_of_several_operations(case: str) -> None:
 
 
 class Tables(nn.Module):
-    """All that a table holds may be asked for; a recurrent layer may go one step."""
+    """Sequences that may be as long as tables; a recurrent layer that may run one step."""
 
     def __init__(self, offset: int = 2) -> None:
         super().__init__()
@@ -379,7 +379,7 @@ def test_sizes_at_which_a_forward_decides_otherwise_are_left_out() -> None:
 
 
 def test_sizes_of_one_are_left_out_where_they_are_another_matter() -> None:
-    """Where the forward refuses them, or computes something else, although no condition says so."""
+    """Sizes are limited if the forward refuses some, or computes something else, although no condition says so."""
 
     def asserted(x: Tensor) -> Tensor:
         assert x.shape[1] > 1
@@ -392,7 +392,7 @@ def test_sizes_of_one_are_left_out_where_they_are_another_matter() -> None:
 
 
 def test_the_proof_runs_at_two_sizes() -> None:
-    """That of porting, too; and the thorough one at the least size."""
+    """Both proofs run at two sizes, porting's too; the thorough one at the least size."""
     with jax.enable_x64(True):
         models, ensemble, inputs = ported("u-net")
         assert ensemble.proof is not None
@@ -424,7 +424,7 @@ class Outgrown(nn.Module):
 
 
 def test_what_cannot_stay_open_is_refused_by_name() -> None:
-    """With the line, where there is one."""
+    """The error has the line, if there is one."""
     steps = Fn(lambda x: sum(x[:, k] for k in range(x.shape[1])))
     for model, x, dynamic, text in (
         (nn.Sequential(conv(3, 4), nn.Flatten(), nn.Linear(1280, 3)), X, IMAGE, r"takes height and width for a fixed"),
@@ -478,7 +478,7 @@ def test_everything_wrong_with_dynamic_is_told_at_once() -> None:
 
 
 def test_calls_are_held_to_the_sizes_that_there_may_be() -> None:
-    """Saved and loaded, and in each of the forms of a call."""
+    """Open sizes work after saving and loading, and in each form of a call."""
     models = [Flash().eval() for _ in range(2)]
     ensemble = torch_bridge.to_ensemble(models, (IDS,), dynamic={"ids": {1: "length"}}, check=False)
     again = from_json(to_json(ensemble.network))
@@ -528,7 +528,7 @@ class Even(nn.Module):
 
 
 def test_images_that_are_padded_to_even_sizes() -> None:
-    """Those that are even already; of others, the exporter cannot tell how their rows lie in memory."""
+    """Only even sizes are open: for others, the exporter does not know how rows lie in memory."""
     models = members_of(Even())
     with jax.enable_x64(True):
         x = torch.randn(2, 1, 16, 20, dtype=torch.float64)
@@ -537,6 +537,6 @@ def test_images_that_are_padded_to_even_sizes() -> None:
 
 
 def test_a_sum_over_all_of_an_image_by_a_divisor_is_no_mean() -> None:
-    """As which pooling by the whole image was carried, whatever the divisor."""
+    """It was ported as pooling by the whole image, whatever the divisor."""
     with pytest.raises(UnsupportedError, match="takes height for a fixed number"):
         torch_bridge.to_flax(Fn(lambda x: F.avg_pool2d(x, x.shape[2:], divisor_override=3)), (X,), dynamic=IMAGE)

@@ -492,7 +492,7 @@ def test_what_no_open_batch_allows_names_the_line_and_the_cure(case: str) -> Non
 
 
 class Apart(nn.Linear):
-    """Distances within the batch, of which PyTorch computes many otherwise than few, and leaves no zeros."""
+    """Distances within the batch, which PyTorch computes differently if there are many, without exact zeros."""
 
     def forward(self, input: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
         h = super().forward(input)
@@ -537,12 +537,12 @@ def test_rows_that_know_of_each_other_are_not_run_apart(forward: Callable[[Tenso
 
 
 def test_entries_may_be_taken_along_an_axis_by_another_input() -> None:
-    """Whose batch the exporter tells from the first one's until it has compared them."""
+    """The exporter takes the batch sizes of the two inputs for different ones until it has compared them."""
     forward = Fn(lambda x, places: torch.take_along_dim(x, places, 1))
     assert_ports(forward, torch.randn(4, 5), torch.randint(0, 5, (4, 2)))
 
 
 def test_a_size_that_values_decide_is_refused_without_a_batch_too() -> None:
-    """The exporter's conditions are about the value then, and not about a size that is open."""
+    """The exporter's conditions are about the value here, and not about an open size."""
     with pytest.raises(UnsupportedError, match="cannot follow"):
         convert(Fn(lambda x, start: x.narrow(0, start, 2)), (torch.randn(4, 3), torch.tensor(1)), opened=OpenAxes(None))

@@ -1,4 +1,4 @@
-"""Layouts against NumPy: whatever reshapes and transposes are told to a layout, the array it stands for is NumPy's."""
+"""Layouts against NumPy: after any reshapes and transposes of a layout, its array is NumPy's."""
 
 import math
 
@@ -26,7 +26,7 @@ SHAPES = st.lists(st.sampled_from([1, 2, 3, 4, 6]), min_size=1, max_size=4).map(
 
 
 def rearranged(array: np.ndarray, axes: tuple[Group, ...], target: tuple[Group, ...]) -> np.ndarray:
-    """What the builder's calls do, in NumPy."""
+    """Computes the builder's calls in NumPy."""
     split, order, merged = rearrangement_steps(axes, target)
     if split is not None:
         array = array.reshape([int(group_size(group)) for group in split])
@@ -37,7 +37,7 @@ def rearranged(array: np.ndarray, axes: tuple[Group, ...], target: tuple[Group, 
 
 @st.composite
 def factorisations(draw: st.DrawFn, size: int) -> tuple[int, ...]:
-    """A shape with so many elements, sizes of one included."""
+    """Draws a shape with a number of elements, with sizes of one among them."""
     shape: list[int] = []
     while size > 1:
         factor = draw(st.sampled_from([d for d in range(2, size + 1) if size % d == 0]))

@@ -45,7 +45,7 @@ def test_evaluation_passes_through(name: str) -> None:
 
 
 def test_dropout_drops_elements() -> None:
-    """A share of `1 - p` is kept, scaled by exactly `1 / (1 - p)`; each call draws anew."""
+    """A share of `1 - p` is kept, scaled by exactly `1 / (1 - p)`; each call draws again."""
     module = ported(nn.Dropout(0.3), 2, 5)
     x = np.ones((200, 500), "float32")
     y = np.asarray(module(x))
@@ -176,7 +176,7 @@ def test_dropout_methods() -> None:
 
 
 def test_modes_of_submodules() -> None:
-    """A submodule in evaluation mode within a model that trains keeps its mode, until told otherwise."""
+    """A submodule in evaluation mode within a model that trains keeps its mode until it is changed."""
     model = nn.Sequential(nn.Dropout(0.5), nn.Linear(30, 30), nn.Dropout(0.5)).train()
     model[0].eval()
     module = to_flax(model, (torch.ones(2, 30),), mode="as_is")

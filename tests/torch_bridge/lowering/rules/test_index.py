@@ -17,7 +17,7 @@ SHAPE = (2, 3, 4, 5)
 
 
 def written(write: Callable[[Tensor], Any]) -> Callable[[Tensor], Tensor]:
-    """What stands in a copy of the input after something has been written into it."""
+    """Returns a forward that writes into a copy of the input."""
 
     def forward(x: Tensor) -> Tensor:
         x = x * 2

@@ -438,7 +438,7 @@ def test_cross_map_response_norm_is_refused() -> None:
 
 
 class WithActivation(nn.BatchNorm2d):
-    """A BatchNorm with more inside, which counts batches unless told otherwise."""
+    """A BatchNorm with more inside, which counts batches by default."""
 
     def __init__(self, features: int, *inside: nn.Module, counts: bool = True):
         super().__init__(features, momentum=0.2)

@@ -109,7 +109,7 @@ def test_initial_states(held: bool) -> None:
 
 
 class ZeroState(nn.Module):
-    """States that are given, and are zeros, but for one of the two."""
+    """States that the forward gives: zeros in both, and zeros in one only."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -432,7 +432,7 @@ class Packed(nn.Module):
 
 
 def test_packed_sequences_are_refused() -> None:
-    """How many sequences there are at each step depends on values, which `torch.export` cannot follow."""
+    """The number of sequences at each step depends on values, which `torch.export` cannot follow."""
     with pytest.raises(UnsupportedError, match=r"torch\.export cannot follow Packed\.forward"):
         capture(Packed(), (torch.randn(N, T, I), torch.tensor([4, 2])), OPERATIONS)
 

@@ -1,4 +1,4 @@
-"""What changes spatial sizes: interpolation, sampling, padding, shuffles, windows."""
+"""Operations that change spatial sizes: interpolation, sampling, padding, shuffles, windows."""
 
 from collections.abc import Callable
 from typing import Any, Literal

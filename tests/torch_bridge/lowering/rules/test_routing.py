@@ -1,4 +1,4 @@
-"""What language models are made of: attention with shared keys, rotary embeddings, experts and the routes to them."""
+"""Parts of language models: attention with shared keys, rotary embeddings, experts and the routes to them."""
 
 from collections.abc import Callable
 from typing import Any

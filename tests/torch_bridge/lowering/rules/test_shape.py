@@ -14,7 +14,7 @@ from torch_bridge.lowering.convert import convert
 
 
 def transposes(model: nn.Module, *inputs: Tensor) -> int:
-    """How many transposes the ported network has."""
+    """Counts the transposes of the ported network."""
     network = convert(model.eval(), inputs).network
     return sum(call.target == "jnp.transpose" for call in network.calls)
 
