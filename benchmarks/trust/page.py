@@ -32,7 +32,7 @@ def _fuzz(found: dict[str, Any]) -> str:
     steps = ", ".join(f"{name} {count}" for name, count in sorted(found["steps"].items()))
     return (
         f"**Random networks** ({_when(found)}): {found['networks']:,} drawn; {statuses}.\n\n"
-        f"Networks that passed, by what is in them: {steps}."
+        f"Networks that passed, by their parts: {steps}."
     )
 
 
@@ -42,8 +42,8 @@ def _mutants(found: dict[str, Any]) -> str:
     table = "\n".join(f"| {' | '.join(row)} |" for row in [head, ("---", *["---:"] * len(STATUSES)), *rows])
     return (
         f"**Planted errors** ({_when(found)}): {found['caught']:,} caught, {found['named']:,} of them with the module "
-        "named. *Raised*: porting itself failed. *Equal*: no output is changed by the error, for other inputs "
-        f"either.\n\n{table}"
+        "named. *Raised*: porting itself failed. *Equal*: the error changes no output, also for other "
+        f"inputs.\n\n{table}"
     )
 
 

@@ -17,12 +17,11 @@ _INTRODUCTION = """\
 # What is covered
 
 `python -m benchmarks.zoo.coverage` makes this page from the tables of rules and from the results of `make zoo` and
-`make operators`; a test keeps it as they are.
+`make operators`. A test compares the page with them.
 
-A network can be ported if every operation that `torch.export` finds in its forward, once PyTorch has written it without
-side effects, has a rule. An operation that has none, and an option that cannot be carried exactly, is refused with an
-error that names every such place: module, operation and line. A rule of your own is a function under
-`torch_bridge.register`.
+`torch.export` writes a network's forward as operations without side effects. The network can be ported if each of these
+operations has a rule. An operation without a rule, or an option that cannot be carried exactly, is refused with an
+error that names every such place: module, operation and line. `torch_bridge.register` adds a rule of your own.
 """
 
 
@@ -34,12 +33,12 @@ def page() -> str:
 def _networks() -> list[str]:
     lines = [
         "## Networks\n",
-        "Each as an ensemble of two, with running statistics and constant weights drawn at random. *float64*: the",
-        "largest error, relative to the largest output. *float32*: our error over PyTorch's own, both against float64;",
-        "at most 2 passes. *Transposes*: of activations, in the program of one member's call. Those of `transformers`,",
-        "one of each family, are small (two layers of 16 features), and are called with masks and flags by name. Those",
-        "of `timm` are the smallest that are published of each of its modules, shortened where even these are large;",
-        "what has not run yet is not listed.\n",
+        "Each network is an ensemble of two, with random running statistics and random values for constant weights.",
+        "*float64*: the largest error, relative to the largest output. *float32*: our error over PyTorch's own, both",
+        "against float64; 2 or less passes. *Transposes*: of activations, in the program of one member's call. The",
+        "networks of `transformers`, one of each family, are small (two layers of 16 features), and are called with",
+        "masks and flags by name. The networks of `timm` are the smallest published ones of each of its modules, with",
+        "fewer layers if even these are large. Networks that have not run yet are not listed.\n",
     ]
     for file in sorted(RESULTS.glob("zoo-*.jsonl")):
         results = sorted(load(file).values(), key=lambda result: result.name)
@@ -65,9 +64,9 @@ def _training() -> list[str]:
     passed = sum(result.status == "passed" for result in found)
     lines = [
         f"### Ten training steps of timm: {passed} of {len(found)}\n",
-        "By SGD with momentum and weight decay in float64, as an ensemble of two that trains. PyTorch is given the",
-        "numbers that the ensemble drew, of dropout and stochastic depth. *float64*: the largest error of losses,",
-        "parameters and buffers after these steps, relative to the largest number of each; 1e-9 at most passes.\n",
+        "The steps are SGD with momentum and weight decay in float64, by an ensemble of two. PyTorch gets the random",
+        "numbers that the ensemble drew for dropout and stochastic depth. *float64*: the largest error of losses,",
+        "parameters and buffers after these steps, relative to the largest number of each; 1e-9 or less passes.\n",
         "| network | | parameters | float64 |",
         "|---|---|---:|---:|",
     ]
@@ -84,9 +83,9 @@ def _operators() -> list[str]:
     lines = [
         "## PyTorch's operator database\n",
         f"All {len(found)} operators of PyTorch's own tests that compute with float64, each with up to three of its",
-        "samples: values and gradients in float64, two members under `vmap`. What cannot be compared is left out:",
-        f"random numbers, and tensors made from sizes alone. Of the {compared} others, {len(of['exact'])} are exact,",
-        f"{len(of['refused'])} refused, {len(of['missing'])} without a rule, {len(of['wrong'])} wrong,",
+        "samples: values and gradients in float64, two members under `vmap`. Random numbers and tensors made from",
+        f"sizes alone cannot be compared, and are left out. Of the {compared} others, {len(of['exact'])} are exact,",
+        f"{len(of['refused'])} are refused, {len(of['missing'])} have no rule, {len(of['wrong'])} are wrong, and",
         f"{len(of['crashed'])} crash.\n",
         f"**Exact.** {_listing(outcome.name for outcome in of['exact'])}\n",
         f"**Left out.** {_listing(outcome.name for outcome in of['left out'])}\n",
@@ -119,7 +118,7 @@ def _operations() -> list[str]:
     for operation, rule in RULES.items():
         if rule.__module__.startswith("torch_bridge."):
             families[rule.__module__].add(_short(operation))
-    lines = ["## Operations\n", "By family, without overloads.\n"]
+    lines = ["## Operations\n", "All operations with a rule, by family, without overloads.\n"]
     for module in sorted(families):
         title = (sys.modules[module].__doc__ or "").splitlines()[0]
         lines += [f"**{title}** {_listing(families[module])}\n"]
