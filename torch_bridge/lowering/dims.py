@@ -1,5 +1,6 @@
 """Values by PyTorch's dimensions: their stored axes, and results in which some dimensions are new."""
 
+import math
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
@@ -7,13 +8,8 @@ import torch
 
 from jaxensemble.network.network import Arg, Ref, Slice, Var
 from torch_bridge.lowering.builder import Builder
-from torch_bridge.lowering.layouts.layout import Atom, Group, Layout, Size, tidy_axes
+from torch_bridge.lowering.layouts.layout import Group, Layout, Size, tidy_axes
 from torch_bridge.lowering.values import Value
-
-
-def new_group(size: Size) -> Group:
-    """A dimension of this size in an atom of its own; dimensions of size one have none."""
-    return () if size == 1 else (Atom(size),)
 
 
 def settled_value(b: Builder, operand: Any) -> Value:
@@ -101,6 +97,11 @@ def shape_argument(b: Builder, shape: Sequence[Size], near: Sequence[Value] = ()
     """A shape as an argument. Sizes that depend on the batch size are read from the `near` arrays first."""
     known = [(value.expr, value.layout.stored_shape) for value in near]
     return tuple(b.size(entry, known) for entry in shape)
+
+
+def element_count(value: Value) -> Size:
+    """The number of elements of a value."""
+    return math.prod(value.shape, start=1)
 
 
 def named_dims(dims: int | Sequence[int] | None, rank: int) -> tuple[int, ...]:

@@ -36,6 +36,12 @@ def dtype_argument(b: Builder, dtype: torch.dtype) -> Dtype:
         raise b.unsupported(error.details) from error
 
 
+def param_dtype(weight: Value) -> dict[str, Arg]:
+    """The option `param_dtype` of a layer with this weight, left out where it is the default."""
+    name = DTYPE_NAMES[weight.dtype]
+    return {} if name == "float32" else {"param_dtype": Dtype(name)}
+
+
 def cast(b: Builder, operand: Any, dtype: torch.dtype) -> Any:
     """Casts an operand to another dtype. Numbers stay as they are."""
     drops = isinstance(operand, Tensor | Value) and operand.dtype.is_complex and not dtype.is_complex

@@ -69,9 +69,14 @@ def atoms_of(groups: Sequence[Group]) -> Group:
     return tuple(atom for group in groups for atom in group)
 
 
+def new_group(size: Size) -> Group:
+    """A dimension of this size with an atom of its own. A dimension of size one has no atom."""
+    return () if size == 1 else (Atom(size),)
+
+
 def plain_layout(shape: Sequence[Size]) -> Layout:
     """The layout of an array that is stored as PyTorch sees it."""
-    dims = tuple(() if size == 1 else (Atom(size),) for size in shape)
+    dims = tuple(map(new_group, shape))
     return Layout(dims, dims)
 
 

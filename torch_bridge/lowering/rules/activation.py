@@ -9,10 +9,9 @@ import torch
 
 from jaxensemble.network.network import Arg
 from torch_bridge.lowering.builder import Builder
-from torch_bridge.lowering.dims import new_group, result_with_dims
-from torch_bridge.lowering.dtypes import apply, cast
-from torch_bridge.lowering.layouts.layout import Layout
-from torch_bridge.lowering.rules.linear import param_dtype
+from torch_bridge.lowering.dims import result_with_dims
+from torch_bridge.lowering.dtypes import apply, cast, param_dtype
+from torch_bridge.lowering.layouts.layout import Layout, new_group
 from torch_bridge.lowering.rules.pointwise import clamp
 from torch_bridge.lowering.table import register
 from torch_bridge.lowering.values import Value

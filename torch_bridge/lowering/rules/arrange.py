@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 from jaxensemble.network.network import Slice
 from torch_bridge.lowering.builder import Builder
-from torch_bridge.lowering.dims import axis_of, new_group, relabel_dims, result_without_dims, settled_value
-from torch_bridge.lowering.layouts.layout import Group, Layout
+from torch_bridge.lowering.dims import axis_of, relabel_dims, result_without_dims, settled_value
+from torch_bridge.lowering.layouts.layout import Group, Layout, new_group
 from torch_bridge.lowering.rules.shape import reshape_to, transpose
 from torch_bridge.lowering.table import register
 from torch_bridge.lowering.values import Value

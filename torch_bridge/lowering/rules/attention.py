@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 from jaxensemble.network.network import Arg, Ref, Var
 from torch_bridge.lowering.builder import Builder
-from torch_bridge.lowering.dims import new_group, relabel_dims, settled_value
-from torch_bridge.lowering.layouts.layout import Group, Layout
+from torch_bridge.lowering.dims import relabel_dims, settled_value
+from torch_bridge.lowering.layouts.layout import Group, Layout, new_group
 from torch_bridge.lowering.rules.dropout import write_out_dropout
 from torch_bridge.lowering.table import register
 from torch_bridge.lowering.values import Operand, Value

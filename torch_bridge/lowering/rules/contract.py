@@ -7,9 +7,9 @@ from typing import Any
 import torch
 
 from torch_bridge.lowering.builder import Builder
-from torch_bridge.lowering.dims import new_group, settled_value, stored_order
+from torch_bridge.lowering.dims import settled_value, stored_order
 from torch_bridge.lowering.dtypes import cast
-from torch_bridge.lowering.layouts.layout import Group, Layout, Size, tidy_axes
+from torch_bridge.lowering.layouts.layout import Group, Layout, Size, new_group, tidy_axes
 from torch_bridge.lowering.values import Value
 
 Letters = Sequence[str]

@@ -8,8 +8,8 @@ import torch
 
 from jaxensemble.network.network import Arg
 from torch_bridge.lowering.builder import Builder
-from torch_bridge.lowering.layouts.layout import Atom, Layout, reshape_layout
-from torch_bridge.lowering.rules.linear import param_dtype
+from torch_bridge.lowering.dtypes import param_dtype
+from torch_bridge.lowering.layouts.layout import Layout, new_group, reshape_layout
 from torch_bridge.lowering.table import register
 from torch_bridge.lowering.values import Value
 
@@ -203,7 +203,7 @@ def _number_or_pairs(pairs: Pairs) -> Arg:
 
 def feature_map(b: Builder, expr: Any, spatial: int, dtype: torch.dtype | None = None) -> Value:
     """A result `[..., C, *spatial]` that is stored channels-last."""
-    dims = tuple(() if size == 1 else (Atom(size),) for size in b.result_shape)
+    dims = tuple(map(new_group, b.result_shape))
     channels = len(dims) - spatial - 1
     layout = Layout(dims, (*dims[:channels], *dims[channels + 1 :], dims[channels]))
     return b.laid(expr, layout, dtype)

@@ -14,7 +14,7 @@ from torch_bridge.lowering.builder import Builder
 from torch_bridge.lowering.dtypes import dtype_argument
 from torch_bridge.lowering.layouts.layout import Size
 from torch_bridge.lowering.table import refuse, register
-from torch_bridge.lowering.values import Value
+from torch_bridge.lowering.values import Operand, Value
 
 NAMES = frozenset(
     """
@@ -28,10 +28,6 @@ NAMES = frozenset(
 def is_draw(operation: Any) -> bool:
     """Whether an operation draws random numbers, in place or not."""
     return getattr(operation, "namespace", "") == "aten" and operation._opname.rstrip("_") in NAMES
-
-
-Operand = Any
-"""A number, a constant tensor or a `Value`."""
 
 
 def _shape(b: Builder) -> tuple[Arg, ...]:

@@ -6,10 +6,9 @@ import torch
 
 from jaxensemble.network.network import Arg
 from torch_bridge.lowering.builder import Builder
-from torch_bridge.lowering.dims import new_group, settled_value
-from torch_bridge.lowering.dtypes import dtype_argument
-from torch_bridge.lowering.layouts.layout import Layout, plain_layout
-from torch_bridge.lowering.rules.linear import param_dtype
+from torch_bridge.lowering.dims import settled_value
+from torch_bridge.lowering.dtypes import dtype_argument, param_dtype
+from torch_bridge.lowering.layouts.layout import Layout, new_group, plain_layout
 from torch_bridge.lowering.table import register
 from torch_bridge.lowering.values import Value
 

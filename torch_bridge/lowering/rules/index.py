@@ -8,8 +8,8 @@ from torch import Tensor
 
 from jaxensemble.network.network import Arg, Slice
 from torch_bridge.lowering.builder import Builder
-from torch_bridge.lowering.dims import arrange_alike, axis_argument, new_group, result_with_dims, settled_value
-from torch_bridge.lowering.layouts.layout import Layout
+from torch_bridge.lowering.dims import arrange_alike, axis_argument, element_count, result_with_dims, settled_value
+from torch_bridge.lowering.layouts.layout import Layout, new_group
 from torch_bridge.lowering.rules.shape import expand_to, reshape_to
 from torch_bridge.lowering.table import refuse, register
 from torch_bridge.lowering.values import Operand, Value, fix_sizes
@@ -132,16 +132,9 @@ def _take_along(b: Builder, value: Value, where: Value, dim: int) -> Value:
 @register("aten.take_along_dim.default")
 def take_along_dim(b: Builder, x: Operand, indices: Operand, dim: int | None = None) -> Value:
     if dim is None:
-        flat = [reshape_to(b, b.plain(operand), (_count(b.value(operand)),)) for operand in (x, indices)]
+        flat = [reshape_to(b, b.plain(operand), (element_count(b.value(operand)),)) for operand in (x, indices)]
         return b.new(b.emit("jnp.take", *[b.plain(operand).expr for operand in flat]))
     return _take_along(b, b.value(x), b.value(indices), dim)
-
-
-def _count(value: Value) -> Any:
-    count: Any = 1
-    for size in value.shape:
-        count = count * size
-    return count
 
 
 # Searching
@@ -221,7 +214,7 @@ def repeat_interleave(
     if not isinstance(repeats, Tensor):
         raise b.unsupported("the size of its result depends on values; give the repeats as constants")
     value = settled_value(b, x)
-    value, dim = (value, dim) if dim is not None else (reshape_to(b, b.plain(value), (_count(value),)), 0)
+    value, dim = (value, dim) if dim is not None else (reshape_to(b, b.plain(value), (element_count(value),)), 0)
     size = value.shape[dim % value.ndim]
     if not isinstance(size, int):
         raise b.open_size_error("the number of repeats depends", size)

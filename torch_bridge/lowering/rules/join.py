@@ -8,13 +8,12 @@ from torch_bridge.lowering.dims import (
     arrange_alike,
     axis_argument,
     axis_of,
-    new_group,
     relabel_dims,
     result_with_dims,
     settled_value,
 )
 from torch_bridge.lowering.dtypes import cast
-from torch_bridge.lowering.layouts.layout import Layout
+from torch_bridge.lowering.layouts.layout import Layout, new_group
 from torch_bridge.lowering.table import register
 from torch_bridge.lowering.values import Operand, Value
 

@@ -5,22 +5,17 @@ import string
 from collections.abc import Sequence
 from typing import Any
 
-from jaxensemble.network.network import Arg, Dtype
+from jaxensemble.network.network import Arg
 from torch_bridge.lowering.builder import Builder
-from torch_bridge.lowering.dims import arrange_alike, new_group, result_with_dims, settled_value
+from torch_bridge.lowering.dims import arrange_alike, result_with_dims, settled_value
+from torch_bridge.lowering.dtypes import param_dtype
 from torch_bridge.lowering.layouts import alignment
-from torch_bridge.lowering.layouts.layout import Layout, refinement, replace_atoms
+from torch_bridge.lowering.layouts.layout import Layout, new_group, refinement, replace_atoms
 from torch_bridge.lowering.rules.complex_numbers import conj
 from torch_bridge.lowering.rules.contract import contract, parse_equation
 from torch_bridge.lowering.rules.reduce import reduce_dims
 from torch_bridge.lowering.table import register
-from torch_bridge.lowering.values import DTYPE_NAMES, Operand, Value
-
-
-def param_dtype(weight: Value) -> dict[str, Arg]:
-    """The constructor's `param_dtype`, where it is not the default."""
-    name = DTYPE_NAMES[weight.dtype]
-    return {} if name == "float32" else {"param_dtype": Dtype(name)}
+from torch_bridge.lowering.values import Operand, Value
 
 
 @register("aten.linear.default")

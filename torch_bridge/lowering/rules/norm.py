@@ -11,10 +11,9 @@ from torch import nn
 
 from jaxensemble.network.network import Arg, Var
 from torch_bridge.lowering.builder import Builder
-from torch_bridge.lowering.dtypes import apply, promote_operands
+from torch_bridge.lowering.dtypes import apply, param_dtype, promote_operands
 from torch_bridge.lowering.features import Features, align_features
 from torch_bridge.lowering.layouts.layout import Layout, plain_layout
-from torch_bridge.lowering.rules.linear import param_dtype
 from torch_bridge.lowering.rules.reduce import reduce_dims
 from torch_bridge.lowering.table import register
 from torch_bridge.lowering.tensors import COUNTER

@@ -7,8 +7,8 @@ import torch
 
 from jaxensemble.network.network import Arg
 from torch_bridge.lowering.builder import Builder
-from torch_bridge.lowering.dims import axis_of, new_group, relabel_dims, result_with_dims, settled_value
-from torch_bridge.lowering.layouts.layout import Layout
+from torch_bridge.lowering.dims import axis_of, relabel_dims, result_with_dims, settled_value
+from torch_bridge.lowering.layouts.layout import Layout, new_group
 from torch_bridge.lowering.rules.reduce import cast_for_sum, keep_dims, reduce_dims
 from torch_bridge.lowering.table import register
 from torch_bridge.lowering.values import Value

@@ -4,8 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from torch_bridge.lowering.builder import Builder
-from torch_bridge.lowering.dims import new_group
-from torch_bridge.lowering.layouts.layout import Layout
+from torch_bridge.lowering.layouts.layout import Layout, new_group
 from torch_bridge.lowering.rules.conv import (
     feature_map,
     option_unless_ones,

@@ -8,8 +8,8 @@ import torch
 from jaxensemble.network.network import Arg, Func, Ref, Var
 from torch_bridge.lowering.builder import Builder, Wanted
 from torch_bridge.lowering.dims import settled_value
+from torch_bridge.lowering.dtypes import param_dtype
 from torch_bridge.lowering.layouts.layout import Layout
-from torch_bridge.lowering.rules.linear import param_dtype
 from torch_bridge.lowering.table import register
 from torch_bridge.lowering.values import Operand, Value, sizes
 

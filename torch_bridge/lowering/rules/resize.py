@@ -9,7 +9,7 @@ import numpy as np
 from jaxensemble.network.network import Arg, Ref, Slice, Var
 from jaxensemble.ops.windows import window_count
 from torch_bridge.lowering.builder import Builder
-from torch_bridge.lowering.layouts.layout import Atom, Group, Layout, Size, reshape_layout
+from torch_bridge.lowering.layouts.layout import Group, Layout, Size, new_group, reshape_layout
 from torch_bridge.lowering.rules.conv import Ints, feature_map, option_unless_ones, spatial_values
 from torch_bridge.lowering.sizes import is_never_negative
 from torch_bridge.lowering.table import register
@@ -163,17 +163,12 @@ def _crop(b: Builder, expr: Ref | Var, widths: list[tuple[Size, Size]]) -> Ref |
 def _resized_value(b: Builder, x: Value, expr: Ref | Var) -> Value:
     """The result of an operation on a tidy value that changed the sizes of some of its dimensions, and nothing else."""
     dims = tuple(
-        old if before == after else group(after)
+        old if before == after else new_group(after)
         for old, before, after in zip(x.layout.dims, x.shape, b.result_shape, strict=True)
     )
     place = x.axis_order
     axes = tuple(dims[place.index(k)] for k in range(x.ndim))
     return b.laid(expr, Layout(dims, axes))
-
-
-def group(size: Size) -> Group:
-    """A dimension that is not made of others."""
-    return () if size == 1 else (Atom(size),)
 
 
 # Between space and channels: layout alone
@@ -232,8 +227,8 @@ def unfold(b: Builder, x: Value, kernel_size: Ints, dilation: Ints, padding: Int
     x = b.channels_last(x, 2)
     counts = _window_counts(_ints(b, x.shape[-2:]), kernel_size, dilation, padding, stride)
     lead, channels = x.layout.dims[:-3], x.layout.dims[-3]
-    rows, columns = (group(count) for count in counts)
-    i, j = (group(size) for size in window)
+    rows, columns = (new_group(count) for count in counts)
+    i, j = (new_group(size) for size in window)
     layout = Layout((*lead, (*channels, *i, *j), (*rows, *columns)), (*lead, rows, i, columns, j, channels))
     return b.laid(b.emit("ops.patches", x.expr, window, **options), layout)
 

@@ -7,8 +7,8 @@ from jaxensemble.network.network import Slice
 from torch_bridge.lowering.builder import Builder
 from torch_bridge.lowering.dims import (
     axis_of,
+    element_count,
     index_at,
-    new_group,
     relabel_dims,
     result_with_dims,
     result_without_dims,
@@ -16,7 +16,7 @@ from torch_bridge.lowering.dims import (
     shape_argument,
 )
 from torch_bridge.lowering.layouts import alignment
-from torch_bridge.lowering.layouts.layout import Layout, Size, reshape_layout, tidy_axes
+from torch_bridge.lowering.layouts.layout import Layout, Size, new_group, reshape_layout, tidy_axes
 from torch_bridge.lowering.table import register
 from torch_bridge.lowering.values import Value, sizes
 
@@ -125,7 +125,7 @@ def as_strided(
         step = step * size[k]
     value = settled_value(b, x)
     source = b.node.args[0].meta["val"]  # type: ignore[union-attr]
-    if storage_offset or step != _count(value) or not source.is_contiguous():
+    if storage_offset or step != element_count(value) or not source.is_contiguous():
         raise b.unsupported("only strides that show every element once are carried over; use slices or unfold")
     value = reshape_to(b, value, [size[k] for k in order])
     return relabel_dims(value, [value.layout.dims[order.index(k)] for k in range(len(size))])
@@ -134,13 +134,6 @@ def as_strided(
 def _number(entry: Size) -> int:
     """A size as something to sort by; what grows with the batch is larger than what does not."""
     return entry if isinstance(entry, int) else END
-
-
-def _count(value: Value) -> Size:
-    count: Size = 1
-    for entry in value.shape:
-        count = count * entry
-    return count
 
 
 # Parts
