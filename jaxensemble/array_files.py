@@ -20,21 +20,23 @@ from jaxensemble.network.network import Network, Ref, references
 
 
 def read_arrays(path: Path) -> dict[str, np.ndarray]:
-    """The arrays of a file by name; the one of an .npy file is `arr_0`."""
+    """Reads the arrays of a file by name; the array of an .npy file has the name `arr_0`."""
     try:
         with path.open("rb") as file:
             loaded = np.load(file, allow_pickle=False)
             return dict(loaded) if isinstance(loaded, np.lib.npyio.NpzFile) else {"arr_0": loaded}
     except (ValueError, EOFError, zipfile.BadZipFile) as error:
-        kinds = ".npy and .npz files are, unless they hold objects"
-        raise InputError(f"`{path}` holds no NumPy arrays that can be read: {kinds}") from error
+        advice = "give an .npy or .npz file, without arrays of objects"
+        raise InputError(f"`{path}` holds no NumPy arrays that can be read: {advice}") from error
 
 
 def arguments_from_arrays(network: Network, arrays: dict[str, np.ndarray], *, cast: bool = False) -> list[Any]:
     """The positional arguments of a call, from arrays by the names of the inputs or by position.
 
-    With `cast`, floating-point arrays are rounded to the dtype that their input had when the network was ported, and
-    complex ones likewise.
+    With `cast`, floating-point and complex arrays are rounded to the dtype that their input had when the network was
+    ported.
+
+    **Raises:** `InputError` for missing or unknown arrays, and for arrays that JAX would round.
     """
     names = [ref.name for ref in references(network.inputs) if isinstance(ref, Ref)]
     by_position = {f"arr_{k}": name for k, name in enumerate(names)}
@@ -53,7 +55,7 @@ def arguments_from_arrays(network: Network, arrays: dict[str, np.ndarray], *, ca
         rounds = any(
             _is_of_same_kind(array, network.input_dtypes.get(name)) for name, array in arrays.items() if not cast
         )
-        raise InputError(f"{'; '.join(wide)}: {'--cast rounds it, ' if rounds else ''}--x64 computes with all of it")
+        raise InputError(f"{'; '.join(wide)}: {'--cast rounds the array, ' if rounds else ''}--x64 computes in 64 bits")
     return insert_fixed(network, [_fill_inputs(tree, arrays) for tree in network.open_inputs.values()])
 
 
@@ -62,7 +64,7 @@ def _cast_to_input(array: np.ndarray, dtype: str | None) -> np.ndarray:
 
 
 def _is_of_same_kind(array: np.ndarray, dtype: str | None) -> bool:
-    """Whether both are floating-point, or both complex."""
+    """Returns whether an array and a dtype are both floating-point, or both complex."""
     kinds = (jnp.floating, jnp.complexfloating)
     return any(jnp.issubdtype(array.dtype, kind) and jnp.issubdtype(dtype, kind) for kind in kinds if dtype)
 
@@ -79,7 +81,7 @@ def _fill_inputs(tree: Any, arrays: dict[str, np.ndarray]) -> Any:
 
 
 def output_arrays(outputs: Any) -> dict[str, np.ndarray]:
-    """The arrays of the outputs, each by its path among them; a single one has the name `output`."""
+    """The arrays of the outputs, by their paths in the outputs; a single array has the name `output`."""
     leaves = flatten(_nest_outputs({"output": outputs})).items()
     return {name: _storable_array(leaf) for name, leaf in leaves if isinstance(leaf, jax.Array)}
 
@@ -95,20 +97,26 @@ def _nest_outputs(tree: Any) -> Any:
 
 
 def _storable_array(leaf: Any) -> np.ndarray:
-    """An array of a dtype that NumPy's files know: float32 holds the narrower ones exactly."""
+    """Casts an array of a dtype that NumPy's files lack to float32, which holds narrower dtypes exactly."""
     known = np.dtype(leaf.dtype).isbuiltin == 1
     return np.asarray(leaf if known else leaf.astype(jnp.float32))
 
 
 def check_output_path(path: Path, network: Network) -> None:
-    """**Raises:** `InputError`, `FileNotFoundError` for a file that the outputs cannot be written to."""
+    """Checks that the outputs of a network can be written to a file.
+
+    **Raises:** `InputError` for another ending, `FileNotFoundError` for a directory that does not exist.
+    """
     count = sum(isinstance(ref, Ref) for ref in references(network.outputs))
     suffixes = (".npz",) if count > 1 else (".npy", ".npz")
     _check_path(path, suffixes, f"{f'the {count} arrays' if count > 1 else 'the one array'} that the network gives")
 
 
 def check_array_path(path: Path) -> None:
-    """**Raises:** `InputError`, `FileNotFoundError` for a file that one array cannot be written to."""
+    """Checks that one array can be written to a file.
+
+    **Raises:** `InputError` for another ending, `FileNotFoundError` for a directory that does not exist.
+    """
     _check_path(path, (".npy",), "one array")
 
 
@@ -130,7 +138,7 @@ def write_arrays(path: Path, outputs: dict[str, np.ndarray]) -> None:
 
 
 def json_values(array: np.ndarray) -> Any:
-    """Numbers as JSON has them: what is not finite, or complex, as text."""
+    """Converts an array to nested lists for JSON, which takes numbers that are not finite or complex as text."""
     if array.dtype != object and (array.dtype.kind == "c" or not np.isfinite(array).all()):
         return np.vectorize(str, otypes=[object])(array).tolist()
     return array.tolist()

@@ -1,7 +1,7 @@
-"""Arrays from anywhere as JAX arrays: numpy, PyTorch and other libraries, by value and never by reference.
+"""Arrays from anywhere as JAX arrays: NumPy, PyTorch and other libraries, by value and never by reference.
 
-JAX may keep reading the memory of a numpy array or a DLPack tensor that it was given, so that a later change in place
-would reach results already handed out; whatever is not a JAX array is copied here.
+JAX may keep reading the memory of a NumPy array or a DLPack tensor that it was given. A later change in place would
+then change results, so that every array that is not a JAX array is copied here.
 """
 
 from typing import Any
@@ -16,18 +16,18 @@ from jaxensemble.errors import InputError, first_line
 
 SCALARS = (bool, int, float, complex)
 ENABLE_X64 = "enable 64-bit types (jax.config.update('jax_enable_x64', True), or `with jax.enable_x64(True):`; --x64)"
-"""What errors advise."""
+"""The advice of errors about 64-bit types."""
 
 
 def as_arrays(tree: Any, name: str) -> Any:
-    """Every leaf of a tree of arrays as a JAX array; `name` is what errors call the tree.
+    """Converts every leaf of a tree of arrays to a JAX array; `name` is the name of the tree in errors.
 
-    Takes JAX arrays and tracers (as they are), Python numbers (as they are), and whatever has `__array__` or
-    `__dlpack__`: numpy arrays, PyTorch tensors that require gradients, are strided or are bfloat16. Dtypes are kept.
-    While JAX has 64-bit types switched off, int64 becomes int32 where every value fits.
+    JAX arrays, tracers and Python numbers stay as they are. Any object with `__array__` or `__dlpack__` is converted:
+    NumPy arrays, and PyTorch tensors that require gradients, are strided or are bfloat16. Dtypes are kept. While JAX
+    has 64-bit types switched off, int64 becomes int32 where every value fits.
 
-    Raises `InputError`, with the place in the tree, for other objects; for float64 and complex128 while 64-bit types
-    are off, which JAX itself would round without a word; and for an integer that does not fit.
+    **Raises:** `InputError`, with the place in the tree, for other objects; for float64 and complex128 while 64-bit
+    types are off, which JAX itself would round silently; and for an integer that does not fit.
 
     >>> as_arrays({"ids": np.array([1, 2])}, "inputs")
     {'ids': Array([1, 2], dtype=int32)}
@@ -38,7 +38,7 @@ def as_arrays(tree: Any, name: str) -> Any:
 
 
 def as_array(value: Any, name: str) -> Any:
-    """One array as a JAX array: see [`as_arrays`][]."""
+    """Converts one array to a JAX array: see [`as_arrays`][]."""
     if isinstance(value, jax.Array):
         if isinstance(value, Tracer) or not is_too_wide(value.dtype):
             return value
@@ -57,7 +57,7 @@ def as_array(value: Any, name: str) -> Any:
 
 
 def is_too_wide(dtype: Any) -> bool:
-    """Whether a dtype has 64-bit numbers while JAX has those switched off."""
+    """Returns whether a dtype has 64-bit numbers while JAX has 64-bit types switched off."""
     return str(dtype) in WIDE and not is_x64_on()
 
 
@@ -67,12 +67,15 @@ def is_traced(tree: Any) -> bool:
 
 
 def is_x64_on() -> bool:
-    """Whether JAX has 64-bit types now."""
+    """Returns whether JAX has 64-bit types now."""
     return jax.config.jax_enable_x64  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def require_x64(dtype: Any, name: str) -> None:
-    """Raises `InputError` if arrays of a dtype would be rounded to 32 bits by JAX as it is configured."""
+    """Checks that JAX, as it is configured, does not round arrays of a dtype to 32 bits.
+
+    **Raises:** `InputError` if JAX would round them.
+    """
     if is_too_wide(dtype):
         raise InputError(f"{name} is {dtype}, which JAX would round to 32 bits now: {ENABLE_X64}, or cast to 32 bits")
 
@@ -90,14 +93,14 @@ def _narrow(value: np.ndarray, name: str) -> np.ndarray:
 
 
 def _import_array(value: Any, name: str) -> np.ndarray | jax.Array:
-    """The array of another library: through numpy where it can be, else (bfloat16, an accelerator) through DLPack."""
+    """Imports an array of another library: through NumPy if possible, else (bfloat16, accelerators) through DLPack."""
     if not (hasattr(value, "__array__") or hasattr(value, "__dlpack__")):
         raise InputError(f"`{name}` must be an array; got {type(value).__module__}.{type(value).__name__}")
     for method in ("detach", "resolve_conj", "resolve_neg"):  # PyTorch exports neither gradients nor lazy views
         value = getattr(value, method, lambda value=value: value)()
     try:
         return np.asarray(value)
-    except (TypeError, RuntimeError) as error:  # PyTorch: a dtype that numpy lacks, or memory that is not the host's
+    except (TypeError, RuntimeError) as error:  # PyTorch: a dtype that NumPy lacks, or memory of a device
         if not hasattr(value, "__dlpack__"):
             raise InputError(f"`{name}` cannot be read: {first_line(error)}") from error
         return _from_dlpack(value, name)

@@ -1,6 +1,6 @@
-"""`jaxensemble`: what a machine without PyTorch needs of a saved ensemble, from the command line.
+"""The command line `jaxensemble`, for saved ensembles on machines without PyTorch.
 
-Commands import JAX when they run, so that `doctor`, `--version` and the completion of shells do without.
+Commands import JAX when they run, so that `doctor`, `--version` and the completion of shells work without JAX.
 """
 
 import contextlib
@@ -14,7 +14,7 @@ from jaxensemble.doctor import diagnose
 from jaxensemble.terminal import DebugOption, JsonOption, X64Option, show_result, use_x64
 
 ROWS = 10
-"""Rows of a minibatch whose predictions are printed."""
+"""The most rows of a minibatch whose predictions are printed."""
 
 app = terminal.make_app(
     "jaxensemble",
@@ -72,7 +72,7 @@ def predict(
     out: OutOption = None,
     task: Annotated[
         Literal["classification", "regression", "outputs"] | None,
-        typer.Option(help="What outputs are read as. Unsaid, one array [M, N, C] is the logits of C classes."),
+        typer.Option(help="What the outputs are. Without it, one array [M, N, C] holds the logits of C classes."),
     ] = None,
     class_axis: Annotated[
         int | None,
@@ -150,7 +150,7 @@ def doctor(as_json: JsonOption = False) -> None:
 
 def main() -> None:
     """The entry point of the `jaxensemble` command."""
-    app(prog_name="jaxensemble")  # by `python -m`, too, or the shell would complete `python` itself
+    app(prog_name="jaxensemble")  # also for `python -m`, where the shell would complete `python` itself
 
 
 def _report_errors(as_json: bool, debug: bool) -> contextlib.AbstractContextManager[None]:
@@ -158,7 +158,7 @@ def _report_errors(as_json: bool, debug: bool) -> contextlib.AbstractContextMana
 
 
 def _interpret_outputs(task: str | None, returned: Any, class_axis: int | None, probabilities: Path | None) -> Any:
-    """What the members predict together, as far as it was asked for or outputs are what a classifier gives."""
+    """The joint prediction of the members, for a given task or if the outputs look like logits; else None."""
     import jax
     import jax.numpy as jnp
 
@@ -170,25 +170,25 @@ def _interpret_outputs(task: str | None, returned: Any, class_axis: int | None, 
     if task is None and (class_axis is not None or (logits and jnp.issubdtype(outputs.dtype, jnp.floating))):
         task = "classification"
     if class_axis is not None and task != "classification":
-        raise InputError(f"--class-axis is that of --task classification; got --task {task}")
+        raise InputError(f"--class-axis needs --task classification; got --task {task}")
     read: Any = None if task == "outputs" else task
     options = {} if class_axis is None else {"class_axis": class_axis}
     prediction = read and Prediction.from_outputs(outputs, read, **options)
     if probabilities is not None and not isinstance(prediction, ClassPrediction):
-        raise InputError("--probabilities are those of classes: the outputs are not read as logits [M, N, C] here")
+        raise InputError("--probabilities needs outputs that are logits [M, N, C], or --task classification")
     return prediction
 
 
 def _show_outputs(outputs: dict[str, Any], out: Path | None, prediction: Any, as_json: bool) -> None:
     from jaxensemble.array_files import json_values
 
-    told = {name: {"dtype": str(array.dtype), "shape": list(array.shape)} for name, array in outputs.items()}
+    headers = {name: {"dtype": str(array.dtype), "shape": list(array.shape)} for name, array in outputs.items()}
     figures = _figures(prediction)
     if as_json:
         written = {"out": str(out)} if out else {}
         numbers = {} if out else {name: {"values": json_values(array)} for name, array in outputs.items()}
         predicted = {"prediction": {name: json_values(array) for name, array in figures.items()}} if figures else {}
-        arrays = {name: told[name] | numbers.get(name, {}) for name in outputs}
+        arrays = {name: headers[name] | numbers.get(name, {}) for name in outputs}
         show_result({"outputs": arrays, **predicted, **written}, as_json=True)
         return
     for name, array in outputs.items():
@@ -200,7 +200,7 @@ def _show_outputs(outputs: dict[str, Any], out: Path | None, prediction: Any, as
 
 
 def _figures(prediction: Any) -> dict[str, Any]:
-    """What is told of a prediction, each `[N]` or, of a quantity, `[N, ...]`."""
+    """The printed figures of a prediction, each `[N]`, or `[N, ...]` for a quantity."""
     import numpy as np
 
     from jaxensemble.uncertainty import ClassPrediction
@@ -217,7 +217,7 @@ def _figures(prediction: Any) -> dict[str, Any]:
 
 
 def _table_text(figures: dict[str, Any]) -> str:
-    """The first rows: integers as they are, other numbers with four digits, of arrays like images the shape."""
+    """The first rows as text: integers, other numbers with four digits, and the shapes of arrays such as images."""
     count = len(next(iter(figures.values())))
     lines = ["row".rjust(5) + "".join(name.rjust(14) for name in figures)]
     for row in range(min(ROWS, count)):
@@ -233,9 +233,9 @@ def _cell_text(cell: Any) -> str:
     import numpy as np
 
     array = np.asarray(cell)
-    if array.ndim > 1:  # as of the pixels of an image
+    if array.ndim > 1:  # for example the pixels of an image
         return str(list(array.shape))
-    if array.dtype.kind in "OU":  # the classes of rows of which some are NaN
+    if array.dtype.kind in "OU":  # classes, where some rows are NaN
         return str(array)
     return str(array.round(4)) if array.ndim else f"{cell:.4g}"
 

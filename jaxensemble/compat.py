@@ -1,11 +1,11 @@
-"""Uses of JAX and Flax that have no public way, or that differ from version to version.
+"""Parts of JAX and Flax that are not public, or that differ from version to version.
 
 Tried with JAX 0.10.2 and Flax 0.12.8 (Python 3.11), JAX 0.11.2 and Flax 0.12.12 (3.12), JAX 0.12.0 and Flax 0.12.12
 (3.12 and 3.13). `pyproject.toml` admits no JAX beyond these minors: add the next one once `make test` passes with it.
 
-Before JAX 0.11, a program is a `Jaxpr`, and a `ClosedJaxpr` where its constants come along. Since then both are one
-class, whose attribute `jaxpr` is the program itself. So nothing asks which of the two a program is: steps, inputs and
-outputs are read off either one (`eqns`, `invars`, `constvars`, `outvars`), and constants by `constants`.
+Before JAX 0.11, a program is a `Jaxpr`, or a `ClosedJaxpr` with its constants. Since 0.11 both are one class, whose
+attribute `jaxpr` is the program itself. So no code asks which of the two classes a program has: both have steps, inputs
+and outputs (`eqns`, `invars`, `constvars`, `outvars`), and `constants` returns the constants.
 """
 
 from collections.abc import Sequence
@@ -41,12 +41,12 @@ Program = ClosedJaxpr | Jaxpr
 
 
 def is_program(value: Any) -> bool:
-    """Whether a parameter of a step is a program."""
+    """Returns whether a parameter of a step is a program."""
     return isinstance(value, ClosedJaxpr | Jaxpr)
 
 
 def constants(program: Any) -> Sequence[Any]:
-    """The values of a program's `constvars`, where they come along with it.
+    """The values of a program's `constvars`; empty for a program without its constants.
 
     >>> import jax, numpy as np
     >>> program = jax.make_jaxpr(lambda x: x + np.arange(3))(1)
@@ -57,19 +57,21 @@ def constants(program: Any) -> Sequence[Any]:
 
 
 def replace_steps(program: Any, steps: Sequence[JaxprEqn]) -> Any:
-    """The program with other steps, and with its constants."""
+    """Returns the program with other steps and the same constants."""
     if getattr(program, "jaxpr", program) is program:
         return program.replace(eqns=steps)
     return program.replace(jaxpr=program.jaxpr.replace(eqns=steps))
 
 
 def traced_function(program: Any) -> str:
-    """The function that a program was traced from, and where it stands: `silu at /.../jax/nn/functions.py:60`."""
+    """The function that a program was traced from, and its place: `silu at /.../jax/nn/functions.py:60`."""
     return program.debug_info.func_src_info
 
 
 def scan_counts(step: JaxprEqn) -> tuple[int, int]:
-    """How many operands of a `scan` are the same in every step, and how many it carries on; the others it takes apart.
+    """Counts the operands of a `scan` that are the same in every step, and those that it carries from step to step.
+
+    The scan splits all further operands along their first axis.
 
     >>> import jax
     >>> weighted = lambda x, w: jax.lax.scan(lambda total, row: (total * w + row, None), x[0], x)

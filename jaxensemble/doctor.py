@@ -1,8 +1,8 @@
-"""Checks of an installation: what is installed, whether it works, and what to do where it does not.
+"""Checks of an installation: what is installed, whether it works, and what to do if it does not work.
 
-A check is a function that yields findings; `CHECKS` lists them in the order in which they are shown. Nothing is
-imported before a check asks for it, and what a check raises is a finding, too: a broken installation is what the
-report is for.
+A check is a function that yields findings; `CHECKS` lists the checks in the order of the report. A package is imported
+by the check that needs it, and not before. An error in a check becomes a finding too: the report is for broken
+installations.
 """
 
 import dataclasses
@@ -29,12 +29,12 @@ from jaxensemble.terminal import escape_controls, installed_version, show_result
 Level = Literal["ok", "warning", "problem"]
 
 WIDTH = 80
-_INDENT = 27  # of what was found: a level and a subject stand before it
+_INDENT = 27  # a level and a subject come before the text of a finding
 
 
 @dataclasses.dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at: a problem will not work, a warning may surprise; both come with advice."""
+    """The result of a check: a problem will not work, a warning may surprise; both come with advice."""
 
     level: Level
     subject: str
@@ -53,23 +53,23 @@ class Finding:
 
 @dataclasses.dataclass(frozen=True)
 class Check:
-    """A function that yields findings, what it needs, and what an error that it raises means.
+    """A function that yields findings, with its requirements, and the level and advice of an error in it.
 
-    `needs` names modules, and the subjects of checks that must not have ended in a problem.
+    `needs` names modules, and the subjects of earlier checks that must have found no problem.
     """
 
     subject: str
     look: Callable[[], Iterable[Finding]]
     needs: tuple[str, ...] = ()
-    advice: str = "mend what the error names; if it names nothing of yours, please report it"
+    advice: str = "fix the cause that the error names; if it is not in your system, please report the error"
     level: Level = "problem"
 
 
 @dataclasses.dataclass(frozen=True)
 class Package:
-    """A distribution, the module that shows whether it works, what pip is asked for, and what it is for.
+    """A distribution, the module whose import shows that it works, its name for pip, and its purpose.
 
-    A package without a purpose is one without which nothing goes.
+    A package without a `purpose` is always required.
     """
 
     name: str
@@ -79,7 +79,7 @@ class Package:
 
     @property
     def install(self) -> str:
-        """The command that installs it."""
+        """The command that installs the package."""
         return f"pip install {self.requirement or self.name}"
 
 
@@ -100,7 +100,7 @@ def diagnose(checks: Sequence[Check], as_json: bool) -> None:
 
 
 def run_checks(checks: Iterable[Check]) -> Iterator[Finding]:
-    """The findings of all checks. Those that need what is broken are left out: it has a finding of its own."""
+    """Yields the findings of all checks, except checks that need a broken part: this part has its own finding."""
     working = set()
     for check in checks:
         if not all(name in working or sys.modules.get(name) for name in check.needs):
@@ -134,13 +134,13 @@ def read_tested_sets() -> list[dict[str, Any]]:
 
 
 COMPARED = ("python", "jax", "flax", "torch")
-"""What is held, by its minor version, against those that were tried."""
+"""The packages whose minor version is compared with the tested versions."""
 
 LEAST = {"python": "3.11", "jax": "0.10.2", "torch": "2.11"}
-"""What is known not to work before this version."""
+"""The lowest version that works."""
 
 FLAX_FOR_JAX = ("0.11", "0.12.10")
-"""From this version of JAX on, Flax before this version fails to import."""
+"""A version of JAX, and the lowest version of Flax that can be imported with it or a later JAX."""
 
 PACKAGES = (
     Package("numpy", "numpy"),
@@ -158,7 +158,7 @@ EXTRAS = (
 
 
 def check_python() -> Iterator[Finding]:
-    """This program and the Python that runs it."""
+    """Checks the versions of this program and of Python."""
     yield Finding(
         "ok", "jaxensemble", f"{installed_version('jaxensemble') or 'not installed'}, {Path(__file__).parent}"
     )
@@ -166,7 +166,7 @@ def check_python() -> Iterator[Finding]:
 
 
 def check_packages(packages: Iterable[Package]) -> Iterator[Finding]:
-    """The version of every package, held against those that were tried, and whether it can be imported."""
+    """Checks that every package can be imported, and compares its version with the tested versions."""
     for package in packages:
         found = installed_version(package.name)
         try:
@@ -185,7 +185,7 @@ def check_packages(packages: Iterable[Package]) -> Iterator[Finding]:
 
 
 def check_extras(packages: Iterable[Package]) -> Iterator[Finding]:
-    """The versions of packages that are needed for one purpose only."""
+    """Lists the versions of packages that are needed for one purpose only."""
     for package in packages:
         found = installed_version(package.name)
         missing = f"not installed; needed for {package.purpose} only: {package.install}"
@@ -216,7 +216,7 @@ def _least_version(name: str) -> str | None:
 
 
 def _version_numbers(text: str) -> tuple[int, ...]:
-    """The first three numbers of a version, which is all that is compared.
+    """The first three numbers of a version: no others are compared.
 
     >>> _version_numbers("2.13.0+cpu"), _version_numbers("0.12.0.1")
     ((2, 13, 0), (0, 12, 0))
@@ -228,7 +228,7 @@ def _version_numbers(text: str) -> tuple[int, ...]:
 
 
 def check_devices() -> Iterator[Finding]:
-    """The devices that JAX takes by default."""
+    """Lists the devices that JAX uses by default."""
     import jax
 
     counts = Counter(
@@ -240,7 +240,7 @@ def check_devices() -> Iterator[Finding]:
 
 
 def check_x64() -> Iterator[Finding]:
-    """Whether JAX has 64-bit types."""
+    """Reports whether JAX has 64-bit types on."""
     from jaxensemble.arrays import is_x64_on
 
     off = "off: float64 is refused, and integers have 32 bits (jax_enable_x64, --x64)"
@@ -248,7 +248,7 @@ def check_x64() -> Iterator[Finding]:
 
 
 def check_precision() -> Iterator[Finding]:
-    """What float32 products are rounded to."""
+    """Reports the precision of float32 products."""
     import jax
 
     said = jax.config.jax_default_matmul_precision  # pyright: ignore[reportAttributeAccessIssue]
@@ -260,7 +260,7 @@ _FULL = ("highest", "float32", "F32_F32_F32")
 
 
 def rounds_to_tf32() -> bool:
-    """Whether JAX rounds float32 products to TF32, which it does on GPUs that can unless told otherwise."""
+    """Returns whether JAX rounds float32 products to TF32, which is its default on GPUs with TF32."""
     import jax
 
     capability = getattr(jax.devices()[0], "compute_capability", "0")  # of an NVIDIA GPU; TF32 came with 8.0
@@ -268,30 +268,30 @@ def rounds_to_tf32() -> bool:
     return _version_numbers(str(capability)) >= (8,) and said not in _FULL
 
 
-# What is kept
+# Caches
 
 
 def check_caches() -> Iterator[Finding]:
-    """The directories of compiled programs and of measured plans: whether they can be written to."""
+    """Checks that the directories of compiled programs and of measured plans can be written to."""
     from jaxensemble.files.caches import cache_directory, open_places
 
     directory = cache_directory().absolute()
     advice = "set JAXENSEMBLE_CACHE to a directory of your own"
     for subject, folder, otherwise in (
         ("compiled programs", directory / "programs", "keep_compiled() fails"),
-        ("measured plans", directory / "plans", "every process measures anew"),
+        ("measured plans", directory / "plans", "every process measures again"),
     ):
         if obstacle := _obstacle(folder):
             yield Finding("warning", subject, f"{folder} cannot be written to ({obstacle}): {otherwise}", advice)
         elif subject == "compiled programs" and folder.is_dir() and (places := list(open_places(folder))):
-            others = f"{', '.join(map(str, places))} can be written to by others: {otherwise}"
+            others = f"{', '.join(map(str, places))} can be written to by other users: {otherwise}"
             yield Finding("warning", subject, others, f"{advice}, or chmod 700 {folder}")
         else:
             yield Finding("ok", subject, f"{folder}{'' if folder.is_dir() else ', made when needed'}")
 
 
 def _obstacle(folder: Path) -> str:
-    """Why no file can be written to a directory, or to the one that it would be made in; empty where one can."""
+    """The error of writing a file to a directory, or to the parent it would be made in; empty if writing works."""
     try:
         place = next(place for place in (folder, *folder.parents) if place.exists())
         with tempfile.TemporaryFile(dir=place):
@@ -304,7 +304,7 @@ def _obstacle(folder: Path) -> str:
 
 
 def check_ensemble() -> Iterator[Finding]:
-    """Three small Flax modules, which must give in one ensemble what each of them gives alone."""
+    """Checks that an ensemble of three small Flax modules gives the outputs of each module alone."""
     import jax
     import numpy as np
     from flax import nnx
@@ -322,15 +322,17 @@ def check_ensemble() -> Iterator[Finding]:
     apart = float(np.abs(together - alone).max())
     if apart <= CLOSE:
         yield Finding(
-            "ok", "an ensemble", f"3 small networks give together what each gives alone; largest difference {apart:.1g}"
+            "ok",
+            "an ensemble",
+            f"3 small networks agree, together and alone; largest difference {apart:.1g}",
         )
     else:
-        found = f"3 small networks give together something else than each alone: {apart:.1e} apart"
+        found = f"3 small networks give other outputs together than alone: {apart:.1e} apart"
         yield Finding("problem", "an ensemble", found, "do not use this installation, and please report it")
 
 
 CLOSE = 1e-5
-"""How far float32 outputs of about 1 may be apart."""
+"""The largest allowed difference of float32 outputs of about 1."""
 
 INSTALLED = (
     Check("python", check_python),

@@ -53,20 +53,21 @@ Mode = Literal["eval", "train", "as_is"]
 class Ensemble:
     """M members: one network and a stack of weights.
 
-    A pytree of its arrays, for `jax.jit`, `jax.tree.map` and `jax.device_put`. What optimizers take is `params` alone:
-    see [`with_params`][]. Nothing changes an ensemble; methods return new ones. It can be copied and pickled, for other
-    processes; to keep it, [`save`][] it.
+    An ensemble is a pytree of its arrays, for `jax.jit`, `jax.tree.map` and `jax.device_put`. Optimizers take `params`
+    alone: see [`with_params`][]. Nothing changes an ensemble; methods return new ones. It can be copied, and pickled
+    for other processes; to keep it, [`save`][] it.
 
-    - `graphdef`: what the network is; any `nnx.GraphDef` is taken and kept as a `Structure`. One in training mode warns
-      with a `TrainingModeWarning`: a Flax module is in that mode until its `eval()` was called. Training is what
-      `train()` is for.
+    - `graphdef`: the structure of the network; any `nnx.GraphDef` is accepted, and kept as a `Structure`. A structure
+      in training mode gives a `TrainingModeWarning`: a Flax module is in training mode until its `eval()` is called.
+      To train, call `train()` of the ensemble.
     - `params`, `buffers`, `rngs`: nested dicts of `[M, ...]` arrays, as `jaxensemble.modules.state.split` names them.
-      Without `rngs`, random streams, as those of dropout, begin with keys of their own. A call's `key` counts for them.
+      Without `rngs`, random streams, such as those of dropout, begin with keys of their own. The `key` of a call
+      replaces these keys.
     - `constants`: arrays that all members share.
-    - `network`, `origin`: what porting knows of the source and of PyTorch's keys; anything hashable.
-    - `plan`: how many members and rows one step takes, where a call does not say; None for a guess: see [`tune`][].
-    - `proof`: the comparison with PyTorch that these very arrays passed, or None. Pickles and `copy.copy` keep it, and
-      no other copy, nor an ensemble in whose dicts an array was put in the place of another. See [`Proof`][].
+    - `network`, `origin`: the ported network and the map of PyTorch's keys; anything hashable.
+    - `plan`: the number of members and rows of one step, where a call has no plan; None for a guess: see [`tune`][].
+    - `proof`: the comparison with PyTorch that these very arrays passed, or None. Pickles and `copy.copy` keep the
+      proof. All other copies drop it, and so does putting another array into the dicts. See [`Proof`][].
     - `lineage`: the proof of the ensemble that this one was made from by training, slicing or any other method, or
       None. JAX's transformations and `dataclasses.replace` drop it.
     - `sources`: the checkpoint files that these very arrays were read from, or None; see [`Source`][].
@@ -86,20 +87,20 @@ class Ensemble:
     network: Any = None
     origin: Any = None
     plan: Plan | None = None
-    # A proof and the arrays it is about. `init=False`, so that `dataclasses.replace` drops it.
+    # A proof and its arrays. `init=False`, so that `dataclasses.replace` drops it.
     _proven: tuple[Proof, list[Any]] | None = dataclasses.field(default=None, init=False)
     _lineage: Lineage | None = dataclasses.field(default=None, init=False)  # no part of the pytree, either
     # The files of the members and the arrays that came from them.
     _sources: tuple[tuple[Source, ...], list[Any]] | None = dataclasses.field(default=None, init=False)
 
     def __post_init__(self) -> None:
-        begun = not isinstance(self.graphdef, Structure)  # by hand, and not made from other ensembles or modules
+        by_hand = not isinstance(self.graphdef, Structure)  # and not from other ensembles or modules
         object.__setattr__(self, "graphdef", Structure.of(self.graphdef))
         if self.graphdef.streams and isinstance(self.rngs, dict) and not self.rngs:
             shapes = [np.shape(leaf) for leaf in jax.tree.leaves((self.params, self.buffers))[:1]]
-            members = shapes[0][0] if shapes and shapes[0] else 0  # of which `members` says what is wrong
+            members = shapes[0][0] if shapes and shapes[0] else 0  # `self.members` raises an error for 0
             object.__setattr__(self, "rngs", stack_rngs(initial_rngs(self.graphdef), members))
-        if begun:
+        if by_hand:
             odd = [kind for kind in KINDS if not isinstance(getattr(self, kind), Mapping)]
             if odd:
                 raise InputError(f"`{'`, `'.join(odd)}` must be nested dicts of arrays [M, ...]")
@@ -118,11 +119,14 @@ class Ensemble:
     ) -> "Ensemble":
         """An ensemble of Flax modules, whose arrays are copied into the stack.
 
-        `mode` is the one that the ensemble is in: `"eval"`, `"train"`, or `"as_is"` for that of the modules. Without,
-        it is that one, too, with a `TrainingModeWarning` where layers are in training mode, which Flax's modules are
-        until their `eval()` was called.
+        **Arguments:**
 
-        Raises `MemberError` for no modules, and one with every difference if they differ in more than values.
+        - `modules`: M modules that differ in the values of their arrays alone.
+        - `mode`: the mode of the ensemble: `"eval"`, `"train"`, or `"as_is"` for the mode of the modules. None keeps
+          the mode of the modules too, and warns with a `TrainingModeWarning` if layers are in training mode. A Flax
+          module is in training mode until its `eval()` is called.
+
+        **Raises:** `MemberError` for no modules, and with every difference if modules differ in more than values.
 
         >>> modules = [nnx.BatchNorm(3, rngs=nnx.Rngs(seed)) for seed in range(5)]
         >>> Ensemble.from_modules(modules, mode="eval")
@@ -141,9 +145,9 @@ class Ensemble:
 
     @classmethod
     def concatenate(cls, ensembles: Sequence["Ensemble"]) -> "Ensemble":
-        """The members of several ensembles, in order.
+        """The members of several ensembles, in order, as one ensemble.
 
-        Raises `MemberError` for none, and one with every place where architectures, constants or dtypes differ.
+        **Raises:** `MemberError` for no ensembles, and with every place where structures, constants or dtypes differ.
 
         >>> first, second = (Ensemble.from_modules([nnx.Linear(3, 2, rngs=nnx.Rngs(seed))]) for seed in (0, 1))
         >>> len(Ensemble.concatenate([first, second]))
@@ -168,13 +172,13 @@ class Ensemble:
         return result.read_from(tuple(itertools.chain(*sources)) if all(sources) else None)
 
     def with_params(self, params: Any) -> "Ensemble":
-        """The ensemble with other parameters, as an optimizer of optax gives them.
+        """Returns the ensemble with other parameters, as an optimizer of optax gives them.
 
-        Gradients and optimizers are for `params`. In an ensemble as a whole there are buffers and constants, too: they
-        have no gradient, but weight decay, for one, would move them. Of complex parameters, optimizers take `jnp.conj`
-        of what `jax.grad` gives.
+        Take gradients of `params` alone, and give `params` alone to optimizers. An ensemble also holds buffers and
+        constants: they have no gradient, but weight decay, for example, would change them. For complex parameters,
+        optimizers take `jnp.conj` of the gradient that `jax.grad` gives.
 
-        **Raises:** `StateError` for parameters of other names or shapes, all of which it names.
+        **Raises:** `StateError` naming all parameters whose names or shapes differ.
 
         >>> import optax
         >>> ensemble = Ensemble.from_modules([nnx.Linear(3, 2, rngs=nnx.Rngs(seed)) for seed in range(5)])
@@ -198,7 +202,7 @@ class Ensemble:
         wrong = sorted(name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name))
         if wrong:
             rows = (f"\n  {name}: expected {ours.get(name, 'none')}, got {theirs.get(name, 'none')}" for name in wrong)
-            raise StateError(f"`params` must be those of this ensemble, with other values:{''.join(rows)}")
+            raise StateError(f"`params` must have the names and shapes of this ensemble's parameters:{''.join(rows)}")
         return self._changed(params=params)
 
     def __call__(
@@ -211,20 +215,23 @@ class Ensemble:
     ) -> Any:
         """The outputs of all members for the same inputs: every output array is `[M, ...]`.
 
-        `inputs` are those of the network, by position or, as in PyTorch, by name: arrays, or trees of arrays, of JAX,
-        numpy, PyTorch or any library with `__array__` or `__dlpack__`; never aliased. What was no array when it was
-        ported (a flag, a number, None) is fixed, and may be left out. In training mode, statistics are those of the
-        batch; a network that draws random numbers needs a `key`, of which each member gets its own part, or the same if
-        `randomness="same"`.
+        **Arguments:**
 
-        `plan` says how the members run, and changes the outputs by no more than rounding: a [`Plan`][jaxensemble.Plan];
-        `"auto"` for the fastest one, measured once for a network, shapes and device and then remembered (within
-        `jax.jit` and other transformations, where nothing can be measured, only if that was done before); None for the
-        ensemble's own `plan`, or one guessed from sizes.
+        - `inputs`, `named`: the inputs of the network, by position or, as in PyTorch, by name: arrays, or trees of
+          arrays, of JAX, NumPy, PyTorch or any library with `__array__` or `__dlpack__`; never aliased. An argument
+          that was no array when the network was ported (a flag, a number, None) is fixed, and may be left out.
+        - `key`: a random key, for a network that draws random numbers.
+        - `randomness`: `"different"` gives each member its own part of the key, `"same"` gives all members one key.
+        - `plan`: how the members run, which changes the outputs by no more than rounding. A [`Plan`][jaxensemble.Plan];
+          `"auto"` for the fastest plan, which is measured once for a network, shapes and device and then remembered
+          (within `jax.jit` and other transformations, where nothing can be measured, only earlier measurements
+          count); None for the ensemble's own `plan`, or one guessed from sizes.
 
-        Raises `InputError` for inputs that are no arrays or would be rounded (64-bit numbers while JAX has them off),
-        for another value of what is fixed, and for a plan that takes rows apart which the network mixes; `StateError`
-        if a key is needed and missing.
+        In training mode, statistics are those of the batch.
+
+        **Raises:** `InputError` for inputs that are no arrays or would be rounded (64-bit numbers while JAX has them
+        off), for a fixed argument with another value, and for a plan that splits rows which the network mixes;
+        `StateError` if a key is needed and missing.
         """
         return self._run((inputs, named), key, randomness, plan)
 
@@ -238,19 +245,21 @@ class Ensemble:
     ) -> Any:
         """The outputs of every member for inputs of its own: input arrays are `[M, N, ...]`, outputs `[M, ...]`.
 
-        Otherwise like calling the ensemble; raises `InputError` also for inputs that do not begin with M.
+        All else is as in a call of the ensemble.
+
+        **Raises:** `InputError` for inputs that do not begin with M, and the errors of a call.
         """
         return self._run((inputs, named), key, randomness, plan, each=True)
 
     def tune(self, *inputs: Any, key: Any = None, each: bool = False, **named: Any) -> "Ensemble":
-        """The ensemble with the plan that is fastest for these inputs: measured, or remembered from an earlier time.
+        """Returns the ensemble with the plan that is fastest for these inputs: measured, or remembered.
 
-        Takes some calls and compilations for every plan worth a try. What was measured for a network, shapes, dtypes,
-        device and versions is kept, also in the user's cache directory (`JAXENSEMBLE_CACHE` names another). The plan
-        stays with the ensemble for all later calls, but is not saved. Where rows do not stay apart, as in training
-        mode, it counts without its `rows`.
+        Measuring takes some calls and compilations for every plan worth a try. Measurements are kept for a network,
+        shapes, dtypes, device and versions, also in the user's cache directory (`JAXENSEMBLE_CACHE` names another
+        directory). The plan stays with the ensemble for all later calls, but is not saved. Where the network mixes
+        rows, as in training mode, the plan counts without its `rows`.
 
-        Raises `InputError` within `jax.jit` and other transformations, where nothing can be measured.
+        **Raises:** `InputError` within `jax.jit` and other transformations, where nothing can be measured.
 
         >>> ensemble = Ensemble.from_modules([nnx.Linear(3, 2, rngs=nnx.Rngs(seed)) for seed in range(5)])
         >>> ensemble.tune(jnp.ones((64, 3))).plan is not None
@@ -265,7 +274,7 @@ class Ensemble:
         return dataclasses.replace(self, plan=plan).proven(self.proof, self.lineage).read_from(self.sources)
 
     def explain(self, *inputs: Any, key: Any = None, each: bool = False, **named: Any) -> str:
-        """Which plan a call with these inputs gets, and why: what was measured, or what the guess went by."""
+        """Explains which plan a call with these inputs gets, with the measurements or the estimate behind it."""
         inputs = as_arrays(bind_arguments(self.network, inputs, named), "inputs")
         case = self._case(inputs, None if key is None else as_key(key), "different", each=each)
         return explained(case, self.plan)
@@ -281,7 +290,7 @@ class Ensemble:
     ) -> tuple[Any, "Ensemble"]:
         """The outputs, and the ensemble with its buffers as the call left them: BatchNorm's running statistics.
 
-        With `each=True` every member gets inputs of its own, as with the method of that name.
+        With `each=True` every member gets inputs of its own, as in the method `each`.
         """
         outputs, buffers = self._run((inputs, named), key, randomness, plan, each=each, update=True)
         return outputs, self._changed(buffers=buffers)
@@ -295,16 +304,22 @@ class Ensemble:
         plan: Plan | Literal["auto"] | None = None,
         **options: Any,
     ) -> Any:
-        """What the members predict together: mean, votes, variance, entropies or quantiles, as attributes.
+        """The joint prediction of the members: mean, votes, variance, entropies or quantiles, as attributes.
 
-        `task` and `options` are those of [`Prediction.from_outputs`][jaxensemble.Prediction]: outputs are read as the
-        logits of classes, unless it says `"regression"` or `"gaussian"`. `key`, `randomness` and `plan` are those of a
-        call; options that are inputs of the network are given to it. Of outputs with a field `logits`, as a classifier
-        of Hugging Face has it, these are taken.
+        **Arguments:**
 
-        Warns with a `TrainingModeWarning` of layers in training mode; given a `key`, as for Monte-Carlo dropout, only
-        of those whose statistics are the minibatch's. Warns with a `NotANumberWarning` of members and rows that are
-        NaN. Raises `InputError` for arguments that are unknown, and as a call does.
+        - `task`, `options`: as in [`Prediction.from_outputs`][jaxensemble.Prediction]: outputs are read as the logits
+          of classes, unless `task` is `"regression"` or `"gaussian"`. Options that are inputs of the network are given
+          to the network.
+        - `inputs`, `key`, `randomness`, `plan`: as in a call.
+
+        If the outputs have a field `logits`, as those of a Hugging Face classifier, the prediction reads this field.
+
+        Warns with a `TrainingModeWarning` of layers in training mode; with a `key`, as for Monte-Carlo dropout, only
+        of layers that use the statistics of the minibatch. Warns with a `NotANumberWarning` of members and rows that
+        are NaN.
+
+        **Raises:** `InputError` for unknown arguments, and the errors of a call.
         """
         flags = MODE_FLAGS if key is None else (STATISTICS,)
         advice = "call it as ensemble.eval().predict(...) if evaluation is meant"
@@ -318,7 +333,7 @@ class Ensemble:
     def train(self) -> "Ensemble":
         """The ensemble in training mode, as `nnx.Module.train` sets it: batch statistics and dropout.
 
-        Raises `StateError` for a network that was ported for evaluation only.
+        **Raises:** `StateError` for a network that was ported for evaluation only.
         """
         return self._in_mode("train")
 
@@ -327,11 +342,12 @@ class Ensemble:
         return self._in_mode("eval")
 
     def astype(self, dtype: Any) -> "Ensemble":
-        """The ensemble with its floating-point and complex arrays, and only those, cast.
+        """Returns the ensemble with its floating-point and complex arrays cast, and all other arrays as they are.
 
-        Complex numbers become complex128 with float64 and complex64 with all others: JAX has none of half precision.
+        Complex numbers become complex128 for float64 and complex64 for all other dtypes: JAX has no complex numbers of
+        half precision.
 
-        Raises `InputError` for dtypes that are not floating-point.
+        **Raises:** `InputError` for dtypes that are not floating-point.
 
         >>> ensemble = Ensemble.from_modules([nnx.Linear(3, 2, param_dtype=jnp.complex64, rngs=nnx.Rngs(0))])
         >>> ensemble.astype("bfloat16").params["kernel"].dtype
@@ -342,22 +358,25 @@ class Ensemble:
         except TypeError:
             known = False
         if not known:
-            raise InputError(f"`dtype` must be a floating-point one; got {dtype!r}")
+            raise InputError(f"`dtype` must be a floating-point dtype; got {dtype!r}")
         require_x64(np.dtype(dtype), "`dtype`")
         state, network = cast_state(self.state, self.network, dtype)
         cast = dataclasses.replace(self, **state._asdict(), network=network)
         return cast.proven(None, self._descent(trained=False))
 
     def source(self) -> str:
-        """The Flax code of the network. Raises `StateError` for an ensemble that was not ported."""
+        """The Flax code of the network.
+
+        **Raises:** `StateError` for an ensemble that was not ported.
+        """
         if self.network is None:
-            raise StateError("there is no source: this ensemble was made of Flax modules, which have their own")
+            raise StateError("there is no source: this ensemble was made from Flax modules, which have their own code")
         return print_source(self.network)
 
     def proven(self, proof: Proof | None, lineage: Lineage | None = None) -> "Ensemble":
-        """The same ensemble with a proof, which is for whoever compared it to give, and with its lineage, or another.
+        """Returns the same ensemble with a proof, which the caller vouches for, and with its own or another lineage.
 
-        One that was trained can be proved again by PyTorch models with its weights, which `torch_bridge.to_torch`
+        A trained ensemble can be proved again by PyTorch models with its weights, which `torch_bridge.to_torch`
         gives: `trained.proven(torch_bridge.check(models, trained, inputs).proof)`.
         """
         result = dataclasses.replace(self)
@@ -368,7 +387,7 @@ class Ensemble:
         return result
 
     def trained_from(self, other: "Ensemble") -> "Ensemble":
-        """The same ensemble, without a proof, as one that was trained from another."""
+        """Returns the same ensemble, without a proof, marked as trained from another ensemble."""
         return self.proven(None, other._descent(trained=True))
 
     @property
@@ -378,66 +397,66 @@ class Ensemble:
 
     @property
     def lineage(self) -> Lineage | None:
-        """The proof of the ensemble that this one was made from, and whether it was trained from it; or None."""
+        """The proof of the ensemble that this one was made from, and whether by training; or None."""
         return self._lineage
 
     def read_from(self, sources: tuple[Source, ...] | None) -> "Ensemble":
-        """The same ensemble with the files of its members, which is for whoever read them to give."""
+        """Returns the same ensemble with the files of its members, which the caller has read."""
         result = self.proven(self.proof)
         object.__setattr__(result, "_sources", (sources, jax.tree.leaves(result)) if sources else None)
         return result
 
     @property
     def sources(self) -> tuple[Source, ...] | None:
-        """The checkpoint file of each member, with what was taken of it. None for arrays that came from elsewhere."""
+        """The checkpoint file of each member, and the part of it that was read. None for arrays from elsewhere."""
         return self._sources[0] if self._sources is not None and self._holds(self._sources[1]) else None
 
     def _holds(self, arrays: list[Any]) -> bool:
-        """Whether its arrays are these. Arrays of JAX do not change: the same objects have the same values."""
+        """Returns whether the ensemble has these arrays. Arrays of JAX never change their values."""
         leaves = jax.tree.leaves(self)
         return len(leaves) == len(arrays) and all(map(operator.is_, leaves, arrays))
 
     def _descent(self, *, trained: bool) -> Lineage | None:
-        """The lineage of what is made from this ensemble."""
+        """The lineage of an ensemble that is made from this one."""
         if self.proof is not None:
             return Lineage(self.proof, trained)
         return self._lineage and dataclasses.replace(self._lineage, trained=self._lineage.trained or trained)
 
     def _changed(self, **fields: Any) -> "Ensemble":
-        """The ensemble with some fields changed: what it was made from is known, and its proof is no longer its own."""
+        """Returns the ensemble with some fields changed: the proof becomes part of its lineage."""
         return dataclasses.replace(self, **fields).proven(None, self._descent(trained=False))
 
     def save(self, path: str | Path, *, force: bool = False) -> None:
-        """Saves an ensemble that was ported as a directory which [`Ensemble.load`][] reads; PyTorch is not needed.
+        """Saves an ensemble that was ported as a directory, which [`Ensemble.load`][] reads; PyTorch is not needed.
 
-        The directory is written beside `path` and put in place in one step: whatever happens, `path` is what it was or
-        the whole of the new artifact. With `force` it may be an artifact already, which is replaced; what holds
-        anything else is not, even if that came while this was written.
+        The directory is written next to `path` and put in place in one step: whatever happens, `path` is either
+        unchanged or the whole new artifact. With `force`, an artifact at `path` is replaced. A directory that holds
+        any other file is not replaced, even if the file appears while the artifact is written.
 
-        It holds `weights.safetensors` (the stacked arrays by path), `network.json`, `source.py` (to be read by people)
-        and `manifest.json` (hashes, versions, the proof, PyTorch's keys).
+        The directory holds `weights.safetensors` (the stacked arrays by path), `network.json`, `source.py` (for
+        people to read) and `manifest.json` (hashes, versions, the proof, PyTorch's keys).
 
-        Raises `StateError` for an ensemble of Flax modules that were not ported, `InputError` for a `path` that cannot
-        be written to or is not to be replaced, and `OSError` as the system does.
+        **Raises:** `StateError` for an ensemble of Flax modules that were not ported, `InputError` for a `path` that
+        cannot be written to or must not be replaced, and `OSError` from the system.
         """
         write_artifact(self._saved(), path, force=force)
 
     @classmethod
     def load(cls, path: str | Path) -> "Ensemble":
-        """The ensemble that [`Ensemble.save`][] saved, bit for bit, its mode, proof and map of PyTorch's keys included.
+        """Reads the ensemble that [`Ensemble.save`][] saved, bit for bit, with mode, proof and map of PyTorch's keys.
 
-        Nothing in the directory is run: the source is generated anew from `network.json`, after it was checked. Every
-        array is compared with its hash. 64-bit integers become 32-bit ones while JAX has those switched off: there is
-        then no proof, and a `NarrowIntegerWarning`, as of all that was saved with 64-bit types.
+        Nothing in the directory is run: the source is generated again from `network.json`, after it was checked. Every
+        array is compared with its hash. While JAX has 64-bit types off, 64-bit integers become 32-bit integers. An
+        artifact that was saved with 64-bit types on then has no proof, and gives a `NarrowIntegerWarning`.
 
-        Raises `InputError` with all that is wrong: no artifact, damaged, of another version, arrays that do not fit the
-        network, and float64 while JAX has it switched off.
+        **Raises:** `InputError` with all that is wrong: no artifact, a damaged one, another version, arrays that do
+        not fit the network, and float64 while JAX has it switched off.
         """
         return cls.from_saved(Artifact.open(path).read())
 
     @classmethod
     def from_saved(cls, saved: Saved, plan: Plan | None = None) -> "Ensemble":
-        """An ensemble of what an artifact or a pickle holds."""
+        """The ensemble that an artifact or a pickle holds."""
         ensemble = cls(*saved.state, network=saved.network, origin=saved.origin, plan=plan)
         return ensemble.proven(saved.proof, saved.lineage).read_from(saved.sources)
 
@@ -446,12 +465,15 @@ class Ensemble:
 
     @functools.cached_property
     def members(self) -> int:
-        """The number of members M. Raises `InputError` if the arrays do not agree on one, or there are none."""
+        """The number of members M.
+
+        **Raises:** `InputError` if the arrays have different numbers of members, or there are no arrays.
+        """
         return count_members({"params": self.params, "buffers": self.buffers})
 
     @property
     def state(self) -> State:
-        """Graph definition and arrays, without what porting knows."""
+        """Graph definition and arrays, without `network` and `origin`."""
         return State(self.graphdef, self.params, self.buffers, self.constants, self.rngs)
 
     def __len__(self) -> int:
@@ -463,8 +485,8 @@ class Ensemble:
     def __getitem__(self, index: Any) -> Any:
         """One member as a Flax module, for an integer; an ensemble, for a slice or for integers or booleans in 1-D.
 
-        Raises `MemberIndexError` for members that there are not, `InputError` for what is no index, and `MemberError`
-        if none is left.
+        **Raises:** `MemberIndexError` for members that do not exist, `InputError` for anything that is no index, and
+        `MemberError` if no member is selected.
         """
         selected = member_positions(index, self.members)
         if isinstance(selected, int):
@@ -483,10 +505,10 @@ class Ensemble:
         count = sum(leaf.size for leaf in params) // members
         size = human_bytes(sum(leaf.size * leaf.dtype.itemsize for leaf in leaves))
         fixed = self.network.fixed if isinstance(self.network, Network) else {}
-        told = f"; fixed: {', '.join(f'{place}={value!r}' for place, value in fixed.items())}" if fixed else ""
+        notes = f"; fixed: {', '.join(f'{place}={value!r}' for place, value in fixed.items())}" if fixed else ""
         training = self.graphdef.training_layers()
-        told += f"; in training mode: {shorten_list(training)}" if training else ""
-        return f"Ensemble({members} x {name}, {count:,} parameters each, {dtypes}, {size}{told})"
+        notes += f"; in training mode: {shorten_list(training)}" if training else ""
+        return f"Ensemble({members} x {name}, {count:,} parameters each, {dtypes}, {size}{notes})"
 
     def __copy__(self) -> "Ensemble":
         return self.proven(self.proof)
@@ -549,7 +571,7 @@ class Ensemble:
     def _case(
         self, inputs: tuple[Any, ...], key: Any, randomness: Randomness, *, each: bool, update: bool = False
     ) -> Case:
-        """What a call with these inputs is, once they are known to be such as the network takes."""
+        """Checks the inputs of a call, and returns its case."""
         if randomness not in ("different", "same"):
             raise InputError(f"`randomness` must be 'different' or 'same'; got {randomness!r}")
         for dtype in self._dtypes:

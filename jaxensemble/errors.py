@@ -1,7 +1,7 @@
 """Errors of both packages: what is wrong, where, why, and what to do about it.
 
-Where `torch.func` raises a built-in error for the same mistake, ours is also of that type, so that code which catches
-PyTorch's goes on working.
+Where `torch.func` raises a built-in error for the same mistake, the error here also has that type, so that code which
+catches PyTorch's error goes on working.
 """
 
 import re
@@ -9,25 +9,25 @@ from collections.abc import Sequence
 from typing import Any
 
 FIRST = 200
-"""Characters that the first line of a message has at most; what another library says may be longer elsewhere."""
+"""The most characters of the first line of a message."""
 
 LINES = 12
-"""Lines that a message has at most; all of them are in `details`."""
+"""The most lines of a message; `details` has all lines."""
 
 ROWS = 5
-"""Rows that a message has of a list that is too long for it."""
+"""The rows of a long list that a message shows."""
 
 _LONGEST = 400
 POINTER = "All of it: error.details"
-"""The last line of a message that is not all there is."""
+"""The last line of a message that was shortened."""
 
 
 class JaxEnsembleError(Exception):
     """The base of every error that `jaxensemble` and `torch_bridge` raise themselves.
 
-    The message says what is wrong, where, why, and what to do. It is short: of a long list it has the first few rows.
+    The message says what is wrong, where, why, and what to do. It is short: it shows the first few rows of a long list.
 
-    - `details`: the whole list, and what PyTorch or JAX themselves said, where an error of theirs is behind it.
+    - `details`: the whole list, and the message of PyTorch or JAX, where their error is the cause.
 
     >>> error = InputError("these do not fit:\\n" + "\\n".join(f"  layer {k}" for k in range(50)) + "\\nTake others.")
     >>> print(error)
@@ -49,7 +49,7 @@ class JaxEnsembleError(Exception):
 
 
 def first_line(error: BaseException) -> str:
-    """One line of what an error says, of any library; its class where it says nothing.
+    """The first line of an error's message, whatever the library; the name of its class if the message is empty.
 
     >>> first_line(KeyError("a")), first_line(TypeError())
     ("'a'", 'TypeError')
@@ -59,7 +59,7 @@ def first_line(error: BaseException) -> str:
 
 
 def describe_error(error: BaseException) -> str:
-    """The class of another library's error, and one line of what it says.
+    """The class of another library's error, and the first line of its message.
 
     >>> describe_error(ValueError("too few\\nvalues"))
     'ValueError: too few'
@@ -70,7 +70,7 @@ def describe_error(error: BaseException) -> str:
 def _shorten_message(message: str, *, more: bool) -> str:
     lines = [line for line in message.splitlines() if line.strip()]
     if lines and lines[-1] == POINTER:
-        return message  # of an error that was pickled
+        return message  # a pickled error has a shortened message
     rows = [line[:1].isspace() for line in lines]
     kept = _drop_middle([line for line, row in zip(lines, rows, strict=True) if not row])
     groups = sum(row and not (k and rows[k - 1]) for k, row in enumerate(rows))
@@ -89,15 +89,15 @@ def _shorten_message(message: str, *, more: bool) -> str:
             short += [lines[k]] if lines[k] in kept else []
             k += 1
     whole = [*_break_line(short[0]), *short[1:]] if short else []
-    told = [_cut_line(line) for line in whole]
-    fits = short == lines and told == whole
-    if len(told) >= LINES:
-        told, fits = [*told[: LINES - 2], told[-1]], False
-    return "\n".join(told if fits and not more else [*told, POINTER])
+    shown = [_cut_line(line) for line in whole]
+    fits = short == lines and shown == whole
+    if len(shown) >= LINES:
+        shown, fits = [*shown[: LINES - 2], shown[-1]], False
+    return "\n".join(shown if fits and not more else [*shown, POINTER])
 
 
 def _drop_middle(lines: list[str]) -> list[str]:
-    """Lines without the middle of a long text."""
+    """Returns the lines without those in the middle of a long text."""
     most = LINES - 4
     return lines if len(lines) <= most else lines[: most - 2] + lines[-2:]
 
@@ -116,7 +116,7 @@ def _cut_line(line: str) -> str:
 
 
 def _break_line(line: str) -> list[str]:
-    """The first line in two, after a sentence or a part of one, where it is too long."""
+    """Breaks a first line that is too long in two, after a sentence, a clause or a word."""
     if len(line) <= FIRST:
         return [line]
     for end in (r"[.:;] ", r", ", r" "):
@@ -126,14 +126,14 @@ def _break_line(line: str) -> list[str]:
 
 
 def porting_advice(value: Any) -> str:
-    """The end of an error about a module or a tensor of PyTorch: what ports it. Nothing for anything else."""
+    """The end of an error about a PyTorch module or tensor, which says what ports it; empty for any other object."""
     if not any(base.__module__.partition(".")[0] == "torch" for base in type(value).__mro__):
         return ""
     return ". PyTorch's modules, with their weights, are ported by torch_bridge.to_flax and torch_bridge.to_ensemble"
 
 
 class InputError(JaxEnsembleError, ValueError):
-    """An argument, an array or a file is not what it has to be."""
+    """An argument, an array or a file is not valid."""
 
 
 class MemberError(JaxEnsembleError, ValueError, RuntimeError):
@@ -141,7 +141,7 @@ class MemberError(JaxEnsembleError, ValueError, RuntimeError):
 
 
 class MemberIndexError(InputError, IndexError):
-    """An index of members that an ensemble has not."""
+    """An index selects members that the ensemble does not have."""
 
 
 class UnsupportedError(JaxEnsembleError):
@@ -149,15 +149,15 @@ class UnsupportedError(JaxEnsembleError):
 
 
 class ParityError(JaxEnsembleError):
-    """The ported ensemble does not give what PyTorch gives."""
+    """The outputs of the ported ensemble differ from PyTorch's."""
 
 
 class StateError(JaxEnsembleError, RuntimeError):
-    """Weights, buffers or random keys do not fit the network that is to use them (`RuntimeError` in `torch.func`)."""
+    """Weights, buffers or random keys do not fit their network (`RuntimeError` in `torch.func`)."""
 
 
 class RandomnessError(StateError):
-    """Random numbers are to be drawn, and there is no key to draw them from."""
+    """A network draws random numbers, and has no key to draw them from."""
 
 
 class EqualMembersWarning(UserWarning):
@@ -169,7 +169,7 @@ class NarrowIntegerWarning(UserWarning):
 
 
 class NotANumberWarning(UserWarning):
-    """Members give NaN, and what is predicted of those rows, such as a class, is an arbitrary number."""
+    """Members give NaN, so that the prediction of those rows, such as a class, is an arbitrary number."""
 
 
 class TrainingModeWarning(UserWarning):
@@ -177,7 +177,7 @@ class TrainingModeWarning(UserWarning):
 
 
 def shorten_list(names: Sequence[str]) -> str:
-    """The first few of many names.
+    """Returns the first few of many names, and the number of all others.
 
     >>> shorten_list(["a", "b"]), shorten_list(["a", "b", "c", "d", "e"])
     ('a, b', 'a, b, c and 2 more')

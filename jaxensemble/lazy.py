@@ -1,6 +1,6 @@
-"""Public names of a package that are imported when they are first asked for.
+"""Public names of a package that are imported when they are first used.
 
-So the command lines answer `--version`, complete what is typed, and run `doctor`, without JAX or where it is broken.
+The command lines then answer `--version`, complete commands, and run `doctor` where JAX is missing or broken.
 """
 
 import importlib
@@ -11,7 +11,7 @@ from typing import Any
 
 
 def lazy_attributes(package: str) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
-    """`__getattr__` and `__dir__` of a package: the names in its module `public`, and its modules.
+    """Functions `__getattr__` and `__dir__` of a package: for the names in its module `public`, and for its modules.
 
     >>> get, names = lazy_attributes("jaxensemble")
     >>> get("Ensemble").__name__, "Ensemble" in names()

@@ -1,7 +1,7 @@
-"""Outputs with named fields, in the place of what a PyTorch forward returns: dataclasses, named tuples, mappings.
+"""Outputs with named fields, as a PyTorch forward may return them: dataclasses, named tuples, mappings.
 
-The classes are made from their names and fields alone, so that a saved network has them, too. They are pytrees, whose
-fields that are None hold nothing. Classes of one kind, name and fields are one class.
+The classes are made from their names and fields alone, so that a saved network has them too. Records are pytrees, in
+which a field that is None has no leaf. Two classes of equal kind, name and fields are one class.
 """
 
 import collections
@@ -41,7 +41,7 @@ def namedtuple(name: str, *fields: str) -> type[Any]:
 
 @functools.cache
 def mapping(name: str, *fields: str) -> type[Any]:
-    """A dict whose items are attributes, too, and can be had by position, as Hugging Face's `ModelOutput`.
+    """A dict whose items are also attributes, and can be read by position, as in Hugging Face's `ModelOutput`.
 
     Fields that are None are attributes alone.
 
@@ -64,7 +64,7 @@ KINDS: dict[str, Callable[..., type[Any]]] = {"dataclass": dataclass, "namedtupl
 
 
 class Attributes(dict[Any, Any]):
-    """What `mapping` makes classes of."""
+    """The base of the classes that `mapping` makes."""
 
     _names: tuple[str, ...] = ()
 
@@ -98,7 +98,7 @@ def _make_record(made: type[Any], fields: Sequence[str], values: Sequence[Any]) 
 
 
 def _reduce_method(kind: str, name: str, fields: tuple[str, ...]) -> Callable[[Any], Any]:
-    """How to copy and pickle a record, whose class has no place in any module."""
+    """Makes the `__reduce__` of a record, whose class is in no module where `pickle` could find it."""
     return lambda record: (_restore_record, (kind, name, fields, [value for _, value in items_of(record, fields)]))
 
 

@@ -1,4 +1,4 @@
-"""What the command lines of both packages share: exit codes, errors told in one message, results as text or JSON."""
+"""Exit codes, error messages and results of the command lines of both packages."""
 
 import contextlib
 import importlib.metadata
@@ -29,8 +29,9 @@ EXIT_CODES: list[tuple[type[BaseException], int]] = [
     (OSError, 6),
     (KeyboardInterrupt, 130),
 ]
-"""What the process ends with, by error: 1 parity failed, 3 bad input, 4 unsupported model, 5 environment, 6 files, and
-130 after Ctrl-C. 2, for usage, is typer's own."""
+"""Exit codes by error: 1 parity failed, 3 bad input, 4 unsupported model, 5 environment, 6 files, 130 after Ctrl-C.
+
+Typer itself exits with 2 for wrong usage."""
 
 X64Option = Annotated[bool, typer.Option("--x64", help="Run JAX with 64-bit types, for float64 models.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
@@ -38,7 +39,7 @@ DebugOption = Annotated[bool, typer.Option("--debug", help="Show tracebacks, and
 
 
 def make_app(name: str, purpose: str, distributions: Sequence[str]) -> typer.Typer:
-    """A command line without commands: completion, and `--version`, which lists these distributions, too."""
+    """A command line without commands: completion, and `--version`, which also lists the given distributions."""
     app = typer.Typer(
         name=name, help=purpose, no_args_is_help=True, add_completion=True, pretty_exceptions_enable=False
     )
@@ -60,7 +61,7 @@ def make_app(name: str, purpose: str, distributions: Sequence[str]) -> typer.Typ
 
 
 def installed_version(distribution: str) -> str | None:
-    """What is installed, without importing it; None for what is not.
+    """The installed version of a distribution, without importing it; None for a distribution that is not installed.
 
     >>> installed_version("no-such-distribution") is None
     True
@@ -72,7 +73,7 @@ def installed_version(distribution: str) -> str | None:
 
 
 def use_x64(x64: bool) -> contextlib.AbstractContextManager[Any]:
-    """JAX with 64-bit types, or without, for a while."""
+    """A context in which JAX has 64-bit types on, or off."""
     import jax
 
     return jax.enable_x64(x64)
@@ -80,7 +81,10 @@ def use_x64(x64: bool) -> contextlib.AbstractContextManager[Any]:
 
 @contextlib.contextmanager
 def report_errors(program: str, as_json: bool, debug: bool) -> Iterator[None]:
-    """Errors as one message and an exit code, without a traceback unless one is asked for; our warnings as one, too."""
+    """Prints errors as one message, and exits with their code; prints the package's own warnings as one message.
+
+    `debug` adds the traceback.
+    """
     try:
         with warnings.catch_warnings():
             _print_warnings(program)
@@ -102,7 +106,7 @@ def report_errors(program: str, as_json: bool, debug: bool) -> Iterator[None]:
 
 
 def _print_warnings(program: str) -> None:
-    """Has our own warnings printed as errors are, without a place in the code; until filters are reset."""
+    """Prints the package's own warnings as errors, without a place in the code, until filters are reset."""
     others = warnings.showwarning
 
     def shown(message: Warning | str, category: type[Warning], *place: Any) -> None:
@@ -120,7 +124,7 @@ def show_result(result: Any, as_json: bool) -> None:
 
 
 def escape_controls(text: str) -> str:
-    """Text in which nothing but line breaks steers a terminal: what comes from a file could otherwise rewrite it.
+    """Escapes all characters that control a terminal, except line breaks: text from a file could rewrite the screen.
 
     >>> escape_controls("conv1\\x1b[2J")
     'conv1\\\\x1b[2J'

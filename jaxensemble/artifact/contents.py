@@ -1,4 +1,4 @@
-"""`Saved`: what an artifact holds of an ensemble."""
+"""`Saved`: the parts of an ensemble that an artifact holds."""
 
 import dataclasses
 from typing import Any
@@ -13,9 +13,9 @@ from jaxensemble.network.sources import Source
 class Saved:
     """The parts of an ensemble that a file or another process keeps.
 
-    - `state`: structure and arrays; all but the constants have a leading axis of members.
-    - `network`, `origin`: a ported `Network` and its `Origin`, or whatever the ensemble has in their place.
-    - `proof`, `lineage`, `sources`: as the ensemble's own.
+    - `state`: structure and arrays; all arrays except constants have a leading axis of members.
+    - `network`, `origin`: the ported `Network` and its `Origin`, or the values that the ensemble has instead.
+    - `proof`, `lineage`, `sources`: as in the ensemble.
     """
 
     state: State

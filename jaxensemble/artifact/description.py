@@ -1,4 +1,4 @@
-"""What an artifact says about itself, for people and for programs."""
+"""Descriptions of an artifact, for people and for programs."""
 
 import dataclasses
 import math
@@ -15,7 +15,7 @@ _PLAIN = (bool, int, str, type(None))
 
 
 def describe(artifact: Artifact) -> dict[str, Any]:
-    """The headers of an artifact as plain data."""
+    """Describes an artifact, without reading its arrays, as plain data."""
     manifest, network = artifact.manifest, artifact.network
     return {
         "network": network.name,
@@ -41,7 +41,7 @@ def describe(artifact: Artifact) -> dict[str, Any]:
 
 
 def describe_in_text(artifact: Artifact) -> str:
-    """The same for people."""
+    """Describes an artifact, without reading its arrays, as text for people."""
     manifest, network = artifact.manifest, artifact.network
     size = sum(record.size for record in manifest.files.values())
     fixed = ", ".join(f"{place}={value!r}" for place, value in network.fixed.items())
@@ -66,7 +66,7 @@ def describe_in_text(artifact: Artifact) -> str:
 
 
 def describe_proof(manifest: Manifest) -> str:
-    """Whether the artifact was compared with PyTorch, and when; and, if it was made from one that was, how."""
+    """Says whether and when an artifact was compared with PyTorch, and how it was made from a verified port."""
     proof, lineage = manifest.proof, manifest.lineage
     made = lineage and ("trained" if lineage.trained else "made") + " from a verified port"
     if proof is not None:
@@ -82,5 +82,5 @@ def _describe_verification(proof: Proof) -> str:
 
 
 def _count_parameters(manifest: Manifest) -> int:
-    """How many parameters a member has."""
+    """The number of parameters of a member."""
     return sum(math.prod(leaf.shape[1:]) for leaf in manifest.leaves.values() if leaf.kind == "params")

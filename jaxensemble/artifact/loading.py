@@ -1,4 +1,4 @@
-"""Reading an artifact. Everything in it is taken for a stranger's: checked first, used then, run never."""
+"""Reading of an artifact, whose files are not trusted: all are checked before they are used, and none is run."""
 
 import dataclasses
 import hashlib
@@ -35,15 +35,15 @@ from jaxensemble.network.json_format import from_json
 from jaxensemble.network.network import Network
 
 LIMITS = {MANIFEST: 16 << 20, NETWORK: 16 << 20, SOURCE: 16 << 20}
-"""The most bytes that a file other than the weights may have. A network of 1,000 layers takes less than one million."""
+"""The most bytes that each file except the weights may have. A network of 1,000 layers takes less than a million."""
 
 
 def verify(path: Path | str) -> Manifest:
     """Reads an artifact from the first to the last byte, and compares all files and arrays with their hashes.
 
-    **Returns:** what the artifact says about itself: `members`, `proof`, `leaves`, `versions` ...
+    **Returns:** the manifest of the artifact: `members`, `proof`, `leaves`, `versions` ...
 
-    **Raises:** `InputError` naming every file and every array that is not what was saved, and as `Ensemble.load`.
+    **Raises:** `InputError` naming every file and array that differs from what was saved, and as `Ensemble.load`.
 
     >>> verify("no/such/place")
     Traceback (most recent call last):
@@ -56,12 +56,12 @@ def verify(path: Path | str) -> Manifest:
 
 
 class _DamagedFile(InputError):
-    """A file is not the one that was saved."""
+    """A file differs from the file that was saved."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Artifact:
-    """A directory whose files are there, sound and of one piece; the arrays in it are not read yet."""
+    """A directory whose files are complete and fit together; its arrays are not read yet."""
 
     folder: Path
     manifest: Manifest
@@ -69,9 +69,9 @@ class Artifact:
 
     @classmethod
     def open(cls, path: Path | str) -> "Artifact":
-        """Reads all but the arrays: the manifest, the network, the source, and the header of the weights.
+        """Reads all except the arrays: the manifest, the network, the source, and the header of the weights.
 
-        **Raises:** `InputError` with what is wrong about any of them.
+        **Raises:** `InputError` with all that is wrong in these files.
         """
         folder = as_path(path, "path")
         try:
@@ -89,9 +89,10 @@ class Artifact:
         return cls(folder, manifest, network)
 
     def read(self) -> Saved:
-        """Reads the arrays: what was saved.
+        """Reads the arrays, and returns all that was saved.
 
-        Without a proof, and with a `NarrowIntegerWarning`, if it was saved with 64-bit types that JAX has off now.
+        If the artifact was saved with 64-bit types, and JAX has them off now, the result has no proof and the call
+        warns with a `NarrowIntegerWarning`.
 
         **Raises:** `InputError` naming every array that is damaged or does not fit the network.
         """
@@ -120,7 +121,11 @@ class Artifact:
         return Structure.of(self._skeleton().graphdef).training_layers() if self.network.training else ()
 
     def verify(self) -> None:
-        """**Raises:** `InputError` naming every file and array that is not what was saved, or not the network's."""
+        """Checks all files and arrays.
+
+        **Raises:** `InputError` naming every file and array that differs from what was saved, or does not fit the
+        network.
+        """
         problems = list(self._damage())
         if problems:
             raise InputError(f"`{self.folder}` is damaged:{_list_problems(problems)}{_AGAIN}")
@@ -146,7 +151,7 @@ class Artifact:
             require_x64("float64", f"what `{self.folder}` holds of {', '.join(wide)}")
 
     def _warn_of_narrow_integers(self) -> bool:
-        """Whether integers may be narrower here than those that were compared, in which case it warns."""
+        """Returns whether integers may have fewer bits here than when they were compared, and warns if they may."""
         if not self.manifest.x64 or is_x64_on():
             return False
         warnings.warn(
@@ -154,12 +159,12 @@ class Artifact:
             "they overflow, outputs are others. What was proven does not hold here, so that `proof` is None. To have "
             f"it, {ENABLE_X64}.",
             NarrowIntegerWarning,
-            stacklevel=4,  # whoever called `Ensemble.load`
+            stacklevel=4,  # the caller of `Ensemble.load`
         )
         return True
 
     def _require_few_layers(self) -> None:
-        """Refuses recurrent layers of more layers than arrays are listed for: each would be built to be compared."""
+        """Refuses recurrent networks with more layers than listed arrays, before every layer is built for the check."""
         held = Counter(name.rsplit(".", 2)[0] for name in self.manifest.leaves)  # rnn.forward_0.kernel
         problems = [
             f"`num_layers` of {layer.path}: expected at most {held[layer.path]}, the number of its arrays; got {count}"
@@ -172,14 +177,14 @@ class Artifact:
             )
 
     def _skeleton(self) -> State:
-        """The state of the network, once the arrays are known to be those that it needs."""
+        """Checks that the listed arrays are those that the network needs, and returns its state with shapes alone."""
         self._require_few_layers()
         try:
-            with jax.enable_x64(True):  # shapes alone are asked for, and dtypes are what the file has
+            with jax.enable_x64(True):  # for shapes alone: the dtypes come from the file
                 state = skeleton(self.network)
         except JaxEnsembleError as error:
             raise InputError(f"`{self.folder}` is no artifact: {NETWORK}: {error.details}") from error
-        except Exception as error:  # layers check their options in ways of their own
+        except Exception as error:  # layers raise errors of any class for their options
             raise InputError(
                 f"`{self.folder}` is no artifact: {NETWORK} cannot be built: {describe_error(error)}",
                 details=str(error),
@@ -193,7 +198,7 @@ class Artifact:
 
 
 def misfits(state: State, leaves: Mapping[str, LeafRecord], members: int) -> list[str]:
-    """How the arrays listed differ from those that a network needs, over so many members."""
+    """The differences between the listed arrays and those that a network of this many members needs."""
     wanted = {}
     for kind in KINDS:
         axis = () if kind == "constants" else (members,)
@@ -204,7 +209,7 @@ def misfits(state: State, leaves: Mapping[str, LeafRecord], members: int) -> lis
 
 
 def _check_listing(folder: Path) -> None:
-    """Exactly the files of an artifact, each of them a file."""
+    """Checks that a directory holds exactly the files of an artifact, and that each is a regular file."""
     if not folder.is_dir():
         raise InputError("it is no directory" if folder.exists() else "there is no such directory")
     modes = {entry.name: entry.lstat().st_mode for entry in folder.iterdir()}
@@ -216,8 +221,8 @@ def _check_listing(folder: Path) -> None:
         elif not stat.S_ISREG(modes[name]):
             problems.append(f"{name} is no file")
     if problems:
-        strangers = bool(modes.keys() - FILES)
-        raise InputError("; ".join(problems) + (". Remove what does not belong there" if strangers else ""))
+        unexpected = bool(modes.keys() - FILES)
+        raise InputError("; ".join(problems) + (". Remove what does not belong there" if unexpected else ""))
 
 
 def _check_sizes(folder: Path, manifest: Manifest) -> None:

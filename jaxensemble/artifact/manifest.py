@@ -1,4 +1,4 @@
-"""`Manifest`: what an artifact says about itself, in `manifest.json`."""
+"""`Manifest`: the description that an artifact holds of itself, in `manifest.json`."""
 
 import dataclasses
 import hashlib
@@ -17,11 +17,11 @@ from jaxensemble.network.sources import Source
 from jaxensemble.network.weight_map import Origin, check_origin
 
 FORMAT = 1
-"""The version of the format. Others are refused."""
+"""The version of the format. Other versions are refused."""
 
 MANIFEST, WEIGHTS, NETWORK, SOURCE = "manifest.json", "weights.safetensors", "network.json", "source.py"
 FILES = frozenset({MANIFEST, WEIGHTS, NETWORK, SOURCE})
-"""All that an artifact holds."""
+"""All files of an artifact."""
 
 _SHA256 = re.compile("[0-9a-f]{64}")
 
@@ -36,10 +36,10 @@ class FileRecord:
 
 @dataclasses.dataclass(frozen=True)
 class LeafRecord:
-    """One array: what it is to the network (`params`, `buffers`, `constants`, `rngs`), and the hash of its bytes.
+    """One array: its kind (`params`, `buffers`, `constants`, `rngs`), dtype and shape, and the hash of its bytes.
 
-    `shape` begins with the members, but for a constant. Random keys have a dtype of their own, such as `key<fry>`;
-    their words stand in a further axis of the stored array, and so do the parts of complex128.
+    `shape` begins with the members, except for a constant. Random keys have a dtype of their own, such as `key<fry>`;
+    their words are along a further axis of the stored array, and so are the two parts of complex128.
     """
 
     kind: str
@@ -59,16 +59,17 @@ class LeafRecord:
 
 @dataclasses.dataclass(frozen=True)
 class Manifest:
-    """What an artifact says about itself.
+    """The content of `manifest.json`.
 
-    - `version`: of the format; `versions`: of the libraries that wrote it.
-    - `members`: M. `leaves`: every array, by its path in the network. `files`: all files but the manifest.
-    - `x64`: whether JAX had 64-bit types on when it was compared (saved, if it was not), or arrays have such a type.
-    - `proof`: the comparison with PyTorch that the ensemble passed, and None if there was none; `verified` says which.
-    - `lineage`: the proof of the ensemble that it was made from, as by training, or None.
-    - `origin`: the map of PyTorch's keys, and None for a network that did not come from PyTorch.
-    - `sources`: the checkpoint file of each member, with its hash and what was taken of it; None where the weights did
-      not come from files, or were changed since.
+    - `version`: the version of the format. `versions`: the versions of the libraries that wrote the artifact.
+    - `members`: M. `leaves`: every array, by its path in the network. `files`: all files except the manifest.
+    - `x64`: whether an array has a 64-bit type, or JAX had 64-bit types on when the ensemble was compared with PyTorch
+      (or saved, if it was never compared).
+    - `proof`: the comparison with PyTorch that the ensemble passed, or None. `verified`: whether there is a proof.
+    - `lineage`: the proof of the ensemble that this one was made from, for example by training, or None.
+    - `origin`: the map of PyTorch's keys, or None for a network that did not come from PyTorch.
+    - `sources`: the checkpoint file of each member, with its hash and the part that was read; None where the weights
+      did not come from files, or were changed since.
     """
 
     version: int
@@ -84,13 +85,13 @@ class Manifest:
     sources: tuple[Source, ...] | None
 
     def to_json(self) -> str:
-        """The text of `manifest.json`. Its last entry is the hash of all others, written without spaces, sorted."""
+        """The text of `manifest.json`. Its last entry is the hash of all other entries, sorted and without spaces."""
         content = to_plain(self)
         return json.dumps(content | {"sha256": _digest(content)}, indent=1, allow_nan=False)
 
 
 def manifest_from_json(text: bytes) -> Manifest:
-    """The manifest that `to_json` wrote, once nothing in it can lead anywhere else.
+    """Reads the manifest that `to_json` wrote, and checks all of it.
 
     **Raises:** `InputError` listing all that is wrong.
     """
@@ -102,7 +103,7 @@ def manifest_from_json(text: bytes) -> Manifest:
             "version of jaxensemble wrote"
         )
     digest = content.pop("sha256", None)
-    older = {"lineage": None, "sources": None}  # which older artifacts do not have
+    older = {"lineage": None, "sources": None}  # older artifacts lack these entries
     manifest = from_plain(Manifest, older | content, MANIFEST)
     if digest != _digest(content):
         raise InputError(f"{MANIFEST} is damaged: its entries are not those that were written")

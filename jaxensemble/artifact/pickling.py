@@ -1,8 +1,7 @@
-"""Ensembles and members as `pickle` takes them: for other processes (multiprocessing, joblib, Ray), not for files.
+"""Pickles of ensembles, for other processes (multiprocessing, joblib, Ray) and not for files.
 
-The class of a ported network is made from its source, so that no other process could import it. Of an ensemble travels
-the network as data, in the mode that the ensemble is in, and the arrays; of a member its structure, in which classes
-stand with their source. Functions that JAX has wrapped, as `jax.nn.relu`, travel by name.
+The class of a ported network is made from its source, so that no other process could import it. The pickle of an
+ensemble therefore holds the network as data, in the mode of the ensemble, and the arrays.
 """
 
 import dataclasses
@@ -27,7 +26,7 @@ from jaxensemble.network.sources import Source
 
 
 def reduce_ensemble(saved: Saved, make: Callable[..., Any], *others: Any) -> tuple[Callable[..., Any], tuple[Any, ...]]:
-    """What `__reduce__` of an ensemble returns. `make` takes what was saved and the `others`, and gives it again.
+    """The result of an ensemble's `__reduce__`. `make` takes what was saved and the `others`, and returns the ensemble.
 
     **Raises:** `StateError` for an ensemble whose structure is no longer that of its network.
     """
@@ -58,9 +57,9 @@ def _restore_ensemble(
     sources: tuple[Source, ...] | None,
     x64: bool,
 ) -> Any:
-    """The ensemble again; without its proof, and with a warning, if integers have less bits than they had.
+    """Restores an ensemble; without its proof, and with a warning, if integers have fewer bits than before.
 
-    **Raises:** `InputError` for 64-bit arrays where JAX would round them.
+    **Raises:** `InputError` for 64-bit arrays that JAX would round.
     """
     state = State(graphdef, **{kind: jax.tree.map(unpack_leaf, tree) for kind, tree in trees.items()})
     if x64 and not is_x64_on():

@@ -1,4 +1,4 @@
-"""Writing an artifact, whole or not at all."""
+"""Writing of an artifact, whole or not at all."""
 
 import dataclasses
 from collections.abc import Iterable
@@ -64,14 +64,14 @@ def write_artifact(saved: Saved, path: Path | str, *, force: bool = False) -> No
         )
         durable.write_new_file(folder / MANIFEST, [manifest.to_json().encode()])
         if verify(folder) != manifest:  # which reads everything back, and is as strict as loading
-            raise StateError(f"what was written to `{folder}` does not read back as it was: {manifest!r}")
+            raise StateError(f"the artifact in `{folder}` differs from what was written: {manifest!r}")
 
 
 def check_artifact_path(path: Path | str, *, force: bool = False) -> None:
-    """Whether an artifact could be saved there.
+    """Checks that an artifact can be saved at a path.
 
-    **Raises:** `InputError` for a place that does not exist, for one that is taken, and, with `force`, for a directory
-    that holds anything but an artifact: nothing else is ever removed.
+    **Raises:** `InputError` for a parent directory that does not exist, for a file, for a directory that holds any file
+    that is not an artifact's, and, without `force`, for an artifact: nothing except artifacts is ever removed.
     """
     target = as_path(path, "path").resolve()
     if not target.parent.is_dir():
@@ -80,15 +80,18 @@ def check_artifact_path(path: Path | str, *, force: bool = False) -> None:
         return
     if not target.is_dir():
         raise InputError(f"`{path}` exists, and is a file: an artifact is a directory")
-    strangers = durable.unexpected_entries(target, FILES)
-    if strangers:
-        raise InputError(f"`{path}` exists, and is not replaced: it is no artifact, but holds {', '.join(strangers)}")
+    unexpected = durable.unexpected_entries(target, FILES)
+    if unexpected:
+        raise InputError(f"`{path}` exists, and is not replaced: it is no artifact, but holds {', '.join(unexpected)}")
     if not force and any(target.iterdir()):
         raise InputError(f"`{path}` exists: force=True (--force) replaces it")
 
 
 def network_in_mode(saved: Saved) -> Network:
-    """The network in the mode that the ensemble is in, as it will be read back."""
+    """The network in the mode of the ensemble, as loading reads it.
+
+    **Raises:** `StateError` for an ensemble that was not ported, or was changed since.
+    """
     network = saved.network
     if not isinstance(network, Network):
         raise StateError(
@@ -98,7 +101,7 @@ def network_in_mode(saved: Saved) -> Network:
         )
     for candidate in (network, dataclasses.replace(network, training=_training_layers(network, saved.state.graphdef))):
         again = from_json(to_json(candidate))
-        with jax.enable_x64(True):  # as it is loaded: embeddings know their dtype, which may be float64
+        with jax.enable_x64(True):  # as when loading: the dtype of embeddings may be float64
             state = skeleton(again)
         if state.graphdef == saved.state.graphdef:
             _check_fit(state, saved)
@@ -117,7 +120,10 @@ def _check_fit(state: State, saved: Saved) -> None:
 
 
 def _training_layers(network: Network, structure: Structure) -> tuple[str, ...]:
-    """The layers in training mode, by the flags that they and what they hold have; those without keep what is said."""
+    """The layers in training mode, by the flags of each layer and its sublayers.
+
+    Layers without a flag keep the mode that the network has for them.
+    """
     flags: dict[str, bool] = {}
     for path, evaluating in structure.modes.items():
         parts = path[:-1]

@@ -1,8 +1,7 @@
 """`weights.safetensors`: arrays by path, written one at a time and read one at a time.
 
-The library, which checks everything about a file before it says anything about it, tells names, dtypes, shapes and
-order. It maps files into memory, and reads no 8-bit floats into NumPy; so the bytes are read here, from where that
-order puts them, and hashed as they come.
+The library `safetensors` checks a file, and gives its names, dtypes, shapes and order. But it maps files into memory,
+and reads no 8-bit floats into NumPy. So the bytes are read here, in the order of the file, and hashed at once.
 """
 
 import dataclasses
@@ -33,7 +32,7 @@ Stored = Mapping[str, tuple[str, tuple[int, ...]]]
 def state_leaves(state: State) -> dict[str, tuple[str, Any]]:
     """Every array of a state by name, with its kind.
 
-    **Raises:** `StateError` naming all that have a dtype which safetensors lacks.
+    **Raises:** `StateError` naming all arrays with a dtype that safetensors lacks.
     """
     leaves = {name: (kind, leaf) for kind in KINDS for name, leaf in flatten(getattr(state, kind)).items()}
     odd = [
@@ -47,12 +46,12 @@ def state_leaves(state: State) -> dict[str, tuple[str, Any]]:
 
 
 def encode_leaves(leaves: Mapping[str, tuple[str, Any]], records: dict[str, LeafRecord]) -> Iterator[Any]:
-    """A file with the arrays, piece by piece: one array at a time is copied to the host.
+    """Yields the bytes of a file with the arrays: one array at a time is copied to the host.
 
-    What the manifest says of an array is put into `records` along with it.
+    The manifest's record of each array is put into `records` at the same time.
     """
     found = {name: LeafRecord(kind, str(leaf.dtype), tuple(leaf.shape), "") for name, (kind, leaf) in leaves.items()}
-    # The widest first, so that all of them are aligned for whoever maps the file.
+    # The widest dtypes first, so that all arrays are aligned for programs that map the file.
     order = sorted(found, key=lambda name: (-numpy_dtype(found[name].stored[0]).itemsize, name))
     yield _encode_header({name: found[name].stored for name in order})
     for name in order:
@@ -68,7 +67,7 @@ def _bytes_of(leaf: Any) -> memoryview:
 
 
 def _encode_header(stored: Stored) -> bytes:
-    """The beginning of a file: the length of the JSON text that follows, padded so that data begin at 8 bytes.
+    """The beginning of a file: the length of the JSON text, and the text, padded to a multiple of 8 bytes.
 
     https://github.com/huggingface/safetensors#format
     """
@@ -86,9 +85,9 @@ def _size(dtype: str, shape: tuple[int, ...]) -> int:
 
 
 def read_header(path: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
-    """Dtypes and shapes by name, in the order of the data.
+    """Reads dtypes and shapes by name, in the order of the data.
 
-    **Raises:** `InputError` for a file that is no sound safetensors file, or that holds a dtype unknown here.
+    **Raises:** `InputError` for a file that is no valid safetensors file, or that holds an unknown dtype.
     """
     try:
         with safetensors.safe_open(path, framework="numpy") as file:
@@ -103,9 +102,9 @@ def read_header(path: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
 
 
 def read_leaves(path: Path, stored: Stored) -> Iterator[tuple[str, np.ndarray, str]]:
-    """Name, array and hash of every array in turn, as `read_header` lists them.
+    """Yields the name, values and hash of every array, in the order of `read_header`.
 
-    **Raises:** `InputError` if the file has become another one meanwhile.
+    **Raises:** `InputError` if the file was changed since its header was read.
     """
     with path.open("rb") as file:
         file.seek(path.stat().st_size - sum(_size(*entry) for entry in stored.values()))  # no gaps: the library checked
@@ -117,9 +116,9 @@ def read_leaves(path: Path, stored: Stored) -> Iterator[tuple[str, np.ndarray, s
 
 
 def as_leaf(array: np.ndarray, record: LeafRecord, name: str) -> jax.Array:
-    """The stored array as the ensemble has it. Integers of 64 bits are taken in 32 where JAX has no others now.
+    """Converts a stored array to the ensemble's. 64-bit integers become 32-bit while JAX has 64-bit types off.
 
-    **Raises:** `InputError` for values that would not fit, and for float64 while JAX has it switched off.
+    **Raises:** `InputError` for values that do not fit, and for float64 while JAX has it switched off.
     """
     if record.dtype in PAIRS:
         array = array.view(record.dtype).reshape(record.shape)
@@ -129,7 +128,7 @@ def as_leaf(array: np.ndarray, record: LeafRecord, name: str) -> jax.Array:
 
 
 def header_differences(stored: Stored, leaves: Mapping[str, LeafRecord]) -> list[str]:
-    """How the arrays of a file differ from those the manifest lists."""
+    """The differences between the arrays of a file and those that the manifest lists."""
     return list_differences({name: record.stored for name, record in leaves.items()}, stored, _entry_text)
 
 
@@ -137,12 +136,14 @@ def _entry_text(entry: tuple[str, tuple[int, ...]]) -> str:
     return f"{entry[0]}{list(entry[1])}"
 
 
-def list_differences(expected: Mapping[str, Any], found: Mapping[str, Any], told: Callable[[Any], str]) -> list[str]:
-    """What is missing, not needed or another, each by name."""
+def list_differences(
+    expected: Mapping[str, Any], found: Mapping[str, Any], describe_entry: Callable[[Any], str]
+) -> list[str]:
+    """Lists the entries that are missing, not needed or different, each by name."""
     problems = [f"{name!r} is missing" for name in expected if name not in found]
     problems += [f"{name!r} is not needed" for name in found if name not in expected]
     return problems + [
-        f"{name!r}: expected {told(wanted)}, got {told(found[name])}"
+        f"{name!r}: expected {describe_entry(wanted)}, got {describe_entry(found[name])}"
         for name, wanted in expected.items()
         if name in found and found[name] != wanted
     ]

@@ -1,1 +1,1 @@
-"""Files that strangers may have written: whole or not at all, and believed in nothing."""
+"""Files: written whole or not at all, and checked when they are read, since strangers may have written them."""

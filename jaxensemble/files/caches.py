@@ -1,4 +1,4 @@
-"""What is kept between processes: measured plans, and compiled programs where that is asked for."""
+"""Directories that are kept between processes: for measured plans and, on request, compiled programs."""
 
 import os
 import stat
@@ -13,7 +13,7 @@ from jaxensemble.errors import InputError
 
 
 def cache_directory() -> Path:
-    """Where measurements are kept: `JAXENSEMBLE_CACHE`, or a folder where the system has such."""
+    """The directory of measurements: `JAXENSEMBLE_CACHE`, or a folder in the system's usual place for caches."""
     given = os.environ.get("JAXENSEMBLE_CACHE")
     if given:
         return Path(given)
@@ -25,11 +25,12 @@ def cache_directory() -> Path:
 def keep_compiled(directory: str | Path | None = None) -> Path:
     """Keeps every program that JAX compiles from now on in a directory: another process then need not compile it.
 
-    This is JAX's persistent compilation cache, for all of the process. What is in the directory is run, so it must be
+    This is JAX's persistent compilation cache, for all of the process. Programs in the directory are run, so it must be
     the user's own: nobody else may be able to write to it.
 
-    **Arguments:** `directory` is made, for this user only, where there is none; without it, one in the user's cache
-    directory is taken.
+    **Arguments:**
+
+    - `directory`: made for this user only, if it does not exist; None for a folder in the user's cache directory.
 
     **Returns:** the directory.
 
@@ -38,24 +39,23 @@ def keep_compiled(directory: str | Path | None = None) -> Path:
     >>> import tempfile
     >>> keep_compiled(tempfile.mkdtemp()).is_dir()
     True
-    >>> jax.config.update("jax_compilation_cache_dir", None)  # no longer
+    >>> jax.config.update("jax_compilation_cache_dir", None)  # switches the cache off
     """
     path = (cache_directory() / "programs" if directory is None else Path(directory).expanduser()).absolute()
     _make_private(path)
     if open_to_others := [str(place) for place in open_places(path)]:
-        shared = path.stat().st_uid != os.getuid() or path.stat().st_mode & stat.S_ISVTX  # as /tmp is
+        shared = path.stat().st_uid != os.getuid() or path.stat().st_mode & stat.S_ISVTX  # like /tmp
         advice = (
-            f"take one of your own below it, made for this user alone: keep_compiled({str(path / 'programs')!r})"
+            f"use a directory below it, made for this user alone: keep_compiled({str(path / 'programs')!r})"
             if shared
-            else f"take another directory, or make this one your own: chmod 700 {path}"
+            else f"use another directory, or make this one your own: chmod 700 {path}"
         )
         raise InputError(
-            f"compiled programs are run, and {', '.join(open_to_others)} can be written to by others than this user: "
-            f"{advice}"
+            f"compiled programs are run, and {', '.join(open_to_others)} can be written to by other users: {advice}"
         )
     jax.config.update("jax_compilation_cache_dir", str(path))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
-    reset_compilation_cache()  # which otherwise stays as it was when the first program was compiled
+    reset_compilation_cache()  # JAX reads its settings once, when it compiles the first program
     return path
 
 
@@ -67,13 +67,13 @@ def _make_private(path: Path) -> None:
     except OSError as error:
         raise InputError(f"{path} cannot be made: {error.strerror or error}") from error
     if not path.is_dir():
-        raise InputError(f"{path} is no directory: name another one for compiled programs")
+        raise InputError(f"{path} is no directory: specify another path for compiled programs")
 
 
 def open_places(path: Path) -> Iterator[Path]:
-    """Where others than this user, and root, could put programs: a directory, what is in it, and what it is in.
+    """Yields the paths that users other than this one and root can write to: the directory, its entries, its parents.
 
-    Nowhere on Windows, which has other permissions.
+    Yields none on Windows, which has other permissions.
     """
     if not hasattr(os, "getuid"):
         return

@@ -1,12 +1,12 @@
-"""Files and directories that are there whole or not at all, whatever happens while they are written.
+"""Files and directories that exist whole or not at all, whatever happens while they are written.
 
-A directory is built beside its target under a name of its own, flushed to the disk, and put in place by one rename. An
-older directory changes places with it in the same step: at no moment is there none, or half of one. What may be removed
-is told by the names of its files: a directory that holds anything else is never touched. Every call that changes the
-disk goes through `_call_system`, which is where tests let it fail.
+A directory is built next to its target under a name of its own, flushed to the disk, and put in place by one rename. An
+older directory is exchanged with it in the same step: at no moment is there no directory, or half of one. A directory
+may be removed only if all its files have the expected names; any other directory is never touched. Every call that
+changes the disk goes through `_call_system`, where tests make calls fail.
 
 Windows has no descriptors of directories, no `flock` and no exchange. There a new directory is put in place by one
-rename, too, but it is not flushed, an older one is not replaced (`InputError`), and what a killed process left stays.
+rename, but not flushed; an older directory is not replaced (`InputError`); and leftovers of killed processes stay.
 """
 
 import contextlib
@@ -26,14 +26,14 @@ from typing import Any
 from jaxensemble.errors import InputError
 
 CHUNK = 16 << 20
-"""Bytes given to one call of `os.write`."""
+"""The most bytes of one call of `os.write`."""
 
 _DIRECTORY: int | None = getattr(os, "O_DIRECTORY", None)  # None on Windows, where no directory can be opened
 _BINARY: int = getattr(os, "O_BINARY", 0)  # without it, Windows changes line ends
 _AT_FDCWD = -100  # linux/fcntl.h
 _RENAME_EXCHANGE = 2  # linux/fs.h, and RENAME_SWAP of macOS's sys/stdio.h
-_CANNOT = (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP)
-_TAKEN = (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR)  # POSIX lets systems choose between the first two
+_NO_EXCHANGE = (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP)
+_EXISTS = (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR)  # POSIX lets systems choose between the first two
 
 
 def _call_system(call: Callable[..., Any], *args: Any) -> Any:
@@ -42,17 +42,20 @@ def _call_system(call: Callable[..., Any], *args: Any) -> Any:
 
 @contextlib.contextmanager
 def new_directory(target: Path, files: Collection[str], *, replace: bool = False) -> Iterator[Path]:
-    """An empty directory to be filled by `write_new_file`, which becomes `target` when the block ends without an error.
+    """An empty directory for files of `write_new_file`; it becomes `target` when the block ends without an error.
 
-    `files` are the names that it may get files of. `target` may exist if it is an empty directory or, with `replace`,
-    one that holds nothing but files of these names: it is then replaced in one step, and removed once the new one is
-    known to be on the disk. This is decided by what is there in that step, whatever others do meanwhile.
+    **Arguments:**
 
-    Up to that removal any error, Ctrl-C included, leaves what was at `target` there (but for an empty directory, which
-    may be gone), and what was written is removed. If even changing places again fails, `target` is the new directory,
-    and the older one stays beside it. What a killed process has left behind the next one removes.
+    - `target`: a path that does not exist, or an empty directory; with `replace`, also a directory that holds no other
+      files than `files`. It is replaced in one step, and removed when the new directory is known to be on the disk.
+      The content at the moment of this step decides, whatever other processes do meanwhile.
+    - `files`: the names of the files that the directory may hold.
 
-    **Raises:** `OSError` as the system does; `InputError` for a target that is not to be replaced, and where the file
+    Until the older directory is removed, any error, Ctrl-C included, leaves it at `target` (only an empty directory may
+    be gone), and removes the new files. If exchanging the directories back fails too, `target` is the new directory,
+    and the older one stays next to it. The next process removes what a killed process left behind.
+
+    **Raises:** `OSError` from the system; `InputError` for a target that must not be replaced, and where the file
     system cannot exchange two directories.
     """
     _remove_stale(target, files)
@@ -62,7 +65,7 @@ def new_directory(target: Path, files: Collection[str], *, replace: bool = False
             yield folder
             _flush(opened.descriptor)
             if replace and target.is_dir():
-                # or another process would take it for a leftover once displaced
+                # once displaced, another process would take an unlocked directory for a leftover
                 _lock(held.enter_context(_open_directory(target)).descriptor)
             _put_in_place(folder, target, files, replace=replace)
             with _open_directory(target.parent) as parent:
@@ -75,13 +78,13 @@ def new_directory(target: Path, files: Collection[str], *, replace: bool = False
 
 
 def unexpected_entries(folder: Path, files: Collection[str]) -> list[str]:
-    """What a directory holds beside real files of the given names, sorted. A link is no real file."""
+    """The entries of a directory that are not regular files with the given names, sorted. A link is no regular file."""
     entries = {entry.name: entry.lstat().st_mode for entry in folder.iterdir()}
     return sorted(name for name, mode in entries.items() if name not in files or not stat.S_ISREG(mode))
 
 
 def write_new_file(path: Path, chunks: Iterable[Any]) -> tuple[int, str]:
-    """A new file of the given bytes-like objects, flushed to the disk: its size and SHA-256.
+    """Writes a new file of the given bytes-like objects, flushes it to the disk, and returns its size and SHA-256.
 
     **Raises:** `OSError`, also if the file exists.
     """
@@ -100,14 +103,14 @@ def write_new_file(path: Path, chunks: Iterable[Any]) -> tuple[int, str]:
 
 
 def write_file(target: Path, content: bytes) -> None:
-    """A file with the given content, in place of an older one if there is one: always one or the other."""
+    """Writes a file with the given content, or replaces an older file in one step."""
     target = target.resolve()
     partial = target.with_name(f".{target.name}.tmp-{uuid.uuid4().hex}")
     try:
         write_new_file(partial, [content])
         _call_system(os.replace, partial, target)
     except BaseException:
-        with contextlib.suppress(OSError):  # the error that counts is on its way
+        with contextlib.suppress(OSError):  # the error raised below is the important one
             partial.unlink(missing_ok=True)
         raise
     with _open_directory(target.parent) as parent:
@@ -121,31 +124,31 @@ def _flush(descriptor: int | None) -> None:
 
 
 def _put_in_place(folder: Path, target: Path, files: Collection[str], *, replace: bool) -> None:
-    """Renames, or exchanges. What was at the target is then where `folder` was, and is looked at only there."""
+    """Renames a directory to its target, or exchanges the two, and then checks the content of the older one."""
     try:
         _rename(folder, target)
         return
     except OSError as error:
-        if error.errno not in _TAKEN:
+        if error.errno not in _EXISTS:
             raise
         if not replace or error.errno == errno.ENOTDIR:
-            raise InputError(f"`{target}` exists by now, and is not replaced") from error
+            raise InputError(f"`{target}` exists now, and is not replaced") from error
     _call_system(_exchange, folder, target)
     found = unexpected_entries(folder, files)
     if found:
-        raise InputError(f"`{target}` is not replaced: by now it holds {', '.join(found)}")
+        raise InputError(f"`{target}` is not replaced: it now holds {', '.join(found)}")
 
 
 def _rename(folder: Path, target: Path) -> None:
-    """A rename that replaces an empty directory, and nothing else, as POSIX has it."""
+    """Renames a directory; as in POSIX, the target may be an empty directory and nothing else."""
     if _DIRECTORY is None and target.is_dir():
-        with contextlib.suppress(OSError):  # the rename says why
+        with contextlib.suppress(OSError):  # the rename below raises the error
             _call_system(os.rmdir, target)
     _call_system(os.rename, folder, target)
 
 
 def _take_back(opened: "_OpenDirectory", folder: Path, target: Path) -> None:
-    """Undoes `_put_in_place`, however far it came: the open directory is at `folder` again."""
+    """Undoes `_put_in_place`, whichever of its steps were done: the open directory is at `folder` again."""
     if not _is_at(opened, target):
         return
     if os.path.lexists(folder):
@@ -155,7 +158,7 @@ def _take_back(opened: "_OpenDirectory", folder: Path, target: Path) -> None:
 
 
 def _exchange(a: Path, b: Path) -> None:
-    """Two paths change places in one step: renameat2(2) of Linux, renamex_np(2) of macOS. Windows has no such call."""
+    """Exchanges two paths in one step: with renameat2(2) on Linux, renamex_np(2) on macOS. Windows has no such call."""
     libc, one, other = _libc(), os.fsencode(a), os.fsencode(b)
     if hasattr(libc, "renamex_np"):
         failed = libc.renamex_np(one, other, _RENAME_EXCHANGE)
@@ -166,22 +169,22 @@ def _exchange(a: Path, b: Path) -> None:
     if not failed:
         return
     code = ctypes.get_errno()
-    if code in _CANNOT:
+    if code in _NO_EXCHANGE:
         raise InputError(
-            f"`{b}` exists, and the file system it is on cannot replace a directory in one step, so that a crash could "
-            "leave none: save to another path, or remove it first"
+            f"`{b}` exists, and its file system cannot replace a directory in one step, so that a crash could leave "
+            "no directory: save to another path, or remove this one first"
         )
     raise OSError(code, os.strerror(code), str(b))
 
 
 def _libc() -> Any:
-    """The C library that this process runs on; None on Windows, whose library has no exchange."""
+    """The C library of this process; None on Windows, whose library has no exchange."""
     return None if sys.platform == "win32" else ctypes.CDLL(None, use_errno=True)
 
 
 @dataclasses.dataclass(frozen=True)
 class _OpenDirectory:
-    """A directory that is held open, where the system can do that, and which directory it is."""
+    """A directory that is held open, if the system can, and the status that identifies it."""
 
     descriptor: int | None
     status: os.stat_result
@@ -200,7 +203,7 @@ def _open_directory(folder: Path) -> Iterator[_OpenDirectory]:
 
 
 def _make_folder(target: Path, held: contextlib.ExitStack) -> tuple[Path, _OpenDirectory]:
-    """A new directory beside the target; it stays open and locked as long as `held` lasts."""
+    """Makes a new directory next to the target; it stays open and locked as long as `held` lasts."""
     while True:
         folder = target.with_name(f".{target.name}.tmp-{uuid.uuid4().hex}")
         _call_system(os.mkdir, folder)
@@ -214,7 +217,7 @@ def _make_folder(target: Path, held: contextlib.ExitStack) -> tuple[Path, _OpenD
 
 
 def _is_at(opened: _OpenDirectory, path: Path) -> bool:
-    """Whether the open directory is the one at that path."""
+    """Returns whether the open directory is the one at a path."""
     try:
         return os.path.samestat(opened.status, path.lstat())
     except FileNotFoundError:
@@ -222,10 +225,11 @@ def _is_at(opened: _OpenDirectory, path: Path) -> bool:
 
 
 def _lock(descriptor: int | None) -> bool | None:
-    """Marks a directory as in use by a living process; the mark ends with the process.
+    """Locks a directory that a living process uses; the lock ends with the process.
 
-    False if another one has it. None on a file system or a system (Windows) without locks: nobody can tell there
-    whether the process that made a directory is alive, so that leftovers stay.
+    **Returns:** whether the lock was taken: False if another process has it. None on a file system or a system
+    (Windows) without locks. There nobody knows whether the process that made a directory is alive, so that leftovers
+    stay.
     """
     try:
         import fcntl  # not on Windows
@@ -243,7 +247,7 @@ def _lock(descriptor: int | None) -> bool | None:
 
 
 def _remove_stale(target: Path, files: Collection[str]) -> None:
-    """Removes what killed processes left beside this target, and nothing else."""
+    """Removes the directories that killed processes left next to a target, and nothing else."""
     pattern = re.compile(re.escape(f".{target.name}.tmp-") + "[0-9a-f]{32}")
     for path in list(target.parent.iterdir()):
         if pattern.fullmatch(path.name) and path.is_dir() and not path.is_symlink():
@@ -256,7 +260,7 @@ def _remove_stale(target: Path, files: Collection[str]) -> None:
 
 
 def _remove(folder: Path, files: Collection[str]) -> None:
-    """Removes a directory of such files; one that holds anything else stays whole, for its owner to find."""
+    """Removes a directory of the given files. A directory with any other entry stays whole, for its owner to find."""
     with contextlib.suppress(OSError):  # what is left is removed when the same target is saved to again
         if unexpected_entries(folder, files):
             return
@@ -267,7 +271,9 @@ def _remove(folder: Path, files: Collection[str]) -> None:
 
 
 def as_path(path: Any, name: str) -> Path:
-    """**Raises:** `InputError` for anything else than a path of this machine's files.
+    """Checks that an argument is a path, and returns it as a `Path`.
+
+    **Raises:** `InputError` for any other object.
 
     >>> as_path(3, "path")
     Traceback (most recent call last):

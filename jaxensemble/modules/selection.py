@@ -11,7 +11,7 @@ from jaxensemble.modules.state import Tree
 
 
 def member_positions(index: Any, members: int) -> int | np.ndarray:
-    """The position of one member, for an integer; those of several, for a slice or for integers or booleans in 1-D.
+    """The position of one member, for an integer; an array of positions, for a slice or a 1-D index.
 
     **Raises:** `MemberIndexError` for members that do not exist, `InputError` for anything that is no index, and
     `MemberError` if no member is selected.

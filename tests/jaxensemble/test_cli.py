@@ -182,7 +182,7 @@ def test_predict_reads_classes_along_another_axis(monkeypatch: pytest.MonkeyPatc
     np.testing.assert_allclose(np.load("p.npy"), jax.nn.softmax(logits, 2).mean(0), rtol=1e-5)
     assert run(*predict[:3], "--class-axis", "1").stdout == result.stdout
     refused = run(*predict[:4], "regression", "--class-axis", "1")
-    assert refused.exit_code == 3 and "--class-axis is that of --task classification" in refused.stderr
+    assert refused.exit_code == 3 and "--class-axis needs --task classification" in refused.stderr
 
 
 @pytest.mark.parametrize(
@@ -190,9 +190,9 @@ def test_predict_reads_classes_along_another_axis(monkeypatch: pytest.MonkeyPatc
     [
         ("complex128", "complex64", True, "complex64"),
         ("float64", "bfloat16", True, "bfloat16"),
-        ("float64", "int32", True, ": --x64 computes with all of it"),
-        ("complex128", "float32", True, ": --x64 computes with all of it"),
-        ("complex128", "complex64", False, ": --cast rounds it, --x64 computes with all of it"),
+        ("float64", "int32", True, ": --x64 computes in 64 bits"),
+        ("complex128", "float32", True, ": --x64 computes in 64 bits"),
+        ("complex128", "complex64", False, ": --cast rounds the array, --x64 computes in 64 bits"),
     ],
 )
 def test_arrays_are_cast_within_their_kind(given: str, ported: str, cast: bool, expected: str) -> None:
@@ -218,7 +218,7 @@ def test_a_network_that_draws_is_given_a_seed() -> None:
     Ensemble.load("net").train().save("drawing")
     network = Ensemble.load("drawing")
     Path("text.csv").write_text("1,2")
-    assert "unless they hold objects" in run("predict", "net", "text.csv").stderr
+    assert "without arrays of objects" in run("predict", "net", "text.csv").stderr
     for seed in ("0", "1"):  # of a network that draws nothing in evaluation mode, nothing depends on it
         assert run("predict", "drawing", "x.npy", "--seed", seed, "-o", "y.npy").exit_code == 0
         np.testing.assert_array_equal(np.load("y.npy"), network.eval()(X))

@@ -32,7 +32,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_a_sound_installation_is_in_order() -> None:
     result = run_doctor("jaxensemble")
     assert result.exit_code == 0, result.output
-    assert "3 small networks give together what each gives alone" in result.stdout
+    assert "3 small networks agree, together and alone" in result.stdout
     assert re.search(r"^problems: 0, warnings: \d+$", result.stdout, re.MULTILINE)
     assert max(len(line) for line in result.stdout.splitlines() if "/" not in line) <= 80
 
@@ -119,7 +119,7 @@ def test_a_broken_installation_gets_a_report(tmp_path: Path) -> None:
 def test_a_cache_that_cannot_be_written_to(cache: Path) -> None:
     cache.write_text("a file")
     findings = only("caches", CHECKS)
-    for subject, otherwise in (("compiled programs", r"keep_compiled\(\) fails"), ("measured plans", "measures anew")):
+    for subject, otherwise in (("compiled programs", r"keep_compiled\(\) fails"), ("measured plans", "measures again")):
         finding = findings[subject]
         assert finding.level == "warning" and finding.advice == "set JAXENSEMBLE_CACHE to a directory of your own"
         assert re.search(rf"{cache}/\w+ cannot be written to \(Not a directory\): .*{otherwise}", finding.found)
@@ -133,7 +133,7 @@ def test_a_cache_is_looked_at_and_left_as_it_is(cache: Path, monkeypatch: pytest
     (cache / "programs").mkdir(parents=True)
     (cache / "programs").chmod(0o777)
     finding = only("caches", CHECKS)["compiled programs"]
-    assert finding.level == "warning" and "can be written to by others: keep_compiled() fails" in finding.found
+    assert finding.level == "warning" and "can be written to by other users: keep_compiled() fails" in finding.found
     assert finding.advice.endswith(f"or chmod 700 {cache}/programs")
     monkeypatch.delattr(caches.os, "getuid")  # Windows
     assert only("caches", CHECKS)["compiled programs"].level == "ok"
@@ -153,7 +153,7 @@ def test_an_ensemble_that_computes_something_else_is_a_problem(monkeypatch: pyte
     call = Ensemble.__call__
     monkeypatch.setattr(Ensemble, "__call__", lambda self, x: call(self, x) + 0.01)
     result = run_doctor("jaxensemble")
-    assert result.exit_code == 1 and "something else than each alone" in " ".join(result.stdout.split())
+    assert result.exit_code == 1 and "give other outputs together than alone" in " ".join(result.stdout.split())
     finding = only("an ensemble", CHECKS)["an ensemble"]
     assert finding.level == "problem" and finding.found.endswith("1.0e-02 apart")
     monkeypatch.setattr(Ensemble, "__call__", lambda self, x: call(self, x) * float("nan"))

@@ -513,7 +513,7 @@ def test_only_floating_point_arrays_are_cast() -> None:
     assert half(X.astype(jnp.bfloat16)).dtype == jnp.bfloat16
     np.testing.assert_array_equal(half(X.astype(jnp.bfloat16)), half(jnp.asarray(X, jnp.bfloat16)))
     for dtype in (jnp.int8, bool):
-        with pytest.raises(InputError, match="`dtype` must be a floating-point one"):
+        with pytest.raises(InputError, match="`dtype` must be a floating-point dtype"):
             ENSEMBLE.astype(dtype)
     with pytest.raises(InputError, match="`dtype` is float64, which JAX would round"):
         ENSEMBLE.astype("float64")
@@ -535,7 +535,7 @@ def test_representations() -> None:
 
 
 def test_source_is_the_network_s() -> None:
-    with pytest.raises(StateError, match="there is no source: this ensemble was made of Flax modules"):
+    with pytest.raises(StateError, match="there is no source: this ensemble was made from Flax modules"):
         ENSEMBLE.source()
 
 

@@ -178,7 +178,7 @@ def test_ensembles_are_saved_and_loaded_without_what_windows_lacks(tmp_path: Pat
     script = BLOCKING + SAVED_AND_LOADED + ON_WINDOWS
     done = _probe(script, "jaxensemble", json.dumps(NOT_ON_WINDOWS), cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert "exists, and the file system it is on cannot replace a directory in one step" in done.stdout
+    assert "exists, and its file system cannot replace a directory in one step" in done.stdout
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["net", "other"]
 
 

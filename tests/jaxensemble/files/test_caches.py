@@ -48,7 +48,7 @@ def test_a_directory_that_others_can_write_to_is_refused(tmp_path: Path) -> None
     made = keep_compiled(tmp_path / "new" / "programs")
     assert made.stat().st_mode & 0o777 == 0o700
     made.chmod(0o770)
-    with pytest.raises(InputError, match=r"(?s)can be written to by others.*chmod 700 .*programs$"):
+    with pytest.raises(InputError, match=r"(?s)can be written to by other users.*chmod 700 .*programs$"):
         keep_compiled(made)
     made.chmod(0o1777)  # like /tmp, which others need as it is
     with pytest.raises(InputError, match=r"(?s)one of your own below it.*programs/programs'\)$"):
@@ -58,11 +58,11 @@ def test_a_directory_that_others_can_write_to_is_refused(tmp_path: Path) -> None
     made.chmod(0o755)
     (made / "program").touch(0o666)
     (made / "program").chmod(0o666)
-    with pytest.raises(InputError, match=r"programs/program can be written to by others"):
+    with pytest.raises(InputError, match=r"programs/program can be written to by other users"):
         keep_compiled(made)
     (made / "program").unlink()
     made.parent.chmod(0o777)  # in it, somebody else could make another directory of this name
-    with pytest.raises(InputError, match=r"new can be written to by others"):
+    with pytest.raises(InputError, match=r"new can be written to by other users"):
         keep_compiled(made)
     made.parent.chmod(0o1777)  # like /tmp
     assert keep_compiled(made) == made

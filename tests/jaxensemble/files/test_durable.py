@@ -223,7 +223,7 @@ def test_a_system_without_exchange_refuses_to_replace(tmp_path: Path, replace: b
     target = tmp_path / "net"
     target.mkdir()
     (target / "a").write_text("old")
-    reason = "cannot replace a directory in one step" if replace else "exists by now, and is not replaced"
+    reason = "cannot replace a directory in one step" if replace else "exists now, and is not replaced"
     with pytest.raises(InputError, match=reason), durable.new_directory(target, {"a"}, replace=replace) as folder:
         durable.write_new_file(folder / "a", [b"new"])
     assert (target / "a").read_text() == "old" and list(tmp_path.iterdir()) == [target]
