@@ -21,7 +21,7 @@ from jaxensemble.artifact.saving import write_artifact
 from jaxensemble.errors import InputError, MemberError, StateError, shorten_list
 from jaxensemble.modules.casting import cast_state
 from jaxensemble.modules.modes import set_mode, warn_of_training_layers
-from jaxensemble.modules.randomness import as_key, initial_rngs, stack_rngs
+from jaxensemble.modules.randomness import as_key, initial_rngs, split_rngs
 from jaxensemble.modules.selection import member_positions, take_members
 from jaxensemble.modules.stacking import check_same_architecture, count_members, stack_states
 from jaxensemble.modules.state import KINDS, STACKED, State, Tree, check_names, flatten, merge
@@ -99,7 +99,7 @@ class Ensemble:
         if self.graphdef.streams and isinstance(self.rngs, dict) and not self.rngs:
             shapes = [np.shape(leaf) for leaf in jax.tree.leaves((self.params, self.buffers))[:1]]
             members = shapes[0][0] if shapes and shapes[0] else 0  # `self.members` raises an error for 0
-            object.__setattr__(self, "rngs", stack_rngs(initial_rngs(self.graphdef), members))
+            object.__setattr__(self, "rngs", split_rngs(initial_rngs(self.graphdef), members))
         if by_hand:
             odd = [kind for kind in KINDS if not isinstance(getattr(self, kind), Mapping)]
             if odd:

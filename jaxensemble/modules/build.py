@@ -1,4 +1,4 @@
-"""From a `Network` and its arrays to a `flax.nnx` module."""
+"""States of a `Network`: with shapes alone, and filled with arrays."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -14,9 +14,9 @@ from jaxensemble.network.network import Network
 
 
 def skeleton(network: Network) -> State:
-    """The state of the network's module: shapes and dtypes for arrays, random keys as they begin.
+    """The state of the network's module: shapes and dtypes for arrays, and the first random keys.
 
-    Layers are in the mode the network says: `training` ones in training mode, all others in evaluation mode.
+    The layers in `network.training` are in training mode, all other layers in evaluation mode.
     """
     module = nnx.eval_shape(lambda: load_class(network)(rngs=_shape_rngs()))
     nnx.Module.eval(module)
@@ -28,16 +28,16 @@ def skeleton(network: Network) -> State:
 
 
 class _UncountedStream(nnx.RngStream):
-    """A stream of one key: enough for shapes.
+    """A stream of one key, which is enough for shapes.
 
-    Counting the keys while nothing but shapes is computed takes Flax a time that grows with all that came before.
+    While only shapes are computed, each count of a key would take Flax longer than the last.
     """
 
     def __call__(self) -> jax.Array:
         return self.key[...]
 
     def fork(self, *, split: int | tuple[int, ...] | None = None) -> nnx.RngStream:
-        """A stream as any other: layers keep it."""
+        """Returns an ordinary stream, which a layer keeps."""
         key = self()
         return nnx.RngStream(key if split is None else jax.random.split(key, split), tag=self.tag)
 
@@ -49,7 +49,7 @@ def _shape_rngs() -> nnx.Rngs:
 
 
 def fill_state(state: State, arrays: Mapping[str, Any], members: int | None = None) -> State:
-    """The state with arrays, given by dotted name, in place of shapes; with a leading axis of `members`, if given.
+    """Fills the shapes of a state with arrays by dotted name; with `members`, arrays have a leading axis of this size.
 
     **Raises:** `StateError` listing every array that is missing, not needed or of another shape.
     """

@@ -1,4 +1,4 @@
-"""Classes made from the source of networks."""
+"""Classes that are made from the source of networks."""
 
 import hashlib
 import linecache
@@ -13,7 +13,7 @@ from jaxensemble.source.write.module import Printer
 
 
 def load_class(network: Network) -> type[Any]:
-    """The class of a network, from its source: an `nnx.Module` that is made with `rngs` and called with the inputs.
+    """Loads the class of a network from its source: an `nnx.Module` made with `rngs` and called with the inputs.
 
     Tracebacks and `inspect.getsource` show the lines of the source. Networks with equal source share one class.
 
@@ -24,12 +24,12 @@ def load_class(network: Network) -> type[Any]:
 
 
 def definition_source(made: Any) -> tuple[str, str] | None:
-    """The source that a class or a function was made from, and its network's class; None for any other one."""
+    """The source that a class or a function was made from, and the name of its network's class; None without one."""
     return _SOURCES.get(made.__module__)
 
 
 def load_definition(text: str, class_name: str, name: str) -> Any:
-    """The class or the function of this name in the source of a network: the inverse of `definition_source`."""
+    """Loads a class or a function by its name from the source of a network: the inverse of `definition_source`."""
     return getattr(sys.modules[_load_source(text, class_name).__module__], name)
 
 
@@ -53,13 +53,13 @@ def _load_source(text: str, class_name: str) -> type[Any]:
 
 
 def _reduce(module: Any) -> Any:
-    from jaxensemble.modules.pickling import reduce_module  # which needs what is defined here
+    from jaxensemble.modules.pickling import reduce_module  # that module imports this one
 
     return reduce_module(module)
 
 
 def _copy(module: Any) -> Any:
-    """A copy that shares its arrays, as those of other modules do."""
+    """Copies a module; both share their arrays, as copies of other modules do."""
     copied = object.__new__(type(module))
     copied.__setstate__(module.__getstate__())
     return copied

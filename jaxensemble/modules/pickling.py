@@ -1,4 +1,4 @@
-"""Modules and their structures as `pickle` takes them."""
+"""Pickles of modules whose classes were made from source."""
 
 import dataclasses
 from collections.abc import Callable
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def reduce_module(module: Any) -> tuple[Callable[..., Any], tuple[Any, ...]]:
-    """What `__reduce__` of a module whose class was made from source returns."""
+    """The result of `__reduce__` for a module whose class was made from source."""
     state = split(module)
     return _restore_module, (state.graphdef, *(jax.tree.map(pack_leaf, getattr(state, kind)) for kind in KINDS))
 
@@ -28,6 +28,7 @@ def _restore_module(graphdef: Structure, *trees: Any) -> Any:
 
 
 def pack_leaf(leaf: Any) -> Any:
+    """Converts an array or random keys to an object that `pickle` takes."""
     if is_key(leaf):
         return _Keys(str(jax.random.key_impl(leaf)), np.asarray(jax.random.key_data(leaf)))
     return np.asarray(leaf)
@@ -35,13 +36,17 @@ def pack_leaf(leaf: Any) -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class _Keys:
-    """Random keys: JAX's name of their generator, and their words."""
+    """Random keys as numbers: JAX's name of their generator, and their words."""
 
     generator: str
     words: np.ndarray
 
 
 def unpack_leaf(leaf: Any) -> jax.Array:
+    """Restores an array or random keys: the inverse of `pack_leaf`.
+
+    **Raises:** `InputError` for 64-bit floats that JAX would round.
+    """
     if isinstance(leaf, _Keys):
         return jax.random.wrap_key_data(jnp.asarray(leaf.words), impl=leaf.generator)
     require_x64(leaf.dtype, "an array of the pickled ensemble")

@@ -1,4 +1,4 @@
-"""Parts of structures that other processes can make: what `pickle` does not find there, replaced by what makes it."""
+"""Parts of structures in a form that other processes can unpickle."""
 
 import dataclasses
 import functools
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class _DeferredCall:
-    """A call that has been made where it is unpickled."""
+    """A call that unpickling makes."""
 
     function: Callable[..., Any]
     arguments: tuple[Any, ...]
@@ -25,7 +25,7 @@ class _DeferredCall:
 
 
 def make_portable(value: Any) -> Any:
-    """A part of a structure, with what `pickle` does not find in other processes replaced by what makes it there."""
+    """Replaces the objects that `pickle` cannot find in other processes by calls that make them there."""
     if isinstance(value, functools.partial):
         return _DeferredCall(
             _make_partial, (make_portable(value.func), make_portable(value.args), make_portable(value.keywords))
@@ -51,5 +51,5 @@ def _make_partial(function: Any, arguments: tuple[Any, ...], named: Mapping[str,
 def _find_object(name: str) -> Any:
     try:
         return pkgutil.resolve_name(name)
-    except (ImportError, AttributeError, ValueError):  # as of what was made within a function
+    except (ImportError, AttributeError, ValueError):  # for example for a function in a function
         return None

@@ -1,9 +1,9 @@
-"""Which random key each member of a mapped computation draws from.
+"""Random keys of the members of a mapped computation.
 
-Flax draws from streams that a module owns (an `nnx.RngStream` in each `nnx.Dropout`): a key, and a count of the draws
-made. Here the keys of those streams are derived in one of two ways before a module is called: from one key for the
-whole ensemble and the member's number, or, inside [`jaxensemble.vmap`][], from the module's own keys and the position
-along the mapped dimension.
+Flax draws from streams that a module owns (an `nnx.RngStream` in each `nnx.Dropout`): a key, and a count of the draws.
+Before a module is called, the keys of its streams are derived here in one of two ways: from one key for the whole
+ensemble and the member's number, or, inside [`jaxensemble.vmap`][], from the module's own keys and the position along
+the mapped dimension.
 """
 
 import contextlib
@@ -37,7 +37,7 @@ SPLIT_ADVICE = (
 
 
 class Level(NamedTuple):
-    """One `vmap` that is being traced. `start` is the position of its first element, where it runs chunk by chunk."""
+    """One `vmap` that is being traced. `start` is the position of the first element of the chunk that is run."""
 
     depth: int
     randomness: Randomness
@@ -45,7 +45,7 @@ class Level(NamedTuple):
 
     @property
     def axis_name(self) -> str:
-        """Spells out all that a traced call depends on: `jax.jit` tells traces apart by the axis names around them."""
+        """A name with all that a traced call depends on: `jax.jit` keeps one trace for each set of axis names."""
         return f"jaxensemble.vmap:{self.depth}:{self.randomness}:{self.start}"
 
 
@@ -54,7 +54,7 @@ _LEVELS: contextvars.ContextVar[tuple[Level, ...]] = contextvars.ContextVar("jax
 
 @contextlib.contextmanager
 def enter_level(randomness: Randomness, start: int) -> Iterator[Level]:
-    """One more level of `vmap`, for the duration of its call."""
+    """Enters one more level of `vmap`, for the duration of its call."""
     outer = _LEVELS.get()
     level = Level(len(outer), randomness, start)
     token = _LEVELS.set((*outer, level))
@@ -72,9 +72,9 @@ class ForbiddenKey(nnx.RngKey):
 
 
 def forbid_draws(structure: Structure, rngs: Tree, refusal: str) -> Tree:
-    """The random state of a module that must not draw: drawing raises `RandomnessError`.
+    """Returns the random state of a module that must not draw: drawing raises `RandomnessError`.
 
-    `{stream}` within `refusal` becomes the name of the stream. Modules that hold streams but do not draw, such as an
+    `{stream}` in `refusal` becomes the name of the stream. Modules that have streams but do not draw, such as an
     `nnx.Dropout` in evaluation mode, go on working.
     """
 
@@ -86,9 +86,9 @@ def forbid_draws(structure: Structure, rngs: Tree, refusal: str) -> Tree:
 
 
 class _KeylessLinen(nnx.bridge.ToNNX):
-    """A `flax.linen` module that may not draw. It gets no keys, and says itself where it needs one.
+    """A `flax.linen` module that must not draw. It gets no keys, and raises an error where it needs one.
 
-    An `nnx.bridge.ToNNX` takes a key from each of its streams at every call, whether anything is drawn from it or not.
+    An `nnx.bridge.ToNNX` takes a key from each of its streams at every call, even if it draws nothing.
     """
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -102,7 +102,7 @@ class _KeylessLinen(nnx.bridge.ToNNX):
 
 
 def defer_linen_keys(structure: Structure, module: Any) -> Any:
-    """The module, whose `flax.linen` modules are asked for keys only where they draw, as those of `nnx` are."""
+    """Lets the `flax.linen` modules in a module ask for keys only when they draw, as `nnx` modules do."""
     if not any(shown is nnx.bridge.ToNNX for _, shown in structure.entries.values()):
         return module
     for _, layer in nnx.iter_modules(module):
@@ -115,7 +115,7 @@ def defer_linen_keys(structure: Structure, module: Any) -> Any:
 
 
 def derive_vmap_keys(structure: Structure, rngs: Tree) -> Tree:
-    """The random state of a module as the enclosing [`jaxensemble.vmap`][]s want it; unchanged outside of any."""
+    """Derives the random state of a module inside [`jaxensemble.vmap`][]; outside of any `vmap` it is unchanged."""
     levels = _LEVELS.get()
     if any(level.randomness == "error" for level in levels):
         return forbid_draws(structure, rngs, RANDOM_IN_ERROR_MODE)
@@ -127,7 +127,7 @@ def derive_vmap_keys(structure: Structure, rngs: Tree) -> Tree:
 
 
 def derive_keys(structure: Structure, rngs: Tree, key: jax.Array) -> Tree:
-    """The random state of one member for one call: each stream starts anew, with a key of its own made from `key`."""
+    """Derives the random state of one member for one call: each stream starts again, with a key made from `key`."""
 
     def derive(number: int, _: str, old: jax.Array) -> jax.Array:
         stream = jax.random.fold_in(key, number)
@@ -137,10 +137,10 @@ def derive_keys(structure: Structure, rngs: Tree, key: jax.Array) -> Tree:
 
 
 def initial_rngs(structure: Structure) -> Tree:
-    """The random state that a module of this structure begins with: for each stream a key of its own, and no draws yet.
+    """The first random state of a module with this structure: for each stream a key of its own, and no draws yet.
 
-    Streams are taken to have one key each; what `jax.random.split` made several of, only its maker can give: a call of
-    such a module says so, by `SPLIT_ADVICE`.
+    Each stream gets one key. Several keys of one stream, as `jax.random.split` makes them, are unknown here: a call of
+    a module that needs them fails with `SPLIT_ADVICE`.
     """
     key, values = jax.random.key(0), {}
     for number, leaf in enumerate(structure.streams):
@@ -150,37 +150,40 @@ def initial_rngs(structure: Structure) -> Tree:
 
 
 def has_single_keys(rngs: Tree) -> bool:
-    """Whether there are random streams, all of one key each, as `initial_rngs` makes them."""
+    """Returns whether there are random streams, all of one key each, as `initial_rngs` makes them."""
     keys = [leaf for leaf in jax.tree.leaves(rngs) if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)]
     return bool(keys) and all(key.shape == () for key in keys)
 
 
 def is_transform_error(error: Exception) -> bool:
-    """Whether an error comes from Flax's `nnx.vmap` or `nnx.scan` themselves, and not from what they map."""
+    """Returns whether an error comes from Flax's `nnx.vmap` or `nnx.scan` itself, and not from the mapped function."""
     names = (frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__))
     own = [name for name in names if name.partition(".")[0] != "jax"]
     return bool(own) and own[-1].startswith("flax.nnx.transforms")
 
 
-def stack_rngs(rngs: Tree, members: int) -> Tree:
-    """The random state of one module as that of several, which draw different numbers."""
-    return unflatten({name: _stack_keys(leaf, members) for name, leaf in flatten(rngs).items()})
+def split_rngs(rngs: Tree, members: int) -> Tree:
+    """Makes the random state of several members, which draw different numbers, from the state of one module."""
+    return unflatten({name: _split_leaf(leaf, members) for name, leaf in flatten(rngs).items()})
 
 
-def _stack_keys(leaf: jax.Array, members: int) -> jax.Array:
-    """Random keys, one for each member; counters start alike."""
+def _split_leaf(leaf: jax.Array, members: int) -> jax.Array:
+    """Splits a random key into one for each member, or repeats a counter."""
     if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         return jax.random.split(leaf, members)
     return jnp.broadcast_to(leaf, (members, *leaf.shape))
 
 
 def member_keys(key: jax.Array, members: int) -> jax.Array:
-    """A key for each member, `[M]`; the first ones stay the same whatever M is."""
+    """A key for each member, `[M]`; the key of a member does not depend on M."""
     return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, jnp.arange(members))
 
 
 def as_key(key: Any) -> jax.Array:
-    """`key` as a typed key. Raises `InputError` unless it is one JAX key, typed or of the older `uint32[2]` kind."""
+    """Converts a JAX key, typed or of the older `uint32[2]` kind, to a typed key.
+
+    **Raises:** `InputError` for any other object.
+    """
     if isinstance(key, jax.Array):
         if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) and key.shape == ():
             return key
@@ -191,7 +194,7 @@ def as_key(key: Any) -> jax.Array:
 
 
 def _map_keys(structure: Structure, rngs: Tree, change: Callable[[int, str, Any], Any]) -> Tree:
-    flat = flatten(rngs)  # what is missing in it is told where it is merged
+    flat = flatten(rngs)  # `merge` raises an error for missing keys
     names = [leaf.name for leaf in structure.streams if issubclass(leaf.type, nnx.RngKey)]
     changed = {name: change(number, name, flat[name]) for number, name in enumerate(names) if name in flat}
     return unflatten(flat | changed)

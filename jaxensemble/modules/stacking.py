@@ -1,4 +1,4 @@
-"""M modules as one state with a member axis in front of every array, and back; and what must be equal for that."""
+"""States of M modules, stacked along a leading member axis and unstacked, with checks that modules are alike."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -16,11 +16,11 @@ from jaxensemble.modules.structure import structure_differences
 
 
 def stack_states(modules: Sequence[nnx.Module], caller: str) -> State:
-    """The states of modules as one: `params`, `buffers` and `rngs` stacked to `[M, ...]`, `constants` shared.
+    """Stacks the states of modules: `params`, `buffers` and `rngs` become `[M, ...]`, `constants` are shared.
 
-    Raises `MemberError`, whose text begins with `caller`, for no modules, for modules of different modes or classes (in
-    that order, and in PyTorch's words), and otherwise one that lists every difference but those between values.
-    Raises `InputError` for 64-bit arrays while JAX has 64-bit types switched off.
+    **Raises:** `MemberError`, whose text begins with `caller`, for no modules, for modules of different modes or
+    classes (in this order, and in PyTorch's words), and else with every difference except different values;
+    `InputError` for 64-bit arrays while JAX has 64-bit types switched off.
     """
     if not isinstance(modules, Sequence):
         raise InputError(f"{caller}: Expected a sequence of modules, got {type(modules).__name__}.")
@@ -36,19 +36,19 @@ def stack_states(modules: Sequence[nnx.Module], caller: str) -> State:
 
 
 def stack(trees: Sequence[Tree]) -> Tree:
-    """Trees of equal arrays as one of `[M, ...]` arrays."""
+    """Stacks M trees of arrays with equal shapes to one tree of `[M, ...]` arrays."""
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
 
 
 def unstack(tree: Tree, members: int) -> list[Tree]:
-    """The inverse of [`stack`][]."""
+    """Splits a tree of `[M, ...]` arrays into M trees: the inverse of [`stack`][]."""
     return [jax.tree.map(lambda leaf, member=member: leaf[member], tree) for member in range(members)]
 
 
 def count_members(trees: dict[str, Tree]) -> int:
-    """The size M of the leading axis of every array in several trees, by what to call them.
+    """The size M of the leading axis of every array in several trees, which are given by name.
 
-    Raises `InputError` if there is no array, if the arrays disagree, or if M is 0.
+    **Raises:** `InputError` if there is no array, if the arrays have different sizes, or if M is 0.
     """
     shapes = {
         f"{kind}: {name}": jnp.shape(leaf) for kind, tree in trees.items() for name, leaf in flatten(tree).items()
@@ -57,13 +57,16 @@ def count_members(trees: dict[str, Tree]) -> int:
         raise InputError("there are no parameters and no buffers: nothing says how many members there are")
     sizes = {shape[:1] for shape in shapes.values()}
     if len(sizes) > 1 or sizes & {(), (0,)}:
-        listed = "".join(f"\n  {name} {list(shape)}" for name, shape in shapes.items())
-        raise InputError(f"every array must be [M, ...], with one M of at least 1; got{listed}")
+        lines = "".join(f"\n  {name} {list(shape)}" for name, shape in shapes.items())
+        raise InputError(f"every array must be [M, ...], with one M of at least 1; got{lines}")
     return sizes.pop()[0]
 
 
 def check_same_architecture(states: Sequence[State], caller: str) -> None:
-    """Raises `MemberError` with every place where states differ in anything but values. Members are not counted."""
+    """Checks that states differ in values alone. Their numbers of members may differ.
+
+    **Raises:** `MemberError` with every place where states differ.
+    """
     strip = [state._replace(**{kind: _abstract_members(getattr(state, kind)) for kind in STACKED}) for state in states]
     _check_members([_differences(strip[0], state) for state in strip], caller, "ensemble")
 
@@ -77,7 +80,7 @@ def _check_modes(states: Sequence[State], caller: str) -> None:
     places = [
         f"\n  member {member}, `{'.'.join(path)}`: expected {first[path]}, got {mode[path]}"
         for member, mode in enumerate(others, start=1)
-        for path in sorted(mode.keys() & first.keys())  # what only one of them has is another difference
+        for path in sorted(mode.keys() & first.keys())  # `_differences` lists paths that only one of them has
         if mode[path] != first[path]
     ]
     if places:
@@ -102,8 +105,8 @@ def _check_members(differences: Sequence[list[str]], caller: str, noun: str = "m
     lines = [f"\n  {noun} {member}, {line}" for member, found in enumerate(differences) for line in found]
     if lines:
         raise MemberError(
-            f"{caller}: Expected all models to be the same but for the values of their arrays; "
-            f"what differs from {noun} 0:{''.join(lines)}"
+            f"{caller}: Expected all models to be the same except for the values of their arrays; "
+            f"differences from {noun} 0:{''.join(lines)}"
         )
 
 
@@ -119,7 +122,7 @@ def _differences(expected: State, state: State) -> list[str]:
             if a != b:
                 lines.append(f"`{name}`: expected {a}, got {b}")
             elif kind == "constants" and not _same_values(leaves[name], others[name]):
-                lines.append(f"`{name}`: a Constant has one value for all members, and here is another")
+                lines.append(f"`{name}`: a Constant has one value for all members, and this value differs")
     return sorted(lines)
 
 
@@ -131,7 +134,7 @@ def _describe_value(value: Any, other: Any = None) -> str:
 
 
 def _signature(leaf: Any, name: str) -> str:
-    """Dtype and shape: `float32[3, 4]`; for a variable that holds several arrays, those of each."""
+    """Dtype and shape as text: `float32[3, 4]`; for a variable with several arrays, the text of each array."""
     arrays = [part if hasattr(part, "dtype") else jnp.asarray(part) for part in jax.tree.leaves(leaf)]
     for array in arrays:
         require_x64(array.dtype, f"`{name}`")

@@ -1,7 +1,7 @@
-"""The state of a Flax module as plain nested dicts, and back: the one place that splits and merges modules.
+"""The state of a Flax module as plain nested dicts, and back: all modules are split and merged here.
 
-Keys are strings all the way down (the items of an `nnx.List` are `"0"`, `"1"` ...), leaves are arrays. What a variable
-is decides where it goes:
+Keys are strings at all levels (the items of an `nnx.List` are `"0"`, `"1"` ...), leaves are arrays. The class of a
+variable decides in which dict it is:
 
 | variable                                            | in          | over the members of an ensemble |
 |-----------------------------------------------------|-------------|---------------------------------|
@@ -27,7 +27,7 @@ STACKED: tuple[Kind, ...] = ("params", "buffers", "rngs")  # these have a member
 
 
 class State(NamedTuple):
-    """A module taken apart by [`split`][]: what it is, and its arrays as nested dicts."""
+    """A module that [`split`][] has split: its structure, and its arrays as nested dicts."""
 
     graphdef: Structure
     params: Tree
@@ -37,7 +37,7 @@ class State(NamedTuple):
 
 
 def kind_of(leaf: Leaf) -> Kind:
-    """Which of the four dicts of a [`State`][] holds this array: see the table above."""
+    """The name of the dict of a [`State`][] that holds this array: see the table above."""
     if issubclass(leaf.type, nnx.Param):
         return "params"
     if issubclass(leaf.type, nnx.RngState):
@@ -46,9 +46,9 @@ def kind_of(leaf: Leaf) -> Kind:
 
 
 def split(module: nnx.Module) -> State:
-    """Takes a module apart. The module is only read; `merge(*split(module))` is a copy that shares its arrays.
+    """Splits a module into structure and arrays. `merge(*split(module))` is a copy that shares the module's arrays.
 
-    Raises `InputError` if `module` is no `nnx.Module`.
+    **Raises:** `InputError` if `module` is no `nnx.Module`, `StateError` for a variable that holds a dict.
 
     >>> state = split(nnx.BatchNorm(3, rngs=nnx.Rngs(0)))
     >>> list(flatten(state.params)), list(flatten(state.buffers))
@@ -77,9 +77,9 @@ def merge(
     constants: Tree | None = None,
     rngs: Tree | None = None,
 ) -> Any:
-    """A new module with the given arrays: the inverse of [`split`][].
+    """Makes a new module with the given arrays: the inverse of [`split`][].
 
-    Raises `StateError` that lists every array which the module needs and is not given, or is given and not needed.
+    **Raises:** `StateError` listing every array that is missing or not needed.
 
     >>> import jax.numpy as jnp
     >>> linear = merge(*split(nnx.Linear(2, 3, rngs=nnx.Rngs(0))))
@@ -92,7 +92,10 @@ def merge(
 
 
 def check_names(state: State) -> dict[Kind, dict[str, Any]]:
-    """The arrays of a state by kind and dotted name. Raises `StateError` for others than those the module needs."""
+    """Checks the names of a state's arrays, and returns the arrays by kind and dotted name.
+
+    **Raises:** `StateError` listing every array that is missing or not needed.
+    """
     given: dict[Kind, dict[str, Any]] = {kind: flatten(getattr(state, kind)) for kind in KINDS}
     structure = state.graphdef
     needed: list[tuple[Kind, str]] = [(kind_of(leaf), leaf.name) for leaf in structure.leaves]
@@ -106,7 +109,7 @@ def check_names(state: State) -> dict[Kind, dict[str, Any]]:
 
 
 def flatten(tree: Mapping[str, Any]) -> dict[str, Any]:
-    """Nested dicts as one dict with dotted names, in the order of the nested ones. Empty dicts leave no trace.
+    """Flattens nested dicts to one dict with dotted names, in the same order. Empty dicts are dropped.
 
     >>> flatten({"conv1": {"bias": 1, "kernel": 2}, "scale": 3})
     {'conv1.bias': 1, 'conv1.kernel': 2, 'scale': 3}
@@ -123,7 +126,9 @@ def _items(tree: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
 
 
 def unflatten(flat: Mapping[str, Any]) -> Tree:
-    """The inverse of [`flatten`][]. Raises `InputError` if one name is the beginning of another (`a` and `a.b`).
+    """Nests a dict with dotted names: the inverse of [`flatten`][].
+
+    **Raises:** `InputError` if one name is the beginning of another (`a` and `a.b`).
 
     >>> unflatten({"conv1.bias": 1, "conv1.kernel": 2, "scale": 3})
     {'conv1': {'bias': 1, 'kernel': 2}, 'scale': 3}
@@ -135,8 +140,10 @@ def unflatten(flat: Mapping[str, Any]) -> Tree:
         for parent in parents:
             node = node.setdefault(parent, {})
             if not isinstance(node, dict):
-                raise InputError(f"`{name}` cannot be nested: a name it begins with is an array itself")
+                raise InputError(
+                    f"`{name}` cannot be nested: the beginning of this name is itself the name of an array"
+                )
         if last in node:
-            raise InputError(f"`{name}` cannot be nested: other names begin with it")
+            raise InputError(f"`{name}` cannot be nested: other names begin with this name")
         node[last] = value
     return tree

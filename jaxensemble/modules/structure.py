@@ -1,8 +1,8 @@
-"""What a Flax module is apart from its arrays: its classes, its static attributes, and which variable sits where.
+"""Structures of Flax modules, without their arrays: classes, static attributes, and the places of variables.
 
 A [`Structure`][] is a module's `nnx.GraphDef`, read once. Flax compares graph definitions attribute by attribute with
-`==`, to which two `functools.partial` objects or two lambdas made by the same line are different things. Here they are
-equal if they do the same, so that two instances of one network have one structure, and one compilation.
+`==`, so that two `functools.partial` objects or two lambdas of the same line differ. Here these are equal if they do
+the same, so that two instances of one network have one structure, and one compilation.
 """
 
 import dataclasses
@@ -29,7 +29,7 @@ MODE_FLAGS = ("deterministic", STATISTICS)  # what `nnx.Module.train()` and `.ev
 
 @dataclasses.dataclass(frozen=True)
 class Leaf:
-    """One array of a module: its path (the first, where several lead to it) and the class of its variable."""
+    """One array of a module: its path (the first of several paths) and the class of its variable."""
 
     path: Path
     type: type
@@ -49,7 +49,7 @@ class Fixed:
 
 @dataclasses.dataclass(eq=False)
 class Node:
-    """A module, or a container of modules. A shared one is one object: nodes form a graph, which may have cycles."""
+    """A module, or a container of modules. A shared module is one node: nodes form a graph, which may have cycles."""
 
     path: Path
     type: type
@@ -57,7 +57,7 @@ class Node:
 
 
 class _Nothing:
-    """What a module has where the other one has an attribute."""
+    """The value of an attribute that a module lacks, and another module has."""
 
     def __repr__(self) -> str:
         return "nothing"
@@ -69,7 +69,7 @@ _KNOWN: "weakref.WeakValueDictionary[Any, Structure]" = weakref.WeakValueDiction
 
 @jax.tree_util.register_static
 class Structure(nnx.GraphDef):
-    """An `nnx.GraphDef` (`nnx.merge` takes it as one) with the hash and equality described above, both of them cheap.
+    """An `nnx.GraphDef` (`nnx.merge` takes it as one) with the equality described above, and a hash, both of them fast.
 
     >>> first, second = (Structure.of(nnx.graphdef(nnx.Linear(2, 3, rngs=nnx.Rngs(seed)))) for seed in (0, 1))
     >>> first == second, [leaf.name for leaf in first.leaves]
@@ -89,15 +89,15 @@ class Structure(nnx.GraphDef):
 
     @classmethod
     def of(cls, graphdef: Any) -> "Structure":
-        """The structure of a graph definition; equal ones are one object as long as one of them is in use.
+        """The structure of a graph definition; equal structures are one object as long as one of them is in use.
 
-        Raises `UnsupportedError` for array references and names with dots, which paths cannot express.
+        **Raises:** `UnsupportedError` for array references, and for names with dots, which paths cannot express.
         """
         if isinstance(graphdef, cls):
             return graphdef
         if not isinstance(graphdef, nnx.GraphDef):
             raise InputError(
-                "`graphdef` must be the graph definition of a module, as of nnx.graphdef(module); got "
+                "`graphdef` must be the graph definition of a module, as nnx.graphdef(module) gives it; got "
                 f"{type(graphdef).__name__}. Ensemble.from_modules(modules) makes an ensemble of modules and their "
                 "weights."
             )
@@ -156,9 +156,9 @@ class Structure(nnx.GraphDef):
         return f"Structure({self.root.type.__name__}, {len(self.leaves)} leaves)"
 
     def training_layers(self, flags: Collection[str] = MODE_FLAGS) -> tuple[str, ...]:
-        """The layers that are in training mode by one of these flags, by path, where that makes a difference.
+        """The paths of the layers that one of these flags sets to training mode, if the mode makes a difference.
 
-        A module that asks for its mode itself (`if self.training`) is one, too; the root is called `itself`.
+        A module that reads its mode itself (`if self.training`) is also such a layer; the root is called `itself`.
         """
         return tuple(
             ".".join(path[: -2 if self.entries[path[:-1]][1] is Training else -1]) or "itself"
@@ -169,20 +169,20 @@ class Structure(nnx.GraphDef):
         )
 
     def _drops_nothing(self, path: Path) -> bool:
-        """Whether the layer at a path, of dropout or with dropout in it, has a rate of 0."""
+        """Returns whether the layer at a path is or contains a dropout with a rate of 0."""
         return any(self.entries.get((*path, name), (None, None))[1] == 0 for name in ("rate", "dropout_rate"))
 
 
 def _restore_structure(nodes: Any, attributes: Any, num_leaves: int) -> Structure:
-    """The structure that was pickled: what is kept of a graph definition beside it is read anew."""
+    """Restores a pickled structure, by reading its graph definition again."""
     return Structure.of(nnx.GraphDef(nodes, attributes, num_leaves))
 
 
 def structure_differences(a: nnx.GraphDef, b: nnx.GraphDef) -> list[tuple[str, Any, Any]]:
-    """Every place where two modules differ in anything but the values of their arrays: (path, value in a, value in b).
+    """Every place where two modules differ, except in the values of arrays: (path, value in a, value in b).
 
-    The path of the module itself is `""`; below a place whose classes differ nothing further is listed. Of a place that
-    only one module has, the other value is `NOTHING`.
+    The path of the module itself is `""`. Where classes differ, no place below is listed. At a place that only one
+    module has, the other value is `NOTHING`.
 
     >>> a, b = (nnx.graphdef(nnx.LayerNorm(3, epsilon=epsilon, rngs=nnx.Rngs(0))) for epsilon in (1e-5, 1e-6))
     >>> structure_differences(a, b)
@@ -193,7 +193,7 @@ def structure_differences(a: nnx.GraphDef, b: nnx.GraphDef) -> list[tuple[str, A
         return []
     found: dict[Path, tuple[Any, Any]] = {}
     absent = (NOTHING, NOTHING)
-    for path in sorted(left.entries.keys() | right.entries.keys()):  # what holds a thing sorts before the thing
+    for path in sorted(left.entries.keys() | right.entries.keys()):  # a container sorts before its content
         (frozen_a, shown_a), (frozen_b, shown_b) = left.entries.get(path, absent), right.entries.get(path, absent)
         if frozen_a != frozen_b and not any(path[:length] in found for length in range(len(path))):
             found[path] = (shown_a, shown_b)
@@ -235,7 +235,7 @@ class _Reader:
         for _ in range(count):
             key, attribute = next(self.attributes)
             name = str(key)
-            if "." in name:  # torch.nn.ModuleDict refuses them for the same reason
+            if "." in name:  # torch.nn.ModuleDict refuses dots for the same reason
                 raise UnsupportedError(f"{node.type.__name__} has an attribute {name!r}; names cannot contain dots")
             path = (*node.path, name)
             if isinstance(attribute, NodeAttr):
@@ -270,7 +270,7 @@ class _Reader:
 
 @dataclasses.dataclass(frozen=True)
 class _Shared:
-    """Shown for an attribute that holds what another attribute holds, too."""
+    """Shown for an attribute that holds the same object as another attribute."""
 
     name: str
 
@@ -280,18 +280,18 @@ class _Shared:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Variable:
-    """Shown for a variable: its class, and its metadata where there is any beyond Flax's defaults."""
+    """Shown for a variable: its class, and its metadata except Flax's defaults."""
 
     type: type
     metadata: Mapping[str, Any]
 
     def __repr__(self) -> str:
-        told = {k: v for k, v in self.metadata.items() if k not in ("hijax", "ref", "eager_sharding")}
-        return f"{self.type.__name__}({', '.join(f'{k}={v!r}' for k, v in told.items())})"
+        shown = {k: v for k, v in self.metadata.items() if k not in ("hijax", "ref", "eager_sharding")}
+        return f"{self.type.__name__}({', '.join(f'{k}={v!r}' for k, v in shown.items())})"
 
 
 class _Unhashable:
-    """A value that cannot be hashed, compared with `==` where that gives a plain truth value."""
+    """A value that cannot be hashed, compared with `==` if the comparison gives a plain truth value."""
 
     def __init__(self, value: Any) -> None:
         self.value = value
@@ -306,10 +306,10 @@ class _Unhashable:
 
 
 def freeze(value: Any, inside: tuple[int, ...] = ()) -> Any:
-    """Something hashable that is equal for two static attributes if and only if these do the same.
+    """Converts a static attribute to a hashable value: two are equal if and only if both attributes do the same.
 
-    Partial objects are compared by function and arguments; functions by identity or by code, defaults and the values
-    they close over; containers item by item; everything else by type and `==`.
+    Partial objects are compared by function and arguments; functions by code, defaults and the values that they close
+    over; containers item by item; all other values by type and `==`.
     """
     if id(value) in inside:
         return ("recursion", len(inside) - inside.index(id(value)))

@@ -445,7 +445,7 @@ def test_a_definition_and_arrays_that_do_not_fit_are_refused_at_once() -> None:
         Ensemble(graphdef, _modules(1), buffers, constants)  # type: ignore[arg-type]
     module: Any = _modules(1)[0]
     with pytest.raises(
-        InputError, match=r"as of nnx.graphdef\(module\); got Net\..* Ensemble.from_modules\(modules\) makes"
+        InputError, match=r"as nnx.graphdef\(module\) gives it; got Net\..* Ensemble.from_modules\(modules\) makes"
     ):
         Ensemble(module, params, buffers, constants)
 

@@ -10,7 +10,7 @@ from torch import nn
 from jaxensemble.ensemble import Ensemble
 from jaxensemble.errors import UnsupportedError
 from jaxensemble.modules.build import skeleton
-from jaxensemble.modules.randomness import stack_rngs
+from jaxensemble.modules.randomness import split_rngs
 from jaxensemble.network.network import Dtype, Network
 from jaxensemble.network.weight_map import Origin, WeightMap
 from torch_bridge.graph.sizes.open_axes import OpenAxes
@@ -51,7 +51,7 @@ def recapture_network(
         graphdef=state.graphdef,
         network=lowered.network,
         constants=_fill_tree(state.constants, constant_arrays(lowered)),
-        rngs=stack_rngs(state.rngs, len(ensemble)),
+        rngs=split_rngs(state.rngs, len(ensemble)),
     )
 
 

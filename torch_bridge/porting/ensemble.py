@@ -2,7 +2,7 @@
 
 from jaxensemble.ensemble import Ensemble
 from jaxensemble.modules.build import fill_state, skeleton
-from jaxensemble.modules.randomness import stack_rngs
+from jaxensemble.modules.randomness import split_rngs
 from jaxensemble.network.weight_map import Origin
 from torch_bridge.graph.examples import BatchAxis
 from torch_bridge.lowering import Lowered
@@ -13,6 +13,6 @@ from torch_bridge.members.stack import Stack
 def build_ensemble(lowered: Lowered, stack: Stack, name: str, batch_axis: BatchAxis, input_layout: str) -> Ensemble:
     """A network and a filled stack as an ensemble."""
     state = fill_state(skeleton(lowered.network), stack.take() | constant_arrays(lowered), stack.members)
-    rngs = stack_rngs(state.rngs, stack.members)
+    rngs = split_rngs(state.rngs, stack.members)
     origin = Origin(name, lowered.weights, batch_axis, input_layout)
     return Ensemble(state.graphdef, state.params, state.buffers, state.constants, rngs, lowered.network, origin)

@@ -173,7 +173,7 @@ MISMATCHES: dict[str, tuple[Callable[[], Any], list[str]]] = {
 @pytest.mark.parametrize(("make", "expected"), MISMATCHES.values(), ids=MISMATCHES.keys())
 def test_what_else_differs_is_refused_with_name_and_member(make: Callable[[], Any], expected: list[str]) -> None:
     """test_stack_module_state_mismatch_error; PyTorch stacks some of these"""
-    with pytest.raises(MemberError, match="Expected all models to be the same but for the values") as caught:
+    with pytest.raises(MemberError, match="Expected all models to be the same except for the values") as caught:
         stack_module_state([_mlps(1)[0], make()])
     for line in expected:
         assert line in str(caught.value)
