@@ -59,9 +59,9 @@ def test_inspect_tells_what_is_there() -> None:
         "float32[3, 3]",
     ):
         assert text in result.stdout
-    told = json.loads(run("inspect", "net", "--json").stdout)
-    assert told["members"] == 3 and told["verified"] is True and told["arrays"]["bn.mean"]["shape"] == [3, 3]
-    assert told["weights_checked"] is False
+    printed = json.loads(run("inspect", "net", "--json").stdout)
+    assert printed["members"] == 3 and printed["verified"] is True and printed["arrays"]["bn.mean"]["shape"] == [3, 3]
+    assert printed["weights_checked"] is False
     assert "NOT verified" in run("inspect", "unproven").stdout
 
 
@@ -136,8 +136,8 @@ def test_predict_tells_of_each_row_what_the_ensemble_predicts() -> None:
         np.testing.assert_allclose([float(text) for text in line.split()], [row, *(x[row] for x in figures)], rtol=1e-3)
     assert len(lines) == 5
     np.testing.assert_allclose(np.load("p.npy"), prediction.mean, rtol=1e-6)
-    told = json.loads(run("predict", "net", "x.npy", "--json").stdout)["prediction"]
-    assert told["class"] == prediction.soft_vote.tolist() and set(told) == {"class", "confidence", "entropy"}
+    printed = json.loads(run("predict", "net", "x.npy", "--json").stdout)["prediction"]
+    assert printed["class"] == prediction.soft_vote.tolist() and set(printed) == {"class", "confidence", "entropy"}
 
 
 def test_rows_that_are_nan_have_no_class(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -152,8 +152,8 @@ def test_rows_that_are_nan_have_no_class(monkeypatch: pytest.MonkeyPatch) -> Non
     assert [row[1] for row in rows] == ["3", "0", "nan", "0"] and rows[2][2:] == ["nan", "nan"]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        told = json.loads(run("predict", "net", "x.npy", "--json").stdout)["prediction"]
-        assert told["class"] == [3, 0, "nan", 0] and told["entropy"][2] == "nan"
+        printed = json.loads(run("predict", "net", "x.npy", "--json").stdout)["prediction"]
+        assert printed["class"] == [3, 0, "nan", 0] and printed["entropy"][2] == "nan"
         pixels = jnp.stack([logits] * 2, -1)
         monkeypatch.setattr(Ensemble, "__call__", lambda self, x, key=None: pixels)
         result = run("predict", "net", "x.npy", "--task", "classification", "--class-axis", "1")

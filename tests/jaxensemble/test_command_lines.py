@@ -18,8 +18,8 @@ def test_versions_are_printed(program: str, package: str, monkeypatch: pytest.Mo
     assert done.stdout.startswith(f"{program} ") and f", flax {flax}" in done.stdout
     assert ("torch" in done.stdout.split("(")[1]) == (program == "torch-bridge")
     monkeypatch.setattr(terminal, "installed_version", lambda name: {"jaxensemble": "1.2", "flax": "3"}.get(name))
-    told = CliRunner().invoke(app(program), ["--version"]).stdout
-    assert told.startswith(f"{program} 1.2 (jax not installed, flax 3")
+    printed = CliRunner().invoke(app(program), ["--version"]).stdout
+    assert printed.startswith(f"{program} 1.2 (jax not installed, flax 3")
 
 
 @pytest.mark.parametrize("program", PROGRAMS)

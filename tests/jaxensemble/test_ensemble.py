@@ -455,10 +455,10 @@ def test_modules_in_training_mode_are_told_unless_a_mode_says_that_they_are_mean
     for module in modules:
         module.norm.train()
     with pytest.warns(TrainingModeWarning, match=r"Net is in training mode \(norm\): mode='eval' is"):
-        told = Ensemble.from_modules(modules)
+        warned = Ensemble.from_modules(modules)
     training = {mode: Ensemble.from_modules(modules, mode=mode).graphdef.training_layers() for mode in MODES}
     assert training == {"eval": (), "train": ("dropout", "norm"), "as_is": ("norm",)}
-    copied = jax.tree.map(lambda leaf: leaf, dataclasses.replace(told, plan=None)[:1])  # which says nothing again
+    copied = jax.tree.map(lambda leaf: leaf, dataclasses.replace(warned, plan=None)[:1])  # which says nothing again
     assert copied.graphdef.training_layers() == ("norm",)
     with pytest.raises(InputError, match="`mode` must be 'eval', 'train' or 'as_is'; got 'evaluation'"):
         Ensemble.from_modules(modules, mode="evaluation")  # type: ignore[arg-type]

@@ -123,10 +123,10 @@ def test_a_mode_is_evaluation_unless_another_one_is_asked_for() -> None:
 
     torch.save(factories.dropping().state_dict(), "member.pt")
     for files in ((), ("-c", "member.pt")):
-        for mode, told in (((), ""), (("--mode", "train"), "in training mode: 1"), (("--mode", "as_is"), "mode: 1")):
+        for mode, printed in (((), ""), (("--mode", "train"), "in training mode: 1"), (("--mode", "as_is"), "mode: 1")):
             result = run("port", "factories:dropping", "-i", "8,4", "--no-check", *files, *mode)
             assert result.exit_code == 0, result.output
-            assert told in result.stdout and (bool(told) == ("training" in result.stdout))
+            assert printed in result.stdout and (bool(printed) == ("training" in result.stdout))
 
 
 def test_which_weights_of_checkpoints_are_meant() -> None:
@@ -144,8 +144,8 @@ def test_which_weights_of_checkpoints_are_meant() -> None:
     assert f"members 0 (member0.pt), 1 (member1.pt): {taken}" in result.stdout
     shown = CliRunner().invoke(jaxensemble.cli.app, ["inspect", "net"]).stdout
     assert f"weights of members 0 (member0.pt), 1 (member1.pt): {taken}" in shown
-    told = json.loads(CliRunner().invoke(jaxensemble.cli.app, ["inspect", "net", "--json"]).stdout)
-    assert told["sources"][1]["taken"]["renamed"] == {"first": "0"}
+    printed = json.loads(CliRunner().invoke(jaxensemble.cli.app, ["inspect", "net", "--json"]).stdout)
+    assert printed["sources"][1]["taken"]["renamed"] == {"first": "0"}
     manifest = json.loads(run(*files, "--key", "model", "--json", "--no-check").stdout)
     assert [source["taken"]["key"] for source in manifest["sources"]] == ["model", "model"]
     assert run("check", *files[1:], *chosen).exit_code == 0
@@ -172,8 +172,8 @@ def test_sizes_that_stay_open() -> None:
     port = ["port", "factories:Ids", "-i", "int64:2,6:5", "--dynamic", "ids:1=length", "-o", "lengths"]
     assert run(*port).exit_code == 0
     np.save("ids.npy", np.zeros((3, 9), np.int64))
-    told = CliRunner().invoke(jaxensemble.cli.app, ["inspect", "lengths"])
-    assert "inputs: ids [N, length]\nlength: at least 1" in told.output
+    printed = CliRunner().invoke(jaxensemble.cli.app, ["inspect", "lengths"])
+    assert "inputs: ids [N, length]\nlength: at least 1" in printed.output
     assert CliRunner().invoke(jaxensemble.cli.app, ["predict", "lengths", "ids.npy"]).exit_code == 0
     wrong = run(*port[:-3], "ids=length")
     assert wrong.exit_code == 2
@@ -238,8 +238,8 @@ def test_errors_are_one_message_and_an_exit_code(args: tuple[str, ...], code: in
 def test_errors_as_json() -> None:
     result = run("port", "factories:Odd", "-i", "4", "--json")
     assert result.exit_code == 4
-    told = json.loads(result.stdout)
-    assert told["error"] == "UnsupportedError" and told["details"].splitlines()[0] in told["message"]
+    printed = json.loads(result.stdout)
+    assert printed["error"] == "UnsupportedError" and printed["details"].splitlines()[0] in printed["message"]
 
 
 def test_all_of_an_error_is_shown_where_it_is_asked_for() -> None:

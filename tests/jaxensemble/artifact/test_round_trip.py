@@ -283,9 +283,9 @@ def test_a_lineage_is_saved_and_outlives_further_changes(ensemble: Ensemble, tmp
     assert ensemble.proof is not None and loaded.proof is None
     assert loaded.lineage == trained.lineage == Lineage(ensemble.proof, trained=True)
     artifact = Artifact.open(tmp_path / "again")
-    told = "trained from a verified port, NOT verified since: the port was verified against PyTorch on "
+    text = "trained from a verified port, NOT verified since: the port was verified against PyTorch on "
     assert (
-        told + ensemble.proof.date in describe_in_text(artifact) and describe(artifact)["trained_from_verified"] is True
+        text + ensemble.proof.date in describe_in_text(artifact) and describe(artifact)["trained_from_verified"] is True
     )
     assert Ensemble.concatenate([loaded, loaded]).lineage == loaded.lineage
     assert Ensemble.concatenate([loaded, ensemble]).lineage is None  # of which a part was trained

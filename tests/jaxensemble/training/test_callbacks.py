@@ -91,10 +91,10 @@ def test_progress_is_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setenv("TERM", "xterm")
     stream = Terminal()
     monkeypatch.setattr(sys, "stderr", stream)
-    with progress.show_progress(True, 20) as told:
-        told(History(np.ones((1, 3))))
-        told(History(np.ones((2, 3))))
+    with progress.show_progress(True, 20) as show:
+        show(History(np.ones((1, 3))))
+        show(History(np.ones((2, 3))))
     assert "epoch 2 of 20: loss 1" in stream.getvalue() and "\x1b[" in stream.getvalue()
     monkeypatch.setattr(sys, "stderr", None)
-    with progress.show_progress(True, 20) as told:
-        told(History(np.ones((1, 3))))
+    with progress.show_progress(True, 20) as show:
+        show(History(np.ones((1, 3))))

@@ -135,8 +135,8 @@ def test_an_interruption_says_where_the_checkpoint_is(
         f"training was interrupted after {epochs} of 4 epochs. {tmp_path / str(epochs)} is the checkpoint: the same "
         "call of `fit` goes on from there"
     )
-    told = "".join(traceback.format_exception(error.value))
-    assert "site-packages" not in told and len(told.splitlines()) < 15
+    shown = "".join(traceback.format_exception(error.value))
+    assert "site-packages" not in shown and len(shown.splitlines()) < 15
     got, history = runs(mlp, 4, tmp_path)
     expected, whole = runs(mlp, 4, None)
     same_bits(got, expected)

@@ -113,9 +113,9 @@ def test_a_loss_that_is_no_number_any_more_is_told_once(mlp: Ensemble) -> None:
     x, y = data()
     optimizer = optax.inject_hyperparams(optax.sgd)(learning_rate=0.01)
     state = state_of(mlp, optimizer, hyperparams={"learning_rate": [0.01, 1e30, 0.01]})
-    with pytest.warns(UserWarning, match="the loss of member 1 is not finite any more") as told:
+    with pytest.warns(UserWarning, match="the loss of member 1 is not finite any more") as warned:
         _, history = fit(state, x, y, loss=mean_square, epochs=4, batch=6)
-    assert len(told) == 1 and np.isfinite(history.loss[:, [0, 2]]).all()
+    assert len(warned) == 1 and np.isfinite(history.loss[:, [0, 2]]).all()
 
 
 def test_outputs_that_are_spread_over_targets_are_told() -> None:

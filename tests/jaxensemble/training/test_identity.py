@@ -168,8 +168,8 @@ def test_numbers_of_optimizers_and_losses_are_told_by_name(case: str) -> None:
     then, now = (
         {"it": {"digest": k, "kind": "program", "parts": named_parts(f)}} for k, f in enumerate((before, after))
     )
-    told = run_differences(now, then)
-    assert all(f"it: {line}" in told for line in expected or ["not the same as before"]), told
+    named = run_differences(now, then)
+    assert all(f"it: {line}" in named for line in expected or ["not the same as before"]), named
     assert named_parts(smoothed)["SMOOTHING of smoothed"] == "0.1"
 
 
@@ -209,8 +209,8 @@ def test_strings_that_a_loss_holds_are_told_nowhere(mlp: Ensemble, tmp_path: Pat
         return held["SECRET-3"] * trainer.loss(outputs, targets)
 
     trainer = Trainer()
-    told = named_parts(functools.partial(closed, by="SECRET-6"))
-    assert "SECRET" not in str(told) and told["by 1 of closed"] == "3" and told["held 0 of closed"] == "0.625"
+    named = named_parts(functools.partial(closed, by="SECRET-6"))
+    assert "SECRET" not in str(named) and named["by 1 of closed"] == "3" and named["held 0 of closed"] == "0.625"
     assert named_parts(trainer.loss) == {"made of": "loss", "smoothing of loss": "0.125"}
     x, y = data()
     for loss in (trainer.loss, closed):

@@ -232,7 +232,7 @@ TOLD = r"members 1, 2 give NaN for 4 of 6 rows \(0, 2, 3 and 1 more\)"
 
 
 @pytest.mark.parametrize(
-    ("read", "told"),
+    ("read", "shown"),
     [
         (lambda: Prediction.classification(LOST), TOLD),
         (lambda: Prediction.classification(jnp.stack([LOST] * 2, -1), class_axis=1), TOLD),
@@ -240,8 +240,8 @@ TOLD = r"members 1, 2 give NaN for 4 of 6 rows \(0, 2, 3 and 1 more\)"
         (lambda: Prediction.gaussian(LOST[..., 0], LOST[..., 2]), r"member 1 gives NaN for 1 of 6 rows \(5\)"),
     ],
 )
-def test_members_and_rows_that_are_nan_are_told(read: Any, told: str) -> None:
-    with pytest.warns(NotANumberWarning, match=told):
+def test_members_and_rows_that_are_nan_are_told(read: Any, shown: str) -> None:
+    with pytest.warns(NotANumberWarning, match=shown):
         read()
     jax.jit(Prediction.classification)(LOST)  # values are unknown during tracing
 
@@ -420,10 +420,10 @@ def test_kinds() -> None:
 
 def test_what_is_printed_of_a_prediction_is_short() -> None:
     outputs = jnp.zeros((2, 3, 4))
-    told = "log_probabilities=float32[2, 3, 4], member_classes=int32[2, 3], class_axis=-1"
-    assert repr(Prediction.from_outputs(outputs)) == f"ClassPrediction({told})"
-    told = "outputs=float32[2, 3, 4], log_variances=float32[2, 3, 4]"
-    assert repr(Prediction.gaussian(outputs, outputs)) == f"GaussianPrediction({told})"
+    shown = "log_probabilities=float32[2, 3, 4], member_classes=int32[2, 3], class_axis=-1"
+    assert repr(Prediction.from_outputs(outputs)) == f"ClassPrediction({shown})"
+    shown = "outputs=float32[2, 3, 4], log_variances=float32[2, 3, 4]"
+    assert repr(Prediction.gaussian(outputs, outputs)) == f"GaussianPrediction({shown})"
     assert "class_axis=-1" in repr(jax.tree.map(lambda leaf: None, Prediction.from_outputs(outputs)))
 
 

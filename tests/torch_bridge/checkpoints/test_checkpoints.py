@@ -259,10 +259,10 @@ def test_members_of_equal_weights_are_told(tmp_path: Path) -> None:
         load_ensemble(net, [tmp_path / "all.pt"] * 2, (X,), key="0", check=False)
     first, second = nn.BatchNorm1d(3).eval(), nn.BatchNorm1d(3).eval()
     second.get_buffer("num_batches_tracked").fill_(1)
-    with pytest.warns(EqualMembersWarning) as told:
+    with pytest.warns(EqualMembersWarning) as warned:
         to_ensemble([second, first, second, first, first], (X,), check=False)
-    assert [str(entry.message).partition(" have")[0] for entry in told] == ["members 0, 2", "members 1, 3, 4"]
-    assert told[0].filename == __file__
+    assert [str(entry.message).partition(" have")[0] for entry in warned] == ["members 0, 2", "members 1, 3, 4"]
+    assert warned[0].filename == __file__
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         load_ensemble(net, paths, (X,), check=False)

@@ -338,8 +338,8 @@ def test_counters_that_a_file_lacks_are_as_pytorch_has_them(tmp_path: Path) -> N
         ensemble = load_ensemble(counting, [path], (X,))
         assert same(torch_bridge.to_torch(ensemble)[0], model.state_dict())
         assert ensemble.sources is not None and ensemble.sources[0].taken.not_held == ("bn.num_batches_tracked",)
-    told = "prefix `module.` removed; not in the file, and as the factory makes it: `bn.num_batches_tracked`"
-    assert told in str(read(paths[1])[1])
+    text = "prefix `module.` removed; not in the file, and as the factory makes it: `bn.num_batches_tracked`"
+    assert text in str(read(paths[1])[1])
     assert "key=" in str(refusal(lambda: read(saved(tmp_path, {"a": RAW, "b": old}))))
     del old["bn.running_mean"]
     with pytest.raises(MemberError, match=r"`bn\.running_mean`: missing") as caught:

@@ -168,11 +168,11 @@ def test_draws_that_are_not_pytorchs_are_refused(name: str, training: bool) -> N
 
     x = torch.randn(6, 5)
     models = [Foreign(5, 5).eval() for _ in range(2)]
-    told = rf"draws random numbers from .*`{name}`"
+    reason = rf"draws random numbers from .*`{name}`"
     if training:
         network = torch_bridge.to_ensemble(models, (x,)).network
-        assert re.search(told, network.evaluation_only)
-    with pytest.raises(UnsupportedError, match=told):
+        assert re.search(reason, network.evaluation_only)
+    with pytest.raises(UnsupportedError, match=reason):
         torch_bridge.to_ensemble(models, (x,), mode="train")
 
 

@@ -109,7 +109,7 @@ def test_what_was_trained_from_a_verified_port_says_so_and_can_be_proved_again(t
     assert loaded.proof is not None and loaded.lineage == state.ensemble.lineage
     with pytest.raises(StateError, match="has other arrays than the one that was compared"):
         report.proven(jax.tree.map(lambda leaf: leaf + 0, state.ensemble))
-    told = describe_in_text(Artifact.open(tmp_path / "trained"))
-    assert "verified against PyTorch" in told and "; trained from a verified port of" in told
+    text = describe_in_text(Artifact.open(tmp_path / "trained"))
+    assert "verified against PyTorch" in text and "; trained from a verified port of" in text
     with pytest.raises(StateError, match="there is no proof: the comparison failed"):
         torch_bridge.check(models[::-1], state.ensemble, (x,), thorough=False).proven(state.ensemble)

@@ -185,8 +185,8 @@ def test_training_mode_is_told_unless_it_is_meant() -> None:
     with pytest.warns(TrainingModeWarning, match=r"\(bn, itself\)"):
         torch_bridge.to_flax(models[0], (x,))
     for mode in ("eval", "train", "as_is"):
-        told = () if mode == "eval" else ("bn", "itself")
-        assert torch_bridge.to_ensemble(models, (x,), mode=mode, check=False).graphdef.training_layers() == told
+        layers = () if mode == "eval" else ("bn", "itself")
+        assert torch_bridge.to_ensemble(models, (x,), mode=mode, check=False).graphdef.training_layers() == layers
     assert all(module.training for model in models for module in model.modules())
     report = torch_bridge.check(models, ported, (x,), thorough=False)
     assert report.passed

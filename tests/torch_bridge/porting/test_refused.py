@@ -248,8 +248,8 @@ def test_every_place_that_cannot_be_ported_is_named() -> None:
         "bincount.default": "bincount",
         "linalg_eig.default": "linalg.eig",
     }.items():
-        (told,) = (told for told in error.value.details.splitlines() if told.startswith(f"  aten.{name} in "))
-        assert re.fullmatch(rf".* in the root module \(\w+\.py:\d+: .*{re.escape(line)}.*\)(: .*)?", told), told
+        (listed,) = (listed for listed in error.value.details.splitlines() if listed.startswith(f"  aten.{name} in "))
+        assert re.fullmatch(rf".* in the root module \(\w+\.py:\d+: .*{re.escape(line)}.*\)(: .*)?", listed), listed
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:torch.quantize_per_tensor:UserWarning")

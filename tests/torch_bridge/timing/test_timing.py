@@ -79,10 +79,10 @@ def test_reports_print_save_and_draw(tmp_path: Path) -> None:
     assert "jaxensemble is 2.00 times as fast as loop (2.00 to 2.00)" in text
     assert "control, ours against itself: 1.00 to 1.00" in text
     assert "compile(loop, default): RuntimeError: no compiler" in text
-    table, told = REPORT.to_markdown().split("\n\n")
+    table, notes = REPORT.to_markdown().split("\n\n")
     first, second, failed = (line.split("|")[1].strip() for line in table.splitlines()[2:])
     assert (first, second, failed) == (OURS, "loop", "compile(loop, default)")
-    assert "- control, ours against itself: 1.00 to 1.00" in told.splitlines()
+    assert "- control, ours against itself: 1.00 to 1.00" in notes.splitlines()
     assert "64,000" in REPORT.to_markdown()
     REPORT.save(tmp_path / "report.json")
     content = json.loads((tmp_path / "report.json").read_text())

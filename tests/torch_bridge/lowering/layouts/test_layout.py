@@ -60,11 +60,11 @@ def test_layouts_follow_numpy_through_reshapes_and_transposes(data: st.DataObjec
                 seen, layout = seen.transpose(order), Layout(tuple(layout.dims[dim] for dim in order), layout.axes)
             case "reshape":
                 target = data.draw(factorisations(seen.size))
-                told = reshape_layout(layout, target)
-                if told is None:  # cuts across atoms: stored as seen, with no memory of how it came about
+                reshaped = reshape_layout(layout, target)
+                if reshaped is None:  # cuts across atoms: stored as seen, with no memory of how it came about
                     stored = rearranged(stored, layout.axes, layout.dims).reshape(target)
-                    told = plain_layout(target)
-                seen, layout = seen.reshape(target), told
+                    reshaped = plain_layout(target)
+                seen, layout = seen.reshape(target), reshaped
             case "store tidy":
                 axes = tidy_axes(layout)
                 assert len(axes) == len(layout.dims) and set(axes) == set(layout.dims)
