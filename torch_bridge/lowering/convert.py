@@ -1,4 +1,4 @@
-"""A module's network and the map of its weights."""
+"""Conversion of a module to a network and the map of its weights."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""The steps of porting put together: module to network, network and weights to ensemble."""
+"""Ensembles, built from a network and its stacked weights."""
 
 from jaxensemble.ensemble import Ensemble
 from jaxensemble.modules.build import fill_state, skeleton
@@ -11,7 +11,7 @@ from torch_bridge.members.stack import Stack
 
 
 def build_ensemble(lowered: Lowered, stack: Stack, name: str, batch_axis: BatchAxis, input_layout: str) -> Ensemble:
-    """A network and a filled stack as an ensemble."""
+    """Builds an ensemble from a network and a filled stack."""
     state = fill_state(skeleton(lowered.network), stack.take() | constant_arrays(lowered), stack.members)
     rngs = split_rngs(state.rngs, stack.members)
     origin = Origin(name, lowered.weights, batch_axis, input_layout)

@@ -1,4 +1,4 @@
-"""PyTorch modules to Flax modules and ensembles."""
+"""`to_flax` and `to_ensemble`: PyTorch modules to Flax modules and ensembles."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -42,23 +42,24 @@ def to_flax(
 
     - `model`: any module whose forward `torch.export` can follow.
     - `example_inputs`: the positional arguments of one call, as a tuple: tensors, and tuples, lists and dicts of them.
-      What is no tensor (a flag, a number, a string, None) is fixed: `network.fixed` and the source say so.
+      Other arguments (a flag, a number, a string, None) are fixed: `network.fixed` and the source name them.
     - `example_kwargs`: the arguments that are given by name.
-    - `batch_axis`: the axis of the inputs whose size stays open; a tuple names one for each input; None fixes shapes.
-    - `dynamic`: further axes whose sizes stay open, by argument (its name, or its place) and with names of their own:
-      `{"ids": {1: "length"}, "mask": {1: "length"}}`. Axes of one name have one size. In place of a name,
-      `torch.export.Dim("length", min=2, max=512)` says what the size may be; what the forward needs, as a kernel's
-      size or a multiple of 32, is found by itself and stands in `network.sizes`. Every size is one more compilation.
-    - `input_layout`: `"torch"` for inputs laid out as PyTorch's (`[N, C, H, W]`), `"NHWC"` for channels-last ones.
+    - `batch_axis`: the axis of the inputs whose size stays open. A tuple names one for each input; None fixes all
+      shapes.
+    - `dynamic`: further axes whose sizes stay open, by argument (its name, or its place), with names that you choose:
+      `{"ids": {1: "length"}, "mask": {1: "length"}}`. Axes of one name have one size. Instead of a name,
+      `torch.export.Dim("length", min=2, max=512)` limits the size. Limits of the forward itself, such as a kernel's
+      size or a multiple of 32, are found automatically and are in `network.sizes`. Every size is one more compilation.
+    - `input_layout`: `"torch"` for inputs in PyTorch's layout (`[N, C, H, W]`), `"NHWC"` for channels-last inputs.
       Outputs have PyTorch's layout.
-    - `mode`: `"eval"` or `"train"` to port the model in that mode, which it is put into meanwhile; `"as_is"` for the
-      mode that it is in. Without, it is that mode, too, with a `TrainingModeWarning` where layers are in training mode.
-      `predict` of an ensemble warns of these whatever was said here.
+    - `mode`: `"eval"` or `"train"` to port the model in that mode, to which it is switched meanwhile; `"as_is"` for the
+      mode that it is in. The default is `"as_is"` with a `TrainingModeWarning` where layers are in training mode.
+      `predict` of an ensemble warns of these layers for every `mode`.
 
-    **Returns:** an `nnx.Module` in that mode, its submodules named as PyTorch's. It takes the arguments that hold
-    tensors, and leaves out those that are fixed.
+    **Returns:** an `nnx.Module` in that mode, with submodules named as in PyTorch. It takes the arguments that hold
+    tensors, without those that are fixed.
 
-    **Raises:** `UnsupportedError` naming what cannot be carried exactly.
+    **Raises:** `UnsupportedError` naming everything that cannot be carried exactly.
 
     >>> import numpy as np
     >>> import torch
@@ -93,20 +94,21 @@ def to_ensemble(
     check: bool = True,
     allow_nonfinite: bool = False,
 ) -> Ensemble:
-    """Ports an ensemble of PyTorch modules: one Flax network, and the members' weights stacked.
+    """Ports an ensemble of PyTorch modules: one Flax network, and the stacked weights of the members.
 
     **Arguments:**
 
-    - `models`: modules that differ in the values of their tensors only.
+    - `models`: modules that differ only in the values of their tensors.
     - `example_inputs`, `example_kwargs`, `batch_axis`, `dynamic`, `input_layout`, `mode`: as in `to_flax`.
     - `check`: whether to prove at once that the ensemble gives what the models give: weights bit for bit, and outputs
-      for the example inputs in float64 and in the models' own precision; the ensemble's `proof` says what was found.
+      for the example inputs in float64 and in the models' own precision. The result is the ensemble's `proof`.
       `torch_bridge.check` proves more.
-    - `allow_nonfinite`: take parameters that are NaN or infinite, and buffers that are NaN.
+    - `allow_nonfinite`: whether to accept parameters that are NaN or infinite, and buffers that are NaN.
+
+    **Returns:** an `Ensemble`. An `EqualMembersWarning` names members whose weights are all equal.
 
     **Raises:** `MemberError` with every difference between members, `InputError` for weights that are not finite,
-    `UnsupportedError` for what cannot be carried exactly, `ParityError` when the proof fails. Warns with an
-    `EqualMembersWarning` of members whose weights are all equal.
+    `UnsupportedError` for everything that cannot be carried exactly, `ParityError` when the proof fails.
 
     >>> import torch
     >>> models = [torch.nn.Linear(3, 3) for _ in range(5)]
@@ -132,7 +134,8 @@ def _port_members(
     check: bool,
     allow_nonfinite: bool,
 ) -> Ensemble:
-    evaluation_only = check_members(members, rates_may_differ=check)  # which a forward could use, for all one knows
+    """Ports checked members, stacks their weights and, with `check`, proves the ensemble."""
+    evaluation_only = check_members(members, rates_may_differ=check)  # a forward might use the rate
     if not allow_nonfinite:
         check_finite(members)
     lowered = convert(members[0], arguments, opened, input_layout, evaluation_only=evaluation_only)
@@ -161,9 +164,9 @@ def _check_alike(
     input_layout: str,
     evaluation_only: str,
 ) -> None:
-    """Whether members of different rates of dropout are one network all the same: a forward may read a rate itself.
+    """Checks that members with different rates of dropout have the same network: a forward may read a rate itself.
 
-    **Raises:** `MemberError` naming the members that are not.
+    **Raises:** `MemberError` naming the members that have another network.
     """
     alike = {rates_of(members[0]): True}
     for member in members[1:]:

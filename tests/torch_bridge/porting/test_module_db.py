@@ -36,7 +36,7 @@ REFUSED = {
     # The shape of what its kernel returns beside the loss depends on the lengths, which are values.
     "nn.CTCLoss": r"torch\.export cannot follow",
     # Traced with another shape than it has.
-    "nn.MultiLabelMarginLoss": "another shape of result",
+    "nn.MultiLabelMarginLoss": "a different result shape",
 }
 """Modules that are refused, and what the error says."""
 

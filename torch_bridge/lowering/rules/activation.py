@@ -1,4 +1,4 @@
-"""Activations: functions of one element, softmax, gated units, and PReLU, which has weights."""
+"""Activations, softmax and gated units."""
 
 import dataclasses
 from collections.abc import Callable
@@ -32,6 +32,7 @@ PLAIN = {
 
 
 def _plain(target: str) -> Callable[[Builder, Value], Value]:
+    """The rule of an activation without options."""
     return lambda b, x: apply(b, target, x)
 
 
@@ -51,7 +52,7 @@ def leaky_relu(b: Builder, x: Value, negative_slope: float = 0.01) -> Value:
 
 
 _SELU = (1.6732632423543772848170429916717, 1.0507009873554804934193349852946, 1)
-"""The ELU that PyTorch computes a SELU by."""
+"""The ELU by which PyTorch computes a SELU."""
 
 
 @register("aten.elu.default")
@@ -111,24 +112,25 @@ def log_softmax(b: Builder, x: Value, dim: int, dtype: Any = None) -> Value:
 
 
 def _call_over_dim(b: Builder, target: str, x: Value, dim: int) -> Value:
+    """A call on a whole dimension, wherever it is stored."""
     x = cast(b, x, b.dtype)
     if x.ndim and not x.open and _has_own_axes(x.layout) and x.layout.dims[dim]:
         axis = x.layout.axes.index(x.layout.dims[dim])
         last: dict[str, Arg] = {} if axis == len(x.layout.axes) - 1 else {"axis": axis}
         return b.laid(b.emit(target, x.expr, **last), x.layout)
     x = b.tidy(x)
-    if x.ndim == 0:  # PyTorch takes it for a vector of one
+    if x.ndim == 0:  # PyTorch treats it as a vector of one
         return b.laid(b.emit(target, b.emit("jnp.expand_dims", x.expr, 0)), Layout((), ((),)))
     return b.laid(b.emit(target, x.expr, **_axis(x, dim)), x.layout)
 
 
 def _has_own_axes(layout: Layout) -> bool:
-    """Whether each dimension has an axis, but for those of size one, which may have none."""
+    """Returns whether each dimension has an axis. Dimensions of size one may have none."""
     return {dim for dim in layout.dims if dim} == {axis for axis in layout.axes if axis}
 
 
 def _axis(x: Value, dim: int) -> dict[str, Arg]:
-    """The stored axis of a dimension as an option, left out where it is the last, for a value made `tidy`."""
+    """The stored axis of a dimension of a `tidy` value, as an option. The last axis is the default, and left out."""
     axis = x.axis(dim)
     return {} if axis == x.ndim - 1 else {"axis": axis}
 
@@ -142,7 +144,7 @@ def glu(b: Builder, x: Value, dim: int = -1) -> Value:
 
 @register("aten.prelu.default")
 def prelu(b: Builder, x: Value, weight: Value) -> Value:
-    """The slopes belong to dimension 1; a single one is for all."""
+    """PReLU. The slopes belong to dimension 1; a single slope is for all elements."""
     x, weight = b.value(x), b.value(weight)
     count = int(weight.shape[0]) if weight.ndim else 1
     options: dict[str, Arg] = {"num_parameters": count} if count > 1 else {}

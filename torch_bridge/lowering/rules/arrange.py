@@ -1,4 +1,4 @@
-"""Elements in another order or place: flips, rolls, diagonals, windows, grids."""
+"""Flips, rolls, diagonals, triangles, windows and grids."""
 
 from collections.abc import Sequence
 
@@ -72,7 +72,7 @@ def linalg_diagonal(b: Builder, x: Value, *, offset: int = 0, dim1: int = -2, di
 
 @register("aten.diag.default")
 def diag(b: Builder, x: Value, diagonal: int = 0) -> Value:
-    """The diagonal of a matrix, or the matrix that has a vector as its diagonal."""
+    """The diagonal of a matrix, or the matrix with a vector as its diagonal."""
     return b.new(b.emit("jnp.diag", b.plain(x).expr, *([diagonal] if diagonal else [])))
 
 
@@ -87,6 +87,7 @@ def triu(b: Builder, x: Value, diagonal: int = 0) -> Value:
 
 
 def _triangle(b: Builder, target: str, x: Value, diagonal: int) -> Value:
+    """A triangle of the last two dimensions, in PyTorch's order."""
     value = b.tidy(x)
     if (value.axis(-2), value.axis(-1)) != (value.ndim - 2, value.ndim - 1):
         value = b.plain(x)
@@ -98,7 +99,7 @@ def _triangle(b: Builder, target: str, x: Value, diagonal: int) -> Value:
 
 @register("aten.unfold.default")
 def unfold(b: Builder, x: Value, dimension: int, size: int, step: int) -> Value:
-    """Windows along a dimension, laid out as a last dimension. Windows side by side are a reshape."""
+    """Windows along a dimension, which become a last dimension. Windows without overlap or gaps are a reshape."""
     value = settled_value(b, x)
     if not value.ndim:
         return b.new(b.emit("[]", b.plain(relabel_dims(value, ((),))).expr, Slice(None, size)), (size,))

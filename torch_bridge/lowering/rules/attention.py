@@ -1,4 +1,7 @@
-"""Attention: heads before features, as Flax has them. PyTorch's transposes before and after cost nothing."""
+"""Scaled dot-product attention.
+
+Heads are stored before features, as in Flax. PyTorch's transposes before and after the operation cost nothing.
+"""
 
 from collections.abc import Sequence
 
@@ -70,6 +73,7 @@ def _prepare_operands(
     scale: float | None,
     shared: bool,
 ) -> Prepared:
+    """Query, key, value and mask in the arrangement of `ops.attention`, and its options."""
     arrays = [_heads_before_features(b, operand, shared) for operand in operands]
     mask = [] if attn_mask is None else [_add_heads(b, attn_mask, arrays[0].ndim > 3 or shared)]
     options: dict[str, Arg] = {"is_causal": True} if is_causal else {}
@@ -78,24 +82,26 @@ def _prepare_operands(
 
 
 def _attention_result(b: Builder, expr: Ref, shared: bool) -> Value:
+    """The result of attention, with PyTorch's dimensions."""
     dims = tuple(new_group(size) for size in b.result_shape)
     return b.laid(expr, Layout(dims, _axes(dims, shared)))
 
 
 def _add_heads(b: Builder, mask: Operand, heads: bool) -> Ref | Var:
+    """A mask with a dimension for heads, where queries have one."""
     value = b.plain(mask)
     dims = value.layout.dims
     return b.plain(value if heads or len(dims) < 3 else relabel_dims(value, (*dims[:-2], (), *dims[-2:]))).expr
 
 
 def _heads_before_features(b: Builder, operand: Operand, shared: bool) -> Value:
-    """`[..., H, L, E]` stored `[..., L, H, E]`; where there are no heads, as one head."""
+    """`[..., H, L, E]` stored `[..., L, H, E]`. Without heads, there is one head."""
     value = settled_value(b, operand)
     return b.arrange(value, _axes(value.layout.dims, shared))
 
 
 def _axes(dims: Sequence[Group], shared: bool) -> tuple[Group, ...]:
-    """What stands before `[L, E]` last are heads; alone, it is a batch, unless heads share keys."""
+    """The stored order of dimensions. A single dimension before `[L, E]` is a batch, unless heads share keys."""
     *batch, length, features = dims
     heads = batch.pop() if len(batch) > 1 or (batch and shared) else ()
     return (*batch, length, heads, features)

@@ -1,4 +1,4 @@
-"""Complex numbers: their parts, conjugates and angles."""
+"""Complex numbers, their parts, conjugates and angles."""
 
 import torch
 
@@ -63,7 +63,7 @@ def imag(b: Builder, x: Value) -> Value:
 
 @register("aten._conj.default", "aten.conj.default", "aten._conj_physical.default", "aten.conj_physical.default")
 def conj(b: Builder, x: Value) -> Value:
-    """PyTorch's conjugates are lazy; these are numbers as any others."""
+    """The conjugate. PyTorch's conjugates are lazy; here they are ordinary numbers."""
     return b.elementwise("jnp.conj", x) if x.dtype.is_complex else x
 
 

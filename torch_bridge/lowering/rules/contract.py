@@ -1,4 +1,4 @@
-"""Products that sum over dimensions, told by letters: whatever order the operands are stored in, one call does it."""
+"""Products summed over dimensions, which letters name: one call for operands stored in any order."""
 
 import string
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ def contract(b: Builder, operands: Sequence[Any], letters: Sequence[Letters], ou
     """The product of operands, summed over every letter that is not in `out`.
 
     `letters[k]` names the dimensions of operand `k`. Dimensions of size one are left out of the call, so that they
-    broadcast. Written as `@` where it is one, else as `jnp.einsum`.
+    broadcast. The call is `@` where the product is a matrix product, else `jnp.einsum`.
     """
     values = [_cast_to_result(b, settled_value(b, operand)) for operand in operands]
     sizes = _sizes(values, letters)
@@ -42,10 +42,10 @@ def contract(b: Builder, operands: Sequence[Any], letters: Sequence[Letters], ou
 
 
 def _stored_letters(out: list[str], terms: Sequence[str], letters: Sequence[Letters]) -> list[str]:
-    """The order in which the result is stored: that of an operand stored otherwise than PyTorch has it, features last.
+    """The order in which the result is stored: that of an operand not stored in PyTorch's order, with features last.
 
-    The result has one dimension of the other operand in the place of the one summed over: attention's values
-    `[b, k, h, d]` give `[b, q, h, d]`.
+    The result has one dimension of the other operand instead of the dimension summed over: attention's values `[b, k,
+    h, d]` give `[b, q, h, d]`.
     """
     for term, names in zip(terms, letters, strict=True):
         if term and term[-1] in out and list(term) != [letter for letter in names if letter in term]:
@@ -57,11 +57,12 @@ def _stored_letters(out: list[str], terms: Sequence[str], letters: Sequence[Lett
 
 
 def _cast_to_result(b: Builder, value: Value) -> Value:
+    """The operand in the dtype of the result, unless the result is boolean."""
     return cast(b, value, b.dtype) if b.dtype != torch.bool else value
 
 
 def _sizes(values: Sequence[Value], letters: Sequence[Letters]) -> dict[str, Size]:
-    """The size of each letter: that of the operands which have more than one of it."""
+    """The size of each letter: the size in the operands where it is not one."""
     sizes: dict[str, Size] = {}
     for value, names in zip(values, letters, strict=True):
         for letter, size in zip(names, value.shape, strict=True):
@@ -71,12 +72,12 @@ def _sizes(values: Sequence[Value], letters: Sequence[Letters]) -> dict[str, Siz
 
 
 def _is_whole(value: Value, sizes: dict[str, Size], names: Letters) -> bool:
-    """Whether no summed or matrix dimension of the operand is broadcast."""
+    """Returns whether no summed or matrix dimension of the operand is broadcast."""
     return all(value.shape[k] == sizes[letter] for k, letter in enumerate(names) if k >= len(names) - 2)
 
 
 def is_matmul(letters: Sequence[Letters], out: Letters) -> bool:
-    """Whether a product is what `@` computes: `...ij,...jk->...ik`, with vectors on either side."""
+    """Returns whether `@` computes a product: `...ij,...jk->...ik`, with vectors on either side."""
     if len(letters) != 2:
         return False
     left, right = map(list, letters)
@@ -93,9 +94,9 @@ def is_matmul(letters: Sequence[Letters], out: Letters) -> bool:
 
 
 def parse_equation(equation: str, ranks: Sequence[int]) -> tuple[list[list[str]], list[str]]:
-    """An einsum equation as letters: `...` written out, the output told where it is left to be inferred.
+    """The letters of an einsum equation, with `...` written out, and the letters of its output, even if implied.
 
-    >>> parsed("...i,ij", (3, 2))
+    >>> parse_equation("...i,ij", (3, 2))
     ([['A', 'B', 'i'], ['i', 'j']], ['A', 'B', 'j'])
     """
     inputs, arrow, out = equation.replace(" ", "").partition("->")

@@ -1,4 +1,7 @@
-"""Convolutions, channels-last: feature maps `[N, *spatial, C]`, kernels `[*spatial, I, O]`."""
+"""Convolutions.
+
+Feature maps are stored `[N, *spatial, C]`, kernels `[*spatial, I, O]`.
+"""
 
 import dataclasses
 from collections.abc import Sequence
@@ -18,7 +21,7 @@ Pairs = tuple[tuple[int, int], ...]
 
 
 def spatial_values(value: Ints, spatial: int) -> tuple[int, ...]:
-    """PyTorch's shorthand for one number in every spatial dimension."""
+    """A number for each spatial dimension. PyTorch's shorthand is one number for all."""
     values = (value,) if isinstance(value, int) else tuple(value)
     return values * spatial if len(values) == 1 else values
 
@@ -84,10 +87,10 @@ def conv_transpose(
     groups: int = 1,
     dilation: Ints = 1,
 ) -> Value:
-    """A convolution of the input spread out by `stride`, with the kernel turned round.
+    """A convolution of the input, spread out by `stride`, with the kernel reversed.
 
-    `nnx.ConvTranspose` is used where it says the same; it has no groups, `nnx.Conv` with an `input_dilation` has. Both
-    hold the kernel turned round already.
+    `nnx.ConvTranspose` is used where it computes the same. It has no groups: there, `nnx.Conv` with an `input_dilation`
+    is used. Both hold the reversed kernel.
     """
     weight, split = _split_groups(b, b.value(weight), groups)
     spatial = weight.ndim - 2
@@ -106,7 +109,8 @@ def conv_transpose(
     }
     dilated = option_unless_ones("kernel_dilation", dilations)
     spread = option_unless_ones("input_dilation", strides)
-    pads = _number_or_pairs(pairs) if spread else padding_option(pairs)  # JAX takes no words where inputs are spread
+    # With input dilation, JAX takes no words for padding.
+    pads = _number_or_pairs(pairs) if spread else padding_option(pairs)
     as_conv = shared | {"padding": pads, **spread, **dilated}
     ins, outs, *space = weight.layout.dims
     if groups == 1:
@@ -129,7 +133,7 @@ def conv_transpose(
 
 
 def _split_groups(b: Builder, weight: Value, groups: int) -> tuple[Value, int]:
-    """A kernel whose input features `G x I` have atoms of their own for the groups, and how many."""
+    """A kernel whose input features `G x I` have separate atoms for the groups, and the number of these atoms."""
     shape = (groups, int(weight.shape[0]) // groups, *weight.shape[1:])
     layout = reshape_layout(weight.layout, shape)
     if layout is None:
@@ -168,7 +172,7 @@ def _layer(
     *,
     flipped: bool = False,
 ) -> str | None:
-    """The path of a layer with this kernel, if there can be one."""
+    """The path of a layer with this kernel, or None where no layer can hold it."""
     use_bias = {} if bias is not None else {"use_bias": False}
     turned = tuple(range(2, weight.ndim)) if flipped else ()
     leaves = {"kernel": (weight, stored), "bias": (bias, None)}
@@ -184,11 +188,11 @@ def _call_conv(b: Builder, x: Value, kernel: Any, bias: Value | None, spatial: i
 
 
 NO_PADDING = ("padding", "VALID")
-"""The default of `ops.conv`, unlike that of Flax."""
+"""The default of `ops.conv`. Flax has another default."""
 
 
 def option_unless_ones(name: str, values: tuple[int, ...]) -> dict[str, Any]:
-    """An option, left out where it is 1 throughout."""
+    """An option, left out where all its values are 1."""
     return {} if set(values) == {1} else {name: values}
 
 

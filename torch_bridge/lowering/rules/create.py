@@ -1,4 +1,7 @@
-"""Tensors made from nothing but sizes: those that the batch size is among, since all others are folded."""
+"""Tensors made from sizes.
+
+Only those whose sizes depend on the batch size have rules: all others are constants.
+"""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -15,14 +18,17 @@ from torch_bridge.lowering.values import Value, size
 
 
 def _full(b: Builder, target: str, shape: Sequence[Size], *args: Arg) -> Value:
+    """A call that fills a shape."""
     return b.new(b.emit(target, shape_argument(b, shape), *args, dtype=dtype_argument(b, b.dtype)), shape)
 
 
 def _full_rule(target: str) -> Callable[..., Value]:
+    """A rule for `zeros` and the like."""
     return lambda b, shape, **_: _full(b, target, shape)
 
 
 def _new_full_rule(target: str) -> Callable[..., Value]:
+    """A rule for `new_zeros` and the like."""
     return lambda b, x, shape, **_: _full(b, target, shape)
 
 
@@ -43,6 +49,8 @@ def new_full(b: Builder, x: Value, size: Sequence[Size], fill_value: Any, **_: A
 
 
 def _like_rule(target: str) -> Callable[..., Value]:
+    """A rule for `zeros_like` and the like."""
+
     def rule(b: Builder, x: Value, *args: Any, **_: Any) -> Value:
         value = settled_value(b, x)
         options: dict[str, Arg] = {} if value.dtype == b.dtype else {"dtype": dtype_argument(b, b.dtype)}
@@ -72,7 +80,7 @@ def arange_from(b: Builder, start: Any, end: Any, step: Any = 1, **_: Any) -> Va
 
 @register("torch_bridge.linspace.default")
 def linspace(b: Builder, start: Any, end: Any, steps: Any, **_: Any) -> Value:
-    """Evenly spaced numbers, as many as depend on the batch size."""
+    """Evenly spaced numbers, whose count depends on the batch size."""
     bounds = [b.number(entry) for entry in (start, end)]
     return b.new(b.emit("ops.linspace", *bounds, b.size(steps), dtype=dtype_argument(b, b.dtype)))
 

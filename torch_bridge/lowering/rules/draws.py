@@ -1,7 +1,8 @@
-"""Random numbers that a forward draws: from the same distributions, by keys of JAX.
+"""Random numbers.
 
-Each module that draws has a layer that gives it a key for each draw. Which numbers PyTorch would have drawn nobody can
-say in JAX; the proof lets PyTorch have JAX's: see `torch_bridge.parity.draws`.
+They come from the same distributions as in PyTorch, by keys of JAX. Each module that draws has a layer that gives a key
+for each draw. JAX cannot reproduce the numbers that PyTorch would draw: in a proof, PyTorch gets JAX's numbers, see
+`torch_bridge.parity.draws`.
 """
 
 from collections.abc import Callable, Sequence
@@ -26,24 +27,24 @@ NAMES = frozenset(
 
 
 def is_draw(operation: Any) -> bool:
-    """Whether an operation draws random numbers, in place or not."""
+    """Returns whether an operation draws random numbers, in place or not."""
     return getattr(operation, "namespace", "") == "aten" and operation._opname.rstrip("_") in NAMES
 
 
 def _shape(b: Builder) -> tuple[Arg, ...]:
-    """The shape of what is drawn, with the batch size read off where it is open."""
+    """The shape of a draw. Open sizes are read from the arrays that gave them."""
     near = [(value.expr, value.layout.stored_shape) for value in b.size_sources]
     return tuple(b.size(entry, near) for entry in b.result_shape)
 
 
 def _emit_draw(b: Builder, name: str, *args: Arg, dtype: bool = True) -> Ref:
-    """A draw of the result's shape, and of its dtype where the function takes one."""
+    """Emits a draw, in the dtype of the result where the function takes a dtype."""
     options: dict[str, Arg] = {"dtype": dtype_argument(b, b.dtype)} if dtype else {}
     return b.emit(f"jax.random.{name}", b.random_key(), *args, **options)
 
 
 def _standard_rule(name: str) -> Callable[..., Value]:
-    """Operations that draw from one distribution, whatever they are told beside the shape."""
+    """A rule for operations that draw from one distribution. All arguments except the shape are ignored."""
     return lambda b, *_, **__: b.new(_emit_draw(b, name, _shape(b)))
 
 
@@ -52,7 +53,7 @@ register("aten.randn.default", "aten.randn_like.default")(_standard_rule("normal
 
 
 def _scale_and_shift(b: Builder, drawn: Ref, scale: Operand, offset: Operand) -> Value:
-    """`drawn * scale + offset`, either left out where it does nothing."""
+    """`drawn * scale + offset`, without a scale of 1 and an offset of 0."""
     value = b.new(drawn)
     if not _is_number(scale, 1):
         value = b.elementwise("*", value, scale)
@@ -60,6 +61,7 @@ def _scale_and_shift(b: Builder, drawn: Ref, scale: Operand, offset: Operand) ->
 
 
 def _is_number(operand: Operand, number: int) -> bool:
+    """Returns whether an operand is this Python number."""
     return isinstance(operand, int | float) and operand == number
 
 
@@ -72,7 +74,7 @@ def normal_in_place(b: Builder, x: Value, mean: float = 0.0, std: float = 1.0, *
     "aten.normal.Tensor_float", "aten.normal.float_Tensor", "aten.normal.Tensor_Tensor", "aten.normal.float_float"
 )
 def normal(b: Builder, mean: Operand, std: Operand = 1.0, *_: Any, **__: Any) -> Value:
-    """PyTorch has no gradient by the mean and the deviation that it is given."""
+    """A normal distribution, without gradients by the mean and the deviation, as in PyTorch."""
     value = _scale_and_shift(b, _emit_draw(b, "normal", _shape(b)), std, mean)
     return b.laid(b.emit("lax.stop_gradient", value.expr), value.layout)
 
@@ -96,7 +98,7 @@ def uniform(b: Builder, x: Value, low: float = 0.0, high: float = 1.0, **_: Any)
 
 @register("aten.exponential.default")
 def exponential(b: Builder, x: Value, rate: float = 1.0, **_: Any) -> Value:
-    """Never 0, as PyTorch's, so that its logarithm is finite: `F.gumbel_softmax` takes it."""
+    """An exponential distribution that is never 0, as in PyTorch: `F.gumbel_softmax` takes its logarithm."""
     drawn = b.emit("ops.exponential", b.random_key(), _shape(b), dtype_argument(b, b.dtype))
     return _scale_and_shift(b, drawn, 1 / rate, 0)
 
@@ -108,6 +110,7 @@ def geometric(b: Builder, x: Value, p: float, **_: Any) -> Value:
 
 
 def _bernoulli(b: Builder, p: Arg, *shape: Arg) -> Value:
+    """A draw of zeros and ones in the dtype of the result."""
     drawn = b.emit("jax.random.bernoulli", b.random_key(), p, *shape)
     return b.new(drawn if b.dtype == torch.bool else b.emit(".astype", drawn, dtype_argument(b, b.dtype)))
 
@@ -134,6 +137,7 @@ def poisson(b: Builder, rate: Value, **_: Any) -> Value:
 
 
 def _integers(b: Builder, low: Arg, high: Arg) -> Value:
+    """A draw of integers in the dtype of the result."""
     if not b.dtype.is_floating_point:
         return b.new(_emit_draw(b, "randint", _shape(b), low, high))
     return b.new(
@@ -190,5 +194,5 @@ def binomial(b: Builder, count: Value, probability: Value, **_: Any) -> Value:
 
 refuse(
     "aten._standard_gamma.default aten._sample_dirichlet.default aten.random.default",
-    "it draws random numbers that JAX draws otherwise; make the draw an input of the forward",
+    "it draws random numbers that JAX draws differently; make the draw an input of the forward",
 )

@@ -1,4 +1,4 @@
-"""Dropout of every kind, as layers that draw from a random stream of their own."""
+"""Dropout of every kind."""
 
 import math
 
@@ -34,7 +34,11 @@ def feature_alpha_dropout(b: Builder, x: Value, p: float, mode: str) -> Value:
 
 
 def _drop(b: Builder, type_: str, x: Value, p: float, mode: str, name: str, channels: bool = False) -> Value:
-    """`F.dropout(x)` drops in evaluation too: its layer is told so at each call. A rate of 0 never does anything."""
+    """Dropout as a layer with a random stream of its own.
+
+    `F.dropout(x)` drops in evaluation too: each call passes `deterministic=False` to its layer. A rate of 0 does
+    nothing.
+    """
     if mode == "never" or p == 0 or (b.draw_mode == "evaluation" and mode == "by_mode"):
         return x
     x = b.value(x)
@@ -50,11 +54,14 @@ def _drop(b: Builder, type_: str, x: Value, p: float, mode: str, name: str, chan
 
 
 def write_out_dropout(b: Builder, x: Value, p: float, *, alpha: bool = False, channels: bool = False) -> Value:
-    """Dropout as arithmetic, so that PyTorch can be given what was drawn: whether each element, or channel, is kept."""
+    """Dropout as arithmetic, so that PyTorch can be given the draws.
+
+    A draw is a mask of the elements, or channels, that are kept.
+    """
     shape = (*x.shape[:2], *(1 for _ in x.shape[2:])) if channels else x.shape
     kept = b.new(b.emit("jax.random.bernoulli", b.random_key(), 1 - p, shape_argument(b, shape)), shape, torch.bool)
     b.note_draw(kept)
-    if not channels:  # stored as what is dropped, which may not be stored otherwise for it
+    if not channels:  # stored as `x` is, so that `x` need not move
         kept = b.arrange(Value(kept.expr, Layout(x.layout.dims, x.layout.dims), torch.bool), x.layout.axes)
     if not alpha:
         return b.elementwise("jnp.where", kept, b.elementwise("/", x, 1 - p), 0.0)

@@ -1,4 +1,4 @@
-"""Embeddings: rows of a table, chosen by integers."""
+"""Embeddings."""
 
 from typing import Any
 
@@ -22,18 +22,19 @@ def embedding(
     scale_grad_by_freq: bool = False,
     sparse: bool = False,
 ) -> Value:
-    """An index out of range, which PyTorch refuses, gives NaN."""
+    """Rows of a table. An index out of range, which PyTorch refuses, gives NaN."""
     return _rows(b, b.value(weight), indices, padding_idx, scale_grad_by_freq)
 
 
 def _rows(b: Builder, weight: Value, indices: Any, padding_idx: int, by_frequency: bool) -> Value:
+    """Rows of a table, by a layer where one can hold the table."""
     count, features = (int(size) for size in weight.shape)
     options: dict[str, Arg] = {"num_embeddings": count, "features": features}
     extra: dict[str, Arg] = {} if padding_idx < 0 else {"padding_idx": padding_idx}
     extra |= {"scale_grad_by_freq": True} if by_frequency else {}
     type_ = "layers.Embed" if extra else "nnx.Embed"
     path = b.claim(type_, options | extra | param_dtype(weight), {"embedding": (weight, None)})
-    indices = settled_value(b, b.value(indices))  # only now: constants have no place within a layer
+    indices = settled_value(b, b.value(indices))  # after the claim: constants have no place within a layer
     if path is not None:
         rows = b.emit(f"layer:{path}", indices.expr)
     else:
@@ -44,7 +45,7 @@ def _rows(b: Builder, weight: Value, indices: Any, padding_idx: int, by_frequenc
 
 @register("aten.one_hot.default")
 def one_hot(b: Builder, x: Value, num_classes: int = -1) -> Value:
-    """An index out of range, which PyTorch refuses, gives zeros."""
+    """One-hot vectors. An index out of range, which PyTorch refuses, gives zeros."""
     if num_classes < 0:
         raise b.unsupported("the number of classes depends on the values; pass num_classes")
     x = settled_value(b, x)
@@ -66,7 +67,7 @@ def embedding_bag(
     include_last_offset: bool = False,
     padding_idx: int | None = None,
 ) -> tuple[Value, ...]:
-    """Bags one after the other in one line, beginning at `offsets`, or the rows of a matrix, which PyTorch flattens."""
+    """Bags in one line, beginning at `offsets`, or the rows of a matrix, which PyTorch flattens."""
     if scale_grad_by_freq:
         raise b.unsupported("scale_grad_by_freq is not carried for embedding bags; set it to False")
     rows = _rows(b, b.value(weight), indices, -1, False)

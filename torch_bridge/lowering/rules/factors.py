@@ -1,8 +1,8 @@
-"""Factors of matrices: Cholesky, QR, LU, eigenvalues, singular values.
+"""Factors of matrices, eigenvalues and singular values.
 
-The signs of QR are those of LAPACK's reflections, in PyTorch's build of it and in JAX's; on GPUs, where cuSOLVER takes
-its place, this was not tried. Those of eigenvectors and singular vectors are the library's own choice, and differ on
-the CPU already: `torch_bridge.lowering.signs` refuses what depends on them.
+The signs of QR are those of LAPACK's reflections, in PyTorch's build and in JAX's. On GPUs, where cuSOLVER replaces
+LAPACK, they were not tried. The signs of eigenvectors and singular vectors are each library's own choice, and differ
+even on the CPU: `torch_bridge.lowering.signs` refuses forwards that depend on them.
 """
 
 import operator
@@ -25,7 +25,10 @@ def result_parts(b: Builder, expr: Ref) -> tuple[Value, ...]:
 
 
 def check_unused(b: Builder, *names: str, advice: str) -> None:
-    """Refuses an operation of whose last results, by these names, any is used."""
+    """Checks that the last results of an operation, by these names, are not used.
+
+    **Raises:** `UnsupportedError` naming those that are.
+    """
     first = len(b.node.meta["val"]) - len(names)
     used = [node.args[1] for node in b.node.users if node.target is operator.getitem and node.users]
     taken = [f"`{name}`" for k, name in enumerate(names) if first + k in used]
@@ -156,8 +159,8 @@ def eigvals(b: Builder, x: Value) -> Value:
 
 refuse(
     "aten.linalg_eig.default",
-    "the signs and phases of eigenvectors of matrices that are not symmetric are PyTorch's own choice, and XLA's are "
-    "others; use torch.linalg.eigvals, or torch.linalg.eigh for symmetric matrices",
+    "the signs and phases of eigenvectors of matrices that are not symmetric are PyTorch's own choice, and XLA's "
+    "differ; use torch.linalg.eigvals, or torch.linalg.eigh for symmetric matrices",
 )
 
 

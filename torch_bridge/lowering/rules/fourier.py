@@ -1,4 +1,4 @@
-"""Fourier transforms: JAX's functions are PyTorch's."""
+"""Fourier transforms."""
 
 from collections.abc import Callable, Sequence
 
@@ -17,6 +17,8 @@ PLANES = ("fft2", "ifft2", "rfft2", "irfft2", "fftn", "ifftn", "rfftn", "irfftn"
 
 
 def _line(name: str) -> Callable[..., Value]:
+    """The rule of a transform along one dimension."""
+
     def rule(b: Builder, x: Value, n: int | None = None, dim: int = -1, norm: str | None = None) -> Value:
         options: dict[str, Arg] = {} if n is None else {"n": b.size(n)}
         options |= {} if dim in (-1, b.value(x).ndim - 1) else {"axis": dim}
@@ -27,6 +29,8 @@ def _line(name: str) -> Callable[..., Value]:
 
 
 def _plane(name: str) -> Callable[..., Value]:
+    """The rule of a transform over several dimensions."""
+
     def rule(
         b: Builder,
         x: Value,
@@ -48,10 +52,12 @@ def _plane(name: str) -> Callable[..., Value]:
 def _transform(
     b: Builder, name: str, value: Value, s: Sequence[Size] | None, dims: Sequence[int], norm: str | None
 ) -> Value:
+    """A call of a transform over several dimensions."""
     options: dict[str, Arg] = {} if s is None else {"s": tuple(b.size(size) for size in s)}
     options |= {"axes": tuple(dims)} if tuple(dims) != (-2, -1) or not name.endswith("2") else {}
     options |= {} if norm in (None, "backward") else {"norm": norm}
-    function = name if len(dims) == 2 or not name.endswith("2") else f"{name[:-1]}n"  # PyTorch's planes may be lines
+    # PyTorch's `fft2` may have one dimension.
+    function = name if len(dims) == 2 or not name.endswith("2") else f"{name[:-1]}n"
     return b.new(b.emit(f"jnp.fft.{function}", value.expr, **options))
 
 
@@ -61,11 +67,11 @@ for _name in PLANES:
     register(f"aten.fft_{_name}.default")(_plane(_name))
 
 
-# What PyTorch makes the others of
+# Operations that PyTorch makes the others of
 
 
 FORWARD = ("backward", "ortho", "forward")
-"""What is divided by nothing, by the root of the number of elements, by that number: of a transform there, and back."""
+"""The norms by PyTorch's numbers, for a forward transform: the divisor is 1, the root of the size, or the size."""
 
 BACK = FORWARD[::-1]
 
@@ -89,6 +95,8 @@ def complex_to_real(b: Builder, x: Value, dim: Sequence[int], normalization: int
 
 
 def _shift(name: str) -> Callable[..., Value]:
+    """The rule of a shift of zero frequencies."""
+
     def rule(b: Builder, x: Value, dim: Sequence[int] | None = None) -> Value:
         value = b.tidy(x)
         axes = tuple(value.axis(d) for d in named_dims(dim, value.ndim))

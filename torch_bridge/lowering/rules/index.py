@@ -1,4 +1,4 @@
-"""Elements picked by indices, and places of values among others: indexing, gathers, bins, memberships."""
+"""Indexing, gathers, searches and histograms."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -34,7 +34,7 @@ def index(b: Builder, x: Value, indices: Sequence[Index]) -> Value:
 
 
 def _fix_mask_sizes(b: Builder, value: Value, places: Sequence[Index]) -> None:
-    """Tells PyTorch how many elements constant masks choose."""
+    """Fixes PyTorch's symbol for the number of elements that constant masks choose."""
     shapes = [() if place is None else b.value(place).shape for place in places]
     if all(isinstance(size, int) for shape in shapes for size in shape):
         wide = torch.broadcast_shapes(*shapes)
@@ -44,7 +44,7 @@ def _fix_mask_sizes(b: Builder, value: Value, places: Sequence[Index]) -> None:
 
 
 def _index_one(b: Builder, value: Value, dim: int, place: Index) -> Value:
-    """One index: along whatever axis its dimension is stored as."""
+    """An index of one dimension, along the axis that stores this dimension."""
     value = b.tidy(value)
     axis = value.axis(dim)
     where = b.value(place)
@@ -56,13 +56,15 @@ def _index_one(b: Builder, value: Value, dim: int, place: Index) -> Value:
 
 
 def _place(b: Builder, place: Index) -> Arg:
+    """An index as an argument: a number or an array."""
     return int(place) if isinstance(place, Tensor) and place.ndim == 0 else b.plain(place).expr
 
 
 def integer_indices(b: Builder, indices: Sequence[Index]) -> list[Index]:
-    """Indices with masks of constant truth values replaced by the places of what is true in them.
+    """The indices, with constant masks replaced by the positions of their true elements.
 
-    **Raises:** `UnsupportedError` for masks that are computed: how many elements they choose depends on values.
+    **Raises:** `UnsupportedError` for masks that are computed: the number of elements that they choose depends on
+    values.
     """
     result: list[Index] = []
     for place in indices:
@@ -101,7 +103,7 @@ def gather(b: Builder, x: Operand, dim: int, index: Operand, *, sparse_grad: boo
 
 
 def _narrow(b: Builder, value: Value, index: Value, dim: int) -> Value:
-    """The value cut to the index's size in all other dimensions: `gather` and `scatter` leave the rest alone."""
+    """The value cut to the index's size in all other dimensions: `gather` and `scatter` ignore the rest."""
     cut = {
         k: size
         for k, (size, own) in enumerate(zip(index.shape, value.shape, strict=True))
@@ -118,6 +120,7 @@ def _narrow(b: Builder, value: Value, index: Value, dim: int) -> Value:
 
 
 def _take_along(b: Builder, value: Value, where: Value, dim: int) -> Value:
+    """Elements along a dimension, at the positions of an index of the same rank."""
     (first, second), order = arrange_alike(b, value, where)
     dim %= len(order)
     axis = axis_argument(order.index(dim), len(order))
@@ -187,7 +190,7 @@ def nonzero_static(b: Builder, x: Value, *, size: int, fill_value: int = -1) -> 
     return b.new(b.emit("jnp.argwhere", value.expr, size=size, fill_value=fill_value))
 
 
-# What has no fixed size
+# Results without a fixed size
 
 
 _SIZE = "the size of its result depends on values, and XLA needs fixed sizes"
@@ -196,12 +199,12 @@ refuse("aten.masked_select.default", f"{_SIZE}; use torch.where(mask, x, other) 
 refuse(
     "aten.nonzero.default aten.nonzero_numpy.default aten.argwhere.default aten.where.default",
     f"{_SIZE}; use the mask itself, as in torch.where(mask, x, other), or its first k places, "
-    "torch.nonzero_static(mask, size=k). Of experts, compute each for all rows, and multiply by its gate, which is "
-    "zero for the rows of others",
+    "torch.nonzero_static(mask, size=k). Compute each expert for all rows, and multiply by its gate, which is zero for "
+    "the rows of other experts",
 )
 refuse(
     "aten._unique2.default aten.unique_consecutive.default aten.unique_dim.default",
-    f"{_SIZE}; sort the values, s = x.sort().values, and mark where another one begins, s[1:] != s[:-1]",
+    f"{_SIZE}; sort the values, s = x.sort().values, and mark where a new value begins, s[1:] != s[:-1]",
 )
 COUNTS = "count with F.one_hot(x, n).sum(0), or add up weights with torch.zeros(n).index_add(0, x, weights)"
 refuse("aten.bincount.default", f"{_SIZE}, with `minlength` too; {COUNTS}")

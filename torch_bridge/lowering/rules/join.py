@@ -1,4 +1,4 @@
-"""Tensors put together: side by side along a dimension, or along a new one."""
+"""Concatenation and stacking."""
 
 from collections.abc import Sequence
 
@@ -21,7 +21,8 @@ from torch_bridge.lowering.values import Operand, Value
 @register("aten.cat.default", "aten.concat.default", "aten.concatenate.default")
 def cat(b: Builder, tensors: Sequence[Operand], dim: int = 0) -> Value:
     values = [b.value(tensor) for tensor in tensors]
-    values = [value for value in values if value.shape != (0,)] or values[:1]  # what PyTorch ignores for history's sake
+    # PyTorch ignores empty vectors for historical reasons.
+    values = [value for value in values if value.shape != (0,)] or values[:1]
     if len(values) == 1:
         return cast(b, settled_value(b, values[0]), b.dtype)
     values, order = arrange_alike(b, *[cast(b, value, b.dtype) for value in values])
@@ -48,7 +49,7 @@ def stack(b: Builder, tensors: Sequence[Operand], dim: int = 0) -> Value:
 
 
 def _pad_dims(b: Builder, tensor: Operand, before: Sequence[int]) -> Value:
-    """The tensor with dimensions of size one put in; `before[k]` is how many stand before a tensor of rank `k`."""
+    """The tensor with new dimensions of size one; `before[k]` is the number of those before a tensor of rank `k`."""
     value = settled_value(b, tensor)
     dims = value.layout.dims
     if value.ndim >= len(before):

@@ -1,6 +1,7 @@
-"""Linear algebra on matrices that are stored as PyTorch has them: equations, inverses, determinants, powers, distances.
+"""Linear algebra: equations, inverses, determinants, powers, distances.
 
-PyTorch raises an error for a singular matrix, which a compiled program cannot: it gives infinities and NaNs.
+Matrices are stored as PyTorch sees them. PyTorch raises an error for a singular matrix. A compiled program cannot: it
+gives infinities and NaNs.
 """
 
 import math
@@ -21,6 +22,8 @@ from torch_bridge.lowering.values import Operand, Value, sizes
 
 
 def _of_matrices(target: str) -> Callable[..., Value]:
+    """The rule of a function of matrices."""
+
     def rule(b: Builder, x: Value) -> Value:
         if 0 in b.value(x).shape:
             raise b.unsupported("a matrix without elements; leave it out")
@@ -92,11 +95,12 @@ def solve_ex(
 
 
 def _is_vectors(matrices: Value, sides: Value) -> bool:
-    """Whether right-hand sides are vectors, `[..., n]`, rather than matrices, as PyTorch decides it."""
+    """Returns whether right-hand sides are vectors, `[..., n]`, rather than matrices, by PyTorch's criterion."""
     return sides.ndim == 1 or (sides.ndim == matrices.ndim - 1 and sides.shape == matrices.shape[:-1])
 
 
 def _solve(b: Builder, matrices: Value, sides: Value, left: bool) -> Any:
+    """A call that solves equations from the left or from the right."""
     if left:
         return b.emit("jnp.linalg.solve", b.plain(matrices).expr, b.plain(sides).expr)
     swapped = [

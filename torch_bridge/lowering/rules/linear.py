@@ -22,7 +22,7 @@ from torch_bridge.lowering.values import Operand, Value
 def linear(b: Builder, x: Value, weight: Value, bias: Value | None = None) -> Value:
     x = settled_value(b, x)
     weight = b.resolve(b.value(weight)) if b.value(weight).open else b.value(weight)
-    # In atoms of its own: a weight that was stored for this input, and is now used the other way round, shares them.
+    # A weight that was stored for this input, and is now used transposed, shares its atoms.
     weight = dataclasses.replace(weight, layout=alignment.renew_atoms(weight.layout))
     x, weight = _move_features_last(b, x, weight)
     bias = None if bias is None else b.value(bias)
@@ -40,10 +40,10 @@ def linear(b: Builder, x: Value, weight: Value, bias: Value | None = None) -> Va
 
 
 def _move_features_last(b: Builder, x: Value, weight: Value) -> tuple[Value, Value]:
-    """The input with its features as one last axis, in stored order, and the weight told in the same atoms.
+    """The input with its features as one last axis, in stored order, and the weight in the same atoms.
 
-    After a flatten, features are stored channels-last while PyTorch's weight wants them channels-first. They are left
-    as they are: it is the weight's rows that get another order, once, when they are stored.
+    After a flatten, features are stored channels-last, but PyTorch's weight wants them channels-first. The features
+    stay. Instead, the weight's rows are reordered once, when they are stored.
     """
     features = x.layout.dims[-1]
     parts = refinement(features, weight.layout.dims[-1])
@@ -62,7 +62,7 @@ def _move_features_last(b: Builder, x: Value, weight: Value) -> tuple[Value, Val
 
 
 def _merge_features(b: Builder, x: Value) -> Value:
-    """The feature atoms as one last axis, in the order in which they are stored; other axes as they are."""
+    """The feature atoms as one last axis, in the order in which they are stored. Other axes stay."""
     features = set(x.layout.dims[-1])
     axes = x.layout.axes
     leading = tuple(axis for axis in axes if not features & set(axis))
@@ -98,7 +98,7 @@ def matmul(b: Builder, x: Operand, y: Operand) -> Value:
 
 
 def _replace_names(names: Sequence[Sequence[str]], out: Sequence[str]) -> tuple[list[list[str]], list[str]]:
-    """Names of dimensions as single letters."""
+    """The dimensions' names replaced by single letters."""
     letters = dict(
         zip(dict.fromkeys(name for term in (*names, out) for name in term), string.ascii_letters, strict=False)
     )
@@ -173,7 +173,7 @@ def add_products(b: Builder, x: Operand, y: Operand, z: Operand, *, beta: Any = 
 
 
 def _sum(b: Builder, x: Operand, product: Value, beta: Any, alpha: Any) -> Value:
-    """`beta * x + alpha * product`; with `beta` 0, `x` may hold anything, NaNs too."""
+    """`beta * x + alpha * product`. With `beta` 0, `x` may contain anything, even NaN."""
     product = product if alpha == 1 else b.elementwise("*", product, alpha)
     if beta == 0:
         return product

@@ -1,4 +1,8 @@
-"""Losses have no rules: PyTorch's own decompositions take them apart. Here stands what these lack or get wrong."""
+"""Losses.
+
+They have no rules: PyTorch's own decompositions write them in other operations. This file has those that PyTorch lacks
+or gets wrong.
+"""
 
 from typing import Any
 
@@ -10,7 +14,7 @@ from torch_bridge.lowering.table import DECOMPOSITIONS, refuse
 
 refuse(
     "aten.multilabel_margin_loss.default",
-    "PyTorch traces it with another shape of result than it computes for one-dimensional input and no reduction; "
+    "PyTorch traces it with a different result shape than it computes for one-dimensional input and no reduction; "
     "compute the loss from the network's outputs",
 )
 
@@ -26,7 +30,7 @@ def _chunked(
     label_smoothing: float,
     *_: Any,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """`nn.LinearCrossEntropyLoss` in chunks; beside the loss stand its gradients, which no forward takes."""
+    """`nn.LinearCrossEntropyLoss` in chunks. The other results are its gradients, which no forward takes."""
     loss = F.cross_entropy(
         F.linear(x, kernel, bias),
         target,
@@ -53,5 +57,5 @@ _CHUNKED = {
 DECOMPOSITIONS |= {
     getattr(linear_cross_entropy, name)._opoverload: function
     for name, function in _CHUNKED.items()
-    if hasattr(linear_cross_entropy, name)  # which are PyTorch's own, and may be called otherwise one day
+    if hasattr(linear_cross_entropy, name)  # private to PyTorch, so that the names may change
 }

@@ -1,4 +1,7 @@
-"""What a forward does in one mode alone: values that are chosen by mode, and buffers that training writes."""
+"""Values chosen by mode.
+
+In training mode, a forward may also write buffers.
+"""
 
 import itertools
 from collections.abc import Sequence
@@ -17,20 +20,20 @@ def by_mode(b: Builder, training: Value, evaluation: Value) -> Value:
     second = b.tidy(settled_value(b, evaluation))
     first = b.arrange(_relabel_as(b.plain(training), second), second.layout.axes)
     if first.expr == second.expr:
-        return second  # as of a copy that training takes
+        return second  # for example a copy that training takes
     path = b.single_layer("training", "layers.Training")
     return b.laid(b.emit(f"layer:{path}", first.expr, second.expr), second.layout)
 
 
 def _relabel_as(plain: Value, other: Value) -> Value:
-    """A value that is stored as PyTorch has it, with the dimensions of another one of its shape."""
+    """A value that is stored as PyTorch sees it, with the dimensions of another value of its shape."""
     return Value(plain.expr, Layout(other.layout.dims, other.layout.dims), plain.dtype)
 
 
 def write_buffer(b: Builder, key: str, weight: Value, value: Value) -> None:
-    """Writes what training leaves in a buffer, once nothing reads any more what was in it before.
+    """Writes a buffer in training mode, after the last call that reads its old value.
 
-    The builder's node is the choice between the two: by whose mode is told by where it stands.
+    The builder's node is the choice between both values: its place says whose mode decides.
     """
     weight = b.resolve(weight)
     if weight.open:
@@ -41,7 +44,7 @@ def write_buffer(b: Builder, key: str, weight: Value, value: Value) -> None:
     if value.dtype != b.state.tensors[key].dtype:
         raise b.unsupported(f"it writes {value.dtype} into `{key}`, which is {b.state.tensors[key].dtype}")
     if isinstance(expr, Var):
-        return  # as of a buffer that is copied onto itself
+        return  # a buffer that is copied onto itself
     made = next(k for k, call in enumerate(b.calls) if call.out == expr.name)
     reading = [k for k, call in enumerate(b.calls) if _reads(call, storage.path)]
     last = max([made, *reading])
@@ -51,6 +54,7 @@ def write_buffer(b: Builder, key: str, weight: Value, value: Value) -> None:
 
 
 def _reads(call: Call, path: str) -> bool:
+    """Returns whether a call reads the variable of a path."""
     within = call.target.removeprefix("layer:")
     return path.startswith(f"{within}.") or any(
         isinstance(use, Var) and use.path == path for use in references((call.args, call.kwargs))
@@ -58,7 +62,7 @@ def _reads(call: Call, path: str) -> bool:
 
 
 def common_scope(scopes: Sequence[tuple[str, ...]]) -> tuple[str, ...]:
-    """The module calls that several steps all stand in.
+    """The module calls that several steps have in common.
 
     >>> common_scope([("a", "a.b"), ("a", "a.c")])
     ('a',)

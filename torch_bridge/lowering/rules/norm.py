@@ -1,4 +1,4 @@
-"""Normalisation: layers with running statistics, and those over features, groups or instances."""
+"""Normalisation."""
 
 import dataclasses
 import math
@@ -56,6 +56,10 @@ def instance_norm(
 
 
 def _refuse_writing(b: Builder, mean: Weight, var: Weight) -> None:
+    """Checks that evaluation mode writes no running statistics.
+
+    **Raises:** `UnsupportedError` if it does.
+    """
     if mean is not None or var is not None:
         raise b.unsupported(
             "it writes running statistics in evaluation mode too; pass running_mean=None and running_var=None, or let "
@@ -64,7 +68,10 @@ def _refuse_writing(b: Builder, mean: Weight, var: Weight) -> None:
 
 
 def _call_tracking(b: Builder, type_: str, features: Features, options: Options, momentum: float, mode: str) -> Value:
-    """A layer with running statistics. Without a mode, or a module that holds just its weights: their use alone."""
+    """A call of a layer with running statistics.
+
+    Without a mode, or without a module that holds just its weights, the statistics are only used.
+    """
     x = features.x
     if mode == "by_mode" or b.evaluation_only:
         path = _tracking_layer(b, type_, features, options, momentum)
@@ -81,7 +88,7 @@ def _call_tracking(b: Builder, type_: str, features: Features, options: Options,
 
 
 def _tracking_layer(b: Builder, type_: str, features: Features, options: Options, momentum: float) -> str | None:
-    """The path of the layer that holds the weights, its counter of batches included."""
+    """The path of the layer that holds the weights, and its counter of batches."""
     keys = [weight.key for weight, _ in features.weights if weight is not None]
     holders = b.holders([key for key in keys if key is not None]) if None not in keys else []
     if not holders:
@@ -99,7 +106,7 @@ def _tracking_layer(b: Builder, type_: str, features: Features, options: Options
 
 
 def _momentum(b: Builder, owner: str, momentum: float) -> Options:
-    """Flax's momentum is the share of the old average, PyTorch's that of the new value."""
+    """The option for momentum. Flax's is the share of the old average, PyTorch's the share of the new value."""
     module = b.state.modules[owner]
     if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.momentum is None:
         return {"momentum": None}
@@ -107,7 +114,7 @@ def _momentum(b: Builder, owner: str, momentum: float) -> Options:
     return {} if kept == 0.9 else {"momentum": kept}
 
 
-# Without
+# Without running statistics
 
 
 @register("aten.layer_norm.default")
@@ -134,7 +141,7 @@ def rms_norm(
 ) -> Value:
     x = b.value(x)
     eps = torch.finfo(x.dtype).eps if eps is None else eps
-    if x.dtype.is_complex or _is_open(normalized_shape):  # squares, where Flax takes those of sizes
+    if x.dtype.is_complex or _is_open(normalized_shape):  # Flax squares absolute values
         y = _divide_by_rms(b, x, len(normalized_shape), eps)
         return y if weight is None else apply(b, "*", y, weight)
     options = _eps(eps, 1e-6) | ({} if weight is not None else {"use_scale": False})
@@ -142,12 +149,12 @@ def rms_norm(
 
 
 def _is_open(shape: Sequence[Any]) -> bool:
-    """Whether a normalisation is over a size that stays open, so that no layer can hold weights for it."""
+    """Returns whether a normalisation is over an open size, for which no layer can hold weights."""
     return not all(isinstance(size, int) for size in shape)
 
 
 def _divide_by_rms(b: Builder, x: Value, count: int, eps: float) -> Value:
-    """A value over the root of the mean of its squares along as many last dimensions."""
+    """A value divided by the root of the mean of its squares over the last `count` dimensions."""
     mean = reduce_dims(b, "jnp.mean", apply(b, "jnp.square", x), range(-count, 0), True)
     return apply(b, "*", x, apply(b, "lax.rsqrt", apply(b, "+", mean, eps)))
 
@@ -177,7 +184,7 @@ def group_norm(
     eps: float = 1e-5,
     cudnn_enabled: bool = True,
 ) -> Value:
-    """Channels-last, the groups are still runs of neighbouring channels: they must be stored in PyTorch's order."""
+    """Group normalisation. The groups are runs of neighbouring channels, which must be stored in PyTorch's order."""
     x = b.value(x)
     x = b.channels_last(x, x.ndim - 2)
     features = align_features(b, x, (1,), weight, bias)
@@ -187,7 +194,10 @@ def group_norm(
 
 
 def _call_scaled(b: Builder, type_: str, features: Features, dims: Sequence[int], options: Options) -> Value:
-    """A layer that normalises, with scale and bias of its own if a module holds just these, else applied after it."""
+    """A call of a layer that normalises.
+
+    The layer has its own scale and bias if a module holds just these. Otherwise they are applied after it.
+    """
     x, weights = features.x, features.weights[:2]
     first = next((weight for weight, _ in weights if weight is not None), None)
     path = None if first is None else b.claim(type_, options | param_dtype(first), features.leaves("scale", "bias"))
@@ -203,7 +213,7 @@ def _call_scaled(b: Builder, type_: str, features: Features, dims: Sequence[int]
 
 
 def _append_dims(b: Builder, weight: Value, x: Value, dims: Sequence[int]) -> Value:
-    """A weight with dimensions of size one for those of `x` that follow its own."""
+    """A weight with a dimension of size one for each dimension of `x` that follows its own."""
     following = x.ndim - 1 - dims[-1] % x.ndim
     if following == 0:
         return weight

@@ -1,4 +1,4 @@
-"""What depends on the order of elements: places of extremes, running sums, sorting, quantiles."""
+"""Positions of extremes, running sums, sorting and quantiles."""
 
 from collections.abc import Callable
 from typing import Any
@@ -15,6 +15,8 @@ from torch_bridge.lowering.values import Value
 
 
 def _place(target: str) -> Callable[..., Value]:
+    """The rule of a function that gives the position of an extreme."""
+
     def rule(b: Builder, x: Value, dim: int | None = None, keepdim: bool = False) -> Value:
         value = settled_value(b, x)
         if dim is None:
@@ -32,7 +34,10 @@ register("aten.argmin.default")(_place("jnp.argmin"))
 def select_elements(
     b: Builder, target: str, x: Value, dim: int, keepdim: bool, *args: Arg, **options: Arg
 ) -> tuple[Value, Value]:
-    """Values along a dimension and where they stand: first the places, then the elements, as PyTorch's gradients go."""
+    """Elements along a dimension, and their positions.
+
+    The positions come first, and select the elements: PyTorch's gradients flow in this way.
+    """
     value = settled_value(b, x)
     if not value.ndim:
         return value, b.new(b.emit("jnp.asarray", 0), (), torch.int64)
@@ -81,6 +86,8 @@ register("aten.nanmedian.default")(lambda b, x: reduce_dims(b, "ops.nanmedian", 
 
 
 def _quantile(target: str) -> Callable[..., Value]:
+    """The rule of a quantile."""
+
     def rule(
         b: Builder, x: Value, q: Any, dim: int | None = None, keepdim: bool = False, *, interpolation: str = "linear"
     ) -> Value:
@@ -105,7 +112,7 @@ register("aten.nanquantile.default", "aten.nanquantile.scalar")(_quantile("jnp.n
 
 
 def line_up(b: Builder, x: Any, dim: int) -> tuple[Value, int]:
-    """The operand with an axis that is just this dimension, and that axis. A number is its own only element."""
+    """The operand with an axis for just this dimension, and this axis. A number is its own only element."""
     if not b.value(x).ndim:
         return b.arrange(b.value(x), ((),)), 0
     value = b.tidy(x)
@@ -113,6 +120,8 @@ def line_up(b: Builder, x: Any, dim: int) -> tuple[Value, int]:
 
 
 def _running(target: str) -> Callable[..., Value]:
+    """The rule of a running sum or product."""
+
     def rule(b: Builder, x: Value, dim: int, *, dtype: Any = None) -> Value:
         value, axis = line_up(b, cast_for_sum(b, x), dim)
         return b.laid(b.emit(target, value.expr, axis=axis), value.layout)
@@ -131,7 +140,7 @@ def logcumsumexp(b: Builder, x: Value, dim: int) -> Value:
 
 
 def _pick(b: Builder, target: str, x: Value, dim: int, **options: Arg) -> tuple[Value, Value]:
-    """Elements in another order, and where they stood."""
+    """Elements in another order, and their old positions."""
     value, axis = line_up(b, x, dim)
     places = b.emit(target, value.expr, axis=axis, **options)
     elements = b.emit("jnp.take_along_axis", value.expr, places, axis=axis)

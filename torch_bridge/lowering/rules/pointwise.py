@@ -1,4 +1,4 @@
-"""Operations on one element at a time: arithmetic, powers, comparison, logic, rounding, special functions, casts."""
+"""Operations on single elements: arithmetic, comparison, logic, rounding, special functions, casts."""
 
 import dataclasses
 from collections.abc import Callable
@@ -73,10 +73,10 @@ UNARY = {
     "special_ndtri": "ops.normal_quantile",
     "bitwise_not": "~",
 }
-"""Functions of one array, computed in the dtype of the result. (`abs` and rounding are below: they know integers.)"""
+"""Functions of one array, computed in the dtype of the result. (`abs` and rounding are below: integers differ.)"""
 
 CUT = {f"jnp.{name}": f"ops.{name}" for name in ("sqrt", "arcsin", "arccos", "arccosh")}
-"""Functions that `jax.numpy` gives wrongly on one side of where they are cut, for complex numbers."""
+"""Functions that `jax.numpy` gets wrong on one side of their branch cut, for complex numbers."""
 
 QUESTIONS = {
     "isnan": "jnp.isnan",
@@ -202,7 +202,7 @@ for _name, _target in COMPARISONS.items():
 
 
 def scale_operand(b: Builder, x: Any, factor: Any) -> Any:
-    """`factor * x` in the dtype of the result; a factor of one is left out."""
+    """`factor * x` in the dtype of the result. A factor of one is left out."""
     if factor == 1:
         return x
     return apply(b, "*", x, factor) if is_array(x) else as_number(x) * factor
@@ -237,7 +237,7 @@ def rounded_division(b: Builder, x: Any, y: Any, rounding_mode: str | None = Non
 
 @register("aten.pow.Tensor_Scalar", "aten.pow.Tensor_Tensor", "aten.pow.Scalar")
 def power(b: Builder, x: Any, exponent: Any) -> Value:
-    """A whole exponent is written as one: JAX multiplies, as PyTorch does, instead of taking logarithms."""
+    """A power. A whole exponent is written as an integer: JAX then multiplies, as PyTorch does."""
     if not is_array(exponent):
         exponent = _as_whole(as_number(exponent))
         if exponent == 1:
@@ -353,7 +353,7 @@ def fmin(b: Builder, x: Value, y: Value) -> Value:
 
 
 def _target_for_ties(b: Builder, target: str) -> str:
-    """The function that treats equal numbers as this PyTorch does."""
+    """The name of the function that treats equal numbers as this PyTorch does."""
     return f"{target}_shared" if b.dtype.is_floating_point and ties_share_gradients() else target
 
 
@@ -437,7 +437,7 @@ def logical_xor(b: Builder, x: Any, y: Any) -> Value:
     "aten.type_as.default",
 )
 def to(b: Builder, x: Value, *_: Any, **__: Any) -> Value:
-    """Devices, memory formats and layouts are PyTorch's own; only the dtype has a meaning here."""
+    """A cast. Devices, memory formats and layouts have no meaning in JAX."""
     return cast(b, x, b.dtype)
 
 

@@ -1,4 +1,8 @@
-"""Pooling, channels-last: `nnx.max_pool` and `nnx.avg_pool` where they say the same, `jaxensemble.ops` elsewhere."""
+"""Pooling.
+
+`nnx.max_pool` and `nnx.avg_pool` are used where they compute the same, `jaxensemble.ops` elsewhere. Feature maps are
+stored channels-last.
+"""
 
 import operator
 from collections.abc import Callable, Sequence
@@ -15,11 +19,12 @@ from torch_bridge.lowering.values import Value
 
 
 def _bind_spatial(rule: Callable[..., Any], spatial: int) -> Callable[..., Any]:
+    """A rule with the number of spatial dimensions fixed."""
     return lambda b, *args, **kwargs: rule(b, spatial, *args, **kwargs)
 
 
 def register_per_rank(*names: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Registers a rule, called with the number of spatial dimensions, for names like `aten.max_pool{}d.default`."""
+    """Registers a rule for 1, 2 and 3 spatial dimensions, under names such as `aten.max_pool{}d.default`."""
 
     def enter(rule: Callable[..., Any]) -> Callable[..., Any]:
         for spatial in (1, 2, 3):
@@ -96,6 +101,7 @@ def avg_pool(
 
 
 def _geometry(spatial: int, kernel_size: Ints, stride: Ints, padding: Ints) -> tuple[tuple[int, ...], ...]:
+    """Window, strides and padding per spatial dimension."""
     window = spatial_values(kernel_size, spatial)
     return (
         window,
@@ -115,11 +121,12 @@ def _own_options(pads: tuple[int, ...], ceil_mode: bool) -> dict[str, Arg]:
 
 
 def _has_used_indices(b: Builder) -> bool:
+    """Returns whether the positions of the maxima are used."""
     return any(user.target is not operator.getitem or user.args[1] == 1 for user in b.node.users)
 
 
 def _both_results(b: Builder, result: Ref, spatial: int) -> tuple[Value, Value]:
-    """The two results of a pooling that tells where it found its maxima."""
+    """The maxima and their positions."""
     values, indices = b.emit("[]", result, 0), b.emit("[]", result, 1)
     return feature_map(b, values, spatial), feature_map(b, indices, spatial, torch.int64)
 
@@ -133,7 +140,7 @@ def adaptive_avg_pool(b: Builder, spatial: int, x: Value, output_size: Sequence[
 
 
 def _mean(b: Builder, spatial: int, x: Value) -> Value:
-    """The mean over all of the spatial dimensions, which are left out of what is stored."""
+    """The mean over all spatial dimensions, which have no stored axes afterwards."""
     x = b.tidy(x)
     reduced = {x.axis(dim) for dim in range(x.ndim - spatial, x.ndim)}
     kept = tuple(axis for k, axis in enumerate(x.layout.axes) if k not in reduced)

@@ -1,4 +1,7 @@
-"""Backward operations, which stand in forwards that take derivatives."""
+"""Backward operations.
+
+They are in forwards that take derivatives.
+"""
 
 from collections.abc import Sequence
 from typing import Any
@@ -31,7 +34,7 @@ def convolution(
     groups: int,
     output_mask: Sequence[bool],
 ) -> tuple[Value | None, ...]:
-    """The gradients of input, kernel and bias, as far as they are asked for."""
+    """The gradients of input, kernel and bias, as far as `output_mask` asks for them."""
     if transposed:
         raise b.unsupported("derivatives of transposed convolutions are not carried within a forward; take them in JAX")
     spatial = b.value(weight).ndim - 2

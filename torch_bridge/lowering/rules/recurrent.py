@@ -1,4 +1,7 @@
-"""Recurrent layers and cells. PyTorch's weights are `[gates * H, I]`; stored, they are transposed: `[I, gates * H]`."""
+"""Recurrent layers and cells.
+
+PyTorch's weights are `[gates * H, I]`. They are stored transposed: `[I, gates * H]`.
+"""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -28,6 +31,8 @@ def gru(b: Builder, x: Operand, hx: Operand, params: Sequence[Operand], *options
 
 
 def _rnn(kind: str) -> Callable[..., tuple[Value, ...]]:
+    """The rule of a plain recurrent layer."""
+
     def rule(b: Builder, x: Operand, hx: Operand, params: Sequence[Operand], *options: Any) -> tuple[Value, ...]:
         return _layers(b, "RNN", ACTIVATIONS[kind], x, [hx], params, *options)
 
@@ -56,19 +61,22 @@ class _Settings(NamedTuple):
 
     @property
     def rate(self) -> float:
+        """The rate of dropout between layers."""
         return self.dropout if self.mode != "never" and self.num_layers > 1 else 0.0
 
     @property
     def order(self) -> Options:
+        """The option for the order of batch and time."""
         return {} if self.batch_first else {"time_major": True}
 
     @property
     def always(self) -> Options:
-        """What a call is told that drops in evaluation too."""
+        """The options of a call that drops in evaluation too."""
         return {"deterministic": False} if self.rate and self.mode == "always" else {}
 
     @property
     def options(self) -> Options:
+        """The options of the layer."""
         options: Options = {"num_layers": self.num_layers} if self.num_layers > 1 else {}
         options |= {} if self.has_biases else {"use_bias": False}
         options |= {"bidirectional": True} if self.bidirectional else {}
@@ -76,7 +84,7 @@ class _Settings(NamedTuple):
 
 
 class _Sequence(NamedTuple):
-    """A sequence operation: what it is in Flax, on what, from which states, with the weights of which cells."""
+    """A sequence operation: its type in Flax, its input and initial states, and the weights of its cells."""
 
     type: str
     activation: Options
@@ -96,15 +104,15 @@ def _layers(
     params: Sequence[Operand],
     *settings: Any,
 ) -> tuple[Value, ...]:
-    """Layers over a sequence: as one layer where a module holds the weights, else direction by direction."""
-    told = _Settings(*settings)
-    if told.rate:
-        b.refuse_hidden_draws(told.mode)
+    """Layers over a sequence: one layer where a module holds the weights, else calls for each direction."""
+    options = _Settings(*settings)
+    if options.rate:
+        b.refuse_hidden_draws(options.mode)
     weights = [b.value(weight) for weight in params]
-    size = len(weights) // len(told.names)
+    size = len(weights) // len(options.names)
     cells = [weights[k : k + size] for k in range(0, len(weights), size)]
     begin = _initial(b, states)
-    sequence = _Sequence(type_, activation, told, b.plain(settled_value(b, x)), begin, len(states), cells)
+    sequence = _Sequence(type_, activation, options, b.plain(settled_value(b, x)), begin, len(states), cells)
     path = _claim_layer(b, sequence)
     return _write_out_layers(b, sequence) if path is None else _call_layer(b, path, sequence)
 
@@ -122,13 +130,14 @@ def _claim_layer(b: Builder, sequence: _Sequence) -> str | None:
 
 
 def _call_layer(b: Builder, path: str, sequence: _Sequence) -> tuple[Value, ...]:
+    """A call of the layer at a path."""
     result = b.emit(f"layer:{path}", sequence.x.expr, *_state(sequence.begin), **sequence.settings.always)
     y, end = b.emit("[]", result, 0), b.emit("[]", result, 1)
     return _results(b, y, *_parts(b, end, sequence.parts))
 
 
 def _write_out_layers(b: Builder, sequence: _Sequence) -> tuple[Value, ...]:
-    """Functions of bare weights: layer upon layer, both directions side by side."""
+    """Calls of functions with bare weights: layer after layer, both directions of each."""
     settings, y = sequence.settings, sequence.x.expr
     ends: list[Ref] = []
     for k in range(settings.num_layers):
@@ -199,13 +208,14 @@ def _cell(
 
 
 def _initial(b: Builder, states: Sequence[Operand]) -> list[Ref | Var] | None:
-    """The states to begin with; None for zeros, as PyTorch's layers make where none are given."""
+    """The initial states; None for zeros, which PyTorch's layers make where no states are given."""
     if all(_is_zero(b, state) for state in states):
         return None
     return [b.plain(state).expr for state in states]
 
 
 def _is_zero(b: Builder, state: Operand) -> bool:
+    """Returns whether a state is known to be zero."""
     if isinstance(state, torch.Tensor):
         return not state.any()
     made = {call.out: call.target for call in b.calls}
@@ -213,14 +223,14 @@ def _is_zero(b: Builder, state: Operand) -> bool:
 
 
 def _state(begin: Sequence[Arg] | None) -> list[Arg]:
-    """The initial state as arguments of a call: none, one array, or a pair of them."""
+    """The initial state as arguments of a call: none, one array, or a pair of arrays."""
     if begin is None:
         return []
     return [tuple(begin) if len(begin) > 1 else begin[0]]
 
 
 def _features(cell: Sequence[Value], type_: str) -> Options:
-    """The sizes of a cell. Where the hidden state is projected, it has fewer features than there are per gate."""
+    """The sizes of a cell. A projected hidden state has fewer features than a gate."""
     gates = {"LSTM": 4, "GRU": 3, "RNN": 1}[type_]
     rows, outputs = (int(size) for size in cell[1].shape)
     options: Options = {"in_features": int(cell[0].shape[1]), "hidden_features": rows // gates}
@@ -228,6 +238,7 @@ def _features(cell: Sequence[Value], type_: str) -> Options:
 
 
 def _leaves(cell: Sequence[Value], has_biases: bool) -> dict[str, Wanted]:
+    """The weights of a cell with their layouts, by the names in the layer."""
     names = ["kernel", "recurrent_kernel", *(["bias", "recurrent_bias"] if has_biases else []), "projection"]
     return {
         name: (weight, _transposed(weight) if weight.ndim == 2 else None)
@@ -247,9 +258,10 @@ def _arrays(b: Builder, cell: Sequence[Value], has_biases: bool) -> list[Ref | V
 
 
 def _parts(b: Builder, state: Ref, count: int) -> list[Ref]:
-    """The arrays that a state is made of."""
+    """The arrays that a state consists of."""
     return [state] if count == 1 else [b.emit("[]", state, k) for k in range(count)]
 
 
 def _results(b: Builder, *exprs: Ref | Var) -> tuple[Value, ...]:
+    """The results of the node, with PyTorch's shapes."""
     return tuple(b.new(expr, sizes(val.shape)) for expr, val in zip(exprs, b.node.meta["val"], strict=True))

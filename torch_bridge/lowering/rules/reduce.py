@@ -1,4 +1,4 @@
-"""Sums, means, products, norms and other reductions over any dimensions, in whatever order these are stored."""
+"""Sums, means, products, norms and other reductions."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -29,7 +29,7 @@ def reduce_dims(
 ) -> Value:
     """A reduction that does not depend on the order of elements: `target(x, *args, axis=..., **options)`.
 
-    Dimensions that lie over several axes are reduced over those axes; nothing is rearranged for that.
+    A dimension that is stored in several axes is reduced over these axes. Nothing is rearranged for that.
     """
     value, axes = _axes(b, settled_value(b, x), named_dims(dims, settled_value(b, x).ndim))
     gone = set(named_dims(dims, value.ndim))
@@ -49,7 +49,7 @@ def reduce_dims(
 
 
 def _axes(b: Builder, value: Value, dims: Sequence[int]) -> tuple[Value, tuple[int, ...]]:
-    """The value, arranged if need be so that some axes are just these dimensions, and those axes."""
+    """The value, arranged if need be so that some axes hold just these dimensions, and these axes."""
     atoms = set(atoms_of([value.layout.dims[dim] for dim in dims]))
     if atoms and all(set(axis) <= atoms or not set(axis) & atoms for axis in value.layout.axes):
         return value, tuple(k for k, axis in enumerate(value.layout.axes) if set(axis) & atoms)
@@ -61,7 +61,7 @@ def _axes(b: Builder, value: Value, dims: Sequence[int]) -> tuple[Value, tuple[i
 
 
 def _sum(target: str) -> Callable[..., Value]:
-    """A rule for sums and the like, which PyTorch computes in the dtype of the result."""
+    """The rule of a reduction that PyTorch computes in the dtype of the result."""
 
     def rule(b: Builder, x: Value, dim: Dims = None, keepdim: bool = False, *, dtype: Any = None) -> Value:
         return reduce_dims(b, target, cast_for_sum(b, x), dim, keepdim)
@@ -70,7 +70,7 @@ def _sum(target: str) -> Callable[..., Value]:
 
 
 def cast_for_sum(b: Builder, x: Any) -> Value:
-    """The operand in the dtype of the result, which JAX's sums of integers and truth values get by themselves."""
+    """The operand in the dtype of the result. JAX's sums of integers and truth values have this dtype anyway."""
     widened = b.dtype == torch.int64 and x.dtype in (torch.bool, torch.int32, torch.int16, torch.int8)
     return b.value(x if widened else cast(b, x, b.dtype))
 
@@ -83,6 +83,7 @@ register("aten.nanmean.default")(_sum("jnp.nanmean"))
 
 
 def _sum_of_all(target: str) -> Callable[..., Value]:
+    """The rule of such a reduction over all dimensions."""
     return lambda b, x, dtype=None: reduce_dims(b, target, cast_for_sum(b, x), None, False)
 
 
@@ -92,6 +93,7 @@ register("aten.prod.default")(_sum_of_all("jnp.prod"))
 
 
 def _plain_reduction(target: str) -> Callable[..., Value]:
+    """The rule of a reduction that keeps the dtype."""
     return lambda b, x, dim=None, keepdim=False: reduce_dims(b, target, x, dim, keepdim)
 
 
@@ -136,7 +138,10 @@ def deviation(b: Builder, x: Value, dim: Dims, keepdim: bool, correction: float)
 
 
 def _check_correction(b: Builder, x: Value, dim: Dims, correction: float) -> Value:
-    """The operand, if there are elements left after the correction: PyTorch divides by zero else, JAX gives NaN."""
+    """Checks that elements are left after the correction: else PyTorch divides by zero, and JAX gives NaN.
+
+    **Raises:** `UnsupportedError` if none are left.
+    """
     value = settled_value(b, x)
     count = math.prod((value.shape[k] for k in named_dims(dim, value.ndim)), start=1)
     if isinstance(count, int) and 1 < count <= correction:
@@ -145,6 +150,8 @@ def _check_correction(b: Builder, x: Value, dim: Dims, correction: float) -> Val
 
 
 def _add_mean(spread: Callable[..., Value]) -> Callable[..., tuple[Value, Value]]:
+    """A function of both the spread and the mean."""
+
     def both(b: Builder, x: Value, dim: Dims, keepdim: bool, correction: float) -> tuple[Value, Value]:
         value = settled_value(b, x)
         return spread(b, value, dim, keepdim, correction), reduce_dims(
@@ -155,7 +162,7 @@ def _add_mean(spread: Callable[..., Value]) -> Callable[..., tuple[Value, Value]
 
 
 def _spread_rules(name: str, spread: Callable[..., Any]) -> None:
-    """The three ways in which PyTorch is told the correction."""
+    """Registers the three ways in which PyTorch takes the correction."""
 
     @register(f"aten.{name}.default")
     def of_all(b: Builder, x: Value, unbiased: bool = True) -> Any:
@@ -228,9 +235,9 @@ def keep_dims(value: Value, dims: Sequence[int], keepdim: bool) -> Value:
     return value if keepdim else relabel_dims(value, [g for k, g in enumerate(value.layout.dims) if k not in dims])
 
 
-# Such an assertion is a decision: from PyTorch 2.15 on, arguments of distributions are validated by one.
+# These assertions decide by values. From PyTorch 2.15 on, distributions validate their arguments by one.
 refuse(
     "aten._is_all_true.default aten._is_any_true.default",
     "what follows decides by values, and XLA needs the same operations for all values; leave the assertion out of the "
-    "forward, as of distributions with validate_args=False",
+    "forward; distributions take validate_args=False",
 )

@@ -1,4 +1,4 @@
-"""What changes spatial sizes: interpolation, sampling, padding, shuffles between space and channels, windows."""
+"""Interpolation, sampling on a grid, padding, pixel shuffles and windows."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -36,6 +36,8 @@ INTERPOLATED = {
 
 
 def _nearest(method: str) -> Callable[..., Value]:
+    """The rule of nearest-neighbour resizing."""
+
     def rule(b: Builder, x: Value, output_size: Any, scale_factors: Any) -> Value:
         return _resize(b, x, scale_factors, method)
 
@@ -43,8 +45,10 @@ def _nearest(method: str) -> Callable[..., Value]:
 
 
 def _interpolated(method: str, **options: Arg) -> Callable[..., Value]:
+    """The rule of an interpolation."""
+
     def rule(b: Builder, x: Value, output_size: Any, align_corners: bool, scale_factors: Any) -> Value:
-        if align_corners:  # sizes alone decide then
+        if align_corners:  # then only sizes matter
             return _resize(b, x, None, method, align_corners=True, **options)
         return _resize(b, x, scale_factors, method, **options)
 
@@ -71,7 +75,7 @@ def _resize(b: Builder, x: Value, scale: Sequence[float] | None, method: str, **
 
 
 def _differs(before: Size, after: Size, scale: float) -> bool:
-    """Whether a factor says anything that the sizes do not, in either precision that PyTorch computes with."""
+    """Returns whether a factor says anything that the sizes do not, in either precision that PyTorch computes with."""
     if not (isinstance(before, int) and isinstance(after, int)):
         return scale not in (1, 2, 4, 8) or after != int(scale) * before
     step, implied = 1.0 / scale, before / after
@@ -79,6 +83,7 @@ def _differs(before: Size, after: Size, scale: float) -> bool:
 
 
 def _ints(b: Builder, sizes: Sequence[Size]) -> tuple[int, ...]:
+    """Sizes that must be fixed."""
     if not all(isinstance(size, int) for size in sizes):
         raise b.open_size_error("spatial sizes depend", *sizes)
     return tuple(int(size) for size in sizes)
@@ -111,12 +116,12 @@ def affine_grid(b: Builder, theta: Value, size: Sequence[Size], align_corners: b
 # Padding
 
 PAD_MODES = {"reflect": "reflect", "replicate": "edge", "circular": "wrap"}
-"""PyTorch's modes by the names they have in `jnp.pad`."""
+"""PyTorch's modes and their names in `jnp.pad`."""
 
 
 @register("aten.pad.default")
 def pad(b: Builder, x: Value, pad: Sequence[int], mode: str = "constant", value: float | None = None) -> Value:
-    """`pad` holds pairs for the last dimension, the one before it, and so on; negative ones crop."""
+    """Padding. `pad` holds pairs for the last dimension, the one before it, and so on; negative ones crop."""
     x = b.tidy(x)
     widths: list[tuple[Size, Size]] = [(0, 0)] * x.ndim
     for k, pair in enumerate(zip(sizes(pad[::2]), sizes(pad[1::2]), strict=True)):
@@ -127,7 +132,7 @@ def pad(b: Builder, x: Value, pad: Sequence[int], mode: str = "constant", value:
     if mode == "circular" and any(
         any(map(_is_crop, pair)) and not all(_is_crop(width) or width == 0 for width in pair) for pair in widths
     ):
-        raise b.unsupported("circular padding of one side and cropping of the other; crop in a step of its own")
+        raise b.unsupported("circular padding of one side and cropping of the other; crop in a separate step")
     return _resized_value(b, x, _crop(b, _pad(b, x.expr, widths, mode, value), widths))
 
 
@@ -161,7 +166,7 @@ def _crop(b: Builder, expr: Ref | Var, widths: list[tuple[Size, Size]]) -> Ref |
 
 
 def _resized_value(b: Builder, x: Value, expr: Ref | Var) -> Value:
-    """The result of an operation on a tidy value that changed the sizes of some of its dimensions, and nothing else."""
+    """The result of an operation on a tidy value that changed only the sizes of some dimensions."""
     dims = tuple(
         old if before == after else new_group(after)
         for old, before, after in zip(x.layout.dims, x.shape, b.result_shape, strict=True)
@@ -209,11 +214,12 @@ def _split_dims(b: Builder, x: Value, shape: Sequence[Size]) -> tuple[Value, tup
         value = b.opaque(value)
         layout = reshape_layout(value.layout, shape)
     if layout is None:
-        raise b.unsupported("a tensor without elements cannot be taken apart; leave such parts out")
+        raise b.unsupported("a tensor without elements cannot be split; leave such parts out")
     return dataclasses.replace(value, layout=layout), layout.dims
 
 
 def _regroup_dims(value: Value, dims: tuple[Group, ...]) -> Value:
+    """The value with other dimensions of the same atoms."""
     return dataclasses.replace(value, layout=Layout(dims, value.layout.axes))
 
 
@@ -251,6 +257,7 @@ def fold(
 def _window_options(
     kernel_size: Ints, dilation: Ints, padding: Ints, stride: Ints
 ) -> tuple[tuple[int, ...], dict[str, Arg]]:
+    """Window size, and the options of `ops.patches` and `ops.overlap_add`."""
     pads = spatial_values(padding, 2)
     options: dict[str, Arg] = {
         **option_unless_ones("strides", spatial_values(stride, 2)),
@@ -262,5 +269,6 @@ def _window_options(
 def _window_counts(
     sizes: Sequence[int], kernel_size: Ints, dilation: Ints, padding: Ints, stride: Ints
 ) -> tuple[int, ...]:
+    """The number of windows per spatial dimension."""
     axes = zip(*(spatial_values(value, 2) for value in (sizes, kernel_size, stride, padding, dilation)), strict=True)
     return tuple(window_count(*axis) for axis in axes)

@@ -1,4 +1,4 @@
-"""Writing by index, and the in-place assignments that capture turns into it."""
+"""Writes by index."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -19,7 +19,7 @@ from torch_bridge.lowering.values import Operand, Value, as_number
 
 @register("aten.copy.default")
 def copy(b: Builder, x: Value, src: Operand, non_blocking: bool = False) -> Value:
-    """What stands in a tensor after `x.copy_(src)` and after `x[...] = src`."""
+    """The values of a tensor after `x.copy_(src)` or `x[...] = src`."""
     return expand_to(b, cast(b, src, b.dtype), b.result_shape)
 
 
@@ -98,7 +98,7 @@ def index_put(b: Builder, x: Operand, indices: Sequence[Index], values: Operand,
 
 
 def _put_along(b: Builder, x: Value, dim: int, index: Value, filled: Value | Tensor, accumulate: bool) -> Value:
-    """`x[:, index] = y`, along whatever axis the dimension is stored as."""
+    """`x[:, index] = y`, along the axis that stores the dimension."""
     target = "ops.index_add" if accumulate else "ops.index_copy"
     if isinstance(filled, Tensor) and filled.ndim == 0:
         return _write_indexed(b, target, x, dim, index, filled)
@@ -107,7 +107,7 @@ def _put_along(b: Builder, x: Value, dim: int, index: Value, filled: Value | Ten
 
 
 def _masked_put(b: Builder, value: Value, indices: Sequence[Index], filled: Value | Tensor, accumulate: bool) -> Value:
-    """`x[mask] = y`, where `y` has one value for all that the mask chooses."""
+    """`x[mask] = y`, where `y` has one value for all elements that the mask chooses."""
     named = [k for k, place in enumerate(indices) if place is not None]
     mask = indices[named[0]]
     assert isinstance(mask, Value)
@@ -189,6 +189,7 @@ def index_fill(b: Builder, x: Operand, dim: int, index: Operand, value: Any) -> 
 
 
 def _write_indexed(b: Builder, target: str, x: Operand, dim: int, index: Operand, part: Any) -> Value:
+    """`target(x, axis, index, part)`, along the axis that stores the dimension."""
     value = b.value(x)
     if not value.ndim:
         line = b.arrange(value, ((),))

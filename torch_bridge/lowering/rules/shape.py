@@ -1,4 +1,4 @@
-"""Reshapes, permutations, slices and expansions, most of which change nothing but the layout."""
+"""Reshapes, permutations, slices and expansions."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -21,7 +21,7 @@ from torch_bridge.lowering.table import register
 from torch_bridge.lowering.values import Value, sizes
 
 END = 2**63 - 1
-"""Where PyTorch's slices end that have no end."""
+"""The end of PyTorch's slices that have no end."""
 
 
 @register(
@@ -33,7 +33,7 @@ def same(b: Builder, x: Value, memory_format: Any = None) -> Value:
     return x
 
 
-# Told anew: nothing is emitted
+# Changes of the layout alone: nothing is emitted
 
 
 @register("aten.view.default", "aten.reshape.default", "aten._unsafe_view.default")
@@ -47,7 +47,7 @@ def flatten(b: Builder, x: Value, *_: Any) -> Value:
 
 
 def reshape_to(b: Builder, value: Value, shape: Sequence[Size]) -> Value:
-    """The value with another shape: in name only where the new dimensions are made of whole pieces of the old ones."""
+    """The value with another shape: by its layout alone where the new dimensions consist of whole atoms."""
     layout = reshape_layout(value.layout, shape)
     if layout is not None:
         return Value(value.expr, layout, value.dtype)
@@ -105,7 +105,10 @@ def squeeze(b: Builder, x: Value, dim: int | Sequence[int]) -> Value:
 
 
 def _refuse_batch_squeeze(b: Builder, value: Value, dims: Iterable[int]) -> None:
-    """Dropping a batch of one, and no other, would make the rank of outputs depend on the batch size."""
+    """Checks that no open dimension is dropped: the rank of outputs would depend on the batch size.
+
+    **Raises:** `UnsupportedError` if one is.
+    """
     for size in (value.shape[dim] for dim in dims):
         if not isinstance(size, int):
             what = b.axis_name(size) or "batch"
@@ -116,7 +119,7 @@ def _refuse_batch_squeeze(b: Builder, value: Value, dims: Iterable[int]) -> None
 def as_strided(
     b: Builder, x: Value, size: Sequence[Size], stride: Sequence[Size], storage_offset: Size | None = None
 ) -> Value:
-    """Only what a reshape and a permutation of a contiguous tensor give: every element once."""
+    """Strides that a reshape and a permutation of a contiguous tensor give: every element once."""
     order = sorted(range(len(size)), key=lambda k: (_number(stride[k]), _number(size[k])), reverse=True)
     step: Size = 1
     for k in reversed(order):
@@ -132,7 +135,7 @@ def as_strided(
 
 
 def _number(entry: Size) -> int:
-    """A size as something to sort by; what grows with the batch is larger than what does not."""
+    """A size as a key to sort by. Sizes that grow with the batch are larger than those that do not."""
     return entry if isinstance(entry, int) else END
 
 
@@ -155,7 +158,7 @@ def slice_(b: Builder, x: Value, dim: int = 0, start: Any = None, end: Any = Non
 
 
 def slice_bounds(b: Builder, size: Size, start: Any, end: Any, step: int) -> Slice | None:
-    """A slice along a dimension of a size, or None where that is all of it."""
+    """A slice along a dimension of this size, or None if the slice is the whole dimension."""
     start = None if start is None or start == 0 or (isinstance(size, int) and start == -size) else start
     end = None if end is None or end == END or end == size or (_both_int(size, end) and end > size) else end
     if start is None and end is None and step == 1:
@@ -242,7 +245,7 @@ def expand_to(b: Builder, x: Any, shape: Sequence[Size]) -> Value:
     result = result_with_dims(b, tidy, tidy.expr, new, value.dtype)
     wide = b.emit("jnp.broadcast_to", tidy.expr, shape_argument(b, result.layout.stored_shape, [value]))
     expanded = b.laid(wide, result.layout, value.dtype)
-    b.expanded[expanded] = value  # told with the axes that it has: `tidy` has some more in front
+    b.expanded[expanded] = value  # with the axes that it has: `tidy` may have more in front
     return expanded
 
 
@@ -277,7 +280,7 @@ def repeat_interleave(b: Builder, x: Value, repeats: Any, dim: int | None = None
 
 @register("aten.clone.default")
 def clone(b: Builder, x: Value, **_: Any) -> Value:
-    """As it is; but running statistics are read before the layer is called that writes them."""
+    """A copy, which is the value itself. Running statistics are read before the call of the layer that writes them."""
     value = b.resolve(x)
     if value.key is not None and b.is_statistic(value.key):
         plain = b.plain(value)

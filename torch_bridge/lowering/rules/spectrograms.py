@@ -1,4 +1,4 @@
-"""Short-time Fourier transforms, and back."""
+"""Short-time Fourier transforms and their inverses."""
 
 import torch
 from torch import Tensor
@@ -36,7 +36,7 @@ def stft(
     expr = b.emit("ops.stft", *args, **options)
     if b.dtype.is_complex:
         return b.new(expr)
-    return view_as_real(b, b.new(expr, b.result_shape[:-1], b.dtype.to_complex()))  # as of return_complex=False
+    return view_as_real(b, b.new(expr, b.result_shape[:-1], b.dtype.to_complex()))  # for return_complex=False
 
 
 @register("aten.istft.default")
@@ -64,7 +64,7 @@ def istft(
 
 
 def _window(window: Operand | None, n_fft: int, win_length: int | None, dtype: torch.dtype) -> Value | Tensor | None:
-    """The window, or the one that a shorter length stands for."""
+    """The window; or the window of ones that a shorter length stands for."""
     if window is None and win_length not in (None, n_fft):
         return torch.ones(win_length, dtype=dtype)  # type: ignore[arg-type]
     return window  # type: ignore[return-value]

@@ -135,7 +135,7 @@ def test_counted_and_searched() -> None:
         (lambda x: x[:, x.sum((0, 2)) > 0], r"use torch\.where\(mask, x, other\)"),
         (lambda x: torch.zeros_like(x[0]).index_add(0, torch.where(x[0] > 0)[0], x[0, :1]), "multiply by its gate"),
         (lambda x: x.nonzero(), r"first k places, torch\.nonzero_static\(mask, size=k\)"),
-        (lambda x: torch.unique(x, return_counts=True), r"sort the values.* mark where another one begins"),
+        (lambda x: torch.unique(x, return_counts=True), r"sort the values.* mark where a new value begins"),
         (lambda x: torch.unique_consecutive(x[0, 0]), "sort the values"),
         (lambda x: (x > 0).long().reshape(-1).bincount(minlength=4), r"count with F\.one_hot\(x, n\)\.sum\(0\)"),
         (lambda x: F.one_hot((x > 0).long()), "pass num_classes"),
