@@ -1,8 +1,8 @@
 """`nn.Module` to `TorchGraph`.
 
-A module is exported twice, in evaluation and in training mode. Where the two graphs agree in everything but the
-training flags of dropout and normalisation, those become layers with a mode; where they do not, the network is for
-evaluation only, and says why.
+A module is exported twice, in evaluation and in training mode. If the two graphs differ only in the training flags of
+dropout and normalisation, these operations become layers with a mode. Otherwise the two graphs are merged into one.
+Where that is impossible, the network is for evaluation only, and says why.
 """
 
 import dataclasses
@@ -50,15 +50,15 @@ def capture(
     opened: OpenAxes | None = None,
     evaluation_only: str | None = None,
 ) -> TorchGraph:
-    """Exports the module's forward, with the batch dimension left open, and whatever else `opened` says.
+    """Exports the module's forward. The batch dimension stays open, or the sizes that `opened` names.
 
     **Arguments:**
 
     - `example_inputs`: the arguments of one call, or a tuple of its positional ones.
-    - `operations`: those that the graph may keep.
-    - `evaluation_only`: why training mode is left out, if it is.
+    - `operations`: the operations that the graph may keep.
+    - `evaluation_only`: the reason why training mode is left out, if it is.
 
-    **Raises:** `UnsupportedError` where `torch.export` cannot follow the forward, with its reason.
+    **Raises:** `UnsupportedError` if `torch.export` cannot follow the forward, with the reason.
     """
     arguments = Arguments.of(example_inputs)
     example = Example.of(arguments, opened or OpenAxes())
@@ -71,7 +71,7 @@ def capture(
     ):
         evaluation, reads = _repeatable(model, example, operations, training=False)
         example = example._replace(limits=evaluation.graph_module.meta[LIMITS])
-        asked = reads or any(map(has_hidden_mode, model.modules()))  # else the program would be the same once more
+        asked = reads or any(map(has_hidden_mode, model.modules()))  # otherwise training gives the same program
         training = evaluation_only or (_training(model, evaluation, example, operations) if asked else evaluation)
         if isinstance(training, ExportedProgram):
             example = example._replace(limits=training.graph_module.meta[LIMITS])
@@ -112,10 +112,10 @@ def capture(
 def _repeatable(
     model: nn.Module, example: Example, operations: Operations, *, training: bool
 ) -> tuple[ExportedProgram, list[nn.Module]]:
-    """As `_export`.
+    """Exports a forward as `export` does, and checks that a second call would compute the same.
 
-    **Raises:** `UnsupportedError` for a forward that leaves what its next call computes with, or has gradients of its
-    own.
+    **Raises:** `UnsupportedError` for a forward that changes what its next call computes with, or that has gradients
+    of its own.
     """
     with switch_mode([model], training):
         with record_changes(model) as changed, watch_custom_functions() as functions:
@@ -136,7 +136,7 @@ def _repeatable(
 def _training(
     model: nn.Module, evaluation: ExportedProgram, example: Example, operations: Operations
 ) -> ExportedProgram | str:
-    """The program of training mode, or why there is none."""
+    """Returns the program of training mode, or why there is none."""
     try:
         program, _ = _repeatable(model, example, operations, training=True)
     except UnsupportedError as error:
@@ -153,7 +153,7 @@ def _merged(
     reads: Sequence[nn.Module],
     operations: Operations,
 ) -> tuple[ExportedProgram, MergedGraph | str]:
-    """The program of evaluation without side effects, and both as one, taken apart alike, or why there is none."""
+    """Returns the evaluation program without side effects, and the merged graph, or why there is none."""
     for program in (evaluation, training):
         _put_stand_ins(program)
     whole = is_whole(evaluation, operations) and is_whole(training, operations)
@@ -169,7 +169,7 @@ def _merged(
 def _functional(
     model: nn.Module, program: ExportedProgram, operations: Operations, modes: Modes | None = None
 ) -> ExportedProgram:
-    """The program with stand-ins for what has a mode, and without side effects."""
+    """Returns the program without side effects, with stand-ins for operations that have a mode."""
     _put_stand_ins(program, modes)
     return program if is_whole(program, operations) else decompose(model, program, operations)
 
@@ -180,7 +180,7 @@ def _put_stand_ins(program: ExportedProgram, modes: Modes | None = None) -> None
 
 
 def _is_same(a: ExportedProgram, b: ExportedProgram) -> bool:
-    """Whether two exports of one forward compute the same."""
+    """Returns whether two exports of one forward compute the same."""
     constants = zip(a.constants.values(), b.constants.values(), strict=False)
     same = all(isinstance(x, Tensor) and isinstance(y, Tensor) and torch.equal(x, y) for x, y in constants)
     same = same and a.graph_module.meta[RETURNED] == b.graph_module.meta[RETURNED]
@@ -225,7 +225,7 @@ def _to_graph(
 
 
 def _input(argument: Any) -> ReferenceTree:
-    """A placeholder, or what is fixed in its place."""
+    """Returns a reference to a placeholder, or the constant that is fixed instead of it."""
     if not isinstance(argument, ConstantArgument):
         return Ref(argument.name)
     return None if argument.value is None else Fixed(argument.value)

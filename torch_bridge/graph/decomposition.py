@@ -20,12 +20,15 @@ from torch_bridge.graph.settings import ignore_torch_warnings
 
 
 def is_whole(program: ExportedProgram, operations: Operations) -> bool:
-    """Whether nothing has to be taken apart, as in most networks: it would take longer than all else."""
+    """Returns whether nothing has to be decomposed, as in most networks: decomposing is the slowest step."""
     return _is_functional(program.graph) and all(operations.knows(node.target) for node in _computing(program.graph))
 
 
 def decompose(model: nn.Module, program: ExportedProgram, operations: Operations) -> ExportedProgram:
-    """The graph without side effects. Operations that have no rule are taken apart, as far as torch knows how."""
+    """Returns the program without side effects. Operations without a rule are decomposed as far as PyTorch can.
+
+    **Raises:** `UnsupportedError` if PyTorch cannot remove the side effects.
+    """
     table: dict[Any, Any] = {}
     whole: ExportedProgram | None = None
     known = torch.export.default_decompositions()
@@ -34,7 +37,7 @@ def decompose(model: nn.Module, program: ExportedProgram, operations: Operations
         with ignore_torch_warnings(), fix_complex_means():
             try:
                 program = program.run_decompositions(dict(table))
-            except Exception as error:  # as of a forward that sets a tensor's storage
+            except Exception as error:  # for example, a forward that sets a tensor's storage
                 raise UnsupportedError(
                     f"torch.export cannot write {type(model).__name__}.forward without side effects: "
                     f"{describe_error(error)}",
@@ -43,7 +46,7 @@ def decompose(model: nn.Module, program: ExportedProgram, operations: Operations
         unruled = {node.target for node in _computing(program.graph) if not operations.knows(node.target)}
         new = unruled - set(table)
         more = {target: known[target] for target in new if target in known}
-        if not more:  # by what PyTorch has for other compilers, if that leads anywhere
+        if not more:  # try the decompositions that PyTorch has for other compilers
             if any(str(target).startswith("prims.") for target in unruled):
                 return whole or program
             whole = whole or program
@@ -58,7 +61,7 @@ def _is_functional(graph: fx.Graph) -> bool:
 
 
 def _computing(graph: fx.Graph) -> Iterator[fx.Node]:
-    """The operations on tensors that depend on some input or weight; all others are folded."""
+    """Yields the operations on tensors that depend on an input or a weight. All others are folded."""
     depending = set()
     for node in graph.nodes:
         if node.op == "placeholder" or not depending.isdisjoint(node.all_input_nodes):

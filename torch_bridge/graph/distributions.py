@@ -8,9 +8,9 @@ from torch.distributions import Distribution
 
 @contextlib.contextmanager
 def disable_validation() -> Iterator[None]:
-    """Distributions do not check their parameters and samples, where they are not told to: it is a decision by values.
+    """Turns off the checks of parameters and samples by distributions that do not ask for them.
 
-    What they compute is the same. PyTorch's own models, which a network is compared with, check as ever.
+    Such a check is a decision by values, which `torch.export` cannot follow. The results stay the same.
     """
     before = Distribution._validate_args
     Distribution.set_default_validate_args(False)

@@ -1,4 +1,4 @@
-"""What `torch.export` says when it cannot follow a forward, in the words of who wrote the forward."""
+"""Errors of `torch.export`, explained to the author of the forward."""
 
 import re
 from collections.abc import Mapping
@@ -23,10 +23,12 @@ def explain_error(
     training: bool,
     fixed: tuple[str, str] | None = None,
 ) -> JaxEnsembleError:
-    """The error to raise for one of the exporter's: `InputError` where PyTorch itself fails on these inputs.
+    """Returns the error to raise for an error of the exporter: `InputError` if PyTorch itself fails on these inputs.
 
-    `refusals` are reasons by the names of operations. `fixed` is the size that the forward takes for a fixed number,
-    and the line where, if there is one.
+    **Arguments:**
+
+    - `refusals`: reasons by the names of operations.
+    - `fixed`: the size that the forward takes for a fixed number, and the line that does so.
     """
     name = type(model).__name__
     own = None if training else _own_error(model, inputs)
@@ -65,11 +67,11 @@ def explain_error(
 
 
 def fixed_size_error(model: nn.Module, size: str, line: str, details: str = "") -> UnsupportedError:
-    """The error for a size with a name that is to be open, and that a line of the forward fixes."""
+    """Returns the error for an open size with a name that a line of the forward fixes."""
     where = f" ({line})" if line else ""
     return UnsupportedError(
         f"{type(model).__name__}.forward takes {size} for a fixed number, or decides by it{where}, so that it cannot "
-        "stay open. Write x.shape[...] or -1 in place of a number; give all axes of one size, in all inputs, one name; "
+        "stay open. Write x.shape[...] or -1 instead of a number; give all axes of one size, in all inputs, one name; "
         "take an example of another size, where this one is all of a table or a multiple of a window; or leave it out "
         "of `dynamic`.",
         details=details,
@@ -77,16 +79,16 @@ def fixed_size_error(model: nn.Module, size: str, line: str, details: str = "") 
 
 
 def _refused(error: Exception, refusals: Mapping[str, str]) -> str | None:
-    """An operation that the exporter stops at, and why it is refused."""
+    """Returns the operation that the exporter stops at, and why it is refused."""
     stopped = re.search(r"Dynamic\w+Exception: (\S+)", f"{type(error).__name__}: {error}")
     reason = refusals.get(stopped[1]) if stopped else None
     return f"{stopped[1]}: {reason}" if stopped and reason else None
 
 
 def _own_error(model: nn.Module, inputs: Arguments) -> Exception | None:
-    """What the forward raises without any exporter."""
+    """Returns the error that the forward raises without any exporter, or None."""
     try:
         evaluate_model(model, inputs)
-    except Exception as error:  # which is what is asked for
+    except Exception as error:
         return error
     return None

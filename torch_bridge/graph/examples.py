@@ -16,11 +16,11 @@ from torch_bridge.compat import pytree
 BatchAxis = int | None | tuple[int | None, ...]
 
 FIXED = (bool, int, float, complex, str, type(None))
-"""What may stand among the arguments besides tensors: it is fixed in the ported network."""
+"""Types of arguments other than tensors. Their values are fixed in the ported network."""
 
 
 class Arguments(NamedTuple):
-    """The arguments of one call, by position and by name: tensors, what is `FIXED`, and trees of these.
+    """The arguments of one call, by position and by name: tensors, values of `FIXED` types, and trees of these.
 
     >>> Arguments((1, 2), {"base": 5}).call(lambda x, y, base: x + y * base)
     11
@@ -31,7 +31,7 @@ class Arguments(NamedTuple):
 
     @classmethod
     def of(cls, inputs: Any, named: Mapping[str, Any] | None = None, what: str = "example_inputs") -> "Arguments":
-        """The arguments that a user gives; arguments themselves are taken as they are.
+        """Checks the arguments that a user gives. An `Arguments` is returned as it is.
 
         **Raises:** `InputError` naming everything that cannot be an argument of a ported network.
         """
@@ -70,25 +70,25 @@ class Arguments(NamedTuple):
 
     @property
     def entries(self) -> tuple[Any, ...]:
-        """Every argument, those by position first: the order of the ported network's inputs."""
+        """All arguments, first by position, then by name, in the order of the ported network's inputs."""
         return (*self.positional, *self.named.values())
 
     @property
     def places(self) -> list[str]:
-        """What errors call the arguments."""
+        """Names of the arguments in errors."""
         return [*(f"input {k}" for k in range(len(self.positional))), *(f"`{name}`" for name in self.named)]
 
     def replaced(self, entries: Sequence[Any]) -> "Arguments":
-        """The same arguments with other values."""
+        """Returns the arguments with different values."""
         count = len(self.positional)
         return Arguments(tuple(entries[:count]), dict(zip(self.named, entries[count:], strict=True)))
 
     def call(self, function: Callable[..., Any]) -> Any:
-        """What a function gives for the arguments."""
+        """Calls a function with the arguments."""
         return function(*self.positional, **self.named)
 
     def names(self, model: nn.Module) -> tuple[str, ...]:
-        """The name of each argument by the forward's own parameters; empty for those that `*args` takes."""
+        """Returns the name of each argument among the forward's parameters; empty for arguments of `*args`."""
         kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD,)
         parameters = inspect.signature(model.forward).parameters.values()
         names = [parameter.name if parameter.kind in kinds else "" for parameter in parameters]
@@ -96,12 +96,12 @@ class Arguments(NamedTuple):
         return (*("" if name in ENSEMBLE_ARGUMENTS else name for name in by_position), *self.named)
 
     def by_parameter(self, model: nn.Module) -> dict[str, Any]:
-        """The arguments by the forward's parameters: those of `*args` are one tuple."""
+        """Returns the arguments by the forward's parameters. The arguments of `*args` are one tuple."""
         return self.call(inspect.signature(model.forward).bind).arguments
 
 
 def _advice(strangers: Sequence[Any]) -> str:
-    """What to write instead of what cannot be an argument."""
+    """Returns what to write instead of values that cannot be arguments."""
     if any(isinstance(leaf, np.ndarray) for leaf in strangers):
         return "Of an array of NumPy, write torch.from_numpy(x)."
     if any(isinstance(leaf, np.generic) for leaf in strangers):
@@ -113,7 +113,7 @@ def _advice(strangers: Sequence[Any]) -> str:
 
 @contextlib.contextmanager
 def declare_parameters(model: nn.Module, names: Iterable[str]) -> Iterator[None]:
-    """A forward that takes `**kwargs` says that it takes these, for a while: else the exporter counts them twice."""
+    """Adds names to the signature of a forward with `**kwargs`: otherwise the exporter counts them twice."""
     forward, signature = model.forward, inspect.signature(model.forward)
     known = signature.parameters
     own = [p for p in known.values() if p.kind is not p.VAR_KEYWORD]
@@ -138,19 +138,19 @@ def declare_parameters(model: nn.Module, names: Iterable[str]) -> Iterator[None]
 
 
 def map_tensors(function: Callable[[Tensor], Any], inputs: Any) -> Any:
-    """Inputs with every tensor changed."""
+    """Returns inputs with a function applied to every tensor."""
     return pytree.tree_map(lambda leaf: function(leaf) if isinstance(leaf, Tensor) else leaf, inputs)
 
 
 def axes_of(arguments: Arguments, batch_axis: BatchAxis) -> tuple[int | None, ...]:
-    """The batch axis of each argument."""
+    """Returns the batch axis of each argument."""
     return batch_axis if isinstance(batch_axis, tuple) else (batch_axis,) * len(arguments.entries)
 
 
 def batch_axes(arguments: Arguments, batch_axis: BatchAxis) -> list[tuple[Tensor, int | None]]:
-    """Every tensor among the arguments with its batch axis; None for one that has no rows, or not as many.
+    """Returns every tensor of the arguments with its batch axis; None for a tensor without rows of the batch.
 
-    **Raises:** `InputError` for what is no batch axis of these arguments.
+    **Raises:** `InputError` if `batch_axis` does not fit the arguments.
     """
     entries, axes = arguments.entries, axes_of(arguments, batch_axis)
     if len(axes) != len(entries):
@@ -175,7 +175,7 @@ def batch_axes(arguments: Arguments, batch_axis: BatchAxis) -> list[tuple[Tensor
 
 
 def _batch_size(inputs: tuple[Any, ...], axes: tuple[int | None, ...], *, explicit: bool) -> int | None:
-    """The one batch size of the inputs: the first tensor's; other inputs of another size have no batch."""
+    """Returns the batch size of the first tensor. Tensors of a different size have no batch."""
     sizes = [
         (index, leaf.shape[axis])
         for index, (value, axis) in enumerate(zip(inputs, axes, strict=True))

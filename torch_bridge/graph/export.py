@@ -37,20 +37,20 @@ from torch_bridge.graph.sizes.tables import limit_to_tables
 def export(
     model: nn.Module, example: Example, operations: Operations, *, training: bool | None
 ) -> tuple[ExportedProgram, list[nn.Module]]:
-    """The exported program of a mode, or of all modules as they are, and the modules whose mode was read.
+    """Exports a forward in a mode, or with all modules as they are. Also returns the modules whose mode was read.
 
-    Cached functions compute their tensors anew for it, and forget those of the exporter, which have no values.
+    Caches of functions are empty before and after it: the exporter's tensors have no values.
     """
     with isolate_function_caches():
         return _exported(model, example, operations, training=training)
 
 
 RETURNED = "torch_bridge: the tree that the outputs stand in"
-"""Where an exported graph keeps it, in its `meta`."""
+"""The key of the tree of outputs in an exported graph's `meta`."""
 
 
 LIMITS = "torch_bridge: what open sizes may be"
-"""Where an exported graph keeps it, in its `meta`."""
+"""The key of the limits of open sizes in an exported graph's `meta`."""
 
 
 def _exported(
@@ -61,7 +61,7 @@ def _exported(
     training: bool | None,
     widest: Limits | None = None,
 ) -> tuple[ExportedProgram, list[nn.Module]]:
-    """The same; `widest` are the limits of sizes before what was found of them."""
+    """Exports within narrower limits until no decision depends on a size. `widest` are the limits at the beginning."""
     inputs, limits = example.inputs, example.limits
     widest = limits if widest is None else widest
     with (
@@ -81,7 +81,7 @@ def _exported(
             raise fixed_size_error(model, fixed.name, fixed.place) from fixed
         except UnsupportedError:
             raise
-        except Exception as error:  # whatever a user's forward or the exporter raises is told as one kind of error
+        except Exception as error:  # from a user's forward or the exporter
             try:
                 narrower = decided.limits(example)
             except FixedSize as fixed:
@@ -112,14 +112,14 @@ def _exported(
 def _with_ends(
     model: nn.Module, program: ExportedProgram, example: Example, widest: Limits, decided: Decisions
 ) -> Limits:
-    """The limits of sizes, where the program is right for the least ones, and for those that follow the most."""
+    """Returns the limits of sizes, corrected at their ends: the program may be wrong at the least or right above."""
     found = {name: example.limits.get(name, Sizes()) for name in example.named}
     ends = {name: sizes.multiple for name, sizes in found.items() if sizes.least <= sizes.multiple}
     if ends and not _is_right_for(model, program, example, ends, decided):
         found |= {name: dataclasses.replace(found[name], least=2 * size) for name, size in ends.items()}
     further = {name: sizes.most + sizes.multiple for name, sizes in found.items() if sizes.most is not None}
     further = {name: size for name, size in further.items() if size in widest.get(name, Sizes()) and size < MOST}
-    if further and _is_right_for(model, program, example, further, decided):  # as of all that a table has
+    if further and _is_right_for(model, program, example, further, decided):  # for example, all rows of a table
         found |= {name: dataclasses.replace(found[name], most=size) for name, size in further.items()}
     return {**example.limits, **limit_to_tables(program, found, example.sizes, decided.value)}
 
@@ -127,9 +127,9 @@ def _with_ends(
 def _program(
     model: nn.Module, example: Example, operations: Operations, derivatives: bool = False
 ) -> tuple[ExportedProgram, list[nn.Module], bool]:
-    """What the exporter makes of a forward, the modules whose mode was read, and whether it takes derivatives.
+    """Returns the exported program, the modules whose mode was read, and whether the forward takes derivatives.
 
-    With `derivatives`, these are written out as operations first.
+    With `derivatives`, derivatives are written out as operations first.
     """
     taken = Derivatives()
     try:
@@ -142,14 +142,14 @@ def _program(
             raise
     else:
         if derivatives or not taken.left(program.graph):
-            program.graph_module.meta[RETURNED] = returned[0]  # what is written out returns no more than tensors
+            program.graph_module.meta[RETURNED] = returned[0]  # a forward that is written out returns tensors only
             return program, read, derivatives
     return _program(model, example, operations, derivatives=True)
 
 
 @contextlib.contextmanager
 def _tracing(model: nn.Module, inputs: Arguments) -> Iterator[list[ReferenceTree]]:
-    """What the exporter needs around it. Gives the trees that the outputs of the model's calls stand in."""
+    """Prepares PyTorch and the model for the exporter. Yields a list of the trees of the model's outputs."""
     with (
         silence_torch(),
         torch.enable_grad(),
@@ -166,7 +166,7 @@ def _tracing(model: nn.Module, inputs: Arguments) -> Iterator[list[ReferenceTree
 def _is_right_for(
     model: nn.Module, program: ExportedProgram, example: Example, sizes: Mapping[str, int], decided: Decisions
 ) -> bool | None:
-    """Whether these sizes are treated as others are; None where the forward refuses them."""
+    """Returns whether the program is right for these sizes; None if the forward refuses them."""
     inputs = example.resized(sizes)
     try:
         with _tracing(model, inputs):
@@ -174,5 +174,5 @@ def _is_right_for(
             return has_same_steps(
                 program, of_one, lambda expression: decided.value(expression, example.sizes | dict(sizes))
             )
-    except Exception:  # which is the forward's own, as of `assert x.shape[0] > 1`
+    except Exception:  # from the forward, for example `assert x.shape[0] > 1`
         return None

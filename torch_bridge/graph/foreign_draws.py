@@ -1,4 +1,4 @@
-"""Random numbers that are not PyTorch's: what is captured has those of one call, for all calls."""
+"""Random numbers of Python and NumPy: a captured graph would repeat those of one call for ever."""
 
 import contextlib
 import random
@@ -21,9 +21,9 @@ def _plain(state: Any) -> Iterator[Any]:
 
 @contextlib.contextmanager
 def watch_foreign_draws(model: nn.Module) -> Iterator[set[str]]:
-    """The generators other than PyTorch's that the model's forward draws from within it.
+    """Yields the set of global generators, other than PyTorch's, that the model's forward draws from within it.
 
-    Those of one's own (`random.Random()`, `np.random.default_rng()`) are not seen.
+    A user's own generators (`random.Random()`, `np.random.default_rng()`) are not watched.
 
     >>> class Flipping(nn.Module):
     ...     def forward(self, x):

@@ -13,7 +13,7 @@ Inputs = Arguments | tuple[Any, ...]
 
 
 def describe_shapes(inputs: Any) -> str:
-    """Dtypes and shapes of inputs, as errors name them."""
+    """Returns dtypes and shapes of inputs, as errors name them."""
     leaves = pytree.tree_leaves(inputs)
     return ", ".join(
         f"{str(x.dtype).removeprefix('torch.')} {list(x.shape)}" if isinstance(x, Tensor) else repr(x) for x in leaves
@@ -21,12 +21,12 @@ def describe_shapes(inputs: Any) -> str:
 
 
 def call_model(model: nn.Module, inputs: Inputs) -> Any:
-    """What a model gives for inputs that it may write into."""
+    """Calls a model with copies of the inputs, which it may write into."""
     return Arguments.of(map_tensors(Tensor.clone, inputs)).call(model)
 
 
 def evaluate_model(model: nn.Module, inputs: Inputs) -> Any:
-    """The same without gradients, which are on only where the forward itself takes some."""
+    """Calls a model without gradients, or with them if the forward itself takes gradients."""
     try:
         with torch.no_grad():
             return call_model(model, inputs)

@@ -1,4 +1,4 @@
-"""`TorchGraph`: a module's forward as a graph of operations, and what its inputs, outputs and weights are."""
+"""`TorchGraph`: a module's forward as a graph of operations, with its inputs, outputs and weights."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -15,13 +15,13 @@ class TorchGraph:
     """A module's forward as a functional ATen graph.
 
     - `weights`: placeholder name to state key, parameters and buffers alike.
-    - `constants`: placeholder name to tensor, for tensors that are no part of the module's state.
-    - `inputs`: one tree for each argument, of references to placeholders by name and of what is fixed; `arguments`:
-      their names, empty for those that are given by position alone. `outputs`: a tree of nodes and what is fixed.
-    - `modules`: path to module, for every submodule.
+    - `constants`: placeholder name to tensor, for tensors that are not part of the module's state.
+    - `inputs`: one tree for each argument, of references to placeholders by name and of fixed values.
+    - `arguments`: the names of the arguments; empty for arguments that are given by position only.
+    - `outputs`: a tree of nodes and fixed values.
     - `evaluation_only`: why there is no training mode, or None.
-    - `open_axes`: placeholder name to the names of the open axes of that input; `sizes`: what those may be, but the
-      batch's.
+    - `open_axes`: placeholder name to the names of the input's open axes.
+    - `sizes`: the limits of open sizes, except the batch's.
     - `unchanged_counters`: the keys of counters of batches that the forward leaves as they are in training.
     - `updates`: the keys of buffers that the forward itself writes in training, and the values it leaves in them.
     """

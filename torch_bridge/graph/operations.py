@@ -1,4 +1,4 @@
-"""`Operations`: those that a graph may keep, which lowering has rules for or refuses."""
+"""`Operations`: the operations that a graph may keep, because lowering has rules for them or refuses them."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 class Operations(NamedTuple):
     """Tables by the name of an operation, with its overload: `aten.relu.default`.
 
-    - `rules`: the operations that can be lowered; of a rule, no more is known here.
-    - `refusals`: the operations that cannot be carried, and why.
-    - `decompositions`: by the operation itself, functions of other operations in its place, where PyTorch has none.
+    - `rules`: the operations that can be lowered. Only their names are used here.
+    - `refusals`: the operations that cannot be ported, and why.
+    - `decompositions`: functions of other operations, by the operation itself, where PyTorch has none.
     """
 
     rules: Mapping[str, Any]
@@ -17,5 +17,5 @@ class Operations(NamedTuple):
     decompositions: Mapping[Any, Callable[..., Any]]
 
     def knows(self, target: Any) -> bool:
-        """Whether a graph may keep an operation: all others are decomposed."""
+        """Returns whether a graph may keep an operation. All others are decomposed."""
         return str(target) in self.rules or str(target) in self.refusals

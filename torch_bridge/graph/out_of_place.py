@@ -1,4 +1,4 @@
-"""Which results of a captured graph may share memory, and how arrays lie in it."""
+"""Memory of a captured graph's results: operations in place, and memory formats."""
 
 import torch
 from torch import Tensor, fx
@@ -25,8 +25,8 @@ OWN_MEMORY = {
 def remove_memory_formats(*programs: ExportedProgram) -> bool:
     """Removes `contiguous` from graphs where nothing writes into the array. Returns whether any graph has changed.
 
-    The exporter itself drops `contiguous` of an array that is contiguous already. In PyTorch 2.11, that of attention's
-    result is dropped in evaluation only. A `view` may need the removed operation; a `reshape` does not.
+    The exporter itself drops `contiguous` of a contiguous array. PyTorch 2.11 drops it after attention in evaluation
+    only. A `view` may need the removed operation, so it becomes a `reshape`.
     """
     changed = [_remove_formats(program.graph_module) for program in programs]
     return any(changed)
@@ -47,12 +47,12 @@ def _remove_formats(module: fx.GraphModule) -> bool:
 
 
 def _is_output(node: fx.Node) -> bool:
-    """Whether the graph returns a node, which its signature then knows by name."""
+    """Returns whether a graph returns a node. The graph's signature then has its name."""
     return any(user.op == "output" for user in node.users)
 
 
 def _unwritten(graph: fx.Graph) -> list[fx.Node]:
-    """The nodes whose memory no node writes into. What is not known to have memory of its own shares its inputs'."""
+    """Returns the nodes whose memory no node writes into. Nodes outside `OWN_MEMORY` may share that of their inputs."""
     parents: dict[fx.Node, fx.Node] = {}
 
     def root(node: fx.Node) -> fx.Node:
@@ -79,9 +79,9 @@ _OUT_OF_PLACE = {
 
 
 def write_out_of_place(module: fx.GraphModule) -> None:
-    """Writes `relu_(conv(x))` as `relu(conv(x))` where nobody can tell the difference.
+    """Writes `relu_(conv(x))` as `relu(conv(x))` where nothing else uses the operand.
 
-    Torch's own functionalisation comes to the same, and would take most of the time of porting over it.
+    Torch's own functionalisation gives the same result, and would take most of the time of porting.
     """
     own_memory = OWN_MEMORY | {stand_in("batch_norm")}
     for node in module.graph.nodes:
@@ -97,7 +97,7 @@ def write_out_of_place(module: fx.GraphModule) -> None:
 
 
 def _alike(node: fx.Node, other: fx.Node) -> bool:
-    """Whether two results have one shape and dtype, so that nothing is broadcast or promoted."""
+    """Returns whether two results have one shape and dtype, so that nothing is broadcast or promoted."""
     a, b = node.meta["val"], other.meta["val"]
     if not (isinstance(a, Tensor) and isinstance(b, Tensor)):
         return False

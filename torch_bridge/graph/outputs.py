@@ -1,4 +1,4 @@
-"""What a forward returns, of whatever classes: taken apart into tensors and the tree that they stand in."""
+"""Outputs of a forward, split into tensors and the tree that holds them."""
 
 import contextlib
 import dataclasses
@@ -16,12 +16,12 @@ LEAVES = (Tensor, torch.SymInt, torch.SymFloat, torch.SymBool)
 
 @contextlib.contextmanager
 def flatten_outputs(model: nn.Module) -> Iterator[list[ReferenceTree]]:
-    """Within it, the model returns a flat tuple of tensors; the tree that these stand in is added to the list.
+    """Has the model return a flat tuple of tensors within it. Yields a list of the trees of its outputs.
 
-    So dataclasses are returned as if PyTorch knew them, which it would otherwise have to be told once and for all.
+    So a forward may return dataclasses that are not registered with PyTorch.
     """
     trees: list[ReferenceTree] = []
-    calls: list[nn.Module] = []  # of the model, one within another where it calls itself
+    calls: list[nn.Module] = []  # of the model, nested if it calls itself
 
     def take_apart(module: nn.Module, args: Any, outputs: Any) -> Any:
         calls.pop()
@@ -41,7 +41,7 @@ def flatten_outputs(model: nn.Module) -> Iterator[list[ReferenceTree]]:
 
 
 def _tree(value: Any, leaves: list[Any], name: str) -> ReferenceTree:
-    """The tree of a value, with the number of each tensor as a reference."""
+    """Returns the tree of a value, with the number of each tensor as a reference."""
     if isinstance(value, LEAVES):
         leaves.append(value)
         return Ref(str(len(leaves) - 1))
@@ -97,7 +97,7 @@ def _has(value: Mapping[str, Any], key: str) -> bool:
 
 
 def fill_tree(tree: Any, leaves: list[Any]) -> Any:
-    """The tree with what stands for each reference."""
+    """Returns the tree with every reference replaced by its leaf."""
     match tree:
         case Ref(number):
             return leaves[int(number)]
@@ -111,7 +111,7 @@ def fill_tree(tree: Any, leaves: list[Any]) -> Any:
 
 
 def output_leaves(outputs: Any, place: str = "") -> Iterator[tuple[str, Any]]:
-    """The arrays, numbers and strings of either framework's outputs with their places, in one order for both."""
+    """Yields the places and leaves of either framework's outputs, in the same order for both frameworks."""
     record = record_of(outputs)
     fields = record[1] if record else outputs
     if isinstance(fields, dict):
@@ -125,10 +125,10 @@ def output_leaves(outputs: Any, place: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def arrays_of(outputs: Any) -> dict[str, Any]:
-    """The arrays or tensors of outputs by place."""
+    """Returns the arrays or tensors of outputs by place."""
     return {place: leaf for place, leaf in output_leaves(outputs) if hasattr(leaf, "dtype")}
 
 
 def constants_of(outputs: Any) -> dict[str, str]:
-    """The numbers and strings of outputs by place, as text."""
+    """Returns the numbers and strings of outputs by place, as text."""
     return {place: repr(leaf) for place, leaf in output_leaves(outputs) if not hasattr(leaf, "dtype")}

@@ -1,4 +1,4 @@
-"""Settings of PyTorch that a capture needs, each for a while."""
+"""Context managers for the settings of PyTorch that a capture needs."""
 
 import contextlib
 import io
@@ -17,7 +17,10 @@ from torch_bridge.compat import (
 
 @contextlib.contextmanager
 def fix_cumulative_averages(model: nn.Module) -> Iterator[None]:
-    """BatchNorm with `momentum=None` reads a counter's value in training; the lowering takes it from the module."""
+    """Gives BatchNorms with `momentum=None` a number: otherwise they read a counter's value in training.
+
+    The lowering takes the momentum from the module.
+    """
     modules: list[Any] = [module for module in model.modules() if has_cumulative_average(module)]
     try:
         for module in modules:
@@ -30,7 +33,7 @@ def fix_cumulative_averages(model: nn.Module) -> Iterator[None]:
 
 @contextlib.contextmanager
 def disable_fast_paths() -> Iterator[None]:
-    """Attention's fused inference path is one opaque operation with another meaning of masks."""
+    """Turns off attention's fused inference path: it is one opaque operation, and reads masks differently."""
     before = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
@@ -41,7 +44,7 @@ def disable_fast_paths() -> Iterator[None]:
 
 @contextlib.contextmanager
 def silence_torch() -> Iterator[None]:
-    """The exporter logs and prints graphs and tracebacks on its way to an error, which is told once it is raised."""
+    """Hides the graphs and tracebacks that the exporter logs and prints before it raises an error."""
     before = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:
@@ -53,7 +56,7 @@ def silence_torch() -> Iterator[None]:
 
 @contextlib.contextmanager
 def ignore_torch_warnings() -> Iterator[None]:
-    """Torch's exporter copies its own deprecated types, which warns the user of what is not theirs."""
+    """Hides warnings, for example those of the exporter when it copies its own deprecated types."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield

@@ -1,7 +1,7 @@
-"""Operations that do something else in training: opaque stand-ins for them in a captured graph.
+"""Opaque stand-ins, in a captured graph, for operations that behave differently in training.
 
-A stand-in is told its mode as its last argument: `by_mode` (training only in training), `always` or `never`. Torch's
-decompositions would take the operations themselves apart.
+The last argument of a stand-in is its mode: `by_mode` (training only in training), `always` or `never`. Torch would
+decompose the operations themselves.
 """
 
 import functools
@@ -32,7 +32,7 @@ FLAGGED = {
 """Operations with a training flag: name to (operation, position of the flag). Attention's flag is a rate."""
 
 _STATISTICS = ("batch_norm", "instance_norm")
-"""Operations that may write running statistics: called in training even where nothing takes what they give."""
+"""Operations that may write running statistics: they run in training even if nothing uses their results."""
 
 DROPOUTS = ("dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout")
 
@@ -65,7 +65,7 @@ _SCHEMAS = {
 
 
 class Mode(NamedTuple):
-    """When an operation does what it does in training, and the rate of attention's dropout then."""
+    """Mode of an operation: when it behaves as in training, and the rate of attention's dropout then."""
 
     when: str
     rate: float = 0.0
@@ -93,12 +93,12 @@ _RESULTS: dict[str, Callable[..., Any]] = {
     "attention": _attention,
     "linspace": lambda start, end, steps, *, dtype, device=None: torch.empty(steps, dtype=dtype, device=device),
 }
-"""Results of the right shape, where it is not that of the first argument."""
+"""Functions that return results of the right shape, if it is not the shape of the first argument."""
 
 
 @functools.cache
 def _library() -> torch.library.Library:
-    """Only shapes matter here, since the graph is never run by PyTorch."""
+    """Returns the library of stand-ins. Only shapes matter, because PyTorch never runs the graph."""
     library = torch.library.Library("torch_bridge", "DEF")
     for name, schema in _SCHEMAS.items():
         library.define(f"{name}{schema}")
@@ -110,33 +110,33 @@ def _library() -> torch.library.Library:
 
 
 def stand_in(name: str) -> Any:
-    """The opaque operation that stands for one of `FLAGGED` in a captured graph."""
+    """Returns the opaque operation for one of `FLAGGED` in a captured graph."""
     _library()
     return getattr(torch.ops.torch_bridge, name).default
 
 
 def all_args(node: fx.Node) -> list[Any]:
-    """A node's arguments in the order of its schema, with defaults for those that are left out."""
+    """Returns a node's arguments in the order of its schema, with defaults for missing ones."""
     schema = schema_of(node.target).arguments
     given = dict(zip((argument.name for argument in schema), node.args, strict=False)) | dict(node.kwargs)
     return [given.get(argument.name, argument.default_value) for argument in schema]
 
 
 def training_flag(node: fx.Node) -> Any:
-    """The training flag of a node, a rate for attention; None if the operation has no such flag."""
+    """Returns the training flag of a node (a rate for attention), or None if the operation has no flag."""
     name = NAMES.get(node.target)
     return None if name is None else all_args(node)[FLAGGED[name][1]]
 
 
 def insert_stand_ins(graph: fx.Graph, modes: dict[str, Mode] | None) -> None:
-    """Puts the stand-ins into a graph. Without modes, all that is in training mode always is."""
+    """Puts the stand-ins into a graph. Without `modes`, each flag becomes `always` or `never`."""
     for node in list(graph.nodes):
         name = NAMES.get(node.target)
         if name is None:
             continue
         mode = modes[node.name] if modes is not None else Mode("always" if training_flag(node) else "never")
         if name == "attention" and mode.when != "by_mode":
-            continue  # as it is: with no dropout at all, or one that its rule refuses
+            continue  # without dropout it needs no stand-in, and its rule refuses dropout in both modes
         with graph.inserting_before(node):
             new = graph.call_function(stand_in(name), stand_in_args(name, all_args(node), mode))
             new.meta = dict(node.meta)
@@ -148,7 +148,7 @@ def insert_stand_ins(graph: fx.Graph, modes: dict[str, Mode] | None) -> None:
 
 
 def stand_in_args(name: str, given: list[Any], mode: Mode) -> tuple[Any, ...]:
-    """The arguments of a stand-in: those of the operation, the mode in place of the flag."""
+    """Returns the arguments of a stand-in: the operation's arguments, with the mode instead of the flag."""
     args = [arg for k, arg in enumerate(given) if k != FLAGGED[name][1]]
     extra = [mode.rate] if name == "attention" else []
     count = len(schema_of(stand_in(name)).arguments) - 1 - len(extra)

@@ -11,7 +11,7 @@ import torch
 
 
 def user_line(error: BaseException | None) -> str:
-    """` (file.py:12: code)`, the user's line that the exporter tells, or the one that raised."""
+    """Returns ` (file.py:12: code)`: the user's line that the exporter names, or the line that raised, or an empty string."""
     found = re.findall(r'File "([^"]+)", line (\d+), in \w+\n\s*(.+)', str(error))
     while error is not None and not found:
         frames = traceback.extract_tb(error.__traceback__)
@@ -26,8 +26,8 @@ def user_line(error: BaseException | None) -> str:
 
 @functools.cache
 def is_user_file(file: str) -> bool:
-    """Whether a file is none of PyTorch, what it computes sizes with, this package and Python itself."""
+    """Returns whether a file is not part of PyTorch, sympy, this package or Python itself."""
     files = (torch.__file__, sympy.__file__, os.__file__)
     *others, python = (f"{folder}{os.sep}" for folder in (Path(__file__).parents[1], *(Path(f).parent for f in files)))
-    foreign = (*others, "<eval_with_key>", "<string>")  # of graphs that PyTorch runs, and of classes it makes
+    foreign = (*others, "<eval_with_key>", "<string>")  # graphs that PyTorch runs, and classes that it makes
     return not file.startswith(foreign) and (not file.startswith(python) or "site-packages" in file)
