@@ -11,7 +11,7 @@ import torch
 
 
 def user_line(error: BaseException | None) -> str:
-    """Returns ` (file.py:12: code)`: the user's line that the exporter names, or the line that raised, or an empty string."""
+    """Returns ` (file.py:12: code)` for the user's line that the exporter names or that raised; empty if none did."""
     found = re.findall(r'File "([^"]+)", line (\d+), in \w+\n\s*(.+)', str(error))
     while error is not None and not found:
         frames = traceback.extract_tb(error.__traceback__)

@@ -1,4 +1,4 @@
-"""What the methods of a class assign to the attributes of its objects, as its source says."""
+"""Assignments to attributes in the methods of a class, read from its source."""
 
 import ast
 import contextlib
@@ -18,7 +18,7 @@ _NAMING = {"register_buffer", "setattr"}
 
 @dataclasses.dataclass
 class Assignments:
-    """The assignments to one attribute: constants anywhere, and whether anything else is assigned, and where."""
+    """The assignments to one attribute: all constants, and whether `__init__` or later methods assign other values."""
 
     constants: list[Any] = dataclasses.field(default_factory=list)
     made_at_first: bool = False
@@ -29,7 +29,7 @@ _known: "weakref.WeakKeyDictionary[type, dict[str, Assignments]]" = weakref.Weak
 
 
 def read_assignments(kind: type) -> dict[str, Assignments]:
-    """The attributes that a class and its bases assign to `self`. Empty where there is no source.
+    """Returns the attributes that a class and its bases assign to `self`. Empty if there is no source.
 
     >>> read_assignments(nn.LazyLinear)["weight"]
     Assignments(constants=[], made_at_first=True, made_later=False)
@@ -44,7 +44,7 @@ def _read(kind: type) -> dict[str, Assignments]:
     for base in kind.__mro__:
         if base in (nn.Module, object):
             continue
-        with contextlib.suppress(OSError, TypeError, SyntaxError):  # as of classes made by exec
+        with contextlib.suppress(OSError, TypeError, SyntaxError):  # for example, classes made by exec
             for function in ast.walk(ast.parse(textwrap.dedent(inspect.getsource(base)))):
                 if isinstance(function, ast.FunctionDef) and function.args.args:
                     for name, value in _assigned(function, function.args.args[0].arg):
@@ -53,7 +53,7 @@ def _read(kind: type) -> dict[str, Assignments]:
 
 
 def is_cached_property(kind: type, name: str) -> bool:
-    """Whether an attribute is a `functools.cached_property`."""
+    """Returns whether an attribute is a `functools.cached_property`."""
     return isinstance(inspect.getattr_static(kind, name, None), functools.cached_property)
 
 

@@ -1,4 +1,4 @@
-"""Tensors that functions of a forward remember from one call to the next, as `functools.lru_cache` has them do."""
+"""Tensors that functions of a forward remember between calls, under `functools.lru_cache`."""
 
 import contextlib
 import functools
@@ -15,10 +15,10 @@ _LRU_CACHE = type(functools.lru_cache(lambda: None))
 
 @contextlib.contextmanager
 def isolate_function_caches() -> Iterator[None]:
-    """Within it and after it, cached functions compute their tensors anew.
+    """Empties the caches of functions that hold tensors, before and after it.
 
-    A table of positions that was made in float32, or by the exporter without any values, would be taken for the one
-    that a call in float64, or with values, makes from the same arguments.
+    Otherwise a table of positions that was made in float32, or by the exporter without values, would be used for a
+    call in float64, or with values, that has the same arguments.
 
     >>> import torch
     >>> table = functools.lru_cache(lambda n: torch.arange(n) * torch.get_default_dtype().itemsize)
@@ -40,7 +40,7 @@ def isolate_function_caches() -> Iterator[None]:
 
 
 def clear_function_caches() -> bool:
-    """Empties every cache whose results hold a tensor, and leaves all others as they are. Whether there was any."""
+    """Empties every cache whose results hold a tensor. Returns whether there was any."""
     remembering = [cached for cached in _caches() if _remembers(cached)]
     for cached in remembering:
         cached.cache_clear()
@@ -48,12 +48,12 @@ def clear_function_caches() -> bool:
 
 
 def has_cached_tensors() -> bool:
-    """Whether any cached function remembers a tensor."""
+    """Returns whether any cached function remembers a tensor."""
     return any(map(_remembers, _caches()))
 
 
 def is_cached(function: object) -> bool:
-    """Whether a function is one under `functools.lru_cache` or `functools.cache`."""
+    """Returns whether a function is decorated with `functools.lru_cache` or `functools.cache`."""
     return type(function) is _LRU_CACHE
 
 
@@ -63,22 +63,22 @@ def _remembers(cached: Any) -> bool:
 
 
 _known: "weakref.WeakSet[Any]" = weakref.WeakSet()
-"""The caches that were found at the last search and may hold tensors."""
+"""The caches of the last search that may hold tensors."""
 
 _counted = -1
-"""References to the class of caches at the last search, those that its living instances hold taken away."""
+"""The number of references to the class of caches at the last search, without those of its living instances."""
 
 _instances: "weakref.WeakSet[Any]" = weakref.WeakSet()
 
 _WITHOUT_TENSORS = {"jax", "sympy", "numpy", *sys.stdlib_module_names}
-"""Packages whose cached functions give no tensors of PyTorch's."""
+"""Packages whose cached functions return no tensors of PyTorch."""
 
 
 def _caches() -> Iterable[Any]:
-    """The caches of the process that may hold tensors.
+    """Returns the caches of the process that may hold tensors.
 
-    Searching all objects for them takes a tenth of a second. Every cache holds a reference to its class: the objects
-    are searched again if the number of these references has changed by others than the known caches.
+    Searching all objects takes a tenth of a second. Every cache holds a reference to its class. So the objects are
+    searched again only if unknown caches have changed the number of these references.
     """
     global _counted
     if sys.getrefcount(_LRU_CACHE) - len(_instances) != _counted:

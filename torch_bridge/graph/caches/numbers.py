@@ -1,4 +1,4 @@
-"""Numbers that modules keep as plain attributes, and that a forward changes: what the next call may compute with."""
+"""Numbers in plain attributes of modules that a forward changes: the next call may compute with them."""
 
 import contextlib
 import dataclasses
@@ -8,12 +8,12 @@ from typing import Any
 from torch import nn
 
 _PLAIN = (bool, int, float, str, type(None))
-_OWN = vars(nn.Module()).keys()  # `training` among them, which the exporter is told
+_OWN = vars(nn.Module()).keys()  # including `training`, which the exporter knows
 
 
 @dataclasses.dataclass
 class Changes:
-    """The attributes of a module, and of all in it, that calls of its forward change; false if there are none."""
+    """The attributes of a module and its submodules that calls of its forward change; false if there are none."""
 
     model: nn.Module
     after: dict[tuple[str, str], Any] = dataclasses.field(default_factory=dict)
@@ -30,7 +30,7 @@ class Changes:
 
     @contextlib.contextmanager
     def made(self) -> Iterator[None]:
-        """The module as it is after a call, for a while."""
+        """Gives the module the attributes that it has after a call, within it."""
         before = _attributes(self.model)
         _set(self.model, self.after)
         try:
@@ -41,7 +41,7 @@ class Changes:
 
 @contextlib.contextmanager
 def record_changes(model: nn.Module) -> Iterator[Changes]:
-    """What the calls within it change. Attributes are looked at when a call ends: the exporter puts them back.
+    """Yields the changes by the calls within it. They are read when a call ends, because the exporter reverts them.
 
     >>> class Counting(nn.Linear):
     ...     calls = 0

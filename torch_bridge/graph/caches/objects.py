@@ -1,4 +1,4 @@
-"""What modules keep beside parameters and buffers: looked at, put back, and forgotten after every call."""
+"""Tensors that modules keep outside of parameters and buffers: found, restored, and removed after every call."""
 
 import contextlib
 import types
@@ -11,21 +11,21 @@ from torch import Tensor, nn
 from torch_bridge.graph.caches.functions import clear_function_caches, is_cached
 
 PLAIN = (bool, int, float, str, type(None), tuple, torch.Size, torch.dtype, torch.device)
-"""Types of what tensors are kept for: a length, a dtype, a device."""
+"""Types of the values that a cache is checked by: a length, a dtype, a device."""
 
 _OWN = vars(nn.Module()).keys()
 _CONTAINERS = (dict, list, set)
 _OPAQUE = (Tensor, nn.Module, type, types.ModuleType, types.FunctionType, types.MethodType)
 
 ABSENT: Any = type("_Absent", (), {"__repr__": lambda self: "nothing"})()
-"""The value of an attribute that is not there."""
+"""The value of an attribute that does not exist."""
 
 Place = tuple[str, str]
-"""Where something is kept: the path of a module, or of an object that a module has, and an attribute's name."""
+"""The path of a module, or of an object in a module's attribute, and the name of an attribute."""
 
 
 def cache_owners(model: nn.Module) -> Iterator[tuple[str, Any]]:
-    """All that may keep tensors: modules, the plain objects among their attributes, and classes, which share theirs."""
+    """Yields the paths and owners of possible caches: modules, objects in their attributes, and their classes."""
     kinds: dict[type, None] = {}
     objects: set[int] = set()
     for path, module in model.named_modules():
@@ -42,12 +42,14 @@ def cache_owners(model: nn.Module) -> Iterator[tuple[str, Any]]:
 
 
 def cache_attributes(owner: Any) -> dict[str, Any]:
-    """The attributes that may keep tensors, and the buffers that PyTorch does not save. Of a class, its containers."""
+    """Returns the attributes that may keep tensors, with non-persistent buffers. Of a class, only its containers."""
     if isinstance(owner, type):
         return {name: value for name, value in vars(owner).items() if isinstance(value, _CONTAINERS)}
     if not isinstance(owner, nn.Module):
         return dict(vars(owner))
-    computed = {getattr(hook, "name", None) for hook in owner._forward_pre_hooks.values()}  # as legacy weight norm does
+    computed = {
+        getattr(hook, "name", None) for hook in owner._forward_pre_hooks.values()
+    }  # for example, by legacy weight norm
     if isinstance(owner, nn.RNNBase):
         computed |= {"_flat_weights", "_flat_weight_refs"}
     own = {name: value for name, value in vars(owner).items() if name not in _OWN | computed}
@@ -55,12 +57,12 @@ def cache_attributes(owner: Any) -> dict[str, Any]:
 
 
 def is_buffer(owner: Any, name: str) -> bool:
-    """Whether an attribute is a buffer, or is to become one again, that PyTorch does not save."""
+    """Returns whether an attribute is, or is to become again, a buffer that PyTorch does not save."""
     return name in getattr(owner, "_non_persistent_buffers_set", ()) and name not in vars(owner)
 
 
 def set_attribute(owner: Any, name: str, value: Any) -> None:
-    """Sets an attribute, or a buffer that is not saved, past the ways that a module has for it."""
+    """Sets an attribute or a non-persistent buffer, without the module's `__setattr__`."""
     held = owner._buffers if is_buffer(owner, name) else vars(owner)
     if value is ABSENT:
         held.pop(name, None)
@@ -69,7 +71,7 @@ def set_attribute(owner: Any, name: str, value: Any) -> None:
 
 
 def indexed_leaves(value: Any, where: str = "") -> Iterator[tuple[str, Any]]:
-    """The values in dicts, lists and tuples, with the indices that lead to them."""
+    """Yields the values in nested dicts, lists and tuples, with the indices that lead to them."""
     if isinstance(value, Mapping):
         for key, item in value.items():
             yield from indexed_leaves(item, f"{where}[{key!r}]")
@@ -81,12 +83,12 @@ def indexed_leaves(value: Any, where: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def has_tensor_leaf(value: Any) -> bool:
-    """Whether a value is a tensor, or a dict, list or tuple with one in it."""
+    """Returns whether a value is a tensor, or a dict, list or tuple that holds a tensor."""
     return any(isinstance(leaf, Tensor) for _, leaf in indexed_leaves(value))
 
 
 class Snapshot:
-    """What a model keeps outside of its parameters and buffers, as it is now."""
+    """A copy of everything that a model keeps outside of its parameters and buffers now."""
 
     def __init__(self, model: nn.Module):
         self._owners = list(cache_owners(model))
@@ -97,7 +99,7 @@ class Snapshot:
         self._hooks = [(hooks, list(hooks)) for hooks in _hooks_in(model)]
 
     def changed(self) -> set[Place]:
-        """The attributes with other tensors than then, and whatever else of the same objects has changed."""
+        """Returns the attributes whose tensors have changed, and all other changed attributes of the same owners."""
         found: set[Place] = set()
         for (path, owner), before in zip(self._owners, self._before, strict=True):
             now = cache_attributes(owner)
@@ -109,14 +111,14 @@ class Snapshot:
 
     def _differ(self, before: Any, now: Any, is_buffer: bool) -> bool:
         if is_buffer and isinstance(before, Tensor) and isinstance(now, Tensor):
-            return before.shape != now.shape  # another value is what training mode is for
+            return before.shape != now.shape  # training mode changes the values of buffers
         if before is not now:
             return has_tensor_leaf(before) or has_tensor_leaf(now) or not isinstance(now, PLAIN) or bool(before != now)
         held = _copy(now, {})
         return any(not _is_same(kept, self._contents.get(key, (None, ()))[1]) for key, (_, kept) in held.items())
 
     def restore(self, places: set[Place] | None = None) -> None:
-        """Gives the model back what it kept then, everywhere or in some places, in the very same containers."""
+        """Restores what the model kept then, everywhere or in some places, in the very same containers."""
         for (path, owner), before in zip(self._owners, self._before, strict=True):
             now = cache_attributes(owner)
             for name in {**before, **now}:
@@ -125,7 +127,7 @@ class Snapshot:
                         _refill(container, held, self._contents.get(key, (None, held))[1])
                     if before.get(name, ABSENT) is not now.get(name, ABSENT):
                         set_attribute(owner, name, before.get(name, ABSENT))
-        for hooks, known in self._hooks if places is None else ():  # of which an attribute says that they are there
+        for hooks, known in self._hooks if places is None else ():  # an attribute may say that a hook exists
             for key in hooks.keys() - set(known):
                 del hooks[key]
 
@@ -137,7 +139,7 @@ def _hooks_in(model: nn.Module) -> Iterator[dict[int, Any]]:
 
 
 def _copy(value: Any, found: dict[int, tuple[Any, Any]]) -> dict[int, tuple[Any, Any]]:
-    """Every dict, list and set in a value, by identity: itself, and a copy of what it holds."""
+    """Returns every dict, list, set and tuple in a value by identity: itself, and a copy of its items."""
     if isinstance(value, (*_CONTAINERS, tuple)) and id(value) not in found:
         found[id(value)] = value, value if isinstance(value, tuple) else value.copy()
         for item in value.values() if isinstance(value, dict) else value:
@@ -146,7 +148,7 @@ def _copy(value: Any, found: dict[int, tuple[Any, Any]]) -> dict[int, tuple[Any,
 
 
 def _is_same(a: Any, b: Any) -> bool:
-    """Whether two containers hold the very same objects."""
+    """Returns whether two containers hold the very same objects."""
     if len(a) != len(b):
         return False
     if isinstance(a, set):
@@ -163,13 +165,13 @@ def _refill(container: Any, held: Any, before: Any) -> None:
 
 
 def has_cached_methods(model: nn.Module) -> bool:
-    """Whether a class of the model's modules has methods under `functools.lru_cache`, which remember by `self`."""
+    """Returns whether a class of the model's modules has methods under `functools.lru_cache`, which keep `self`."""
     kinds = {base for module in model.modules() for base in type(module).__mro__}
     return any(is_cached(member) for kind in kinds for member in vars(kind).values())
 
 
 class _Forgetting:
-    """What is done before and after every call of a model that forgets."""
+    """Hooks before and after every call of a model, which restore what the call has kept."""
 
     def __init__(self, methods: bool) -> None:
         self.forgotten: set[Place] = set()
@@ -192,7 +194,7 @@ class _Forgetting:
 
 @contextlib.contextmanager
 def forget_after_calls(models: Sequence[nn.Module]) -> Iterator[None]:
-    """Within it, models, and copies that are made of them, end each call without the tensors that it has kept.
+    """Has models, and copies of them, drop the tensors that a call keeps at the end of the call, within it.
 
     >>> class Remembering(nn.Linear):
     ...     last = None
@@ -220,9 +222,9 @@ def forget_after_calls(models: Sequence[nn.Module]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def move_empty_buffers(models: Sequence[nn.Module]) -> Iterator[None]:
-    """Within it, a model's own buffers that are None and not saved are plain attributes.
+    """Turns non-persistent buffers that are None into plain attributes of the models, within it.
 
-    The exporter fails where a forward assigns one. Those of modules within the model it lets pass.
+    The exporter fails if a forward assigns such a buffer of the model. It allows those of submodules.
     """
     moved = [
         (model, name)
@@ -241,14 +243,14 @@ def move_empty_buffers(models: Sequence[nn.Module]) -> Iterator[None]:
 
 
 def forgotten_places(model: nn.Module) -> set[Place]:
-    """Where calls of a model within `forget_after_calls` kept tensors, to be emptied by who has looked at it."""
+    """Returns the places where calls of a model within `forget_after_calls` kept tensors. Callers empty the set."""
     hooks = _hooks(model)
     return hooks.forgotten if hooks else set()
 
 
 @contextlib.contextmanager
 def restore_attributes(model: nn.Module) -> Iterator[None]:
-    """Afterwards the model keeps what it kept before, in the same containers: the exporter leaves copies."""
+    """Restores afterwards what the model keeps, in the same containers: the exporter leaves copies."""
     kept = Snapshot(model)
     try:
         yield
@@ -271,6 +273,7 @@ def keep_between_calls(model: nn.Module) -> Iterator[None]:
 
 
 def is_forgetting(model: nn.Module) -> bool:
+    """Returns whether a model is within `forget_after_calls`."""
     return _hooks(model) is not None
 
 

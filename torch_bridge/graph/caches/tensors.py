@@ -1,6 +1,7 @@
-"""Tensors that forwards keep for their next call, computed from parameters and buffers: tables by device, length, size.
+"""Tensors that forwards compute from the weights and keep for their next call: tables by device, length or size.
 
-The first call fills such a cache, later ones take what it holds. It is no part of the network: ported is what fills it.
+The first call fills such a cache, and later calls read it. A cache is not part of the network. The code that fills
+it is ported instead.
 """
 
 import contextlib
@@ -38,21 +39,21 @@ from torch_bridge.graph.outputs import output_leaves
 from torch_bridge.members.same_network import same
 
 _EMPTY, _EMPTY_ITEMS = "emptied", "nothing in it"
-"""The two ways of clearing a container: with no items, or with the same and None for each of their tensors."""
+"""The two ways of clearing a container: no items, or the same items with None instead of each tensor."""
 
 _RESET = "untold"
-"""The way of clearing what is kept beside a cache to tell whether it can be used: a length, a dtype, a device."""
+"""The way of clearing a value that a cache is checked by: a length, a dtype, a device."""
 
 Attribute = tuple[type, str]
-"""A class, and an attribute of its objects: all of them are cleared alike."""
+"""A class, and an attribute of its objects. The attribute is cleared alike in all objects."""
 
 Ways = dict[Attribute, Any]
-"""How attributes are cleared: a way of clearing a container, or the value that is put."""
+"""How attributes are cleared: a way of clearing a container, or the value that is set."""
 
 
 @contextlib.contextmanager
 def keep_caches_empty(models: Sequence[nn.Module], inputs: Any) -> Iterator[None]:
-    """As `clear_caches`; within it, the models keep nothing from call to call, nor do copies that are made of them."""
+    """Clears caches as `clear_caches` does. Within it, the models and copies of them keep nothing between calls."""
     if any(map(is_forgetting, models)):
         yield
     else:
@@ -62,10 +63,10 @@ def keep_caches_empty(models: Sequence[nn.Module], inputs: Any) -> Iterator[None
 
 @contextlib.contextmanager
 def clear_caches(models: Sequence[nn.Module], inputs: Any) -> Iterator[None]:
-    """Within it, the models hold nothing that their forwards compute anew. Afterwards they keep what they kept before.
+    """Clears everything that the models' forwards can compute again, within it. Afterwards it is restored.
 
-    **Raises:** `UnsupportedError` for caches that hold something else than what the forward puts there when they are
-    empty, `InputError` where PyTorch cannot run models with caches on `inputs`, the arguments of a call.
+    **Raises:** `UnsupportedError` for caches whose contents differ from what the forward puts into them when they are
+    empty, `InputError` if PyTorch cannot run models with caches on `inputs`, the arguments of a call.
     """
     kept = [Snapshot(model) for model in dict.fromkeys(models)]
     try:
@@ -115,7 +116,7 @@ def _clear_all(models: Sequence[nn.Module], inputs: Any) -> None:
 
 
 def _fill_buffers(model: nn.Module, ways: Ways, inputs: tuple[Any, ...]) -> None:
-    """Makes the buffers that were cleared, and are never None, anew, in the size that a call on `inputs` needs."""
+    """Computes the cleared buffers that are never None again, in the size that a call on `inputs` needs."""
     made = {
         (path, name)
         for path, owner in cache_owners(model)
@@ -137,11 +138,11 @@ def _fill_buffers(model: nn.Module, ways: Ways, inputs: tuple[Any, ...]) -> None
 
 def _error_text(problems: list[str]) -> str:
     return (
-        "what modules keep from earlier calls must be what their forwards compute anew from the weights; not so\n"
+        "what modules keep from earlier calls must equal what their forwards compute from the weights; it differs in\n"
         + "\n".join(f"  {problem}" for problem in problems)
         + "\nThe weights were changed after it was kept (load_state_dict, an optimizer's step), or it was set by hand. "
-        "Empty it (.clear(), or None), so that the next call computes it. What is no function of the weights has to be "
-        "a buffer."
+        "Empty it (.clear(), or None), so that the next call computes it. If it is not a function of the weights, make "
+        "it a buffer."
     )
 
 
@@ -154,7 +155,7 @@ def _class_of(owner: Any) -> type:
 
 
 def _candidates(model: nn.Module) -> dict[Attribute, list[Any]]:
-    """The attributes that may be caches and hold tensors, each with the ways in which it may be cleared."""
+    """Returns the attributes that may be caches and hold tensors, each with the ways in which it may be cleared."""
     found: dict[Attribute, list[Any]] = {}
     for _, owner in cache_owners(model):
         for name, value in cache_attributes(owner).items():
@@ -172,7 +173,7 @@ def _candidates(model: nn.Module) -> dict[Attribute, list[Any]]:
 
 
 def _possible_values(kind: type, name: str, assigned: Assignments) -> list[Any]:
-    """What an attribute may have been before a call filled it."""
+    """Returns the values that an attribute may have had before a call filled it."""
     if is_cached_property(kind, name):
         return [ABSENT]
     inherited = [ABSENT] if hasattr(kind, name) else []
@@ -182,7 +183,7 @@ def _possible_values(kind: type, name: str, assigned: Assignments) -> list[Any]:
 def _ways_that_work(
     models: Sequence[nn.Module], candidates: Sequence[dict[Attribute, list[Any]]], inputs: tuple[Any, ...]
 ) -> Ways:
-    """The attributes that a forward fills again once they are cleared, and how to clear them: the caches."""
+    """Returns the caches and how to clear them: the attributes that a forward fills again after they are cleared."""
     chosen: Ways = {}
     for model, found in zip(models, candidates, strict=True):
         new = {attribute: ways for attribute, ways in found.items() if attribute not in chosen}
@@ -194,7 +195,7 @@ def _ways_that_work(
             chosen = together
             continue
         for attribute, ways in new.items():
-            # Together with what is beside it, or alone: that may be what a caller sets, as the size of images.
+            # Alone as well: a related attribute may be set by the caller, for example the size of images.
             tried = [
                 more | {attribute: way} for way in ways for more in (_related_attributes(model, {attribute: way}), {})
             ]
@@ -203,7 +204,7 @@ def _ways_that_work(
 
 
 def _related_attributes(model: nn.Module, ways: Ways) -> Ways:
-    """What the objects that have these caches assign later, to be cleared with them."""
+    """Returns the attributes that the owners of these caches assign after `__init__`, to be cleared with the caches."""
     kinds = {kind for kind, _ in ways}
     return {
         (_class_of(owner), name): _RESET
@@ -215,13 +216,13 @@ def _related_attributes(model: nn.Module, ways: Ways) -> Ways:
 
 
 def _refilled_attributes(model: nn.Module, ways: Ways, inputs: tuple[Any, ...]) -> set[Attribute]:
-    """Those of the attributes that hold tensors after a call, of a model in which they were cleared before it."""
+    """Clears the attributes, calls the model, and returns those attributes that hold tensors afterwards."""
     found: set[Attribute] = set()
     for training in (False, True):
         with (
             keep_between_calls(model),
             contextlib.suppress(Exception),
-        ):  # whatever a forward raises that misses something
+        ):  # a forward may need what was cleared
             _clear(model, ways)
             _outputs(model, inputs, training)
             for _, owner in cache_owners(model):
@@ -235,7 +236,7 @@ def _refilled_attributes(model: nn.Module, ways: Ways, inputs: tuple[Any, ...]) 
 
 
 def _clear(model: nn.Module, ways: Ways) -> None:
-    """Clears the caches, and what is kept beside them."""
+    """Clears the caches, and the values that they are checked by."""
     clear_function_caches()
     for _, owner in cache_owners(model):
         kind, kept = _class_of(owner), cache_attributes(owner)
@@ -259,11 +260,11 @@ def _clear_one(owner: Any, name: str, value: Any, way: Any) -> None:
 
 
 _CallResult = tuple[list[Any], dict[str, Tensor]]
-"""What a call gives, and the tensors that the model keeps after it."""
+"""The outputs of a call, and the tensors that the model keeps after the call."""
 
 
 def _call_results(model: nn.Module, inputs: tuple[Any, ...]) -> list[_CallResult]:
-    """A call in evaluation mode, and one in training mode where there can be one: BatchNorm refuses single values."""
+    """Returns a call in evaluation mode, and a call in training mode if it works: BatchNorm refuses single values."""
     found: list[_CallResult] = []
     for training in (False, True):
         try:
@@ -279,14 +280,14 @@ def _call_results(model: nn.Module, inputs: tuple[Any, ...]) -> list[_CallResult
 
 
 def _stale_places(model: nn.Module, ways: Ways, inputs: tuple[Any, ...], before: Sequence[_CallResult]) -> list[str]:
-    """The places with other tensors, in either mode, than a call puts there once they are cleared."""
+    """Returns the places whose tensors differ, in either mode, from what a call puts there after they are cleared."""
     found: set[str] = set()
     for training, (outputs, kept) in zip((False, True), before, strict=False):
         with keep_between_calls(model):
             _clear(model, ways)
-            anew, made = _outputs(model, inputs, training), _tensors(model)
+            again, made = _outputs(model, inputs, training), _tensors(model)
         places = {place for place in kept if place in made and not _is_recomputed(kept[place], made[place])}
-        if not places and not _are_equal(outputs, anew):
+        if not places and not _are_equal(outputs, again):
             places = {f"its outputs in {'training' if training else 'evaluation'} mode"}
         found |= places
     return sorted(found)
@@ -304,7 +305,7 @@ def _tensors(model: nn.Module) -> dict[str, Tensor]:
 
 
 def _is_recomputed(kept: Tensor, made: Tensor) -> bool:
-    """Whether two tensors are the same. A table of another size was kept by another call: outputs tell of its part."""
+    """Returns whether two tensors are equal. A table of a different size is of another call, and outputs check it."""
     return kept.shape != made.shape or _are_equal([kept], [made])
 
 
@@ -313,7 +314,7 @@ def _are_equal(a: Sequence[Any], b: Sequence[Any]) -> bool:
 
 
 def _outputs(model: nn.Module, inputs: tuple[Any, ...], training: bool) -> list[Any]:
-    """What a call gives in one mode. Random numbers start alike, and buffers, modes and generators stay as they are."""
+    """Calls the model in one mode with a fixed seed, and restores buffers, modes and generators."""
     buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
     devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
     try:

@@ -1,1 +1,1 @@
-"""Forwards that take derivatives, or have gradients of their own."""
+"""Forwards that take derivatives, or that define gradients of their own."""

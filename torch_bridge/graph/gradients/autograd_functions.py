@@ -1,6 +1,6 @@
-"""Gradients of a user's own: `torch.autograd.Function`, of which the exporter follows the forward alone.
+"""Gradients that a user defines: `torch.autograd.Function`, of which the exporter follows the forward only.
 
-JAX would differentiate that forward, which is right only where the function's own backward gives the same.
+JAX would differentiate that forward. This is right only if the function's backward gives the same gradient.
 """
 
 import contextlib
@@ -19,7 +19,7 @@ from torch_bridge.graph.examples import Arguments
 
 @contextlib.contextmanager
 def watch_custom_functions(*, plain: bool = False) -> Iterator[set[type]]:
-    """The functions with a backward of their own that are applied within; with `plain`, without their backward."""
+    """Yields the set of autograd functions that are applied within it. With `plain`, their backwards are left out."""
     found: set[type] = set()
     apply = vars(Function)["apply"]
 
@@ -39,7 +39,7 @@ def watch_custom_functions(*, plain: bool = False) -> Iterator[set[type]]:
 
 
 class _Context:
-    """What a forward saves for a backward that is not run."""
+    """A context that ignores what a forward saves for its backward."""
 
     needs_input_grad: tuple[bool, ...] = (True,) * 64
 
@@ -50,10 +50,13 @@ class _Context:
 
 
 def check_custom_gradients(model: nn.Module, inputs: Arguments, functions: set[type]) -> None:
-    """**Raises:** `UnsupportedError` if functions have another gradient than their forward."""
+    """Checks that the backwards of functions are the gradients of their forwards.
+
+    **Raises:** `UnsupportedError` if they are not.
+    """
     if not functions:
         return
-    if not all(_agree(model, inputs, scale) for scale in (1.0, 1e-4, 1e4)):  # as of a backward that clips
+    if not all(_agree(model, inputs, scale) for scale in (1.0, 1e-4, 1e4)):  # for example, a backward may clip
         names = ", ".join(sorted(function.__qualname__ for function in functions))
         raise UnsupportedError(
             f"{type(model).__name__}.forward uses {names}, whose backward is not the gradient of its forward: JAX "
@@ -71,7 +74,7 @@ def _agree(model: nn.Module, inputs: Arguments, scale: float) -> bool:
 
 
 def _gradients(model: nn.Module, inputs: Arguments, scale: float) -> list[Tensor] | None:
-    """The gradients of parameters and inputs; None where there are none at all."""
+    """Returns the gradients of parameters and inputs; None if a backward fails."""
     leaves = [leaf for leaf in pytree.tree_leaves(inputs) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
     copies = {id(leaf): leaf.detach().clone().requires_grad_() for leaf in leaves}
     given = pytree.tree_map(lambda leaf: copies.get(id(leaf), leaf), inputs)
@@ -90,7 +93,7 @@ def _gradients(model: nn.Module, inputs: Arguments, scale: float) -> list[Tensor
         total = torch.stack([(leaf * weight).sum().abs() for leaf, weight in zip(outputs, weights, strict=True)]).sum()
         try:
             grads = torch.autograd.grad(scale * total, wanted, allow_unused=True)
-        except RuntimeError:  # as of a backward that fails
+        except RuntimeError:
             return None
     return [torch.zeros_like(x) if grad is None else grad for x, grad in zip(wanted, grads, strict=True)]
 

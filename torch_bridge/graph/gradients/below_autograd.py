@@ -1,4 +1,4 @@
-"""Operations that PyTorch has below its autograd only, by those that a forward calls."""
+"""Operations that PyTorch has only below its autograd, written by operations that a forward calls."""
 
 import operator
 from collections.abc import Callable, Sequence
@@ -32,7 +32,7 @@ def _trilinear(
     sumdim: Sequence[int],
     unroll_dim: int = 1,
 ) -> Tensor:
-    """`nn.Bilinear` and its backward: a sum of products of three arrays, each of which lacks some dimensions."""
+    """Computes `nn.Bilinear` and its backward: a sum of products of three arrays, each without some dimensions."""
     rank = a.ndim + len(expand1)
     kept = lambda left_out: [k for k in range(rank) if k not in left_out]  # noqa: E731
     return torch.einsum(a, kept(expand1), b, kept(expand2), c, kept(expand3), kept(sumdim))
@@ -42,18 +42,18 @@ DECOMPOSITIONS: dict[Any, Callable[..., Any]] = {
     _ATEN._cdist_backward.default: _cdist_backward,
     _ATEN._trilinear.default: _trilinear,
 }
-"""What torch's table of decompositions lacks, by the same keys."""
+"""Decompositions that are missing in torch's table, by the same keys."""
 
 _FORWARDS: dict[Any, Any] = {
     _ATEN._cdist_forward.default: _ATEN.cdist.default,
     _ATEN._linalg_det.default: _ATEN.linalg_det.default,
     _ATEN._linalg_slogdet.default: _ATEN.linalg_slogdet.default,
 }
-"""Operations that have results for their own backward beside those of the operation that was called."""
+"""Operations that were called, by the ones that also return results for their own backward."""
 
 
 def simplify_trace(graph: fx.Graph) -> None:
-    """Writes a trace by operations that a forward calls, as far as nothing else is taken from theirs."""
+    """Writes a trace by operations that a forward calls, where only their results are used."""
     for node in list(graph.nodes):
         if node.target is _ATEN._linalg_check_errors.default:
             graph.erase_node(node)
@@ -80,7 +80,7 @@ def _forward(graph: fx.Graph, node: fx.Node) -> None:
 
 
 def _solve(graph: fx.Graph, node: fx.Node) -> None:
-    """`linalg_solve`, and its backward by the factors, which solves with the transposed matrix."""
+    """Writes `linalg_solve`, and its backward by the factors, which solves with the transposed matrix."""
     matrix, sides = node.args[:2]
     left = node.kwargs.get("left", True)
     for part in list(node.users):
@@ -99,6 +99,6 @@ def _solve(graph: fx.Graph, node: fx.Node) -> None:
 
 
 def decompositions_for(operations: Operations) -> dict[Any, Any]:
-    """How operations that have no rule are taken apart below autograd."""
+    """Returns the decompositions, below autograd, of operations that have no rule."""
     every = {**decompositions_below_autograd(), **DECOMPOSITIONS}
     return {target: way for target, way in every.items() if not operations.knows(target)}

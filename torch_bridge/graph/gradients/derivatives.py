@@ -1,7 +1,7 @@
-"""Forwards that take derivatives: `torch.func.grad`, `jacrev`, `hessian`, `torch.autograd.grad` and their like.
+"""Forwards that take derivatives: `torch.func.grad`, `jacrev`, `hessian`, `torch.autograd.grad` and similar ones.
 
-`torch.export` follows none of them. Such a forward is traced below PyTorch's autograd, where a derivative is nothing
-but operations, and what was traced is exported in its place. It has no modules any more: its source is one function.
+`torch.export` follows none of them. Such a forward is traced below PyTorch's autograd, where a derivative consists of
+plain operations. The trace is exported instead. It has no modules: its source is one function.
 """
 
 import contextlib
@@ -34,11 +34,11 @@ _PLACES = (
     *(f"torch/_functorch/{name}.py" for name in ("eager_transforms", "apis", "vmap")),
     "torch/autograd/functional.py",
 )
-"""Where PyTorch takes derivatives."""
+"""Files in which PyTorch takes derivatives."""
 
 
 class Derivatives(TorchFunctionMode):
-    """Sees whether a forward calls for derivatives, within it."""
+    """Records whether a forward takes derivatives, within it."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -49,7 +49,7 @@ class Derivatives(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
     def stopped(self, error: BaseException | None) -> bool:
-        """Whether they are behind an error of the exporter's."""
+        """Returns whether derivatives caused an error of the exporter."""
         while error is not None and not self.called:
             frames = traceback.extract_tb(error.__traceback__)
             self.called = any(part in frame.filename.replace("\\", "/") for frame in frames for part in _PLACES)
@@ -57,21 +57,21 @@ class Derivatives(TorchFunctionMode):
         return self.called
 
     def left(self, graph: fx.Graph) -> bool:
-        """Whether they are part of an exported graph, or behind what is: `torch.func` leaves functions of its own."""
+        """Returns whether an exported graph has derivatives: `torch.func` leaves functions of its own in it."""
         functions = [node.target for node in graph.nodes if node.op == "call_function"]
         return self.called or any("_functorch" in (getattr(each, "__module__", "") or "") for each in functions)
 
 
 @contextlib.contextmanager
 def write_out_derivatives(model: nn.Module, example: Example, operations: Operations) -> Iterator[None]:
-    """Within it, the module has a forward of operations only, which does what its own does in the present mode.
+    """Gives the module, within it, an equal forward of operations only, for its present mode.
 
-    **Raises:** `UnsupportedError` where there is no such forward, or none for all batch sizes.
+    **Raises:** `UnsupportedError` if there is no such forward, or none for all batch sizes.
     """
     name = type(model).__name__
     if example.named:
         raise UnsupportedError(
-            f"{name}.forward takes derivatives, and cannot be followed with open sizes but the batch's: leave "
+            f"{name}.forward takes derivatives, and cannot be followed with open sizes except the batch's: leave "
             f"{', '.join(sorted(example.named))} out of `dynamic`"
         )
     try:
@@ -81,7 +81,7 @@ def write_out_derivatives(model: nn.Module, example: Example, operations: Operat
             f"{name}.forward takes derivatives, and cannot be followed with an open batch size: {error}. Pass "
             "batch_axis=None to fix all shapes."
         ) from error
-    except Exception as error:  # whatever a forward or a trace of it raises
+    except Exception as error:  # from a forward or its trace
         told = explain_error(error, model, example.inputs, operations.refusals, training=model.training)
         if isinstance(told, InputError):
             raise told from error
@@ -116,13 +116,13 @@ def _tensors_among(inputs: Arguments) -> list[Tensor]:
 
 
 SIZES = (5, 8, 29)
-"""Batches that a forward is traced for: what differs among the traces is a number that depends on the size."""
+"""Batch sizes that a forward is traced for: numbers that differ between the traces depend on the size."""
 
 
 def _traced(
     model: nn.Module, inputs: Arguments, axes: Sequence[int | None], decompositions: Mapping[Any, Any]
 ) -> fx.GraphModule:
-    """The trace of a forward. Where the batch is open, its numbers are computed from the size of its first input."""
+    """Returns the trace of a forward. If the batch is open, numbers are computed from the size of the first input."""
     first = next((k for k, axis in enumerate(axes) if axis is not None), None)
     if first is None:
         return _trace(model, inputs, decompositions)
@@ -137,7 +137,7 @@ def _traced(
 
 
 def _resized(x: Any, axis: int | None, size: int) -> Any:
-    """An input with so many rows, taken in turn."""
+    """Returns an input with the specified number of rows, its own rows in turn."""
     return x if axis is None else x.index_select(axis, torch.arange(size, device=x.device) % x.shape[axis])
 
 
@@ -158,14 +158,14 @@ def _trace(model: nn.Module, inputs: Arguments, decompositions: Mapping[Any, Any
 
 
 def _copied(tensor: Tensor) -> Tensor:
-    """A tensor that a trace, which computes with values, may write into."""
+    """Returns a copy of a tensor. A trace computes with values and may write into it."""
     return tensor.detach().clone().requires_grad_(tensor.requires_grad)
 
 
 class _Watch(TorchDispatchMode):
-    """Takes note of operations through which PyTorch lets no gradient pass: those under `torch.no_grad`, and `detach`.
+    """Records operations that stop gradients: those under `torch.no_grad`, and the forward's own `detach`.
 
-    A trace has `detach` wherever autograd saves a tensor as well, which says nothing.
+    A trace also has `detach` wherever autograd saves a tensor. These do not count.
     """
 
     def __init__(self) -> None:
@@ -187,7 +187,7 @@ class _Watch(TorchDispatchMode):
 
 
 class _Detaching(TorchFunctionMode):
-    """Tells a watch while the forward itself detaches a tensor."""
+    """Sets `detaching` of a watch while the forward itself detaches a tensor."""
 
     def __init__(self, watch: _Watch) -> None:
         super().__init__()
@@ -206,7 +206,7 @@ class _Detaching(TorchFunctionMode):
 
 
 def _one_hot(x: Tensor, num_classes: int = -1) -> Tensor:
-    """`F.one_hot` without a look at the values."""
+    """Computes `F.one_hot` without reading the values."""
     if num_classes < 0:
         return F.one_hot(x, num_classes)
     return (x.unsqueeze(-1) == torch.arange(num_classes, device=x.device)).to(torch.int64)
@@ -217,7 +217,7 @@ _DETACHES = {torch.detach, torch.detach_, Tensor.detach, Tensor.detach_, _DATA._
 
 
 def _mark(graph: fx.Graph, without_gradient: set[fx.Node]) -> None:
-    """Has `detach` where gradients end, and nowhere else."""
+    """Puts `detach` where gradients end, and removes it everywhere else."""
     for node in list(graph.nodes):
         if node.target is _ATEN.detach.default and node not in without_gradient:
             node.replace_all_uses_with(node.args[0])
@@ -238,7 +238,7 @@ def _mark(graph: fx.Graph, without_gradient: set[fx.Node]) -> None:
 
 
 def _written_with_gradient(graph: fx.Graph, node: fx.Node) -> None:
-    """Has what is written under `torch.no_grad` keep the gradient of what stood there, by `new + (old - old)`."""
+    """Gives a value written under `torch.no_grad` the gradient of the old value, by `new + (old - old)`."""
     old = node.args[0]
     packet, _, overload = str(node.target).removeprefix("aten.").partition(".")
     with graph.inserting_before(node):

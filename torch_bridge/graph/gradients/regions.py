@@ -1,7 +1,7 @@
 """Regions of a forward under `torch.no_grad`, `torch.enable_grad` or `torch.autocast`.
 
-`torch.export` keeps them apart, as modules of their own. They become part of the graph around them: what a region
-without gradients gives is detached.
+`torch.export` keeps each region as a separate module. Here regions become part of the graph around them, and the
+results of a region without gradients are detached.
 """
 
 import operator
@@ -20,7 +20,7 @@ _REGIONS = (_SET_GRAD, _AUTOCAST, _CHECKPOINT)
 
 
 class _Region(NamedTuple):
-    """A region's body, what it is given, and whether gradients end with it."""
+    """A region's body, its operands, and whether its results are detached."""
 
     body: fx.GraphModule
     operands: Sequence[Any]
@@ -28,7 +28,7 @@ class _Region(NamedTuple):
 
 
 def inline_regions(module: fx.GraphModule) -> None:
-    """Puts the nodes of every region, nested ones too, in the place of the region.
+    """Replaces every region, nested ones too, by its nodes.
 
     **Raises:** `UnsupportedError` for a region under `torch.autocast`, whose casts depend on PyTorch's own lists.
     """
@@ -63,10 +63,10 @@ def _inline(module: fx.GraphModule, node: fx.Node, region: _Region) -> None:
     graph = module.graph
     operands = iter(region.operands)
     copies: dict[fx.Node, Any] = {}
-    own: set[fx.Node] = set()  # what is computed here, and in no region within
+    own: set[fx.Node] = set()  # computed here, not in a nested region
 
     def result(inner: Any) -> Any:
-        """What leaves the region, or enters one within."""
+        """Returns the value that leaves the region, or that enters a nested one."""
         copy = copies[inner] if isinstance(inner, fx.Node) else inner
         return _detached(graph, copy) if region.detached and inner in own else copy
 
