@@ -1,7 +1,7 @@
-"""A `Network` as readable Flax source. Running a network is importing the source printed here.
+"""A `Network` as readable Flax source. To run a network is to import the source that is printed here.
 
-There is no interpreter beside it whose behaviour could differ. The text is made of validated names and literals alone,
-so a network that comes from a file cannot smuggle code into it.
+There is no second interpreter whose behaviour could differ. The text consists of validated names and literals, so a
+network from a file cannot smuggle code into the text.
 """
 
 from jaxensemble.source.write.module import Printer, print_source

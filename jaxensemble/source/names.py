@@ -1,7 +1,7 @@
-"""Names: which ones may stand in the source as they are, and how to make the others safe.
+"""Names that are safe in the source.
 
-Every name in a `Network` may come from a file that someone else wrote. Nothing reaches the source but identifiers
-checked here and literals.
+Every name in a `Network` may come from a file that someone else wrote. Only literals and identifiers that are checked
+here reach the source.
 """
 
 import keyword
@@ -23,16 +23,16 @@ _RESERVED = frozenset(dir(nnx.Module))
 
 
 def check_child(name: str, path: str) -> None:
-    """Refuses the name of a child that would hide what every `nnx.Module` needs.
+    """Checks that the name of a child hides no attribute that every `nnx.Module` needs.
 
-    **Raises:** `InputError` for such a name.
+    **Raises:** `InputError` for a name that hides one.
     """
     if name in _RESERVED or name.startswith(("_pytree__", "_object__")):
         raise InputError(f"{path!r} cannot be a child of a Flax module: nnx.Module has {name!r} itself; rename it")
 
 
 def make_identifier(name: str, default: str) -> str:
-    """The name with whatever an identifier cannot hold left out, or `default` where nothing is left.
+    """Returns a name without the characters that no identifier can hold, or `default` if nothing is left.
 
     >>> make_identifier("my-block", "x"), make_identifier("3", "x"), make_identifier("class", "x")
     ('my_block', 'x', 'class_')
@@ -44,7 +44,8 @@ def make_identifier(name: str, default: str) -> str:
 
 
 def snake_case(name: str) -> str:
-    """
+    """Returns the name of a class as the name of a function.
+
     >>> snake_case("SqueezeExcitation"), snake_case("LPPool2d")
     ('squeeze_excitation', 'lp_pool2d')
     """
@@ -52,7 +53,7 @@ def snake_case(name: str) -> str:
 
 
 def unused_name(name: str, taken: Iterable[str]) -> str:
-    """`name`, numbered from 2 on where it is taken.
+    """Returns `name`, with a number from 2 on if `name` is taken.
 
     >>> unused_name("Block", {"Block", "Block2"}), unused_name("BlockV2", {"BlockV2"})
     ('Block3', 'BlockV2_2')

@@ -1,1 +1,1 @@
-"""Which class, function or statement every module becomes."""
+"""The class, function or statement that every module becomes."""

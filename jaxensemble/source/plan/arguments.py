@@ -1,4 +1,4 @@
-"""One class for many modules: which of their constants become arguments, and what those are called."""
+"""One class for many modules: the constants that become arguments, and the names of the arguments."""
 
 import itertools
 from collections.abc import Mapping, Sequence
@@ -30,22 +30,22 @@ from jaxensemble.source.read.steps import ToName
 _WIDTHS = ("in_features", "out_features", "num_features", "features")
 
 _HOLES = {"reshape": "size", "zeros": "shape", "ones": "shape", "einsum": "subscripts"}
-"""What numbers and options are called that have no name but that of the function which takes them."""
+"""Names of numbers and options that have no name except the name of the function that takes them."""
 
 _ACTIVATIONS = frozenset({*dir(jax.nn), "soft_shrink", "threshold"})
-"""The names of functions that may be called activations where they differ."""
+"""The names of functions that may be called activations if they differ."""
 
 _FACTORS = range(2, 9)
-"""How many times larger or smaller one number of features may be for the one to be written by the other."""
+"""Factors by which a number of features may differ from another one to be written as its multiple or part."""
 
 _ABSENT = object()
-"""What stands in a column where a module lacks the child that the place is in."""
+"""The value in a column for a module that lacks the child in which the place is."""
 
 
 class Sharing:
-    """Sets the constants and arguments of a class from those of the modules it stands for.
+    """Sets the constants and arguments of a class from the constants of its modules.
 
-    `hints` are what the holes of the body could be called. `values` are then the arguments' values, module by module.
+    `hints` are possible names of the holes of the body. `values` are the arguments' values, module by module.
     """
 
     def __init__(self, made: Definition, units: Sequence[Unit], hints: Sequence[str]):
@@ -83,13 +83,13 @@ class Sharing:
         return flag
 
     def _share_segments(self, spans: Sequence[tuple[int, int]]) -> None:
-        """Steps are taken where a child is there that lies in them, or else where a flag says so."""
+        """Sets the condition of steps: the presence of an optional child within them, or else a flag."""
         for span in spans:
             column = [span not in unit.skipped for unit in self.units]
             known = {name: flag for name, flag in self.made.optional.items() if name != RESIDUAL} | self.made.flags
-            told = [name for name, flag in known.items() if self._is_flag_of(flag, column)]
-            if told:
-                self.made.segments[span] = told[0]
+            found = [name for name, flag in known.items() if self._is_flag_of(flag, column)]
+            if found:
+                self.made.segments[span] = found[0]
             else:
                 taken = {*self.columns, *self.made.make.keys, self.made.residual}
                 flag = self._flag(unused_name(self._segment_name(span), taken), column)
@@ -100,7 +100,7 @@ class Sharing:
         return isinstance(flag, Argument) and self.columns[flag.name] == column
 
     def _segment_name(self, span: tuple[int, int]) -> str:
-        """What steps are called: the child or function that they call, an arrangement only if there is no other."""
+        """Returns a name for steps: the child or function that they call, a rearrangement only if there is no other."""
         targets = [step.target for step in (self.made.steps or ())[slice(*span)]]
         names = [t.name.rpartition(".")[2] if isinstance(t, ToName) else t.path[-1] for t in targets]
         names = [make_identifier(name, "") for name in names if name not in ("reshape", "[]")]
@@ -110,7 +110,7 @@ class Sharing:
         return any(self._is_absent(place, unit) for unit in self.units)
 
     def _is_absent(self, place: Place, unit: Unit) -> bool:
-        """Whether a module lacks the child or skips the step that a place is in."""
+        """Returns whether a module lacks the child, or skips the step, in which a place is."""
         return self.span_of.get(place[1]) in unit.skipped if place[0] == "" else place[0] in unit.absent
 
     def _column(self, place: Place) -> list[Any]:
@@ -141,7 +141,7 @@ class Sharing:
         self.made.formulas[place] = found
 
     def _matching_argument(self, family: str, column: list[Any], needless: bool = False) -> Argument | None:
-        """An argument for the same sort of thing with these values. What never varies needs none."""
+        """Returns an argument of the same family with these values; None if `needless`: the values never vary."""
         if needless:
             return None
         for argument in self.made.arguments:
@@ -158,7 +158,7 @@ class Sharing:
         return None
 
     def _derive(self, place: Place, column: list[Any]) -> Formula | None:
-        """What the values of a place follow from: numbers of features that are already arguments."""
+        """Returns a formula for the values of a place from numbers of features that are already arguments."""
         if place[0] == "":
             given = [value for value in column if value is not _ABSENT]
             is_length = self.hints[int(place[1])] == "reshape" and all(type(value) is int for value in given)
@@ -171,7 +171,7 @@ class Sharing:
         return self._scaled_argument(column) if self._family(place) == "features" else None
 
     def _half_kernel(self, place: Place, column: list[Any]) -> HalfKernel | None:
-        """The padding of a convolution by its kernel, if it is always half of that. One of one has the default."""
+        """Returns the padding of a convolution as half its kernel, if it always is. A kernel of one has the default."""
         own = (*place[:-1], "kernel_size")
         kernel = self.made.formulas.get(own)
         if not isinstance(kernel, Argument) or _ABSENT in column:
@@ -184,7 +184,7 @@ class Sharing:
         return HalfKernel(kernel) if pads == halves else None
 
     def _scaled_argument(self, column: list[Any]) -> ScaledArgument | None:
-        """A multiple or a part of an argument that these values always are."""
+        """Returns the multiple or part of an argument that always equals these values."""
         for argument in self.made.arguments:
             if self.families.get(argument.name) != "features" or not argument.required:
                 continue
@@ -197,7 +197,7 @@ class Sharing:
         return None
 
     def _shape_items(self, column: list[Any]) -> ShapeItems | None:
-        """The lengths of a shape one by one, if each is a constant or follows from the arguments."""
+        """Returns the lengths of a shape one by one, if each is a constant or follows from the arguments."""
         given = [value for value in column if value is not _ABSENT]
         items: list[Argument | ScaledArgument | int] = []
         for axis, length in enumerate(given[0]):
@@ -220,7 +220,7 @@ class Sharing:
         return argument
 
     def _family(self, place: Place) -> str:
-        """What sort of thing a place holds: numbers of features are one sort, and so are the options of one name."""
+        """Returns the family of a place: numbers of features are one family, and so are the options of one name."""
         option = self.hints[int(place[1])] if place[0] == "" else place[-1]
         return "features" if option in _WIDTHS else "activation" if option == "function" else option
 
@@ -241,19 +241,19 @@ class Sharing:
     # Flags that follow from other arguments
 
     def _derive_flags(self) -> None:
-        """Leaves out the flags that other arguments tell: `in_features != out_features` for a projection."""
-        for told in (self.made.optional, self.made.flags):
-            for name, flag in [(name, flag) for name, flag in told.items() if isinstance(flag, Argument)]:
+        """Replaces flags by conditions on other arguments: `in_features != out_features` for a projection."""
+        for flags in (self.made.optional, self.made.flags):
+            for name, flag in [(name, flag) for name, flag in flags.items() if isinstance(flag, Argument)]:
                 column = self.columns[flag.name]
-                condition = self._condition(column) if told is self.made.optional else self._presence(name, column)
+                condition = self._condition(column) if flags is self.made.optional else self._presence(name, column)
                 if condition is not None:
-                    told[name] = condition
+                    flags[name] = condition
                     self.made.arguments = [argument for argument in self.made.arguments if argument is not flag]
                     del self.columns[flag.name]
 
     def _presence(self, name: str, column: list[Any]) -> Condition | None:
-        """What tells whether steps are taken: an argument of theirs that is given."""
-        spans = [span for span, told in self.made.segments.items() if told == name]
+        """Returns the condition under which steps are taken: that an argument of these steps is given."""
+        spans = [span for span, flag_name in self.made.segments.items() if flag_name == name]
         own = [self.made.formulas.get(("", hole)) for hole, span in self.span_of.items() if span in spans]
         for (argument, default), given in reversed(self._presence_tests()):
             if argument in own and given == column:
@@ -261,7 +261,7 @@ class Sharing:
         return None
 
     def _condition(self, column: list[Any]) -> Condition | None:
-        """What holds in just those modules where the flag is set: one comparison, or two."""
+        """Returns the condition that holds in exactly the modules whose flag is set: one comparison, or two."""
         tests = [*self._option_tests(), *self._size_tests()]
         single = [(test,) for test in reversed([*self._presence_tests(), *tests])]
         for group in [*single, *itertools.combinations(tests, 2)]:
@@ -271,12 +271,12 @@ class Sharing:
         return None
 
     def _presence_tests(self) -> list[tuple[tuple[Argument, None], list[bool]]]:
-        """Whether options are given that belong to what may be absent, the first option last."""
+        """Returns tests for the presence of options of parts that may be absent, the first option last."""
         options = [a for a in self.made.arguments if not a.required and a.default is None and a not in self.flags]
         return [((a, None), [value is not None for value in self.columns[a.name]]) for a in reversed(options)]
 
     def _option_tests(self) -> list[tuple[Any, list[bool]]]:
-        """Whether options differ from their defaults."""
+        """Returns tests for options that differ from their defaults."""
         options = [a for a in self.made.arguments if not a.required and a.default is not None and a not in self.flags]
         columns = [self.columns[option.name] for option in options]
         return [
@@ -286,7 +286,7 @@ class Sharing:
         ]
 
     def _size_tests(self) -> list[tuple[Any, list[bool]]]:
-        """Whether two numbers of features differ."""
+        """Returns tests for two numbers of features that differ."""
         sizes: list[tuple[Argument | ScaledArgument, list[Any]]] = [
             (argument, self.columns[argument.name])
             for argument in self.made.arguments

@@ -1,4 +1,4 @@
-"""Modules with their calls, and what can be said of them before they become anything."""
+"""Modules with their calls, and their groups that can share a class."""
 
 import dataclasses
 import itertools
@@ -15,7 +15,7 @@ from jaxensemble.source.read.steps import Body, Local, Slot, Step, ToFunction, T
 
 @dataclasses.dataclass
 class Candidate:
-    """A module, its calls, and their bodies, which are equal; no calls if it cannot have a method of its own."""
+    """Module, its calls, and their equal bodies; there are no calls if the module cannot have a method of its own."""
 
     module: Module
     frames: list[Frame]
@@ -24,11 +24,11 @@ class Candidate:
 
 Members = list[tuple[Candidate, Unit]]
 Results = Callable[[Members], Collection[int]]
-"""Which values are used after any of the calls of some modules, whose steps are the same."""
+"""Function that returns the values used after any call of some modules with equal steps."""
 
 
 def join_by_optional_parts(groups: Sequence[Members], results: Results) -> list[Members]:
-    """Groups of modules with equal steps, joined where they differ only by children or steps that some modules lack."""
+    """Joins groups of modules with equal steps that differ only by children or steps that some modules lack."""
     joined: list[Members] = []
     for group in sorted(groups, key=_size, reverse=True):
         for larger in joined:
@@ -46,7 +46,7 @@ def join_by_optional_parts(groups: Sequence[Members], results: Results) -> list[
 
 
 def _merge_member_spans(members: Members, results: Results) -> Members:
-    """The modules of a class with each span that they skip as long as can be."""
+    """Returns the modules of a class with skipped spans that are as long as possible."""
     if not any(unit.skipped for _, unit in members):
         return members
     full = members[0][0]
@@ -55,7 +55,7 @@ def _merge_member_spans(members: Members, results: Results) -> Members:
 
 
 def join_by_last_functions(groups: Sequence[Members]) -> list[Members]:
-    """Groups of chains that are made alike, joined where some end in functions that others lack: an activation."""
+    """Joins groups of chains of equal layers if some end in functions that others lack, for example an activation."""
     joined: dict[int, Members] = {}
     longest: dict[object, tuple[int, Unit]] = {}
     for k in sorted(range(len(groups)), key=lambda k: -len(groups[k][0][1].make.keys)):
@@ -71,7 +71,7 @@ def join_by_last_functions(groups: Sequence[Members]) -> list[Members]:
 
 
 def _lengthen_chain(unit: Unit, full: Unit) -> Unit:
-    """A chain with functions that do nothing at its end, so that it is made as a longer one."""
+    """Returns a chain with functions that do nothing at its end, so that it is made like a longer chain."""
     added = {(key, "function"): IDENTITY for key in full.make.keys[len(unit.make.keys) :]}
     return dataclasses.replace(unit, make=full.make, constants=unit.constants | added)
 
@@ -82,7 +82,7 @@ def _size(members: Members) -> tuple[int, int]:
 
 
 def _extend_member(larger: tuple[Candidate, Unit], member: tuple[Candidate, Unit]) -> tuple[Candidate, Unit] | None:
-    """A module and its calls as those of a class with more children; None where that cannot be."""
+    """Returns a module and its calls as a member of a class with more children; None if this is impossible."""
     (full, full_unit), (found, unit) = larger, member
     if full.module.class_name != found.module.class_name or not full.bodies or not found.bodies:
         return None
@@ -102,7 +102,7 @@ def _extend_member(larger: tuple[Candidate, Unit], member: tuple[Candidate, Unit
 def _align_member(
     larger: tuple[Candidate, Unit], member: tuple[Candidate, Unit], used: Collection[int]
 ) -> tuple[Candidate, Unit] | None:
-    """A module and its calls as those of a class with more steps; None where that cannot be."""
+    """Returns a module and its calls as a member of a class with more steps; None if this is impossible."""
     (full, full_unit), (found, unit) = larger, member
     if full.module.class_name != found.module.class_name or not full.bodies or not found.bodies:
         return None
@@ -118,10 +118,11 @@ def _align_member(
 
 
 def _can_share_class(members: Members, results: Results) -> bool:
-    """Whether spans that some modules skip lie apart, and hold no step that others lack by itself.
+    """Returns whether some modules with equal steps can share a class.
 
-    What is one value in one call has to be one in all: a span takes one value. Nothing that any module gives may be
-    lost by a span, or be missing in another module. A last addition that may be left out is all that a method gives.
+    The skipped spans must not overlap, and must contain no child that another module lacks alone. Slots that are one
+    value in one call must be one value in all calls. No result of a module may be lost by a span, or be missing in
+    another module. A last addition that may be left out must be the only result.
     """
     bodies, used = members[0][0].bodies, results(members)
     if any(RESIDUAL in unit.absent for _, unit in members) and set(used) != {len(bodies[0].names) - 1}:
@@ -146,9 +147,9 @@ def _can_share_class(members: Members, results: Results) -> bool:
 
 
 def chain_children(module: Module, body: Body, results: Sequence[int] | None = None) -> set[str] | None:
-    """The children that the body of a numbered module calls one after the other, if that is all it does.
+    """Returns the children that the body of a numbered module calls one after the other.
 
-    None where it does anything else, leaves out a child that holds something, or gives more than the last result.
+    None if the body does anything else, leaves out a child with content, or has results other than the last one.
     """
     names = children_in_turn(body)
     numbers = list(map(int, names))
@@ -159,7 +160,7 @@ def chain_children(module: Module, body: Body, results: Sequence[int] | None = N
 
 
 def children_in_turn(body: Body) -> list[str]:
-    """The children that a body calls one after the other; none if it does anything else."""
+    """Returns the children that a body calls one after the other; none if the body does anything else."""
     names: list[str] = []
     for k, step in enumerate(body.steps):
         one_path = isinstance(step.target, ToLayer | ToModule | ToFunction) and len(step.target.path) == 1
@@ -170,9 +171,9 @@ def children_in_turn(body: Body) -> list[str]:
 
 
 def chain_run(module: Module, body: Body, returned_uses: Sequence[Local | Slot]) -> tuple[int, int] | None:
-    """The first step and the end of a run of calls of all children, one after the other, in a numbered module's body.
+    """Returns the start and the end of a run of calls of all children, one after the other, in a module's body.
 
-    None where there is no such run: a child is called elsewhere, or what one gives is used by others than the next.
+    None if there is no run: a child is called elsewhere, or its result is used by a step that is not the next one.
     """
     calls = [k for k, step in enumerate(body.steps) if not isinstance(step.target, ToName)]
     if not calls or any(step.outs != 1 for step in body.steps):
@@ -189,7 +190,7 @@ def chain_run(module: Module, body: Body, returned_uses: Sequence[Local | Slot])
 
 
 def chain_steps(body: Body, run: tuple[int, int]) -> tuple[Step, ...]:
-    """The steps of a run by themselves, counted from its start: the first takes what comes from outside."""
+    """Returns the steps of a run, counted from its start; the first step takes the value from outside."""
     steps = []
     for step in body.steps[slice(*run)]:
         args = tuple(Local(arg.index - run[0]) if isinstance(arg, Local) else arg for arg in step.args)
@@ -198,7 +199,7 @@ def chain_steps(body: Body, run: tuple[int, int]) -> tuple[Step, ...]:
 
 
 def function_label(module: Module, body: Body) -> str:
-    """What to call the function that stands for a module: what it calls, or the module's class."""
+    """Returns the name of the function that replaces a module: the function called within, or the module's class."""
     names = [step.target.name for step in body.steps if isinstance(step.target, ToName)]
     if module.is_filler and names == [".reshape"]:
         return "flatten" if body.constants == [-1] else "reshape"
@@ -206,5 +207,5 @@ def function_label(module: Module, body: Body) -> str:
 
 
 def hole_constants(body: Body) -> dict[tuple[str, ...], Any]:
-    """The constants of a body by place."""
+    """Returns the constants of a body by place."""
     return {("", str(k)): constant for k, constant in enumerate(body.constants) if constant is not MISSING}

@@ -1,4 +1,4 @@
-"""What modules become, one by one: how each is made, and with which constants."""
+"""The definitions of the source, and the units that single modules become: their form and their constants."""
 
 import dataclasses
 import inspect
@@ -15,18 +15,21 @@ from jaxensemble.source.read.frames import comparison_key
 from jaxensemble.source.read.steps import Operand, Step
 
 Place: TypeAlias = tuple[str, ...]
-"""Where a constant stands in a class: the attributes that lead to a layer, then its option; `("", n)` is a hole."""
+"""The place of a constant in a class: the attributes that lead to a layer, then its option; `("", n)` is a hole."""
 
 Kind: TypeAlias = Literal["layer", "variable", "class", "function", "chain", "list", "dict", "none"]
 
 
 @dataclasses.dataclass(frozen=True)
 class Make:
-    """How the value of an attribute is made.
+    """Form of an attribute's value.
 
-    `name` is the type of a layer or the kind of a variable, `fixed` what else of it has to be equal in modules that
-    share a class; `definition` is the number of a class; `items` are the parts of a list, chain or dict, and `keys`
-    their names. Which function stands in a chain is a constant, as an option of a layer is.
+    - `name`: the type of a layer, or the kind of a variable.
+    - `fixed`: other properties of a layer or variable that are equal in all modules of a class.
+    - `definition`: the number of a class.
+    - `items`, `keys`: the parts of a list, chain or dict, and their names.
+
+    The function in a chain is a constant, like an option of a layer.
     """
 
     kind: Kind
@@ -37,7 +40,7 @@ class Make:
     items: tuple["Make", ...] = ()
 
     def walk(self) -> Iterator["Make"]:
-        """It and its parts."""
+        """Yields the form and all its parts."""
         yield self
         for item in self.items:
             yield from item.walk()
@@ -46,31 +49,31 @@ class Make:
 NONE = Make("none")
 
 MISSING = object()
-"""In the place of a constant of steps that a module skips."""
+"""The value of a constant in steps that a module skips."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Function:
-    """A function of the source as a constant: the number of its definition and what that calls it."""
+    """Function of the source as a constant: the number of its definition, and the label of the definition."""
 
     definition: int
     label: str
 
 
 IDENTITY = Function(-1, "identity")
-"""What stands in a chain where PyTorch has a module that does nothing."""
+"""The function in a chain for a module of PyTorch that does nothing."""
 
 ConstantValue: TypeAlias = Arg | Function
 
 RESIDUAL = "+"
-"""In the place of a child: the last step of a method, which adds what was given to what came out."""
+"""The name, among those of children, of a last step that adds the method's argument to its result."""
 
 
 @dataclasses.dataclass
 class Unit:
-    """What one module became: how it is made, its constants, and what those that are not given are.
+    """Result for one module: its form, its constants, and the defaults of constants that are not given.
 
-    `absent` are the children that others of its class have, `skipped` the steps of its class that it does not take.
+    `absent` are the children that other modules of its class have, `skipped` the steps of its class that it skips.
     """
 
     make: Make
@@ -82,7 +85,7 @@ class Unit:
 
 @dataclasses.dataclass
 class Argument:
-    """An argument of a class: `default` counts only where it is not `required`."""
+    """Argument of a class: `default` counts only if the argument is not `required`."""
 
     name: str
     required: bool
@@ -91,40 +94,40 @@ class Argument:
 
 @dataclasses.dataclass(frozen=True)
 class ScaledArgument:
-    """A whole multiple of an argument, `times * argument`, or a whole part of it, `argument // over`."""
+    """Whole multiple of an argument, `times * argument`, or a whole part of an argument, `argument // over`."""
 
     argument: Argument
     times: int = 1
     over: int = 1
 
     def value_for(self, value: int) -> int | None:
-        """What it is where the argument has this value; None where there is a remainder."""
+        """Returns the value for a value of the argument; None if there is a remainder."""
         return None if value % self.over else value * self.times // self.over
 
 
 @dataclasses.dataclass(frozen=True)
 class ShapeItems:
-    """A shape, some of whose lengths are arguments or follow from them."""
+    """Shape, some of whose lengths are arguments or follow from arguments."""
 
     items: tuple["Argument | ScaledArgument | int", ...]
 
 
 @dataclasses.dataclass(frozen=True)
 class HalfKernel:
-    """What pads a convolution with a square kernel to the size it was given: `kernel_size[0] // 2`."""
+    """Padding that keeps the size in a convolution with a square kernel: `kernel_size[0] // 2`."""
 
     kernel_size: Argument
 
 
 Formula: TypeAlias = Argument | ScaledArgument | ShapeItems | HalfKernel
-"""What stands for a constant that differs from module to module."""
+"""Expression of arguments for a constant that differs from module to module."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Condition:
-    """What says, in the place of an argument of its own, whether something is there: `a != b or c != d`.
+    """Condition that says whether a part exists, instead of an argument for this purpose: `a != b or c != d`.
 
-    Where `equal` is set, it is `a == b and c == d` instead.
+    If `equal` is set, the condition is `a == b and c == d` instead.
     """
 
     pairs: tuple[tuple[Argument | ScaledArgument, Argument | ScaledArgument | Arg], ...]
@@ -164,18 +167,18 @@ class Definition:
 
     @property
     def functions(self) -> set[Function]:
-        """The functions among the constants and the defaults."""
+        """Functions among the constants and the defaults."""
         values = [*self.constants.values(), *(argument.default for argument in self.arguments)]
         return {value for value in values if isinstance(value, Function)}
 
     @property
     def residual(self) -> str:
-        """The attribute that tells whether the last step is taken."""
+        """Attribute that says whether the last step is taken."""
         return unused_name("residual", self.make.keys)
 
 
 def layer_unit(layer: Layer) -> Unit:
-    """A layer: its options are its constants, some of which have defaults."""
+    """Returns the unit of a layer. Its constants are its options, some of which have defaults."""
     defaults = option_defaults(layer.type)
     options = shortest_options(layer)
     fixed = tuple(sorted(set(options) - set(defaults)))
@@ -187,30 +190,30 @@ def layer_unit(layer: Layer) -> Unit:
 
 
 def function_unit(function: Function) -> Unit:
-    """What stands in a chain for a module that holds nothing."""
+    """Returns the unit of a module that holds nothing, as an item of a chain."""
     return Unit(Make("function"), {("function",): function})
 
 
 def class_unit(number: int, arguments: Sequence[Argument], given: Mapping[str, ConstantValue]) -> Unit:
-    """A module of a class: what its arguments are, those with a default only where they differ from it."""
+    """Returns the unit of a module of a class. Arguments that equal their defaults are left out."""
     defaults = {(a.name,): a.default for a in arguments if not a.required}
     constants = {(a.name,): given[a.name] for a in arguments}
-    told = {
+    differing = {
         place: value
         for place, value in constants.items()
         if place not in defaults or comparison_key(value) != comparison_key(defaults[place])
     }
-    return Unit(Make("class", definition=number), told, defaults)
+    return Unit(Make("class", definition=number), differing, defaults)
 
 
 def variable_unit(variable: Variable) -> Unit:
-    """A bare array: its shape is a constant."""
+    """Returns the unit of a variable. Its shape is a constant."""
     fixed = (variable.dtype, str(len(variable.shape)))
     return Unit(Make("variable", variable.kind, fixed), {("shape",): variable.shape})
 
 
 def container_unit(kind: Kind, entries: Mapping[str, Unit]) -> Unit:
-    """A list, chain or dict of units, or what a class holds."""
+    """Returns the unit of a list, chain or dict of units, or of a class with its attributes."""
     make = Make(kind, keys=tuple(entries), items=tuple(unit.make for unit in entries.values()))
     constants = {(name, *place): value for name, unit in entries.items() for place, value in unit.constants.items()}
     defaults = {(name, *place): value for name, unit in entries.items() for place, value in unit.defaults.items()}
@@ -218,7 +221,7 @@ def container_unit(kind: Kind, entries: Mapping[str, Unit]) -> Unit:
 
 
 def shortest_options(layer: Layer) -> dict[str, Arg]:
-    """The options of a layer in the shortest form that means the same.
+    """Returns the options of a layer in the shortest form with the same meaning.
 
     >>> shortest_options(Layer("conv", "nnx.Conv", {"kernel_size": (1, 1), "strides": (2, 2), "padding": "VALID"}))
     {'kernel_size': (1, 1), 'strides': 2}
@@ -242,7 +245,7 @@ def shortest_options(layer: Layer) -> dict[str, Arg]:
 
 
 def option_defaults(type_: str) -> dict[str, Arg]:
-    """The options of a layer that have a number, string or truth value as their default.
+    """Returns the options of a layer that have a number, string, boolean or None as their default.
 
     >>> option_defaults("nnx.Conv")["strides"]
     1
@@ -252,9 +255,9 @@ def option_defaults(type_: str) -> dict[str, Arg]:
 
 
 def signature(type_: str) -> inspect.Signature:
-    """What the constructor of a layer takes.
+    """Returns the signature of a layer's constructor.
 
-    **Raises:** `InputError` if the name is not that of an `nnx.Module`.
+    **Raises:** `InputError` for a name that refers to no `nnx.Module`.
     """
     found = resolve_name(type_)
     if type_.partition(".")[0] not in ("nnx", "layers") or not (

@@ -1,4 +1,4 @@
-"""Steps that repeat from child to child, as one loop over a list or over children with numbered names."""
+"""Loops over a list, or over children with numbered names, for steps that repeat from child to child."""
 
 import dataclasses
 import itertools
@@ -9,19 +9,19 @@ from typing import Any
 from jaxensemble.source.read.steps import Cut, Hole, Length, Local, Many, Slot, Step, ToLayer, ToModule, leaves
 
 FEWEST_CHILDREN = 4
-"""How many children with numbered names make a loop. Lists are looped over from two items on."""
+"""The fewest children with numbered names that make a loop. For lists, two items are enough."""
 
 LONGEST_ROUND = 3
-"""How many steps a round of a loop may have."""
+"""The most steps of one round of a loop."""
 
 CARRIED = Local(-1)
-"""What goes from round to round, within the steps of the first."""
+"""The value that goes from round to round, within the steps of the first round."""
 
 _NUMBERED = re.compile(r"([A-Za-z_](?:[\w-]*[A-Za-z_-])?)(0|[1-9]\d{0,3})", re.ASCII)
 
 
 def split_number(name: str) -> tuple[str, int] | None:
-    """The stem and the number of a child's name.
+    """Returns the stem and the number of a child's name, or None.
 
     >>> split_number("encoder_layer_11"), split_number("conv"), split_number("0")
     (('encoder_layer_', 11), None, None)
@@ -32,9 +32,9 @@ def split_number(name: str) -> tuple[str, int] | None:
 
 @dataclasses.dataclass(frozen=True)
 class Loop:
-    """`count` rounds, each with the next child of what is at `path`: the items of a list, or `stem` and a number.
+    """Loop of `count` rounds, each with the next child at `path`: the next item of a list, or `stem` and a number.
 
-    `given` is the value that goes into the first round, `first` the path of the child of that round.
+    `given` is the value that goes into the first round, `first` the path of the child in this round.
     """
 
     path: tuple[str, ...]
@@ -47,7 +47,7 @@ class Loop:
 
 @dataclasses.dataclass(frozen=True)
 class Rounds:
-    """Equal rounds of steps found one after the other: the steps of the first, its results, and those of the last."""
+    """Equal consecutive rounds: the steps and the results of the first round, and the result of the last round."""
 
     loop: Loop
     steps: tuple[Step, ...]
@@ -58,7 +58,7 @@ class Rounds:
 
 @dataclasses.dataclass(frozen=True)
 class StepResult:
-    """A step and its one result."""
+    """Step and its one result."""
 
     step: Step
     out: Local
@@ -72,11 +72,16 @@ def find_rounds(
     list_length: Callable[[Sequence[str]], int],
     run_length: Callable[[Sequence[str]], int | None],
 ) -> Rounds | None:
-    """The longest loop that begins with the first of the steps.
+    """Finds the longest loop that begins with the first of the steps.
 
-    `value` tells which value a use reads, `constant` what a hole holds, `counts` how often a value is read in all,
-    `list_length` how many items the list at a path has, 0 where there is none, `run_length` how many children with
-    numbered names, from the one at a path on, are to be called in a loop: 0 for none, None for any number.
+    **Arguments:**
+
+    - `value`: returns the value that a use reads.
+    - `constant`: returns the content of a hole.
+    - `counts`: how often each value is read in all.
+    - `list_length`: returns the number of items of the list at a path, 0 if there is no list.
+    - `run_length`: returns how many children with numbered names, from the child at a path on, have to be called in a
+      loop: 0 for no child, None for any number.
     """
     finder = _Finder(stated, value, constant, counts)
     found = [finder.find(size, list_length, run_length) for size in range(1, LONGEST_ROUND + 1)]
@@ -117,7 +122,7 @@ class _Finder:
         return Rounds(loop, marked, tuple(item.out for item in first), last, size * count)
 
     def _count(self, size: int, path: tuple[str, ...], stem: str, start: int) -> int:
-        """How many equal rounds follow one another; at least one."""
+        """Returns the number of equal consecutive rounds; at least one."""
         rounds = [self.stated[k : k + size] for k in range(0, len(self.stated), size)]
         shape = self._shape(rounds[0])
         if len(rounds) < 2 or self._shape(rounds[1]) != shape:
@@ -138,22 +143,22 @@ class _Finder:
         return count if self._is_closed(rounds[0]) and all(map(self._is_closed, rounds[:count])) else 1
 
     def _is_closed(self, now: Sequence[StepResult]) -> bool:
-        """Whether all but the last result of a round are used once, within it."""
+        """Returns whether all results of a round except the last are used once, within the round."""
         uses = [self.value(use) for item in now for use in leaves(item.step)]
         return all(self.counts[item.out] == 1 and item.out in uses for item in now[:-1])
 
     def _carried(self, first: Sequence[StepResult], second: Sequence[StepResult]) -> list[int]:
-        """Which uses of the second round read the result of the first."""
+        """Returns the numbers of the uses in the second round that read the result of the first round."""
         return [k for k, use in enumerate(self._uses(second)) if use == first[-1].out]
 
     def _uses(self, now: Sequence[StepResult]) -> list[Hashable]:
-        """The values that a round reads, in order; its own by number."""
+        """Returns the values that a round reads, in order; its own values by number."""
         own = {item.out: ("own", k) for k, item in enumerate(now)}
         values = [self.value(use) for item in now for use in leaves(item.step)]
         return [own.get(value, value) if isinstance(value, Local) else value for value in values]
 
     def _shape(self, now: Sequence[StepResult]) -> object:
-        """What a round does, whatever it reads, and whichever child it calls."""
+        """Returns the form of a round, independent of the values that it reads and of the child that it calls."""
         return [("child" if _child(item) else item.step.target, self._form(item.step)) for item in now]
 
     def _form(self, operand: Any) -> object:
@@ -180,7 +185,7 @@ def _child(item: StepResult) -> tuple[str, ...]:
 
 
 def _mark_carried(steps: Sequence[Step], carried: set[int]) -> tuple[Step, ...]:
-    """The steps with `CARRIED` for the uses of these numbers."""
+    """Returns the steps with `CARRIED` for the uses with these numbers."""
     count = -1
 
     def mark(operand: Any) -> Any:

@@ -1,7 +1,7 @@
-"""Modules of one class, some of which have what others lack: a child, as a residual block its downsampling, or a sum.
+"""Modules of one class, some of which lack a child (the downsampling of a residual block) or a last addition.
 
-They share a class where the child is called once, on one value: those without it use that value as it is. So do those
-that add what they were given to what came out in the end, and those that do not.
+They share a class if the child is called once, on one value: modules without the child use this value unchanged.
+Modules that add their argument to their last result share a class with modules that do not add it.
 """
 
 import dataclasses
@@ -27,7 +27,7 @@ from jaxensemble.source.read.steps import (
 
 @dataclasses.dataclass
 class ShortenedSteps:
-    """A body's steps without some of its children, and where in the full body each number comes from."""
+    """Steps of a body without some children, and for each number its origin in the full body."""
 
     steps: tuple[Step, ...]
     slots: list[int]
@@ -36,7 +36,7 @@ class ShortenedSteps:
 
 
 def missing_children(full: Make, part: Make) -> set[str] | None:
-    """The children that the larger of two classes has beyond the smaller; None if they differ in more than that."""
+    """Returns the children that the larger of two classes has in addition; None if the classes differ otherwise."""
     if full.kind != "dict" or part.kind != "dict":
         return None
     items = dict(zip(full.keys, full.items, strict=True))
@@ -45,7 +45,7 @@ def missing_children(full: Make, part: Make) -> set[str] | None:
 
 
 def remove_children(steps: Sequence[Step], children: set[str]) -> ShortenedSteps | None:
-    """The steps without the calls of `children`; None where such a call is more than one value in, one out."""
+    """Returns the steps without the calls of `children`; None if such a call has not one input and one output."""
     result = ShortenedSteps((), [], [], [])
     moved: dict[Local, Operand] = {}
     count = 0
@@ -95,7 +95,7 @@ def remove_children(steps: Sequence[Step], children: set[str]) -> ShortenedSteps
 
 
 def has_residual(full: Body, short: Body) -> bool:
-    """Whether one body is another, and then adds the value that it was given to the last result."""
+    """Returns whether `full` is `short` and a last step that adds the first argument to the result."""
     *steps, last = full.steps or (None,)
     if last is None or not steps or tuple(steps) != short.steps or last.target != ToName("+") or last.kwargs:
         return False
@@ -105,7 +105,7 @@ def has_residual(full: Body, short: Body) -> bool:
 
 
 def add_residual(body: Body, full: Body) -> Body:
-    """A body without the last addition of `full`, written as one with it; its result is that of the addition."""
+    """Returns a body without the last addition of `full` in the form of `full`; its result is the addition's."""
     return Body(
         full.steps,
         [*body.slots, body.slots[0]],
@@ -116,7 +116,7 @@ def add_residual(body: Body, full: Body) -> Body:
 
 
 def lengthen_body(body: Body, full: Body, children: set[str]) -> Body | None:
-    """A body that lacks calls of `children`, written as one with the steps of `full`; None where it is not that."""
+    """Returns a body that lacks calls of `children` in the form of `full`; None if the steps differ otherwise."""
     short = remove_children(full.steps, children)
     if short is None or short.steps != body.steps:
         return None

@@ -1,7 +1,7 @@
-"""What each module becomes: a class, a list or dict of what it holds, a function, or steps of the module around.
+"""The result for each module: a class, a list or dict of its content, a function, or steps of the module around.
 
-Modules are looked at from the leaves up, all of one level at a time, so that whatever a module holds and calls has been
-settled before it. Modules of one level whose structure and steps are the same but for numbers share a class.
+Modules are settled from the leaves up, level by level, so that the content and the calls of a module are settled before
+the module. Modules of one level whose structure and steps are equal except for numbers share a class.
 """
 
 import dataclasses
@@ -65,19 +65,19 @@ from jaxensemble.source.read.steps import (
 from jaxensemble.source.read.tidy import tidy_calls
 
 SMALL = 2
-"""A module that holds nothing is written out where it is called, if it has no more steps than this."""
+"""The most steps of a module without content that is written out where it is called."""
 
 SHORT = 3
-"""A container of PyTorch's own with names for its children becomes a dict if its call has no more steps than this."""
+"""The most steps in a call of a container of PyTorch with named children that becomes a dict."""
 
 CHAIN = -1
-"""The definition of a module that is no more than a chain of its children."""
+"""The definition of a module that only calls its children one after the other."""
 
 
 class Outline:
-    """The definitions of a network's source, each after those that it names; the root's is the last.
+    """Definitions of a network's source, each after the definitions that it names; the last one is the root's.
 
-    `root_body` fills the slots of the root; `root_returns` is what it returns, nested as the outputs are.
+    `root_body` fills the slots of the root; `root_returns` are its results, nested like the outputs.
     """
 
     def __init__(self, network: Network):
@@ -105,9 +105,9 @@ class Outline:
         return last | {ref.name: len(self.calls) for ref in operands(self.outputs) if isinstance(ref, Ref)}
 
     def _keep_long_mappings(self) -> None:
-        """Gives a method to mappings that are called, as `nn.Sequential(OrderedDict(...))`, where they do much.
+        """Gives a method to mappings that are called, for example `nn.Sequential(OrderedDict(...))`, if they are long.
 
-        So to those in a list: it may call its items one after the other.
+        Mappings in a list get one too, as the list may call its items one after the other.
         """
         for frame in self.top.frames():
             module = self.root.descendant(frame.path)
@@ -122,7 +122,7 @@ class Outline:
             self._settle(levels[level])
 
     def _settle(self, modules: list[Module]) -> None:
-        """Settles what modules of one height become."""
+        """Settles the modules of one level."""
         frames: dict[Path, list[Frame]] = defaultdict(list)
         for frame in self.top.frames():
             frames[frame.path].append(frame)
@@ -148,7 +148,7 @@ class Outline:
         for members in join_by_optional_parts(groups, self._results_of):
             self._settle_class(members)
 
-    # Whether a module can have a method
+    # Methods of modules
 
     def _candidate(self, module: Module, frames: list[Frame]) -> Candidate:
         if not (module.is_numbered and module.has_content):
@@ -165,7 +165,7 @@ class Outline:
         return found
 
     def _is_dict(self, found: Candidate) -> bool:
-        """Whether a container of PyTorch's own does no more than call children with numbered names in turn."""
+        """Returns whether a container of PyTorch only calls children with numbered names in turn."""
         module, names = found.module, children_in_turn(found.bodies[0])
         stems = {name and name[0] for name in map(split_number, names)}
         same = len({self._units[module.children[name].path].make for name in names}) == 1
@@ -185,7 +185,7 @@ class Outline:
         return found.module.kind == "module"
 
     def _results(self, bodies: Sequence[Body], frames: Sequence[Frame]) -> tuple[int, ...]:
-        """Which of the bodies' values are used after any of the frames."""
+        """Returns the numbers of the bodies' values that are used after any of the frames."""
         used = set()
         for body, frame in zip(bodies, frames, strict=True):
             end = max(self._position[call.out] for call in frame.calls())
@@ -193,18 +193,18 @@ class Outline:
         return tuple(sorted(used))
 
     def _results_of(self, members: Members) -> tuple[int, ...]:
-        """The same of the calls of several modules."""
+        """Returns the numbers of the values that are used after any call of several modules."""
         bodies = [body for found, _ in members for body in found.bodies]
         return self._results(bodies, [frame for found, _ in members for frame in found.frames])
 
     def _dissolve(self, frames: Iterable[Frame]) -> None:
-        """Puts the steps of frames, and those of small functions right within, in the place of the frames."""
+        """Replaces frames by their steps; small functions directly within are replaced by their steps too."""
         for frame in frames:
             self._open_small(frame)
         splice_frames(self.top, {id(frame) for frame in frames})
 
     def _open_small(self, frame: Frame) -> None:
-        """Puts the steps of small functions right within a frame in the place of their frames."""
+        """Replaces the frames of small functions directly within a frame by their steps."""
         splice_frames(frame, {id(item) for item in frame.items if isinstance(item, Frame) and self._is_small(item)})
 
     def _is_small(self, frame: Frame) -> bool:
@@ -216,10 +216,10 @@ class Outline:
             self.root.descendant(frame.path).is_filler or len(self.definitions[target.definition].steps or ()) <= SMALL
         )
 
-    # What modules become
+    # Results for modules
 
     def _structure(self, module: Module, found: Candidate | None = None) -> Unit:
-        """What a module holds: a list or chain where it is numbered, a dict elsewhere."""
+        """Returns the unit of a module's content: a list or chain for a numbered module, a dict for any other."""
         units = {name: self._units.get(child.path, Unit(NONE)) for name, child in module.children.items()}
         if not module.is_numbered:
             held = {name: unit for name, unit in units.items() if module.children[name].has_content}
@@ -260,7 +260,7 @@ class Outline:
             self._dissolve([frame for frame in found.frames if self._is_small(frame)])
 
     def _parameters(self, calls: Sequence[Sequence[str]]) -> list[str]:
-        """Names for a method's parameters: the network's own where one is always an input of the network."""
+        """Returns names for a method's parameters. A parameter that is always an input of the network has its name."""
         names: list[str] = []
         inputs = {ref.name for ref in operands(self.network.inputs) if isinstance(ref, Ref)}
         for k, column in enumerate(zip(*calls, strict=True)):
@@ -269,7 +269,7 @@ class Outline:
         return names
 
     def _is_in_chain(self, module: Module) -> bool:
-        """Whether the module may yet be an item of a list that is called."""
+        """Returns whether the module may still become an item of a list that is called."""
         parent = self.root.descendant(module.path[:-1])
         return parent.is_numbered and parent.has_content
 
@@ -306,7 +306,7 @@ class Outline:
             inputs = inputs[count:]
 
     def _record_call(self, found: Candidate, target: Any, inputs: list[list[str]], results: Sequence[int]) -> None:
-        """Records what the frames around find in the place of a module's frames."""
+        """Records the calls that replace a module's frames in the frames around."""
         for frame, body, arguments in zip(found.frames, found.bodies, inputs, strict=True):
             self._called[id(frame)] = FrameCall(target, arguments, [body.names[k] for k in results])
 
@@ -344,7 +344,7 @@ class Outline:
 
 
 def _chain_body(body: Body) -> Body:
-    """The body of a chain as the one step that it is, whatever its items."""
+    """Returns the body of a chain as one step, independent of its items."""
     return Body((Step(ToModule((), CHAIN), (Slot(0),)),), body.slots[:1], names=body.names[-1:])
 
 

@@ -1,7 +1,7 @@
 """Modules of one class, some of which take steps that others skip: the shift of a window and its mask.
 
-They share a class where such steps follow one another, take one value and give one: whoever skips them goes on with
-the value as it is.
+They share a class if these steps are consecutive, take one value and give one value. A module that skips the steps
+uses the value unchanged.
 """
 
 import dataclasses
@@ -24,33 +24,33 @@ from jaxensemble.source.read.steps import (
 )
 
 Span: TypeAlias = tuple[int, int]
-"""The first of some steps of a body, and the end."""
+"""The start and the end of consecutive steps of a body."""
 
 MOST_SPANS = 16
-"""How many spans one body may skip of another."""
+"""The most spans that one body may skip of another body."""
 
 LONGEST_SPAN = 8
 """The most steps of a span."""
 
 MOST_TRIES = 200
-"""How often a span is tried before two bodies count as different: so that comparing them takes linear time."""
+"""The most spans that are tried before two bodies count as different, so that the comparison takes linear time."""
 
 
 @dataclasses.dataclass(frozen=True)
 class AlignedBody:
-    """A body written as a longer one, and the spans of that which it skips."""
+    """Body in the form of a longer body, and the spans of the longer body that it skips."""
 
     body: Body
     spans: frozenset[Span]
 
 
 def align_bodies(short: Body, full: Body, results: Collection[int]) -> AlignedBody | None:
-    """A body as one with the steps of `full`, some of which it skips; None where it is not that.
+    """Returns `short` in the form of `full`, some of whose steps it skips; None if the steps differ otherwise.
 
-    `results` are the values of `full` that are used after it.
+    `results` are the values of `full` that are used after its steps.
     """
     if any(isinstance(step.target, ToLayer) and step.target.path[-1].rstrip("_") == "training" for step in full.steps):
-        return None  # a choice by the mode brings statements with it that have a place of their own
+        return None  # a choice by the mode is written as statements, whose places are their own
     removed = len(full.steps) - len(short.steps)
     if not 0 < removed <= len(short.steps) or not _is_in_order(short.steps, full.steps):
         return None
@@ -58,7 +58,7 @@ def align_bodies(short: Body, full: Body, results: Collection[int]) -> AlignedBo
 
 
 class Flow:
-    """Which values the steps of a body make and read. `results` are those that are used after it."""
+    """Values that the steps of a body make and read. `results` are the values that are used after the steps."""
 
     def __init__(self, body: Body, results: Collection[int]):
         self.body = body
@@ -68,7 +68,7 @@ class Flow:
         self.last_read |= {Local(k): len(body.steps) for k in results}
 
     def carried(self, span: Span) -> Hashable | None:
-        """The one value that a span takes, if it gives but one as well, and that takes its place from there on."""
+        """Returns the one value that a span takes, if the span gives only one value, which replaces it afterwards."""
         start, end = span
         if end > len(self.body.steps) or len(self.outs[end - 1]) != 1:
             return None
@@ -81,7 +81,7 @@ class Flow:
 
 
 def merge_spans(flow: Flow, skipped: Sequence[frozenset[Span]]) -> list[frozenset[Span]]:
-    """What each module skips, with spans that follow one another and are skipped by the same modules as one."""
+    """Returns the spans that each module skips. Consecutive spans that the same modules skip become one span."""
     spans = sorted({span for own in skipped for span in own})
     whole: list[list[Span]] = []
     for span in spans:
@@ -96,10 +96,10 @@ def merge_spans(flow: Flow, skipped: Sequence[frozenset[Span]]) -> list[frozense
 
 @dataclasses.dataclass
 class _State:
-    """How far two bodies have been found alike.
+    """State of the comparison of two bodies.
 
-    `values` says which value of the short body is one of the full body's, `carried` what a span takes for what it
-    gives.
+    `values` maps values of the full body to values of the short body, `carried` the result of a skipped span to the
+    value that the span takes.
     """
 
     values: dict[Hashable, Hashable]
@@ -107,14 +107,14 @@ class _State:
     spans: tuple[Span, ...]
 
     def resolve_skipped(self, value: Hashable) -> Hashable:
-        """A value, or what stands for it where the spans that lead to it are skipped."""
+        """Returns a value, or the value that replaces it because spans are skipped."""
         while value in self.carried:
             value = self.carried[value]
         return value
 
 
 class _Alignment:
-    """The search for the spans, with a limit."""
+    """Search for the spans that a body skips, with a limit on its tries."""
 
     def __init__(self, short: Body, full: Body, results: Collection[int]):
         self.short = short
@@ -130,7 +130,7 @@ class _Alignment:
         return self._align_values(state) if state else None
 
     def _align(self, i: int, j: int, state: "_State") -> "_State | None":
-        """Takes equal steps from two places on, as far as they go; then skips a span that lets them go on."""
+        """Matches equal steps from two places on as far as possible, then skips a span after which steps match."""
         self.tries -= 1
         start = i
         while i < len(self.full.steps) and j < len(self.short.steps) and self._match_steps(i, j, state):
@@ -151,14 +151,14 @@ class _Alignment:
         return None
 
     def _skip_span(self, state: "_State", span: Span, carried: Hashable) -> "_State":
-        """The state before a span, with what that takes for what it gives."""
+        """Returns the state before a span, with the value that the span takes instead of its result."""
         later = {out for outs in self.outs[span[0] :] for out in outs}
         values = {value: own for value, own in state.values.items() if value not in later}
         given = {self.outs[span[1] - 1][0]: carried}
         return _State(values, state.carried | given, (*state.spans, span))
 
     def _match_steps(self, i: int, j: int, state: "_State") -> bool:
-        """Whether two steps are the same; if so, notes which values are."""
+        """Returns whether two steps are equal; if so, notes which values are equal."""
         step, own = self.full.steps[i], self.short.steps[j]
         pairs: list[tuple[Any, Any]] = []
         parts = ((step.args, step.kwargs), (own.args, own.kwargs))
@@ -195,7 +195,7 @@ class _Alignment:
         return AlignedBody(body, frozenset(state.spans))
 
     def _constants(self, spans: tuple[Span, ...]) -> list[Any]:
-        """The constants of the short body in the places that those of the full one have."""
+        """Returns the constants of the short body in the order of the full body's constants."""
         kept = [step for k, step in enumerate(self.full.steps) if not any(a <= k < b for a, b in spans)]
         constants: list[Any] = [MISSING] * len(self.full.constants)
         for hole, own in zip(hole_numbers(kept), hole_numbers(self.short.steps), strict=True):
@@ -204,13 +204,13 @@ class _Alignment:
 
 
 def _is_in_order(some: Sequence[Step], steps: Sequence[Step]) -> bool:
-    """Whether steps do in order what some of others do, whatever they take: a quick answer for most."""
+    """Returns whether the targets of `some` steps occur in order in `steps`: a quick test that excludes most bodies."""
     rest = iter(steps)
     return all(any(step.target == own.target for step in rest) for own in some)
 
 
 def value_of(body: Body, leaf: Local | Slot) -> Hashable:
-    """The value that a use reads: the name of one from outside."""
+    """Returns the value that a use reads; a value from outside is a name."""
     return body.slots[leaf.index] if isinstance(leaf, Slot) else leaf
 
 
@@ -223,7 +223,7 @@ def _outs(steps: Sequence[Step]) -> list[tuple[Local, ...]]:
 
 
 def _are_alike(one: Any, other: Any, pairs: list[tuple[Any, Any]]) -> bool:
-    """Whether two operands differ in which values and constants they take alone; `pairs` gets those."""
+    """Returns whether two operands differ only in values and constants; adds these to `pairs`."""
     match one, other:
         case (Local() | Slot(), Local() | Slot()) | (Hole(), Hole()):
             pairs.append((one, other))
@@ -240,7 +240,7 @@ def _are_alike(one: Any, other: Any, pairs: list[tuple[Any, Any]]) -> bool:
 
 
 def hole_numbers(operand: Any) -> Iterator[int]:
-    """The number of every hole within steps or operands, in order."""
+    """Yields the number of every hole within steps or operands, in order."""
     match operand:
         case Hole(number):
             yield number
@@ -258,7 +258,7 @@ def hole_numbers(operand: Any) -> Iterator[int]:
 
 
 def child_names(steps: Any) -> set[str]:
-    """The names of the children that steps call or read."""
+    """Returns the names of the children that steps call or read."""
     found: set[str] = set()
     match steps:
         case VariableRead(path):

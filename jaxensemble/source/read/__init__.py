@@ -1,1 +1,1 @@
-"""From a network's calls to the steps of its modules."""
+"""The way from a network's calls to the steps of its modules."""

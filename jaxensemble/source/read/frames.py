@@ -10,14 +10,14 @@ from jaxensemble.source.read.modules import Module, Path, is_inside_layer, scope
 
 @dataclasses.dataclass(frozen=True)
 class AxisLength:
-    """The length of one axis of an array: an argument that stands for a `.shape` call."""
+    """Length of one axis of an array: an argument that replaces a `.shape` call."""
 
     of: Ref | Var
     axis: int
 
 
 def operands(arg: object) -> Iterator[Ref | Var]:
-    """Every `Ref` and `Var` within an argument or a tree of outputs, those within an `AxisLength` included."""
+    """Yields every `Ref` and `Var` within an argument or a tree of outputs, also within an `AxisLength`."""
     match arg:
         case Ref() | Var():
             yield arg
@@ -35,9 +35,9 @@ def operands(arg: object) -> Iterator[Ref | Var]:
 
 
 def inline_shapes(calls: Sequence[Call], outputs: ReferenceTree) -> tuple[list[Call], ReferenceTree]:
-    """Calls and outputs with every `.shape` call put where its result is used.
+    """Returns calls and outputs with every `.shape` call moved to where its result is used.
 
-    The source then reads `x.reshape(x.shape[0], -1)`, and no module has to hand a length to another.
+    The source then reads `x.reshape(x.shape[0], -1)`, and no module has to pass a length to another module.
     """
     shapes: dict[str, AxisLength] = {}
     kept = []
@@ -73,7 +73,7 @@ def _replace_shapes(arg: Any, shapes: Mapping[str, AxisLength]) -> Any:
 
 
 def drop_unused(calls: Sequence[Call], outputs: ReferenceTree) -> list[Call]:
-    """The calls whose results are used. A layer is called all the same: it may keep statistics, as may what writes."""
+    """Returns the calls whose results are used, and all calls of layers, which may keep statistics, and all writes."""
     used = {ref.name for ref in operands(outputs) if isinstance(ref, Ref)}
     kept = []
     for call in reversed(calls):
@@ -85,14 +85,14 @@ def drop_unused(calls: Sequence[Call], outputs: ReferenceTree) -> list[Call]:
 
 @dataclasses.dataclass
 class Frame:
-    """One call of the module at `path`: the steps within it, some of them frames themselves."""
+    """One call of the module at `path`: its steps, some of which are frames themselves."""
 
     path: Path
     scope: tuple[str, ...]
     items: list["Call | Frame"] = dataclasses.field(default_factory=list)
 
     def calls(self) -> Iterator[Call]:
-        """Every call within, those of inner frames included, in order."""
+        """Yields every call of this frame and of its inner frames, in order."""
         for item in self.items:
             if isinstance(item, Frame):
                 yield from item.calls()
@@ -100,7 +100,7 @@ class Frame:
                 yield item
 
     def frames(self) -> Iterator["Frame"]:
-        """Every frame within, outer ones first, without this one."""
+        """Yields every inner frame, outer frames first."""
         for item in self.items:
             if isinstance(item, Frame):
                 yield item
@@ -108,10 +108,10 @@ class Frame:
 
 
 def frame_tree(calls: Sequence[Call], root: Module) -> Frame:
-    """The calls of a network as one frame with frames inside.
+    """Returns the calls of a network as one frame with inner frames.
 
-    A module whose calls are not contiguous, or reach for what lies outside of it, gets no frame: its steps stand in
-    the frame around.
+    A module gets no frame if its calls are not contiguous, or use layers or variables outside the module. Its steps
+    then belong to the frame around.
     """
     dissolved: set[Path] = set()
     while True:
@@ -123,7 +123,7 @@ def frame_tree(calls: Sequence[Call], root: Module) -> Frame:
 
 
 def _nest_calls(calls: Sequence[Call], root: Module, dissolved: set[Path]) -> tuple[Frame, set[Path]]:
-    """The tree without frames for `dissolved` modules, and the modules found to be left and entered again."""
+    """Returns the tree without frames for `dissolved` modules, and the modules that are left and entered again."""
     top = Frame((), ())
     stack = [top]
     closed: set[tuple[str, ...]] = set()
@@ -150,7 +150,7 @@ def _has_frames(path: Path, root: Module) -> bool:
 
 
 def _is_closed(frame: Frame) -> bool:
-    """Whether a frame reaches only for what lies beneath its own module."""
+    """Returns whether a frame uses only layers and variables beneath its own module."""
     reached = [
         split_path(call.target.removeprefix("layer:")) for call in frame.calls() if call.target.startswith("layer:")
     ]
@@ -165,10 +165,10 @@ def _is_closed(frame: Frame) -> bool:
 
 
 def fill_gaps(top: Frame, root: Module) -> None:
-    """Gives steps that stand between two children of a numbered module to a child missing between those.
+    """Gives steps between the calls of two children of a numbered module to a missing child between the two.
 
-    In `nn.Sequential(conv, flatten, linear)` the reshape may be told from the calls of `linear` alone. With a frame of
-    its own, the whole is a chain again.
+    In `nn.Sequential(conv, flatten, linear)` the scope of the reshape may not name `flatten`. With a frame for the
+    reshape, the whole is a chain again.
     """
     for frame in [top, *top.frames()]:
         module = root.descendant(frame.path)
@@ -202,13 +202,13 @@ def _is_free(module: Module, name: str) -> bool:
 
 
 def _child_number(item: Call | Frame, path: Path) -> int | None:
-    """The number of the child that an item of a numbered module's frame calls."""
+    """Returns the number of the child that an item of a numbered module's frame calls, or None."""
     called = item.path if isinstance(item, Frame) else split_path(item.target.partition("layer:")[2])
     return int(called[len(path)]) if len(called) > len(path) and called[len(path)].isdigit() else None
 
 
 def splice_frames(frame: Frame, gone: set[int]) -> None:
-    """Puts the items of frames, told by their `id`, in the place of those frames, anywhere beneath a frame."""
+    """Replaces frames, given by their `id`, by their items, anywhere beneath a frame."""
     items = []
     for item in frame.items:
         if isinstance(item, Frame):
@@ -218,7 +218,7 @@ def splice_frames(frame: Frame, gone: set[int]) -> None:
 
 
 def trim_frames(frame: Frame, wanted: set[int]) -> None:
-    """Moves steps that call no child from the ends of frames to before and behind them."""
+    """Moves steps that call no child from both ends of the `wanted` frames out of these frames."""
     items: list[Call | Frame] = []
     for item in frame.items:
         if isinstance(item, Frame):
@@ -237,5 +237,5 @@ def trim_frames(frame: Frame, wanted: set[int]) -> None:
 
 
 def comparison_key(arg: object) -> object:
-    """An argument as something to compare and to hash by: types, signs and NaNs count."""
+    """Returns a key by which an argument is compared and hashed: types, signs and NaNs count."""
     return type(arg).__name__, repr(arg)

@@ -10,14 +10,14 @@ from jaxensemble.source.names import check_child
 Path = tuple[str, ...]
 
 MOST_CHILDREN = 10_000
-"""The most children a numbered module may have: a list is made with a slot for each."""
+"""The most children that a numbered module may have: its list gets a slot for each child."""
 
 
 @dataclasses.dataclass
 class Module:
-    """A node of the module tree. `layer` is set where it is a layer, which then has no children of its own.
+    """Node of the module tree. `layer` is set if the node is a layer, which has no children.
 
-    `is_filler` marks what `fill_gaps` has put in the place of a child that the network does not name.
+    `is_filler` marks a node that `fill_gaps` has put in for a child that the network does not name.
     """
 
     path: Path
@@ -29,7 +29,7 @@ class Module:
     is_filler: bool = False
 
     def descendant(self, path: Path) -> "Module":
-        """The module at a path beneath this one."""
+        """Returns the module at a path beneath this module."""
         module = self
         for name in path:
             module = module.children[name]
@@ -41,36 +41,37 @@ class Module:
 
     @property
     def has_content(self) -> bool:
-        """Whether a layer or variable lies here or beneath: whether the module needs to exist."""
+        """Returns whether a layer or variable is in this module or beneath, so that the module has to exist."""
         return bool(self.layer or self.variables) or any(child.has_content for child in self.children.values())
 
     @property
     def is_numbered(self) -> bool:
-        """Whether its children stand in a list."""
+        """Returns whether the children of the module are in a list."""
         numbers = [name for name in self.children if name.isascii() and name.isdigit() and str(int(name)) == name]
         return self.kind == "sequence" and not self.variables and len(numbers) == len(self.children)
 
     @property
     def has_no_class(self) -> bool:
-        """Whether its class is PyTorch's own `nn.Sequential`, or named after the attribute that holds it."""
+        """Returns whether the module's class is PyTorch's own `nn.Sequential`, or named after the attribute of the module."""
         return self.class_name in ("", "Sequential", self.name.title().replace("_", ""))
 
     def walk(self) -> Iterator["Module"]:
-        """The module and all beneath it, parents first."""
+        """Yields the module and all modules beneath it, parents first."""
         yield self
         for child in self.children.values():
             yield from child.walk()
 
 
 def split_path(path: str) -> Path:
-    """The parts of a dotted path; none for the root."""
+    """Returns the parts of a dotted path; the root has none."""
     return tuple(path.split(".")) if path else ()
 
 
 def module_tree(network: Network) -> Module:
-    """The modules of a network, from its layers, its variables and the scopes of its calls.
+    """Returns the modules of a network, from its layers, its variables and the scopes of its calls.
 
-    **Raises:** `InputError` where a module on the way is not in `network.modules`, or has a name that Flax cannot hold.
+    **Raises:** `InputError` for a module on the way that is not in `network.modules`, and for a name that Flax cannot
+    hold.
     """
     layers = {layer.path for layer in network.layers}
     root = Module((), network.name, network.modules.get("", ("", "module"))[1])
@@ -87,7 +88,7 @@ def module_tree(network: Network) -> Module:
     for module in root.walk():
         if module.is_numbered and module.children and max(map(int, module.children)) >= MOST_CHILDREN:
             raise InputError(
-                f"{'.'.join(module.path)!r} numbers its children too high; expected less than {MOST_CHILDREN}"
+                f"{'.'.join(module.path)!r} numbers its children too high; expected numbers below {MOST_CHILDREN}"
             )
     return root
 
@@ -107,7 +108,7 @@ def _node(root: Module, path: Path, network: Network, layers: set[str]) -> Modul
 
 
 def is_inside_layer(root: Module, path: Path) -> bool:
-    """Whether a path leads to a layer, or into one."""
+    """Returns whether a path leads to a layer, or into a layer."""
     node: Module | None = root
     for name in path:
         node = node.children.get(name) if node else None
@@ -117,9 +118,9 @@ def is_inside_layer(root: Module, path: Path) -> bool:
 
 
 def module_levels(root: Module) -> list[tuple[Module, int]]:
-    """Every module but the root, with a level above those of its children, and equal for all modules of one class.
+    """Returns every module except the root, with a level above its children's, equal for all modules of one class.
 
-    Classes that hold one another, or themselves, have no such level: their modules are then told apart by height alone.
+    No level fits classes that hold one another, or themselves. The level of every module is then its height.
     """
     modules = [module for module in root.walk() if module.path]
     levels: dict[Path, int] = {}
@@ -143,5 +144,5 @@ def module_levels(root: Module) -> list[tuple[Module, int]]:
 
 
 def scope_path(entry: str) -> Path:
-    """The path of the module that an entry of a scope names, without the count of its call."""
+    """Returns the path of the module that an entry of a scope names, without the count of its call."""
     return split_path(entry.partition("@")[0])

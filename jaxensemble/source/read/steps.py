@@ -1,7 +1,7 @@
-"""The steps of one module call, freed of names: equal bodies are equal values, whatever their paths and numbers.
+"""The steps of one module call, without names: equal bodies are equal values, whatever their paths and numbers.
 
-What a body takes from outside stands as numbered slots, each number or option as a numbered hole. Two calls with equal
-steps can share one method: their slots say which arguments it needs, their holes what its class is told when made.
+In a body, values from outside are numbered slots, and numbers and options are numbered holes. Two calls with equal
+steps can share one method: their slots say which arguments the method needs, their holes what its constructor needs.
 """
 
 import dataclasses
@@ -17,35 +17,35 @@ from jaxensemble.source.read.tidy import Unpacking
 
 @dataclasses.dataclass(frozen=True)
 class Local:
-    """A value that the body itself computes, counted in order."""
+    """Value that the body itself computes, counted in order."""
 
     index: int
 
 
 @dataclasses.dataclass(frozen=True)
 class Slot:
-    """A use of a value from outside, counted in order; once the uses are matched, an argument of the method."""
+    """Use of a value from outside, counted in order; once the uses are matched, an argument of the method."""
 
     index: int
 
 
 @dataclasses.dataclass(frozen=True)
 class Hole:
-    """A number, string or dtype, counted in order."""
+    """Number, string or dtype, counted in order."""
 
     index: int
 
 
 @dataclasses.dataclass(frozen=True)
 class VariableRead:
-    """The array of a variable, by its path from the module."""
+    """Array of a variable, by its path from the module."""
 
     path: Path
 
 
 @dataclasses.dataclass(frozen=True)
 class Length:
-    """The length of an axis."""
+    """Length of an axis."""
 
     of: "Operand"
     axis: int
@@ -53,7 +53,7 @@ class Length:
 
 @dataclasses.dataclass(frozen=True)
 class Many:
-    """A tuple or list."""
+    """Tuple or list."""
 
     is_tuple: bool
     items: tuple["Operand", ...]
@@ -61,7 +61,7 @@ class Many:
 
 @dataclasses.dataclass(frozen=True)
 class Cut:
-    """A slice."""
+    """Slice."""
 
     start: "Operand"
     stop: "Operand"
@@ -73,14 +73,14 @@ Operand: TypeAlias = Local | Slot | Hole | VariableRead | Length | Many | Cut | 
 
 @dataclasses.dataclass(frozen=True)
 class ToLayer:
-    """A call of the layer at a path from the module."""
+    """Call of the layer at a path from the module."""
 
     path: Path
 
 
 @dataclasses.dataclass(frozen=True)
 class ToModule:
-    """A call of the module at a path, whose method is that of the definition with this number."""
+    """Call of the module at a path, whose method is in the definition with this number."""
 
     path: Path
     definition: int
@@ -88,7 +88,7 @@ class ToModule:
 
 @dataclasses.dataclass(frozen=True)
 class ToFunction:
-    """A call of a function of the source's own, which stands for the module at a path."""
+    """Call of a function that the source defines for the module at a path."""
 
     path: Path
     definition: int
@@ -96,7 +96,7 @@ class ToFunction:
 
 @dataclasses.dataclass(frozen=True)
 class ToName:
-    """An operator, a method or a function by its name."""
+    """Operator, method or function by its name."""
 
     name: str
 
@@ -106,7 +106,7 @@ Target: TypeAlias = ToLayer | ToModule | ToFunction | ToName
 
 @dataclasses.dataclass(frozen=True)
 class Step:
-    """One call, and how many results it has: results are counted through the body."""
+    """One call and the number of its results; results are counted through the body."""
 
     target: Target
     args: tuple[Operand, ...]
@@ -116,9 +116,9 @@ class Step:
 
 @dataclasses.dataclass
 class Body:
-    """`steps`, and what one module call fills them with: values for the slots, constants for the holes.
+    """Steps, and the values of slots and constants of holes that one module call fills in.
 
-    `names` are the values that the steps define, `hints` what a hole could be called.
+    `names` are the values that the steps define, `hints` possible names of the holes.
     """
 
     steps: tuple[Step, ...] = ()
@@ -130,7 +130,7 @@ class Body:
 
 @dataclasses.dataclass
 class FrameCall:
-    """A frame as the frame around sees it: what is called, with which values, giving which."""
+    """Call of a frame in the frame around: what is called, with which values, and with which results."""
 
     target: Callable[[Path], Target]
     inputs: list[str]
@@ -146,7 +146,7 @@ class Reader:
         self._locals: dict[str, int] = {}
 
     def read(self, frame: Frame, called: Callable[[Frame], FrameCall]) -> Body:
-        """The body of a frame; `called` says what has become of the frames within."""
+        """Reads the body of a frame; `called` returns the calls that replace inner frames."""
         for item in frame.items:
             if isinstance(item, Frame):
                 inner = called(item)
@@ -179,7 +179,7 @@ class Reader:
         return split_path(path)[len(self.root) :]
 
     def operand(self, arg: object, hint: str = "size") -> Operand:
-        """An argument with its references and constants replaced."""
+        """Returns an argument with slots, locals and holes for its references and constants."""
         match arg:
             case None | EllipsisType() | Func():
                 return arg
@@ -202,7 +202,7 @@ class Reader:
 
 
 def is_constant(arg: object) -> bool:
-    """Whether an argument holds nothing but numbers, strings, dtypes and None."""
+    """Returns whether an argument holds only numbers, strings, dtypes and None."""
     match arg:
         case tuple() | list():
             return all(map(is_constant, arg))
@@ -212,12 +212,12 @@ def is_constant(arg: object) -> bool:
 
 
 def leaves(operand: object) -> list[Local | Slot]:
-    """Every use of a value within an operand or step, in order."""
+    """Returns every use of a value within an operand or step, in order."""
     return [part for part in _parts(operand) if isinstance(part, Local | Slot)]
 
 
 def variables_read(operand: object) -> list[Path]:
-    """Every variable that an operand or step reads, in order."""
+    """Returns every variable that an operand or step reads, in order."""
     return [part.path for part in _parts(operand) if isinstance(part, VariableRead)]
 
 
@@ -239,9 +239,9 @@ def _parts(operand: object) -> list[Local | Slot | VariableRead]:
 
 
 def match_slots(bodies: list[Body]) -> tuple[list[int], list[list[str]]]:
-    """Which argument each slot is, and for each body its arguments.
+    """Returns the argument that each slot is, and the arguments of each body.
 
-    Slots are one argument where they are one value in every body.
+    Slots are one argument if they are one value in every body.
 
     >>> match_slots([Body(slots=["q", "m", "m"]), Body(slots=["x", "x", "x"])])
     ([0, 1, 1], [['q', 'm'], ['x', 'x']])
@@ -252,7 +252,7 @@ def match_slots(bodies: list[Body]) -> tuple[list[int], list[list[str]]]:
 
 
 def returned_uses(returns: Any) -> list[Local | Slot]:
-    """Every use within what is returned, in order."""
+    """Returns every use of a value within the results of a method, in order."""
     if isinstance(returns, Record):
         return returned_uses(returns.fields)
     if isinstance(returns, dict):

@@ -1,6 +1,6 @@
-"""Calls put as a person would have put them, before anything is planned. What is computed stays the same, bit by bit.
+"""Calls arranged as a person would arrange them, before anything is planned. Results stay the same, bit for bit.
 
-Only steps that move data are touched: the transpose of an input, concatenations, and reading all parts of a value.
+Only steps that move data change: the transpose of an input, concatenations, and reading all parts of a value.
 """
 
 import dataclasses
@@ -13,27 +13,27 @@ from jaxensemble.source.read.frames import comparison_key, operands
 CONCATENATE = "jnp.concatenate"
 
 ARRANGING = frozenset({"jnp.transpose", ".reshape", "jnp.expand_dims", "jnp.squeeze"})
-"""What puts the numbers of an array into another order or shape, and does nothing else."""
+"""Functions that put the numbers of an array into another order or shape, and do nothing else."""
 
 REDUCING = frozenset({"jnp.mean", "jnp.sum", "jnp.max", "jnp.min", "jnp.prod", "jnp.any", "jnp.all"})
-"""What takes an array and axes, and can keep those with a length of one."""
+"""Functions that take an array and axes, and can keep these axes with a length of one."""
 
 PAIRS = frozenset({"layers.RNN", "layers.GRU", "layers.LSTM", "ops.rnn", "ops.gru", "ops.lstm"})
-"""What gives an output and a state: `y, state = self.rnn(x)`."""
+"""Layers and functions that return an output and a state: `y, state = self.rnn(x)`."""
 
 STATES = frozenset({"layers.LSTM", "ops.lstm"})
-"""Those of `PAIRS` whose state is a hidden state and a cell: `y, (h, c) = self.rnn(x)`."""
+"""Members of `PAIRS` whose state is a hidden state and a cell: `y, (h, c) = self.rnn(x)`."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Unpacking(Call):
-    """A call whose result is read part by part: `a, b = jnp.split(x, 2)`. `out` is the name of none of the parts."""
+    """Call whose result is read part by part: `a, b = jnp.split(x, 2)`. `out` is the name of none of the parts."""
 
     outs: tuple[str, ...] = ()
 
 
 def tidy_calls(calls: Sequence[Call], network: Network, outputs: ReferenceTree) -> list[Call]:
-    """The calls with inputs transposed first, concatenations where they are alike, and parts unpacked."""
+    """Returns the calls with inputs transposed first, similar concatenations moved, and parts unpacked."""
     moved = _move_input_transposes(_keep_reduced_axes(list(calls), outputs), network)
     moved = _move_arrangements_out(moved)
     moved = _move_concatenations_out(moved, network.modules)
@@ -41,7 +41,7 @@ def tidy_calls(calls: Sequence[Call], network: Network, outputs: ReferenceTree) 
 
 
 def _keep_reduced_axes(calls: list[Call], outputs: ReferenceTree) -> list[Call]:
-    """A mean or sum that gets its axes back at once keeps them: `jnp.mean(x, (1, 2), keepdims=True)`."""
+    """Has a mean or sum whose axes are put back at once keep them: `jnp.mean(x, (1, 2), keepdims=True)`."""
     makers = {call.out: call for call in calls}
     counts = Counter(
         ref.name for call in calls for ref in operands((call.args, dict(call.kwargs))) if isinstance(ref, Ref)
@@ -61,14 +61,17 @@ def _keep_reduced_axes(calls: list[Call], outputs: ReferenceTree) -> list[Call]:
 
 
 def _is_ascending(axes: Arg) -> bool:
-    """Whether axes are counted from the first and in order: then they are the same before and after."""
+    """Returns whether axes are counted from the first and in order: they are then the same before and after."""
     numbers = axes if isinstance(axes, tuple) else (axes,)
     counted = [n for n in numbers if isinstance(n, int) and n >= 0]
     return len(counted) == len(numbers) and counted == sorted(set(counted))
 
 
 def _move_input_transposes(calls: list[Call], network: Network) -> list[Call]:
-    """Inputs become channels-last in the root, before all else: no module is another for being the first."""
+    """Moves the transposes of inputs to channels-last to the root, before all other steps.
+
+    A module does not differ from others of its class because it comes first.
+    """
     inputs = {ref.name for ref in operands(network.inputs) if isinstance(ref, Ref)}
 
     def is_first(call: Call) -> bool:
@@ -83,7 +86,7 @@ def _move_input_transposes(calls: list[Call], network: Network) -> list[Call]:
 
 
 def _move_arrangements_out(calls: list[Call]) -> list[Call]:
-    """What a module begins with that only arranges what it was given anew stands outside if others read it too."""
+    """Moves rearrangements at the beginning of a module out of it, if steps outside read the result too."""
     readers: dict[str, list[Call]] = defaultdict(list)
     for call in calls:
         for ref in operands((call.args, dict(call.kwargs))):
@@ -93,7 +96,7 @@ def _move_arrangements_out(calls: list[Call]) -> list[Call]:
     over: set[tuple[str, ...]] = set()
     for k, call in enumerate(calls):
         for depth in range(1, len(call.scope)):
-            over.add(call.scope[:depth])  # a module within begins: what follows is no beginning
+            over.add(call.scope[:depth])  # an inner module begins: no later step is at the beginning
         if call.scope and call.scope not in over and call.target in ARRANGING and not _reads_variables(call):
             begun[call.scope].append(k)
         else:
@@ -112,7 +115,7 @@ def _reads_variables(call: Call) -> bool:
 
 
 def _move_concatenations_out(calls: list[Call], modules: Mapping[str, tuple[str, str]]) -> list[Call]:
-    """Modules of one class that begin by concatenating, each another number of values, get the whole instead."""
+    """Moves concatenations at the beginning of modules of one class out, if they join different numbers of values."""
     first: dict[tuple[str, ...], int] = {}
     for k, call in enumerate(calls):
         for depth in range(1, len(call.scope) + 1):
@@ -132,14 +135,14 @@ def _move_concatenations_out(calls: list[Call], modules: Mapping[str, tuple[str,
 
 
 def _concatenated_values(call: Call) -> list[Ref]:
-    """The values that a call concatenates; none if it does anything else."""
+    """Returns the values that a call concatenates; none for any other call."""
     items = call.args[0] if call.target == CONCATENATE and call.args else None
     refs = [item for item in items if isinstance(item, Ref)] if isinstance(items, list) else []
     return refs if isinstance(items, list) and len(refs) == len(items) else []
 
 
 def _reuse_concatenations(calls: list[Call]) -> list[Call]:
-    """A concatenation that begins with what has been concatenated already takes that as one value."""
+    """Has a concatenation reuse the result of an earlier concatenation of its first values."""
     known: dict[object, dict[tuple[str, ...], str]] = defaultdict(dict)
     grown = []
     for call in calls:
@@ -162,7 +165,7 @@ def _reuse_concatenations(calls: list[Call]) -> list[Call]:
 
 
 def _unpack_parts(calls: list[Call], outputs: ReferenceTree, layers: Mapping[str, str]) -> list[Call]:
-    """Calls whose result is read only part by part, each part by one call, with the parts as results.
+    """Gives names to the parts of results that are read only part by part, each part by one call.
 
     `layers` are the types of the layers by path.
     """
@@ -197,9 +200,9 @@ def _replacement(call: Call, replaced: Mapping[str, Call | None]) -> list[Call]:
 def _pair(
     call: Call, type_: str, readers: Mapping[str, Sequence[Call]], kept: Collection[str]
 ) -> tuple[Unpacking, list[str]] | None:
-    """The output and the state of a recurrent layer by name, or its output, hidden state and cell.
+    """Returns a recurrent layer's call with its output and state by name, or its output, hidden state and cell.
 
-    Also gives the names of the parts that are read no more, or now are results of the call itself.
+    Also returns the names of the parts that are no longer read, or are now results of the call itself.
     """
     found = _halves(call, readers) if type_ in PAIRS and call.out not in kept else None
     if found is None:
@@ -214,7 +217,7 @@ def _pair(
 
 
 def _halves(call: Call, readers: Mapping[str, Sequence[Call]]) -> tuple[Call | None, Call | None] | None:
-    """What reads the first and the second of two values; None if neither is read, or anything else is."""
+    """Returns the calls that read the first and the second of two values; None for any other use, or for no use."""
     halves: dict[int, Call] = {}
     for reader in readers[call.out]:
         index = reader.args[1] if reader.target == "[]" and reader.args[0] == Ref(call.out) else None
@@ -225,7 +228,7 @@ def _halves(call: Call, readers: Mapping[str, Sequence[Call]]) -> tuple[Call | N
 
 
 def _parts(call: Call, readers: Sequence[Call], makers: Mapping[str, Call]) -> Unpacking | None:
-    """A split with names for its parts, or the unstacking of an axis that is read index by index."""
+    """Returns a split with names for its parts, or the unstacking of an axis that is read index by index."""
     if len(readers) < 2 or any(r.target != "[]" or r.args[0] != Ref(call.out) for r in readers):
         return None
     if any(reader.scope != call.scope for reader in readers):
@@ -255,7 +258,7 @@ def _unpacking(
 
 
 def _position(index: object) -> tuple[int | None, int]:
-    """The axis and the number that an index takes: `x[:, :, 2]` is number 2 of axis 2."""
+    """Returns the axis and the number that an index takes: `x[:, :, 2]` is number 2 of axis 2."""
     if isinstance(index, int) and not isinstance(index, bool):
         return 0, index
     if isinstance(index, tuple) and index:
@@ -266,7 +269,7 @@ def _position(index: object) -> tuple[int | None, int]:
 
 
 def _length(call: Call, axis: int, makers: Mapping[str, Call]) -> object:
-    """The length of an axis of a result, where a reshape says so."""
+    """Returns the length of an axis of a result, if a reshape states it."""
     if call.target == ".reshape":
         return call.args[1 + axis] if len(call.args) > 1 + axis and isinstance(call.args[1], int) else None
     given = call.args[0] if call.args else None

@@ -1,1 +1,1 @@
-"""From a plan to text."""
+"""The way from an outline to text."""

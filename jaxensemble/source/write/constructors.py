@@ -1,4 +1,4 @@
-"""The constructors of the source: how layers, variables and other modules are made, and with which arguments."""
+"""The constructors of the source, with the layers, variables and modules that they make, and the arguments."""
 
 import ast
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -38,7 +38,7 @@ from jaxensemble.source.write.runs import VARIABLE, Run, numbered_runs
 
 
 class Constructors:
-    """Writes constructors. `names` are those of the classes and functions by number, and of the two helpers."""
+    """Writes constructors. `names` are the names of definitions by number, `chain` and `identity` those of helpers."""
 
     def __init__(self, definitions: Sequence[Definition], names: Mapping[int, str], chain: str, identity: str):
         self.definitions = definitions
@@ -48,7 +48,7 @@ class Constructors:
         self.loops: Collection[Place] | None = None
 
     def runs(self, definition: Definition) -> dict[Place, int]:
-        """How many children, from the one at a path on, could be made in one loop."""
+        """Returns how many children, from the child at a path on, can be made in one loop."""
         found = {}
         for place, make in _dicts(definition):
             nodes = {
@@ -63,9 +63,9 @@ class Constructors:
         return [(key, item) for key, item in items if key not in definition.optional or make is not definition.make]
 
     def lines(self, definition: Definition, is_root: bool, loops: Collection[Place] | None = None) -> list[str]:
-        """The lines of a class's `__init__`; that of the root takes `rngs` in any case.
+        """Returns the lines of a class's `__init__`; the root's `__init__` always takes `rngs`.
 
-        `loops` are the paths of the first children of the runs that the method calls in loops; None if it has none.
+        `loops` are the paths of the first children of the runs that the method calls in loops; None without a method.
         """
         self.loops = loops
         arguments: list[ast.AST] = [name("self")]
@@ -106,7 +106,7 @@ class Constructors:
         return lines
 
     def _loops(self, place: Place, nodes: Mapping[str, ast.expr]) -> dict[str, Run]:
-        """The runs among children that are made in a loop: those called in one, and those with unutterable names."""
+        """Returns the runs of children made in a loop: runs called in a loop, and runs with unusual names."""
         return {
             key: run
             for key, run in numbered_runs(nodes).items()
@@ -114,7 +114,7 @@ class Constructors:
         }
 
     def _make(self, definition: Definition, make: Make, place: Place) -> ast.expr:
-        """What an attribute is set to."""
+        """Returns the value of an attribute."""
         match make.kind:
             case "layer":
                 return self._layer(definition, make, place)
@@ -136,7 +136,7 @@ class Constructors:
                 return ast.Constant(None)
 
     def _items(self, definition: Definition, make: Make, place: Place) -> ast.expr:
-        """The items of a list; a run of equal ones, if they are all there is or at least three, as a comprehension."""
+        """Returns the items of a list; if all are equal, or three or more in a row, as a comprehension."""
         nodes = [self._make(definition, item, (*place, key)) for key, item in zip(make.keys, make.items, strict=True)]
         runs: list[list[ast.expr]] = []
         for node in nodes:
@@ -163,7 +163,7 @@ class Constructors:
         return call(dotted_name("nnx.Dict"), [ast.Dict([ast.Constant(key) for key in make.keys], nodes)])
 
     def _value(self, definition: Definition, place: Place) -> ast.expr | None:
-        """What stands at a place: an argument, a constant, or nothing."""
+        """Returns the expression for a place: an argument, a constant, or None."""
         if place in definition.formulas:
             return formula_expression(definition.formulas[place])
         return self._constant(definition.constants[place]) if place in definition.constants else None
@@ -226,7 +226,7 @@ class Constructors:
 
 
 def _dicts(definition: Definition) -> Iterator[tuple[Place, Make]]:
-    """Everything in a class that holds children by name: itself, and each `nnx.Dict`."""
+    """Yields everything in a class that holds children by name: the class itself, and each `nnx.Dict`."""
 
     def within(place: Place, make: Make) -> Iterator[tuple[Place, Make]]:
         if make.kind == "dict":
@@ -239,7 +239,7 @@ def _dicts(definition: Definition) -> Iterator[tuple[Place, Make]]:
 
 
 def formula_expression(value: Formula | Condition) -> ast.expr:
-    """What stands for a constant or for a flag, in terms of a constructor's arguments."""
+    """Returns the expression for a constant or a flag, in terms of a constructor's arguments."""
     match value:
         case ScaledArgument(argument):
             return scaled_expression(value, name(argument.name))
@@ -266,9 +266,9 @@ def _side(value: object) -> ast.expr:
 
 
 def check_options(type_: str, options: Iterable[str], parameters: Iterable[str]) -> None:
-    """Refuses options that a layer does not have.
+    """Checks that a layer has all options.
 
-    **Raises:** `InputError` naming them.
+    **Raises:** `InputError` naming the options that the layer lacks.
     """
     unknown = sorted(set(options) - set(parameters))
     if unknown:
@@ -277,7 +277,7 @@ def check_options(type_: str, options: Iterable[str], parameters: Iterable[str])
 
 
 def _run_lines(run: Run) -> list[str]:
-    """Sets the attributes of a run, one after the other."""
+    """Returns the lines that set the attributes of a run, one after the other."""
     node = call(name("setattr"), [name("self"), numbered_name(run.stem, VARIABLE), run.node])
     opening = f"{INDENT * 2}for {VARIABLE} in {flat_text(number_range(run.start, run.count))}:"
     return [opening, *statement_lines("", node, 3)]
@@ -289,14 +289,14 @@ def _repetition(run: list[ast.expr]) -> ast.ListComp:
 
 
 def _set_lines(key: str, node: ast.expr, indent: int) -> list[str]:
-    """Sets an attribute, whatever its name."""
+    """Returns the lines that set an attribute; its name may be no identifier."""
     if is_identifier(key):
         return statement_lines(f"self.{key} = ", node, indent)
     return statement_lines("", call(name("setattr"), [name("self"), ast.Constant(key), node]), indent)
 
 
 def _optional_set_lines(flag: ast.expr, key: str, node: ast.expr) -> list[str]:
-    """Sets an attribute to a child, or to None where the flag says that there is none."""
+    """Returns the lines that set an attribute to a child, or to None if the flag says that there is no child."""
     lines = _set_lines(key, ast.IfExp(flag, node, ast.Constant(None)), 2)
     if len(lines) == 1 and len(lines[0]) <= WIDTH:
         return lines

@@ -1,4 +1,4 @@
-"""Expressions of the source, as `ast` nodes: literals, calls, operators, and the way to a child of a module."""
+"""Expressions of the source, as `ast` nodes: literals, calls, operators, and the path to a child of a module."""
 
 import ast
 import math
@@ -62,7 +62,7 @@ def name(identifier: str) -> ast.Name:
 
 
 def dotted_name(path: str) -> ast.expr:
-    """`jnp.linalg.norm` as an expression."""
+    """Returns a dotted name such as `jnp.linalg.norm` as an expression."""
     root, *rest = path.split(".")
     node: ast.expr = name(root)
     for part in rest:
@@ -79,7 +79,7 @@ def subscript(value: ast.expr, item: ast.expr) -> ast.Subscript:
 
 
 def child(parent: ast.expr, child_name: str, *, in_list: bool = False) -> ast.expr:
-    """A child of a module: `self.conv`, `self.layers[3]`, or `getattr(self, "my-block")` where nothing else will do.
+    """Returns a child of a module: `self.conv`, `self.layers[3]`, or, if need be, `getattr(self, "my-block")`.
 
     >>> ast.unparse(child(name("self"), "my-block"))
     "getattr(self, 'my-block')"
@@ -92,7 +92,7 @@ def child(parent: ast.expr, child_name: str, *, in_list: bool = False) -> ast.ex
 
 
 def scaled_expression(value: ScaledArgument, argument: ast.expr) -> ast.expr:
-    """A multiple or a part of an argument.
+    """Returns a multiple or a part of an argument.
 
     >>> ast.unparse(scaled_expression(ScaledArgument(Argument("features", True), over=4), name("features")))
     'features // 4'
@@ -103,7 +103,7 @@ def scaled_expression(value: ScaledArgument, argument: ast.expr) -> ast.expr:
 
 
 def numbered_name(stem: str, number: str) -> ast.JoinedStr:
-    """A name that ends in the number that a variable holds.
+    """Returns a name that ends in the number that a variable holds.
 
     >>> ast.unparse(numbered_name("layer", "i"))
     "f'layer{i}'"
@@ -112,7 +112,7 @@ def numbered_name(stem: str, number: str) -> ast.JoinedStr:
 
 
 def number_range(start: int, count: int) -> ast.Call:
-    """The numbers that children are counted by.
+    """Returns the range of the numbers of children.
 
     >>> ast.unparse(number_range(0, 3)), ast.unparse(number_range(1, 3))
     ('range(3)', 'range(1, 4)')
@@ -122,12 +122,12 @@ def number_range(start: int, count: int) -> ast.Call:
 
 
 def literal(value: object) -> ast.expr:
-    """A constant as an expression: any number, infinities and NaNs too, and tuples and lists of such.
+    """Returns a constant as an expression: any number, also infinities and NaNs, and tuples and lists of constants.
 
     >>> ast.unparse(literal((1, -2.5, float("-inf"), Dtype("int32"))))
     '(1, -2.5, -jnp.inf, jnp.int32)'
 
-    **Raises:** `InputError` for anything that is no constant of a network.
+    **Raises:** `InputError` for any other value.
     """
     match value:
         case None | bool() | str():
@@ -165,7 +165,7 @@ def _dtype(dtype: str) -> ast.expr:
 
 
 RecordKey = tuple[str, ...]
-"""The kind, the name and the fields of a record, which say what its class is."""
+"""The kind, the name and the fields of a record, which identify its class."""
 
 
 def record_key(record: Record) -> RecordKey:
@@ -173,9 +173,9 @@ def record_key(record: Record) -> RecordKey:
 
 
 class Expressions:
-    """Writes the steps of one definition: knows its children, and what stands for its holes.
+    """Writes the steps of one definition, with its children and the constants of its holes.
 
-    `runs` says of how many children with numbered names, from the one at a path on, are made in one loop.
+    `runs` says how many children with numbered names, from the child at a path on, are made in one loop.
     """
 
     def __init__(
@@ -194,7 +194,7 @@ class Expressions:
         self.records: Mapping[RecordKey, str] = {}
 
     def make_at(self, path: Sequence[str]) -> Make | None:
-        """How what stands at a path is made; None for the leaf of a layer."""
+        """Returns the form of the attribute at a path; None for the leaf of a layer."""
         make: Make | None = self.definition.make
         for part in path:
             if make is None or part not in make.keys:
@@ -205,7 +205,7 @@ class Expressions:
         return make
 
     def child(self, path: Sequence[str]) -> ast.expr:
-        """The way from `self` to what a module holds; `items` says what stands for the child of a loop's round."""
+        """Returns the path from `self` to a child or variable; `items` has the expression for the child of a loop."""
         if tuple(path) in self.items:
             return self.items[tuple(path)]
         node: ast.expr = name("self")
@@ -215,7 +215,7 @@ class Expressions:
         return node
 
     def numbered_child(self, path: Sequence[str], stem: str, number: str) -> ast.expr:
-        """The child whose name is a stem and the number that a variable holds."""
+        """Returns the child whose name is a stem and the number that a variable holds."""
         make = self.make_at(path)
         parent, key = self.child(path), numbered_name(stem, number)
         if path and make is not None and make.kind == "dict":
@@ -223,7 +223,7 @@ class Expressions:
         return call(name("getattr"), [parent, key])
 
     def hole(self, number: int) -> ast.expr:
-        """A constant of the body: as it is, or the attribute that holds it."""
+        """Returns a constant of the body: a literal, or the attribute that holds the constant."""
         place = ("", str(number))
         own = self.definition.formulas.get(place)
         if isinstance(own, Argument):
@@ -233,7 +233,7 @@ class Expressions:
         return literal(self.definition.constants[place])
 
     def step(self, step: Step, value: Callable[[Local | Slot], ast.expr]) -> ast.expr:
-        """A step as an expression; `value` says what stands for a value."""
+        """Returns a step as an expression; `value` returns the expression for a value."""
         if isinstance(step.target, ToName):
             return self._named_call(step.target.name, step, value)
         if isinstance(step.target, ToFunction):
@@ -272,7 +272,7 @@ class Expressions:
     def operand(
         self, operand: Operand, value: Callable[[Local | Slot], ast.expr], *, in_arithmetic: bool = False
     ) -> ast.expr:
-        """An operand as an expression. A variable can stand in arithmetic as it is; elsewhere it is read by `[...]`."""
+        """Returns an operand as an expression. A variable is read by `[...]`, except in arithmetic."""
         match operand:
             case Local() | Slot():
                 return value(operand)
@@ -296,7 +296,7 @@ class Expressions:
 
 
 def _function_names(operand: object) -> Iterator[str]:
-    """The name of every function within operands."""
+    """Yields the name of every function within operands."""
     match operand:
         case Func(function):
             yield function
@@ -306,5 +306,5 @@ def _function_names(operand: object) -> Iterator[str]:
 
 
 def called_child(step: Step) -> tuple[str, ...]:
-    """The path of the child that a step calls, if it calls one."""
+    """Returns the path of the child that a step calls; empty if the step calls no child."""
     return step.target.path if isinstance(step.target, ToLayer | ToModule) else ()

@@ -1,7 +1,7 @@
-"""Which steps of a method are loops, which are nested into others, and which become statements.
+"""Steps of a method as loops, as nested expressions and as statements.
 
-A value that is used once is written where it is used, as long as the line stays readable. Steps keep their order except
-where it makes no difference.
+A value that is used once is written where it is used, as long as the line stays readable. Steps change their order
+only where the order makes no difference.
 """
 
 import ast
@@ -35,29 +35,32 @@ from jaxensemble.source.write.expressions import BINARY, COMPARISONS, UNARY, Exp
 from jaxensemble.source.write.layout import INDENT, flat_text
 
 READABLE = 88
-"""How long a line may get by nesting calls into it."""
+"""The most characters of a line with nested calls."""
 
 DEEPEST = 3.5
-"""How many calls may be nested in one line; an operator counts half."""
+"""The most calls that are nested in one line; an operator counts half."""
 
 LIGHT = ("Dropout", "Norm")
-"""What the types of layers end in that are written around others. Any other layer starts a line of its own."""
+"""Endings of the types of layers that are written around other calls. All other layers start a new line."""
 
 Use = Local | Slot
 
 Arm: TypeAlias = tuple[Path, bool]
-"""The flag of a mode, by its path, and whether something is taken in training or in evaluation."""
+"""The flag of a mode, by its path, and whether the step is taken in training (true) or in evaluation."""
 
 
 @dataclasses.dataclass
 class Entry:
-    """A step and the values it gives.
+    """Step and its results.
 
-    It stands for `loop`, where that is set: the step is then the last of the first round, with what goes from round to
-    round as `CARRIED`. `is_optional` marks the call of a child that may be absent,
-    `is_residual` the last step where it may be left out. `segment` tells the steps that it is taken or left out with,
-    the last of which is marked by `ends_segment`. `chooses` marks a choice between two values by the mode, `arm` what
-    is needed for one of the two alone.
+    - `loop`: the loop that the entry stands for. The step is then the last one of the first round, with `CARRIED` for
+      the value that goes from round to round.
+    - `is_optional`: whether the step calls a child that may be absent.
+    - `is_residual`: whether the step is a last step that may be left out.
+    - `segment`: the steps together with which the step is taken or left out.
+    - `is_segment_end`: whether the step is the last step of its segment.
+    - `is_choice`: whether the step chooses between two values by the mode.
+    - `arm`: the mode in which alone the step is needed; None for both.
     """
 
     step: Step
@@ -72,19 +75,19 @@ class Entry:
 
     @property
     def is_statement(self) -> bool:
-        """Whether it is a statement of several lines: nested into nothing, with nothing nested into it."""
+        """Returns whether the entry is a statement of several lines, which is not nested and contains nothing nested."""
         return self.is_optional or self.is_residual or self.is_choice or self.loop is not None
 
     @property
     def place(self) -> Any:
-        """What tells whether it is taken at all."""
+        """Segment and arm, which together say whether the entry is taken."""
         return self.segment, self.arm
 
 
 class Folding:
-    """The steps of one method, ready to be written.
+    """Steps of one method, ready to be written.
 
-    `values` tells which value a slot is, `light` the paths of the layers that are written around others.
+    `values` are the values that the slots read, by number.
     """
 
     def __init__(self, expressions: Expressions, steps: Sequence[Step], returns: Any, values: Sequence[Hashable]):
@@ -105,7 +108,7 @@ class Folding:
         self.folded: set[Local] = set()
 
     def value(self, use: Use) -> Hashable:
-        """The value that a use reads: uses of one value are equal."""
+        """Returns the value that a use reads: uses of one value are equal."""
         return self._values[use.index] if isinstance(use, Slot) else use
 
     def _all_uses(self) -> list[Use]:
@@ -120,7 +123,7 @@ class Folding:
             self.entries[end - 1].is_segment_end = True
 
     def carried(self, segment: tuple[int, int]) -> Hashable:
-        """The value that goes into steps that may be left out, and that is what comes out where they are."""
+        """Returns the value that goes into a segment, and that replaces its result if the segment is left out."""
         own = [entry for entry in self.by_local.values() if entry.segment == segment]
         made = {out for entry in own for out in entry.outs}
         return next(v for entry in own for use in leaves(entry.step) if (v := self.value(use)) not in made)
@@ -128,7 +131,7 @@ class Folding:
     # What depends on the mode
 
     def _order_by_arms(self) -> list[Entry]:
-        """The entries, each that is needed in one mode alone right before the choice that needs it."""
+        """Returns the entries in order. An entry that only one mode needs is right before the choice that needs it."""
         for entry in self.entries:
             make = self.expressions.make_at(entry.step.target.path) if isinstance(entry.step.target, ToLayer) else None
             entry.is_choice = make is not None and make.name == "layers.Training"
@@ -171,7 +174,7 @@ class Folding:
                         last[use] = max(last.get(use, 0), at)
 
     def _is_overwritten(self, entry: Entry, start: int, end: int) -> bool:
-        """Whether a variable that an entry touches may be written between two positions, by a child or by a step."""
+        """Returns whether a child or a step between two positions may write a variable that an entry touches."""
         own = self._variables(entry)
         others = [path for one in self.entries[start + 1 : end] if one.arm is None for path in self._variables(one)]
         others += [
@@ -180,7 +183,7 @@ class Folding:
         return any(a[: len(b)] == b or b[: len(a)] == a for a in own for b in others)
 
     def _variables(self, entry: Entry) -> list[Path]:
-        """The variables that an entry reads, and the child that it calls, unless that holds none."""
+        """Returns the variables that an entry reads, and the child that it calls, unless the child has no variables."""
         make = self.expressions.make_at(entry.step.target.path) if isinstance(entry.step.target, ToLayer) else None
         stateless = make is not None and make.name in ("layers.Keys", "layers.Training", "nnx.Dropout")
         return [
@@ -204,7 +207,7 @@ class Folding:
         return entries
 
     def _rounds_at(self, start: int) -> Rounds | None:
-        """The loop that begins with an entry."""
+        """Returns the loop that begins with an entry, or None."""
         run = self.expressions.definition.run
         if run is not None and run[0] == start:
             return self._list_rounds(*run)
@@ -218,23 +221,26 @@ class Folding:
         return len(entry.outs) == 1 and not entry.is_statement and entry.place == (None, None)
 
     def _list_rounds(self, start: int, end: int) -> Rounds:
-        """The loop over the list that the class itself is."""
+        """Returns the loop over the list that the class itself is."""
         first, last = self.entries[start], self.entries[end - 1]
         given = self.value(first.step.args[0])  # type: ignore[arg-type]
         target = first.step.target
         assert isinstance(target, ToLayer | ToModule | ToFunction)
-        child = ToLayer(target.path)  # whatever it is: by the name that the loop has for each in turn
+        child = ToLayer(target.path)  # for a child of any kind: the loop has one name for all of them
         loop = Loop((), None, 0, end - start, given, target.path)
         return Rounds(loop, (Step(child, (CARRIED,)),), first.outs, last.outs[0], end - start)
 
     def _constant(self, number: int) -> object:
-        """What a hole holds, to compare."""
+        """Returns a key by which the contents of holes are compared."""
         definition, place = self.expressions.definition, ("", str(number))
         own = definition.formulas.get(place)
         return comparison_key(definition.constants[place]) if own is None else repr(own)
 
     def _run_length(self, path: Sequence[str]) -> int | None:
-        """How many children are to be called in a loop: those made in one, any whose names no attribute can have."""
+        """Returns how many children have to be called in a loop: the children made in one loop.
+
+        None, any number, for children whose names no attribute can have.
+        """
         return self.expressions.runs.get(tuple(path), 0) if is_identifier(path[-1]) else None
 
     def _list_length(self, path: Sequence[str]) -> int:
@@ -246,7 +252,7 @@ class Folding:
     # Nesting
 
     def fold_values(self, banned: set[Local]) -> list[Entry]:
-        """Decides what is nested, all but `banned` values, and returns the entries that become statements, in order."""
+        """Decides which values, except `banned` ones, are nested; returns the entries that become statements."""
         self.folded = set(self.inside)
         pending: list[Entry] = []
         order: list[Entry] = []
@@ -268,7 +274,7 @@ class Folding:
         return order + pending
 
     def _nestable_entries(self, entry: Entry, pending: Sequence[Entry]) -> list[Entry]:
-        """The last of the pending entries, as far as they may be nested into this one."""
+        """Returns the last pending entries, as far as they can be nested into this entry."""
         direct = [] if entry.is_statement else _direct_uses(entry.step)
         nested: list[Entry] = []
         for inner in reversed(pending):
@@ -296,7 +302,7 @@ class Folding:
         return make is not None and make.name.endswith(LIGHT)
 
     def _with_nested(self, entry: Entry) -> list[Entry]:
-        """An entry and all that is nested in it."""
+        """Returns an entry and all entries that are nested in it."""
         inner = [self.by_local[use] for use in leaves(entry.step) if isinstance(use, Local) and use in self.folded]
         return [entry, *(deeper for one in inner for deeper in self._with_nested(one))]
 
@@ -309,7 +315,7 @@ class Folding:
         return [path for inner in within for path in (called_child(inner.step), *variables_read(inner.step)) if path]
 
     def node(self, entry: Entry, folded: set[Local], named: Callable[[Use], ast.expr]) -> ast.expr:
-        """An entry as an expression, with what is nested into it."""
+        """Returns an entry as an expression, with all entries that are nested in it."""
 
         def value(use: Use) -> ast.expr:
             if isinstance(use, Local) and use in folded:
@@ -319,7 +325,7 @@ class Folding:
         return self.expressions.step(entry.step, value)
 
     def reads(self, entry: Entry) -> list[Hashable]:
-        """The values with names that an entry reads, in order."""
+        """Returns the values with names that an entry reads, in order."""
         found: list[Hashable] = [entry.loop.given] if entry.loop else []
         for use in leaves(entry.step):
             if use == CARRIED:
@@ -330,7 +336,7 @@ class Folding:
 
     @property
     def last(self) -> Entry | None:
-        """The entry that is written into the `return` itself."""
+        """Entry that is written into the `return` itself, or None."""
         return self.by_local[self.returns] if isinstance(self.returns, Local) and self.returns in self.folded else None
 
 
@@ -343,7 +349,7 @@ def _entries(steps: Sequence[Step]) -> list[Entry]:
 
 
 def _direct_uses(step: Step) -> list[Use]:
-    """The uses that an expression can take the place of: all but those whose shape alone is read."""
+    """Returns the uses that an expression can replace: all uses except those of which only the shape is read."""
 
     def within(operand: Operand | tuple[Operand, ...]) -> list[Use]:
         match operand:
@@ -361,7 +367,7 @@ def _direct_uses(step: Step) -> list[Use]:
 
 
 def _operands_by_arm(entry: Entry) -> list[tuple[Arm | None, Any]]:
-    """The operands of an entry, and the mode in which each is needed."""
+    """Returns the operands of an entry, and the mode in which each operand is needed."""
     if _is_write(entry):
         return [(entry.arm, entry.step.args[1])]
     if not entry.is_choice:
@@ -373,12 +379,12 @@ def _operands_by_arm(entry: Entry) -> list[tuple[Arm | None, Any]]:
 
 
 def _is_write(entry: Entry) -> bool:
-    """Whether a variable is written, as it is in training alone."""
+    """Returns whether an entry writes a variable, which happens only in training."""
     return entry.step.target == ToName("=")
 
 
 def _needed_entries(use: Use, arm: Arm, makers: dict[Local, Entry], there: Sequence[Entry]) -> list[Entry]:
-    """The entries of an arm that a value takes, in order, without those that are there."""
+    """Returns the entries of an arm that a value needs, in order, without the entries that are `there` already."""
     entry = makers[use] if isinstance(use, Local) else None
     if entry is None or entry.arm != arm or any(entry is one for one in there):
         return []
@@ -389,7 +395,7 @@ def _needed_entries(use: Use, arm: Arm, makers: dict[Local, Entry], there: Seque
 
 
 def is_operator(step: Step) -> bool:
-    """Whether a step is written with an operator or brackets."""
+    """Returns whether a step is written with an operator or brackets."""
     return isinstance(step.target, ToName) and step.target.name in {*BINARY, *COMPARISONS, *UNARY, "[]"}
 
 
@@ -398,7 +404,7 @@ def _weight(entry: Entry) -> float:
 
 
 def _has_conflict(touched: Sequence[Sequence[tuple[str, ...]]]) -> bool:
-    """Whether two of several expressions call the same layer, or one within a module that another calls."""
+    """Returns whether two expressions call the same layer, or one calls a layer within a module that another calls."""
     pairs = [
         (one, other)
         for k, first in enumerate(touched)

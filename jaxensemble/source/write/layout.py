@@ -1,7 +1,7 @@
-"""Formatting: `ast` nodes to text, laid out as `ruff format` lays it out at 120 columns.
+"""Text of `ast` nodes, in the layout of `ruff format` at 120 columns.
 
-Only the nodes that the generator makes are known. Over-long lines are broken at brackets, outermost first: what stands
-between them goes on one line of its own where it fits there, else on one line an item, with a trailing comma.
+Only the nodes that the generator makes are known. Lines that are too long are broken at brackets, outermost first. The
+content of brackets goes on one line if it fits, else on one line for each item, with a trailing comma.
 """
 
 import ast
@@ -42,7 +42,7 @@ _TERNARY, _OR, _AND, _COMPARISON, _SIGN, _ATOM = 0, 0.5, 0.75, 2, 9, 11
 
 
 def quoted(text: str) -> str:
-    """A string literal with double quotes, as ruff prefers, unless the text holds more of those than of single ones.
+    """Returns a string literal with double quotes, as ruff prefers, unless the text has fewer single quotes.
 
     >>> print(quoted("same"), quoted('say "so"'))
     "same" 'say "so"'
@@ -53,7 +53,7 @@ def quoted(text: str) -> str:
 
 
 def flat_text(node: ast.AST) -> str:
-    """The text of an expression on one line.
+    """Returns the text of an expression on one line.
 
     >>> flat_text(ast.parse("(a + b) * f(c, d=1)[:, None]", mode="eval").body)
     '(a + b) * f(c, d=1)[:, None]'
@@ -62,7 +62,7 @@ def flat_text(node: ast.AST) -> str:
 
 
 def _flat_text_and_level(node: ast.AST) -> tuple[str, float]:
-    """The text, and how tightly its outermost operator binds."""
+    """Returns the text, and the precedence of its outermost operator."""
     match node:
         case ast.Name(id):
             return id, _ATOM
@@ -134,7 +134,7 @@ def _binary(left: ast.expr, op: ast.operator, right: ast.expr) -> tuple[str, int
 
 
 def _is_simple_power_operand(node: ast.AST) -> bool:
-    """Whether ruff sets `**` without spaces beside this operand."""
+    """Returns whether ruff sets `**` without spaces next to this operand."""
     match node:
         case ast.UnaryOp(_, operand):
             return _is_simple_power_operand(operand)
@@ -170,12 +170,12 @@ def _constant(value: object) -> str:
 
 
 def call_arguments(call: ast.Call) -> list[ast.AST]:
-    """Everything between the brackets of a call, in order."""
+    """Returns everything between the brackets of a call, in order."""
     return [*call.args, *call.keywords]
 
 
 def statement_lines(prefix: str, node: ast.expr, indent: int) -> list[str]:
-    """The lines of a statement: `prefix` (`x = `, `return `), then an expression.
+    """Returns the lines of a statement: `prefix` (`x = `, `return `), then an expression.
 
     >>> print("\\n".join(statement_lines("x = ", ast.parse("f(a, b=[1, 2])", mode="eval").body, 1)))
         x = f(a, b=[1, 2])
@@ -219,7 +219,7 @@ def _broken_lines(prefix: str, node: ast.AST, suffix: str, indent: int) -> list[
 
 
 def _string_lines(prefix: str, text: str, suffix: str, indent: int) -> list[str]:
-    """A string that is too long for its line as several, one below the other."""
+    """Returns the lines of a string that is too long for its line, as several literals."""
     room, pieces = WIDTH - len(INDENT * indent + prefix + suffix) - 2, [""]
     for word in re.findall(r"\S*\s*", text):
         if pieces[-1] and len(quoted(pieces[-1] + word)) > room:
@@ -240,7 +240,7 @@ def _broken_dict_lines(prefix: str, node: ast.Dict, suffix: str, indent: int) ->
 def bracketed_lines(
     opening: str, items: list[ast.AST] | list[ast.expr], closing: str, indent: int, *, fits_joined: bool = False
 ) -> list[str]:
-    """Bracketed items over several lines; `fits_joined` lets them share one line, without a trailing comma."""
+    """Returns the lines of bracketed items; with `fits_joined` all items may share a line, without a trailing comma."""
     first, last = INDENT * indent + opening, INDENT * indent + closing
     joined = INDENT * (indent + 1) + ", ".join(map(flat_text, items))
     if fits_joined and len(joined) <= WIDTH:
@@ -251,7 +251,7 @@ def bracketed_lines(
 
 
 def def_lines(start: str, arguments: Sequence[ast.AST], indent: int) -> list[str]:
-    """The lines of a `def` up to its colon; `start` is indented already."""
+    """Returns the lines of a `def` up to its colon; `start` is indented already."""
     line = f"{start}({', '.join(map(flat_text, arguments))}):"
     if len(line) <= WIDTH:
         return [line]

@@ -1,4 +1,4 @@
-"""A plan as text: imports, functions, classes."""
+"""The text of an outline: imports, functions, classes."""
 
 import ast
 import textwrap
@@ -21,17 +21,17 @@ ROOT_INDENT = 2
 
 
 def print_source(network: Network) -> str:
-    """The source of a Python module whose last class is the network: what a Flax programmer would write by hand.
+    """Returns the source of a Python module whose last class is the network, as a Flax programmer would write it.
 
     Lines are at most 120 characters long and laid out as `ruff format` lays them out.
 
-    **Raises:** `InputError` where a name or constant of the network cannot stand in source.
+    **Raises:** `InputError` for a name or constant of the network that cannot be written in source.
     """
     return Printer(Outline(network)).text()
 
 
 class Printer:
-    """Writes a plan. `imports` collects what the text needs."""
+    """Writes an outline as text."""
 
     def __init__(self, outline: Outline):
         self.outline = outline
@@ -46,7 +46,7 @@ class Printer:
     # Names
 
     def _used(self) -> set[int]:
-        """The numbers of the definitions that the root needs."""
+        """Returns the numbers of the definitions that the root needs."""
         used, waiting = set(), [len(self.definitions) - 1]
         while waiting:
             number = waiting.pop()
@@ -70,7 +70,7 @@ class Printer:
 
     @property
     def class_name(self) -> str:
-        """The name of the root class."""
+        """Name of the root class."""
         return self.names[len(self.definitions) - 1]
 
     def _claim(self, wanted: str) -> str:
@@ -81,7 +81,7 @@ class Printer:
     # The text
 
     def text(self) -> str:
-        """The whole module."""
+        """Returns the text of the whole module."""
         *others, root = sorted(self.used)
         blocks = [self._definition(number) for number in [*others, root] if not alias_of(self.definitions[number])]
         helpers = []
@@ -101,10 +101,10 @@ class Printer:
         fixed = self.outline.network.fixed
         if not fixed:
             return [f'"""{root} as a Flax module."""']
-        told = (
+        text = (
             f"Fixed when it was ported: {', '.join(f'{place}={_short_text(value)}' for place, value in fixed.items())}."
         )
-        escaped = told.replace("\\", "\\\\").replace('"', '\\"')
+        escaped = text.replace("\\", "\\\\").replace('"', '\\"')
         wrapped = textwrap.wrap(escaped, WIDTH, break_long_words=False, break_on_hyphens=False)
         return [f'"""{root} as a Flax module.', "", *wrapped, '"""']
 
@@ -161,7 +161,7 @@ class Printer:
     def _input_names(
         self, inputs: Sequence[ReferenceTree], wishes: Sequence[str]
     ) -> tuple[list[str], dict[Hashable, str]]:
-        """The names of the root's arguments, and of every value within them."""
+        """Returns the names of the root's arguments, and of every value within them."""
         taken = set(self.globals)
         arguments, names = [], {}
 
@@ -198,14 +198,14 @@ class Printer:
 
 
 def needed_definitions(definition: Definition) -> list[int]:
-    """The numbers of the definitions that one names."""
+    """Returns the numbers of the definitions that a definition names."""
     functions = [step.target.definition for step in definition.steps or () if isinstance(step.target, ToFunction)]
     functions += [function.definition for function in definition.functions if function != IDENTITY]
     return functions + [make.definition for make in definition.make.walk() if make.kind == "class"]
 
 
 def alias_of(definition: Definition) -> str | None:
-    """The function that a function does nothing but call: `nnx.relu` needs no other name."""
+    """Returns the function that a definition only calls, or None: `nnx.relu` needs no other name."""
     if definition.kind != "function" or definition.returns != (Local(0),):
         return None
     match definition.steps:
@@ -215,7 +215,7 @@ def alias_of(definition: Definition) -> str | None:
 
 
 def tree_leaves(tree: ReferenceTree, node: ast.expr) -> list[tuple[str, ast.expr]]:
-    """The references in a tree, and how each is reached from the tree's own name."""
+    """Returns the references in a tree, each with the expression that reads it from the tree's own name."""
     match tree:
         case Ref(ref):
             return [(ref, node)]
@@ -229,7 +229,7 @@ def tree_leaves(tree: ReferenceTree, node: ast.expr) -> list[tuple[str, ast.expr
 
 
 def import_lines(body: str) -> str:
-    """The imports that a text needs."""
+    """Returns the imports that a text needs."""
     nodes = [node.value for node in ast.walk(ast.parse(body)) if isinstance(node, ast.Attribute)]
     roots = {node.id for node in nodes if isinstance(node, ast.Name)}
     lines = [line for root, line in IMPORTS.items() if root in roots and root not in OWN_MODULES]
@@ -238,7 +238,7 @@ def import_lines(body: str) -> str:
 
 
 def _record_keys(tree: Any) -> list[RecordKey]:
-    """What classes of records a network returns, outer ones first."""
+    """Returns the keys of the records among a network's outputs, outer records first."""
     match tree:
         case Record():
             return list(dict.fromkeys([record_key(tree), *_record_keys(list(tree.fields.values()))]))

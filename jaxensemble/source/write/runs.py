@@ -1,4 +1,4 @@
-"""Children with numbered names that are made alike, one after the other."""
+"""Runs: consecutive children with numbered names and the same form."""
 
 import ast
 import copy
@@ -10,12 +10,12 @@ from jaxensemble.source.write.expressions import name
 from jaxensemble.source.write.layout import flat_text
 
 VARIABLE = "i"
-"""What counts the children of a run."""
+"""The variable that counts the children of a run."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Run:
-    """`count` children from the one named `first` on, named by a stem and a number; `node` makes each of them.
+    """Run of `count` children from `first` on, named by a stem and a number; `node` makes each child.
 
     Numbers that grow by equal steps are written in terms of `VARIABLE`: `Block(64 + 32 * i)`.
     """
@@ -28,7 +28,7 @@ class Run:
 
 
 def numbered_runs(nodes: Mapping[str, ast.expr]) -> dict[str, Run]:
-    """The runs among children that are made like this, each under the names of all its children.
+    """Returns the runs among children, each under the names of all its children; `nodes` make the children.
 
     >>> nodes = {f"fc{k}": ast.parse(f"f({32 + 32 * k}, a=b)", mode="eval").body for k in range(1, 5)}
     >>> flat_text(numbered_runs(nodes)["fc1"].node)
@@ -48,7 +48,7 @@ def numbered_runs(nodes: Mapping[str, ast.expr]) -> dict[str, Run]:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Form:
-    """A node as text: `head` is a call without its arguments, `slots` are the arguments."""
+    """Node as text: `head` is a call without its arguments, `slots` are the arguments."""
 
     node: ast.expr
     head: tuple[object, ...]
@@ -63,7 +63,7 @@ def _form(node: ast.expr) -> _Form:
 
 
 def _run(items: Sequence[tuple[str, _Form]], first: int) -> Run | None:
-    """The longest run that begins with the item of this number."""
+    """Returns the longest run that begins with the item with this number."""
     key, form = items[first]
     found = split_number(key)
     if found is None or not isinstance(form.node, ast.Call):
@@ -82,7 +82,7 @@ def _run(items: Sequence[tuple[str, _Form]], first: int) -> Run | None:
 
 
 def _steps(before: _Form, now: _Form) -> list[int] | None:
-    """How much each argument grows from one call to the next; None if the calls differ in anything else."""
+    """Returns the growth of each argument from one call to the next; None if the calls differ in anything else."""
     if before.head != now.head or len(before.slots) != len(now.slots):
         return None
     steps = []
@@ -95,7 +95,7 @@ def _steps(before: _Form, now: _Form) -> list[int] | None:
 
 
 def _step(before: ast.expr, now: ast.expr) -> int | None:
-    """By how much a whole number grows; None if it is none, or shrinks."""
+    """Returns the growth of a whole number; None for other values, and for numbers that shrink."""
     match before, now:
         case ast.Constant(int(a)), ast.Constant(int(b)) if type(a) is type(b) is int and b > a:
             return b - a
@@ -103,7 +103,7 @@ def _step(before: ast.expr, now: ast.expr) -> int | None:
 
 
 def _in_terms_of_variable(node: ast.Call, steps: Sequence[int], start: int) -> ast.expr | None:
-    """The call with what grows in terms of `VARIABLE`, which begins at `start`; None if a number had to be negative."""
+    """Returns the call in terms of `VARIABLE`, which begins at `start`; None if a number would be negative."""
     if not any(steps):
         return node
     made = copy.deepcopy(node)
@@ -118,7 +118,7 @@ def _in_terms_of_variable(node: ast.Call, steps: Sequence[int], start: int) -> a
 
 
 def _slots(node: ast.expr) -> list[ast.expr]:
-    """The arguments of a call."""
+    """Returns the arguments of a call."""
     return [*node.args, *(keyword.value for keyword in node.keywords)] if isinstance(node, ast.Call) else []
 
 

@@ -1,4 +1,4 @@
-"""The statements of a method: what each value is called, and how its lines read."""
+"""The statements of a method: the names of its values, and its lines."""
 
 import ast
 import re
@@ -21,10 +21,10 @@ ATTENTION = ("ops.attention", "nnx.dot_product_attention", "jax.nn.dot_product_a
 def method_lines(
     folding: Folding, arguments: Mapping[Hashable, str], reserved: Iterable[str], indent: int
 ) -> list[str]:
-    """The lines of a method's body, `return` included.
+    """Returns the lines of a method's body, with `return`.
 
-    `arguments` names the values that come from outside; `reserved` are names that no value may get. Where a line turns
-    out too long, what is nested in it gets a name after all.
+    `arguments` names the values from outside; `reserved` are names that no value may get. If a line turns out too long,
+    the values nested in it get names.
     """
     reserved, banned = {*TAKEN, *reserved}, set()
     while True:
@@ -71,14 +71,14 @@ class _Writer:
         return lines + self._return_lines()
 
     def _condition(self, segment: tuple[int, int]) -> ast.expr:
-        """What tells whether steps are taken."""
+        """Returns the condition under which steps are taken."""
         definition = self.folding.expressions.definition
-        told = self.folding.expressions.child((definition.segments[segment],))
+        attribute = self.folding.expressions.child((definition.segments[segment],))
         is_flag = definition.segments[segment] in definition.flags
-        return told if is_flag else ast.Compare(told, [ast.IsNot()], [ast.Constant(None)])
+        return attribute if is_flag else ast.Compare(attribute, [ast.IsNot()], [ast.Constant(None)])
 
     def _live_after(self, order: list[Entry]) -> list[set[Hashable]]:
-        """For each statement the values that are read later on."""
+        """Returns for each statement the values that later statements read."""
         last = self.folding.last
         ending = self.folding.reads(last) if last else map(self.folding.value, returned_uses(self.folding.returns))
         live = [set(ending)]
@@ -99,7 +99,7 @@ class _Writer:
         return statement_lines(prefix, node, self.indent)
 
     def _mode_lines(self, block: Sequence[tuple[Entry, set[Hashable]]]) -> list[str]:
-        """Choices by one flag, and the steps that each of the two modes takes for them alone."""
+        """Returns the lines of choices by one flag, with the steps that only one of the two modes takes."""
         arms: dict[bool, list[str]] = {True: [], False: []}
         self.indent += 1
         for k, (entry, after) in enumerate(block):
@@ -120,7 +120,7 @@ class _Writer:
         return [*lines, f"{INDENT * self.indent}else:", *arms[False]] if arms[False] else lines
 
     def _name_after_choice(self, entry: Entry, rest: Sequence[tuple[Entry, set[Hashable]]]) -> None:
-        """Gives what an arm ends with the name of the choice that takes it."""
+        """Gives the last value of an arm the name of the choice that takes the value."""
         choice = next((pair for pair in rest if pair[0].is_choice), None)
         is_last = not any(one.arm == entry.arm for one, _ in rest[: rest.index(choice)]) if choice else False
         if choice and is_last and len(entry.outs) == 1 and entry.outs[0] in choice[0].step.args:
@@ -128,7 +128,7 @@ class _Writer:
                 self.names[entry.outs[0]] = self._name_choice(*choice)
 
     def _name_choice(self, entry: Entry, after: set[Hashable]) -> str:
-        """What is chosen is called what it would be in one of the modes, if that dies here."""
+        """Returns the name of a choice: the name of one of its values, if the value is not read later."""
         out = entry.outs[0]
         if out not in self.names:
             given = [self.folding.value(arg) for arg in entry.step.args[::-1] if isinstance(arg, Local | Slot)]
@@ -148,10 +148,10 @@ class _Writer:
         return targets
 
     def _choose_name(self, entry: Entry, out: Local, after: set[Hashable], targets: list[str]) -> str:
-        """The name of what dies here, else that of the layer that is called, else the next free letter."""
+        """Returns the name of a value that is not read later, else of the called layer, else the next free letter."""
         if entry.is_segment_end and entry.segment is not None:
             carried = self.folding.carried(entry.segment)
-            assert carried not in after, "what goes into steps that may be left out is read after them"
+            assert carried not in after, "the value that goes into steps that may be left out is read after these steps"
             return self.names[carried]
         held = {self.names[value] for value in after if value in self.names} | set(targets)
         is_size = _is_size(entry.step)
@@ -165,11 +165,11 @@ class _Writer:
         return unused_name("x", held | self.reserved)
 
     def _is_attention(self, entry: Entry) -> bool:
-        """Whether attention is paid here: what comes out is none of what went in."""
+        """Returns whether the step is attention, whose result is none of its arguments."""
         return isinstance(entry.step.target, ToName) and entry.step.target.name in ATTENTION
 
     def _roles(self, entry: Entry, out: Local) -> list[str]:
-        """What a part of a value is called that attention is going to take, or that a recurrent layer gives."""
+        """Returns the names of a part of a value that attention takes later, or that a recurrent layer returns."""
         if self._is_attention(entry):
             return ["x"]
         if _is_recurrent(entry.step):
@@ -213,7 +213,7 @@ class _Writer:
         return lines
 
     def _optional_lines(self, entry: Entry, after: set[Hashable]) -> list[str]:
-        """The call of a child that may be absent."""
+        """Returns the lines of the call of a child that may be absent."""
         given = name(self.names[self.folding.value(entry.step.args[0])])  # type: ignore[arg-type]
         made = self.folding.expressions.child(called_child(entry.step))
         (target,) = self._targets(entry, after)
@@ -228,7 +228,7 @@ class _Writer:
         return statement_lines(f"{target} = ", ast.IfExp(test, given, node), self.indent)
 
     def _residual_lines(self, entry: Entry) -> list[str]:
-        """What is returned by a method whose last step, an addition, may be left out."""
+        """Returns the `return` of a method whose last step, an addition, may be left out."""
         definition = self.folding.expressions.definition
         before = next(arg for arg in entry.step.args if isinstance(arg, Local))
         node = self.folding.node(entry, self.folding.folded, self._named_value)
@@ -275,30 +275,30 @@ def _depends_on_mode(entry: Entry) -> bool:
 
 
 def _block_key(entry: Entry) -> Hashable:
-    """What statements within one `if` have in common."""
+    """Returns the flag and the segment that statements within one `if` have in common."""
     return _flag(entry), entry.segment
 
 
 def _flag(entry: Entry) -> tuple[str, ...]:
-    """The flag of the mode that a choice, or what is taken for one, depends on."""
+    """Returns the flag of the mode on which a choice, or a step in one of its arms, depends."""
     return called_child(entry.step) if entry.arm is None else entry.arm[0]
 
 
 def _wishes(entry: Entry) -> list[str]:
-    """What a value could be called: `branch` for the result of `branch_1`, which most often goes on to `branch_2`."""
+    """Returns possible names of a value: `branch` for the result of `branch_1`, which often goes on to `branch_2`."""
     path = called_child(entry.step)
     own = make_identifier(re.sub(r"_\d+[a-z]?$", "", path[-1]), "") if path and len(entry.outs) == 1 else ""
     return [*([own] if own else []), "y", "z", "w"]
 
 
 def _is_recurrent(step: Step) -> bool:
-    """Whether a step gives an output and a state, the one kind of layers and functions that gives several values."""
+    """Returns whether a step has an output and a state: the only kind of layers and functions with several results."""
     is_function = isinstance(step.target, ToName) and step.target.name in PAIRS
     return step.outs > 1 and (isinstance(step.target, ToLayer) or is_function)
 
 
 def _target_text(step: Step, targets: Sequence[str]) -> str:
-    """What several values are assigned to; a state that is two values stands in parentheses."""
+    """Returns the targets of an assignment; a state that is two values is in parentheses."""
     if _is_recurrent(step) and len(targets) == 3:
         output, hidden, cell = targets
         return f"{output}, ({hidden}, {cell})"
@@ -306,7 +306,7 @@ def _target_text(step: Step, targets: Sequence[str]) -> str:
 
 
 def _is_size(step: Step) -> bool:
-    """Whether a step computes with sizes alone."""
+    """Returns whether a step computes only with sizes."""
     return is_operator(step) and all(isinstance(arg, Length | Hole) for arg in step.args)
 
 
