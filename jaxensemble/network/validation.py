@@ -58,7 +58,7 @@ def validate_network(network: Network) -> None:
 def _problems(network: Network) -> Iterator[str]:
     mistyped = list(_type_problems(network))
     yield from mistyped
-    if mistyped:  # what follows relies on types
+    if mistyped:  # the other checks rely on types
         return
     yield from _path_problems(network)
     yield from _module_problems(network)
@@ -259,7 +259,7 @@ def _call_problems(call: Call, network: Network) -> Iterator[str]:
     variables = {variable.path for variable in network.variables}
     where = f"call {call.out} ({call.target})"
     if call.target.startswith("layer:") and call.target.removeprefix("layer:") not in layers:
-        yield f"{where}: there is no such layer"
+        yield f"{where}: there is no layer at this path"
     if call.target in ARITY and (len(call.args) != ARITY[call.target] or call.kwargs):
         yield f"{where}: expected {ARITY[call.target]} operands; got {len(call.args)} and {len(call.kwargs)} by name"
     elif call.target == ".shape" and not (isinstance(call.args[0], Ref | Var) and type(call.args[1]) is int):

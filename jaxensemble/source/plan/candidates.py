@@ -3,9 +3,8 @@
 import dataclasses
 import itertools
 from collections.abc import Callable, Collection, Sequence
-from typing import Any
 
-from jaxensemble.source.plan.definitions import IDENTITY, MISSING, RESIDUAL, Unit
+from jaxensemble.source.plan.definitions import IDENTITY, MISSING, RESIDUAL, ConstantValue, Place, Unit
 from jaxensemble.source.plan.optional import add_residual, has_residual, lengthen_body, missing_children
 from jaxensemble.source.plan.segments import Flow, align_bodies, child_names, merge_spans
 from jaxensemble.source.read.frames import Frame
@@ -206,6 +205,6 @@ def function_label(module: Module, body: Body) -> str:
     return names[0].rpartition(".")[2] if len(names) == 1 and "." in names[0][1:] else module.class_name
 
 
-def hole_constants(body: Body) -> dict[tuple[str, ...], Any]:
+def hole_constants(body: Body) -> dict[Place, ConstantValue]:
     """Returns the constants of a body by place."""
     return {("", str(k)): constant for k, constant in enumerate(body.constants) if constant is not MISSING}

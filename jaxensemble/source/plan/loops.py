@@ -89,7 +89,13 @@ def find_rounds(
 
 
 class _Finder:
-    def __init__(self, stated: Sequence[StepResult], value: Any, constant: Any, counts: Mapping[Hashable, int]):
+    def __init__(
+        self,
+        stated: Sequence[StepResult],
+        value: Callable[[Local | Slot], Hashable],
+        constant: Callable[[int], object],
+        counts: Mapping[Hashable, int],
+    ):
         self.stated = stated
         self.value = value
         self.constant = constant

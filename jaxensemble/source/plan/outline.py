@@ -6,7 +6,7 @@ the module. Modules of one level whose structure and steps are equal except for 
 
 import dataclasses
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from jaxensemble.network.network import Fixed, Network, Record, Ref
@@ -57,6 +57,7 @@ from jaxensemble.source.read.steps import (
     Reader,
     Slot,
     Step,
+    Target,
     ToFunction,
     ToModule,
     match_slots,
@@ -305,7 +306,9 @@ class Outline:
             self._record_call(found, lambda path: ToModule(path, number), inputs[:count], results)
             inputs = inputs[count:]
 
-    def _record_call(self, found: Candidate, target: Any, inputs: list[list[str]], results: Sequence[int]) -> None:
+    def _record_call(
+        self, found: Candidate, target: Callable[[Path], Target], inputs: list[list[str]], results: Sequence[int]
+    ) -> None:
         """Records the calls that replace a module's frames in the frames around."""
         for frame, body, arguments in zip(found.frames, found.bodies, inputs, strict=True):
             self._called[id(frame)] = FrameCall(target, arguments, [body.names[k] for k in results])

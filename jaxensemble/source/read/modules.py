@@ -52,7 +52,7 @@ class Module:
 
     @property
     def has_no_class(self) -> bool:
-        """Returns whether the module's class is PyTorch's own `nn.Sequential`, or named after the attribute of the module."""
+        """Returns whether the class is PyTorch's own `nn.Sequential`, or named after the module's attribute."""
         return self.class_name in ("", "Sequential", self.name.title().replace("_", ""))
 
     def walk(self) -> Iterator["Module"]:

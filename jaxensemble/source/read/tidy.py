@@ -248,7 +248,13 @@ def _parts(call: Call, readers: Sequence[Call], makers: Mapping[str, Call]) -> U
 
 
 def _unpacking(
-    call: Call, target: str, args: tuple, kwargs: Mapping, readers: Sequence[Call], indices: list[int], count: object
+    call: Call,
+    target: str,
+    args: tuple[Arg, ...],
+    kwargs: Mapping[str, Arg],
+    readers: Sequence[Call],
+    indices: list[int],
+    count: object,
 ) -> Unpacking | None:
     if not isinstance(count, int) or len(indices) != count or not all(0 <= index < count for index in indices):
         return None

@@ -75,11 +75,11 @@ class Entry:
 
     @property
     def is_statement(self) -> bool:
-        """Returns whether the entry is a statement of several lines, which is not nested and contains nothing nested."""
+        """Returns whether the entry is a statement of several lines, not nested and without nested entries."""
         return self.is_optional or self.is_residual or self.is_choice or self.loop is not None
 
     @property
-    def place(self) -> Any:
+    def place(self) -> tuple[tuple[int, int] | None, Arm | None]:
         """Segment and arm, which together say whether the entry is taken."""
         return self.segment, self.arm
 
@@ -128,7 +128,7 @@ class Folding:
         made = {out for entry in own for out in entry.outs}
         return next(v for entry in own for use in leaves(entry.step) if (v := self.value(use)) not in made)
 
-    # What depends on the mode
+    # Steps that depend on the mode
 
     def _order_by_arms(self) -> list[Entry]:
         """Returns the entries in order. An entry that only one mode needs is right before the choice that needs it."""
@@ -366,7 +366,7 @@ def _direct_uses(step: Step) -> list[Use]:
     return within((*step.args, *(value for _, value in step.kwargs)))
 
 
-def _operands_by_arm(entry: Entry) -> list[tuple[Arm | None, Any]]:
+def _operands_by_arm(entry: Entry) -> list[tuple[Arm | None, Step | Operand]]:
     """Returns the operands of an entry, and the mode in which each operand is needed."""
     if _is_write(entry):
         return [(entry.arm, entry.step.args[1])]

@@ -237,7 +237,7 @@ def import_lines(body: str) -> str:
     return "\n".join([*lines, *([f"from jaxensemble import {', '.join(own)}"] if own else [])])
 
 
-def _record_keys(tree: Any) -> list[RecordKey]:
+def _record_keys(tree: ReferenceTree) -> list[RecordKey]:
     """Returns the keys of the records among a network's outputs, outer records first."""
     match tree:
         case Record():

@@ -137,5 +137,5 @@ NETWORKS: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
         lambda n: n["layers"][0].update(type="layers.LSTM", options={"num_layers": 10**9}),
         r"`num_layers` of conv: expected at most 2, the number of its arrays; got 1000000000",
     ),
-    "no such layer": (lambda n: n["layers"].pop(), "there is no"),
+    "no such layer": (lambda n: n["layers"].pop(), "there is no layer"),
 }

@@ -125,7 +125,7 @@ BROKEN = {
     "'other' is missing": broken(calls=tuple(dataclasses.replace(c, scope=("other",)) for c in SIMPLE.calls)),
     "is in `modules`": broken(modules={**SIMPLE.modules, "enc.fc": ("Linear", "module")}),
     "got 'class'": broken(modules={"": ("Net", "class"), "enc": ("Net", "module")}),
-    "no such layer": broken(layers=()),
+    "no layer at this path": broken(layers=()),
     "no variable 'enc.scale'": broken(variables=()),
     "expected a kind in": broken(variables=(Variable("enc.scale", "weight", (2,), "float32"),)),  # type: ignore[arg-type]
     "a shape is a tuple of sizes": broken(variables=(Variable("enc.scale", "param", (-2,), "float32"),)),
