@@ -78,7 +78,7 @@ setup: $(STAMP) ## make the virtual environment and install everything into it
 demo: $(STAMP) ## train two ensembles in PyTorch, port them, prove that they agree, look at their uncertainty
 	$(BIN)/torch-bridge demo
 
-demo-train: $(STAMP) ## train ten CNNs on handwritten digits in one program, beside PyTorch's loop
+demo-train: $(STAMP) ## train ten CNNs on handwritten digits in one program, next to PyTorch's loop
 	$(BIN)/python examples/deep_ensemble.py
 
 lint: style types ## check formatting, lint and types
@@ -100,7 +100,7 @@ test tested further quick fuzz mutants: export XLA_FLAGS = --xla_cpu_parallel_co
 # What tests measure is no one's plan.
 test tested further quick test-gpu slow: export JAXENSEMBLE_CACHE := $(CURDIR)/build/cache
 
-# Pyright has one thread, which is best used beside the tests.
+# Pyright has one thread, which is best used while the tests run.
 test: $(if $(filter none,$(TORCH)),$(STAMP),style) ## lint and the tests, one in ten of long tables; what needs no PyTorch on the newest Python, too
 	@$(MAKE) --no-print-directory --jobs=2 $(if $(filter none,$(TORCH)),,types) tested
 	@$(MAKE) --no-print-directory test-newest
@@ -146,7 +146,7 @@ quick: $(STAMP) ## in 90 seconds: format, lint, and the tests of the modules tha
 # Asks for cuda by name, so that a missing GPU is an error. Processes share the GPU, so none may reserve most of it.
 test-gpu: export JAX_PLATFORMS := cuda,cpu
 test-gpu: export XLA_PYTHON_CLIENT_PREALLOCATE := false
-test-gpu: $(GPU_SETUP) ## the tests of `make test`, on the GPU (JAX=cuda13 unless told otherwise)
+test-gpu: $(GPU_SETUP) ## the tests of `make test`, on the GPU (JAX=cuda13 by default)
 	$(GPU_PYTHON) -m pytest $(if $(INSTALLED),,--numprocesses $(WORKERS)) -m "$(SOON)" $(ARGS)
 
 slow: $(STAMP) further ## the slow tests, and all cases that `make test` leaves out
@@ -183,7 +183,7 @@ operators: $(STAMP) ## port PyTorch's own operator database, three samples of ea
 	$(BIN)/python -m benchmarks.zoo.operators $(ARGS)
 	$(BIN)/python -m benchmarks.zoo.coverage
 
-bench: $(STAMP) build/zoo/torchvision ## time ensembles beside every way that PyTorch has of running them, on the CPU
+bench: $(STAMP) build/zoo/torchvision ## time ensembles next to every way that PyTorch has of running them, on the CPU
 	$(BIN)/python -m benchmarks.speed tutorial zoo scaling
 	$(BIN)/python -m benchmarks.speed.overhead
 	$(BIN)/python -m benchmarks.speed.figures
@@ -191,13 +191,13 @@ bench: $(STAMP) build/zoo/torchvision ## time ensembles beside every way that Py
 # Asks for cuda by name, as test-gpu does.
 bench-gpu: export JAX_PLATFORMS := cuda,cpu
 bench-gpu: export XLA_PYTHON_CLIENT_PREALLOCATE := false
-bench-gpu: $(GPU_SETUP) ## the same on the GPU, in float32, TF32 and bfloat16 (JAX=cuda13 unless told otherwise)
+bench-gpu: $(GPU_SETUP) ## the same on the GPU, in float32, TF32 and bfloat16 (JAX=cuda13 by default)
 	$(GPU_PYTHON) -m benchmarks.speed tutorial images --rounds 5
 	$(GPU_PYTHON) -m benchmarks.speed tutorial images --rounds 5 --tf32
 	$(GPU_PYTHON) -m benchmarks.speed tutorial images --rounds 5 --dtype bfloat16
 	$(GPU_PYTHON) -m benchmarks.speed.figures
 
-bench-training: $(STAMP) build/zoo/torchvision ## time a training step beside PyTorch's ways, and weigh it (on a GPU with JAX=cuda13)
+bench-training: $(STAMP) build/zoo/torchvision ## time a training step next to PyTorch's ways, and measure its memory (on a GPU with JAX=cuda13)
 	$(BIN)/python -m benchmarks.speed training --rounds 5
 	$(BIN)/python -m benchmarks.speed.memory
 	$(BIN)/python -m benchmarks.speed.figures
@@ -209,7 +209,7 @@ bench-lowering: $(STAMP) ## how fast every form of a convolution is, layer by la
 bench-porting: $(STAMP) build/zoo/torchvision ## time and memory of porting
 	$(BIN)/python -m benchmarks.speed.porting
 
-golden: $(STAMP) ## write the golden sources anew, for a change of what is printed
+golden: $(STAMP) ## write the golden sources again, after a change of what is printed
 	UPDATE_GOLDEN=1 $(BIN)/pytest -m "" tests/torch_bridge/porting/test_golden.py
 
 format: $(STAMP) ## format and mend what ruff can
