@@ -88,7 +88,7 @@ def _narrow(value: np.ndarray, name: str) -> np.ndarray:
     outside = (value < limits.min) | (value > limits.max)
     if outside.any():
         first = value[outside].flat[0]
-        raise InputError(f"`{name}` is {value.dtype} and holds {first}, which {narrow} does not: {ENABLE_X64}")
+        raise InputError(f"`{name}` is {value.dtype} and holds {first}, which does not fit {narrow}: {ENABLE_X64}")
     return value.astype(narrow)
 
 

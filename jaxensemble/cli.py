@@ -5,13 +5,18 @@ Commands import JAX when they run, so that `doctor`, `--version` and the complet
 
 import contextlib
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from jaxensemble import terminal
 from jaxensemble.doctor import diagnose
 from jaxensemble.terminal import DebugOption, JsonOption, X64Option, show_result, use_x64
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from jaxensemble.uncertainty import Prediction
 
 ROWS = 10
 """The most rows of a minibatch whose predictions are printed."""
@@ -179,7 +184,9 @@ def _interpret_outputs(task: str | None, returned: Any, class_axis: int | None, 
     return prediction
 
 
-def _show_outputs(outputs: dict[str, Any], out: Path | None, prediction: Any, as_json: bool) -> None:
+def _show_outputs(
+    outputs: dict[str, "np.ndarray"], out: Path | None, prediction: "Prediction | None", as_json: bool
+) -> None:
     from jaxensemble.array_files import json_values
 
     headers = {name: {"dtype": str(array.dtype), "shape": list(array.shape)} for name, array in outputs.items()}
@@ -199,7 +206,7 @@ def _show_outputs(outputs: dict[str, Any], out: Path | None, prediction: Any, as
         show_result(_table_text(figures), as_json=False)
 
 
-def _figures(prediction: Any) -> dict[str, Any]:
+def _figures(prediction: "Prediction | None") -> dict[str, "np.ndarray"]:
     """The printed figures of a prediction, each `[N]`, or `[N, ...]` for a quantity."""
     import numpy as np
 
@@ -216,7 +223,7 @@ def _figures(prediction: Any) -> dict[str, Any]:
     return figures
 
 
-def _table_text(figures: dict[str, Any]) -> str:
+def _table_text(figures: dict[str, "np.ndarray"]) -> str:
     """The first rows as text: integers, other numbers with four digits, and the shapes of arrays such as images."""
     count = len(next(iter(figures.values())))
     lines = ["row".rjust(5) + "".join(name.rjust(14) for name in figures)]

@@ -129,7 +129,7 @@ def _first_line(error: Exception) -> str:
 
 @functools.cache
 def read_tested_sets() -> list[dict[str, Any]]:
-    """The sets of versions that all tests were run with."""
+    """Reads the sets of versions that all tests were run with."""
     return json.loads(importlib.resources.files("jaxensemble").joinpath("tested_with.json").read_text("utf-8"))
 
 
@@ -224,7 +224,7 @@ def _version_numbers(text: str) -> tuple[int, ...]:
     return tuple(map(int, re.findall(r"\d+", text.partition("+")[0])[:3]))
 
 
-# What JAX runs on, and how
+# Devices and settings of JAX
 
 
 def check_devices() -> Iterator[Finding]:
@@ -263,7 +263,7 @@ def rounds_to_tf32() -> bool:
     """Returns whether JAX rounds float32 products to TF32, which is its default on GPUs with TF32."""
     import jax
 
-    capability = getattr(jax.devices()[0], "compute_capability", "0")  # of an NVIDIA GPU; TF32 came with 8.0
+    capability = getattr(jax.devices()[0], "compute_capability", "0")  # of NVIDIA GPUs; TF32 needs 8.0
     said = jax.config.jax_default_matmul_precision  # pyright: ignore[reportAttributeAccessIssue]
     return _version_numbers(str(capability)) >= (8,) and said not in _FULL
 

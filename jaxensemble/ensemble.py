@@ -89,8 +89,8 @@ class Ensemble:
     plan: Plan | None = None
     # A proof and its arrays. `init=False`, so that `dataclasses.replace` drops it.
     _proven: tuple[Proof, list[Any]] | None = dataclasses.field(default=None, init=False)
-    _lineage: Lineage | None = dataclasses.field(default=None, init=False)  # no part of the pytree, either
-    # The files of the members and the arrays that came from them.
+    _lineage: Lineage | None = dataclasses.field(default=None, init=False)  # also no part of the pytree
+    # The files of the members, and the arrays that were read from these files.
     _sources: tuple[tuple[Source, ...], list[Any]] | None = dataclasses.field(default=None, init=False)
 
     def __post_init__(self) -> None:

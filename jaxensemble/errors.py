@@ -74,7 +74,7 @@ def _shorten_message(message: str, *, more: bool) -> str:
     rows = [line[:1].isspace() for line in lines]
     kept = _drop_middle([line for line, row in zip(lines, rows, strict=True) if not row])
     groups = sum(row and not (k and rows[k - 1]) for k, row in enumerate(rows))
-    few = len(lines) <= LINES - 2  # the first may become two, and the last points to the rest
+    few = len(lines) <= LINES - 2  # the first line may become two, and `POINTER` is added
     each = len(lines) if few else min(ROWS, max(1, (LINES - 2 - len(kept)) // max(1, groups)))
     short: list[str] = []
     k = 0

@@ -7,7 +7,6 @@ import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import jax
 
@@ -29,7 +28,7 @@ from jaxensemble.dtypes import KEYS, NARROW, WIDE, is_key
 from jaxensemble.errors import InputError, JaxEnsembleError, NarrowIntegerWarning, describe_error, first_line
 from jaxensemble.files.durable import as_path
 from jaxensemble.modules.build import skeleton
-from jaxensemble.modules.state import KINDS, State, flatten, unflatten
+from jaxensemble.modules.state import KINDS, State, Tree, flatten, unflatten
 from jaxensemble.modules.structure import Structure
 from jaxensemble.network.json_format import from_json
 from jaxensemble.network.network import Network
@@ -109,7 +108,7 @@ class Artifact:
                 arrays[name] = as_leaf(array, record, f"{WEIGHTS}: {name}")
         if damaged:
             raise InputError(f"`{self.folder}` is damaged:{_list_problems(damaged)}{_AGAIN}")
-        trees: dict[str, Any] = {
+        trees: dict[str, Tree] = {
             kind: unflatten({name: arrays[name] for name in flatten(getattr(state, kind))}) for kind in KINDS
         }
         said = self.manifest

@@ -99,8 +99,8 @@ def manifest_from_json(text: bytes) -> Manifest:
     version = content.get("version") if isinstance(content, dict) else None
     if type(version) is not int or version != FORMAT:
         raise InputError(
-            f"{MANIFEST}: expected format version {FORMAT}, got {version!r}: this is no artifact, or one that another "
-            "version of jaxensemble wrote"
+            f"{MANIFEST}: expected format version {FORMAT}, got {version!r}: this is no artifact, or another version "
+            "of jaxensemble wrote it"
         )
     digest = content.pop("sha256", None)
     older = {"lineage": None, "sources": None}  # older artifacts lack these entries
@@ -137,7 +137,7 @@ def _problems(manifest: Manifest) -> Iterator[str]:
     if manifest.proof is not None and manifest.proof.x64 and not manifest.x64:
         yield "`x64` is False, with a proof that was made with 64-bit types"
     if manifest.sources is not None and len(manifest.sources) != manifest.members:
-        yield f"{len(manifest.sources)} `sources` are not those of {manifest.members} members"
+        yield f"expected one of `sources` for each of {manifest.members} members, got {len(manifest.sources)}"
     if manifest.members < 1:
         yield f"an ensemble has at least one member; got {manifest.members}"
     for name, leaf in manifest.leaves.items():

@@ -17,7 +17,7 @@ from jaxensemble.artifact.saving import network_in_mode
 from jaxensemble.errors import NarrowIntegerWarning
 from jaxensemble.modules.build import skeleton
 from jaxensemble.modules.pickling import pack_leaf, unpack_leaf
-from jaxensemble.modules.state import KINDS, State
+from jaxensemble.modules.state import KINDS, State, Tree
 from jaxensemble.modules.structure import Structure
 from jaxensemble.network.json_format import from_json, to_json
 from jaxensemble.network.network import Network
@@ -40,7 +40,7 @@ def reduce_ensemble(saved: Saved, make: Callable[..., Any], *others: Any) -> tup
 
 def _restore_ported(text: str, training: tuple[str, ...], *rest: Any) -> Any:
     network = from_json(text)
-    with jax.enable_x64(True):  # embeddings know their dtype, which may be float64
+    with jax.enable_x64(True):  # the dtype of embeddings may be float64
         graphdef = Structure.of(skeleton(dataclasses.replace(network, training=training)).graphdef)
     return _restore_ensemble(graphdef, network, *rest)
 
@@ -50,7 +50,7 @@ def _restore_ensemble(
     network: Any,
     make: Callable[..., Any],
     others: tuple[Any, ...],
-    trees: Mapping[str, Any],
+    trees: Mapping[str, Tree],
     origin: Any,
     proof: Proof | None,
     lineage: Lineage | None,

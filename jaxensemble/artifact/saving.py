@@ -63,7 +63,7 @@ def write_artifact(saved: Saved, path: Path | str, *, force: bool = False) -> No
             sources=saved.sources,
         )
         durable.write_new_file(folder / MANIFEST, [manifest.to_json().encode()])
-        if verify(folder) != manifest:  # which reads everything back, and is as strict as loading
+        if verify(folder) != manifest:  # `verify` reads all files, and is as strict as loading
             raise StateError(f"the artifact in `{folder}` differs from what was written: {manifest!r}")
 
 

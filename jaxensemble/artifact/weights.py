@@ -45,7 +45,9 @@ def state_leaves(state: State) -> dict[str, tuple[str, Any]]:
     return leaves
 
 
-def encode_leaves(leaves: Mapping[str, tuple[str, Any]], records: dict[str, LeafRecord]) -> Iterator[Any]:
+def encode_leaves(
+    leaves: Mapping[str, tuple[str, Any]], records: dict[str, LeafRecord]
+) -> Iterator[bytes | memoryview]:
     """Yields the bytes of a file with the arrays: one array at a time is copied to the host.
 
     The manifest's record of each array is put into `records` at the same time.
@@ -107,7 +109,7 @@ def read_leaves(path: Path, stored: Stored) -> Iterator[tuple[str, np.ndarray, s
     **Raises:** `InputError` if the file was changed since its header was read.
     """
     with path.open("rb") as file:
-        file.seek(path.stat().st_size - sum(_size(*entry) for entry in stored.values()))  # no gaps: the library checked
+        file.seek(path.stat().st_size - sum(_size(*entry) for entry in stored.values()))  # the library checks for gaps
         for name, (dtype, shape) in stored.items():
             data = np.empty(_size(dtype, shape), np.uint8)
             if file.readinto(data.data) != data.size:

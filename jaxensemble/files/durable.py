@@ -83,7 +83,7 @@ def unexpected_entries(folder: Path, files: Collection[str]) -> list[str]:
     return sorted(name for name, mode in entries.items() if name not in files or not stat.S_ISREG(mode))
 
 
-def write_new_file(path: Path, chunks: Iterable[Any]) -> tuple[int, str]:
+def write_new_file(path: Path, chunks: Iterable[bytes | memoryview]) -> tuple[int, str]:
     """Writes a new file of the given bytes-like objects, flushes it to the disk, and returns its size and SHA-256.
 
     **Raises:** `OSError`, also if the file exists.
@@ -261,7 +261,7 @@ def _remove_stale(target: Path, files: Collection[str]) -> None:
 
 def _remove(folder: Path, files: Collection[str]) -> None:
     """Removes a directory of the given files. A directory with any other entry stays whole, for its owner to find."""
-    with contextlib.suppress(OSError):  # what is left is removed when the same target is saved to again
+    with contextlib.suppress(OSError):  # the next save to this target removes leftovers
         if unexpected_entries(folder, files):
             return
         for path in (folder / name for name in sorted(files)):

@@ -8,7 +8,7 @@ import json
 import types
 import typing
 from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from jaxensemble.errors import InputError, first_line
 
@@ -73,7 +73,7 @@ def parse_json(text: str | bytes, where: str) -> Any:
         raise InputError(f"{where} is no JSON: {first_line(error)}") from error
 
 
-def _refuse_constant(text: str) -> Any:
+def _refuse_constant(text: str) -> NoReturn:
     raise ValueError(f"{text} is no number of JSON")
 
 

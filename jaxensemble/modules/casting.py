@@ -21,7 +21,7 @@ def cast_state(state: State, network: Any, dtype: Any) -> tuple[State, Any]:
     module = merge(*cast)
     changed = network
     for path, layer in nnx.iter_modules(module):
-        if isinstance(layer, nnx.Embed) and layer.dtype == layer.param_dtype:  # it casts to what it was made with
+        if isinstance(layer, nnx.Embed) and layer.dtype == layer.param_dtype:  # its outputs have this dtype
             wanted = _dtype_of(layer.embedding, dtype)
             layer.dtype, layer.param_dtype = wanted, getattr(jnp, wanted.name)
             if isinstance(changed, Network):

@@ -33,7 +33,7 @@ def load_definition(text: str, class_name: str, name: str) -> Any:
     return getattr(sys.modules[_load_source(text, class_name).__module__], name)
 
 
-_SOURCES: dict[str, tuple[str, str]] = {}  # by the modules that were made
+_SOURCES: dict[str, tuple[str, str]] = {}  # source and class name, by name of the module
 
 
 @cache

@@ -19,7 +19,7 @@ def set_mode(state: State, mode: Literal["train", "eval"]) -> State:
 def warn_of_training_layers(
     structure: Structure, flags: Collection[str], finding: str, advice: str, stacklevel: int
 ) -> None:
-    """Warns of the layers that are in training mode by one of the flags; `finding` says of the network what is odd."""
+    """Warns of the layers that are in training mode by one of the flags; `finding` says why that is odd."""
     layers = structure.training_layers(flags)
     if layers:
         message = f"{structure.root.type.__name__} {finding} ({shorten_list(layers)}): {advice}"

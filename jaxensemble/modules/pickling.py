@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,9 +12,6 @@ from jaxensemble.arrays import require_x64
 from jaxensemble.dtypes import is_key
 from jaxensemble.modules.state import KINDS, merge, split
 from jaxensemble.modules.structure import Structure
-
-if TYPE_CHECKING:
-    pass
 
 
 def reduce_module(module: Any) -> tuple[Callable[..., Any], tuple[Any, ...]]:
@@ -27,7 +24,7 @@ def _restore_module(graphdef: Structure, *trees: Any) -> Any:
     return merge(graphdef, *(jax.tree.map(unpack_leaf, tree) for tree in trees))
 
 
-def pack_leaf(leaf: Any) -> Any:
+def pack_leaf(leaf: Any) -> "_Keys | np.ndarray":
     """Converts an array or random keys to an object that `pickle` takes."""
     if is_key(leaf):
         return _Keys(str(jax.random.key_impl(leaf)), np.asarray(jax.random.key_data(leaf)))
@@ -42,7 +39,7 @@ class _Keys:
     words: np.ndarray
 
 
-def unpack_leaf(leaf: Any) -> jax.Array:
+def unpack_leaf(leaf: _Keys | np.ndarray) -> jax.Array:
     """Restores an array or random keys: the inverse of `pack_leaf`.
 
     **Raises:** `InputError` for 64-bit floats that JAX would round.

@@ -5,12 +5,9 @@ import functools
 import pkgutil
 import types
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from jaxensemble.modules.classes import definition_source, load_definition
-
-if TYPE_CHECKING:
-    pass
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +41,7 @@ def make_portable(value: Any) -> Any:
     return value
 
 
-def _make_partial(function: Any, arguments: tuple[Any, ...], named: Mapping[str, Any]) -> Any:
+def _make_partial(function: Callable[..., Any], arguments: tuple[Any, ...], named: Mapping[str, Any]) -> Any:
     return functools.partial(function, *arguments, **named)
 
 

@@ -31,8 +31,8 @@ RANDOM_IN_ERROR_MODE = (
 
 
 SPLIT_ADVICE = (
-    "If its random streams are split (nnx.split_rngs), give `Ensemble` their `rngs`, which cannot be made from the "
-    "structure alone, or make it with Ensemble.from_modules."
+    "If the network's random streams are split (nnx.split_rngs), give `Ensemble` their `rngs`, which cannot be made "
+    "from the structure alone, or make the ensemble with Ensemble.from_modules."
 )
 
 

@@ -54,7 +54,7 @@ def count_members(trees: dict[str, Tree]) -> int:
         f"{kind}: {name}": jnp.shape(leaf) for kind, tree in trees.items() for name, leaf in flatten(tree).items()
     }
     if not shapes:
-        raise InputError("there are no parameters and no buffers: nothing says how many members there are")
+        raise InputError("there are no parameters and no buffers, so that the number of members is unknown")
     sizes = {shape[:1] for shape in shapes.values()}
     if len(sizes) > 1 or sizes & {(), (0,)}:
         lines = "".join(f"\n  {name} {list(shape)}" for name, shape in shapes.items())

@@ -24,7 +24,7 @@ from jaxensemble.modules.portable import make_portable
 Path = tuple[str, ...]
 
 STATISTICS = "use_running_average"
-MODE_FLAGS = ("deterministic", STATISTICS)  # what `nnx.Module.train()` and `.eval()` set
+MODE_FLAGS = ("deterministic", STATISTICS)  # the flags that `nnx.Module.train()` and `.eval()` set
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,9 +80,9 @@ class Structure(nnx.GraphDef):
 
     root: Node
     leaves: tuple[Leaf, ...]  # in the order of the graph definition's leaves
-    streams: tuple[Leaf, ...]  # those of the leaves that are random state: keys, and counts of draws
+    streams: tuple[Leaf, ...]  # the leaves that are random state: keys, and counts of draws
     ties: dict[Path, Leaf]  # further attributes that hold a variable already seen, by path
-    entries: dict[Path, tuple[Any, Any]]  # path -> (what is compared, what is shown)
+    entries: dict[Path, tuple[Any, Any]]  # path -> (compared value, shown value)
     modes: dict[Path, Any]  # the training or evaluation flags of all submodules, by path
     _key: Any
     _hash: int
@@ -270,7 +270,7 @@ class _Reader:
 
 @dataclasses.dataclass(frozen=True)
 class _Shared:
-    """Shown for an attribute that holds the same object as another attribute."""
+    """Value shown for an attribute that holds the same object as another attribute."""
 
     name: str
 
@@ -280,7 +280,7 @@ class _Shared:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Variable:
-    """Shown for a variable: its class, and its metadata except Flax's defaults."""
+    """Value shown for a variable: its class, and its metadata except Flax's defaults."""
 
     type: type
     metadata: Mapping[str, Any]

@@ -136,7 +136,11 @@ def test_equal_structures_and_shapes_share_one_trace() -> None:
             "`inputs[0]` is float64, which JAX would round to 32 bits",
         ),
         (lambda: ENSEMBLE(X.astype(complex)), InputError, "`inputs[0]` is complex128"),
-        (lambda: ENSEMBLE(np.array([1, 2**32])), InputError, "`inputs[0]` is int64 and holds 4294967296, which int32"),
+        (
+            lambda: ENSEMBLE(np.array([1, 2**32])),
+            InputError,
+            "`inputs[0]` is int64 and holds 4294967296, which does not fit int32",
+        ),
         (lambda: TRAINING(X, key=0), InputError, "`key` must be one JAX random key, such as jax.random.key(0); got 0"),
         (lambda: TRAINING(X, key=jnp.ones(2)), InputError, "`key` must be one JAX random key"),
         (

@@ -111,7 +111,7 @@ MANIFESTS: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "path twice": (lambda m: entry(m, "fc.kernel").update(path="conv.kernel"), "'conv.kernel' is given 2 times"),
     "path of nothing": (lambda m: entry(m, "fc.kernel").update(path="sys.path"), "'sys.path', where there is no"),
     "path of another": (lambda m: entry(m, "shift").update(path="conv.bias"), "is stored|given 2 times"),
-    "sources of others": (lambda m: m.update(sources=[source()]), "1 `sources` are not those of 2 members"),
+    "sources of others": (lambda m: m.update(sources=[source()]), "one of `sources` for each of 2 members, got 1"),
     "source without hash": (lambda m: m.update(sources=[source(sha256="x"), source()]), "'a.pt': 'x' is no hash"),
     "source with code": (
         lambda m: m.update(sources=[source(run="me"), source()]),
