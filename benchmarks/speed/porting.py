@@ -1,8 +1,8 @@
 """Time and memory of porting, next to the bytes of the weights that it moves. `make bench-porting`.
 
-Every case has a process of its own. Members are in memory already and the check is off: what is measured is
-`to_ensemble` itself, from modules to stacked arrays that are ready. Memory is the growth of the process's peak: the
-stack itself is one part of it, and the exporter's graphs another.
+Every case has a process of its own. Members are in memory already and the check is off, so the time is that of
+`to_ensemble` itself, from modules to stacked arrays. Memory is the growth of the process's peak: the stack, the
+exporter's graphs and all else.
 """
 
 import json

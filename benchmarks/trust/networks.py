@@ -92,7 +92,7 @@ def drawn(choices: Choices, members: int = 2) -> Drawn:
     inputs = tuple(_input(choices, kind, batch) for kind in kinds)
     values, steps, taken = list(inputs), [], []
     count = choices.pick(range(2, 11))
-    with torch.no_grad(), disable_fast_paths():  # which lay results out otherwise than what is ported
+    with torch.no_grad(), disable_fast_paths():  # their results have another layout
         while len(steps) < count or not any(step.state_dict() for step in steps):
             step, where, value = _step(choices, values, len(inputs))
             steps.append(step)

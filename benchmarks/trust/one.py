@@ -36,7 +36,7 @@ class Proved:
     """The outcome of a random network.
 
     `status` is `passed`, `failed` (a wrong number), `refused` (`UnsupportedError`) or `crashed`; `steps` are the names
-    of what it is made of.
+    of its parts.
     """
 
     status: str
@@ -74,7 +74,7 @@ def proved(choices: Choices, *, thorough: bool = True) -> Proved:
             wrong += _difference_of_plans(ensemble, network, plan) if thorough else []
         except UnsupportedError as error:
             return Proved("refused", network.steps, str(error)[:500])
-        except Exception as error:  # which no network may cause
+        except Exception as error:  # no network may cause another error
             return Proved("crashed", network.steps, f"{type(error).__name__}: {error}"[:1000])
     return Proved("failed" if wrong else "passed", network.steps, "; ".join(wrong))
 
@@ -99,7 +99,7 @@ def _difference_of_plans(ensemble: Ensemble, network: Drawn, plan: Plan) -> list
         all_at_once = _leaves(exact(*inputs, plan=Plan()))
         try:
             others = _leaves(exact(*inputs, plan=plan))
-        except InputError:  # which says that the network mixes rows
+        except InputError:  # the network mixes rows
             if plan.rows is None:
                 raise
             return []

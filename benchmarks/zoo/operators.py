@@ -56,7 +56,7 @@ class Expected:
                 torch.zeros_like(tracked[k]) if gradient is None else gradient
                 for k, gradient in zip(self.by, found, strict=True)
             ]
-        except (RuntimeError, NotImplementedError):  # which says that it has no gradient
+        except (RuntimeError, NotImplementedError):  # the operator has no gradient
             self.outputs, self.by = [], []
 
     def _values(self) -> list[Tensor]:

@@ -15,7 +15,7 @@ def can_export(forward: Callable[[Tensor], Any], x: Tensor, *, open_batch: bool 
     dynamic = {0: torch.export.Dim("batch")} if open_batch else {}
     try:
         torch.export.export(Fn(forward), (x,), dynamic_shapes=((dynamic,),), strict=False)
-    except Exception:  # which is of many kinds
+    except Exception:  # errors of many kinds
         return False
     return True
 

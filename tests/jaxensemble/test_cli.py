@@ -219,7 +219,7 @@ def test_a_network_that_draws_is_given_a_seed() -> None:
     network = Ensemble.load("drawing")
     Path("text.csv").write_text("1,2")
     assert "without arrays of objects" in run("predict", "net", "text.csv").stderr
-    for seed in ("0", "1"):  # of a network that draws nothing in evaluation mode, nothing depends on it
+    for seed in ("0", "1"):  # this network draws nothing in evaluation mode
         assert run("predict", "drawing", "x.npy", "--seed", seed, "-o", "y.npy").exit_code == 0
         np.testing.assert_array_equal(np.load("y.npy"), network.eval()(X))
 

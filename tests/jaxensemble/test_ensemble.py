@@ -462,7 +462,7 @@ def test_modules_in_training_mode_are_told_unless_a_mode_says_that_they_are_mean
         warned = Ensemble.from_modules(modules)
     training = {mode: Ensemble.from_modules(modules, mode=mode).graphdef.training_layers() for mode in MODES}
     assert training == {"eval": (), "train": ("dropout", "norm"), "as_is": ("norm",)}
-    copied = jax.tree.map(lambda leaf: leaf, dataclasses.replace(warned, plan=None)[:1])  # which says nothing again
+    copied = jax.tree.map(lambda leaf: leaf, dataclasses.replace(warned, plan=None)[:1])  # no second warning
     assert copied.graphdef.training_layers() == ("norm",)
     with pytest.raises(InputError, match="`mode` must be 'eval', 'train' or 'as_is'; got 'evaluation'"):
         Ensemble.from_modules(modules, mode="evaluation")  # type: ignore[arg-type]

@@ -298,7 +298,7 @@ def test_what_is_imported_is_declared(package: str) -> None:
     [
         ("import scipy", {"scipy"}),
         ("from ml_dtypes import bfloat16\nimport os, numpy.linalg\nimport jaxensemble", set()),
-        ("import orbax.checkpoint", {"orbax-checkpoint"}),  # of an extra, so not without being asked for
+        ("import orbax.checkpoint", {"orbax-checkpoint"}),  # an extra's, which is imported on request only
         ("def f():\n    import orbax.checkpoint, scipy", {"scipy"}),
         ("import torch", {"torch"}),
     ],

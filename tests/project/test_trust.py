@@ -101,7 +101,7 @@ def test_a_planted_error_is_caught(name: str, images: Drawn, monkeypatch: pytest
     choices: Any = None
     (found,) = one.mutants(choices, [name])
     assert found.status == "caught", found
-    if found.planted and name != "momentum":  # on which no output in evaluation mode depends
+    if found.planted and name != "momentum":  # no output in evaluation mode depends on momentum
         named = found.named.partition(" ")[0]  # the module itself, or one around it, whose output is a single tensor
         assert f"{found.planted[0]}.".startswith(f"{named}."), found
 

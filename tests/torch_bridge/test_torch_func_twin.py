@@ -217,7 +217,7 @@ MISTAKES: dict[str, Callable[[Any], Any]] = {
     # test_out_dim_out_of_bounds_err_msg
     "out_dim too large": lambda lib: lib.vmap(lambda x: x, out_dims=3)(lib.ones(2, 3)),
     "out_dim too small": lambda lib: lib.vmap(lambda x: x, out_dims=-3)(lib.ones(2, 3)),
-    # which check comes first
+    # the order of checks
     "out_dims before in_dims": lambda lib: lib.vmap(_pair, in_dims=[0], out_dims="a")(lib.ones(2)),
     "in_dims before no inputs": lambda lib: lib.vmap(_pair, in_dims=[0])(),
     # functional_call

@@ -75,7 +75,7 @@ def test_what_is_no_manifest_is_refused(folder: Path, text: bytes, match: str) -
 def test_a_hostile_network_is_refused(folder: Path, case: str) -> None:
     change, match = NETWORKS[case]
     rewrite(folder, change, "network.json")
-    if case == "name":  # which the source spells as it can: nothing else is left of it
+    if case == "name":  # the source keeps only letters of the name
         assert "import os" not in Ensemble.load(folder).source()
         return
     refused(folder, match)

@@ -288,7 +288,7 @@ def test_a_lineage_is_saved_and_outlives_further_changes(ensemble: Ensemble, tmp
         text + ensemble.proof.date in describe_in_text(artifact) and describe(artifact)["trained_from_verified"] is True
     )
     assert Ensemble.concatenate([loaded, loaded]).lineage == loaded.lineage
-    assert Ensemble.concatenate([loaded, ensemble]).lineage is None  # of which a part was trained
+    assert Ensemble.concatenate([loaded, ensemble]).lineage is None  # one of the two was trained
     proven = trained.proven(ensemble.proof)  # as if it had been compared again
     proven.save(tmp_path / "again", force=True)
     again = Ensemble.load(tmp_path / "again")
@@ -326,7 +326,7 @@ def test_members_of_unequal_proofs_go_together(ensemble: Ensemble) -> None:
     assert len(Ensemble.concatenate([ensemble, ensemble.proven(None)])) == 6
 
 
-# where it can be saved
+# places where an ensemble can be saved
 
 
 def test_flax_modules_are_refused_with_what_to_do(tmp_path: Path) -> None:

@@ -190,7 +190,7 @@ def test_a_file_system_without_exchange_is_told(tmp_path: Path, monkeypatch: pyt
 
 @pytest.fixture
 def windows(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No descriptors of directories, no locks, no exchange; and a rename replaces nothing, not even what is empty."""
+    """No descriptors of directories, no locks, no exchange; a rename replaces nothing, not even empty directories."""
     rename = os.rename
 
     def strict(source: Path, target: Path) -> None:

@@ -1,4 +1,4 @@
-"""Stacking the states of Flax modules: PyTorch's own tests of it, rewritten, and what is ours.
+"""Stacking the states of Flax modules: PyTorch's own tests, rewritten, and further ones.
 
 If a test rewrites one of PyTorch's (test/functorch/test_eager_transforms.py), its docstring names it.
 """

@@ -52,7 +52,7 @@ SIMPLE = Network(
 
 
 def records() -> Network:
-    """Everything that may stand among inputs and outputs besides references."""
+    """Everything that may be in inputs and outputs besides references."""
     inner = Record("Pair", "namedtuple", {"first": Ref("y"), "second": Fixed(math.inf)})
     outer = Record("Output", "mapping", {"loss": None, "logits": Ref("y"), "more": (inner, [Fixed("text"), Fixed(1j)])})
     inputs = (Ref("x"), Fixed(True), None, [Fixed(2.5), {"a": Fixed('"""')}])

@@ -61,7 +61,7 @@ def test_gradients_are_found_however_often_a_compiler_computes_the_operand(name:
         x = jnp.asarray(generator.normal(size=(5, 38, 7)), jnp.float32)
         weights = [jnp.asarray(generator.normal(size=7) + 1, jnp.float32) for _ in range(4)]
         found = jax.jit(jax.grad(rewritten(loss, EXTREMES)))(weights, x)
-        with jax.disable_jit():  # where every step is computed once
+        with jax.disable_jit():  # computes every step once
             expected = jax.grad(loss)(weights, x)
         for ours, theirs in zip(found, expected, strict=True):
             np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)

@@ -199,7 +199,7 @@ def test_tuning_measures_once(empty_cache: Path, monkeypatch: pytest.MonkeyPatch
     assert Plan(**entry["plan"]) == tuned.plan and len(entry["seconds"]) > 2
     monkeypatch.setattr(tuning, "_measured", lambda *_: pytest.fail("measured again"))
     assert ENSEMBLE.tune(X).plan == tuned.plan
-    monkeypatch.setattr(tuning, "_MEMORY", {})  # as in another process
+    monkeypatch.setattr(tuning, "_MEMORY", {})  # like another process
     assert ENSEMBLE.tune(X).plan == tuned.plan
     _close(ENSEMBLE(X, plan="auto"), ENSEMBLE(X, plan=Plan()), 1e-5)
     jax.jit(lambda ensemble, x: ensemble(x, plan="auto"))(ENSEMBLE, X[:3])  # where nothing can be measured

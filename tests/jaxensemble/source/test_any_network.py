@@ -1,4 +1,4 @@
-"""Random networks: the source computes what the calls say."""
+"""Random networks: the source computes the network's calls."""
 
 from typing import Any
 

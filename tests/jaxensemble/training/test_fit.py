@@ -124,7 +124,7 @@ def test_outputs_that_are_spread_over_targets_are_told() -> None:
     with pytest.warns(UserWarning, match=r"mean_square spreads outputs \[4, 1\] .* targets \[4\] .* to \[4, 4\]"):
         fit(state, x, y, loss=mean_square, epochs=1, batch=4)
     for loss, targets in ((mean_square, y[:, None]), (lambda a, b: mean_square(a[:, 0], b), y)):
-        train_step(state, x, targets, loss=loss)  # where a warning would be an error
+        train_step(state, x, targets, loss=loss)  # a warning would be an error here
 
 
 def test_fit_refuses_a_last_minibatch_that_is_too_small_before_it_begins() -> None:

@@ -485,7 +485,7 @@ def test_class_axis_of_scores(score: Any) -> None:
 
 
 def test_full_bins_are_summed_without_loss() -> None:
-    rows = 1 << 18  # where a float32 running sum of 0.95 is wrong in the third digit
+    rows = 1 << 18  # so many that a float32 running sum of 0.95 is wrong in the third digit
     p = jnp.tile(jnp.array([0.95, 0.05]), (rows, 1))
     curve = reliability_curve(p, jnp.zeros(rows, jnp.int32))
     _assert_close(curve.confidence[-1], 0.95, CLOSE)

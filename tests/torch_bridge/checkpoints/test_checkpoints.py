@@ -251,7 +251,7 @@ def test_weights_that_are_not_finite_are_refused(tmp_path: Path) -> None:
 def test_members_of_equal_weights_are_told(tmp_path: Path) -> None:
     members = states()
     paths = saved(tmp_path, members)
-    torch.save(members[0], tmp_path / "other_name.pt")  # which PyTorch writes into the file
+    torch.save(members[0], tmp_path / "other_name.pt")  # PyTorch writes the name into the file
     with pytest.warns(EqualMembersWarning, match=r"members 0 \(member0\.pt\), 3 \(other_name\.pt\) have equal weights"):
         load_ensemble(net, [*paths, tmp_path / "other_name.pt"], (X,), check=False)
     torch.save(members, tmp_path / "all.pt")

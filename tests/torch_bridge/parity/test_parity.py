@@ -274,7 +274,7 @@ def test_gradients_that_pytorch_cannot_compute_are_a_note() -> None:
         def forward(self, input: Tensor) -> Tensor:
             y = super().forward(input).sigmoid()
             z = y * 2
-            y.add_(1)  # the sigmoid's gradient needs what was here
+            y.add_(1)  # the sigmoid's gradient needs the old values
             return z + y
 
     models = [Overwrites(3, 2), Overwrites(3, 2)]
@@ -283,7 +283,7 @@ def test_gradients_that_pytorch_cannot_compute_are_a_note() -> None:
     report = torch_bridge.check(models, ensemble, (x,))
     assert report.passed and "gradients not compared" in " ".join(report.notes)
     failed = [row for row in torch_bridge.check(models, ensemble, (x,), train=True).rows if not row.passed]
-    assert [row.stage for row in failed] == ["float64, training steps"]  # which were asked for
+    assert [row.stage for row in failed] == ["float64, training steps"]  # on request
     assert "training not compared: one of the variables needed for gradient" in failed[0].note
 
 
@@ -294,7 +294,7 @@ def test_weights_alone_are_no_proof() -> None:
             self.fc = nn.Linear(4, 4)
 
         def forward(self, x: Tensor) -> Tensor:
-            return nn.functional.rrelu(self.fc(x), training=True)  # whose draws stay within a layer
+            return nn.functional.rrelu(self.fc(x), training=True)  # its draws stay within a layer
 
     models, x = [Drawing().eval() for _ in range(2)], torch.randn(8, 4)
     assert torch_bridge.to_ensemble(models, (x,)).proof is None
@@ -308,7 +308,7 @@ def test_a_batch_that_pytorch_refuses_is_not_compared() -> None:
 
 
 def test_a_forward_that_writes_into_its_input_spoils_no_later_stage() -> None:
-    """Dropout hands its input on in evaluation mode, so that this one halves what it was given at every call."""
+    """Dropout hands its input on in evaluation mode, so this network halves its input at every call."""
 
     class Halving(nn.Module):
         def __init__(self) -> None:

@@ -117,7 +117,7 @@ def test_outputs_that_are_nothing_but_rounding_pass_and_are_told() -> None:
 
 @pytest.mark.further
 def test_a_small_output_that_is_no_rounding_is_compared() -> None:
-    """A product of many densities is far smaller than any rounding of what it is made of."""
+    """A product of many densities is far smaller than any rounding of its factors."""
 
     class Product(nn.Module):
         def __init__(self) -> None:

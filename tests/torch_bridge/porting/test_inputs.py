@@ -117,7 +117,7 @@ def test_example_inputs_are_a_tuple(inputs: Any) -> None:
 
 
 class Mean(nn.Module):
-    """Sizes of its inputs are part of what it computes."""
+    """A forward that computes with the sizes of its inputs."""
 
     def __init__(self) -> None:
         super().__init__()

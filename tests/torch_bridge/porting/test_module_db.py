@@ -33,7 +33,7 @@ REFUSED = {
     "nn.FractionalMaxPool3d": "draws its windows at random",
     # It looks at the values of the variance, and raises if one is negative.
     "nn.GaussianNLLLoss": r"torch\.export cannot follow",
-    # The shape of what its kernel returns beside the loss depends on the lengths, which are values.
+    # The shape of its kernel's second result depends on the lengths, which are values.
     "nn.CTCLoss": r"torch\.export cannot follow",
     # Traced with another shape than it has.
     "nn.MultiLabelMarginLoss": "a different result shape",
@@ -80,7 +80,7 @@ def samples(name: str) -> Iterator[Sample]:
 
 def check(sample: Sample) -> None:
     model, tensors = sample
-    with torch.no_grad(), disable_fast_paths():  # which give zeros where there is padding
+    with torch.no_grad(), disable_fast_paths():  # fast paths give zeros at padded positions
         expected = model(*(tensor.clone() for tensor in tensors))  # some work in place
     module = to_flax(model, tensors, batch_axis=None)
     assert_close(compiled(module)(*[tensor.numpy() for tensor in tensors]), expected)

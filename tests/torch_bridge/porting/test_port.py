@@ -89,7 +89,7 @@ def test_a_dropout_of_constants_is_a_dropout_of_constants() -> None:
     ids=["one", "identity", "functions alone"],
 )
 def test_sequences_that_begin_with_a_function(layers: tuple[nn.Module, ...]) -> None:
-    """A root that loops over its children must call each of them, and not what the first one is."""
+    """A root that loops over its children must call each of them."""
     assert_ports(nn.Sequential(*layers), torch.randn(2, 3))
 
 

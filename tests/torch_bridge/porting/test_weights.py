@@ -168,7 +168,7 @@ def test_weights_that_are_not_finite_are_refused_all_at_once() -> None:
     members[1].get_parameter("conv.weight").data[2, 0, 1, 2] = torch.nan
     members[2].get_parameter("scale").data[:2] = torch.inf
     members[2].get_buffer("norm.running_var")[1] = torch.nan
-    members[0].get_buffer("offset")[0] = -torch.inf  # as masks have it
+    members[0].get_buffer("offset")[0] = -torch.inf  # as in masks
     x = torch.randn(2, 1, 6, 7)
     with pytest.raises(InputError) as caught:
         torch_bridge.to_ensemble(members, (x,))

@@ -19,7 +19,7 @@ pytestmark = pytest.mark.usefixtures("x64")
 
 
 class Block(nn.Module):
-    """Of every layer that has a row; an image of 4 x 6 pixels in, one of 9 x 13 out, and numbers beside it."""
+    """Every kind of layer that is supported; an image of 4 x 6 pixels in, one of 9 x 13 and numbers out."""
 
     def __init__(self) -> None:
         super().__init__()

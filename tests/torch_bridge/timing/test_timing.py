@@ -201,7 +201,7 @@ def test_nothing_is_timed_where_outputs_differ(tmp_path: Path) -> None:
     compare_outputs([same, theirs, near])  # type: ignore[list-item]
     assert theirs.failure == "its outputs are not those of loop: 1.0e-02 of the largest"
     compare_outputs([same, others[0]], "tf32")  # type: ignore[list-item]
-    twice = _Ended("twice", tmp_path, x + 0.01), same  # of two processes of one variant, each is compared
+    twice = _Ended("twice", tmp_path, x + 0.01), same  # both processes of one variant are compared
     twice[1].job = twice[0].job
     with pytest.raises(ParityError, match=r"twice: 1\.0e-02"):
         compare_outputs([near, *twice])  # type: ignore[list-item]

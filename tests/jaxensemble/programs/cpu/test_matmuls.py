@@ -26,7 +26,7 @@ def _normal(*shape):
     [
         ("k,kf->f", (3024,), (3024, 5)),
         ("nk,kf->nf", (1, 514), (514, 5)),
-        ("nk,kf->nf", (1, 131), (131, 5)),  # of no equal parts
+        ("nk,kf->nf", (1, 131), (131, 5)),  # a prime: no equal blocks
         ("nk,kf->nf", (7, 1021), (1021, 5)),
         ("nk,kf->nf", (0, 1024), (1024, 5)),
         ("nk,kf->nf", (4, 1024), (1024, 1)),

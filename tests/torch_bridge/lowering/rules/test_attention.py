@@ -144,7 +144,7 @@ def test_encoder_with_padding() -> None:
     assert_ports(Masked(encoder, src_key_padding_mask=PADDED), torch.randn(N, L, E), batch_axis=None)
 
 
-@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")  # of PyTorch's own fast path
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")  # from PyTorch's own fast path
 def test_encoder_with_padding_is_ported_without_the_zeros_of_the_fast_path() -> None:
     encoder, x = nn.TransformerEncoder(encoder_layer(), 2), torch.randn(N, L, E)
     port = to_flax(Masked(encoder.eval(), src_key_padding_mask=PADDED), (x,), batch_axis=None)
@@ -175,7 +175,7 @@ def test_decoder(case: str) -> None:
 
 
 class Dropped(nn.Module):
-    """Attention to values that are the identity: what comes out are the weights after dropout."""
+    """Attention to values that are the identity: the outputs are the weights after dropout."""
 
     def __init__(self, p: float):
         super().__init__()

@@ -1,4 +1,4 @@
-"""Dropout: identity in evaluation; in training what is dropped, how much, and how the rest is scaled."""
+"""Dropout: identity in evaluation; in training the share that is dropped, and the scale of the rest."""
 
 import math
 from typing import Any
@@ -208,7 +208,7 @@ def test_alpha_dropout_under_jit() -> None:
 
 
 class OnlyInTraining(nn.Module):
-    """Dropout that evaluation does not even call, twice in a row, beside a use of what it drops from."""
+    """Dropout that evaluation does not call, twice in a row, with another use of its input."""
 
     def forward(self, x: Tensor) -> Tensor:
         y = x * 2

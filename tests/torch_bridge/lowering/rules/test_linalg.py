@@ -40,7 +40,7 @@ def nearest_orthogonal(u: Tensor, s: Tensor, vt: Tensor) -> tuple[Tensor, Tensor
 
 
 def fixed(vectors: Tensor) -> Tensor:
-    """Vectors with signs of one's own choice."""
+    """Vectors with signs that do not depend on the library."""
     return torch.where(vectors.sum(-2, keepdim=True) < 0, -vectors, vectors)
 
 

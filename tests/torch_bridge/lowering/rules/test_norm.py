@@ -353,7 +353,7 @@ def test_statistics_of_what_nobody_uses_are_kept() -> None:
         def forward(self, x: Tensor) -> Tensor:
             self.norm(x)
             y = x * 2
-            y.view(-1).mul_(3)  # in place: torch takes side effects out, and with them what is not used
+            y.view(-1).mul_(3)  # in place: torch removes side effects, and unused values with them
             return y
 
     assert_ports(Unused(), torch.randn(4, 3))
@@ -414,7 +414,7 @@ def parametrised(kind: str) -> nn.Module:
             parametrizations.weight_norm(nn.Linear(4, 4), dim=None),  # type: ignore[arg-type]
         )
     if kind == "legacy weight norm":
-        with torch.no_grad():  # otherwise it could not be copied
+        with torch.no_grad():  # without this it could not be copied
             return nn.Sequential(nn.Flatten(), nn.utils.weight_norm(nn.Linear(24, 4)))
     if kind == "spectral norm":
         return nn.Sequential(nn.Flatten(), parametrizations.spectral_norm(nn.Linear(24, 4)))
@@ -454,7 +454,7 @@ class WithActivation(nn.BatchNorm2d):
 
 
 class WithWeights(nn.Module):
-    """Running statistics of a module's own, beside another weight."""
+    """Running statistics of a module's own, with another weight."""
 
     mean: Tensor
     var: Tensor

@@ -217,7 +217,7 @@ def test_behind_a_convolution() -> None:
 
 
 class WeightUsedTwice(nn.Module):
-    """A weight of the layer in another product besides."""
+    """A weight of the layer that is also in another product."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -250,7 +250,7 @@ def test_tied_layers() -> None:
 
 
 class WithMore(nn.GRU):
-    """A layer with a parameter of its own beside those of the GRU."""
+    """A layer with a parameter of its own besides those of the GRU."""
 
     def __init__(self) -> None:
         super().__init__(I, I, 2, batch_first=True, dropout=0.5)
@@ -278,7 +278,7 @@ def test_parametrised_weight() -> None:
 
 
 def test_dropout_between_layers() -> None:
-    """In training, elements of what the lower layer gives are dropped, and none of what the upper one gives."""
+    """In training, elements of the lower layer's output are dropped, and none of the upper layer's output."""
     model: Any = Held(nn.RNN(50, 50, 2, nonlinearity="relu", bias=False, dropout=0.4, batch_first=True)).eval()
     with torch.no_grad():
         for weight in model.parameters():

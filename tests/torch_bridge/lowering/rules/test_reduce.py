@@ -168,7 +168,7 @@ def test_quantiles(open_batch: bool) -> None:
 
 
 class Head(nn.Module):
-    """Reductions of a feature map in every way, on what is stored channels-last."""
+    """Reductions of a feature map in every way, on channels-last arrays."""
 
     def __init__(self) -> None:
         super().__init__()
