@@ -21,7 +21,7 @@ from torch_bridge.lowering.layouts.layout import (
     rearrangement_steps,
     tidy_axes,
 )
-from torch_bridge.lowering.values import Storage, Value, initial_dtype, is_array
+from torch_bridge.lowering.values import Operand, Storage, Value, initial_dtype, is_array
 
 
 class Arrangements(Calls):
@@ -103,12 +103,12 @@ class Arrangements(Calls):
         value = self.value(operand)
         return self.arrange(value, value.layout.dims)
 
-    def tidy(self, operand: Any) -> Value:
+    def tidy(self, operand: Operand) -> Value:
         """The operand with one axis per dimension, in the order that costs least: see `Value.axis`."""
         value = self.value(operand)
         return self.arrange(value, tidy_axes(value.layout))
 
-    def channels_last(self, operand: Any, spatial: int) -> Value:
+    def channels_last(self, operand: Operand, spatial: int) -> Value:
         """A feature map with channels after its `spatial` last dimensions: `[..., C, H, W]` stored `[..., H, W, C]`."""
         value = self.value(operand)
         dims, channels = value.layout.dims, value.ndim - spatial - 1
@@ -192,7 +192,7 @@ class Arrangements(Calls):
         args = [next(queue).expr if is_array(operand) else self.number(operand) for operand in operands]
         return self.laid(self.emit(target, *args, **kwargs), layout, dtype)
 
-    def align(self, *operands: Any) -> tuple[list[Value], Layout]:
+    def align(self, *operands: Operand) -> tuple[list[Value], Layout]:
         """The operands, arranged so that their arrays broadcast, and the layout of an elementwise result."""
         values = self._undo_expansion([self.value(operand) for operand in operands])
         open_keys = [value.key for value in values if value.open]

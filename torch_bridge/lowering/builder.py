@@ -2,11 +2,10 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from torch import nn
 
-from jaxensemble.network.network import Layer
+from jaxensemble.network.network import Arg, Layer
 from torch_bridge.graph.graph import TorchGraph
 from torch_bridge.lowering.arrangements import Arrangements
 from torch_bridge.lowering.calls import DrawMode
@@ -27,7 +26,7 @@ class Builder(Arrangements):
     def claim(
         self,
         type_: str,
-        options: Mapping[str, Any],
+        options: Mapping[str, Arg],
         leaves: Mapping[str, Wanted],
         flipped: tuple[int, ...] = (),
         within: str | None = None,
@@ -107,7 +106,7 @@ class Builder(Arrangements):
                     return False
         return True
 
-    def stateless_layer(self, type_: str, options: Mapping[str, Any], name: str) -> str:
+    def stateless_layer(self, type_: str, options: Mapping[str, Arg], name: str) -> str:
         """The path of a layer without weights: the module around the node if it is otherwise empty, else inside it."""
         module = self.module_path
         layer = Layer(module, type_, dict(options))

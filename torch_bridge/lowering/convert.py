@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import torch
 from torch import nn
@@ -53,8 +54,8 @@ def convert(
     if has_branches(captured.graph) and len({module.training for module in model.modules()}) > 1:
         apart = [path or "itself" for path, module in model.named_modules() if module.training]
         raise UnsupportedError(
-            f"{type(model).__name__} is in training mode in part ({', '.join(apart[:5])}), and its forward does "
-            "something else there, which is carried for all of it in one mode. Call .eval() or .train() on it first: "
+            f"{type(model).__name__} is in training mode in part ({', '.join(apart[:5])}), and its forward differs "
+            "between modes. It can be carried only if all of it is in one mode. Call .eval() or .train() on it first: "
             "an ensemble has both modes."
         )
     if lowered.network.evaluation_only and any(module.training for module in model.modules()):
@@ -65,7 +66,7 @@ def convert(
     return lowered
 
 
-def constant_arrays(lowered: Lowered) -> dict[str, Any]:
+def constant_arrays(lowered: Lowered) -> dict[str, jax.Array]:
     """The arrays of a network that all members share."""
     result = {}
     for path, tensor in lowered.constants.items():

@@ -2,17 +2,16 @@
 
 import math
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any
 
 import torch
 
 from jaxensemble.network.network import Arg, Ref, Slice, Var
 from torch_bridge.lowering.builder import Builder
 from torch_bridge.lowering.layouts.layout import Group, Layout, Size, tidy_axes
-from torch_bridge.lowering.values import Value
+from torch_bridge.lowering.values import Operand, Value
 
 
-def settled_value(b: Builder, operand: Any) -> Value:
+def settled_value(b: Builder, operand: Operand) -> Value:
     """An operand whose storage is settled. A weight that is still open is stored as PyTorch sees it."""
     value = b.value(operand)
     return b.plain(value) if value.open else value
@@ -62,7 +61,7 @@ def result_without_dims(
     return b.laid(expr, Layout(dims, axes), dtype)
 
 
-def arrange_alike(b: Builder, *operands: Any, lead: int | None = None) -> tuple[list[Value], tuple[int, ...]]:
+def arrange_alike(b: Builder, *operands: Operand, lead: int | None = None) -> tuple[list[Value], tuple[int, ...]]:
     """Arranges operands of equal rank in one order, with one axis per dimension.
 
     **Arguments:** `lead` is the number of the operand whose order is taken. Without it, an operand leads that is not

@@ -14,7 +14,7 @@ from jaxensemble.network.network import Ref, Var
 from jaxensemble.network.weight_map import Rearrangement
 from torch_bridge.arrays import DTYPE_NAMES as DTYPE_NAMES
 from torch_bridge.compat import free_unbacked_symbols
-from torch_bridge.lowering.layouts.layout import Layout, Size, atoms_of
+from torch_bridge.lowering.layouts.layout import Layout, Size, atoms_of, group_size
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,18 +93,11 @@ class Storage:
         rank = {atom: k for k, atom in enumerate(after)}
         turned = {atom for dim in self.flipped for atom in self.layout.dims[dim]}
         return Rearrangement(
-            split=tuple(int(_product(piece)) for piece in pieces),
+            split=tuple(int(group_size(tuple(piece))) for piece in pieces),
             order=tuple(sorted(range(len(pieces)), key=lambda k: rank[pieces[k][0]])),
             shape=tuple(int(size) for size in self.layout.stored_shape),
             flipped=tuple(k for k, piece in enumerate(pieces) if piece[0] in turned),
         )
-
-
-def _product(piece: list) -> int:
-    size = 1
-    for atom in piece:
-        size *= atom.size
-    return size
 
 
 def size(entry: Any) -> Any:

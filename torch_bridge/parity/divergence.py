@@ -1,6 +1,6 @@
 """The first module whose output differs between PyTorch and the ported network."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -9,19 +9,19 @@ from torch import Tensor, nn
 
 from jaxensemble.ensemble import Ensemble
 from jaxensemble.modules.build import skeleton
-from jaxensemble.modules.state import merge
+from jaxensemble.modules.state import Tree, merge
 from jaxensemble.network.arguments import bind_arguments
 from jaxensemble.network.weight_map import Origin
 from torch_bridge.compat import is_functorch_wrapped_tensor
 from torch_bridge.graph.capture import capture
-from torch_bridge.graph.forward import evaluate_model
+from torch_bridge.graph.forward import Inputs, evaluate_model
 from torch_bridge.graph.sizes.open_axes import OpenAxes
 from torch_bridge.lowering import OPERATIONS, lower
 from torch_bridge.parity.metrics import normwise_error
 
 
 def first_divergence(
-    ensemble: Ensemble, doubles: Sequence[nn.Module], inputs: tuple[Any, ...], arrays: Any, limit: float
+    ensemble: Ensemble, doubles: Sequence[nn.Module], inputs: Inputs, arrays: tuple[Any, ...], limit: float
 ) -> str | None:
     """Finds the first module call, in order of completion, whose float64 output differs in any member.
 
@@ -40,7 +40,7 @@ def first_divergence(
     arrays = jax.tree.map(np.asarray, bind_arguments(ensemble.network, arrays))
 
     @jax.jit
-    def observed(params: Any, buffers: Any) -> dict[str, Any]:
+    def observed(params: Tree, buffers: Tree) -> dict[str, Any]:
         return merge(state.graphdef, params, buffers, ensemble.constants, state.rngs)(*arrays)
 
     found: list[tuple[int, int, str]] = []
@@ -56,13 +56,13 @@ def first_divergence(
     return min(found)[2] if found else None
 
 
-def _module_outputs(model: nn.Module, inputs: tuple[Any, ...]) -> list[tuple[str, np.ndarray]]:
+def _module_outputs(model: nn.Module, inputs: Inputs) -> list[tuple[str, np.ndarray]]:
     """The output of every module call that returns one tensor, in order of completion, under the name of its scope."""
     results: list[tuple[str, np.ndarray]] = []
     calls: dict[str, int] = {}
     handles = []
 
-    def keep(path: str) -> Any:
+    def keep(path: str) -> Callable[[nn.Module, Any, Any], None]:
         def hook(module: nn.Module, args: Any, output: Any) -> None:
             count = calls.get(path, 0)
             calls[path] = count + 1

@@ -19,7 +19,7 @@ from torch_bridge.lowering.rules.draws import is_draw
 from torch_bridge.parity.reference import CannotRun
 
 
-def can_draw(ensemble: Ensemble, arrays: Any, *, each: bool = False) -> bool:
+def can_draw(ensemble: Ensemble, arrays: tuple[Any, ...], *, each: bool = False) -> bool:
     """Returns whether a call with these inputs draws random numbers. With `each`, every member has its own inputs."""
     if not ensemble.rngs:
         return False
@@ -64,7 +64,7 @@ class Draws:
             self.give(k, drawn)
         return outputs
 
-    def give(self, member: int, drawn: Sequence[Any]) -> None:
+    def give(self, member: int, drawn: Sequence[jax.Array]) -> None:
         """Gives a member the numbers to draw: its part of arrays `[M, ...]`."""
         self.replays[member].numbers = [np.asarray(array[member]) for array in drawn]
 

@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 import torch
 from torch import nn
 
@@ -11,15 +12,17 @@ from jaxensemble.ensemble import Ensemble
 from jaxensemble.errors import UnsupportedError
 from jaxensemble.modules.build import skeleton
 from jaxensemble.modules.randomness import split_rngs
+from jaxensemble.modules.state import Tree
 from jaxensemble.network.network import Dtype, Network
-from jaxensemble.network.weight_map import Origin, WeightMap
+from jaxensemble.network.weight_map import Origin, Rearrangement, WeightMap
+from torch_bridge.graph.forward import Inputs
 from torch_bridge.graph.sizes.open_axes import OpenAxes
 from torch_bridge.lowering.calls import DrawMode
 from torch_bridge.lowering.convert import constant_arrays, convert
 
 
 def convert_to_float64(
-    ensemble: Ensemble, double: nn.Module, inputs: tuple[Any, ...], draw_mode: DrawMode | None = None
+    ensemble: Ensemble, double: nn.Module, inputs: Inputs, draw_mode: DrawMode | None = None
 ) -> Ensemble:
     """Converts an ensemble's weights to float64 and complex128, exactly. To be used with x64 on.
 
@@ -33,7 +36,7 @@ def convert_to_float64(
 
 
 def recapture_network(
-    ensemble: Ensemble, model: nn.Module, inputs: tuple[Any, ...], draw_mode: DrawMode | None = None
+    ensemble: Ensemble, model: nn.Module, inputs: Inputs, draw_mode: DrawMode | None = None
 ) -> Ensemble:
     """The ensemble with the network that `model` gives, and its own weights; unchanged if it was not ported."""
     origin = ensemble.origin
@@ -55,12 +58,12 @@ def recapture_network(
     )
 
 
-def _storage(weights: WeightMap) -> list[Any]:
+def _storage(weights: WeightMap) -> list[tuple[str, Rearrangement]]:
     """The place and arrangement of every weight."""
     return [(entry.path, entry.rearrangement) for entry in weights.entries]
 
 
-def _fill_tree(tree: Any, arrays: Mapping[str, Any], prefix: str = "") -> Any:
+def _fill_tree(tree: Tree, arrays: Mapping[str, jax.Array], prefix: str = "") -> Tree:
     """The tree with its leaves replaced by the arrays of the same paths."""
     return {
         name: _fill_tree(leaf, arrays, f"{prefix}{name}.") if isinstance(leaf, dict) else arrays[prefix + name]

@@ -14,9 +14,9 @@ from torch import nn
 
 from jaxensemble.ensemble import Ensemble
 from jaxensemble.errors import first_line
-from jaxensemble.modules.state import flatten
+from jaxensemble.modules.state import Tree, flatten
 from jaxensemble.network.weight_map import Origin
-from torch_bridge.graph.forward import call_model
+from torch_bridge.graph.forward import Inputs, call_model
 from torch_bridge.graph.outputs import arrays_of
 from torch_bridge.parity import precision
 from torch_bridge.parity.draws import Draws
@@ -46,7 +46,7 @@ that the fill of a mask does not hide errors.
 
 
 def compare(
-    ensemble: Ensemble, doubles: Sequence[nn.Module], inputs: tuple[Any, ...], arrays: Any, draws: Draws
+    ensemble: Ensemble, doubles: Sequence[nn.Module], inputs: Inputs, arrays: tuple[Any, ...], draws: Draws
 ) -> list[Row] | str:
     """Compares the gradients of all parameters of all members.
 
@@ -83,7 +83,7 @@ def compare(
 Grads = dict[str, np.ndarray]
 
 
-def _single_gradients(model: nn.Module, inputs: tuple[Any, ...]) -> list[Grads]:
+def _single_gradients(model: nn.Module, inputs: Inputs) -> list[Grads]:
     """The gradients in float32 of the model, and of a few nearly equal models: one alone may be right by chance."""
     found = []
     for models, given in itertools.chain([([model], inputs)], move_last_bits([model], inputs, torch.float32)):
@@ -106,10 +106,10 @@ def _relative_error(actual: np.ndarray, expected: np.ndarray, largest: float, ro
     return float(difference / scale) if scale else float(difference)
 
 
-def _gradients(ensemble: Ensemble, arrays: Any, draws: Draws) -> Any:
+def _gradients(ensemble: Ensemble, arrays: tuple[Any, ...], draws: Draws) -> Tree:
     """The gradients of the ensemble, `[M, ...]`, by path."""
 
-    def objective(params: Any) -> tuple[jax.Array, Any]:
+    def objective(params: Tree) -> tuple[jax.Array, Any]:
         result = dataclasses.replace(ensemble, params=params)(*arrays, **draws.options)
         outputs = result[0] if draws else result
         total = sum(
@@ -137,7 +137,7 @@ def loss_weights(size: int, shape: Sequence[int]) -> np.ndarray:
     return np.cos(np.arange(size, dtype=np.float64)).reshape(shape)
 
 
-def _torch_gradients(model: nn.Module, inputs: tuple[Any, ...]) -> tuple[Grads, float]:
+def _torch_gradients(model: nn.Module, inputs: Inputs) -> tuple[Grads, float]:
     """The gradients, and the sum of all outputs (each counts as 1 at most) over the largest parameter."""
     named = dict(model.named_parameters())
     params = list(named.values())

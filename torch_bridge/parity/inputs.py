@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from torch_bridge.compat import pytree
-from torch_bridge.graph.examples import Arguments, axes_of, map_tensors
+from torch_bridge.graph.examples import Arguments, BatchAxis, axes_of, map_tensors
 from torch_bridge.graph.forward import Inputs
 from torch_bridge.members.finite import has_fractions
 
@@ -25,7 +25,7 @@ def stack_inputs(inputs_per_member: Sequence[Inputs]) -> Any:
     return pytree.tree_map(lambda *xs: torch.stack(xs) if isinstance(xs[0], Tensor) else xs[0], *inputs_per_member)
 
 
-def resize_inputs(inputs: Inputs, size: int, batch_axis: Any, seed: int = 0) -> Arguments:
+def resize_inputs(inputs: Inputs, size: int, batch_axis: BatchAxis, seed: int = 0) -> Arguments:
     """Inputs with another batch size: rows taken in turn. Floating-point rows are scaled so that no two are equal."""
     inputs = Arguments.of(inputs)
     axes = axes_of(inputs, batch_axis)
@@ -46,7 +46,7 @@ def resize_inputs(inputs: Inputs, size: int, batch_axis: Any, seed: int = 0) -> 
     return inputs.replaced([pytree.tree_map(lambda x, axis=axis: resize(x, axis), value) for value, axis in pairs])
 
 
-def batch_size(inputs: Inputs, batch_axis: Any) -> int | None:
+def batch_size(inputs: Inputs, batch_axis: BatchAxis) -> int | None:
     """The size of the batch axis, taken from the first tensor that has this axis."""
     arguments = Arguments.of(inputs)
     for value, axis in zip(arguments.entries, axes_of(arguments, batch_axis), strict=True):
@@ -56,7 +56,7 @@ def batch_size(inputs: Inputs, batch_axis: Any) -> int | None:
     return None
 
 
-def inputs_per_member(inputs: Inputs, members: int, batch_axis: Any) -> list[Inputs]:
+def inputs_per_member(inputs: Inputs, members: int, batch_axis: BatchAxis) -> list[Inputs]:
     """Inputs of equal shapes for each member."""
     size = batch_size(inputs, batch_axis)
     if size is None:

@@ -33,7 +33,7 @@ class Row:
         return self.error <= self.limit and self.error < float("inf")
 
 
-def compared_arrays(ensemble: Ensemble) -> list[Any]:
+def compared_arrays(ensemble: Ensemble) -> list[jax.Array]:
     """The arrays of an ensemble that a comparison depends on."""
     return jax.tree.leaves((ensemble.params, ensemble.buffers, ensemble.constants))
 
@@ -54,7 +54,7 @@ class ParityReport:
     notes: tuple[str, ...] = ()
     environment: dict[str, Any] = dataclasses.field(default_factory=dict)
     x64: bool = dataclasses.field(default_factory=is_x64_on)
-    _compared: Sequence[Any] = dataclasses.field(default=(), repr=False, compare=False)  # the ensemble's arrays
+    _compared: Sequence[jax.Array] = dataclasses.field(default=(), repr=False, compare=False)  # the ensemble's arrays
 
     @property
     def passed(self) -> bool:

@@ -2,7 +2,7 @@
 
 import copy
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -18,7 +18,7 @@ from jaxensemble.network.inputs import batch_axes
 from jaxensemble.running.members import Call
 from jaxensemble.training import TrainState, train_step
 from jaxensemble.training.data import count_rows
-from torch_bridge.graph.forward import call_model
+from torch_bridge.graph.forward import Inputs, call_model
 from torch_bridge.optimizers import train_state
 from torch_bridge.parity import reference
 from torch_bridge.parity.draws import Draws
@@ -40,7 +40,7 @@ PyTorch's default, 1e-8, magnifies by 1e8 the rounding in a gradient that is zer
 BatchNorm.
 """
 
-Make = Callable[[Any], torch.optim.Optimizer]
+Make = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
 
 OPTIMIZERS: dict[str, Make] = {
     "SGD": lambda params: torch.optim.SGD(params, 1e-3, momentum=0.9, nesterov=True, weight_decay=1e-2),
@@ -53,8 +53,8 @@ OPTIMIZERS: dict[str, Make] = {
 def compare(
     ensemble: Ensemble,
     doubles: Sequence[nn.Module],
-    inputs: Sequence[Any],
-    arrays: Any,
+    inputs: Sequence[Inputs],
+    arrays: tuple[Any, ...],
     draws: Draws,
     optimizers: Mapping[str, Make] = OPTIMIZERS,
 ) -> tuple[list[Row], list[str]]:
@@ -81,7 +81,7 @@ def compare(
 
 
 def _training_pair(
-    ensemble: Ensemble, doubles: Sequence[nn.Module], inputs: Sequence[Any], arrays: Any, draws: Draws
+    ensemble: Ensemble, doubles: Sequence[nn.Module], inputs: Sequence[Inputs], arrays: tuple[Any, ...], draws: Draws
 ) -> tuple[Ensemble, Sequence[nn.Module], Draws, list[str]]:
     """Both sides in training mode; or as they are, in evaluation mode, with a note that says why."""
     reason = ensemble.network.evaluation_only if ensemble.network is not None else None
@@ -105,7 +105,13 @@ class _NotPossible(Exception):
 
 
 def _steps(
-    name: str, make: Make, ensemble: Ensemble, doubles: Any, inputs: Sequence[Any], arrays: Any, draws: Draws
+    name: str,
+    make: Make,
+    ensemble: Ensemble,
+    doubles: Sequence[nn.Module],
+    inputs: Sequence[Inputs],
+    arrays: tuple[Any, ...],
+    draws: Draws,
 ) -> list[Row]:
     """The rows of one optimizer."""
     members = [copy.deepcopy(model).requires_grad_(True) for model in doubles]
@@ -133,7 +139,9 @@ def _steps(
     return [Row(stage, "losses", error, LIMIT, f"member {member}"), *rows]
 
 
-def _against_vmap(ensemble: Ensemble, doubles: Any, inputs: Sequence[Any], arrays: Any) -> list[Row]:
+def _against_vmap(
+    ensemble: Ensemble, doubles: Sequence[nn.Module], inputs: Sequence[Inputs], arrays: tuple[Any, ...]
+) -> list[Row]:
     """The rows of one step along the gradients that `torch.func` computes for all members at once."""
     rate = 1e-3
     members = [copy.deepcopy(model).requires_grad_(True) for model in doubles]
@@ -158,7 +166,7 @@ def _against_vmap(ensemble: Ensemble, doubles: Any, inputs: Sequence[Any], array
     return _tensors("float64, a step along torch.func.vmap(grad)", state.ensemble, states)
 
 
-def _next_draws(state: TrainState, arrays: Any) -> Sequence[Any]:
+def _next_draws(state: TrainState, arrays: tuple[Any, ...]) -> Sequence[jax.Array]:
     """The numbers that the members draw in the next step: arrays `[M, ...]`."""
     ensemble = state.ensemble
     call = Call(ensemble.graphdef, next(iter(state.keys.devices())).platform)
@@ -171,7 +179,7 @@ def _next_draws(state: TrainState, arrays: Any) -> Sequence[Any]:
     return drawn
 
 
-def _no_targets(ensemble: Ensemble, arrays: Any) -> jax.Array:
+def _no_targets(ensemble: Ensemble, arrays: tuple[Any, ...]) -> jax.Array:
     """Targets of zero, `[M, rows]`, which the losses here ignore."""
     held = bind_arguments(ensemble.network, arrays)
     axes = batch_axes(ensemble.network, held, each=True)
@@ -204,7 +212,7 @@ def _torch_loss(outputs: Any) -> Tensor:
     return torch.stack(parts).sum()
 
 
-def _step(model: nn.Module, optimizer: torch.optim.Optimizer, inputs: Any) -> float:
+def _step(model: nn.Module, optimizer: torch.optim.Optimizer, inputs: Inputs) -> float:
     """One training step of a PyTorch model. Returns the loss."""
     with torch.enable_grad():
         optimizer.zero_grad()

@@ -10,7 +10,8 @@ from torch import nn
 
 from jaxensemble.ensemble import Ensemble
 from jaxensemble.network.weight_map import Origin
-from torch_bridge.graph.examples import Arguments
+from torch_bridge.graph.examples import Arguments, BatchAxis
+from torch_bridge.graph.forward import Inputs
 from torch_bridge.graph.sizes.open_axes import OpenAxes
 from torch_bridge.parity.draws import can_draw
 from torch_bridge.parity.inputs import ensemble_inputs
@@ -41,7 +42,7 @@ class Subject:
         return OpenAxes.again(self.ensemble) if self.origin else OpenAxes()
 
     @property
-    def batch_axis(self) -> Any:
+    def batch_axis(self) -> BatchAxis:
         """The axis of the rows, as for `to_ensemble`."""
         return self.opened.batch_axis
 
@@ -55,7 +56,7 @@ class Subject:
         """Returns whether the ensemble draws random numbers for these inputs."""
         return can_draw(self.ensemble, self.arrays(self.inputs))
 
-    def arrays(self, inputs: Any) -> tuple[Any, ...]:
+    def arrays(self, inputs: Inputs) -> tuple[Any, ...]:
         """The inputs as the ensemble takes them, by position."""
         return ensemble_inputs(inputs, self.input_layout)
 

@@ -13,6 +13,7 @@ from jaxensemble.ensemble import Ensemble
 from jaxensemble.errors import InputError, UnsupportedError, first_line
 from jaxensemble.modules.state import Tree, flatten
 from jaxensemble.network.weight_map import Origin
+from torch_bridge.graph.forward import Inputs
 from torch_bridge.members.tensors import tensors_of
 from torch_bridge.parity import precision, reference
 from torch_bridge.parity.draws import Draws, can_draw
@@ -27,7 +28,12 @@ Errors = dict[str, tuple[float, int]]
 
 
 def compare(
-    ensemble: Ensemble, doubles: Sequence[nn.Module], inputs: tuple[Any, ...], arrays: Any, limit: float, key: jax.Array
+    ensemble: Ensemble,
+    doubles: Sequence[nn.Module],
+    inputs: Inputs,
+    arrays: tuple[Any, ...],
+    limit: float,
+    key: jax.Array,
 ) -> list[Row] | str:
     """Compares outputs and buffers of one call in training mode.
 
@@ -70,7 +76,13 @@ def compare(
 
 
 def draw_alike(
-    ensemble: Ensemble, doubles: Sequence[nn.Module], inputs: Any, arrays: Any, key: jax.Array, *, each: bool = False
+    ensemble: Ensemble,
+    doubles: Sequence[nn.Module],
+    inputs: Inputs,
+    arrays: tuple[Any, ...],
+    key: jax.Array,
+    *,
+    each: bool = False,
 ) -> tuple[Ensemble, list[nn.Module], Draws]:
     """The ensemble in training mode, copies of the models, and the draws that make both draw the same numbers.
 
@@ -83,9 +95,7 @@ def draw_alike(
     return ensemble, models, Draws(models, key)
 
 
-def _run_training(
-    doubles: Sequence[nn.Module], inputs: tuple[Any, ...]
-) -> tuple[list[nn.Module], dict[str, np.ndarray]]:
+def _run_training(doubles: Sequence[nn.Module], inputs: Inputs) -> tuple[list[nn.Module], dict[str, np.ndarray]]:
     """Copies of the models after a call in training mode, and the outputs of this call."""
     models = [copy.deepcopy(model).train() for model in doubles]
     outputs = stack_outputs(reference.run_loop(models, inputs))

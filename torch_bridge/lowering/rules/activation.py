@@ -2,7 +2,6 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import torch
@@ -42,7 +41,7 @@ for _name, _target in PLAIN.items():
 
 @register("aten.gelu.default")
 def gelu(b: Builder, x: Value, approximate: str = "none") -> Value:
-    options: dict[str, Any] = {"approximate": False} if approximate == "none" else {}
+    options: dict[str, bool] = {"approximate": False} if approximate == "none" else {}
     return b.elementwise("nnx.gelu", x, **options)
 
 
@@ -90,24 +89,24 @@ def threshold(b: Builder, x: Value, threshold: float, value: float) -> Value:
     return b.elementwise("jnp.where", below, value, x)
 
 
-def _call_with_options(b: Builder, target: str, x: Value, *options: tuple[Any, Any]) -> Value:
+def _call_with_options(b: Builder, target: str, x: Value, *options: tuple[float, float]) -> Value:
     """A call with the options up to the last that is not the default."""
     changed = [k for k, (value, default) in enumerate(options, 1) if value != default]
     return b.elementwise(target, x, *(value for value, _ in options[: max(changed, default=0)]))
 
 
 @register("aten.softmax.int", "aten._softmax.default", "aten.special_softmax.default")
-def softmax(b: Builder, x: Value, dim: int, dtype: Any = None) -> Value:
+def softmax(b: Builder, x: Value, dim: int, dtype: torch.dtype | None = None) -> Value:
     return _call_over_dim(b, "nnx.softmax", x, dim)
 
 
 @register("aten._safe_softmax.default")
-def safe_softmax(b: Builder, x: Value, dim: int, dtype: Any = None) -> Value:
+def safe_softmax(b: Builder, x: Value, dim: int, dtype: torch.dtype | None = None) -> Value:
     return _call_over_dim(b, "ops.safe_softmax", x, dim)
 
 
 @register("aten.log_softmax.int", "aten._log_softmax.default", "aten.special_log_softmax.default")
-def log_softmax(b: Builder, x: Value, dim: int, dtype: Any = None) -> Value:
+def log_softmax(b: Builder, x: Value, dim: int, dtype: torch.dtype | None = None) -> Value:
     return _call_over_dim(b, "nnx.log_softmax", x, dim)
 
 

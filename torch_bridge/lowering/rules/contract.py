@@ -2,7 +2,6 @@
 
 import string
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 
@@ -10,12 +9,12 @@ from torch_bridge.lowering.builder import Builder
 from torch_bridge.lowering.dims import settled_value, stored_order
 from torch_bridge.lowering.dtypes import cast
 from torch_bridge.lowering.layouts.layout import Group, Layout, Size, new_group, tidy_axes
-from torch_bridge.lowering.values import Value
+from torch_bridge.lowering.values import Operand, Value
 
 Letters = Sequence[str]
 
 
-def contract(b: Builder, operands: Sequence[Any], letters: Sequence[Letters], out: Letters) -> Value:
+def contract(b: Builder, operands: Sequence[Operand], letters: Sequence[Letters], out: Letters) -> Value:
     """The product of operands, summed over every letter that is not in `out`.
 
     `letters[k]` names the dimensions of operand `k`. Dimensions of size one are left out of the call, so that they

@@ -5,11 +5,10 @@ Feature maps are stored `[N, *spatial, C]`, kernels `[*spatial, I, O]`.
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 
-from jaxensemble.network.network import Arg
+from jaxensemble.network.network import Arg, Ref, Var
 from torch_bridge.lowering.builder import Builder
 from torch_bridge.lowering.dtypes import param_dtype
 from torch_bridge.lowering.layouts.layout import Layout, new_group, reshape_layout
@@ -57,9 +56,9 @@ def conv(
     spatial = weight.ndim - 2
     kernel = tuple(int(size) for size in weight.shape[2:])
     dilations = spatial_values(dilation, spatial)
-    options: dict[str, Any] = {
+    options: dict[str, Arg] = {
         "in_features": int(weight.shape[1]) * groups,
-        "out_features": weight.shape[0],
+        "out_features": int(weight.shape[0]),
         "kernel_size": kernel,
         "padding": padding_option(padding_pairs(padding, kernel, dilations)),
         **option_unless_ones("strides", spatial_values(stride, spatial)),
@@ -102,8 +101,8 @@ def conv_transpose(
         raise b.open_size_error("the padding of the output depends", *extras)
     sides = zip(reach, spatial_values(padding, spatial), extras, strict=True)
     pairs = tuple((r - p, r - p + extra) for r, p, extra in sides)
-    shared: dict[str, Any] = {
-        "in_features": weight.shape[0],
+    shared: dict[str, Arg] = {
+        "in_features": int(weight.shape[0]),
         "out_features": int(weight.shape[1]) * groups,
         "kernel_size": kernel,
     }
@@ -165,7 +164,7 @@ def convolution(
 def _layer(
     b: Builder,
     type_: str,
-    options: dict[str, Any],
+    options: dict[str, Arg],
     weight: Value,
     stored: Layout,
     bias: Value | None,
@@ -179,7 +178,9 @@ def _layer(
     return b.claim(type_, options | use_bias | param_dtype(weight), leaves, turned)
 
 
-def _call_conv(b: Builder, x: Value, kernel: Any, bias: Value | None, spatial: int, options: dict[str, Any]) -> Value:
+def _call_conv(
+    b: Builder, x: Value, kernel: Ref | Var, bias: Value | None, spatial: int, options: dict[str, Arg]
+) -> Value:
     """A convolution with a kernel that no layer holds."""
     held = ("in_features", "out_features", "kernel_size")
     arguments = {name: value for name, value in options.items() if name not in held and (name, value) != NO_PADDING}
@@ -191,7 +192,7 @@ NO_PADDING = ("padding", "VALID")
 """The default of `ops.conv`. Flax has another default."""
 
 
-def option_unless_ones(name: str, values: tuple[int, ...]) -> dict[str, Any]:
+def option_unless_ones(name: str, values: tuple[int, ...]) -> dict[str, Arg]:
     """An option, left out where all its values are 1."""
     return {} if set(values) == {1} else {name: values}
 
@@ -205,7 +206,7 @@ def _number_or_pairs(pairs: Pairs) -> Arg:
     return pairs[0][0] if len({side for pair in pairs for side in pair}) == 1 else pairs
 
 
-def feature_map(b: Builder, expr: Any, spatial: int, dtype: torch.dtype | None = None) -> Value:
+def feature_map(b: Builder, expr: Ref | Var, spatial: int, dtype: torch.dtype | None = None) -> Value:
     """A result `[..., C, *spatial]` that is stored channels-last."""
     dims = tuple(map(new_group, b.result_shape))
     channels = len(dims) - spatial - 1

@@ -1,7 +1,5 @@
 """Embeddings."""
 
-from typing import Any
-
 import torch
 
 from jaxensemble.network.network import Arg
@@ -10,14 +8,14 @@ from torch_bridge.lowering.dims import settled_value
 from torch_bridge.lowering.dtypes import dtype_argument, param_dtype
 from torch_bridge.lowering.layouts.layout import Layout, new_group, plain_layout
 from torch_bridge.lowering.table import register
-from torch_bridge.lowering.values import Value
+from torch_bridge.lowering.values import Operand, Value
 
 
 @register("aten.embedding.default")
 def embedding(
     b: Builder,
     weight: Value,
-    indices: Any,
+    indices: Operand,
     padding_idx: int = -1,
     scale_grad_by_freq: bool = False,
     sparse: bool = False,
@@ -26,7 +24,7 @@ def embedding(
     return _rows(b, b.value(weight), indices, padding_idx, scale_grad_by_freq)
 
 
-def _rows(b: Builder, weight: Value, indices: Any, padding_idx: int, by_frequency: bool) -> Value:
+def _rows(b: Builder, weight: Value, indices: Operand, padding_idx: int, by_frequency: bool) -> Value:
     """Rows of a table, by a layer where one can hold the table."""
     count, features = (int(size) for size in weight.shape)
     options: dict[str, Arg] = {"num_embeddings": count, "features": features}
@@ -58,12 +56,12 @@ def one_hot(b: Builder, x: Value, num_classes: int = -1) -> Value:
 def embedding_bag(
     b: Builder,
     weight: Value,
-    indices: Any,
-    offsets: Any,
+    indices: Operand,
+    offsets: Operand,
     scale_grad_by_freq: bool = False,
     mode: int = 0,
     sparse: bool = False,
-    per_sample_weights: Any = None,
+    per_sample_weights: Operand | None = None,
     include_last_offset: bool = False,
     padding_idx: int | None = None,
 ) -> tuple[Value, ...]:

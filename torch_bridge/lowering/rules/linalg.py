@@ -6,11 +6,10 @@ gives infinities and NaNs.
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 
-from jaxensemble.network.network import Arg
+from jaxensemble.network.network import Arg, Ref
 from torch_bridge.lowering.builder import Builder
 from torch_bridge.lowering.dims import axis_of, relabel_dims, settled_value, stored_order
 from torch_bridge.lowering.rules.factors import check_unused, result_parts
@@ -99,7 +98,7 @@ def _is_vectors(matrices: Value, sides: Value) -> bool:
     return sides.ndim == 1 or (sides.ndim == matrices.ndim - 1 and sides.shape == matrices.shape[:-1])
 
 
-def _solve(b: Builder, matrices: Value, sides: Value, left: bool) -> Any:
+def _solve(b: Builder, matrices: Value, sides: Value, left: bool) -> Ref:
     """A call that solves equations from the left or from the right."""
     if left:
         return b.emit("jnp.linalg.solve", b.plain(matrices).expr, b.plain(sides).expr)

@@ -10,7 +10,7 @@ from torch_bridge.lowering.builder import Builder
 from torch_bridge.lowering.dims import arrange_alike, result_with_dims, settled_value
 from torch_bridge.lowering.dtypes import param_dtype
 from torch_bridge.lowering.layouts import alignment
-from torch_bridge.lowering.layouts.layout import Layout, new_group, refinement, replace_atoms
+from torch_bridge.lowering.layouts.layout import Layout, Size, new_group, refinement, replace_atoms
 from torch_bridge.lowering.rules.complex_numbers import conj
 from torch_bridge.lowering.rules.contract import contract, parse_equation
 from torch_bridge.lowering.rules.reduce import reduce_dims
@@ -28,7 +28,7 @@ def linear(b: Builder, x: Value, weight: Value, bias: Value | None = None) -> Va
     bias = None if bias is None else b.value(bias)
     out, features = weight.layout.dims
     stored = Layout((out, features), (x.layout.axes[-1], out))  # [O, I] -> [I, O]
-    options = {"in_features": weight.shape[1], "out_features": weight.shape[0]}
+    options: dict[str, Arg] = {"in_features": int(weight.shape[1]), "out_features": int(weight.shape[0])}
     options |= {} if bias is not None else {"use_bias": False}
     path = b.claim("nnx.Linear", options | param_dtype(weight), {"kernel": (weight, stored), "bias": (bias, None)})
     fresh_out = new_group(weight.shape[0])
@@ -145,7 +145,7 @@ def einsum(b: Builder, equation: str, tensors: Sequence[Operand], *, path: Any =
     values = [b.value(tensor) for tensor in tensors]
     letters, out = parse_equation(equation, [value.ndim for value in values])
     whole = all(set(term) == set(dict.fromkeys(term)) and len(set(term)) == len(term) for term in letters)
-    sizes: dict[str, set[Any]] = {}
+    sizes: dict[str, set[Size]] = {}
     for value, term in zip(values, letters, strict=True):
         for letter, size in zip(term, value.shape, strict=True):
             sizes.setdefault(letter, set()).add(size)
@@ -158,21 +158,21 @@ def einsum(b: Builder, equation: str, tensors: Sequence[Operand], *, path: Any =
 
 
 @register("aten.addmm.default", "aten.addmv.default", "aten.baddbmm.default")
-def add_product(b: Builder, x: Operand, y: Operand, z: Operand, *, beta: Any = 1, alpha: Any = 1) -> Value:
+def add_product(b: Builder, x: Operand, y: Operand, z: Operand, *, beta: complex = 1, alpha: complex = 1) -> Value:
     return _sum(b, x, matmul(b, y, z), beta, alpha)
 
 
 @register("aten.addr.default")
-def add_outer(b: Builder, x: Operand, y: Operand, z: Operand, *, beta: Any = 1, alpha: Any = 1) -> Value:
+def add_outer(b: Builder, x: Operand, y: Operand, z: Operand, *, beta: complex = 1, alpha: complex = 1) -> Value:
     return _sum(b, x, outer(b, y, z), beta, alpha)
 
 
 @register("aten.addbmm.default")
-def add_products(b: Builder, x: Operand, y: Operand, z: Operand, *, beta: Any = 1, alpha: Any = 1) -> Value:
+def add_products(b: Builder, x: Operand, y: Operand, z: Operand, *, beta: complex = 1, alpha: complex = 1) -> Value:
     return _sum(b, x, contract(b, [y, z], ["bij", "bjk"], "ik"), beta, alpha)
 
 
-def _sum(b: Builder, x: Operand, product: Value, beta: Any, alpha: Any) -> Value:
+def _sum(b: Builder, x: Operand, product: Value, beta: complex, alpha: complex) -> Value:
     """`beta * x + alpha * product`. With `beta` 0, `x` may contain anything, even NaN."""
     product = product if alpha == 1 else b.elementwise("*", product, alpha)
     if beta == 0:

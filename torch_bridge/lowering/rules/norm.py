@@ -4,7 +4,7 @@ import dataclasses
 import math
 from collections.abc import Sequence
 from decimal import Decimal
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import torch
 from torch import nn
@@ -13,7 +13,7 @@ from jaxensemble.network.network import Arg, Var
 from torch_bridge.lowering.builder import Builder
 from torch_bridge.lowering.dtypes import apply, param_dtype, promote_operands
 from torch_bridge.lowering.features import Features, align_features
-from torch_bridge.lowering.layouts.layout import Layout, plain_layout
+from torch_bridge.lowering.layouts.layout import Layout, Size, plain_layout
 from torch_bridge.lowering.rules.reduce import reduce_dims
 from torch_bridge.lowering.table import register
 from torch_bridge.lowering.tensors import COUNTER
@@ -148,7 +148,7 @@ def rms_norm(
     return _normalise_features(b, "nnx.RMSNorm", x, normalized_shape, (weight, None), options)
 
 
-def _is_open(shape: Sequence[Any]) -> bool:
+def _is_open(shape: Sequence[Size]) -> bool:
     """Returns whether a normalisation is over an open size, for which no layer can hold weights."""
     return not all(isinstance(size, int) for size in shape)
 

@@ -11,7 +11,7 @@ from torch_bridge.lowering.dims import axis_of, relabel_dims, result_with_dims, 
 from torch_bridge.lowering.layouts.layout import Layout, new_group
 from torch_bridge.lowering.rules.reduce import cast_for_sum, keep_dims, reduce_dims
 from torch_bridge.lowering.table import register
-from torch_bridge.lowering.values import Value
+from torch_bridge.lowering.values import Operand, Value
 
 
 def _place(target: str) -> Callable[..., Value]:
@@ -111,7 +111,7 @@ register("aten.nanquantile.default", "aten.nanquantile.scalar")(_quantile("jnp.n
 # Along a dimension
 
 
-def line_up(b: Builder, x: Any, dim: int) -> tuple[Value, int]:
+def line_up(b: Builder, x: Operand, dim: int) -> tuple[Value, int]:
     """The operand with an axis for just this dimension, and this axis. A number is its own only element."""
     if not b.value(x).ndim:
         return b.arrange(b.value(x), ((),)), 0
@@ -122,7 +122,7 @@ def line_up(b: Builder, x: Any, dim: int) -> tuple[Value, int]:
 def _running(target: str) -> Callable[..., Value]:
     """The rule of a running sum or product."""
 
-    def rule(b: Builder, x: Value, dim: int, *, dtype: Any = None) -> Value:
+    def rule(b: Builder, x: Value, dim: int, *, dtype: torch.dtype | None = None) -> Value:
         value, axis = line_up(b, cast_for_sum(b, x), dim)
         return b.laid(b.emit(target, value.expr, axis=axis), value.layout)
 

@@ -10,7 +10,7 @@ from torch_bridge.compat import ties_share_gradients
 from torch_bridge.lowering.builder import Builder
 from torch_bridge.lowering.dtypes import apply, apply_predicate, cast, common_dtype, promote_operands
 from torch_bridge.lowering.table import register
-from torch_bridge.lowering.values import Value, as_number, is_array
+from torch_bridge.lowering.values import Operand, Value, as_number, is_array
 
 UNARY = {
     "neg": "neg",
@@ -180,11 +180,11 @@ def _question(target: str) -> Callable[[Builder, Value], Value]:
     return lambda b, x: apply_predicate(b, target, x)
 
 
-def _binary(target: str) -> Callable[[Builder, Any, Any], Value]:
+def _binary(target: str) -> Callable[[Builder, Operand, Operand], Value]:
     return lambda b, x, y: apply(b, target, x, y)
 
 
-def _comparison(target: str) -> Callable[[Builder, Any, Any], Value]:
+def _comparison(target: str) -> Callable[[Builder, Operand, Operand], Value]:
     return lambda b, x, y: apply_predicate(b, target, x, y)
 
 
@@ -201,7 +201,7 @@ for _name, _target in COMPARISONS.items():
 # Arithmetic
 
 
-def scale_operand(b: Builder, x: Any, factor: Any) -> Any:
+def scale_operand(b: Builder, x: Operand, factor: Any) -> Any:
     """`factor * x` in the dtype of the result. A factor of one is left out."""
     if factor == 1:
         return x
@@ -209,17 +209,17 @@ def scale_operand(b: Builder, x: Any, factor: Any) -> Any:
 
 
 @register("aten.add.Tensor", "aten.add.Scalar")
-def add(b: Builder, x: Any, y: Any, alpha: Any = 1) -> Value:
+def add(b: Builder, x: Operand, y: Operand, alpha: complex = 1) -> Value:
     return apply(b, "+", x, scale_operand(b, y, alpha))
 
 
 @register("aten.sub.Tensor", "aten.sub.Scalar", "aten.subtract.Tensor", "aten.subtract.Scalar")
-def sub(b: Builder, x: Any, y: Any, alpha: Any = 1) -> Value:
+def sub(b: Builder, x: Operand, y: Operand, alpha: complex = 1) -> Value:
     return apply(b, "-", x, scale_operand(b, y, alpha))
 
 
 @register("aten.rsub.Tensor", "aten.rsub.Scalar")
-def rsub(b: Builder, x: Any, y: Any, alpha: Any = 1) -> Value:
+def rsub(b: Builder, x: Operand, y: Operand, alpha: complex = 1) -> Value:
     return apply(b, "-", y, scale_operand(b, x, alpha))
 
 
@@ -229,14 +229,14 @@ def rsub(b: Builder, x: Any, y: Any, alpha: Any = 1) -> Value:
     "aten.divide.Tensor_mode",
     "aten.divide.Scalar_mode",
 )
-def rounded_division(b: Builder, x: Any, y: Any, rounding_mode: str | None = None) -> Value:
+def rounded_division(b: Builder, x: Operand, y: Operand, rounding_mode: str | None = None) -> Value:
     if rounding_mode is None:
         return apply(b, "/", x, y)
     return apply(b, "//" if rounding_mode == "floor" else "ops.truncated_divide", x, y)
 
 
 @register("aten.pow.Tensor_Scalar", "aten.pow.Tensor_Tensor", "aten.pow.Scalar")
-def power(b: Builder, x: Any, exponent: Any) -> Value:
+def power(b: Builder, x: Operand, exponent: Any) -> Value:
     """A power. A whole exponent is written as an integer: JAX then multiplies, as PyTorch does."""
     if not is_array(exponent):
         exponent = _as_whole(as_number(exponent))
@@ -254,27 +254,27 @@ def _as_whole(exponent: Any) -> Any:
 
 
 @register("aten.float_power.Tensor_Scalar", "aten.float_power.Tensor_Tensor", "aten.float_power.Scalar")
-def float_power(b: Builder, x: Any, exponent: Any) -> Value:
+def float_power(b: Builder, x: Operand, exponent: Any) -> Value:
     return power(b, cast(b, x, b.dtype), cast(b, exponent, b.dtype))
 
 
 @register("aten.lerp.Scalar", "aten.lerp.Tensor")
-def lerp(b: Builder, x: Value, end: Any, weight: Any) -> Value:
+def lerp(b: Builder, x: Value, end: Operand, weight: Operand) -> Value:
     return apply(b, "ops.lerp", x, end, weight)
 
 
 @register("aten.addcmul.default")
-def addcmul(b: Builder, x: Any, first: Any, second: Any, value: Any = 1) -> Value:
+def addcmul(b: Builder, x: Operand, first: Operand, second: Operand, value: complex = 1) -> Value:
     return apply(b, "+", x, apply(b, "*", scale_operand(b, first, value), second))
 
 
 @register("aten.addcdiv.default")
-def addcdiv(b: Builder, x: Any, first: Any, second: Any, value: Any = 1) -> Value:
+def addcdiv(b: Builder, x: Operand, first: Operand, second: Operand, value: complex = 1) -> Value:
     return apply(b, "+", x, apply(b, "/", scale_operand(b, first, value), second))
 
 
 @register("aten.ldexp.Tensor")
-def ldexp(b: Builder, x: Any, exponent: Any) -> Value:
+def ldexp(b: Builder, x: Operand, exponent: Any) -> Value:
     power_of_two = apply(b, "jnp.exp2", exponent) if is_array(exponent) else 2.0 ** as_number(exponent)
     return apply(b, "*", x, power_of_two)
 
@@ -335,7 +335,7 @@ def frac(b: Builder, x: Value) -> Value:
     "aten.clip.default",
     "aten.clip.Tensor",
 )
-def clamp(b: Builder, x: Value, min: Any = None, max: Any = None) -> Value:
+def clamp(b: Builder, x: Value, min: Operand | None = None, max: Operand | None = None) -> Value:
     target = "ops.clamp"
     if b.dtype.is_floating_point and ties_share_gradients():
         target = "ops.clamp_shared" if is_array(min) or is_array(max) else "ops.clamp_open"
@@ -358,17 +358,17 @@ def _target_for_ties(b: Builder, target: str) -> str:
 
 
 @register("aten.clamp_min.default", "aten.clamp_min.Tensor")
-def clamp_min(b: Builder, x: Value, min: Any) -> Value:
+def clamp_min(b: Builder, x: Value, min: Operand) -> Value:
     return clamp(b, x, min)
 
 
 @register("aten.clamp_max.default", "aten.clamp_max.Tensor")
-def clamp_max(b: Builder, x: Value, max: Any) -> Value:
+def clamp_max(b: Builder, x: Value, max: Operand) -> Value:
     return clamp(b, x, None, max)
 
 
 @register("aten.where.self", "aten.where.ScalarOther", "aten.where.ScalarSelf", "aten.where.Scalar")
-def where(b: Builder, condition: Any, x: Any, y: Any) -> Value:
+def where(b: Builder, condition: Operand, x: Operand, y: Operand) -> Value:
     condition = cast(b, condition, torch.bool)
     if not is_array(x) and not is_array(y):
         chosen = b.elementwise("jnp.where", condition, x, y, dtype=None)
@@ -379,7 +379,7 @@ def where(b: Builder, condition: Any, x: Any, y: Any) -> Value:
 
 
 @register("aten.masked_fill.Scalar", "aten.masked_fill.Tensor")
-def masked_fill(b: Builder, x: Any, mask: Any, value: Any) -> Value:
+def masked_fill(b: Builder, x: Operand, mask: Operand, value: Any) -> Value:
     value = cast(b, value, b.dtype) if is_array(value) else as_number(value)
     return b.elementwise("jnp.where", mask, value, x)
 
@@ -400,7 +400,9 @@ def logit(b: Builder, x: Value, eps: float | None = None) -> Value:
 
 
 @register("aten.isclose.default")
-def isclose(b: Builder, x: Any, y: Any, rtol: float = 1e-5, atol: float = 1e-8, equal_nan: bool = False) -> Value:
+def isclose(
+    b: Builder, x: Operand, y: Operand, rtol: float = 1e-5, atol: float = 1e-8, equal_nan: bool = False
+) -> Value:
     options: dict[str, Any] = {"rtol": rtol, "atol": atol, "equal_nan": equal_nan}
     defaults = {"rtol": 1e-5, "atol": 1e-8, "equal_nan": False}
     changed = {name: value for name, value in options.items() if value != defaults[name]}
@@ -411,17 +413,17 @@ def isclose(b: Builder, x: Any, y: Any, rtol: float = 1e-5, atol: float = 1e-8, 
 
 
 @register("aten.logical_and.default")
-def logical_and(b: Builder, x: Any, y: Any) -> Value:
+def logical_and(b: Builder, x: Operand, y: Operand) -> Value:
     return b.elementwise("jnp.logical_and", x, y)
 
 
 @register("aten.logical_or.default")
-def logical_or(b: Builder, x: Any, y: Any) -> Value:
+def logical_or(b: Builder, x: Operand, y: Operand) -> Value:
     return b.elementwise("jnp.logical_or", x, y)
 
 
 @register("aten.logical_xor.default")
-def logical_xor(b: Builder, x: Any, y: Any) -> Value:
+def logical_xor(b: Builder, x: Operand, y: Operand) -> Value:
     return b.elementwise("jnp.logical_xor", x, y)
 
 

@@ -6,7 +6,6 @@ stored channels-last.
 
 import operator
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 
@@ -14,19 +13,19 @@ from jaxensemble.network.network import Arg, Ref
 from torch_bridge.lowering.builder import Builder
 from torch_bridge.lowering.layouts.layout import Layout
 from torch_bridge.lowering.rules.conv import Ints, feature_map, spatial_values
-from torch_bridge.lowering.table import refuse, register
+from torch_bridge.lowering.table import Rule, refuse, register
 from torch_bridge.lowering.values import Value
 
 
-def _bind_spatial(rule: Callable[..., Any], spatial: int) -> Callable[..., Any]:
+def _bind_spatial(rule: Rule, spatial: int) -> Rule:
     """A rule with the number of spatial dimensions fixed."""
     return lambda b, *args, **kwargs: rule(b, spatial, *args, **kwargs)
 
 
-def register_per_rank(*names: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+def register_per_rank(*names: str) -> Callable[[Rule], Rule]:
     """Registers a rule for 1, 2 and 3 spatial dimensions, under names such as `aten.max_pool{}d.default`."""
 
-    def enter(rule: Callable[..., Any]) -> Callable[..., Any]:
+    def enter(rule: Rule) -> Rule:
         for spatial in (1, 2, 3):
             register(*[name.format(spatial) for name in names])(_bind_spatial(rule, spatial))
         return rule

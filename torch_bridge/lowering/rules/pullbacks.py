@@ -6,6 +6,7 @@ They are in forwards that take derivatives.
 from collections.abc import Sequence
 from typing import Any
 
+from jaxensemble.network.network import Arg
 from torch_bridge.lowering.builder import Builder
 from torch_bridge.lowering.layouts.layout import Layout, new_group
 from torch_bridge.lowering.rules.conv import (
@@ -39,7 +40,7 @@ def convolution(
         raise b.unsupported("derivatives of transposed convolutions are not carried within a forward; take them in JAX")
     spatial = b.value(weight).ndim - 2
     window = tuple(int(size) for size in b.value(weight).shape[2:])
-    options: dict[str, Any] = {
+    options: dict[str, Arg] = {
         **option_unless_ones("strides", spatial_values(stride, spatial)),
         "padding": padding_option(padding_pairs(padding, window, spatial_values(dilation, spatial))),
         **option_unless_ones("kernel_dilation", spatial_values(dilation, spatial)),
@@ -78,7 +79,7 @@ def avg_pool(
     spatial = 2 if "2d" in str(b.node.target) else 3
     window = spatial_values(tuple(kernel_size), spatial)
     strides = spatial_values(tuple(stride), spatial) if stride else window
-    options: dict[str, Any] = {"padding": spatial_values(tuple(padding), spatial)} if any(padding) else {}
+    options: dict[str, Arg] = {"padding": spatial_values(tuple(padding), spatial)} if any(padding) else {}
     options |= {"ceil_mode": True} if ceil_mode else {}
     options |= {} if count_include_pad else {"count_include_pad": False}
     options |= {} if divisor_override is None else {"divisor_override": divisor_override}

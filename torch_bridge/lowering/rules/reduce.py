@@ -12,7 +12,7 @@ from torch_bridge.lowering.dims import axis_argument, named_dims, relabel_dims, 
 from torch_bridge.lowering.dtypes import cast
 from torch_bridge.lowering.layouts.layout import Group, Layout, atoms_of
 from torch_bridge.lowering.table import refuse, register
-from torch_bridge.lowering.values import Value
+from torch_bridge.lowering.values import Operand, Value
 
 Dims = int | Sequence[int] | None
 
@@ -20,7 +20,7 @@ Dims = int | Sequence[int] | None
 def reduce_dims(
     b: Builder,
     target: str,
-    x: Any,
+    x: Operand,
     dims: Dims,
     keepdim: bool,
     *args: Arg,
@@ -63,7 +63,9 @@ def _axes(b: Builder, value: Value, dims: Sequence[int]) -> tuple[Value, tuple[i
 def _sum(target: str) -> Callable[..., Value]:
     """The rule of a reduction that PyTorch computes in the dtype of the result."""
 
-    def rule(b: Builder, x: Value, dim: Dims = None, keepdim: bool = False, *, dtype: Any = None) -> Value:
+    def rule(
+        b: Builder, x: Value, dim: Dims = None, keepdim: bool = False, *, dtype: torch.dtype | None = None
+    ) -> Value:
         return reduce_dims(b, target, cast_for_sum(b, x), dim, keepdim)
 
     return rule
@@ -188,7 +190,7 @@ _spread_rules("std_mean", _add_mean(deviation))
 
 @register("aten.linalg_vector_norm.default")
 def vector_norm(
-    b: Builder, x: Value, ord: float = 2, dim: Dims = None, keepdim: bool = False, *, dtype: Any = None
+    b: Builder, x: Value, ord: float = 2, dim: Dims = None, keepdim: bool = False, *, dtype: torch.dtype | None = None
 ) -> Value:
     value = x if x.dtype.is_complex else cast_for_sum(b, x)  # the result is real
     return reduce_dims(b, "ops.vector_norm", value, dim, keepdim, *([] if ord == 2 else [ord]))
@@ -201,7 +203,7 @@ def norm(b: Builder, x: Value, p: Any = 2, dim: Dims = None, keepdim: bool = Fal
 
 @register("aten.linalg_norm.default", "aten.linalg_norm.ord_str")
 def linalg_norm(
-    b: Builder, x: Value, ord: Any = None, dim: Dims = None, keepdim: bool = False, *, dtype: Any = None
+    b: Builder, x: Value, ord: Any = None, dim: Dims = None, keepdim: bool = False, *, dtype: torch.dtype | None = None
 ) -> Value:
     rank = settled_value(b, x).ndim
     dims = tuple(range(rank)) if dim is None else (dim,) if isinstance(dim, int) else tuple(dim)
@@ -212,7 +214,13 @@ def linalg_norm(
 
 @register("aten.linalg_matrix_norm.default", "aten.linalg_matrix_norm.str_ord")
 def matrix_norm(
-    b: Builder, x: Value, ord: Any = "fro", dim: Sequence[int] = (-2, -1), keepdim: bool = False, *, dtype: Any = None
+    b: Builder,
+    x: Value,
+    ord: Any = "fro",
+    dim: Sequence[int] = (-2, -1),
+    keepdim: bool = False,
+    *,
+    dtype: torch.dtype | None = None,
 ) -> Value:
     value = b.value(x) if x.dtype.is_complex else cast_for_sum(b, x)
     rows, columns = (d % value.ndim for d in dim)

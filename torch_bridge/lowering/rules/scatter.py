@@ -138,7 +138,7 @@ def put(b: Builder, x: Operand, index: Operand, source: Operand, accumulate: boo
 
 
 @register("aten.scatter.src", "aten.scatter.value")
-def scatter(b: Builder, x: Operand, dim: int, index: Operand, src: Any) -> Value:
+def scatter(b: Builder, x: Operand, dim: int, index: Operand, src: Operand) -> Value:
     return _write(b, "ops.scatter", x, dim, b.value(index), src)
 
 
@@ -161,7 +161,7 @@ def scatter_with(b: Builder, x: Operand, dim: int, index: Operand, src: Operand,
 
 
 @register("aten.index_add.default")
-def index_add(b: Builder, x: Operand, dim: int, index: Operand, source: Operand, *, alpha: Any = 1) -> Value:
+def index_add(b: Builder, x: Operand, dim: int, index: Operand, source: Operand, *, alpha: complex = 1) -> Value:
     part = source if alpha == 1 else b.elementwise("*", source, alpha)
     return _write_indexed(b, "ops.index_add", x, dim, index, part)
 
@@ -184,11 +184,11 @@ def index_copy(b: Builder, x: Operand, dim: int, index: Operand, source: Operand
 
 
 @register("aten.index_fill.int_Scalar", "aten.index_fill.int_Tensor")
-def index_fill(b: Builder, x: Operand, dim: int, index: Operand, value: Any) -> Value:
+def index_fill(b: Builder, x: Operand, dim: int, index: Operand, value: Operand) -> Value:
     return _write_indexed(b, "ops.index_copy", x, dim, index, value)
 
 
-def _write_indexed(b: Builder, target: str, x: Operand, dim: int, index: Operand, part: Any) -> Value:
+def _write_indexed(b: Builder, target: str, x: Operand, dim: int, index: Operand, part: Operand) -> Value:
     """`target(x, axis, index, part)`, along the axis that stores the dimension."""
     value = b.value(x)
     if not value.ndim:

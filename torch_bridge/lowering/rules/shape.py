@@ -18,7 +18,7 @@ from torch_bridge.lowering.dims import (
 from torch_bridge.lowering.layouts import alignment
 from torch_bridge.lowering.layouts.layout import Layout, Size, new_group, reshape_layout, tidy_axes
 from torch_bridge.lowering.table import register
-from torch_bridge.lowering.values import Value, sizes
+from torch_bridge.lowering.values import Operand, Value, sizes
 
 END = 2**63 - 1
 """The end of PyTorch's slices that have no end."""
@@ -220,7 +220,7 @@ def split_with_sizes(b: Builder, x: Value, split_sizes: Sequence[Size], dim: int
 
 
 @register("aten.expand_as.default")
-def expand_as(b: Builder, x: Value, other: Any) -> Value:
+def expand_as(b: Builder, x: Value, other: Operand) -> Value:
     return expand_to(b, x, b.result_shape)
 
 
@@ -229,7 +229,7 @@ def expand(b: Builder, x: Value, size: Sequence[Size], implicit: bool = False) -
     return expand_to(b, x, b.result_shape)
 
 
-def expand_to(b: Builder, x: Any, shape: Sequence[Size]) -> Value:
+def expand_to(b: Builder, x: Operand, shape: Sequence[Size]) -> Value:
     """The value broadcast to a shape."""
     value = settled_value(b, x)
     layout = alignment.pad_rank(value.layout, len(shape))
