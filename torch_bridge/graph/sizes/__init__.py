@@ -1,1 +1,1 @@
-"""Sizes that stay open, and what a forward does with them."""
+"""Sizes that stay open, and their use in a forward."""

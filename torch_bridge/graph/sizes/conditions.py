@@ -13,11 +13,11 @@ from jaxensemble.network.network import Sizes
 from torch_bridge.graph.sizes.values import value_of
 
 SIZES = (*range(2, 40), 97, 1000, 12345)
-"""Sizes for which conditions are tried; the exporter assumes that they are two at least."""
+"""Sizes for which conditions are tried. The exporter assumes at least 2."""
 
 
 FEW = (2, 3, 10, 7, 31, 1000)
-"""The same where a condition is about several."""
+"""Sizes for which conditions on several sizes are tried."""
 
 
 MOST = 2**24
@@ -25,7 +25,7 @@ MOST = 2**24
 
 
 def turning_points(guard: Any, symbol: Any) -> set[int]:
-    """Where a condition on one symbol may become true or false: by its numbers, and where its two sides meet."""
+    """Returns values at which a condition on one symbol may change: by its numbers, and where its two sides meet."""
     numbers = {abs(int(number)) for number in guard.atoms(sympy.Integer)}
     found = numbers | {a * b for a, b in itertools.combinations_with_replacement(numbers, 2)}
     if not isinstance(guard, sympy.Eq | sympy.Ne):
@@ -42,7 +42,7 @@ def turning_points(guard: Any, symbol: Any) -> set[int]:
 
 
 def sizes_to_try(sizes: Sizes, tried: Sequence[int], critical: set[int]) -> list[int]:
-    """Some sizes within limits, the ends among them."""
+    """Returns some sizes within limits, including the ends."""
     k, most = sizes.multiple, sizes.most
     least = -(-max(sizes.least, 2) // k) * k
     ends = [least, least + k] if most is None else [least, most // k * k]
@@ -52,7 +52,7 @@ def sizes_to_try(sizes: Sizes, tried: Sequence[int], critical: set[int]) -> list
 
 
 def find_end(hold: Callable[[int], bool], start: int, step: int) -> int | None:
-    """The last size by steps from `start` for which an interval holds that it lies in; None if there is no end."""
+    """Returns the last size, by steps from `start`, for which `hold` is true; None if there is no end."""
     inside, outside = 0, MOST // step if step > 0 else (start - 2) // -step
     if hold(start + outside * step):
         return None if step > 0 else start + outside * step
@@ -63,20 +63,21 @@ def find_end(hold: Callable[[int], bool], start: int, step: int) -> int | None:
 
 
 def is_true(guard: Any, sizes: Mapping[Any, int]) -> bool:
+    """Returns whether a condition is true for sizes by symbol."""
     try:
         return value_of(guard, sizes)
-    except ZeroDivisionError:  # as of `batch % (batch // 2)` for a batch of one
+    except ZeroDivisionError:  # for example, `batch % (batch // 2)` for a batch of one
         return False
 
 
 def _is_true_for_all(guard: Any, sizes: Iterable[int]) -> bool:
-    """Whether a condition on one size is true for all these."""
+    """Returns whether a condition on one size is true for all specified sizes."""
     symbols = list(guard.free_symbols)
     return len(symbols) == 1 and all(is_true(guard, {symbols[0]: size}) for size in sizes)
 
 
 def has_only_multiples(guards: Sequence[Any], factor: int) -> bool:
-    """Whether all conditions hold for the multiples of a number, and for no other size."""
+    """Returns whether all conditions hold for the multiples of a number only."""
     if not all(_is_true_for_all(guard, [factor * size for size in SIZES]) for guard in guards):
         return False
     others = (size for size in SIZES if size % factor)
@@ -84,12 +85,13 @@ def has_only_multiples(guards: Sequence[Any], factor: int) -> bool:
 
 
 def round_limits(sizes: Sizes, factor: int) -> Sizes:
+    """Returns the limits of the multiples of a factor within limits."""
     multiple = math.lcm(sizes.multiple, factor)
     return Sizes(-(-sizes.least // multiple) * multiple, sizes.most, multiple)
 
 
 def value_for_one(condition: torch.SymBool, otherwise: bool) -> bool:
-    """What a condition is for a batch of one, if it is about that."""
+    """Returns the value of a condition for a batch of one; `otherwise` if it has no single symbol."""
     expression = condition.node.expr
     symbols = getattr(expression, "free_symbols", ())
     value = expression.subs(dict.fromkeys(symbols, 1)) if len(symbols) == 1 else None

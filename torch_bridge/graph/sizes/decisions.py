@@ -1,4 +1,4 @@
-"""Where a forward decides by a size that is open, of which `torch.export` sees one."""
+"""Decisions of a forward by open sizes, of which `torch.export` sees one value."""
 
 import contextlib
 import dataclasses
@@ -37,12 +37,12 @@ from torch_bridge.graph.user_lines import is_user_file
 class Decisions:
     """The lines of a forward that decide by an open size, in order.
 
-    - `names`: the open sizes, by what the exporter calls them or a part of them, and `units`: what parts.
-    - `fixing`: what bounds the size of the batch or fixes it, and the line of the forward that has PyTorch do so.
-    - `own`: those lines among them that compare sizes themselves, and do not assert what they find.
-    - `of_one`: those that take another way for a batch of one than for more.
-    - `named`: the same as `fixing` for the other sizes, which may be bounded.
-    - `known`: conditions with sizes for which it is known whether they are true.
+    - `names`: the open sizes, by the exporter's symbols; `units`: the factor from a symbol's value to the size.
+    - `fixing`: conditions that bound or fix the size of the batch, each after the line of the forward behind it.
+    - `own`: lines among them that compare sizes themselves, without an assertion.
+    - `of_one`: lines that decide differently for a batch of one.
+    - `named`: like `fixing`, for the other sizes, which may be bounded.
+    - `known`: whether conditions are true for sizes, as far as they have been tried.
     """
 
     names: dict[Any, str] = dataclasses.field(default_factory=dict)
@@ -55,27 +55,27 @@ class Decisions:
 
     @property
     def last(self) -> str:
-        """The line that fixed the size of the batch last; empty if none did."""
+        """The last line that fixed the size of the batch; empty if none did."""
         return next((place for place, _ in reversed(self.fixing) if place), "")
 
     def learn(self, size: Any, name: str, times: int = 1) -> None:
-        """Takes note of an expression that is so many times an open size."""
+        """Records an expression that equals an open size divided by `times`."""
         symbols = size.free_symbols
         if len(symbols) == 1:
             (symbol,) = symbols
             self.names[symbol], self.units[symbol] = name, int(size.coeff(symbol)) * times
 
     def of(self, guard: Any) -> set[str]:
-        """The names of the open sizes that a condition is about, the batch's left out."""
+        """Returns the names of the open sizes in a condition, except the batch's."""
         known = [symbol for symbol in guard.free_symbols if symbol in self.names]
         if len(known) == 1 and len(guard.free_symbols) == 2 and isinstance(guard, sympy.Eq) and guard.lhs == known[0]:
-            self.learn(guard.rhs, self.names[known[0]], self.units[known[0]])  # as `height == 2 * _height`
+            self.learn(guard.rhs, self.names[known[0]], self.units[known[0]])  # for example, `height == 2 * _height`
         return {self.names[symbol] for symbol in known} - {BATCH}
 
     def limits(self, example: Example) -> Limits:
-        """What sizes have to be for all conditions to hold that were found for an example.
+        """Returns limits of sizes within which all conditions hold that were found for an example.
 
-        **Raises:** `FixedSize` where there is no telling.
+        **Raises:** `FixedSize` if there are no such limits.
         """
         if not self.fixing:
             return self.named_limits(example)
@@ -85,7 +85,7 @@ class Decisions:
         return self.named_limits(example._replace(limits={**example.limits, BATCH: Sizes(multiple=factor)}))
 
     def named_limits(self, example: Example) -> dict[str, Sizes]:
-        """The same for conditions on other sizes than the batch's."""
+        """Returns the limits for conditions on sizes other than the batch's."""
         found = dict(example.limits)
         about = [(self.of(guard), place, guard) for place, guard in self.named]
         for name, given in example.sizes.items():
@@ -104,9 +104,9 @@ class Decisions:
     def _in_step(
         self, guard: Any, names: set[str], place: str, limits: dict[str, Sizes], given: Mapping[str, int]
     ) -> dict[str, Sizes]:
-        """Limits within which a condition on several sizes holds: as they are, or for multiples of a small number.
+        """Returns limits within which a condition on several sizes holds, perhaps for multiples of a small number only.
 
-        As of images that a forward pads to an even size: those that are even stay as they are.
+        For example, a forward may pad images to even sizes: images of even sizes stay as they are.
         """
         for factor in range(1, 33):
             found = limits | {name: round_limits(limits.get(name, Sizes()), factor) for name in names}
@@ -118,7 +118,7 @@ class Decisions:
         return any(self.names.get(symbol, BATCH) == BATCH for symbol in guard.free_symbols)
 
     def holds(self, guard: Any, limits: Limits) -> bool:
-        """Whether a condition is true for all sizes within limits."""
+        """Returns whether a condition is true for all sizes within limits."""
         names = list(dict.fromkeys(self.names.get(symbol, BATCH) for symbol in guard.free_symbols))
         few = {1: SIZES, 2: FEW}.get(len(names), FEW[:3])
 
@@ -132,7 +132,7 @@ class Decisions:
         return bool(names) and hold({})
 
     def value(self, expression: Any, sizes: Mapping[str, int]) -> int | float:
-        """What an expression in open sizes is for some of these."""
+        """Returns the value of an expression in open sizes."""
         return value_of(expression, self._values(expression, sizes))
 
     def _is_true(self, guard: Any, sizes: Mapping[str, int]) -> bool:
@@ -143,14 +143,14 @@ class Decisions:
         return self.known[key]
 
     def _values(self, guard: Any, sizes: Mapping[str, int]) -> dict[Any, int]:
-        """The values of the symbols of a condition, of those sizes that are given."""
+        """Returns the values of a condition's symbols, as far as their sizes are given."""
         names = {symbol: self.names.get(symbol, BATCH) for symbol in guard.free_symbols}
         return {symbol: sizes[name] // self.units.get(symbol, 1) for symbol, name in names.items() if name in sizes}
 
     def _critical(self, guard: Any, sizes: Mapping[str, int]) -> set[int]:
-        """Sizes at which a condition may be another than for those around them.
+        """Returns sizes at which a condition may change.
 
-        `sizes` are those that are known of several. Of the last of them, only what may be equal matters.
+        In a condition on several sizes, `sizes` are the known ones. There, only equalities in the last size matter.
         """
         known = self._values(guard, sizes)
         if len(guard.free_symbols) > 1:
@@ -166,7 +166,7 @@ class Decisions:
         return {int(size) for size in around if 2 <= size <= MOST}
 
     def _narrowed(self, guards: Sequence[Any], name: str, before: Sizes, given: int) -> Sizes | None:
-        """The sizes for which all conditions on one hold, or as many of them as `Sizes` can say."""
+        """Returns the sizes for which all conditions on one size hold, or as many of them as `Sizes` can express."""
 
         @functools.cache
         def hold(size: int) -> bool:
@@ -193,7 +193,7 @@ class Decisions:
         return candidates[max(candidates)] if candidates else None
 
     def _factor(self, size: int) -> int | None:
-        """The number of whose multiples all is true that was found for an example of a size; None if there is none."""
+        """Returns the number for whose multiples all conditions on the batch hold, or None if there is none."""
         if self.own:
             return None
         guards = [guard for _, guard in self.fixing]
@@ -201,7 +201,7 @@ class Decisions:
 
 
 class FixedSize(Exception):
-    """The name of a size that a forward decides by, and the line."""
+    """A size that a forward fixes: its name, and the line."""
 
     def __init__(self, name: str, place: str) -> None:
         super().__init__(name, place)
@@ -210,9 +210,9 @@ class FixedSize(Exception):
 
 @contextlib.contextmanager
 def watch_decisions(model: nn.Module, example: Example) -> Iterator[Decisions]:
-    """The decisions by open sizes that are made within it, while `torch.export` runs the forward of a model.
+    """Yields the decisions by open sizes that a model's forward makes while `torch.export` runs it.
 
-    What is true for all sizes is none, although the exporter cannot always tell.
+    A condition that is true for all sizes is no decision, although the exporter may take it for one.
     """
     found = Decisions()
     evaluated = torch.SymBool.__bool__
@@ -252,7 +252,7 @@ def watch_decisions(model: nn.Module, example: Example) -> Iterator[Decisions]:
 
 
 def _users_line(frame: FrameType | None) -> str:
-    """The innermost line of the forward around a frame of PyTorch's; empty where there is none."""
+    """Returns the innermost line of the forward around a frame of PyTorch; empty if there is none."""
     while frame is not None and frame.f_globals.get("__name__") != "torch_bridge.graph.export":
         if is_user_file(frame.f_code.co_filename):
             return _described(frame)

@@ -1,4 +1,4 @@
-"""Functions of PyTorch's that take a size for a fixed number, and another way to the same that leaves it open."""
+"""Functions of PyTorch that fix a size, computed in a different way that leaves the size open."""
 
 import contextlib
 import math
@@ -14,10 +14,10 @@ from torch_bridge.graph.stand_ins import stand_in
 
 
 class DirectDistances(TorchFunctionMode):
-    """Within it, `torch.cdist` computes every distance by itself.
+    """Has `torch.cdist` compute every distance directly, within it.
 
-    Elsewhere it goes by way of a product of matrices where there are more than 25 rows: that is a decision by the size
-    of a batch, and leaves some 1e-8 in float64 between equal rows, whose distance is zero.
+    By default PyTorch uses a product of matrices for more than 25 rows. That is a decision by the size of a batch, and
+    gives a distance of about 1e-8 in float64 between equal rows.
     """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -28,7 +28,7 @@ class DirectDistances(TorchFunctionMode):
 
 
 class OpenSizes(TorchFunctionMode):
-    """Within it, functions called with open sizes leave them open."""
+    """Has functions that are called with open sizes leave them open, within it."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -73,7 +73,7 @@ def _corrcoef(x: Tensor) -> Any:
 
 
 def _einsum(equation: Any, *operands: Any) -> Any:
-    """Of three operands or more, two by two from the left: a search for a better order asks for numbers."""
+    """Contracts three or more operands from the left: the search for a better order needs fixed sizes."""
     tensors = operands[0] if len(operands) == 1 and isinstance(operands[0], list | tuple) else operands
     if not isinstance(equation, str) or len(tensors) < 3 or not any(map(_is_open, tensors)):
         return NotImplemented
@@ -96,7 +96,7 @@ def _max_pool1d(
 
 
 def _pooled(whole: Callable[[Tensor], Tensor], otherwise: Callable[..., Any] | None = None) -> Callable[..., Any]:
-    """A pooling whose one window may be all there is, of open size: `F.avg_pool2d(x, x.shape[2:])`."""
+    """Returns a pooling whose single window may cover everything, of open size: `F.avg_pool2d(x, x.shape[2:])`."""
 
     def pool(x: Tensor, kernel_size: Any, stride: Any = None, padding: Any = 0, *rest: Any, **options: Any) -> Any:
         window = kernel_size if isinstance(kernel_size, list | tuple) else (kernel_size,)
@@ -120,9 +120,9 @@ def _max(x: Tensor) -> Tensor:
 
 
 def _recurrent(name: str) -> Callable[..., Any]:
-    """A recurrent layer over a sequence, which the exporter would write out step by step to find its shapes.
+    """Returns a recurrent layer over a sequence. The exporter would write it out step by step to find its shapes.
 
-    One that drops is left to it while the length is fixed, for both modes to be compared.
+    A layer with dropout is left to the exporter if the length is fixed, so that both modes can be compared.
     """
 
     def layer(x: Tensor, hx: Any, params: Any, *options: Any) -> Any:
@@ -162,7 +162,7 @@ _OTHER_WAYS: dict[Any, Callable[..., Any]] = {
 
 @contextlib.contextmanager
 def keep_roots_open() -> Iterator[None]:
-    """`math.sqrt` of an open size, within it, is a number that stays open."""
+    """Has `math.sqrt` of an open size stay open, within it."""
     before = math.sqrt
     math.sqrt = lambda x: torch.sym_sqrt(x) if isinstance(x, torch.SymInt | torch.SymFloat) else before(x)
     try:

@@ -1,4 +1,4 @@
-"""Whether two programs of one forward are alike: that for open sizes, and another for some of those alone."""
+"""Comparison of two programs of one forward: one for open sizes, and one for specified sizes."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
@@ -12,14 +12,14 @@ from torch_bridge.graph.nodes import has_tensors
 from torch_bridge.graph.stand_ins import NAMES, Mode, all_args, stand_in, stand_in_args
 
 Valued: TypeAlias = Callable[[Any], Any]
-"""What an expression in open sizes is for some of those."""
+"""Function from an expression in open sizes to its value for specified sizes."""
 
 
 _SLICE = torch.ops.aten.slice.Tensor
 
 
 def has_same_steps(program: ExportedProgram, of_some: ExportedProgram, value: Valued) -> bool:
-    """Whether a program for open sizes does for some of those what the other, made for these alone, does."""
+    """Returns whether a program for open sizes does the same for some sizes as `of_some`, the program for these."""
     (ours, whole), (theirs, others_whole) = _steps(program, value), _steps(of_some, value)
     twins: dict[Any, fx.Node] = dict(zip(ours, theirs, strict=False))
     twins |= {node: twins.get(source, source) for node, source in whole.items()}
@@ -29,7 +29,7 @@ def has_same_steps(program: ExportedProgram, of_some: ExportedProgram, value: Va
 
 
 def _steps(program: ExportedProgram, value: Valued) -> tuple[list[fx.Node], dict[Any, fx.Node]]:
-    """The operations on tensors; and, apart from these, slices that are all of what they are taken from."""
+    """Returns the operations on tensors, and separately the slices that cover their whole operand."""
     steps: list[fx.Node] = []
     whole: dict[Any, Any] = {}
     for node in filter(has_tensors, program.graph.nodes):
@@ -48,7 +48,7 @@ def _is_whole(node: fx.Node, value: Valued) -> bool:
 def _alike(
     node: fx.Node, twin: fx.Node, twins: Mapping[Any, fx.Node], others_whole: Mapping[Any, fx.Node], value: Valued
 ) -> bool:
-    """Whether two nodes have the same arguments, and results with as many dimensions, of which `squeeze` drops some."""
+    """Returns whether two nodes have the same arguments, and results of the same ranks (`squeeze` may differ)."""
     name = NAMES.get(twin.target)
     given: Any = (twin.args, twin.kwargs)
     if name is not None and node.target == stand_in(name):  # a recurrent layer of open length
@@ -69,7 +69,7 @@ def _alike(
 
 
 def number_of(argument: Any, value: Valued) -> Any:
-    """What an argument that may be computed from open sizes is."""
+    """Returns the value of an argument that may be computed from open sizes."""
     val = argument.meta["val"] if isinstance(argument, fx.Node) else argument
     return value(val.node.expr) if isinstance(val, torch.SymInt | torch.SymFloat) else val
 

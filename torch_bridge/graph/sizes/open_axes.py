@@ -1,4 +1,4 @@
-"""Which sizes of a call's arguments stay open: that of the batch, and others by the names that a user gives them."""
+"""Sizes of a call's arguments that stay open: the batch's, and others by the names that a user gives them."""
 
 import types
 from collections.abc import Iterable, Iterator, Mapping
@@ -22,15 +22,15 @@ Dynamic: TypeAlias = Mapping[Any, Any] | None
 """`{"ids": {1: "length"}}`: by argument, the names of axes whose sizes stay open."""
 
 Limits: TypeAlias = Mapping[str, Sizes]
-"""What open sizes may be, by name; any number where nothing is said."""
+"""The limits of open sizes, by name. A size without an entry has none."""
 
 
 class OpenAxes(NamedTuple):
-    """What stays open of an example's shapes.
+    """The open axes of an example's shapes.
 
     - `batch_axis`: the axis along which inputs are batched; a tuple has one for each argument; None fixes shapes.
-    - `names`: for each tensor among the arguments, the names of further axes; empty where there are none at all.
-    - `limits`: what is known of their sizes beforehand.
+    - `names`: for each tensor among the arguments, the names of its other open axes; empty if no tensor has any.
+    - `limits`: the limits of their sizes that are known beforehand.
     """
 
     batch_axis: BatchAxis = 0
@@ -39,7 +39,7 @@ class OpenAxes(NamedTuple):
 
     @classmethod
     def of(cls, arguments: Arguments, names: tuple[str, ...], batch_axis: BatchAxis, dynamic: Dynamic) -> "OpenAxes":
-        """What a user says; `names` are those of the arguments, as `Arguments.names` gives them.
+        """Reads what a user specifies. `names` are the names of the arguments, from `Arguments.names`.
 
         **Raises:** `InputError` naming everything that cannot be open.
         """
@@ -79,7 +79,7 @@ class OpenAxes(NamedTuple):
 
     @classmethod
     def again(cls, ensemble: Ensemble) -> "OpenAxes":
-        """What was open when an ensemble was ported."""
+        """Returns the axes that were open when an ensemble was ported."""
         network, origin = ensemble.network, ensemble.origin
         assert isinstance(origin, Origin) and network is not None
         if not network.sizes:
@@ -95,8 +95,8 @@ class Example(NamedTuple):
     """The arguments that a forward is exported with.
 
     - `inputs`: the arguments.
-    - `dynamic`: the names of their open axes: a dict for each tensor, None for what is none.
-    - `limits`: what their sizes may be.
+    - `dynamic`: the names of their open axes: a dict for each tensor, None for other leaves.
+    - `limits`: the limits of their sizes.
     """
 
     inputs: Arguments
@@ -105,7 +105,7 @@ class Example(NamedTuple):
 
     @classmethod
     def of(cls, arguments: Arguments, opened: OpenAxes) -> "Example":
-        """Arguments made ready. A batch of one is doubled: `torch.export` takes sizes 0 and 1 for constants."""
+        """Prepares arguments. A batch of one is doubled, because `torch.export` takes sizes 0 and 1 for constants."""
         axes = batch_axes(arguments, opened.batch_axis)
         size = next((leaf.shape[axis] for leaf, axis in axes if axis is not None), None)
         pairs, names = iter(axes), iter(opened.names)
@@ -126,7 +126,7 @@ class Example(NamedTuple):
 
     @property
     def axes(self) -> list[Mapping[int, str] | None]:
-        """The names of the open axes of every input, in the order of the leaves; None for what is no tensor."""
+        """The names of the open axes of every input, in the order of the leaves; None for other leaves."""
         return pytree.tree_structure(self.inputs).flatten_up_to(self.dynamic)
 
     @property
@@ -136,7 +136,7 @@ class Example(NamedTuple):
 
     @property
     def batch_axes(self) -> list[int | None]:
-        """The batch axis of every input, in the order of the leaves; None for one that has none."""
+        """The batch axis of every input, in the order of the leaves; None for inputs without one."""
         return [next((k for k, name in (axes or {}).items() if name == BATCH), None) for axes in self.axes]
 
     @property
@@ -146,28 +146,28 @@ class Example(NamedTuple):
 
     @property
     def named(self) -> set[str]:
-        """The names of open sizes but the batch's."""
+        """The names of open sizes, except the batch's."""
         return {name for axes in self.names for name in axes.values()} - {BATCH}
 
     def resized(self, sizes: Mapping[str, int]) -> Arguments:
-        """The arguments with other open sizes."""
+        """Returns the arguments with different open sizes."""
         return resize_open_axes(self.inputs, self.names, sizes)
 
     def shapes(self) -> Arguments:
-        """The open axes as `torch.export` wants to be told of them."""
+        """Returns the open axes in the form that `torch.export` takes."""
         made = {name: _dim(name, self.limits.get(name, Sizes())) for axes in self.names for name in axes.values()}
         return pytree.tree_map(lambda name: None if name is None else made[name], self.dynamic)
 
 
 def given_sizes(inputs: Arguments, names: Iterable[Mapping[int, str]]) -> dict[str, int]:
-    """The open sizes that arguments have, by name; `names` are those of the axes of every tensor among them."""
+    """Returns the open sizes of arguments by name. `names` are the names of the open axes of every tensor."""
     tensors = [leaf for leaf in pytree.tree_leaves(inputs) if isinstance(leaf, Tensor)]
     pairs = list(zip(tensors, names, strict=False))
     return {name: tensor.shape[axis] for tensor, axes in reversed(pairs) for axis, name in axes.items()}
 
 
 def resize_open_axes(inputs: Arguments, names: Iterable[Mapping[int, str]], sizes: Mapping[str, int]) -> Arguments:
-    """The arguments with other open sizes: their own entries are taken in turn."""
+    """Returns the arguments with different open sizes. Their own entries are repeated in turn."""
     leaves, spec = pytree.tree_flatten(inputs)
     axes = iter(names)
     return pytree.tree_unflatten(
@@ -190,18 +190,18 @@ def _dim(name: str, sizes: Sizes) -> Any:
 
 
 def count_multiples(sizes: Sizes) -> Sizes:
-    """Sizes that are multiples of a number, counted in that number."""
+    """Returns the limits of how many multiples a size has, for sizes that are multiples of a number."""
     most = None if sizes.most is None else sizes.most // sizes.multiple
     return Sizes(-(-sizes.least // sizes.multiple), most)
 
 
 def _inputs(network: Network) -> Iterator[str]:
-    """The inputs that hold arrays, in order."""
+    """Yields the names of the inputs that hold arrays, in order."""
     yield from (ref.name for ref in references(network.inputs) if isinstance(ref, Ref))
 
 
 def _named(value: Any, spec: Any, place: str, problems: list[str]) -> Iterator[tuple[str, Tensor, Mapping[Any, Any]]]:
-    """Every tensor of an argument with its place and the names of its axes; what does not fit is told."""
+    """Yields every tensor of an argument, its place and the names of its axes. Adds what does not fit to `problems`."""
     match value:
         case Tensor():
             if spec is not None and not isinstance(spec, Mapping):

@@ -1,4 +1,4 @@
-"""How long a sequence may be for tables of embeddings to have a row for every place."""
+"""Lengths of sequences for which tables of embeddings have a row for every place."""
 
 import dataclasses
 import functools
@@ -15,15 +15,15 @@ from torch_bridge.graph.nodes import has_tensors
 from torch_bridge.graph.sizes.likeness import number_of
 
 Valued = Callable[[Any, Mapping[str, int]], Any]
-"""What an expression in open sizes is, for sizes by name."""
+"""Function from an expression in open sizes, and sizes by name, to its value."""
 
 
 def limit_to_tables(
     program: ExportedProgram, limits: Mapping[str, Sizes], given: Mapping[str, int], value: Valued
 ) -> dict[str, Sizes]:
-    """Limits narrowed to where every index that open sizes alone decide, as `torch.arange(x.shape[1])`, has a row.
+    """Narrows limits so that every index made of open sizes only, such as `torch.arange(x.shape[1])`, has a row.
 
-    PyTorch refuses others, of which the exporter tells nothing. `given` are the sizes of the example.
+    PyTorch refuses larger indices, but the exporter does not say so. `given` are the sizes of the example.
     """
     found = dict(limits)
     for index, rows in _lookups(program):
@@ -41,7 +41,7 @@ def limit_to_tables(
 
 
 def _lookups(program: ExportedProgram) -> Iterator[tuple[fx.Node, int]]:
-    """Indices of embeddings that are computed from sizes alone, and how many rows there are for them."""
+    """Yields indices of embeddings that are computed from sizes only, and the number of rows for them."""
     from_inputs: set[fx.Node] = set()
     for node in program.graph.nodes:
         if has_tensors(node) and (node.op != "call_function" or not from_inputs.isdisjoint(node.all_input_nodes)):
@@ -51,7 +51,7 @@ def _lookups(program: ExportedProgram) -> Iterator[tuple[fx.Node, int]]:
 
 
 def _has_rows(index: fx.Node, rows: int, name: str, given: Mapping[str, int], value: Valued, size: int) -> bool:
-    """Whether all places have a row when the open size of a name is this."""
+    """Returns whether all places have a row if the open size `name` is `size`."""
     places = _computed(index, lambda expression: value(expression, {**given, name: size}))
     return not places.numel() or (int(places.min()) >= 0 and int(places.max()) < rows)
 
@@ -61,5 +61,5 @@ def _computed(node: fx.Node, value: Callable[[Any], Any]) -> Tensor:
         return _computed(leaf, value) if isinstance(leaf, fx.Node) and has_tensors(leaf) else number_of(leaf, value)
 
     args, kwargs = pytree.tree_map(argument, (node.args, dict(node.kwargs)))
-    with torch.random.fork_rng(devices=[]):  # of a place that is drawn
+    with torch.random.fork_rng(devices=[]):  # a place may be random
         return node.target(*args, **kwargs)  # type: ignore[operator]

@@ -1,4 +1,4 @@
-"""Traces of one forward for batches of several sizes, made into one for every size."""
+"""Traces of one forward for several batch sizes, combined into one trace for every size."""
 
 import operator
 from collections.abc import Sequence
@@ -11,18 +11,21 @@ from torch_bridge.compat import pytree
 
 
 class TracesDiffer(Exception):
-    """Traces that are no instances of one; the text says why."""
+    """Traces that are not instances of one trace. The text says why."""
 
 
-_OTHER = "it does something else for some batch sizes than for others"
+_OTHER = "it computes differently for some batch sizes"
 
 
 def generalise_traces(traces: Sequence[fx.GraphModule], place: int, axis: int) -> None:
     """Makes the first of some traces right for every batch: numbers that differ are computed from the batch's size.
 
-    `place` is that of an input, counted from the last one, which is 1; its size along `axis` is that of the batch.
+    **Arguments:**
 
-    **Raises:** `TracesDiffer` where traces differ in more, or in numbers that are no simple functions of the size.
+    - `place`: the position of an input, counted from the end; the last one is 1.
+    - `axis`: the batch axis of this input.
+
+    **Raises:** `TracesDiffer` if traces differ in other ways, or in numbers that are no simple functions of the size.
     """
     graph, rows = traces[0].graph, [list(trace.graph.nodes) for trace in traces]
     if len({len(nodes) for nodes in rows}) > 1:
@@ -78,7 +81,7 @@ def _equal(a: Any, b: Any) -> bool:
 
 
 def _computed(graph: fx.Graph, size: fx.Node, sizes: Sequence[int], values: Sequence[Any]) -> fx.Node:
-    """A number that was this for these sizes, as a product, a sum or a quotient."""
+    """Computes a number from the batch's size, as a product, a sum or a quotient that fits all its values."""
     (n, m, *_), (a, b, *_) = sizes, values
     pairs = list(zip(sizes, values, strict=True))
     if all(isinstance(value, int) for value in values) and (b - a) % (m - n) == 0:

@@ -1,4 +1,4 @@
-"""Values of expressions in sizes: what `subs` gives, in a hundredth of the time."""
+"""Values of expressions in sizes, as `subs` computes them, in a hundredth of the time."""
 
 import math
 import operator
@@ -36,9 +36,9 @@ _FUNCTIONS: dict[str, Any] = {
 
 
 def value_of(expression: Any, values: Mapping[Any, int]) -> Any:
-    """The value of an expression, or of a condition, for values of all its symbols.
+    """Returns the value of an expression, or of a condition, for values of all its symbols.
 
-    **Raises:** `ZeroDivisionError` where something is divided by zero.
+    **Raises:** `ZeroDivisionError` if the expression divides by zero.
     """
     try:
         return _value(expression, values)
