@@ -1,4 +1,4 @@
-"""Tensors to arrays and back, bit for bit, never sharing memory."""
+"""Conversions of tensors to arrays and back, bit for bit."""
 
 import jax
 import ml_dtypes
@@ -16,13 +16,13 @@ DTYPE_NAMES: dict[torch.dtype, str] = {getattr(torch, name): ported for name, po
 TORCH_DTYPES = {name: dtype for dtype, name in DTYPE_NAMES.items()}
 
 _BITS = {torch.bfloat16: ml_dtypes.bfloat16}
-"""16-bit dtypes that NumPy lacks, and what stands for them there."""
+"""16-bit dtypes that NumPy lacks, and the dtypes used for them there."""
 
 
 def to_numpy(tensor: Tensor, what: str = "the tensor") -> np.ndarray:
-    """The tensor's values as a NumPy array. May be a view: copy before keeping it.
+    """Returns the tensor's values as a NumPy array, which may be a view: copy it before keeping it.
 
-    **Raises:** `InputError` for tensors that have no plain values: uninitialised, meta, sparse, quantised, nested ones.
+    **Raises:** `InputError` for tensors without plain values: uninitialised, meta, sparse, quantised, nested ones.
     """
     if kind := odd_kind(tensor):
         raise InputError(f"{what} must be a plain dense tensor; got {kind}")
@@ -33,7 +33,7 @@ def to_numpy(tensor: Tensor, what: str = "the tensor") -> np.ndarray:
 
 
 def odd_kind(tensor: Tensor) -> str | None:
-    """What is wrong with a tensor that has no plain values, or None."""
+    """Returns what is wrong with a tensor that has no plain values, or None."""
     if isinstance(tensor, UninitializedParameter | UninitializedBuffer):
         return "an uninitialised one: run the model once, so that its lazy modules take shape"
     if tensor.is_meta:
@@ -46,7 +46,7 @@ def odd_kind(tensor: Tensor) -> str | None:
 
 
 def to_tensor(array: np.ndarray, dtype: torch.dtype) -> Tensor:
-    """A tensor of its own with the array's values; the inverse of `to_numpy`."""
+    """Returns a tensor with a copy of the array's values. The inverse of `to_numpy`."""
     array = np.array(array, order="C")
     if dtype in _BITS:
         return torch.from_numpy(array.view(np.int16)).view(dtype)
@@ -54,9 +54,9 @@ def to_tensor(array: np.ndarray, dtype: torch.dtype) -> Tensor:
 
 
 def jax_dtype(dtype: np.dtype, what: str) -> np.dtype:
-    """The dtype in which JAX can hold such values now: 64-bit integers become 32-bit ones where x64 is off.
+    """Returns the dtype in which JAX holds values of a dtype: 64-bit integers become 32-bit if x64 is off.
 
-    **Raises:** `InputError` for 64-bit floats where x64 is off: they would be rounded.
+    **Raises:** `InputError` for 64-bit floats if x64 is off: they would be rounded.
     """
     if jax.config.read("jax_enable_x64"):
         return dtype
@@ -69,7 +69,10 @@ def jax_dtype(dtype: np.dtype, what: str) -> np.dtype:
 
 
 def checked_cast(array: np.ndarray, dtype: np.dtype, what: str) -> np.ndarray:
-    """The array in another integer dtype. **Raises:** `InputError` if a value does not fit; nothing ever wraps."""
+    """Returns the array in a different integer dtype.
+
+    **Raises:** `InputError` if a value does not fit. No value ever wraps.
+    """
     if array.dtype == dtype:
         return array
     cast = array.astype(dtype)

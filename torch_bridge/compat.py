@@ -2,7 +2,7 @@
 
 Tried with PyTorch 2.11.0 (Python 3.12), 2.13.0 (3.11) and 2.15.0 (3.13).
 
-What differs is asked of PyTorch itself, by what it has or computes, never of its version.
+Differences are detected from what PyTorch has or computes, never from its version.
 """
 
 import contextlib
@@ -48,7 +48,7 @@ __all__ = [
 ]
 
 REMOVED = {"aten.cholesky.default": "2.15"}
-"""Operations that have a rule and that later versions lack, each with one of these. All others must be there."""
+"""Operations that have a rule and that later versions lack, each with such a version. All others must exist."""
 
 _LINEAR_CROSS_ENTROPY = "torch.nn.modules.linear_cross_entropy"
 linear_cross_entropy: Any = (
@@ -58,25 +58,25 @@ linear_cross_entropy: Any = (
 
 
 def schema_of(operation: Any) -> Any:
-    """The schema of an ATen operation; None for any other function."""
+    """Returns the schema of an ATen operation; None for any other function."""
     return getattr(operation, "_schema", None)
 
 
 def is_mutating(node: fx.Node) -> bool:
-    """Whether a node writes into one of its arguments."""
+    """Returns whether a node writes into one of its arguments."""
     return getattr(schema_of(node.target), "is_mutable", False)
 
 
 def has_cumulative_average(module: nn.Module) -> bool:
-    """Whether a module is a normalisation with `momentum=None`."""
+    """Returns whether a module is a normalisation with `momentum=None`."""
     return isinstance(module, nn.modules.batchnorm._NormBase) and module.momentum is None
 
 
 @contextlib.contextmanager
 def skip_mask_inspection() -> Iterator[None]:
-    """Transformer layers compare masks with a causal one where they are not told; either way they give the same.
+    """Keeps transformer layers from comparing masks with a causal mask when `is_causal` is not given.
 
-    `torch.export` cannot follow decisions by values.
+    The results are the same, and `torch.export` cannot follow decisions by values.
     """
     before = transformer._detect_is_causal_mask
     transformer._detect_is_causal_mask = lambda mask, is_causal=None, size=None: bool(is_causal)
@@ -88,9 +88,9 @@ def skip_mask_inspection() -> Iterator[None]:
 
 @contextlib.contextmanager
 def fix_complex_means() -> Iterator[None]:
-    """Where complex numbers are divided by the batch size, the exporter takes that for a fixed complex number.
+    """Keeps the batch size open where complex numbers are divided by it.
 
-    As a real one, it stays open.
+    The exporter would turn the size into a fixed complex number.
     """
     before = _prims_common.dtype_to_type_ctor
 
@@ -108,9 +108,9 @@ def fix_complex_means() -> Iterator[None]:
 
 @functools.cache
 def ties_share_gradients() -> bool:
-    """Whether `clamp`, `fmax` and `fmin` share the gradient where their arguments are equal, as of PyTorch 2.15.
+    """Returns whether `clamp`, `fmax` and `fmin` share the gradient between equal arguments, as PyTorch 2.15 does.
 
-    Until 2.13, all of it went to the first argument.
+    Until 2.13, the first argument has the whole gradient.
     """
     with torch.inference_mode(False), torch.enable_grad():
         pair = [torch.zeros(1, device="cpu", requires_grad=True) for _ in range(2)]
@@ -120,7 +120,7 @@ def ties_share_gradients() -> bool:
 
 @contextlib.contextmanager
 def fix_lstm_states() -> Iterator[None]:
-    """In PyTorch 2.11, the exporter gives the states of `nn.LSTM` one axis too many."""
+    """Removes the extra axis that the exporter of PyTorch 2.11 gives the states of `nn.LSTM`."""
     before = decompositions.one_layer_lstm
     if _has_wrong_states(before):
         decompositions.one_layer_lstm = functools.partial(_one_layer_lstm, before)
@@ -131,7 +131,7 @@ def fix_lstm_states() -> Iterator[None]:
 
 
 def _one_layer_lstm(layer: Callable[..., Any], x: Tensor, hidden: Any, *args: Any, **kwargs: Any) -> Any:
-    """The layer's own result, its states in the shapes of the initial ones."""
+    """Calls a layer, and gives its states the shapes of the initial states."""
     y, states = layer(x, hidden, *args, **kwargs)
     return y, tuple(state.reshape(start.shape) for state, start in zip(states, hidden, strict=True))
 
@@ -144,38 +144,38 @@ def _has_wrong_states(layer: Callable[..., Any]) -> bool:
 
 
 def trace_graph(function: Callable[..., Any], decompositions: Mapping[Any, Any], *args: Any) -> fx.GraphModule:
-    """What a function does to tensors, below autograd and all transforms of `torch.func`."""
+    """Returns the operations of a function on tensors, below autograd and all transforms of `torch.func`."""
     return make_fx(function, dict(decompositions), record_stack_traces=True)(*args)
 
 
 def decompositions_below_autograd() -> dict[Any, Callable[..., Any]]:
-    """How PyTorch takes operations apart, its backward functions among them."""
+    """Returns PyTorch's decompositions of operations, including backward functions."""
     needed = ("_backward", "native_")
     backward = {key: way for key, way in decomposition_table.items() if any(part in str(key) for part in needed)}
     return {**backward, **core_aten_decompositions()}
 
 
 def current_graph() -> fx.Graph:
-    """The graph that `trace_graph` is about to make."""
+    """Returns the graph that `trace_graph` is making."""
     mode = get_proxy_mode()
     assert mode is not None
     return mode.tracer.graph
 
 
 @contextlib.contextmanager
-def watch_guards(tell: Callable[[Any], None], is_needless: Callable[[Any], bool]) -> Iterator[None]:
-    """Calls `tell` with every condition on open sizes that the exporter makes, and has it forget those without need."""
+def watch_guards(record: Callable[[Any], None], is_needless: Callable[[Any], bool]) -> Iterator[None]:
+    """Calls `record` with every condition on open sizes that the exporter makes, and removes needless ones."""
     log_guard, produce_guards = ShapeEnv._log_guard, ShapeEnv.produce_guards
 
-    def told(self: ShapeEnv, prefix: str, guard: Any, *args: Any, **kwargs: Any) -> None:
-        tell(guard)
+    def log_and_record(self: ShapeEnv, prefix: str, guard: Any, *args: Any, **kwargs: Any) -> None:
+        record(guard)
         log_guard(self, prefix, guard, *args, **kwargs)
 
-    def produced(self: ShapeEnv, *args: Any, **kwargs: Any) -> list[str]:
+    def produce_needed(self: ShapeEnv, *args: Any, **kwargs: Any) -> list[str]:
         self.guards = [guard for guard in self.guards if not is_needless(guard.expr)]
         return produce_guards(self, *args, **kwargs)
 
-    ShapeEnv._log_guard, ShapeEnv.produce_guards = told, produced  # type: ignore[method-assign]
+    ShapeEnv._log_guard, ShapeEnv.produce_guards = log_and_record, produce_needed  # type: ignore[method-assign]
     try:
         yield
     finally:
@@ -183,7 +183,7 @@ def watch_guards(tell: Callable[[Any], None], is_needless: Callable[[Any], bool]
 
 
 def count_compiled_graphs() -> int:
-    """How many graphs `torch.compile` has compiled in this process."""
-    from torch._dynamo.utils import counters  # which takes seconds to import
+    """Returns the number of graphs that `torch.compile` has compiled in this process."""
+    from torch._dynamo.utils import counters  # takes seconds to import
 
     return counters["stats"]["unique_graphs"]

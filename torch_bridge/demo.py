@@ -1,4 +1,4 @@
-"""The demo: real digits, ensembles trained in PyTorch, ported, proved, and read for their uncertainty."""
+"""The demo: ensembles trained on real digits in PyTorch, ported, compared with PyTorch, and their uncertainty."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -129,7 +129,7 @@ def digits() -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
 
 
 def trained(factory: Callable[[], nn.Module], data: tuple[Tensor, Tensor], seed: int, epochs: int) -> nn.Module:
-    """One member, trained by Adam on minibatches of 64 from its own initialisation and order; in evaluation mode."""
+    """Trains one member by Adam on minibatches of 64, with its own seed. Returns it in evaluation mode."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = factory().train()
@@ -144,7 +144,7 @@ def trained(factory: Callable[[], nn.Module], data: tuple[Tensor, Tensor], seed:
 
 
 def accuracy(ensemble: jaxensemble.Ensemble, data: tuple[Tensor, Tensor], console: Console) -> dict[str, float]:
-    """How good one member is, and all together; and whether uncertainty tells right answers from wrong ones."""
+    """Measures the accuracy of one member and of the ensemble, and the uncertainty of right and wrong answers."""
     images, labels = data[0], data[1].numpy()
     prediction = ensemble.predict(images)
     single = (np.asarray(prediction.probabilities).argmax(-1) == labels).mean(axis=1)
@@ -180,7 +180,7 @@ def accuracy(ensemble: jaxensemble.Ensemble, data: tuple[Tensor, Tensor], consol
 
 
 def tutorial(console: Console) -> dict[str, bool]:
-    """The two networks of PyTorch's tutorial, untrained, on noise of MNIST's shape."""
+    """Compares the two untrained networks of PyTorch's tutorial with PyTorch, on noise of MNIST's shape."""
     passed = {}
     for factory in (SimpleMLP, SimpleCNN):
         torch.manual_seed(0)
@@ -195,7 +195,7 @@ def tutorial(console: Console) -> dict[str, bool]:
 
 
 def pictures(ensemble: jaxensemble.Ensemble, data: tuple[Tensor, Tensor], out: Path) -> list[Path]:
-    """The most and the least certain digits, and how reliable the ensemble's confidence is."""
+    """Draws the most and the least certain digits, and the reliability of the ensemble's confidence."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -232,7 +232,7 @@ def _save(canvas: Any, path: Path) -> Path:
 def timing(
     ensembles: dict[str, tuple[list[nn.Module], jaxensemble.Ensemble]], images: Tensor, rounds: int, console: Console
 ) -> dict[str, dict[str, float]]:
-    """Torch's loop, torch's vmap and the ensemble on one minibatch of 64, in turn, in this process."""
+    """Times torch's loop, torch's vmap and the ensemble on one minibatch of 64, in turn, in this process."""
     results = {}
     x = images[:64]
     for name, (models, ensemble) in ensembles.items():

@@ -1,4 +1,4 @@
-"""Checks of an installation for porting: what is installed, whether it works, and what to do where it does not."""
+"""Checks of an installation for porting: installed packages, whether they work, and advice if they do not."""
 
 import functools
 import os
@@ -17,7 +17,7 @@ PLUGINS = ("jax-cuda13-plugin", "jax-cuda12-plugin")
 
 
 def same_device() -> Iterator[Finding]:
-    """Whether both frameworks run on the same device."""
+    """Finds out whether both frameworks run on the same device."""
     import torch
 
     theirs = torch.cuda.get_device_name() if torch.cuda.is_available() else None
@@ -49,7 +49,7 @@ def _gpu() -> Any:
 
 
 def tf32() -> Iterator[Finding]:
-    """Whether both frameworks round float32 products alike."""
+    """Finds out whether both frameworks round float32 products alike."""
     import torch
 
     cudnn: Any = torch.backends.cudnn
@@ -74,16 +74,16 @@ ADVICE = (
 
 
 def _torch_rounds(backend: Any) -> bool:
-    """What a backend says, or PyTorch's setting for all of them where it says nothing."""
+    """Returns whether a backend rounds to TF32, by its own setting or by PyTorch's setting for all backends."""
     import torch
 
     everywhere: Any = torch.backends
-    said = backend.fp32_precision  # `allow_tf32` raises where both ways of saying it were used
+    said = backend.fp32_precision  # `allow_tf32` raises if both kinds of settings were used
     return (everywhere.fp32_precision if said == "none" else said) == "tf32"
 
 
 def port() -> Iterator[Finding]:
-    """Three small networks, which are ported and must pass the proof."""
+    """Ports three small networks, which must pass the proof."""
     import torch
     from torch import nn
 

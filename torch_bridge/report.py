@@ -19,7 +19,7 @@ from jaxensemble.running.device import cores, processor
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], *, width: int = 110) -> str:
-    """A table as plain text."""
+    """Returns a table as plain text."""
     drawn = Table(title=title, title_justify="left", show_edge=False, pad_edge=False)
     for k, column in enumerate(columns):
         drawn.add_column(column, overflow="fold", no_wrap=False, justify="left" if k == 0 else "right")
@@ -31,9 +31,9 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], *, 
 
 
 def environment() -> dict[str, Any]:
-    """What a figure depends on: versions, devices, threads, date."""
+    """Returns the conditions of a measurement: versions, devices, threads, date."""
     others = {name: importlib.metadata.version(name) for name in ("jax", "jaxlib", "flax", "numpy")}
-    versions = {"torch": str(torch.__version__), **others}  # torch's own names the build: 2.15.0+cu132
+    versions = {"torch": str(torch.__version__), **others}  # torch.__version__ names the build: 2.15.0+cu132
     return {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "python": platform.python_version(),

@@ -1,4 +1,4 @@
-"""Weights that initialisation leaves constant, drawn anew: zeros and ones hide errors."""
+"""Weights that initialisation leaves constant, replaced by random ones: zeros and ones hide errors."""
 
 import itertools
 from collections.abc import Iterator
@@ -10,10 +10,10 @@ from torch_bridge.members.finite import has_fractions
 
 
 def perturb(model: nn.Module, seed: int) -> bool:
-    """Draws parameters and buffers that are constant throughout anew, in place. Whether there were any.
+    """Replaces constant parameters and buffers by random values, in place. Returns whether there were any.
 
-    Zeros and ones hide errors: a last layer of zeros proves nothing of what leads to it, nor a BatchNorm whose
-    statistics are those of initialisation.
+    Zeros and ones hide errors: a last layer of zeros proves nothing about the layers before it, and neither does a
+    BatchNorm with its initial statistics.
     """
     generator = torch.Generator().manual_seed(seed)
     constant = _constant(model)
@@ -25,7 +25,7 @@ def perturb(model: nn.Module, seed: int) -> bool:
 
 
 def _constant(model: nn.Module) -> dict[str, Tensor]:
-    """The tensors of one fraction throughout, by name; of those with one element, zeros and ones."""
+    """Returns the floating-point tensors of one value throughout, by name; with one element, only 0 and 1 count."""
     return {name: tensor for name, tensor in _tensors(model) if _is_constant(tensor)}
 
 

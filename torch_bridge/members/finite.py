@@ -1,4 +1,4 @@
-"""Weights that are NaN or infinite, as those of a training that diverged are."""
+"""Weights that are NaN or infinite, for example after a training that diverged."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
@@ -8,9 +8,9 @@ from jaxensemble.errors import InputError
 
 
 def check_finite(members: Sequence[nn.Module]) -> None:
-    """**Raises:** `InputError` for parameters that are NaN or infinite, and for buffers that are NaN.
+    """Checks that parameters are finite, and that buffers are not NaN. Masks are made of infinities in buffers.
 
-    Infinities in buffers are what masks are made of.
+    **Raises:** `InputError` with all tensors that are not.
     """
     check_rows(f"  member {k}, {row}" for k, member in enumerate(members) for row in _nonfinite_weights(member))
 
@@ -22,7 +22,7 @@ def _nonfinite_weights(model: nn.Module) -> Iterator[str]:
 
 
 def nonfinite_values(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> Iterator[str]:
-    """Every tensor with values that are NaN or infinite, how many, and the first; but for where they are expected."""
+    """Yields every tensor with NaN or infinite values that are not expected, their number, and the first of them."""
     for key, tensor in tensors.items():
         if not has_fractions(tensor) or bool((finite := tensor.isfinite()).all()):
             continue
@@ -33,12 +33,15 @@ def nonfinite_values(tensors: Mapping[str, Tensor], expected: Mapping[str, Tenso
 
 
 def has_fractions(tensor: Tensor) -> bool:
-    """Whether a tensor's dtype has NaN and infinity."""
+    """Returns whether a tensor's dtype has NaN and infinity."""
     return tensor.is_floating_point() or tensor.is_complex()
 
 
 def check_rows(rows: Iterable[str]) -> None:
-    """**Raises:** `InputError` if there are any rows of tensors that are not finite, with all of them."""
+    """Checks that there are no rows of tensors that are not finite.
+
+    **Raises:** `InputError` with all rows.
+    """
     if found := list(rows):
         raise InputError(
             "weights must be finite; got\n"

@@ -1,4 +1,4 @@
-"""Whether the members of an ensemble are one network: everything but the values of their tensors has to be equal."""
+"""Comparison of the members of an ensemble: everything except the values of their tensors has to be equal."""
 
 import dataclasses
 import functools
@@ -19,12 +19,12 @@ from jaxensemble.errors import InputError, MemberError
 _NOTHING = type("_Nothing", (), {"__repr__": lambda self: "nothing"})()
 
 _BOOKKEEPING = {"_parameters", "_buffers", "_modules", "_non_persistent_buffers_set", "training"}
-"""Attributes of every `nn.Module` that are compared in ways of their own."""
+"""Attributes of every `nn.Module` that are compared separately."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Difference:
-    """What one member has that member 0 has not."""
+    """A difference between a member and member 0."""
 
     where: str
     theirs: str
@@ -32,7 +32,10 @@ class Difference:
 
 
 def as_members(models: Any) -> list[nn.Module]:
-    """The models as a list. **Raises:** `InputError` for none at all, or for anything that is no module."""
+    """Returns the models as a list.
+
+    **Raises:** `InputError` if there are none, or if one is not a module.
+    """
     if isinstance(models, nn.Module) and not isinstance(models, nn.ModuleList):
         raise InputError(f"`models` must be a sequence of modules; got one {type(models).__name__}. Pass [model].")
     if not isinstance(models, Iterable) or isinstance(models, str | Mapping):
@@ -55,7 +58,7 @@ def as_members(models: Any) -> list[nn.Module]:
 
 
 def _uncompiled(model: Any) -> Any:
-    """The module that `torch.compile` was given. Its class is known by name: importing it takes longer than porting."""
+    """Returns the module behind `torch.compile`. Its class is known by name: importing it takes longer than porting."""
     return model._orig_mod if type(model).__qualname__ == "OptimizedModule" else model
 
 
@@ -63,11 +66,11 @@ _MODES = "Call .eval() on all of them, or pass mode='eval', which ports them for
 
 
 def check_members(members: Sequence[nn.Module], *, rates_may_differ: bool = False) -> str | None:
-    """Compares every member with member 0. What is returned is why they have no training mode together, if so.
+    """Compares every member with member 0. Returns why they have no training mode together, or None.
 
     With `rates_may_differ`, members in evaluation mode may have dropout of different rates.
 
-    **Raises:** `MemberError` with every other difference between any member and member 0, members alike put together.
+    **Raises:** `MemberError` with all other differences from member 0, and the members that have each of them.
     """
     found: dict[Difference, list[int]] = defaultdict(list)
     for k, member in enumerate(members[1:], 1):
@@ -76,8 +79,10 @@ def check_members(members: Sequence[nn.Module], *, rates_may_differ: bool = Fals
     evaluating = not any(module.training for member in members for module in member.modules())
     if rates_may_differ and evaluating and all(_is_rate(members[0], difference) for difference in found):
         rates = dict.fromkeys(difference.where for difference in found)
-        told = f"members have different rates of dropout ({'; '.join(rates)})"
-        return f"{told}: to train them, build them alike, and give TrainState.create(dropout=[...])" if rates else None
+        reason = f"members have different rates of dropout ({'; '.join(rates)})"
+        return (
+            f"{reason}: to train them, build them alike, and give TrainState.create(dropout=[...])" if rates else None
+        )
     modes = all(difference.where.endswith(", mode") for difference in found)
     if found:
         raise MemberError(
@@ -92,12 +97,12 @@ _DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropo
 
 
 def rates_of(model: nn.Module) -> tuple[float, ...]:
-    """The rates of all layers of dropout, in order."""
+    """Returns the rates of all layers of dropout, in order."""
     return tuple(module.p for module in model.modules() if isinstance(module, _DROPOUTS))
 
 
 def _is_rate(model: nn.Module, difference: Difference) -> bool:
-    """Whether a difference is one of the rate of dropout, which evaluation mode has no use for."""
+    """Returns whether a difference is in a rate of dropout, which evaluation mode does not use."""
     path, _, name = difference.where.rpartition(", ")
     module = dict(model.named_modules(remove_duplicate=False)).get(path)
     return name == "p" and type(module) in _DROPOUTS
@@ -116,7 +121,7 @@ def _numbers(members: Sequence[int]) -> str:
 
 
 def differences(first: nn.Module, other: nn.Module) -> Iterator[Difference]:
-    """Every way in which `other` is another network than `first`."""
+    """Yields every difference of the network `other` from `first`."""
     ours = dict(first.named_modules(remove_duplicate=False))
     theirs = dict(other.named_modules(remove_duplicate=False))
     for path in dict.fromkeys((*ours, *theirs)):
@@ -133,7 +138,7 @@ def differences(first: nn.Module, other: nn.Module) -> Iterator[Difference]:
 def _mode_differences(
     path: str, ours: Mapping[str, nn.Module], theirs: Mapping[str, nn.Module]
 ) -> Iterator[Difference]:
-    """A module's mode, where it does not differ just as that of the module around it does."""
+    """Yields a module's difference in mode, unless the module around it has the same difference."""
     parent = path.rpartition(".")[0]
     modes = theirs[path].training, ours[path].training
     around = theirs[parent].training, ours[parent].training
@@ -164,10 +169,10 @@ def _module_differences(path: str, first: nn.Module, other: nn.Module) -> Iterat
 
 
 def _attributes(module: nn.Module) -> dict[str, Any]:
-    """A module's own attributes, without what a hook computes anew at every call (legacy weight and spectral norm).
+    """Returns a module's own attributes, without those that a hook computes at every call (legacy weight norm).
 
-    Nor do the lists count in which recurrent layers hold their parameters once more, or hooks of loading and saving,
-    which a forward never calls. Hooks are kept under numbers that mean nothing: their order is what counts.
+    Recurrent layers' lists of their parameters are left out too, and so are hooks of loading and saving, which a
+    forward never calls. Hooks are stored under meaningless numbers: only their order counts.
     """
     computed = {getattr(hook, "name", None) for hook in module._forward_pre_hooks.values()}
     loading = {name for name in vars(module) if "state_dict" in name and name.endswith("_hooks")}
@@ -184,7 +189,7 @@ def _tensor_differences(path: str, first: Mapping[str, Any], other: Mapping[str,
 
 
 def _described(tensor: Any) -> str:
-    """What of a tensor has to be equal."""
+    """Returns the properties of a tensor that have to be equal."""
     if not isinstance(tensor, Tensor):
         return repr(tensor)
     if isinstance(tensor, UninitializedParameter | UninitializedBuffer):
@@ -215,7 +220,7 @@ def _difference(path: str, what: str, theirs: Any, ours: Any) -> Difference:
 
 
 def _class(module: nn.Module) -> type:
-    """The module's class; a parametrised module has one of its own, made from the one that counts."""
+    """Returns the module's class, or for a parametrised module the class before parametrisation."""
     return parametrize.type_before_parametrizations(module)
 
 
@@ -224,14 +229,14 @@ def _name(module: nn.Module | None) -> str:
 
 
 def same(a: Any, b: Any, seen: dict[tuple[int, int], bool]) -> bool:
-    """Whether two attributes mean the same for a forward: by value, functions by their code."""
+    """Returns whether two attributes are equal for a forward: by value, or by code for functions."""
     if a is b:
         return True
     if type(a) is not type(b):
         return False
     if (id(a), id(b)) in seen:
         return seen[id(a), id(b)]
-    seen[id(a), id(b)] = True  # so that a cycle ends: it differs only if something outside of it does
+    seen[id(a), id(b)] = True  # ends cycles: a cycle differs only if something outside of it does
     seen[id(a), id(b)] = result = _same(a, b, seen)
     return result
 

@@ -1,4 +1,4 @@
-"""M sets of tensors into preallocated `[M, ...]` arrays, one member at a time, and back."""
+"""Stacking of M sets of tensors in preallocated `[M, ...]` arrays, one member at a time, and back."""
 
 import hashlib
 import math
@@ -29,7 +29,7 @@ class Stack:
         self._arrays: dict[str, np.ndarray] = {}
 
     def put(self, member: int, tensors: Mapping[str, Tensor]) -> None:
-        """Copies one member's tensors, by PyTorch key, to where they belong."""
+        """Copies one member's tensors, by PyTorch key, into the arrays."""
         for entry in self.weights.entries:
             array = stored_array(entry, tensors[entry.keys[0]], f"member {member}, `{entry.keys[0]}`")
             if entry.path not in self._arrays:
@@ -37,7 +37,7 @@ class Stack:
             self._arrays[entry.path][member] = array
 
     def equal_members(self) -> list[list[int]]:
-        """The members whose tensors are all equal, bit for bit. Looks no further once all are known to differ."""
+        """Returns groups of members whose tensors are all equal, bit for bit. Stops once all members differ."""
         groups = [list(range(self.members))] if self._arrays else []
         for array in self._arrays.values():
             rows = array.reshape(self.members, math.prod(array.shape[1:])).view(np.uint8)
@@ -51,15 +51,15 @@ class Stack:
         return groups
 
     def take(self) -> dict[str, jax.Array]:
-        """The filled arrays by path, on JAX's default device. The stack is empty afterwards.
+        """Returns the filled arrays by path, on JAX's default device. The stack is empty afterwards.
 
-        On CPUs the arrays are these very ones, not copies: nobody else has them.
+        On CPUs the arrays are not copied: nothing else refers to them.
         """
         return {path: jax.device_put(self._arrays.pop(path), may_alias=True) for path in list(self._arrays)}
 
 
 def warn_of_equal_members(stack: Stack, names: Sequence[str]) -> None:
-    """Warns whoever called the caller's caller of members that are one network several times."""
+    """Warns of members with equal weights. The warning points to the caller of the caller's caller."""
     for group in stack.equal_members():
         warnings.warn(
             f"members {', '.join(names[k] for k in group)} have equal weights, bit for bit: they count as one network",
@@ -69,7 +69,7 @@ def warn_of_equal_members(stack: Stack, names: Sequence[str]) -> None:
 
 
 def _aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-    """An array, not yet filled, that begins where XLA wants its own to begin: it can be taken over without a copy."""
+    """Returns an empty array at an address that is aligned as XLA needs it, so that XLA need not copy it."""
     size = math.prod(shape) * dtype.itemsize
     memory = np.empty(size + _ALIGNMENT, np.uint8)
     start = -memory.ctypes.data % _ALIGNMENT
@@ -77,13 +77,13 @@ def _aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
 
 
 def stored_array(entry: Entry, tensor: Tensor, what: str) -> np.ndarray:
-    """A tensor as the network stores it: rearranged, in a dtype JAX can hold. May be a view of the tensor's memory."""
+    """Returns a tensor as the network stores it: rearranged, in a dtype of JAX. May be a view of the tensor."""
     array = to_numpy(tensor, what)
     return entry.rearrangement.apply(checked_cast(array, jax_dtype(array.dtype, what), what))
 
 
 def to_torch(ensemble: Ensemble) -> list[dict[str, Tensor]]:
-    """The state dicts of an ensemble's members: PyTorch's keys, layouts and dtypes, bit for bit.
+    """Returns the state dicts of an ensemble's members: PyTorch's keys, layouts and dtypes, bit for bit.
 
     Tied tensors are one tensor under each of their keys. Buffers that PyTorch does not save are left out.
 
@@ -108,14 +108,17 @@ def to_torch(ensemble: Ensemble) -> list[dict[str, Tensor]]:
 
 
 def checked_ensemble(ensemble: Any) -> Ensemble:
-    """**Raises:** `InputError` for anything else than an ensemble."""
+    """Returns an ensemble as it is.
+
+    **Raises:** `InputError` for anything else.
+    """
     if not isinstance(ensemble, Ensemble):
         raise InputError(f"`ensemble` must be a jaxensemble.Ensemble; got a {type(ensemble).__name__}")
     return ensemble
 
 
 def tensors_of_members(ensemble: Ensemble) -> list[dict[str, Tensor]]:
-    """As `to_torch`, buffers that PyTorch does not save included."""
+    """Returns the tensors of every member as `to_torch` does, including buffers that PyTorch does not save."""
     return [
         {key: tensor for entry, tensor in tensors for key in entry.keys}
         for tensors in _members_tensors(ensemble, ensemble.origin)

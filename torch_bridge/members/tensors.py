@@ -1,4 +1,4 @@
-"""The tensors of a member: parameters and buffers by name, and whether a stack can hold them."""
+"""Parameters and buffers of a member by name, and checks that a stack can hold them."""
 
 import itertools
 from collections.abc import Mapping
@@ -14,10 +14,10 @@ def _is_quantised(module: nn.Module) -> bool:
 
 
 def check_tensors(model: nn.Module) -> None:
-    """Whether a model's parameters and buffers are such as a stack of weights can hold.
+    """Checks that a stack of weights can hold a model's parameters and buffers.
 
-    **Raises:** `InputError` naming every one that has no plain values, or none of its own, and `UnsupportedError` for
-    layers that hold none but packed integers.
+    **Raises:** `InputError` naming every tensor that has no plain values or shares memory with another tensor, and
+    `UnsupportedError` for quantised layers, which hold packed integers.
     """
     quantised = [path or "itself" for path, module in model.named_modules() if _is_quantised(module)]
     if quantised:
@@ -41,7 +41,7 @@ def check_tensors(model: nn.Module) -> None:
 
 
 def _overlapping(tensors: Mapping[str, Tensor]) -> list[tuple[str, str]]:
-    """Neighbours in memory, of tensors that are not the same, of which one begins before the other ends."""
+    """Returns pairs of different tensors, next to each other in memory, that overlap."""
     spans = sorted(
         (str(tensor.device), tensor.data_ptr(), tensor.data_ptr() + _extent(tensor), key)
         for key, tensor in {id(tensor): (key, tensor) for key, tensor in tensors.items() if tensor.numel()}.values()
@@ -50,11 +50,11 @@ def _overlapping(tensors: Mapping[str, Tensor]) -> list[tuple[str, str]]:
 
 
 def _extent(tensor: Tensor) -> int:
-    """The bytes from a tensor's first element to the end of its last."""
+    """Returns the bytes from a tensor's first element to the end of its last one."""
     last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
     return (last + 1) * tensor.element_size()
 
 
 def tensors_of(model: nn.Module) -> dict[str, Tensor]:
-    """Every parameter and buffer by name, tied ones under each of their names, non-persistent ones too."""
+    """Returns every parameter and buffer by name, with tied ones under each name and non-persistent buffers."""
     return {**dict(model.named_parameters(remove_duplicate=False)), **dict(model.named_buffers(remove_duplicate=False))}

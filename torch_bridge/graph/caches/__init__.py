@@ -1,1 +1,1 @@
-"""What modules and functions keep from one call for the next."""
+"""Values that modules and functions keep from one call for the next."""

@@ -38,10 +38,10 @@ from torch_bridge.graph.modes.switch import switch_mode
 from torch_bridge.graph.outputs import output_leaves
 from torch_bridge.members.same_network import same
 
-_EMPTY, _EMPTY_ITEMS = "emptied", "nothing in it"
+_EMPTY, _EMPTY_ITEMS = "empty", "empty items"
 """The two ways of clearing a container: no items, or the same items with None instead of each tensor."""
 
-_RESET = "untold"
+_RESET = "reset"
 """The way of clearing a value that a cache is checked by: a length, a dtype, a device."""
 
 Attribute = tuple[type, str]

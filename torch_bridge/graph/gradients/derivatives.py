@@ -82,9 +82,9 @@ def write_out_derivatives(model: nn.Module, example: Example, operations: Operat
             "batch_axis=None to fix all shapes."
         ) from error
     except Exception as error:  # from a forward or its trace
-        told = explain_error(error, model, example.inputs, operations.refusals, training=model.training)
-        if isinstance(told, InputError):
-            raise told from error
+        explained = explain_error(error, model, example.inputs, operations.refusals, training=model.training)
+        if isinstance(explained, InputError):
+            raise explained from error
         raise UnsupportedError(
             f"{name}.forward takes derivatives{user_line(error)}, which cannot be written out as operations: "
             f"{describe_error(error)}. Port the network that is differentiated, and take its derivative with jax.grad: "
