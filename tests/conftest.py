@@ -13,6 +13,11 @@ import jax
 import pytest
 from flax import nnx
 
+if importlib.util.find_spec("beartype") is not None:
+    from tests.helpers.shapes import install_checks
+
+    install_checks()  # before the modules whose shapes are checked are imported
+
 from jaxensemble import Ensemble
 from jaxensemble.terminal import installed_version
 from tests.helpers.tested import record
@@ -23,7 +28,12 @@ STARTED = time.monotonic()
 VERSIONED = ("jax", "jaxlib", "flax", "torch")
 
 # Files that need a package that is not installed are left out, and the header names them.
-NEEDED_FOR = {"expecttest": "torch.testing._internal", "hypothesis": "hypothesis", "sklearn": "sklearn"}
+NEEDED_FOR = {
+    "beartype": "tests.helpers.shapes",
+    "expecttest": "torch.testing._internal",
+    "hypothesis": "hypothesis",
+    "sklearn": "sklearn",
+}
 MISSING = [name for name in NEEDED_FOR if importlib.util.find_spec(name) is None]
 TEXTS = {path: path.read_text("utf-8") for path in sorted(Path(__file__).parent.rglob("test_*.py"))}
 collect_ignore = [path for path, text in TEXTS.items() if any(NEEDED_FOR[name] in text for name in MISSING)]

@@ -5,6 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jaxtyping import Array, Float, Num
 
 from jaxensemble.layers.dropout import drawn_from
 from jaxensemble.ops.activations import leaky_relu
@@ -33,7 +34,7 @@ class PReLU(nnx.Module):
         self.num_parameters = num_parameters
         self.axis = axis
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Num[Array, "*shape"]) -> Num[Array, "*shape"]:
         slope = self.negative_slope[...]
         if self.num_parameters == 1:
             return leaky_relu(x, slope[0])
@@ -66,7 +67,7 @@ class RReLU(nnx.Module):
         self.deterministic = deterministic
         self.rngs = nnx.data(None) if rngs is None else rngs[rng_collection].fork()
 
-    def __call__(self, x: jax.Array, *, deterministic: bool | None = None) -> jax.Array:
+    def __call__(self, x: Float[Array, "*shape"], *, deterministic: bool | None = None) -> Float[Array, "*shape"]:
         if self.deterministic if deterministic is None else deterministic:
             return leaky_relu(x, (self.lower + self.upper) / 2)
         slope = jax.random.uniform(drawn_from(self.rngs), x.shape, x.dtype, self.lower, self.upper)

@@ -7,7 +7,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jaxtyping import Array, Float, Inexact, PRNGKeyArray
 
+from jaxensemble.arrays import AnyArray
 from jaxensemble.errors import InputError
 
 SATURATION = 1.7580993408473766
@@ -46,7 +48,7 @@ class AlphaDropout(nnx.Module):
         self.deterministic = deterministic
         self.rngs = nnx.data(None) if rngs is None else rngs[rng_collection].fork()
 
-    def __call__(self, x: jax.Array, *, deterministic: bool | None = None) -> jax.Array:
+    def __call__(self, x: Float[Array, "*shape"], *, deterministic: bool | None = None) -> Float[AnyArray, "*shape"]:
         if (self.deterministic if deterministic is None else deterministic) or self.rate == 0:
             return x
         if self.rate == 1:
@@ -80,7 +82,9 @@ class MemberDropout(nnx.Dropout):
         layer.__class__ = cls
         layer.rate = nnx.data(Rate(jnp.float32(rate)))  # type: ignore[assignment]
 
-    def __call__(self, inputs: jax.Array, *, deterministic: bool | None = None, rngs: Any = None) -> jax.Array:
+    def __call__(
+        self, inputs: Inexact[AnyArray, "*shape"], *, deterministic: bool | None = None, rngs: Any = None
+    ) -> Inexact[AnyArray, "*shape"]:
         if self.deterministic if deterministic is None else deterministic:
             return inputs
         together = {dim % inputs.ndim for dim in self.broadcast_dims}
@@ -91,7 +95,7 @@ class MemberDropout(nnx.Dropout):
         return jnp.where(kept, inputs / jnp.where(keep > 0, keep, 1).astype(inputs.dtype), 0)
 
 
-def drawn_from(rngs: nnx.RngStream | None) -> jax.Array:
+def drawn_from(rngs: nnx.RngStream | None) -> PRNGKeyArray:
     """The next key of a layer's stream. **Raises:** `InputError` if the layer was made without one."""
     if rngs is None:
         raise InputError("this layer draws random numbers; construct it with rngs=nnx.Rngs(...), or call .eval()")

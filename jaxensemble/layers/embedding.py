@@ -2,9 +2,9 @@
 
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
+from jaxtyping import Array, Inexact, Integer
 
 from jaxensemble.errors import InputError
 from jaxensemble.ops.embedding import embed
@@ -39,7 +39,7 @@ class Embed(nnx.Embed):
         self.padding_idx = padding_idx
         self.scale_grad_by_freq = scale_grad_by_freq
 
-    def __call__(self, inputs: jax.Array, out_sharding: Any = None) -> jax.Array:
+    def __call__(self, inputs: Integer[Array, "*shape"], out_sharding: Any = None) -> Inexact[Array, "*shape features"]:
         if out_sharding is not None:
             raise InputError("`out_sharding` is for nnx.Embed; expected None")
         return embed(

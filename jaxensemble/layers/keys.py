@@ -1,7 +1,7 @@
 """Random numbers that a forward draws itself."""
 
-import jax
 from flax import nnx
+from jaxtyping import PRNGKeyArray
 
 from jaxensemble.layers.dropout import drawn_from
 
@@ -11,6 +11,7 @@ class Keys(nnx.Module):
 
     The keys come from a stream of their own, as those of `nnx.Dropout` do.
 
+    >>> import jax
     >>> keys = Keys(rngs=nnx.Rngs(0))
     >>> bool((jax.random.normal(keys(), (3,)) == jax.random.normal(keys(), (3,))).any())
     False
@@ -19,5 +20,5 @@ class Keys(nnx.Module):
     def __init__(self, *, rng_collection: str = "keys", rngs: nnx.Rngs | None = None):
         self.rngs = nnx.data(None) if rngs is None else rngs[rng_collection].fork()
 
-    def __call__(self) -> jax.Array:
+    def __call__(self) -> PRNGKeyArray:
         return drawn_from(self.rngs)

@@ -5,6 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jaxtyping import Array, Num
 
 from jaxensemble.ops.linear import bilinear
 
@@ -32,7 +33,9 @@ class Bilinear(nnx.Module):
         self.kernel = nnx.Param(jax.random.uniform(rngs.params(), shape, param_dtype, -bound, bound))
         self.bias = nnx.Param(jnp.zeros((out_features,), param_dtype)) if use_bias else nnx.data(None)
 
-    def __call__(self, x: jax.Array, y: jax.Array) -> jax.Array:
+    def __call__(
+        self, x: Num[Array, "*#batch in1_features"], y: Num[Array, "*#batch in2_features"]
+    ) -> Num[Array, "*batch out_features"]:
         """`x` is `[..., in1_features]`, `y` `[..., in2_features]`; gives `[..., out_features]`."""
         result = bilinear(x, y, self.kernel[...])
         return result if self.bias is None else result + self.bias[...]

@@ -9,11 +9,12 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import lax
+from jaxtyping import Array, Float
 
+from jaxensemble.arrays import AnyArray
 from jaxensemble.errors import InputError
 from jaxensemble.layers.variables import Buffer
 from jaxensemble.ops.normalization import batch_norm
@@ -51,16 +52,20 @@ class _RunningNorm(nnx.Module):
         self.epsilon = epsilon
         self.track_running_stats = track_running_stats
 
-    def _check(self, x: jax.Array) -> None:
+    def _check(self, x: Float[Array, "..."]) -> None:
         if x.ndim == 0 or x.shape[self.axis] != self.num_features:
             raise InputError(f"`x` must have {self.num_features} features along axis {self.axis}; got shape {x.shape}")
 
-    def _normalized(self, x: jax.Array, mean: jax.Array, var: jax.Array) -> jax.Array:
+    def _normalized(
+        self, x: Float[AnyArray, "*shape"], mean: Float[AnyArray, "..."], var: Float[AnyArray, "..."]
+    ) -> Float[Array, "*shape"]:
         scale = None if self.scale is None else self.scale[...]
         bias = None if self.bias is None else self.bias[...]
         return batch_norm(x, mean, var, scale, bias, axis=self.axis, epsilon=self.epsilon)
 
-    def _update(self, mean: jax.Array, var: jax.Array, count: int, keep: Any) -> None:
+    def _update(
+        self, mean: Float[AnyArray, " features"], var: Float[AnyArray, " features"], count: int, keep: Any
+    ) -> None:
         """Moves the running statistics towards those of `count` values each, told biased."""
         if self.mean is None or self.var is None:
             return
@@ -92,7 +97,7 @@ class BatchNorm(_RunningNorm):
     ([1.100000023841858, 1.7000000476837158], 1)
     """
 
-    def __call__(self, x: jax.Array, use_running_average: bool | None = None) -> jax.Array:
+    def __call__(self, x: Float[AnyArray, "*shape"], use_running_average: bool | None = None) -> Float[Array, "*shape"]:
         self._check(x)
         running = self.use_running_average if use_running_average is None else use_running_average
         if running and self.mean is not None and self.var is not None:
@@ -139,7 +144,7 @@ class InstanceNorm(_RunningNorm):
     [0.30000001192092896]
     """
 
-    def __call__(self, x: jax.Array, use_running_average: bool | None = None) -> jax.Array:
+    def __call__(self, x: Float[AnyArray, "*shape"], use_running_average: bool | None = None) -> Float[Array, "*shape"]:
         self._check(x)
         running = self.use_running_average if use_running_average is None else use_running_average
         if running and self.mean is not None and self.var is not None:
@@ -155,7 +160,7 @@ class InstanceNorm(_RunningNorm):
         return self._normalized(x, mean.reshape(shape), var.reshape(shape))
 
 
-def _statistics(x: jax.Array, axes: Sequence[int]) -> tuple[jax.Array, jax.Array]:
+def _statistics(x: Float[AnyArray, "..."], axes: Sequence[int]) -> tuple[Float[Array, "*kept"], Float[Array, "*kept"]]:
     """Mean and biased variance, in float32 at least."""
     x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     mean = x.mean(axes, keepdims=True)

@@ -11,8 +11,9 @@ from typing import Any, Generic, TypeVar
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax import Array
+from jaxtyping import Array, Inexact
 
+from jaxensemble.arrays import AnyArray
 from jaxensemble.errors import InputError
 from jaxensemble.ops import recurrent as ops
 
@@ -52,14 +53,14 @@ class _Cell(nnx.Module, Generic[State]):
 
     @abc.abstractmethod
     def scan(
-        self, x: Array, state: State | None, *, time_major: bool = False, reverse: bool = False
-    ) -> tuple[Array, State]:
+        self, x: Inexact[AnyArray, "... I"], state: State | None, *, time_major: bool = False, reverse: bool = False
+    ) -> tuple[Inexact[Array, "... P"], State]:
         """Steps through a sequence `[..., T, in_features]` (`[T, ..., in_features]` if `time_major`).
 
         Gives the hidden state after each step and the state after the last one.
         """
 
-    def _check(self, x: Array) -> None:
+    def _check(self, x: Inexact[AnyArray, "..."]) -> None:
         if x.ndim == 0 or x.shape[-1] != self.in_features:
             raise InputError(f"`x` must have {self.in_features} features along its last axis; got shape {x.shape}")
 
@@ -89,15 +90,22 @@ class RNNCell(_Cell[Array]):
         super().__init__(in_features, hidden_features, use_bias=use_bias, param_dtype=param_dtype, rngs=rngs)
         self.activation_fn = activation_fn
 
-    def __call__(self, x: Array, h: Array | None = None) -> Array:
+    def __call__(
+        self, x: Inexact[Array, "*batch I"], h: Inexact[Array, "*batch H"] | None = None
+    ) -> Inexact[Array, "*batch H"]:
         """`x` is `[..., in_features]`, `h` `[..., hidden_features]` (zeros unless given); gives the next `h`."""
         self._check(x)
         h = jnp.zeros((*x.shape[:-1], self.hidden_features), x.dtype) if h is None else h
         return ops.rnn_cell(x, h, *self._weights, activation_fn=self.activation_fn)  # type: ignore[arg-type]
 
     def scan(
-        self, x: Array, state: Array | None, *, time_major: bool = False, reverse: bool = False
-    ) -> tuple[Array, Array]:
+        self,
+        x: Inexact[AnyArray, "... I"],
+        state: Inexact[AnyArray, "*batch H"] | None,
+        *,
+        time_major: bool = False,
+        reverse: bool = False,
+    ) -> tuple[Inexact[Array, "... H"], Inexact[Array, "*batch H"]]:
         self._check(x)
         return ops.rnn(
             x,
@@ -119,15 +127,22 @@ class GRUCell(_Cell[Array]):
 
     gates = 3
 
-    def __call__(self, x: Array, h: Array | None = None) -> Array:
+    def __call__(
+        self, x: Inexact[AnyArray, "*batch I"], h: Inexact[AnyArray, "*batch H"] | None = None
+    ) -> Inexact[Array, "*batch H"]:
         """`x` is `[..., in_features]`, `h` `[..., hidden_features]` (zeros unless given); gives the next `h`."""
         self._check(x)
         h = jnp.zeros((*x.shape[:-1], self.hidden_features), x.dtype) if h is None else h
         return ops.gru_cell(x, h, *self._weights)  # type: ignore[arg-type]
 
     def scan(
-        self, x: Array, state: Array | None, *, time_major: bool = False, reverse: bool = False
-    ) -> tuple[Array, Array]:
+        self,
+        x: Inexact[AnyArray, "... I"],
+        state: Inexact[AnyArray, "*batch H"] | None,
+        *,
+        time_major: bool = False,
+        reverse: bool = False,
+    ) -> tuple[Inexact[Array, "... H"], Inexact[Array, "*batch H"]]:
         self._check(x)
         return ops.gru(x, state, *self._weights, time_major=time_major, reverse=reverse)  # type: ignore[arg-type]
 
@@ -166,7 +181,7 @@ class LSTMCell(_Cell[tuple[Array, Array]]):
     def _weights(self) -> tuple[Array | None, ...]:
         return (*super()._weights, None if self.projection is None else self.projection[...])
 
-    def __call__(self, x: Array, state: tuple[Array, Array] | None = None) -> tuple[Array, Array]:
+    def __call__(self, x: Inexact[AnyArray, "*batch I"], state: ops.LSTMState | None = None) -> ops.LSTMState:
         """`x` is `[..., in_features]`, `state` is `(h, c)` (zeros unless given); gives the next `(h, c)`."""
         self._check(x)
         if state is None:
@@ -176,12 +191,12 @@ class LSTMCell(_Cell[tuple[Array, Array]]):
 
     def scan(
         self,
-        x: Array,
-        state: tuple[Array, Array] | None,
+        x: Inexact[AnyArray, "... I"],
+        state: ops.LSTMState | None,
         *,
         time_major: bool = False,
         reverse: bool = False,
-    ) -> tuple[Array, tuple[Array, Array]]:
+    ) -> tuple[Inexact[Array, "... P"], ops.LSTMState]:
         self._check(x)
         return ops.lstm(x, state, *self._weights, time_major=time_major, reverse=reverse)  # type: ignore[arg-type]
 
@@ -213,8 +228,8 @@ class _Recurrent(nnx.Module, Generic[State]):
         self.dropout = nnx.Dropout(rate, rngs=rngs) if rate and num_layers > 1 else nnx.data(None)
 
     def __call__(
-        self, x: Array, state: State | None = None, *, deterministic: bool | None = None
-    ) -> tuple[Array, State]:
+        self, x: Inexact[Array, "... I"], state: State | None = None, *, deterministic: bool | None = None
+    ) -> tuple[Inexact[Array, "... outputs"], State]:
         """What the last layer gives at each step, and the states of all layers after their last one.
 
         **Arguments:**

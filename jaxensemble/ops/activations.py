@@ -6,9 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
+from jaxtyping import Array, Float, Num
 
 
-def leaky_relu(x: ArrayLike, negative_slope: ArrayLike = 0.01) -> jax.Array:
+def leaky_relu(x: Num[ArrayLike, "*#shape"], negative_slope: Num[ArrayLike, "*#shape"] = 0.01) -> Num[Array, "*shape"]:
     """`x` where positive, else `negative_slope * x`; the gradient at 0 is `negative_slope`.
 
     `negative_slope` may be an array that broadcasts against `x`, which makes this a PReLU.
@@ -20,7 +21,7 @@ def leaky_relu(x: ArrayLike, negative_slope: ArrayLike = 0.01) -> jax.Array:
     return jnp.where(x > 0, x, negative_slope * x)
 
 
-def hard_tanh(x: ArrayLike, min_value: float = -1.0, max_value: float = 1.0) -> jax.Array:
+def hard_tanh(x: Num[ArrayLike, "*shape"], min_value: float = -1.0, max_value: float = 1.0) -> Num[Array, "*shape"]:
     """`x` kept within bounds; the gradient at the bounds is 0.
 
     >>> hard_tanh(jnp.array([-3.0, 0.5, 3.0])).tolist()
@@ -30,7 +31,7 @@ def hard_tanh(x: ArrayLike, min_value: float = -1.0, max_value: float = 1.0) -> 
     return jnp.where(x <= min_value, min_value, jnp.where(x >= max_value, max_value, x))
 
 
-def softplus(x: ArrayLike, beta: float = 1.0, threshold: float = 20.0) -> jax.Array:
+def softplus(x: Num[ArrayLike, "*shape"], beta: float = 1.0, threshold: float = 20.0) -> Float[Array, "*shape"]:
     """`log(1 + exp(beta * x)) / beta`, and `x` itself where `beta * x` is above `threshold`.
 
     >>> softplus(jnp.array([0.0, 30.0])).tolist()
@@ -42,7 +43,7 @@ def softplus(x: ArrayLike, beta: float = 1.0, threshold: float = 20.0) -> jax.Ar
 
 
 @jax.custom_jvp
-def hard_sigmoid(x: ArrayLike) -> jax.Array:
+def hard_sigmoid(x: Num[ArrayLike, "*shape"]) -> Float[Array, "*shape"]:
     """`relu6(x + 3) / 6`, with the slope that PyTorch has in every dtype: a sixth, rounded to float32.
 
     >>> hard_sigmoid(jnp.array([-4.0, 0.0, 4.0])).tolist()
@@ -52,14 +53,14 @@ def hard_sigmoid(x: ArrayLike) -> jax.Array:
 
 
 @hard_sigmoid.defjvp
-def _hard_sigmoid_jvp(primals: tuple, tangents: tuple) -> tuple[jax.Array, jax.Array]:
+def _hard_sigmoid_jvp(primals: tuple, tangents: tuple) -> tuple[Array, Array]:
     (x,), (tangent,) = primals, tangents
     slope = float(np.float32(1) / np.float32(6))
     return hard_sigmoid(x), jnp.where((x > -3) & (x < 3), slope * tangent, jnp.zeros_like(tangent))
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
-def celu(x: ArrayLike, alpha: float = 1.0) -> jax.Array:
+def celu(x: Num[ArrayLike, "*shape"], alpha: float = 1.0) -> Float[Array, "*shape"]:
     """`max(x, 0) + alpha * (exp(min(x, 0) / alpha) - 1)`, with PyTorch's gradient: there, `alpha` is a float32.
 
     `jax.nn.celu` is the same function wherever float32 holds `alpha` exactly.
@@ -71,7 +72,7 @@ def celu(x: ArrayLike, alpha: float = 1.0) -> jax.Array:
 
 
 @celu.defjvp
-def _celu_jvp(alpha: float, primals: tuple, tangents: tuple) -> tuple[jax.Array, jax.Array]:
+def _celu_jvp(alpha: float, primals: tuple, tangents: tuple) -> tuple[Array, Array]:
     (x,), (tangent,) = primals, tangents
     inverse = 1.0 / float(np.float32(alpha))
     slope = jnp.where(x > 0, 1, alpha * inverse * jnp.exp(jnp.minimum(x, 0) * inverse))

@@ -2,18 +2,22 @@
 
 import jax
 import jax.numpy as jnp
-from jax import Array
+from jaxtyping import Array, Bool, Float
+
+from jaxensemble.arrays import AnyArray
+
+Mask = Bool[AnyArray, "..."] | Float[AnyArray, "..."]
 
 
 def attention(
-    query: Array,
-    key: Array,
-    value: Array,
-    mask: Array | None = None,
+    query: Float[AnyArray, "*#batch queries heads features"],
+    key: Float[AnyArray, "*#batch keys key_heads features"],
+    value: Float[AnyArray, "*#batch keys value_heads values"],
+    mask: Mask | None = None,
     *,
     is_causal: bool = False,
     scale: float | None = None,
-) -> Array:
+) -> Float[Array, "... queries heads values"]:
     """`softmax(query @ key * scale + mask) @ value`, head by head.
 
     Source: `scaled_dot_product_attention` in torch.nn.functional. A query that may attend to nothing gets zeros.
@@ -36,8 +40,13 @@ def attention(
 
 
 def attention_weights(
-    query: Array, key: Array, mask: Array | None = None, *, is_causal: bool = False, scale: float | None = None
-) -> Array:
+    query: Float[AnyArray, "*#batch queries heads features"],
+    key: Float[AnyArray, "*#batch keys key_heads features"],
+    mask: Mask | None = None,
+    *,
+    is_causal: bool = False,
+    scale: float | None = None,
+) -> Float[Array, "... heads queries keys"]:
     """`softmax(query @ key * scale + mask)`, head by head: how much each query attends to each key.
 
     Arguments are those of `attention`. Returns `[..., H, L, S]`.
@@ -56,7 +65,9 @@ def attention_weights(
     return jax.nn.softmax(logits, axis=-1) if mask is None else safe_softmax(logits)
 
 
-def attended(weights: Array, value: Array) -> Array:
+def attended(
+    weights: Float[AnyArray, "*#batch heads queries keys"], value: Float[AnyArray, "*#batch keys value_heads values"]
+) -> Float[Array, "*batch queries heads values"]:
     """What is attended to: `weights @ value`, head by head. Arguments and result are those of `attention`.
 
     >>> attended(jnp.array([[[1.0, 0.0], [0.5, 0.5]]]), jnp.array([[[1.0]], [[2.0]]]))[:, 0, 0].tolist()
@@ -65,13 +76,15 @@ def attended(weights: Array, value: Array) -> Array:
     return jnp.einsum("...hls,...shd->...lhd", weights, _repeated(value, weights.shape[-3]))
 
 
-def _repeated(array: Array, heads: int) -> Array:
+def _repeated(
+    array: Float[AnyArray, "*batch keys _ features"], heads: int
+) -> Float[Array, "*batch keys {heads} features"]:
     """Heads side by side that share a key, each with its own copy."""
     groups = heads // array.shape[-2]
     return jnp.repeat(array, groups, axis=-2) if groups > 1 else array
 
 
-def safe_softmax(x: Array, axis: int = -1) -> Array:
+def safe_softmax(x: Float[AnyArray, "*shape"], axis: int = -1) -> Float[Array, "*shape"]:
     """The softmax along an axis, zeros where all of it is -inf.
 
     >>> safe_softmax(jnp.array([[-jnp.inf, -jnp.inf], [0.0, -jnp.inf]])).tolist()

@@ -9,11 +9,13 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.typing import ArrayLike
+from jaxtyping import Array, Complex, Inexact, Num
 
+from jaxensemble.arrays import AnyArray
 from jaxensemble.ops.pointwise import arctan2
 
 
-def polar(size: ArrayLike, angle: ArrayLike) -> jax.Array:
+def polar(size: Num[ArrayLike, "*#shape"], angle: Num[ArrayLike, "*#shape"]) -> Complex[Array, "*shape"]:
     """The complex numbers of these sizes and angles.
 
     >>> polar(2.0, jnp.pi / 2).imag.item()
@@ -23,7 +25,7 @@ def polar(size: ArrayLike, angle: ArrayLike) -> jax.Array:
     return lax.complex(size * jnp.cos(angle), size * jnp.sin(angle))
 
 
-def angle(x: ArrayLike) -> jax.Array:
+def angle(x: Num[ArrayLike, "*shape"]) -> Num[Array, "*shape"]:
     """The angle of complex numbers, whose gradient at 0 is 0; of real ones 0, and pi below 0.
 
     >>> angle(jnp.array([-1.0, 2.0])), angle(jnp.array([1 + 1j]))
@@ -35,7 +37,7 @@ def angle(x: ArrayLike) -> jax.Array:
     return lax.stop_gradient(jnp.where(jnp.isnan(x), x, jnp.where(x < 0, jnp.pi, 0).astype(x.dtype)))
 
 
-def sqrt(x: jax.Array) -> jax.Array:
+def sqrt(x: Inexact[AnyArray, "*shape"]) -> Inexact[Array, "*shape"]:
     """The square root of complex numbers.
 
     >>> sqrt(jnp.array([complex(-4, 0.0), complex(-4, -0.0)])).tolist()
@@ -44,7 +46,7 @@ def sqrt(x: jax.Array) -> jax.Array:
     return _on_either_side(jnp.sqrt, x)
 
 
-def arcsin(x: jax.Array) -> jax.Array:
+def arcsin(x: Inexact[AnyArray, "*shape"]) -> Inexact[Array, "*shape"]:
     """The inverse sine of complex numbers.
 
     >>> jnp.sign(arcsin(jnp.array([complex(2, 0.0), complex(2, -0.0)])).imag).tolist()
@@ -53,7 +55,7 @@ def arcsin(x: jax.Array) -> jax.Array:
     return _on_either_side(jnp.arcsin, x)
 
 
-def arccos(x: jax.Array) -> jax.Array:
+def arccos(x: Inexact[AnyArray, "*shape"]) -> Inexact[Array, "*shape"]:
     """The inverse cosine of complex numbers.
 
     >>> jnp.sign(arccos(jnp.array([complex(2, 0.0), complex(2, -0.0)])).imag).tolist()
@@ -62,7 +64,7 @@ def arccos(x: jax.Array) -> jax.Array:
     return _on_either_side(jnp.arccos, x)
 
 
-def arccosh(x: jax.Array) -> jax.Array:
+def arccosh(x: Inexact[AnyArray, "*shape"]) -> Inexact[Array, "*shape"]:
     """The inverse hyperbolic cosine of complex numbers, with the right gradient where their real part is negative.
 
     >>> jnp.sign(arccosh(jnp.array([complex(0, 0.0), complex(0, -0.0)])).imag).tolist()
@@ -72,24 +74,24 @@ def arccosh(x: jax.Array) -> jax.Array:
 
 
 @jax.custom_jvp
-def _arccosh(x: jax.Array) -> jax.Array:
+def _arccosh(x: Inexact[AnyArray, "*shape"]) -> Inexact[Array, "*shape"]:
     return jnp.arccosh(x)
 
 
 @_arccosh.defjvp
-def _arccosh_jvp(primals: tuple[jax.Array], tangents: tuple[jax.Array]) -> tuple[jax.Array, jax.Array]:
+def _arccosh_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
     (x,), (slope,) = primals, tangents
     return _arccosh(x), slope / (jnp.sqrt(x - 1) * jnp.sqrt(x + 1))  # JAX's own takes the root of the product
 
 
-def _on_either_side(function: Callable[[jax.Array], jax.Array], x: jax.Array) -> jax.Array:
+def _on_either_side(function: Callable[[Array], Array], x: Inexact[AnyArray, "*shape"]) -> Inexact[Array, "*shape"]:
     """A function that gives the conjugate for a conjugate, also for the two that differ in the sign of a zero alone."""
     below = (jnp.imag(x) == 0) & jnp.signbit(jnp.imag(x))
     y = function(jnp.where(below, jnp.conj(x), x))
     return jnp.where(below, jnp.conj(y), y)
 
 
-def sgn(x: jax.Array) -> jax.Array:
+def sgn(x: Inexact[AnyArray, "*shape"]) -> Inexact[Array, "*shape"]:
     """The complex number of size 1 with the same angle; 0 at 0, with gradient 0.
 
     >>> sgn(jnp.array([0j, 2j])).tolist()

@@ -2,24 +2,25 @@
 
 from collections.abc import Sequence
 
-import jax
 from jax import lax
+from jaxtyping import Array, Inexact
 
+from jaxensemble.arrays import AnyArray
 from jaxensemble.ops.windows import Ints, each
 
 Pairs = Sequence[tuple[int, int]]
 
 
 def conv(
-    x: jax.Array,
-    kernel: jax.Array,
+    x: Inexact[AnyArray, "... in_features"],
+    kernel: Inexact[AnyArray, "*window in_features_of_a_group out_features"],
     strides: Ints = 1,
     *,
     padding: str | int | Pairs = "VALID",
     input_dilation: Ints = 1,
     kernel_dilation: Ints = 1,
     feature_group_count: int = 1,
-) -> jax.Array:
+) -> Inexact[Array, "... out_features"]:
     """What `nnx.Conv` computes, as a function of the kernel.
 
     **Arguments:**

@@ -1,11 +1,13 @@
 """Arrays made from numbers alone, as PyTorch makes them."""
 
 import jax.numpy as jnp
-from jax import Array
 from jax.typing import ArrayLike, DTypeLike
+from jaxtyping import Array, Num
 
 
-def linspace(start: ArrayLike, end: ArrayLike, steps: int, dtype: DTypeLike = jnp.float32) -> Array:
+def linspace(
+    start: Num[ArrayLike, ""], end: Num[ArrayLike, ""], steps: int, dtype: DTypeLike = jnp.float32
+) -> Num[Array, " {steps}"]:
     """Evenly spaced numbers from `start` to `end`, the first half counted from the one, the second from the other.
 
     Source: `linspace_kernel` in aten/src/ATen/native. `jnp.linspace` rounds otherwise, which shows where results become

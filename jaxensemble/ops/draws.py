@@ -5,9 +5,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, PRNGKeyArray
+
+from jaxensemble.arrays import AnyArray
 
 
-def exponential(key: jax.Array, shape: Sequence[int], dtype: Any) -> jax.Array:
+def exponential(key: PRNGKeyArray, shape: Sequence[int], dtype: Any) -> Float[Array, "..."]:
     """Draws from the exponential distribution of rate 1, none of which is 0: PyTorch's have a logarithm, too.
 
     `jax.random.exponential` gives 0 once in some millions of draws.
@@ -18,7 +21,9 @@ def exponential(key: jax.Array, shape: Sequence[int], dtype: Any) -> jax.Array:
     return -jnp.log(jax.random.uniform(key, shape, dtype, minval=jnp.finfo(dtype).tiny))
 
 
-def multinomial(key: jax.Array, weights: jax.Array, count: int, *, replacement: bool = False) -> jax.Array:
+def multinomial(
+    key: PRNGKeyArray, weights: Float[AnyArray, "*batch K"], count: int, *, replacement: bool = False
+) -> Int[Array, "*batch {count}"]:
     """`torch.multinomial`: `count` places of each row of `weights` `[..., K]`, drawn in proportion to them.
 
     Without `replacement` no place is drawn twice: those of the largest weights, each multiplied by a random number

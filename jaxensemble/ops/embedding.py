@@ -5,11 +5,18 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jaxtyping import Array, Bool, Inexact, Integer
+
+from jaxensemble.arrays import AnyArray
 
 
 def embed(
-    embedding: jax.Array, indices: jax.Array, *, padding_idx: int | None = None, scale_grad_by_freq: bool = False
-) -> jax.Array:
+    embedding: Inexact[AnyArray, "count features"],
+    indices: Integer[AnyArray, "*shape"],
+    *,
+    padding_idx: int | None = None,
+    scale_grad_by_freq: bool = False,
+) -> Inexact[Array, "*shape features"]:
     """The rows of `embedding`, `[count, features]`, at `indices`, `[...]`: `[..., features]`.
 
     - `padding_idx`: the row of this index gets no gradient.
@@ -36,14 +43,14 @@ def embed(
 
 
 def bags(
-    rows: jax.Array,
-    offsets: jax.Array,
+    rows: Inexact[AnyArray, "n features"],
+    offsets: Integer[AnyArray, " offsets"],
     mode: Literal["sum", "mean", "max"] = "mean",
     *,
-    weights: jax.Array | None = None,
-    mask: jax.Array | None = None,
+    weights: Inexact[AnyArray, " n"] | None = None,
+    mask: Bool[AnyArray, " n"] | None = None,
     include_last_offset: bool = False,
-) -> jax.Array:
+) -> Inexact[Array, "{offsets.shape[0]-include_last_offset} features"]:
     """Rows `[n, features]` gathered into bags: bag `k` is the rows from `offsets[k]` up to the next offset.
 
     - `weights`: a factor for each row, `[n]`.

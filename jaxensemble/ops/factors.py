@@ -9,12 +9,15 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import Array, lax
+from jax import lax
 from jax.typing import ArrayLike
+from jaxtyping import Array, Float, Inexact, Integer, Num
+
+from jaxensemble.arrays import AnyArray
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
-def mirrored(x: Array, lower: bool = True) -> Array:
+def mirrored(x: Inexact[AnyArray, "*batch n n"], lower: bool = True) -> Inexact[Array, "*batch n n"]:
     """The symmetric (Hermitian) matrices with one triangle of `x` `[..., n, n]`; gradients are symmetric, as PyTorch's.
 
     >>> mirrored(jnp.array([[1.0, 9.0], [2.0, 3.0]])).tolist()
@@ -29,7 +32,7 @@ def _mirrored_jvp(lower: bool, primals: tuple[Array], tangents: tuple[Array]) ->
     return mirrored(primals[0], lower), (tangents[0] + _adjoint(tangents[0])) / 2
 
 
-def cholesky(x: Array, *, upper: bool = False) -> Array:
+def cholesky(x: Inexact[AnyArray, "*batch n n"], *, upper: bool = False) -> Inexact[Array, "*batch n n"]:
     """`L` with `L @ L.T = x`, from the lower triangle of `x` `[..., n, n]`; or its transpose, from the upper one.
 
     NaN where `x` is not positive definite.
@@ -42,7 +45,9 @@ def cholesky(x: Array, *, upper: bool = False) -> Array:
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
-def cholesky_solve(b: Array, factor: Array, upper: bool = False) -> Array:
+def cholesky_solve(
+    b: Inexact[AnyArray, "*#batch n k"], factor: Inexact[AnyArray, "*#batch n n"], upper: bool = False
+) -> Inexact[Array, "*batch n k"]:
     """Solves `L @ L.T @ x = b` for `b` `[..., n, k]`, or `U.T @ U @ x = b` if `upper`; leading axes broadcast.
 
     The gradient reaches all of the factor, as in PyTorch. Source: `cholesky_solve_backward` in
@@ -54,7 +59,9 @@ def cholesky_solve(b: Array, factor: Array, upper: bool = False) -> Array:
     return _solved(b, factor, upper)
 
 
-def _solved(b: Array, factor: Array, upper: bool) -> Array:
+def _solved(
+    b: Inexact[AnyArray, "*#batch n k"], factor: Inexact[AnyArray, "*#batch n n"], upper: bool
+) -> Inexact[Array, "*batch n k"]:
     batch = jnp.broadcast_shapes(factor.shape[:-2], b.shape[:-2])
     factor = jnp.broadcast_to(factor, (*batch, *factor.shape[-2:]))
     b = jnp.broadcast_to(b, (*batch, *b.shape[-2:]))
@@ -67,7 +74,7 @@ def _solved(b: Array, factor: Array, upper: bool) -> Array:
 
 @cholesky_solve.defjvp
 def _cholesky_solve_jvp(
-    upper: bool, primals: tuple[Array, Array], tangents: tuple[Array, Array]
+    upper: bool, primals: tuple[AnyArray, Array], tangents: tuple[AnyArray, Array]
 ) -> tuple[Array, Array]:
     (b, factor), (b_dot, factor_dot) = primals, tangents
     x = cholesky_solve(b, factor, upper)
@@ -75,7 +82,7 @@ def _cholesky_solve_jvp(
     return x, _solved(b_dot - (half + _adjoint(half)) @ x, factor, upper)
 
 
-def cholesky_inverse(factor: Array, *, upper: bool = False) -> Array:
+def cholesky_inverse(factor: Inexact[AnyArray, "*batch n n"], *, upper: bool = False) -> Inexact[Array, "*batch n n"]:
     """The inverse of `L @ L.T`, or of `U.T @ U` if `upper`, for a factor `[..., n, n]`.
 
     >>> cholesky_inverse(jnp.array([[2.0, 0.0], [0.0, 1.0]])).tolist()
@@ -87,11 +94,11 @@ def cholesky_inverse(factor: Array, *, upper: bool = False) -> Array:
 class Eigen(NamedTuple):
     """Eigenvalues `[..., n]` in ascending order, and eigenvectors as columns `[..., n, n]`."""
 
-    values: Array
-    vectors: Array
+    values: Float[Array, "*batch n"]
+    vectors: Inexact[Array, "*batch n n"]
 
 
-def eigh(x: Array, *, lower: bool = True) -> Eigen:
+def eigh(x: Inexact[AnyArray, "*batch n n"], *, lower: bool = True) -> Eigen:
     """Eigenvalues and eigenvectors of symmetric matrices `[..., n, n]`, of which one triangle is read.
 
     >>> eigh(jnp.array([[2.0, 9.0], [0.0, 3.0]])).values.tolist()
@@ -101,7 +108,7 @@ def eigh(x: Array, *, lower: bool = True) -> Eigen:
     return Eigen(values, vectors)
 
 
-def eigvalsh(x: Array, *, lower: bool = True) -> Array:
+def eigvalsh(x: Inexact[AnyArray, "*batch n n"], *, lower: bool = True) -> Float[Array, "*batch n"]:
     """The eigenvalues of symmetric matrices `[..., n, n]`, in ascending order: see `eigh`.
 
     >>> eigvalsh(jnp.array([[2.0, 9.0], [0.0, 3.0]])).tolist()
@@ -110,7 +117,9 @@ def eigvalsh(x: Array, *, lower: bool = True) -> Array:
     return eigh(x, lower=lower).values
 
 
-def svd(x: Array, *, full_matrices: bool = True) -> tuple[Array, Array, Array]:
+def svd(
+    x: Inexact[AnyArray, "*batch m n"], *, full_matrices: bool = True
+) -> tuple[Inexact[Array, "*batch m _"], Float[Array, "*batch rank"], Inexact[Array, "*batch _ n"]]:
     """`U` `[..., m, m]`, singular values, `V.T` `[..., n, n]`; unless full, the first `min(m, n)` columns and rows.
 
     Gradients go by way of these alone, as in PyTorch.
@@ -130,7 +139,13 @@ def svd(x: Array, *, full_matrices: bool = True) -> tuple[Array, Array, Array]:
     )
 
 
-def pinv(x: Array, atol: ArrayLike = 0.0, rtol: ArrayLike = 0.0, *, hermitian: bool = False) -> Array:
+def pinv(
+    x: Inexact[AnyArray, "*batch m n"],
+    atol: Num[ArrayLike, "..."] = 0.0,
+    rtol: Num[ArrayLike, "..."] = 0.0,
+    *,
+    hermitian: bool = False,
+) -> Inexact[Array, "*batch n m"]:
     """Pseudo-inverses of `x` `[..., m, n]`: singular values up to `max(atol, rtol * largest)` count as zero.
 
     With `hermitian`, only the lower triangle of `x` is read. The gradient is that of a constant rank.
@@ -144,14 +159,18 @@ def pinv(x: Array, atol: ArrayLike = 0.0, rtol: ArrayLike = 0.0, *, hermitian: b
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
-def _pinv(x: Array, cutoff: Array, hermitian: bool) -> Array:
+def _pinv(
+    x: Inexact[AnyArray, "*batch m n"], cutoff: Float[AnyArray, "*#batch"], hermitian: bool
+) -> Inexact[Array, "*batch n m"]:
     u, s, vt = jnp.linalg.svd(mirrored(x) if hermitian else x, full_matrices=False)
     inverse = jnp.where(s > cutoff[..., None], 1 / s, 0).astype(x.dtype)
     return _adjoint(vt) @ (inverse[..., None] * _adjoint(u))
 
 
 @_pinv.defjvp
-def _pinv_jvp(hermitian: bool, primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple[Array, Array]:
+def _pinv_jvp(
+    hermitian: bool, primals: tuple[AnyArray, Array], tangents: tuple[AnyArray, Array]
+) -> tuple[Array, Array]:
     """Golub and Pereyra: `pinv_jvp` in torch/csrc/autograd/FunctionsManual.cpp."""
     (x, cutoff), (x_dot, _) = primals, tangents
     p = _pinv(x, cutoff, hermitian)
@@ -160,7 +179,9 @@ def _pinv_jvp(hermitian: bool, primals: tuple[Array, Array], tangents: tuple[Arr
     return p, left - left @ x @ p - p @ x_dot @ p + right - p @ x @ right
 
 
-def lu(x: Array) -> tuple[Array, Array, Array]:
+def lu(
+    x: Inexact[AnyArray, "*batch m n"],
+) -> tuple[Inexact[Array, "*batch m m"], Inexact[Array, "*batch m rank"], Inexact[Array, "*batch rank n"]]:
     """`P`, `L`, `U` with `P @ L @ U = x` for `x` `[..., m, n]`.
 
     >>> [part.tolist() for part in lu(jnp.array([[0.0, 2.0], [1.0, 3.0]]))]
@@ -169,7 +190,9 @@ def lu(x: Array) -> tuple[Array, Array, Array]:
     return lu_unpack(*lu_factor(x))
 
 
-def lu_factor(x: Array) -> tuple[Array, Array]:
+def lu_factor(
+    x: Inexact[AnyArray, "*batch m n"],
+) -> tuple[Inexact[Array, "*batch m n"], Integer[Array, "*batch rank"]]:
     """`L` below the diagonal and `U` in one array, and the row that each was exchanged with, counted from 1.
 
     >>> [part.tolist() for part in lu_factor(jnp.array([[0.0, 2.0], [1.0, 3.0]]))]
@@ -179,7 +202,9 @@ def lu_factor(x: Array) -> tuple[Array, Array]:
     return both, pivots + 1
 
 
-def lu_unpack(both: Array, pivots: Array) -> tuple[Array, Array, Array]:
+def lu_unpack(
+    both: Inexact[AnyArray, "*batch m n"], pivots: Integer[AnyArray, "*batch rank"]
+) -> tuple[Inexact[Array, "*batch m m"], Inexact[Array, "*batch m rank"], Inexact[Array, "*batch rank n"]]:
     """`P`, `L`, `U` of what `lu_factor` gives.
 
     >>> lu_unpack(jnp.array([[1.0, 3.0], [0.5, 2.0]]), jnp.array([1, 2]))[1].tolist()
@@ -193,7 +218,14 @@ def lu_unpack(both: Array, pivots: Array) -> tuple[Array, Array, Array]:
     return permutation, lower, jnp.triu(both[..., :rank, :])
 
 
-def lu_solve(both: Array, pivots: Array, b: Array, *, left: bool = True, adjoint: bool = False) -> Array:
+def lu_solve(
+    both: Inexact[AnyArray, "*#batch n n"],
+    pivots: Integer[AnyArray, "*#batch n"],
+    b: Inexact[AnyArray, "*#batch rows columns"],
+    *,
+    left: bool = True,
+    adjoint: bool = False,
+) -> Inexact[Array, "*batch rows columns"]:
     """Solves `a @ x = b`, or `x @ a = b` if not `left`, with what `lu_factor` gives of `a`, or of its adjoint.
 
     >>> lu_solve(*lu_factor(jnp.array([[0.0, 2.0], [1.0, 3.0]])), jnp.array([[2.0], [4.0]])).tolist()
@@ -214,7 +246,9 @@ def lu_solve(both: Array, pivots: Array, b: Array, *, left: bool = True, adjoint
     return jnp.take_along_axis(b, jnp.argsort(order, -2), -2)
 
 
-def householder_product(x: Array, tau: Array) -> Array:
+def householder_product(
+    x: Inexact[AnyArray, "*batch m n"], tau: Inexact[AnyArray, "*batch k"]
+) -> Inexact[Array, "*batch m n"]:
     """The first `n` columns of the product of reflections `1 - tau[k] * v @ v.T`, where `v` is column `k` of `x`.
 
     `x` is `[..., m, n]`, `tau` `[..., k]`. Of each column only what is below the diagonal is read; 1 is on it, and 0
@@ -238,5 +272,5 @@ def householder_product(x: Array, tau: Array) -> Array:
     return lax.fori_loop(0, tau.shape[-1], reflected, start)
 
 
-def _adjoint(x: Array) -> Array:
+def _adjoint(x: Inexact[AnyArray, "*batch m n"]) -> Inexact[Array, "*batch n m"]:
     return jnp.conj(jnp.matrix_transpose(x))

@@ -8,8 +8,11 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-from jax import Array, lax
+from jax import lax
 from jax.typing import ArrayLike
+from jaxtyping import Array, Bool, Integer, Num, Shaped
+
+from jaxensemble.arrays import AnyArray
 
 Reduction = Literal["sum", "prod", "mean", "amax", "amin"]
 
@@ -19,7 +22,9 @@ def _along(axis: int, rank: int, item: Any) -> tuple[Any, ...]:
     return (*(slice(None),) * (axis % rank), item)
 
 
-def select_scatter(x: Array, y: ArrayLike, axis: int, index: int) -> Array:
+def select_scatter(
+    x: Shaped[AnyArray, "*shape"], y: Shaped[ArrayLike, "..."], axis: int, index: int
+) -> Shaped[Array, "*shape"]:
     """`x` with `x[..., index, ...]` replaced by `y`: `torch.select_scatter`.
 
     >>> select_scatter(jnp.zeros((2, 2)), jnp.ones(2), 1, 0).tolist()
@@ -29,8 +34,13 @@ def select_scatter(x: Array, y: ArrayLike, axis: int, index: int) -> Array:
 
 
 def slice_scatter(
-    x: Array, y: ArrayLike, axis: int, start: int | None = None, stop: int | None = None, step: int = 1
-) -> Array:
+    x: Shaped[AnyArray, "*shape"],
+    y: Shaped[ArrayLike, "..."],
+    axis: int,
+    start: int | None = None,
+    stop: int | None = None,
+    step: int = 1,
+) -> Shaped[Array, "*shape"]:
     """`x` with `x[..., start:stop:step, ...]` replaced by `y`: `torch.slice_scatter`.
 
     >>> slice_scatter(jnp.zeros(4), jnp.ones(2), 0, 1, step=2).tolist()
@@ -47,7 +57,9 @@ def slice_scatter(
     return jnp.concatenate([before, jnp.broadcast_to(jnp.asarray(y, x.dtype), shape), after], axis)
 
 
-def diagonal_scatter(x: Array, y: ArrayLike, offset: int = 0, axis1: int = 0, axis2: int = 1) -> Array:
+def diagonal_scatter(
+    x: Shaped[AnyArray, "*shape"], y: Shaped[ArrayLike, "..."], offset: int = 0, axis1: int = 0, axis2: int = 1
+) -> Shaped[Array, "*shape"]:
     """`x` with the diagonal over two axes replaced by `y`, whose last axis runs along it: `torch.diagonal_scatter`.
 
     >>> diagonal_scatter(jnp.zeros((2, 2)), jnp.array([1.0, 2.0])).tolist()
@@ -58,7 +70,9 @@ def diagonal_scatter(x: Array, y: ArrayLike, offset: int = 0, axis1: int = 0, ax
     return jnp.moveaxis(moved.at[..., rows, columns].set(y), (-2, -1), (axis1, axis2))
 
 
-def diag_embed(x: Array, offset: int = 0) -> Array:
+def diag_embed(
+    x: Shaped[AnyArray, "*batch n"], offset: int = 0
+) -> Shaped[Array, "*batch {x.shape[-1]+abs(offset)} {x.shape[-1]+abs(offset)}"]:
     """Matrices with the last axis of `x` on a diagonal, zeros elsewhere: `torch.diag_embed`.
 
     >>> diag_embed(jnp.array([1.0, 2.0])).tolist()
@@ -74,7 +88,7 @@ def _diagonal(rows: int, columns: int, offset: int) -> tuple[Array, Array]:
     return jnp.arange(count) - min(offset, 0), jnp.arange(count) + max(offset, 0)
 
 
-def unfold(x: Array, size: int, step: int, axis: int = -1) -> Array:
+def unfold(x: Shaped[AnyArray, "..."], size: int, step: int, axis: int = -1) -> Shaped[Array, "..."]:
     """Windows of `size` elements, `step` apart, along an axis: it becomes two, `[..., windows, size, ...]`.
 
     `torch.Tensor.unfold` puts the second one last.
@@ -87,7 +101,9 @@ def unfold(x: Array, size: int, step: int, axis: int = -1) -> Array:
     return jnp.take(x, starts[:, None] + jnp.arange(size), axis)
 
 
-def index_add(x: Array, axis: int, index: Array, y: ArrayLike) -> Array:
+def index_add(
+    x: Shaped[AnyArray, "*shape"], axis: int, index: Integer[AnyArray, "..."], y: Shaped[ArrayLike, "..."]
+) -> Shaped[Array, "*shape"]:
     """`x` with the slices of `y` added to those that `index` names; one named twice gets both: `torch.index_add`.
 
     >>> index_add(jnp.zeros(3), 0, jnp.array([0, 2, 0]), jnp.ones(3)).tolist()
@@ -96,7 +112,9 @@ def index_add(x: Array, axis: int, index: Array, y: ArrayLike) -> Array:
     return jnp.asarray(x).at[_along(axis, x.ndim, index)].add(y)
 
 
-def index_copy(x: Array, axis: int, index: Array, y: ArrayLike) -> Array:
+def index_copy(
+    x: Shaped[AnyArray, "*shape"], axis: int, index: Integer[AnyArray, "..."], y: Shaped[ArrayLike, "..."]
+) -> Shaped[Array, "*shape"]:
     """`x` with the slices that `index` names replaced by those of `y`, or by a number: `torch.index_copy`.
 
     >>> index_copy(jnp.zeros(3), 0, jnp.array([0, 2]), jnp.array([1.0, 2.0])).tolist()
@@ -105,7 +123,13 @@ def index_copy(x: Array, axis: int, index: Array, y: ArrayLike) -> Array:
     return jnp.asarray(x).at[_along(axis, x.ndim, index)].set(y)
 
 
-def index_put(x: Array, index: Sequence[Array | None], y: ArrayLike, *, accumulate: bool = False) -> Array:
+def index_put(
+    x: Shaped[AnyArray, "*shape"],
+    index: Sequence[Integer[AnyArray, "..."] | Bool[AnyArray, "..."] | None],
+    y: Shaped[ArrayLike, "..."],
+    *,
+    accumulate: bool = False,
+) -> Shaped[Array, "*shape"]:
     """`x` with `x[index]` replaced by `y`, or `y` added to it; None stands for a whole axis: `torch.index_put`.
 
     >>> index_put(jnp.zeros((2, 2)), (None, jnp.array([1])), 5.0).tolist()
@@ -115,7 +139,13 @@ def index_put(x: Array, index: Sequence[Array | None], y: ArrayLike, *, accumula
     return place.add(y) if accumulate else place.set(y)
 
 
-def put(x: Array, index: Array, y: ArrayLike, *, accumulate: bool = False) -> Array:
+def put(
+    x: Shaped[AnyArray, "*shape"],
+    index: Integer[AnyArray, "..."],
+    y: Shaped[ArrayLike, "..."],
+    *,
+    accumulate: bool = False,
+) -> Shaped[Array, "*shape"]:
     """`x` with the elements that `index` counts through all axes replaced by `y`, or `y` added to them: `torch.put`.
 
     >>> put(jnp.zeros((2, 2)), jnp.array([1, 2]), jnp.array([5.0, 6.0])).tolist()
@@ -124,7 +154,9 @@ def put(x: Array, index: Array, y: ArrayLike, *, accumulate: bool = False) -> Ar
     return index_put(x.ravel(), (index,), y, accumulate=accumulate).reshape(x.shape)
 
 
-def scatter(x: Array, axis: int, index: Array, y: ArrayLike) -> Array:
+def scatter(
+    x: Shaped[AnyArray, "*shape"], axis: int, index: Integer[AnyArray, "..."], y: Shaped[ArrayLike, "..."]
+) -> Shaped[Array, "*shape"]:
     """`x` with the elements that `index` names along an axis replaced by those of `y`, or by a number: `torch.scatter`.
 
     `index` and `y` have one axis for each of `x`, and may be smaller: what is at `[i, j]` in them goes to
@@ -136,7 +168,9 @@ def scatter(x: Array, axis: int, index: Array, y: ArrayLike) -> Array:
     return jnp.asarray(x).at[_places(axis, index)].set(_cut(y, index))
 
 
-def scatter_add(x: Array, axis: int, index: Array, y: ArrayLike) -> Array:
+def scatter_add(
+    x: Shaped[AnyArray, "*shape"], axis: int, index: Integer[AnyArray, "..."], y: Shaped[ArrayLike, "..."]
+) -> Shaped[Array, "*shape"]:
     """`scatter` that adds to what is there, and adds up what goes to one place: `torch.scatter_add`.
 
     >>> scatter_add(jnp.ones(2), 0, jnp.array([0, 0]), jnp.array([2.0, 3.0])).tolist()
@@ -146,8 +180,14 @@ def scatter_add(x: Array, axis: int, index: Array, y: ArrayLike) -> Array:
 
 
 def scatter_reduce(
-    x: Array, axis: int, index: Array, y: ArrayLike, reduce: Reduction, *, include_self: bool = True
-) -> Array:
+    x: Shaped[AnyArray, "*shape"],
+    axis: int,
+    index: Integer[AnyArray, "..."],
+    y: Shaped[ArrayLike, "..."],
+    reduce: Reduction,
+    *,
+    include_self: bool = True,
+) -> Shaped[Array, "*shape"]:
     """`scatter` that combines all that goes to one place, with what is there if `include_self`: `torch.scatter_reduce`.
 
     Equal largest elements share the gradient evenly. Takes memory for every pair of a source and a place along the
@@ -190,7 +230,7 @@ def _divided(total: Array, count: Array) -> Array:
     return total / count.astype(total.dtype) if jnp.issubdtype(total.dtype, jnp.inexact) else total // count
 
 
-def _counts(x: Array, axis: int, index: Array) -> Array:
+def _counts(x: Shaped[AnyArray, "*shape"], axis: int, index: Integer[AnyArray, "..."]) -> Integer[Array, "*shape"]:
     return scatter_add(jnp.zeros(x.shape, int), axis, index, 1)
 
 
@@ -205,7 +245,9 @@ def _cut(y: ArrayLike, index: Array) -> Array:
     return y[tuple(map(slice, index.shape))] if y.ndim else y
 
 
-def masked_scatter(x: Array, mask: Array, y: Array) -> Array:
+def masked_scatter(
+    x: Shaped[AnyArray, "*shape"], mask: Bool[AnyArray, "..."], y: Shaped[AnyArray, "..."]
+) -> Shaped[Array, "*shape"]:
     """`x` with its elements where `mask` is true replaced by those of `y`, one after the other: `torch.masked_scatter`.
 
     >>> masked_scatter(jnp.zeros(3), jnp.array([True, False, True]), jnp.array([5.0, 6.0])).tolist()
@@ -216,7 +258,9 @@ def masked_scatter(x: Array, mask: Array, y: Array) -> Array:
     return jnp.where(mask, y.ravel()[order], x)
 
 
-def searchsorted(boundaries: Array, x: Array, *, side: Literal["left", "right"] = "left") -> Array:
+def searchsorted(
+    boundaries: Num[AnyArray, "*batch n"], x: Num[AnyArray, "*batch k"], *, side: Literal["left", "right"] = "left"
+) -> Integer[Array, "*batch k"]:
     """Where each element of `x` goes among `boundaries`, row by row: both have the same leading axes.
 
     >>> searchsorted(jnp.array([[1.0, 2.0], [5.0, 6.0]]), jnp.array([[1.5], [7.0]])).tolist()
@@ -228,7 +272,7 @@ def searchsorted(boundaries: Array, x: Array, *, side: Literal["left", "right"] 
     return find(boundaries, x)
 
 
-def histogram_counts(x: Array, bins: int, low: float = 0, high: float = 0) -> Array:
+def histogram_counts(x: Num[AnyArray, "..."], bins: int, low: float = 0, high: float = 0) -> Num[Array, " {bins}"]:
     """How many elements of `x` are in each of `bins` equal parts of `[low, high]`, in the dtype of `x`: `torch.histc`.
 
     What is outside is not counted. Where both bounds are equal, they are the least and the largest element.

@@ -10,10 +10,11 @@ import math
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple, TypeAlias
 
-import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float, Inexact, Int
 
+from jaxensemble.arrays import AnyArray
 from jaxensemble.ops.windows import take
 
 Method: TypeAlias = Literal["nearest", "nearest-exact", "linear", "cubic"]
@@ -22,19 +23,19 @@ Method: TypeAlias = Literal["nearest", "nearest-exact", "linear", "cubic"]
 class Taps(NamedTuple):
     """For each output entry along one axis, `[outputs, taps]`: which input entries it is made of, and their weights."""
 
-    indices: np.ndarray
-    weights: np.ndarray
+    indices: Int[np.ndarray, "outputs taps"]
+    weights: Float[np.ndarray, "outputs taps"]
 
 
 def resize(
-    x: jax.Array,
+    x: Inexact[AnyArray, "... C"],
     size: Sequence[int],
     method: Method = "nearest",
     *,
     align_corners: bool = False,
     scale: Sequence[float | None] | None = None,
     antialias: bool = False,
-) -> jax.Array:
+) -> Inexact[AnyArray, "... C"]:
     """`torch.nn.functional.interpolate`: linear, bilinear and trilinear are all `"linear"`, bicubic is `"cubic"`.
 
     **Arguments:**
@@ -64,8 +65,8 @@ def resize(
 
 
 def _mixed(
-    x: jax.Array, axis: int, outputs: int, method: Method, align_corners: bool, scale: float | None, antialias: bool
-) -> jax.Array:
+    x: Array, axis: int, outputs: int, method: Method, align_corners: bool, scale: float | None, antialias: bool
+) -> Array:
     inputs = x.shape[axis]
     if antialias:
         return _weighted(x, axis, antialiased_taps(inputs, outputs, method, align_corners, scale))
@@ -74,7 +75,7 @@ def _mixed(
     return _weighted(x, axis, taps(inputs, outputs, method, align_corners, scale))
 
 
-def _picked(x: jax.Array, axis: int, indices: np.ndarray) -> jax.Array:
+def _picked(x: Array, axis: int, indices: np.ndarray) -> Array:
     size = x.shape[axis]
     if np.array_equal(indices, np.arange(size)):
         return x
@@ -84,7 +85,7 @@ def _picked(x: jax.Array, axis: int, indices: np.ndarray) -> jax.Array:
     return take(x, indices, axis)
 
 
-def _weighted(x: jax.Array, axis: int, taps: Taps) -> jax.Array:
+def _weighted(x: Array, axis: int, taps: Taps) -> Array:
     shape = (-1,) + (1,) * (x.ndim - axis - 1)
     terms = [
         take(x, indices, axis) * weights.reshape(shape).astype(x.dtype)
@@ -101,7 +102,7 @@ def nearest_indices(
     exact: bool = False,
     dtype: Any = np.float32,
     small_plane: bool = True,
-) -> np.ndarray:
+) -> Int[np.ndarray, " {outputs}"]:
     """The input entry that each output entry takes.
 
     Where an output entry falls between two input entries, rounding decides. PyTorch rounds in one way for small planes,

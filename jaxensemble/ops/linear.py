@@ -1,18 +1,21 @@
 """Linear algebra that `jax.numpy` lacks."""
 
 import jax.numpy as jnp
-from jax import Array, lax
+from jax import lax
+from jaxtyping import Array, Inexact, Num
+
+from jaxensemble.arrays import AnyArray
 
 
 def solve_triangular(
-    a: Array,
-    b: Array,
+    a: Inexact[AnyArray, "*#batch n n"],
+    b: Inexact[AnyArray, "*#batch rows columns"],
     *,
     lower: bool = False,
     left: bool = True,
     unit_diagonal: bool = False,
     transposed: bool = False,
-) -> Array:
+) -> Inexact[Array, "*batch rows columns"]:
     """Solves `a @ x = b`, or `x @ a = b` if not `left`, for triangular matrices `[..., n, n]`; leading axes broadcast.
 
     With `transposed`, `a.T` stands for `a`.
@@ -28,7 +31,7 @@ def solve_triangular(
     )
 
 
-def vander(x: Array, n: int) -> Array:
+def vander(x: Num[AnyArray, "*shape"], n: int) -> Num[Array, "*shape {n}"]:
     """The powers of each element, from 0 to `n - 1`, along a new last axis.
 
     >>> vander(jnp.array([2.0, 3.0]), 3).tolist()
@@ -38,7 +41,9 @@ def vander(x: Array, n: int) -> Array:
     return jnp.cumprod(factors, -1)
 
 
-def bilinear(x: Array, y: Array, kernel: Array) -> Array:
+def bilinear(
+    x: Num[AnyArray, "*#batch i"], y: Num[AnyArray, "*#batch j"], kernel: Num[AnyArray, "i j o"]
+) -> Num[Array, "*batch o"]:
     """`sum(x[..., i] * kernel[i, j, o] * y[..., j])` over `i` and `j`.
 
     >>> bilinear(jnp.array([1.0, 2.0]), jnp.array([3.0]), jnp.ones((2, 1, 4))).tolist()

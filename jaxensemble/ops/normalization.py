@@ -1,22 +1,23 @@
 """Normalisation as functions of arrays: with given statistics, and by a norm."""
 
-import jax
 import jax.numpy as jnp
 from jax import lax
+from jaxtyping import Array, Float, Inexact
 
+from jaxensemble.arrays import AnyArray
 from jaxensemble.ops.reductions import vector_norm
 
 
 def batch_norm(
-    x: jax.Array,
-    mean: jax.Array,
-    var: jax.Array,
-    scale: jax.Array | None = None,
-    bias: jax.Array | None = None,
+    x: Float[AnyArray, "*shape"],
+    mean: Float[AnyArray, "..."],
+    var: Float[AnyArray, "..."],
+    scale: Float[AnyArray, " features"] | None = None,
+    bias: Float[AnyArray, " features"] | None = None,
     *,
     axis: int = -1,
     epsilon: float = 1e-5,
-) -> jax.Array:
+) -> Float[Array, "*shape"]:
     """`(x - mean) / sqrt(var + epsilon) * scale + bias`, in float32 at least, in the dtype of `x`.
 
     `mean`, `var`, `scale` and `bias` are vectors along `axis`; `mean` and `var` may have all axes of `x` instead.
@@ -27,7 +28,7 @@ def batch_norm(
     """
     dtype = jnp.promote_types(jnp.result_type(x, mean, var), jnp.float32)
 
-    def along(vector: jax.Array) -> jax.Array:
+    def along(vector: Array) -> Array:
         shape = [1] * x.ndim
         shape[axis] = -1
         return vector.astype(dtype).reshape(vector.shape if vector.ndim == x.ndim else shape)
@@ -38,7 +39,9 @@ def batch_norm(
     return (y if bias is None else y + along(bias)).astype(x.dtype)
 
 
-def weight_norm(direction: jax.Array, magnitude: jax.Array, *, axis: int | None = 0) -> jax.Array:
+def weight_norm(
+    direction: Inexact[AnyArray, "*shape"], magnitude: Inexact[AnyArray, "..."], *, axis: int | None = 0
+) -> Inexact[Array, "*shape"]:
     """`direction` scaled so that its norm along all axes but `axis` (None: along all) is `magnitude`.
 
     Weight normalisation, https://arxiv.org/abs/1602.07868. `magnitude` broadcasts against `direction`.
@@ -50,7 +53,9 @@ def weight_norm(direction: jax.Array, magnitude: jax.Array, *, axis: int | None 
     return direction * (magnitude / vector_norm(direction, axis=axes, keepdims=True))
 
 
-def cosine_similarity(x: jax.Array, y: jax.Array, *, axis: int = 1, epsilon: float = 1e-8) -> jax.Array:
+def cosine_similarity(
+    x: Inexact[AnyArray, "*#shape"], y: Inexact[AnyArray, "*#shape"], *, axis: int = 1, epsilon: float = 1e-8
+) -> Inexact[Array, "..."]:
     """The cosine of the angle between vectors along `axis`; norms below `epsilon` count as `epsilon`.
 
     >>> cosine_similarity(jnp.array([1.0, 0.0]), jnp.array([1.0, 1.0]), axis=0).round(4).item()
@@ -60,7 +65,7 @@ def cosine_similarity(x: jax.Array, y: jax.Array, *, axis: int = 1, epsilon: flo
     return jnp.sum(_unit(x, axis, epsilon) * _unit(y, axis, epsilon), axis)
 
 
-def _unit(x: jax.Array, axis: int, epsilon: float) -> jax.Array:
+def _unit(x: Inexact[AnyArray, "*shape"], axis: int, epsilon: float) -> Inexact[Array, "*shape"]:
     """`x` over its norm. The bound on the norm is no part of the gradient, as in PyTorch."""
     length = vector_norm(x, axis=axis, keepdims=True)
     return x / (length + lax.stop_gradient(jnp.maximum(length, epsilon) - length))

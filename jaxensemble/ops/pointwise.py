@@ -12,9 +12,12 @@ import jax.numpy as jnp
 from jax import lax
 from jax.scipy import special
 from jax.typing import ArrayLike
+from jaxtyping import Array, Complex, Float, Num
+
+from jaxensemble.arrays import AnyArray
 
 
-def abs(x: ArrayLike) -> jax.Array:
+def abs(x: Num[ArrayLike, "*shape"]) -> Num[Array, "*shape"]:
     """The absolute value; its gradient at 0 is 0.
 
     >>> float(jax.grad(abs)(0.0)), float(abs(-2.0))
@@ -24,7 +27,11 @@ def abs(x: ArrayLike) -> jax.Array:
     return jnp.sign(x) * x
 
 
-def clamp(x: ArrayLike, min: ArrayLike | None = None, max: ArrayLike | None = None) -> jax.Array:
+def clamp(
+    x: Num[ArrayLike, "*#shape"],
+    min: Num[ArrayLike, "*#shape"] | None = None,
+    max: Num[ArrayLike, "*#shape"] | None = None,
+) -> Num[Array, "*shape"]:
     """`x` kept within bounds; at a bound the whole gradient goes to `x`, where `jnp.clip` gives half.
 
     Where `min` exceeds `max`, the result is `max`.
@@ -42,7 +49,7 @@ def clamp(x: ArrayLike, min: ArrayLike | None = None, max: ArrayLike | None = No
     return result
 
 
-def clamp_open(x: ArrayLike, min: float | None = None, max: float | None = None) -> jax.Array:
+def clamp_open(x: Num[ArrayLike, "*shape"], min: float | None = None, max: float | None = None) -> Num[Array, "*shape"]:
     """`x` kept within bounds that are numbers; at a bound the gradient is 0, as of PyTorch 2.15.
 
     >>> clamp_open(jnp.array([-2.0, 0.5, 3.0]), -1.0, 1.0).tolist()
@@ -58,7 +65,11 @@ def clamp_open(x: ArrayLike, min: float | None = None, max: float | None = None)
     return result
 
 
-def clamp_shared(x: ArrayLike, min: ArrayLike | None = None, max: ArrayLike | None = None) -> jax.Array:
+def clamp_shared(
+    x: Num[ArrayLike, "*#shape"],
+    min: Num[ArrayLike, "*#shape"] | None = None,
+    max: Num[ArrayLike, "*#shape"] | None = None,
+) -> Num[Array, "*shape"]:
     """`x` kept within bounds that are arrays; `x` and a bound equal to it get half the gradient each.
 
     Between two equal bounds `x` gets all of it. PyTorch 2.15 shares the gradient in this way.
@@ -81,7 +92,7 @@ def clamp_shared(x: ArrayLike, min: ArrayLike | None = None, max: ArrayLike | No
     return result
 
 
-def fmax_shared(x: ArrayLike, y: ArrayLike) -> jax.Array:
+def fmax_shared(x: Num[ArrayLike, "*#shape"], y: Num[ArrayLike, "*#shape"]) -> Num[Array, "*shape"]:
     """The larger of two numbers, or the one that is not NaN; equal ones get half the gradient, as of PyTorch 2.15.
 
     >>> fmax_shared(jnp.array([1.0, jnp.nan]), jnp.array([0.0, 2.0])).tolist()
@@ -90,7 +101,7 @@ def fmax_shared(x: ArrayLike, y: ArrayLike) -> jax.Array:
     return _shared(x, y, fmax(x, y))
 
 
-def fmin_shared(x: ArrayLike, y: ArrayLike) -> jax.Array:
+def fmin_shared(x: Num[ArrayLike, "*#shape"], y: Num[ArrayLike, "*#shape"]) -> Num[Array, "*shape"]:
     """The smaller of two numbers, or the one that is not NaN; equal ones get half the gradient, as of PyTorch 2.15.
 
     >>> fmin_shared(jnp.array([1.0, jnp.nan]), jnp.array([0.0, 2.0])).tolist()
@@ -99,12 +110,14 @@ def fmin_shared(x: ArrayLike, y: ArrayLike) -> jax.Array:
     return _shared(x, y, fmin(x, y))
 
 
-def _shared(x: ArrayLike, y: ArrayLike, chosen: jax.Array) -> jax.Array:
+def _shared(
+    x: Num[ArrayLike, "*#shape"], y: Num[ArrayLike, "*#shape"], chosen: Num[AnyArray, "*shape"]
+) -> Num[Array, "*shape"]:
     """One of two numbers; where they are equal, half of each."""
     return jnp.where(jnp.asarray(x) == y, 0.5 * jnp.asarray(x) + 0.5 * jnp.asarray(y), chosen)
 
 
-def fmax(x: ArrayLike, y: ArrayLike) -> jax.Array:
+def fmax(x: Num[ArrayLike, "*#shape"], y: Num[ArrayLike, "*#shape"]) -> Num[Array, "*shape"]:
     """The larger of two numbers, or the one that is not NaN; of equal ones `x`, which gets the gradient.
 
     >>> fmax(jnp.array([1.0, jnp.nan]), jnp.array([0.0, 2.0])).tolist()
@@ -113,7 +126,7 @@ def fmax(x: ArrayLike, y: ArrayLike) -> jax.Array:
     return jnp.where((jnp.asarray(x) >= y) | jnp.isnan(y), x, y)
 
 
-def fmin(x: ArrayLike, y: ArrayLike) -> jax.Array:
+def fmin(x: Num[ArrayLike, "*#shape"], y: Num[ArrayLike, "*#shape"]) -> Num[Array, "*shape"]:
     """The smaller of two numbers, or the one that is not NaN; of equal ones `x`, which gets the gradient.
 
     >>> fmin(jnp.array([1.0, jnp.nan]), jnp.array([0.0, 2.0])).tolist()
@@ -122,7 +135,7 @@ def fmin(x: ArrayLike, y: ArrayLike) -> jax.Array:
     return jnp.where((jnp.asarray(x) <= y) | jnp.isnan(y), x, y)
 
 
-def complex_of(real: ArrayLike, imaginary: ArrayLike) -> jax.Array:
+def complex_of(real: Num[ArrayLike, "*#shape"], imaginary: Num[ArrayLike, "*#shape"]) -> Complex[Array, "*shape"]:
     """Complex numbers with these parts, which broadcast.
 
     >>> complex_of(jnp.array([1.0, 2.0]), jnp.array(3.0)).tolist()
@@ -132,7 +145,7 @@ def complex_of(real: ArrayLike, imaginary: ArrayLike) -> jax.Array:
 
 
 @jax.custom_jvp
-def nextafter(x: jax.Array, y: jax.Array) -> jax.Array:
+def nextafter(x: Float[AnyArray, "*#shape"], y: Float[AnyArray, "*#shape"]) -> Float[Array, "*shape"]:
     """The next number after `x` on the way to `y`, with the gradient of `x`.
 
     >>> (nextafter(jnp.float32(1), jnp.float32(2)) - 1).item()
@@ -142,14 +155,12 @@ def nextafter(x: jax.Array, y: jax.Array) -> jax.Array:
 
 
 @nextafter.defjvp
-def _nextafter_jvp(
-    primals: tuple[jax.Array, jax.Array], tangents: tuple[jax.Array, jax.Array]
-) -> tuple[jax.Array, jax.Array]:
+def _nextafter_jvp(primals: tuple[AnyArray, Array], tangents: tuple[AnyArray, Array]) -> tuple[Array, Array]:
     following = nextafter(*primals)
     return following, jnp.broadcast_to(tangents[0], following.shape)
 
 
-def truncated_divide(x: ArrayLike, y: ArrayLike) -> jax.Array:
+def truncated_divide(x: Num[ArrayLike, "*#shape"], y: Num[ArrayLike, "*#shape"]) -> Num[Array, "*shape"]:
     """`x / y` rounded towards zero.
 
     >>> truncated_divide(jnp.array([-7, 7]), 2).tolist(), truncated_divide(jnp.array([-7.0]), 2).tolist()
@@ -159,12 +170,12 @@ def truncated_divide(x: ArrayLike, y: ArrayLike) -> jax.Array:
     return lax.div(x, y) if jnp.issubdtype(x.dtype, jnp.integer) else jnp.trunc(x / y)
 
 
-def _alike(x: ArrayLike, y: ArrayLike) -> tuple[jax.Array, jax.Array]:
+def _alike(x: ArrayLike, y: ArrayLike) -> tuple[Array, Array]:
     dtype = jnp.result_type(x, y)
     return jnp.asarray(x, dtype), jnp.asarray(y, dtype)
 
 
-def power(x: ArrayLike, y: ArrayLike) -> jax.Array:
+def power(x: Num[ArrayLike, "*#shape"], y: Num[ArrayLike, "*#shape"]) -> Num[Array, "*shape"]:
     """`x ** y` for arrays; at `0 ** 0` both gradients are 0. Complex powers of 0 are 0 where the exponent is positive.
 
     >>> power(jnp.array([2.0, 0.0]), jnp.array([3.0, 0.0])).tolist(), power(jnp.array([0j]), 1 + 1j).tolist()
@@ -177,7 +188,9 @@ def power(x: ArrayLike, y: ArrayLike) -> jax.Array:
     return jnp.where(vanishing, 0, jnp.power(jnp.where(vanishing, 1, x), y))
 
 
-def lerp(start: ArrayLike, end: ArrayLike, weight: ArrayLike) -> jax.Array:
+def lerp(
+    start: Num[ArrayLike, "*#shape"], end: Num[ArrayLike, "*#shape"], weight: Num[ArrayLike, "*#shape"]
+) -> Num[Array, "*shape"]:
     """`start + weight * (end - start)`, reckoned from whichever end is nearer.
 
     >>> lerp(jnp.array([0.0, 10.0]), jnp.array([1.0, 20.0]), 0.25).tolist()
@@ -188,7 +201,7 @@ def lerp(start: ArrayLike, end: ArrayLike, weight: ArrayLike) -> jax.Array:
     return jnp.where(jnp.abs(weight) < 0.5, start + weight * step, end - step * (1 - weight))
 
 
-def arctan2(y: ArrayLike, x: ArrayLike) -> jax.Array:
+def arctan2(y: Num[ArrayLike, "*#shape"], x: Num[ArrayLike, "*#shape"]) -> Float[Array, "*shape"]:
     """The angle of the point `(x, y)`; at the origin the gradient is 0.
 
     >>> jax.grad(arctan2)(0.0, 0.0).item(), round(arctan2(1.0, 1.0).item(), 4)
@@ -199,7 +212,7 @@ def arctan2(y: ArrayLike, x: ArrayLike) -> jax.Array:
     return jnp.where(origin, lax.stop_gradient(jnp.arctan2(y, x)), jnp.arctan2(y, jnp.where(origin, 1, x)))
 
 
-def copysign(x: ArrayLike, y: ArrayLike) -> jax.Array:
+def copysign(x: Num[ArrayLike, "*#shape"], y: Num[ArrayLike, "*#shape"]) -> Num[Array, "*shape"]:
     """The magnitude of `x` with the sign of `y`; the gradient at `x = 0` is 0.
 
     >>> copysign(jnp.array([1.0, -2.0]), -1.0).tolist()
@@ -209,7 +222,7 @@ def copysign(x: ArrayLike, y: ArrayLike) -> jax.Array:
     return jnp.where(jnp.signbit(y), -magnitude, magnitude)
 
 
-def xlogy(x: ArrayLike, y: ArrayLike) -> jax.Array:
+def xlogy(x: Num[ArrayLike, "*#shape"], y: Num[ArrayLike, "*#shape"]) -> Float[Array, "*shape"]:
     """`x * log(y)`, and 0 where `x` is 0; there the gradient is `log(y)` for positive `y` and 0 for others.
 
     >>> xlogy(jnp.array([0.0, 2.0]), jnp.array([0.0, 1.0])).tolist()
@@ -218,7 +231,7 @@ def xlogy(x: ArrayLike, y: ArrayLike) -> jax.Array:
     return _times_log(x, y, jnp.log, 0)
 
 
-def xlog1py(x: ArrayLike, y: ArrayLike) -> jax.Array:
+def xlog1py(x: Num[ArrayLike, "*#shape"], y: Num[ArrayLike, "*#shape"]) -> Float[Array, "*shape"]:
     """`x * log(1 + y)`, and 0 where `x` is 0; there the gradient is `log(1 + y)` for `y > -1` and 0 for others.
 
     >>> xlog1py(jnp.array([0.0, 2.0]), jnp.array([-1.0, 0.0])).tolist()
@@ -227,13 +240,15 @@ def xlog1py(x: ArrayLike, y: ArrayLike) -> jax.Array:
     return _times_log(x, y, jnp.log1p, -1)
 
 
-def _times_log(x: ArrayLike, y: ArrayLike, log: Callable[[jax.Array], jax.Array], pole: int) -> jax.Array:
+def _times_log(
+    x: Num[ArrayLike, "*#shape"], y: Num[ArrayLike, "*#shape"], log: Callable[[Array], Array], pole: int
+) -> Float[Array, "*shape"]:
     x, y = jnp.asarray(x), jnp.asarray(y)
     vanishing = (x == 0) & ((y <= pole) | jnp.isinf(y))
     return x * log(jnp.where(vanishing, pole + 1, y))
 
 
-def entr(x: ArrayLike) -> jax.Array:
+def entr(x: Num[ArrayLike, "*shape"]) -> Float[Array, "*shape"]:
     """`-x * log(x)`: 0 at 0, `-inf` below.
 
     >>> entr(jnp.array([1.0, -1.0])).tolist()
@@ -242,7 +257,7 @@ def entr(x: ArrayLike) -> jax.Array:
     return special.entr(x)
 
 
-def normal_cdf(x: ArrayLike) -> jax.Array:
+def normal_cdf(x: Num[ArrayLike, "*shape"]) -> Float[Array, "*shape"]:
     """The distribution function of the standard normal distribution.
 
     >>> normal_cdf(0.0).item()
@@ -251,7 +266,7 @@ def normal_cdf(x: ArrayLike) -> jax.Array:
     return (1 + lax.erf(jnp.asarray(x) * math.sqrt(0.5))) / 2
 
 
-def normal_quantile(p: ArrayLike) -> jax.Array:
+def normal_quantile(p: Num[ArrayLike, "*shape"]) -> Float[Array, "*shape"]:
     """The inverse of `normal_cdf`.
 
     >>> normal_quantile(0.5).item()
@@ -260,7 +275,7 @@ def normal_quantile(p: ArrayLike) -> jax.Array:
     return special.ndtri(p)
 
 
-def bessel_i0(x: ArrayLike) -> jax.Array:
+def bessel_i0(x: Num[ArrayLike, "*shape"]) -> Float[Array, "*shape"]:
     """The modified Bessel function of the first kind, of order 0; its gradient at 0 is 0.
 
     >>> round(bessel_i0(0.0).item(), 4), jax.grad(bessel_i0)(0.0).item()
@@ -270,7 +285,7 @@ def bessel_i0(x: ArrayLike) -> jax.Array:
     return jnp.exp(abs(x)) * lax.bessel_i0e(x)
 
 
-def bessel_i1(x: ArrayLike) -> jax.Array:
+def bessel_i1(x: Num[ArrayLike, "*shape"]) -> Float[Array, "*shape"]:
     """The modified Bessel function of the first kind, of order 1.
 
     >>> bessel_i1(0.0).item(), jax.grad(bessel_i1)(0.0).item()

@@ -12,19 +12,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jaxtyping import Array, Inexact, Int, Num
 
+from jaxensemble.arrays import AnyArray
 from jaxensemble.ops.windows import Ints, each, take, window_pads
 
 
 def max_pool(
-    x: jax.Array,
+    x: Num[AnyArray, "... C"],
     window_shape: Sequence[int],
     strides: Ints,
     padding: Ints = 0,
     *,
     dilation: Ints = 1,
     ceil_mode: bool = False,
-) -> jax.Array:
+) -> Num[Array, "... C"]:
     """`torch.nn.MaxPool1d`, `2d` and `3d`, of numbers of any dtype.
 
     The gradient goes to the first of several largest entries.
@@ -44,14 +46,14 @@ def max_pool(
 
 
 def max_pool_with_indices(
-    x: jax.Array,
+    x: Num[AnyArray, "... C"],
     window_shape: Sequence[int],
     strides: Ints,
     padding: Ints = 0,
     *,
     dilation: Ints = 1,
     ceil_mode: bool = False,
-) -> tuple[jax.Array, jax.Array]:
+) -> tuple[Num[Array, "*pooled C"], Int[Array, "*pooled C"]]:
     """`max_pool` with `return_indices=True`.
 
     **Returns:** the maxima, and where each stands: its position in the input's spatial axes, flattened; int32.
@@ -69,7 +71,7 @@ def max_pool_with_indices(
     return _gathered(x, indices, len(spatial)), indices
 
 
-def _winner(one: tuple[Any, Any], other: tuple[Any, Any]) -> tuple[jax.Array, jax.Array]:
+def _winner(one: tuple[Any, Any], other: tuple[Any, Any]) -> tuple[Array, Array]:
     """The larger of two entries and its place; of equal ones the first, of several NaNs the last, as in PyTorch."""
     (a, i), (b, j) = one, other
     wins = (a > b) | ((a == b) & (i < j))
@@ -78,14 +80,16 @@ def _winner(one: tuple[Any, Any], other: tuple[Any, Any]) -> tuple[jax.Array, ja
     return jnp.where(wins, a, b), jnp.where(wins, i, j)
 
 
-def _gathered(x: jax.Array, indices: jax.Array, spatial: int) -> jax.Array:
+def _gathered(x: Num[AnyArray, "... C"], indices: Int[AnyArray, "*shape"], spatial: int) -> Num[Array, "*shape"]:
     """The entries of `x` at positions in its flattened spatial axes."""
     lead = x.shape[: x.ndim - 1 - spatial]
     flat, places = (array.reshape(*lead, -1, x.shape[-1]) for array in (x, indices))
     return jnp.take_along_axis(flat, places, axis=-2, mode="clip").reshape(indices.shape)
 
 
-def max_unpool(x: jax.Array, indices: jax.Array, output_size: Sequence[int]) -> jax.Array:
+def max_unpool(
+    x: Num[AnyArray, "*pooled C"], indices: Int[AnyArray, "*pooled C"], output_size: Sequence[int]
+) -> Num[Array, "... C"]:
     """`torch.nn.MaxUnpool1d`, `2d` and `3d`: entries put where `max_pool_with_indices` found them, zeros elsewhere.
 
     **Arguments:**
@@ -103,28 +107,28 @@ def max_unpool(x: jax.Array, indices: jax.Array, output_size: Sequence[int]) -> 
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
-def _put(x: jax.Array, places: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+def _put(x: Num[AnyArray, "*shape"], places: Int[AnyArray, "*shape"], shape: tuple[int, ...]) -> Num[Array, "..."]:
     """Zeros with `x` at `places` of axis -2."""
     return jnp.zeros(shape, x.dtype).at[_entries(places)].set(x)
 
 
 @_put.defjvp
 def _put_jvp(
-    shape: tuple[int, ...], primals: tuple[jax.Array, jax.Array], tangents: tuple[jax.Array, jax.Array]
-) -> tuple[jax.Array, jax.Array]:
+    shape: tuple[int, ...], primals: tuple[AnyArray, Array], tangents: tuple[AnyArray, Array]
+) -> tuple[Array, Array]:
     """Where overlapping windows chose the same entry, it is written twice; PyTorch gives each the full gradient."""
     x, places = primals
     return _put(x, places, shape), jnp.zeros(shape, x.dtype).at[_entries(places)].add(tangents[0])
 
 
-def _entries(places: jax.Array) -> tuple[jax.Array, ...]:
+def _entries(places: Array) -> tuple[Array, ...]:
     index = list(jnp.indices(places.shape, sparse=True))
     index[-2] = places
     return tuple(index)
 
 
 def avg_pool(
-    x: jax.Array,
+    x: Num[AnyArray, "... C"],
     window_shape: Sequence[int],
     strides: Ints,
     padding: Ints = 0,
@@ -132,7 +136,7 @@ def avg_pool(
     ceil_mode: bool = False,
     count_include_pad: bool = True,
     divisor_override: int | None = None,
-) -> jax.Array:
+) -> Num[Array, "... C"]:
     """`torch.nn.AvgPool1d`, `2d` and `3d`.
 
     **Arguments:**
@@ -161,7 +165,7 @@ def avg_pool(
 
 
 def _windows(
-    x: jax.Array, window_shape: Sequence[int], strides: Ints, padding: Ints, dilation: Ints, ceil_mode: bool
+    x: Array, window_shape: Sequence[int], strides: Ints, padding: Ints, dilation: Ints, ceil_mode: bool
 ) -> dict[str, tuple]:
     """The arguments of `lax.reduce_window` for all axes of `x`."""
     spatial = len(window_shape)
@@ -185,7 +189,7 @@ def lowest(dtype: Any) -> np.ndarray:
     return np.array(lowest, dtype)
 
 
-def adaptive_avg_pool(x: jax.Array, output_size: Sequence[int]) -> jax.Array:
+def adaptive_avg_pool(x: Inexact[AnyArray, "... C"], output_size: Sequence[int]) -> Inexact[Array, "... C"]:
     """`torch.nn.AdaptiveAvgPool1d`, `2d` and `3d`: averages over as many bins as asked for, of nearly equal size.
 
     Bin `i` of `n` over an axis of size `s` holds the entries from `floor(i * s / n)` up to `ceil((i + 1) * s / n)`:
@@ -207,7 +211,7 @@ def adaptive_avg_pool(x: jax.Array, output_size: Sequence[int]) -> jax.Array:
     return x
 
 
-def _bin_means(x: jax.Array, axis: int, bins: int) -> jax.Array:
+def _bin_means(x: Array, axis: int, bins: int) -> Array:
     table, counts = _bins(x.shape[axis], bins)
     mask = np.arange(table.shape[1]) < counts[:, None]
     shape = (-1,) + (1,) * (x.ndim - axis - 1)
@@ -215,7 +219,7 @@ def _bin_means(x: jax.Array, axis: int, bins: int) -> jax.Array:
     return members.sum(axis + 1) / counts.reshape(shape).astype(x.dtype)
 
 
-def adaptive_max_pool(x: jax.Array, output_size: Sequence[int]) -> jax.Array:
+def adaptive_max_pool(x: Num[AnyArray, "... C"], output_size: Sequence[int]) -> Num[Array, "... C"]:
     """`torch.nn.AdaptiveMaxPool1d`, `2d` and `3d`: maxima over the bins of `adaptive_avg_pool`.
 
     >>> adaptive_max_pool(jnp.arange(3.0).reshape(3, 1), (2,))[:, 0].tolist()
@@ -227,7 +231,9 @@ def adaptive_max_pool(x: jax.Array, output_size: Sequence[int]) -> jax.Array:
     return adaptive_max_pool_with_indices(x, output_size)[0]
 
 
-def adaptive_max_pool_with_indices(x: jax.Array, output_size: Sequence[int]) -> tuple[jax.Array, jax.Array]:
+def adaptive_max_pool_with_indices(
+    x: Num[AnyArray, "... C"], output_size: Sequence[int]
+) -> tuple[Num[Array, "*pooled C"], Int[Array, "*pooled C"]]:
     """`adaptive_max_pool` with `return_indices=True`: see `max_pool_with_indices`.
 
     >>> values, indices = adaptive_max_pool_with_indices(jnp.array([[3.0], [3.0], [1.0]]), (2,))

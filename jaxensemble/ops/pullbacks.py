@@ -4,12 +4,20 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+from jaxtyping import Array, Inexact
 
+from jaxensemble.arrays import AnyArray
 from jaxensemble.ops.convolution import conv
 from jaxensemble.ops.pooling import adaptive_avg_pool, avg_pool
+from jaxensemble.ops.windows import Ints
 
 
-def conv_input_pullback(gradient: jax.Array, kernel: jax.Array, sizes: Sequence[int], **options: Any) -> jax.Array:
+def conv_input_pullback(
+    gradient: Inexact[AnyArray, "N ... out_features"],
+    kernel: Inexact[AnyArray, "*window in_features_of_a_group out_features"],
+    sizes: Sequence[int],
+    **options: Any,
+) -> Inexact[Array, "N ... _"]:
     """The gradient of a convolution's input `[N, *sizes, in_features]` from that of its output.
 
     **Arguments:** `kernel` and `options` are those of `conv`.
@@ -23,7 +31,12 @@ def conv_input_pullback(gradient: jax.Array, kernel: jax.Array, sizes: Sequence[
     return jax.linear_transpose(lambda x: conv(x, kernel, **options), x)(gradient)[0]
 
 
-def conv_kernel_pullback(gradient: jax.Array, x: jax.Array, window: Sequence[int], **options: Any) -> jax.Array:
+def conv_kernel_pullback(
+    gradient: Inexact[AnyArray, "N ... out_features"],
+    x: Inexact[AnyArray, "N ... _"],
+    window: Sequence[int],
+    **options: Any,
+) -> Inexact[Array, "... out_features"]:
     """The gradient of a convolution's kernel `[*window, in_features, out_features]` from that of its output.
 
     **Arguments:** `x` and `options` are those of `conv`.
@@ -38,8 +51,12 @@ def conv_kernel_pullback(gradient: jax.Array, x: jax.Array, window: Sequence[int
 
 
 def avg_pool_pullback(
-    gradient: jax.Array, x: jax.Array, window_shape: Sequence[int], strides: Sequence[int], **options: Any
-) -> jax.Array:
+    gradient: Inexact[AnyArray, "... C"],
+    x: Inexact[AnyArray, "*shape C"],
+    window_shape: Sequence[int],
+    strides: Ints,
+    **options: Any,
+) -> Inexact[Array, "*shape C"]:
     """The gradient of the input `x` of `avg_pool` from that of its output.
 
     >>> import jax.numpy as jnp
@@ -49,7 +66,9 @@ def avg_pool_pullback(
     return jax.linear_transpose(lambda x: avg_pool(x, window_shape, strides, **options), x)(gradient)[0]
 
 
-def adaptive_avg_pool_pullback(gradient: jax.Array, x: jax.Array, output_size: Sequence[int]) -> jax.Array:
+def adaptive_avg_pool_pullback(
+    gradient: Inexact[AnyArray, "... C"], x: Inexact[AnyArray, "*shape C"], output_size: Sequence[int]
+) -> Inexact[Array, "*shape C"]:
     """The gradient of the input `x` of `adaptive_avg_pool` from that of its output.
 
     >>> import jax.numpy as jnp

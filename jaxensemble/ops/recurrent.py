@@ -13,23 +13,26 @@ from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
-from jax import Array, lax
+from jax import lax
+from jaxtyping import Array, Inexact
+
+from jaxensemble.arrays import AnyArray
 
 State = TypeVar("State")
-LSTMState = tuple[Array, Array]
+LSTMState = tuple[Inexact[AnyArray, "... P"], Inexact[AnyArray, "... H"]]
 """Hidden state `[..., H]` and cell state `[..., H]`, in PyTorch's order."""
 
 
 def rnn_cell(
-    x: Array,
-    h: Array,
-    kernel: Array,
-    recurrent_kernel: Array,
-    bias: Array | None = None,
-    recurrent_bias: Array | None = None,
+    x: Inexact[AnyArray, "*batch I"],
+    h: Inexact[AnyArray, "*batch H"],
+    kernel: Inexact[AnyArray, "I gates"],
+    recurrent_kernel: Inexact[AnyArray, "H gates"],
+    bias: Inexact[AnyArray, " gates"] | None = None,
+    recurrent_bias: Inexact[AnyArray, " gates"] | None = None,
     *,
     activation_fn: Callable[[Array], Array] = jnp.tanh,
-) -> Array:
+) -> Inexact[Array, "*batch H"]:
     """One step of an Elman network: `activation_fn(x @ kernel + bias + h @ recurrent_kernel + recurrent_bias)`.
 
     `x` is `[..., I]`, `h` and the result `[..., H]`.
@@ -41,13 +44,13 @@ def rnn_cell(
 
 
 def gru_cell(
-    x: Array,
-    h: Array,
-    kernel: Array,
-    recurrent_kernel: Array,
-    bias: Array | None = None,
-    recurrent_bias: Array | None = None,
-) -> Array:
+    x: Inexact[AnyArray, "*batch I"],
+    h: Inexact[AnyArray, "*batch H"],
+    kernel: Inexact[AnyArray, "I gates"],
+    recurrent_kernel: Inexact[AnyArray, "H gates"],
+    bias: Inexact[AnyArray, " gates"] | None = None,
+    recurrent_bias: Inexact[AnyArray, " gates"] | None = None,
+) -> Inexact[Array, "*batch H"]:
     """One step of a gated recurrent unit. Gates: reset, update, new.
 
         r, z = sigmoid(those of x @ kernel + bias + h @ recurrent_kernel + recurrent_bias)
@@ -63,13 +66,13 @@ def gru_cell(
 
 
 def lstm_cell(
-    x: Array,
+    x: Inexact[AnyArray, "... I"],
     state: LSTMState,
-    kernel: Array,
-    recurrent_kernel: Array,
-    bias: Array | None = None,
-    recurrent_bias: Array | None = None,
-    projection: Array | None = None,
+    kernel: Inexact[AnyArray, "I gates"],
+    recurrent_kernel: Inexact[AnyArray, "P gates"],
+    bias: Inexact[AnyArray, " gates"] | None = None,
+    recurrent_bias: Inexact[AnyArray, " gates"] | None = None,
+    projection: Inexact[AnyArray, "H P"] | None = None,
 ) -> LSTMState:
     """One step of a long short-term memory. Gates: input, forget, cell, output.
 
@@ -88,17 +91,17 @@ def lstm_cell(
 
 
 def rnn(
-    x: Array,
-    h: Array | None,
-    kernel: Array,
-    recurrent_kernel: Array,
-    bias: Array | None = None,
-    recurrent_bias: Array | None = None,
+    x: Inexact[AnyArray, "... I"],
+    h: Inexact[AnyArray, "*batch H"] | None,
+    kernel: Inexact[AnyArray, "I gates"],
+    recurrent_kernel: Inexact[AnyArray, "H gates"],
+    bias: Inexact[AnyArray, " gates"] | None = None,
+    recurrent_bias: Inexact[AnyArray, " gates"] | None = None,
     *,
     activation_fn: Callable[[Array], Array] = jnp.tanh,
     time_major: bool = False,
     reverse: bool = False,
-) -> tuple[Array, Array]:
+) -> tuple[Inexact[Array, "... H"], Inexact[Array, "*batch H"]]:
     """`rnn_cell` over a sequence: the hidden state after each step, and the last one.
 
     **Arguments:**
@@ -124,16 +127,16 @@ def rnn(
 
 
 def gru(
-    x: Array,
-    h: Array | None,
-    kernel: Array,
-    recurrent_kernel: Array,
-    bias: Array | None = None,
-    recurrent_bias: Array | None = None,
+    x: Inexact[AnyArray, "... I"],
+    h: Inexact[AnyArray, "*batch H"] | None,
+    kernel: Inexact[AnyArray, "I gates"],
+    recurrent_kernel: Inexact[AnyArray, "H gates"],
+    bias: Inexact[AnyArray, " gates"] | None = None,
+    recurrent_bias: Inexact[AnyArray, " gates"] | None = None,
     *,
     time_major: bool = False,
     reverse: bool = False,
-) -> tuple[Array, Array]:
+) -> tuple[Inexact[Array, "... H"], Inexact[Array, "*batch H"]]:
     """`gru_cell` over a sequence: arguments and results are those of `rnn`.
 
     >>> y, h = gru(jnp.ones((2, 3, 1)), jnp.full((2, 1), 8.0), jnp.zeros((1, 3)), jnp.zeros((1, 3)))
@@ -151,17 +154,17 @@ def gru(
 
 
 def lstm(
-    x: Array,
+    x: Inexact[AnyArray, "... I"],
     state: LSTMState | None,
-    kernel: Array,
-    recurrent_kernel: Array,
-    bias: Array | None = None,
-    recurrent_bias: Array | None = None,
-    projection: Array | None = None,
+    kernel: Inexact[AnyArray, "I gates"],
+    recurrent_kernel: Inexact[AnyArray, "P gates"],
+    bias: Inexact[AnyArray, " gates"] | None = None,
+    recurrent_bias: Inexact[AnyArray, " gates"] | None = None,
+    projection: Inexact[AnyArray, "H P"] | None = None,
     *,
     time_major: bool = False,
     reverse: bool = False,
-) -> tuple[Array, LSTMState]:
+) -> tuple[Inexact[Array, "... P"], LSTMState]:
     """`lstm_cell` over a sequence: arguments and results are those of `rnn`, the state is `(h, c)`.
 
     >>> state = jnp.zeros((2, 1)), jnp.full((2, 1), 8.0)
@@ -181,7 +184,11 @@ def lstm(
     return _scan(step, state, gates, time_major, reverse)
 
 
-def _affine(x: Array, kernel: Array, bias: Array | None) -> Array:
+def _affine(
+    x: Inexact[AnyArray, "*batch inputs"],
+    kernel: Inexact[AnyArray, "inputs outputs"],
+    bias: Inexact[AnyArray, " outputs"] | None,
+) -> Inexact[Array, "*batch outputs"]:
     return x @ kernel if bias is None else x @ kernel + bias
 
 

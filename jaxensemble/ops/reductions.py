@@ -9,13 +9,16 @@ import math
 from collections.abc import Sequence
 
 import jax.numpy as jnp
-from jax import Array, lax
+from jax import lax
 from jax.typing import ArrayLike
+from jaxtyping import Array, Float, Int, Num, Real, Shaped
+
+from jaxensemble.arrays import AnyArray
 
 Axes = int | Sequence[int] | None
 
 
-def root(square: Array, degree: float = 2) -> Array:
+def root(square: Float[ArrayLike, "*shape"], degree: float = 2) -> Float[Array, "*shape"]:
     """The root of numbers that are not negative, with gradient 0 at 0, where that of the power is infinite.
 
     >>> import jax
@@ -27,7 +30,9 @@ def root(square: Array, degree: float = 2) -> Array:
     return jnp.where(zero, 0, jnp.sqrt(safe) if degree == 2 else safe ** (1 / degree))
 
 
-def std(x: Array, axis: Axes = None, *, correction: float = 1, keepdims: bool = False) -> Array:
+def std(
+    x: Num[AnyArray, "..."], axis: Axes = None, *, correction: float = 1, keepdims: bool = False
+) -> Float[Array, "..."]:
     """The standard deviation, `sqrt(sum((x - mean)²) / (n - correction))`, with gradient 0 where it is 0.
 
     Source: `std_backward` in torch/csrc/autograd/FunctionsManual.cpp.
@@ -39,7 +44,9 @@ def std(x: Array, axis: Axes = None, *, correction: float = 1, keepdims: bool = 
     return root(jnp.var(x, axis, correction=correction, keepdims=keepdims))
 
 
-def vector_norm(x: Array, ord: float = 2, axis: Axes = None, *, keepdims: bool = False) -> Array:
+def vector_norm(
+    x: Num[AnyArray, "..."], ord: float = 2, axis: Axes = None, *, keepdims: bool = False
+) -> Num[Array, "..."]:
     """`sum(|x|^ord)^(1 / ord)` over one, several or all axes; `ord` may also be 0, inf or -inf.
 
     The gradient is 0 where the norm is 0, and shared evenly among equal largest elements. Source: `norm_backward` in
@@ -62,7 +69,7 @@ def vector_norm(x: Array, ord: float = 2, axis: Axes = None, *, keepdims: bool =
     return root(jnp.sum(powers, axis, keepdims=keepdims), ord)
 
 
-def median(x: Array) -> Array:
+def median(x: Real[AnyArray, "..."]) -> Real[Array, ""]:
     """The median of all elements, the lower one of two; NaN if there is one. Equal elements share its gradient.
 
     >>> median(jnp.array([[4.0, 1.0], [3.0, 2.0]])).item()
@@ -72,7 +79,7 @@ def median(x: Array) -> Array:
     return _shared(flat, jnp.take_along_axis(flat, argmedian(flat), 0)[0])
 
 
-def nanmedian(x: Array) -> Array:
+def nanmedian(x: Real[AnyArray, "..."]) -> Real[Array, ""]:
     """The median of all elements but NaNs, the lower one of two. Equal elements share its gradient.
 
     >>> nanmedian(jnp.array([[4.0, 1.0], [3.0, jnp.nan]])).item()
@@ -82,7 +89,7 @@ def nanmedian(x: Array) -> Array:
     return _shared(flat, jnp.take_along_axis(flat, argnanmedian(flat), 0)[0])
 
 
-def _shared(x: Array, value: Array) -> Array:
+def _shared(x: Real[AnyArray, " n"], value: Real[AnyArray, ""]) -> Real[Array, ""]:
     """The value, as a function of all elements that are equal to it alike."""
     value = lax.stop_gradient(value)
     if not jnp.issubdtype(x.dtype, jnp.inexact):
@@ -91,7 +98,7 @@ def _shared(x: Array, value: Array) -> Array:
     return value + jnp.sum(jnp.where(equal, x - lax.stop_gradient(x), 0)) / jnp.sum(equal)
 
 
-def argmedian(x: Array, axis: int = -1) -> Array:
+def argmedian(x: Real[AnyArray, "..."], axis: int = -1) -> Int[Array, "..."]:
     """Where the median stands along an axis: the lower of two, a NaN if there is one. The axis stays, with size one.
 
     >>> argmedian(jnp.array([4.0, 1.0, 3.0, 2.0])).tolist()
@@ -105,7 +112,7 @@ def argmedian(x: Array, axis: int = -1) -> Array:
     return jnp.where(jnp.any(missing, axis, keepdims=True), first, middle)
 
 
-def argnanmedian(x: Array, axis: int = -1) -> Array:
+def argnanmedian(x: Real[AnyArray, "..."], axis: int = -1) -> Int[Array, "..."]:
     """Where the median of all but NaNs stands along an axis: the lower of two. The axis stays, with size one.
 
     >>> argnanmedian(jnp.array([4.0, jnp.nan, 3.0, 2.0])).tolist()
@@ -115,7 +122,7 @@ def argnanmedian(x: Array, axis: int = -1) -> Array:
     return jnp.take_along_axis(jnp.argsort(x, axis), jnp.maximum(count - 1, 0) // 2, axis)
 
 
-def argkth(x: Array, k: int, axis: int = -1) -> Array:
+def argkth(x: Shaped[AnyArray, "..."], k: int, axis: int = -1) -> Int[Array, "..."]:
     """Where the `k`-th smallest element stands along an axis, counted from 1. The axis stays, with size one.
 
     >>> argkth(jnp.array([4.0, 1.0, 3.0]), 2).tolist()
@@ -128,7 +135,7 @@ def _nth(x: Array, n: int, axis: int) -> Array:
     return lax.slice_in_dim(x, n, n + 1, axis=axis)
 
 
-def argmode(x: Array, axis: int = -1) -> Array:
+def argmode(x: Shaped[AnyArray, "..."], axis: int = -1) -> Int[Array, "..."]:
     """Where the most frequent element, of several the smallest, stands last along an axis, which stays with size one.
 
     >>> argmode(jnp.array([3, 1, 3, 1, 2])).tolist()
@@ -147,7 +154,7 @@ def argmode(x: Array, axis: int = -1) -> Array:
     return jnp.moveaxis(last, -1, axis)
 
 
-def argcummax(x: Array, axis: int = -1) -> Array:
+def argcummax(x: Real[AnyArray, "*shape"], axis: int = -1) -> Int[Array, "*shape"]:
     """Where the largest element so far stands along an axis, the last of equal ones; a NaN stays the largest.
 
     >>> argcummax(jnp.array([1.0, 3.0, 2.0, 3.0])).tolist()
@@ -156,7 +163,7 @@ def argcummax(x: Array, axis: int = -1) -> Array:
     return _argcum(x, lax.cummax(x, axis % x.ndim), axis % x.ndim)
 
 
-def argcummin(x: Array, axis: int = -1) -> Array:
+def argcummin(x: Real[AnyArray, "*shape"], axis: int = -1) -> Int[Array, "*shape"]:
     """Where the smallest element so far stands along an axis, the last of equal ones; a NaN stays the smallest.
 
     >>> argcummin(jnp.array([2.0, 3.0, 1.0, 1.0])).tolist()
@@ -165,7 +172,7 @@ def argcummin(x: Array, axis: int = -1) -> Array:
     return _argcum(x, lax.cummin(x, axis % x.ndim), axis % x.ndim)
 
 
-def _argcum(x: Array, extreme: Array, axis: int) -> Array:
+def _argcum(x: Real[AnyArray, "*shape"], extreme: Real[AnyArray, "*shape"], axis: int) -> Int[Array, "*shape"]:
     reached = x == extreme
     if jnp.issubdtype(x.dtype, jnp.inexact):
         reached |= jnp.isnan(x)
@@ -173,7 +180,9 @@ def _argcum(x: Array, extreme: Array, axis: int) -> Array:
     return lax.cummax(jnp.where(reached, place, 0), axis)
 
 
-def pairwise_distances(x: Array, y: Array, ord: float = 2) -> Array:
+def pairwise_distances(
+    x: Num[AnyArray, "*#batch P M"], y: Num[AnyArray, "*#batch R M"], ord: float = 2
+) -> Num[Array, "*batch P R"]:
     """The distance of every row of `x` `[..., P, M]` from every row of `y` `[..., R, M]`: `[..., P, R]`.
 
     >>> pairwise_distances(jnp.array([[0.0, 0.0]]), jnp.array([[3.0, 4.0], [0.0, 1.0]])).tolist()
@@ -182,7 +191,7 @@ def pairwise_distances(x: Array, y: Array, ord: float = 2) -> Array:
     return vector_norm(x[..., :, None, :] - y[..., None, :, :], ord, axis=-1)
 
 
-def renormalised(x: Array, ord: float, axis: int, limit: ArrayLike) -> Array:
+def renormalised(x: Num[AnyArray, "*shape"], ord: float, axis: int, limit: Num[ArrayLike, ""]) -> Num[Array, "*shape"]:
     """`x`, with every slice along an axis scaled down so that its norm is at most `limit`.
 
     Source: `renorm_scale_factor_impl` in aten/src/ATen/native: the factor is `limit / (norm + 1e-7)`.
@@ -195,7 +204,7 @@ def renormalised(x: Array, ord: float, axis: int, limit: ArrayLike) -> Array:
     return jnp.where(norm > limit, x * (limit / (norm + 1e-7)), x)
 
 
-def argsmallest(x: Array, k: int, axis: int = -1) -> Array:
+def argsmallest(x: Shaped[AnyArray, "..."], k: int, axis: int = -1) -> Int[Array, "..."]:
     """Where the `k` smallest elements stand along an axis, the smallest first.
 
     >>> argsmallest(jnp.array([4.0, 1.0, 3.0, 2.0]), 2).tolist()

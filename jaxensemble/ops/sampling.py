@@ -8,24 +8,25 @@ import itertools
 from collections.abc import Sequence
 from typing import Literal, TypeAlias
 
-import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
+from jaxensemble.arrays import AnyArray
 from jaxensemble.ops.interpolation import cubic_weights
 
 Outside: TypeAlias = Literal["zeros", "border", "reflection"]
-Tap: TypeAlias = tuple[jax.Array, jax.Array]
+Tap: TypeAlias = tuple[Array, Array]
 """A place along one axis, as a whole number held in floating point, and its weight."""
 
 
 def grid_sample(
-    x: jax.Array,
-    grid: jax.Array,
+    x: Float[AnyArray, "N *spatial C"],
+    grid: Float[AnyArray, "N *out axes"],
     method: Literal["linear", "nearest", "cubic"] = "linear",
     *,
     padding_mode: Outside = "zeros",
     align_corners: bool = False,
-) -> jax.Array:
+) -> Float[Array, "N *out C"]:
     """`torch.nn.functional.grid_sample`; bilinear and trilinear are `"linear"`.
 
     **Arguments:**
@@ -60,7 +61,7 @@ def grid_sample(
     return total
 
 
-def _taps(grid: jax.Array, size: int, method: str, padding_mode: Outside, align_corners: bool) -> list[Tap]:
+def _taps(grid: Array, size: int, method: str, padding_mode: Outside, align_corners: bool) -> list[Tap]:
     """The entries along one axis that a place is made of."""
     place = (grid + 1) / 2 * (size - 1) if align_corners else ((grid + 1) * size - 1) / 2
     if method == "cubic":  # it is the four entries that are clipped or reflected, not the place
@@ -75,7 +76,7 @@ def _taps(grid: jax.Array, size: int, method: str, padding_mode: Outside, align_
     return [(first, first + 1 - place), (first + 1, place - first)]
 
 
-def _inside(place: jax.Array, size: int, padding_mode: Outside, align_corners: bool) -> jax.Array:
+def _inside(place: Array, size: int, padding_mode: Outside, align_corners: bool) -> Array:
     if padding_mode == "zeros":
         return place
     if padding_mode == "reflection":
@@ -84,7 +85,7 @@ def _inside(place: jax.Array, size: int, padding_mode: Outside, align_corners: b
     return jnp.where(place <= 0, 0.0, jnp.where(place >= size - 1, size - 1.0, place))
 
 
-def _reflected(place: jax.Array, low: float, high: float) -> jax.Array:
+def _reflected(place: Array, low: float, high: float) -> Array:
     if low == high:
         return jnp.zeros_like(place)
     span = high - low
@@ -94,7 +95,9 @@ def _reflected(place: jax.Array, low: float, high: float) -> jax.Array:
     return jnp.where(turns % 2 == 0, rest, span - rest) + low
 
 
-def affine_grid(theta: jax.Array, size: Sequence[int], *, align_corners: bool = False) -> jax.Array:
+def affine_grid(
+    theta: Float[AnyArray, "N axes axes+1"], size: Sequence[int], *, align_corners: bool = False
+) -> Float[Array, "N *size axes"]:
     """`torch.nn.functional.affine_grid`: the places of a regular grid under an affine map.
 
     **Arguments:**

@@ -7,10 +7,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jaxtyping import Array, Float
+
+from jaxensemble.arrays import AnyArray
 
 
 @jax.custom_jvp
-def digamma(x: jax.Array) -> jax.Array:
+def digamma(x: Float[AnyArray, "*shape"]) -> Float[Array, "*shape"]:
     """The derivative of the logarithm of the gamma function; its own is `polygamma(x, 1)`.
 
     >>> round(digamma(jnp.array(1.0)).item(), 4)
@@ -20,12 +23,12 @@ def digamma(x: jax.Array) -> jax.Array:
 
 
 @digamma.defjvp
-def _digamma_jvp(primals: tuple[jax.Array], tangents: tuple[jax.Array]) -> tuple[jax.Array, jax.Array]:
+def _digamma_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
     return digamma(primals[0]), polygamma(primals[0], 1) * tangents[0]
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
-def polygamma(x: jax.Array, order: int) -> jax.Array:
+def polygamma(x: Float[AnyArray, "*shape"], order: int) -> Float[Array, "*shape"]:
     """The derivative of `digamma` of this order.
 
     Source: `trigamma` and `calc_polygamma` in aten/src/ATen/native/Math.h, which is right to 1e-9 for order 1.
@@ -42,14 +45,14 @@ def polygamma(x: jax.Array, order: int) -> jax.Array:
 
 
 @polygamma.defjvp
-def _polygamma_jvp(order: int, primals: tuple[jax.Array], tangents: tuple[jax.Array]) -> tuple[jax.Array, jax.Array]:
+def _polygamma_jvp(order: int, primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
     return polygamma(primals[0], order), polygamma(primals[0], order + 1) * tangents[0]
 
 
-def _zeta(power: int, x: jax.Array) -> jax.Array:
+def _zeta(power: int, x: Float[AnyArray, "*shape"]) -> Float[Array, "*shape"]:
     """The sum of `(x + k) ** -power`, the terms that are not positive one by one; NaN where these are too many."""
 
-    def step(state: tuple[Any, jax.Array, jax.Array]) -> tuple[Any, jax.Array, jax.Array]:
+    def step(state: tuple[Any, Array, Array]) -> tuple[Any, Array, Array]:
         count, total, x = state
         low = x <= 0
         return count + 1, total + jnp.where(low, x**-power, 0), jnp.where(low, x + 1, x)
@@ -60,7 +63,7 @@ def _zeta(power: int, x: jax.Array) -> jax.Array:
     return jnp.where(x > 0, total + rest, jnp.nan)
 
 
-def _trigamma(x: jax.Array) -> jax.Array:
+def _trigamma(x: Float[AnyArray, "*shape"]) -> Float[Array, "*shape"]:
     mirrored = x < 0.5
     start = jnp.where(mirrored, -((math.pi / jnp.sin(math.pi * x)) ** 2), 0)
     x = jnp.where(mirrored, 1 - x, x)

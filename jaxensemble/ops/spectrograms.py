@@ -1,20 +1,21 @@
 """Short-time Fourier transforms, and back."""
 
-import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Complex, Inexact
 
+from jaxensemble.arrays import AnyArray
 from jaxensemble.ops.windows import overlap_add, patches
 
 
 def stft(
-    x: jax.Array,
+    x: Inexact[AnyArray, "*batch length"],
     n_fft: int,
     hop_length: int,
-    window: jax.Array | None = None,
+    window: Inexact[AnyArray, " window"] | None = None,
     *,
     normalized: bool = False,
     onesided: bool = True,
-) -> jax.Array:
+) -> Complex[Array, "*batch frequencies frames"]:
     """The Fourier transforms of frames of a signal, `n_fft` numbers each, of which the next begins `hop_length` later.
 
     **Arguments:**
@@ -35,16 +36,16 @@ def stft(
 
 
 def istft(
-    z: jax.Array,
+    z: Complex[AnyArray, "*batch frequencies frames"],
     n_fft: int,
     hop_length: int,
-    window: jax.Array,
+    window: Inexact[AnyArray, " window"],
     *,
     start: int = 0,
     length: int,
     normalized: bool = False,
     real: bool = True,
-) -> jax.Array:
+) -> Inexact[Array, "*batch {length}"]:
     """The signal of which `stft` gives `z`: overlapping frames added up, over the sum of the squares of their windows.
 
     **Arguments:**
@@ -72,7 +73,7 @@ def istft(
     return jnp.pad(signal, [(0, 0)] * (signal.ndim - 1) + [(0, start + length - end)])
 
 
-def _centred(window: jax.Array, size: int) -> jax.Array:
+def _centred(window: Inexact[AnyArray, " window"], size: int) -> Inexact[Array, " {size}"]:
     """A window with zeros on both sides."""
     before = (size - window.shape[0]) // 2
     return jnp.pad(window, (before, size - window.shape[0] - before))

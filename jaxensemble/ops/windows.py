@@ -6,6 +6,9 @@ from typing import TypeAlias
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Integer, Num, Shaped
+
+from jaxensemble.arrays import AnyArray
 
 Ints: TypeAlias = int | Sequence[int]
 """One number for every spatial axis, or one for each."""
@@ -47,7 +50,7 @@ def window_pads(size: int, window: int, stride: int, padding: int, dilation: int
     return padding, max(padding, reach - size - padding)
 
 
-def take(x: jax.Array, indices: np.ndarray, axis: int) -> jax.Array:
+def take(x: Shaped[AnyArray, "..."], indices: Integer[np.ndarray, "..."], axis: int) -> Shaped[Array, "..."]:
     """Entries along one axis by a table that is known to lie within it: the axis becomes those of the table.
 
     >>> take(jnp.arange(3.0), np.array([[0, 2]]), 0).tolist()
@@ -57,8 +60,8 @@ def take(x: jax.Array, indices: np.ndarray, axis: int) -> jax.Array:
 
 
 def patches(
-    x: jax.Array, window_shape: Sequence[int], strides: Ints = 1, padding: Ints = 0, dilation: Ints = 1
-) -> jax.Array:
+    x: Num[AnyArray, "... C"], window_shape: Sequence[int], strides: Ints = 1, padding: Ints = 0, dilation: Ints = 1
+) -> Num[Array, "... C"]:
     """Every window of a feature map: `torch.nn.Unfold`, its axes kept apart.
 
     **Returns:** `[..., windows, window, windows, window, ..., C]`: for each spatial axis of `x`, padded with zeros,
@@ -80,8 +83,12 @@ def patches(
 
 
 def overlap_add(
-    columns: jax.Array, output_size: Sequence[int], strides: Ints = 1, padding: Ints = 0, dilation: Ints = 1
-) -> jax.Array:
+    columns: Num[AnyArray, "... C"],
+    output_size: Sequence[int],
+    strides: Ints = 1,
+    padding: Ints = 0,
+    dilation: Ints = 1,
+) -> Num[Array, "... C"]:
     """Puts windows back in their places and adds up where they overlap: `torch.nn.Fold`, the transpose of `patches`.
 
     **Arguments:**

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float, Shaped
 
 from jaxensemble.compat import Tracer
 from jaxensemble.errors import InputError, JaxEnsembleError, describe_error
@@ -15,7 +16,7 @@ from jaxensemble.programs.rewrite import equations
 from jaxensemble.programs.rows import Axes
 from jaxensemble.training.data import map_along_axes
 
-Loss = Callable[[Any, Any], jax.Array]
+Loss = Callable[[Any, Any], Float[Array, ""]]
 
 
 def name_of(function: Any) -> str:
@@ -35,7 +36,7 @@ def check_function(function: Any, name: str) -> None:
         )
 
 
-def number_of(function: Loss, outputs: Any, targets: Any) -> jax.Array:
+def number_of(function: Loss, outputs: Any, targets: Any) -> Float[Array, ""]:
     """The loss, or a metric, of one member. Raises `InputError` for anything but a number."""
     try:
         number = function(outputs, targets)
@@ -98,7 +99,7 @@ def check_is_mean(loss: Loss, outputs: Any, targets: Any, axes: Axes, rows: int)
     pairs = list(zip(leaves, axes, strict=True))
 
     @jax.jit
-    def of_whole_and_halves(label: Any) -> jax.Array:
+    def of_whole_and_halves(label: Any) -> Float[Array, "3"]:
         whole = tree.unflatten([_made_up(leaf, axis, few, seed, label) for seed, (leaf, axis) in enumerate(pairs)])
         halves = (map_along_axes(whole, axes, lambda leaf, axis: jnp.split(leaf, 2, axis)[k]) for k in range(2))  # noqa: B023
         return jnp.stack([number_of(loss, *data).astype(jnp.float32) for data in (whole, *halves)])
@@ -123,7 +124,7 @@ def _is_inexact(leaf: Any) -> bool:
     return jnp.issubdtype(leaf.dtype, jnp.inexact)
 
 
-def _made_up(leaf: Any, axis: int | None, rows: int, seed: int, label: Any) -> jax.Array:
+def _made_up(leaf: Any, axis: int | None, rows: int, seed: int, label: Any) -> Shaped[Array, "..."]:
     """Numbers for one array, of twice as many rows along its batch axis: in float32 at least, so as to round little."""
     shape = tuple(2 * rows if k == axis else size for k, size in enumerate(leaf.shape))
     last = (np.arange(2 * rows) >= rows).reshape([-1 if k == axis else 1 for k in range(len(shape))])

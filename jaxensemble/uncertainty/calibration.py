@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
+from jaxtyping import Array, Bool, Float, Int
 
 from jaxensemble.errors import InputError
 from jaxensemble.uncertainty.checks import (
@@ -24,17 +25,17 @@ class ReliabilityCurve:
     of modern neural networks", https://arxiv.org/abs/1706.04599.
     """
 
-    edges: jax.Array
+    edges: Float[Array, " edges"]
     """From 0 to 1 `[bins + 1]`."""
-    confidence: jax.Array
+    confidence: Float[Array, " bins"]
     """The mean confidence in each bin `[bins]`; NaN where there is none."""
-    accuracy: jax.Array
+    accuracy: Float[Array, " bins"]
     """The fraction that is right in each bin `[bins]`; NaN where there is none."""
-    count: jax.Array
+    count: Int[Array, " bins"]
     """How many fall into each bin: int32 `[bins]`."""
 
     @property
-    def expected_calibration_error(self) -> jax.Array:
+    def expected_calibration_error(self) -> Float[Array, ""]:
         """The mean distance between confidence and accuracy `[]`, each bin weighed by its count."""
         gap = jnp.where(self.count > 0, jnp.abs(self.accuracy - self.confidence), 0)
         return jnp.sum(gap * (self.count / jnp.sum(self.count)).astype(gap.dtype))
@@ -62,7 +63,7 @@ def reliability_curve(
 
 def expected_calibration_error(
     probabilities: ArrayLike, labels: ArrayLike | Sequence[int], bins: int = 15, *, class_axis: int | None = None
-) -> jax.Array:
+) -> Float[Array, ""]:
     """The expected calibration error of Guo et al. (2017) `[]`, from 0 to 1; see [`reliability_curve`][].
 
     >>> print(expected_calibration_error(jnp.array([[0.75, 0.25], [0.75, 0.25]]), jnp.array([0, 1])))
@@ -73,7 +74,7 @@ def expected_calibration_error(
 
 def negative_log_likelihood(
     log_probabilities: ArrayLike, labels: ArrayLike | Sequence[int], *, class_axis: int | None = None
-) -> jax.Array:
+) -> Float[Array, ""]:
     """The mean of `-log p(label)` `[]` in nats; infinite where a label was held to be impossible.
 
     Takes logarithms, because a probability can be too small for its dtype: `prediction.log_mean` for an ensemble.
@@ -90,7 +91,7 @@ def negative_log_likelihood(
 
 def brier_score(
     probabilities: ArrayLike, labels: ArrayLike | Sequence[int], *, class_axis: int | None = None
-) -> jax.Array:
+) -> Float[Array, ""]:
     """The mean of the squared distance between probabilities and the one-hot label `[]`, from 0 to 2.
 
     Summed over all classes, as in Brier (1950), "Verification of forecasts expressed in terms of probability", Monthly
@@ -107,7 +108,7 @@ def brier_score(
 
 
 @functools.partial(jax.jit, static_argnames="bins")
-def _binned(confidence: jax.Array, correct: jax.Array, bins: int) -> ReliabilityCurve:
+def _binned(confidence: Float[Array, " N"], correct: Bool[Array, " N"], bins: int) -> ReliabilityCurve:
     edges = jnp.linspace(0, 1, bins + 1, dtype=confidence.dtype)
     place = jnp.clip(jnp.searchsorted(edges, confidence, side="left") - 1, 0, bins - 1)
     # Masked sums, not scatter-adds: those lose whole per cents in float32 once a bin holds millions of pixels.

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike, DTypeLike
+from jaxtyping import Array, Float, Integer
 
 from jaxensemble.arrays import as_array, is_traced
 from jaxensemble.compat import Tracer
@@ -20,7 +21,7 @@ NOT_ONE = 0.05
 """What tells logits from probabilities: logarithms rounded to bfloat16 move the sum of 1,000 classes by 0.02."""
 
 
-def floating(array: ArrayLike, name: str) -> jax.Array:
+def floating(array: ArrayLike, name: str) -> Float[Array, "..."]:
     """The array in float32 or float64."""
     if isinstance(array, dict | tuple | list):
         raise InputError(
@@ -34,7 +35,7 @@ def floating(array: ArrayLike, name: str) -> jax.Array:
     return values.astype(jnp.float32) if values.dtype.itemsize < 4 else values
 
 
-def require_rank(values: jax.Array, name: str, axes: str) -> None:
+def require_rank(values: Float[Array, "..."], name: str, axes: str) -> None:
     layout = f"[{', '.join(axes)}, ...]"
     if values.ndim < len(axes):
         raise InputError(
@@ -45,7 +46,7 @@ def require_rank(values: jax.Array, name: str, axes: str) -> None:
         raise InputError(f"`{name}` must be {layout} with something along its first axis; got shape {values.shape}")
 
 
-def class_axis_of(values: jax.Array, class_axis: int | None, name: str, axes: str) -> int:
+def class_axis_of(values: Float[Array, "..."], class_axis: int | None, name: str, axes: str) -> int:
     """`class_axis`, which does not count a members axis M, from the end. Of the axes that it counts, the first is N."""
     require_rank(values, name, axes)
     rank = values.ndim - axes.count("M")
@@ -73,7 +74,7 @@ def class_axis_of(values: jax.Array, class_axis: int | None, name: str, axes: st
     return axis
 
 
-def require_distribution(values: jax.Array, axis: int, name: str) -> None:
+def require_distribution(values: Float[Array, "..."], axis: int, name: str) -> None:
     if isinstance(values, Tracer):
         return
     with jax.ensure_compile_time_eval():  # known values can also be met while tracing something else
@@ -85,7 +86,7 @@ def require_distribution(values: jax.Array, axis: int, name: str) -> None:
             )
 
 
-def warn_of_nan(values: jax.Array, axis: int | None = None) -> None:
+def warn_of_nan(values: Float[Array, "..."], axis: int | None = None) -> None:
     """Warns of the members and rows in `[M, N, ...]` that have a NaN; classes, if any, are along `axis`.
 
     The class of such a row is an integer, which cannot be NaN itself. Nothing is looked at while tracing.
@@ -125,7 +126,7 @@ def check_options(task: Any, options: Collection[str], others: Sequence[str] = (
 
 def labelled_rows(
     array: ArrayLike, labels: ArrayLike | Sequence[int], class_axis: int | None, name: str
-) -> tuple[jax.Array, jax.Array]:
+) -> tuple[Float[Array, "R C"], Integer[Array, " R"]]:
     """One row per label: `[R, C]` and `[R]`."""
     values = floating(array, name)
     answers = jnp.asarray(labels if isinstance(labels, Sequence) else as_array(labels, "labels"))
@@ -144,7 +145,7 @@ def labelled_rows(
     return rows.reshape(-1, classes), answers.reshape(-1)
 
 
-def require_labels(labels: jax.Array, classes: int) -> None:
+def require_labels(labels: Integer[Array, "..."], classes: int) -> None:
     if isinstance(labels, Tracer):
         return
     with jax.ensure_compile_time_eval():
@@ -152,7 +153,7 @@ def require_labels(labels: jax.Array, classes: int) -> None:
             raise InputError(f"`labels` must be from 0 to {classes - 1}; got {labels.min()} to {labels.max()}")
 
 
-def quantile_levels(q: ArrayLike | Sequence[float], name: str, dtype: DTypeLike) -> jax.Array:
+def quantile_levels(q: ArrayLike | Sequence[ArrayLike], name: str, dtype: DTypeLike) -> Float[Array, "*Q"]:
     traced = is_traced(q)
     known = None if traced else np.asarray(q, dtype)
     levels = jnp.asarray(q if known is None else known, dtype)

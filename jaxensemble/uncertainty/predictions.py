@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax.scipy.special import ndtr, ndtri
 from jax.typing import ArrayLike
+from jaxtyping import Array, Float, Int
 
 from jaxensemble.errors import InputError
 from jaxensemble.uncertainty.checks import (
@@ -58,7 +59,7 @@ class Prediction:
     @staticmethod
     def from_outputs(outputs: Any, task: Task = "classification", **options: Any) -> "Prediction": ...
     @staticmethod
-    def from_outputs(outputs: Any, task: Task = "classification", **options: Any) -> "Prediction":
+    def from_outputs(outputs: Any, task: str = "classification", **options: Any) -> "Prediction":
         """The prediction for a task: `classification`, `regression`, or `gaussian` for (mean, log-variance) pairs.
 
         Takes the options of the constructor of that name, and raises what it raises; `InputError` for other tasks and
@@ -146,9 +147,9 @@ class Prediction:
 class ClassPrediction(Prediction):
     """What M members say of C classes. Shapes below are for the usual `[M, N, C]`; classes stay where they were."""
 
-    log_probabilities: jax.Array
+    log_probabilities: Float[Array, "M N ..."]
     """Each member's log-probabilities `[M, N, C]`."""
-    member_classes: jax.Array
+    member_classes: Int[Array, "M N ..."]
     """Each member's class `[M, N]`: the largest output, the lowest index among equals."""
     class_axis: int = dataclasses.field(metadata={"static": True})
     """Where the classes are, counted from the end, with or without the members axis."""
@@ -159,17 +160,17 @@ class ClassPrediction(Prediction):
         return self.log_probabilities.shape[0]
 
     @property
-    def probabilities(self) -> jax.Array:
+    def probabilities(self) -> Float[Array, "M N ..."]:
         """Each member's probabilities `[M, N, C]`."""
         return jnp.exp(self.log_probabilities)
 
     @property
-    def mean(self) -> jax.Array:
+    def mean(self) -> Float[Array, "N ..."]:
         """The ensemble's probabilities `[N, C]`: the mean over members."""
         return jnp.mean(self.probabilities, axis=0)
 
     @property
-    def log_mean(self) -> jax.Array:
+    def log_mean(self) -> Float[Array, "N ..."]:
         """The logarithm of `mean` `[N, C]`, finite where `mean` underflows; for `negative_log_likelihood`."""
         top = jnp.max(self.log_probabilities, axis=0)
         shift = jax.lax.stop_gradient(jnp.where(jnp.isfinite(top), top, 0))
@@ -179,41 +180,41 @@ class ClassPrediction(Prediction):
         return jnp.where(impossible, -jnp.inf, shift + jnp.log(jnp.where(impossible, 1, scaled)))
 
     @property
-    def variance(self) -> jax.Array:
+    def variance(self) -> Float[Array, "N ..."]:
         """The variance of each probability over members `[N, C]`, divided by M."""
         return jnp.var(self.probabilities, axis=0)
 
     @property
-    def std(self) -> jax.Array:
+    def std(self) -> Float[Array, "N ..."]:
         """The square root of `variance` `[N, C]`."""
         return jnp.sqrt(self.variance)
 
     @property
-    def soft_vote(self) -> jax.Array:
+    def soft_vote(self) -> Int[Array, "N ..."]:
         """The class of largest mean probability `[N]`, the lowest index among equals."""
         return jnp.argmax(self.mean, self.class_axis)
 
     @property
-    def votes(self) -> jax.Array:
+    def votes(self) -> Int[Array, "N ..."]:
         """How many members choose each class: int32 `[N, C]`, summing to M."""
         classes = self.log_probabilities.shape[self.class_axis]
         chosen = jax.nn.one_hot(self.member_classes, classes, dtype=jnp.int32, axis=self.class_axis)
         return jnp.sum(chosen, axis=0, dtype=jnp.int32)
 
     @property
-    def hard_vote(self) -> jax.Array:
+    def hard_vote(self) -> Int[Array, "N ..."]:
         """The class most members choose `[N]`; among equals that of larger mean probability, then the lowest index."""
         votes = self.votes
         elected = votes == jnp.max(votes, self.class_axis, keepdims=True)
         return jnp.argmax(jnp.where(elected, self.mean, -1), self.class_axis)
 
     @property
-    def confidence(self) -> jax.Array:
+    def confidence(self) -> Float[Array, "N ..."]:
         """The mean probability of the class of `soft_vote` `[N]`."""
         return jnp.max(self.mean, self.class_axis)
 
     @property
-    def disagreement(self) -> jax.Array:
+    def disagreement(self) -> Float[Array, "N ..."]:
         """The fraction of members that do not choose the hard vote `[N]`: Freeman's variation ratio (1965).
 
         0 when all agree, at most `1 - 1/min(M, C)`.
@@ -222,17 +223,17 @@ class ClassPrediction(Prediction):
         return against.astype(self.log_probabilities.dtype) / self.members
 
     @property
-    def predictive_entropy(self) -> jax.Array:
+    def predictive_entropy(self) -> Float[Array, "N ..."]:
         """The entropy of `mean` `[N]`, from 0 to log C: all uncertainty there is about the class."""
         return _entropy(self.log_mean, self.class_axis)
 
     @property
-    def expected_entropy(self) -> jax.Array:
+    def expected_entropy(self) -> Float[Array, "N ..."]:
         """The mean over members of their entropies `[N]`: the part that no agreement among members removes."""
         return jnp.mean(_entropy(self.log_probabilities, self.class_axis), axis=0)
 
     @property
-    def mutual_information(self) -> jax.Array:
+    def mutual_information(self) -> Float[Array, "N ..."]:
         """`predictive_entropy - expected_entropy` `[N]`, from 0 to log min(M, C): the part due to members differing.
 
         The mutual information between class and member, called BALD in Houlsby, Huszár, Ghahramani and Lengyel
@@ -249,7 +250,7 @@ class ClassPrediction(Prediction):
 class RegressionPrediction(Prediction):
     """What M members say of a quantity."""
 
-    outputs: jax.Array
+    outputs: Float[Array, "M N ..."]
     """Each member's value, or mean, `[M, N, ...]`."""
 
     @property
@@ -258,21 +259,21 @@ class RegressionPrediction(Prediction):
         return self.outputs.shape[0]
 
     @property
-    def mean(self) -> jax.Array:
+    def mean(self) -> Float[Array, "N ..."]:
         """The mean over members `[N, ...]`."""
         return jnp.mean(self.outputs, axis=0)
 
     @property
-    def variance(self) -> jax.Array:
+    def variance(self) -> Float[Array, "N ..."]:
         """The variance over members `[N, ...]`, divided by M."""
         return jnp.var(self.outputs, axis=0)
 
     @property
-    def std(self) -> jax.Array:
+    def std(self) -> Float[Array, "N ..."]:
         """The square root of `variance` `[N, ...]`."""
         return jnp.sqrt(self.variance)
 
-    def quantile(self, q: ArrayLike | Sequence[float]) -> jax.Array:
+    def quantile(self, q: ArrayLike | Sequence[ArrayLike]) -> Float[Array, "..."]:
         """The `q` quantile over members `[N, ...]`, or `[Q, N, ...]` for `q` `[Q]`.
 
         Linear between the two members on either side, as `numpy.quantile` and `torch.quantile` are by default. Raises
@@ -284,7 +285,7 @@ class RegressionPrediction(Prediction):
         """
         return jnp.quantile(self.outputs, quantile_levels(q, "q", self.outputs.dtype), axis=0)
 
-    def interval(self, level: float) -> tuple[jax.Array, jax.Array]:
+    def interval(self, level: float) -> tuple[Float[Array, "N ..."], Float[Array, "N ..."]]:
         """The central interval of probability `level`: quantiles `(1 - level) / 2` and `(1 + level) / 2`.
 
         Point predictions of M members give an interval within their extremes: it tells how far they spread, not how
@@ -303,25 +304,25 @@ class RegressionPrediction(Prediction):
 class GaussianPrediction(RegressionPrediction):
     """What M members say of a quantity, each with a normal distribution; the ensemble is the mixture of these."""
 
-    log_variances: jax.Array
+    log_variances: Float[Array, "M N ..."]
     """The logarithm of each member's variance `[M, N, ...]`."""
 
     @property
-    def aleatoric_variance(self) -> jax.Array:
+    def aleatoric_variance(self) -> Float[Array, "N ..."]:
         """The mean of the members' variances `[N, ...]`: noise that they all see in the data."""
         return jnp.mean(jnp.exp(self.log_variances), axis=0)
 
     @property
-    def epistemic_variance(self) -> jax.Array:
+    def epistemic_variance(self) -> Float[Array, "N ..."]:
         """The variance of the members' means `[N, ...]`, divided by M."""
         return jnp.var(self.outputs, axis=0)
 
     @property
-    def variance(self) -> jax.Array:
+    def variance(self) -> Float[Array, "N ..."]:
         """The variance of the mixture `[N, ...]`: aleatoric plus epistemic, the law of total variance."""
         return self.aleatoric_variance + self.epistemic_variance
 
-    def quantile(self, q: ArrayLike | Sequence[float]) -> jax.Array:
+    def quantile(self, q: ArrayLike | Sequence[ArrayLike]) -> Float[Array, "..."]:
         """The `q` quantile of the mixture `[N, ...]`, or `[Q, N, ...]` for `q` `[Q]`.
 
         Found by bisection of the mixture's distribution function. Differentiable in means and variances, a constant
@@ -340,13 +341,13 @@ def _told(value: Any) -> str:
     return f"{value.dtype}{list(value.shape)}" if hasattr(value, "dtype") else repr(value)
 
 
-def _entropy(log_probabilities: jax.Array, axis: int) -> jax.Array:
+def _entropy(log_probabilities: Float[Array, "..."], axis: int) -> Float[Array, "..."]:
     # 0 log 0 is 0, in the gradient too; NaN stays NaN, and rounding in `log_mean` cannot make entropy negative.
     finite = jnp.where(jnp.isneginf(log_probabilities), 0, log_probabilities)
     return jnp.maximum(-jnp.sum(jnp.exp(log_probabilities) * finite, axis), 0)
 
 
-def _divergence(log_p: jax.Array, log_m: jax.Array) -> jax.Array:
+def _divergence(log_p: Float[Array, " M *shape"], log_m: Float[Array, "*shape"]) -> Float[Array, " M *shape"]:
     """`p log(p/m) - p + m`, which is never negative; summed over all members and classes, the last two terms cancel."""
     impossible = jnp.isneginf(log_p)
     ratio = jnp.where(impossible, 0, log_p - log_m)
@@ -358,11 +359,13 @@ def _divergence(log_p: jax.Array, log_m: jax.Array) -> jax.Array:
 
 
 @jax.custom_jvp
-def _mixture_quantile(means: jax.Array, stds: jax.Array, q: jax.Array) -> jax.Array:
+def _mixture_quantile(
+    means: Float[Array, " M *shape"], stds: Float[Array, " M *shape"], q: Float[Array, ""]
+) -> Float[Array, "*shape"]:
     # The mixture's quantile lies between the least and the greatest of its members' own.
     own = means + stds * ndtri(q)
 
-    def halve(_: int, bracket: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+    def halve(_: Array, bracket: tuple[Array, Array]) -> tuple[Array, Array]:
         lower, upper = bracket
         middle = (lower + upper) / 2
         below = jnp.mean(ndtr((middle - means) / stds), axis=0) < q
@@ -374,8 +377,8 @@ def _mixture_quantile(means: jax.Array, stds: jax.Array, q: jax.Array) -> jax.Ar
 
 @_mixture_quantile.defjvp
 def _mixture_quantile_jvp(
-    primals: tuple[jax.Array, jax.Array, jax.Array], tangents: tuple[jax.Array, jax.Array, jax.Array]
-) -> tuple[jax.Array, jax.Array]:
+    primals: tuple[Array, Array, Array], tangents: tuple[Array, Array, Array]
+) -> tuple[Array, Array]:
     # Implicit differentiation of mean(cdf(x)) = q: members move x in proportion to their density there.
     means, stds, q = primals
     found = _mixture_quantile(means, stds, q)
