@@ -31,11 +31,11 @@ from jaxensemble.network.inputs import batch_axes, check_inputs, check_member_ax
 from jaxensemble.network.network import Network
 from jaxensemble.network.proof import Lineage, Proof
 from jaxensemble.network.sources import Source
-from jaxensemble.running.case import Case, type_of_input
 from jaxensemble.running.device import device_of, human_bytes
-from jaxensemble.running.members import Call, run_members
+from jaxensemble.running.members import EnsembleCall, run_members
 from jaxensemble.running.plan import Plan
-from jaxensemble.running.tuning import choose_call, explained, tuned
+from jaxensemble.running.tuning import choose_call, explain_plan, tune_plan
+from jaxensemble.running.workload import Workload, type_of_input
 from jaxensemble.source import print_source
 from jaxensemble.uncertainty import Prediction
 from jaxensemble.uncertainty.checks import check_options
@@ -269,15 +269,15 @@ class Ensemble:
         key = None if key is None else as_key(key)
         if is_traced((self, key, inputs)):
             raise InputError("nothing can be measured within jax.jit and other transformations: call tune outside")
-        case = self._case(inputs, key, "different", each=each)
-        plan = tuned(case, lambda call: self._call(call, key, inputs)).plan
+        workload = self._workload(inputs, key, "different", each=each)
+        plan = tune_plan(workload, lambda call: self._call(call, key, inputs)).plan
         return dataclasses.replace(self, plan=plan).proven(self.proof, self.lineage).read_from(self.sources)
 
     def explain(self, *inputs: Any, key: Any = None, each: bool = False, **named: Any) -> str:
         """Explains which plan a call with these inputs gets, with the measurements or the estimate behind it."""
         inputs = as_arrays(bind_arguments(self.network, inputs, named), "inputs")
-        case = self._case(inputs, None if key is None else as_key(key), "different", each=each)
-        return explained(case, self.plan)
+        workload = self._workload(inputs, None if key is None else as_key(key), "different", each=each)
+        return explain_plan(workload, self.plan)
 
     def update(
         self,
@@ -551,10 +551,10 @@ class Ensemble:
         kind = (each, update, str(randomness), plan, key is None, is_x64_on(), tree, *map(type_of_input, leaves))
         call = self._calls.get(kind)
         if call is None:
-            case = self._case(inputs, key, randomness, each=each, update=update)
+            workload = self._workload(inputs, key, randomness, each=each, update=update)
             traced = is_traced((self, key, inputs))
             measure = None if traced else lambda call: self._call(call, key, inputs)
-            call = choose_call(case, plan, self.plan, measure)
+            call = choose_call(workload, plan, self.plan, measure)
             if plan != "auto" or not traced:  # a guess is no measurement
                 self._calls[kind] = call
         returned = self._call(call, key, inputs)
@@ -565,13 +565,13 @@ class Ensemble:
         outputs, buffers = returned
         return restore_outputs(self.network.outputs, outputs), buffers
 
-    def _call(self, call: Call, key: Any, inputs: tuple[Any, ...]) -> Any:
+    def _call(self, call: EnsembleCall, key: Any, inputs: tuple[Any, ...]) -> Any:
         return run_members(self.params, self.buffers, self.constants, self.rngs, key, inputs, call=call)
 
-    def _case(
+    def _workload(
         self, inputs: tuple[Any, ...], key: Any, randomness: Randomness, *, each: bool, update: bool = False
-    ) -> Case:
-        """Checks the inputs of a call, and returns its case."""
+    ) -> Workload:
+        """Checks the inputs of a call, and returns its workload."""
         if randomness not in ("different", "same"):
             raise InputError(f"`randomness` must be 'different' or 'same'; got {randomness!r}")
         for dtype in self._dtypes:
@@ -583,10 +583,12 @@ class Ensemble:
             check_inputs(self.network, inputs, each=each)
         device = device_of(self.params)
         different, ported = randomness == "different", self.network is not None
-        call = Call(self.graphdef, device.platform, each=each, different=different, update=update, ported=ported)
+        call = EnsembleCall(
+            self.graphdef, device.platform, each=each, different=different, update=update, ported=ported
+        )
         arrays = (self.params, self.buffers, self.rngs, self.constants, key, inputs)
-        return Case.of(call, device, arrays, batch_axes(self.network, inputs, each=each))
+        return Workload.of(call, device, arrays, batch_axes(self.network, inputs, each=each))
 
     @functools.cached_property
-    def _calls(self) -> dict[Any, Call]:
+    def _calls(self) -> dict[Any, EnsembleCall]:
         return {}

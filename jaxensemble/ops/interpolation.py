@@ -12,7 +12,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Inexact, Int
+from jaxtyping import Array, Float, Int, Num
 
 from jaxensemble.arrays import AnyArray
 from jaxensemble.ops.windows import take
@@ -28,14 +28,14 @@ class Taps(NamedTuple):
 
 
 def resize(
-    x: Inexact[AnyArray, "... C"],
+    x: Num[AnyArray, "... C"],
     size: Sequence[int],
     method: Method = "nearest",
     *,
     align_corners: bool = False,
     scale: Sequence[float | None] | None = None,
     antialias: bool = False,
-) -> Inexact[AnyArray, "... C"]:
+) -> Num[AnyArray, "... C"]:
     """`torch.nn.functional.interpolate`: linear, bilinear and trilinear are all `"linear"`, bicubic is `"cubic"`.
 
     **Arguments:**

@@ -53,7 +53,7 @@ class CannotCall(InputError):
 
 
 @dataclasses.dataclass(frozen=True)
-class Call:
+class EnsembleCall:
     """One way of calling an ensemble, all of it known when it is compiled.
 
     - `each`: whether every member has inputs of its own, which then begin with the member axis.
@@ -118,7 +118,7 @@ _NAMED = {CONVOLUTION: _named(lax.conv_general_dilated), PRODUCT: _named(lax.dot
 # At module level, so that ensembles of equal structure share compilations.
 @functools.partial(jax.jit, static_argnames=("call",))
 def run_members(
-    params: Tree, buffers: Tree, constants: Tree, rngs: Tree, key: Any, inputs: tuple[Any, ...], *, call: Call
+    params: Tree, buffers: Tree, constants: Tree, rngs: Tree, key: Any, inputs: tuple[Any, ...], *, call: EnsembleCall
 ) -> Any:
     """The outputs of all members, `[M, ...]`; every array of `params`, `buffers` and `rngs` is `[M, ...]`.
 
@@ -135,7 +135,7 @@ def run_members(
     return in_steps(run, stacked, (0,) * len(jax.tree.leaves(stacked)), 0, size, call.plan.unroll)
 
 
-def _some_members(part: tuple[Any, ...], *, call: Call, shared: tuple[Any, ...], size: int) -> Any:
+def _some_members(part: tuple[Any, ...], *, call: EnsembleCall, shared: tuple[Any, ...], size: int) -> Any:
     """The outputs of the `size` members of one step."""
     params, buffers, rngs, key, own = part
     constants, common_key, common = shared

@@ -68,7 +68,7 @@ def is_size(size: Any) -> bool:
 
 
 @dataclasses.dataclass(frozen=True)
-class Load:
+class Demand:
     """What running an ensemble on one minibatch asks of a device.
 
     - `members`, `rows`: how many there are; no rows where a minibatch cannot be taken apart.
@@ -85,14 +85,14 @@ class Load:
     convolutions: bool
     grouped: bool = False
 
-    def held(self, plan: Plan) -> float:
+    def held_bytes(self, plan: Plan) -> float:
         """The bytes of intermediate arrays that a plan needs at once."""
         members = min(plan.members or self.members, self.members)
         rows = min(plan.rows or self.rows, self.rows) / self.rows if self.rows else 1
         return members * rows * self.peak
 
 
-def guess(load: Load, free: float) -> Plan:
+def guess_plan(demand: Demand, free: float) -> Plan:
     """A plan that is good without being measured, and needs no more than its share of `free` bytes of memory.
 
     On CPUs a convolution with a kernel for each member is slow, and so are arrays that leave the cache; but within a
@@ -100,51 +100,51 @@ def guess(load: Load, free: float) -> Plan:
     figures. Elsewhere all members run at once.
     """
     plan = Plan()
-    if load.platform == "cpu" and load.convolutions and not load.grouped:
-        plan = Plan(members=1, rows=_tile(load))
-    return fitted(plan, load, free)
+    if demand.platform == "cpu" and demand.convolutions and not demand.grouped:
+        plan = Plan(members=1, rows=_tile(demand))
+    return fit_plan(plan, demand, free)
 
 
-def fits(plan: Plan, load: Load, free: float) -> bool:
+def is_within_memory(plan: Plan, demand: Demand, free: float) -> bool:
     """Whether a plan needs no more than its share of `free` bytes of memory."""
-    return load.held(plan) <= _SHARE * free
+    return demand.held_bytes(plan) <= _SHARE * free
 
 
-def fitted(plan: Plan, load: Load, free: float) -> Plan:
+def fit_plan(plan: Plan, demand: Demand, free: float) -> Plan:
     """The plan, or one with fewer members and rows a step where it needs too much memory."""
-    if fits(plan, load, free):
+    if is_within_memory(plan, demand, free):
         return plan
     budget = _SHARE * free
-    members = min(plan.members or load.members, load.members)
-    members = max(1, min(members, int(budget / (load.held(plan) / members))))
+    members = min(plan.members or demand.members, demand.members)
+    members = max(1, min(members, int(budget / (demand.held_bytes(plan) / members))))
     plan = dataclasses.replace(plan, members=members)
-    if fits(plan, load, free) or not load.rows:
+    if is_within_memory(plan, demand, free) or not demand.rows:
         return plan
-    rows = min(plan.rows or load.rows, load.rows)
-    return dataclasses.replace(plan, rows=max(1, int(rows * budget / load.held(plan))))
+    rows = min(plan.rows or demand.rows, demand.rows)
+    return dataclasses.replace(plan, rows=max(1, int(rows * budget / demand.held_bytes(plan))))
 
 
-def candidates(load: Load, free: float) -> Iterator[Plan]:
+def candidate_plans(demand: Demand, free: float) -> Iterator[Plan]:
     """Plans worth measuring, the most promising first; those that memory allows."""
-    first = guess(load, free)
-    plans = [first, Plan(), Plan(members=1), *(Plan(members=1, rows=rows) for rows in _near(_tile(load), load))]
-    if load.convolutions and load.members <= _UNROLLED:
+    first = guess_plan(demand, free)
+    plans = [first, Plan(), Plan(members=1), *(Plan(members=1, rows=rows) for rows in _near(_tile(demand), demand))]
+    if demand.convolutions and demand.members <= _UNROLLED:
         plans.append(Plan(members=1, unroll=True))
-    if load.platform != "cpu":
-        plans = [first, Plan(), *(Plan(members=k) for k in (1, 4, 16, 64) if k < load.members)]
-    yield from dict.fromkeys(plan for plan in plans if fits(plan, load, free) or plan == first)
+    if demand.platform != "cpu":
+        plans = [first, Plan(), *(Plan(members=k) for k in (1, 4, 16, 64) if k < demand.members)]
+    yield from dict.fromkeys(plan for plan in plans if is_within_memory(plan, demand, free) or plan == first)
 
 
-def _tile(load: Load) -> int | None:
+def _tile(demand: Demand) -> int | None:
     """As many rows as fit into the cache, a power of two; None where these are all rows."""
-    if not load.rows or load.step <= TILE:
+    if not demand.rows or demand.step <= TILE:
         return None
-    rows = max(LEAST, 2 ** int(math.log2(max(1, load.rows * TILE / load.step))))
-    return rows if rows < load.rows else None
+    rows = max(LEAST, 2 ** int(math.log2(max(1, demand.rows * TILE / demand.step))))
+    return rows if rows < demand.rows else None
 
 
-def _near(rows: int | None, load: Load) -> list[int]:
-    if not load.rows:
+def _near(rows: int | None, demand: Demand) -> list[int]:
+    if not demand.rows:
         return []
-    middle = rows or load.rows
-    return [size for size in (middle, 2 * middle, middle // 2, middle // 4) if LEAST <= size < load.rows]
+    middle = rows or demand.rows
+    return [size for size in (middle, 2 * middle, middle // 2, middle // 4) if LEAST <= size < demand.rows]

@@ -14,7 +14,7 @@ from jaxensemble.modules.state import Tree, flatten, unflatten
 from jaxensemble.programs.cpu.training import for_training
 from jaxensemble.programs.rewrite import rewritten
 from jaxensemble.programs.rows import Axes
-from jaxensemble.running.members import KEPT, ON_CPUS, Call, over_members
+from jaxensemble.running.members import KEPT, ON_CPUS, EnsembleCall, over_members
 from jaxensemble.training.augmentation import Augment, augment_minibatch, augmentation_keys
 from jaxensemble.training.data import count_rows, map_along_axes
 from jaxensemble.training.losses import Loss, number_of
@@ -33,7 +33,7 @@ class TrainingStep:
     - `augment`: what changes every member's minibatch.
     """
 
-    call: Call
+    call: EnsembleCall
     loss: Loss
     axes: Axes
     given: Axes

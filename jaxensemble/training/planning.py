@@ -14,10 +14,10 @@ from jaxensemble.modules.state import Tree, flatten, merge, split, unflatten
 from jaxensemble.network.inputs import batch_axes
 from jaxensemble.programs.cpu.training import for_training
 from jaxensemble.programs.rewrite import peak_bytes
-from jaxensemble.running.case import SMALL, Case, planned
 from jaxensemble.running.device import device_of, free_memory
-from jaxensemble.running.members import Call
-from jaxensemble.running.plan import Plan, fits, guess
+from jaxensemble.running.members import EnsembleCall
+from jaxensemble.running.plan import Plan, guess_plan, is_within_memory
+from jaxensemble.running.workload import SMALL, Workload, apply_plan
 from jaxensemble.training.augmentation import Augment, check_draws
 from jaxensemble.training.data import check_data
 from jaxensemble.training.losses import Loss, check_is_mean, name_of, number_of, warn_of_pairs
@@ -36,22 +36,22 @@ def make_step(
     augment: Augment | None = None,
 ) -> TrainingStep:
     """The step for such data, under the plan that was asked for, or under one that fits."""
-    step, case, targets = prepare_step(state, data, rows, loss, each=each, augment=augment)
+    step, workload, targets = prepare_step(state, data, rows, loss, each=each, augment=augment)
     leaves, tree = jax.tree.flatten(targets)
-    chosen, idle = _choose_plan(case, loss, tuple(leaves), tree, state.frozen, plan)
+    chosen, idle = _choose_plan(workload, loss, tuple(leaves), tree, state.frozen, plan)
     return dataclasses.replace(step, call=dataclasses.replace(step.call, plan=chosen), idle=idle)
 
 
 def prepare_step(
     state: TrainState, data: Any, rows: Any, loss: Loss, *, each: bool, augment: Augment | None
-) -> tuple[TrainingStep, Case, Any]:
-    """A step without a plan, its case, and one member's targets, as shapes and dtypes."""
+) -> tuple[TrainingStep, Workload, Any]:
+    """A step without a plan, its workload, and one member's targets, as shapes and dtypes."""
     inputs, targets = data
     own_rows = rows is not None and rows.ndim == 2
     device = device_of(state.ensemble.params)
     ported = state.ensemble.network is not None
     own = each or own_rows or augment is not None
-    call = Call(state.training, device.platform, each=own, update=True, ported=ported)
+    call = EnsembleCall(state.training, device.platform, each=own, update=True, ported=ported)
     given = batch_axes(state.ensemble.network, inputs, each=each) + (0,) * len(jax.tree.leaves(targets))
     step = TrainingStep(call, loss, given, given, each, own_rows, augment=augment)
     as_given = rows is None and augment is None
@@ -68,48 +68,50 @@ def prepare_step(
     ensemble, key = state.ensemble, jax.ShapeDtypeStruct((), state.keys.dtype)
     buffers = unflatten(flatten(ensemble.buffers) | state.rates)
     arrays = (ensemble.params, buffers, ensemble.rngs, ensemble.constants, key, inputs)
-    case = Case.of(call, device, arrays, axes)
+    workload = Workload.of(call, device, arrays, axes)
     targets = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[call.each :], leaf.dtype), targets)
-    return step, case, targets
+    return step, workload, targets
 
 
 @functools.lru_cache(maxsize=256)
 def _choose_plan(
-    case: Case, loss: Loss, targets: Any, tree: Any, frozen: frozenset[str], plan: Plan | None
+    workload: Workload, loss: Loss, targets: Any, tree: Any, frozen: frozenset[str], plan: Plan | None
 ) -> tuple[Plan, frozenset[str]]:
     """The plan, and the parameters that the loss does not reach."""
     if plan is not None and not isinstance(plan, Plan):
         raise InputError(f"`plan` must be a jaxensemble.Plan or None; got {plan!r}")
-    program, idle = gradient_program(case, loss, tree.unflatten(targets), frozen)
-    if idle >= flatten(trained_parameters(case.one_member()[0], frozen)).keys():
+    program, idle = gradient_program(workload, loss, tree.unflatten(targets), frozen)
+    if idle >= flatten(trained_parameters(workload.one_member()[0], frozen)).keys():
         raise InputError(
             f"{name_of(loss)} has no gradient with respect to any parameter: a loss must be made "
             "of differentiable steps, unlike an accuracy"
         )
     if plan is None:
-        free = free_memory(case.device)
-        load = dataclasses.replace(case.load, rows=None, peak=peak_bytes(program))
-        small = case.input_bytes <= SMALL and fits(Plan(), load, free)
-        return Plan() if small else guess(load, free), idle
-    if plan.rows is None or case.rows is None or plan.rows >= case.rows:
+        free = free_memory(workload.device)
+        demand = dataclasses.replace(workload.demand, rows=None, peak=peak_bytes(program))
+        small = workload.input_bytes <= SMALL and is_within_memory(Plan(), demand, free)
+        return Plan() if small else guess_plan(demand, free), idle
+    if plan.rows is None or workload.rows is None or plan.rows >= workload.rows:
         return dataclasses.replace(plan, rows=None), idle
-    still = _without_dropout(case)
-    axes = planned(still, dataclasses.replace(plan, members=None)).rows_out  # raises if rows are mixed
+    still = _without_dropout(workload)
+    axes = apply_plan(still, dataclasses.replace(plan, members=None)).rows_out  # raises if rows are mixed
     check_is_mean(loss, still.outputs_of(plan.rows), tree.unflatten(targets), (*axes, *[0] * len(targets)), plan.rows)
     return plan, idle
 
 
-def gradient_program(case: Case, loss: Loss, targets: Any, frozen: frozenset[str]) -> tuple[Program, frozenset[str]]:
+def gradient_program(
+    workload: Workload, loss: Loss, targets: Any, frozen: frozenset[str]
+) -> tuple[Program, frozenset[str]]:
     """What one member's gradient computes, and the parameters whose gradient JAX knows to be zero."""
-    params, buffers, rngs, constants, key, inputs = case.one_member()
+    params, buffers, rngs, constants, key, inputs = workload.one_member()
 
     def member(params: Tree, buffers: Tree, rngs: Tree, key: Any, data: Any) -> Any:
-        outputs, after = case.call.member(params, buffers, rngs, constants, key, data[0], vmapped=None)
+        outputs, after = workload.call.member(params, buffers, rngs, constants, key, data[0], vmapped=None)
         number = number_of(loss, outputs, data[1])
         warn_of_pairs(loss, outputs, data[1])
         return number, after
 
-    one = for_training(member) if case.call.platform == "cpu" else member
+    one = for_training(member) if workload.call.platform == "cpu" else member
 
     def objective(params: Tree, everything: Tree, *others: Any) -> Any:
         return one(replace_trained(everything, params), *others)
@@ -126,12 +128,12 @@ def _is_zero(step: JaxprEqn) -> bool:
     return isinstance(step.invars[0], Literal) and not np.any(step.invars[0].val)
 
 
-def _without_dropout(case: Case) -> Case:
+def _without_dropout(workload: Workload) -> Workload:
     """The same without random numbers, which keep no rows apart: what they are for a row is not told by the others."""
-    params, buffers, rngs, constants, _, _ = case.one_member()
-    module = merge(case.call.graphdef, params, buffers, constants, rngs)
+    params, buffers, rngs, constants, _, _ = workload.one_member()
+    module = merge(workload.call.graphdef, params, buffers, constants, rngs)
     for _, layer in nnx.iter_modules(module):
         if "rngs" in vars(layer) and hasattr(layer, "deterministic"):
             layer.deterministic = True  # type: ignore[attr-defined]
-    call = dataclasses.replace(case.call, graphdef=split(module).graphdef, update=False)
-    return dataclasses.replace(case, call=call)
+    call = dataclasses.replace(workload.call, graphdef=split(module).graphdef, update=False)
+    return dataclasses.replace(workload, call=call)

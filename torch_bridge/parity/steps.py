@@ -15,7 +15,7 @@ from jaxensemble.ensemble import Ensemble
 from jaxensemble.errors import InputError, UnsupportedError, first_line
 from jaxensemble.network.arguments import bind_arguments
 from jaxensemble.network.inputs import batch_axes
-from jaxensemble.running.members import Call
+from jaxensemble.running.members import EnsembleCall
 from jaxensemble.training import TrainState, train_step
 from jaxensemble.training.data import count_rows
 from torch_bridge.graph.forward import Inputs, call_model
@@ -169,7 +169,7 @@ def _against_vmap(
 def _next_draws(state: TrainState, arrays: tuple[Any, ...]) -> Sequence[jax.Array]:
     """The numbers that the members draw in the next step: arrays `[M, ...]`."""
     ensemble = state.ensemble
-    call = Call(ensemble.graphdef, next(iter(state.keys.devices())).platform)
+    call = EnsembleCall(ensemble.graphdef, next(iter(state.keys.devices())).platform)
 
     def member(params: Any, buffers: Any, rngs: Any, key: Any, inputs: Any) -> Any:
         return call.member(params, buffers, rngs, ensemble.constants, key, inputs, vmapped=None)

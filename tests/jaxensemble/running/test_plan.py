@@ -18,8 +18,8 @@ from flax import nnx
 
 from jaxensemble import Ensemble, InputError, Plan
 from jaxensemble.running import tuning
-from jaxensemble.running.case import adapted
-from jaxensemble.running.plan import TILE, Load, candidates, fitted, guess
+from jaxensemble.running.plan import TILE, Demand, candidate_plans, fit_plan, guess_plan
+from jaxensemble.running.workload import adapt_plan
 
 TRACES: list[Any] = []
 
@@ -152,42 +152,42 @@ def test_what_is_no_plan_is_refused() -> None:
         ENSEMBLE(X, plan={"members": 1})  # type: ignore[arg-type]
 
 
-CNN = Load("cpu", members=10, rows=64, peak=64 * 300_000, step=64 * 400_000, convolutions=True)
-MLP = Load("cpu", members=10, rows=64, peak=64 * 2_000, step=64 * 2_000, convolutions=False)
+CNN = Demand("cpu", members=10, rows=64, peak=64 * 300_000, step=64 * 400_000, convolutions=True)
+MLP = Demand("cpu", members=10, rows=64, peak=64 * 2_000, step=64 * 2_000, convolutions=False)
 
 
 def test_guesses_on_cpus_keep_convolutions_in_the_cache() -> None:
-    assert guess(CNN, 1e12) == Plan(members=1, rows=16)
+    assert guess_plan(CNN, 1e12) == Plan(members=1, rows=16)
     assert 16 * 400_000 <= TILE < 32 * 400_000
-    assert guess(dataclasses.replace(CNN, grouped=True), 1e12) == Plan()
-    assert guess(dataclasses.replace(CNN, step=64 * TILE), 1e12) == Plan(members=1, rows=4), "fewer are slow"
-    assert guess(dataclasses.replace(CNN, step=1000), 1e12) == Plan(members=1)
-    assert guess(dataclasses.replace(CNN, rows=None), 1e12) == Plan(members=1)
-    assert guess(MLP, 1e12) == guess(dataclasses.replace(CNN, platform="gpu"), 1e12) == Plan()
+    assert guess_plan(dataclasses.replace(CNN, grouped=True), 1e12) == Plan()
+    assert guess_plan(dataclasses.replace(CNN, step=64 * TILE), 1e12) == Plan(members=1, rows=4), "fewer are slow"
+    assert guess_plan(dataclasses.replace(CNN, step=1000), 1e12) == Plan(members=1)
+    assert guess_plan(dataclasses.replace(CNN, rows=None), 1e12) == Plan(members=1)
+    assert guess_plan(MLP, 1e12) == guess_plan(dataclasses.replace(CNN, platform="gpu"), 1e12) == Plan()
 
 
 @pytest.mark.parametrize("free", [1e12, 1e9, 2e8, 5e7, 1e6])
 @pytest.mark.parametrize("members", [1, 3, 1000])
 def test_plans_fit_into_memory(free: float, members: int) -> None:
-    load = Load("gpu", members=members, rows=64, peak=64 * 300_000, step=64 * 400_000, convolutions=True)
-    plan = fitted(Plan(), load, free)
-    assert load.held(plan) <= free / 2 or (plan.members, plan.rows) == (1, 1)
+    demand = Demand("gpu", members=members, rows=64, peak=64 * 300_000, step=64 * 400_000, convolutions=True)
+    plan = fit_plan(Plan(), demand, free)
+    assert demand.held_bytes(plan) <= free / 2 or (plan.members, plan.rows) == (1, 1)
     larger = [Plan(members=(plan.members or members) + 1), Plan(members=1, rows=(plan.rows or 64) + 1)]
-    assert plan == Plan() or any(load.held(more) > free / 2 for more in larger), "smaller than need be"
-    whole = fitted(Plan(), dataclasses.replace(load, rows=None), free)
+    assert plan == Plan() or any(demand.held_bytes(more) > free / 2 for more in larger), "smaller than need be"
+    whole = fit_plan(Plan(), dataclasses.replace(demand, rows=None), free)
     assert whole.rows is None
-    for candidate in candidates(load, free):
-        assert load.held(candidate) <= free / 2 or candidate == guess(load, free)
+    for candidate in candidate_plans(demand, free):
+        assert demand.held_bytes(candidate) <= free / 2 or candidate == guess_plan(demand, free)
 
 
 def test_an_ensemble_that_does_not_fit_runs_in_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("jaxensemble.running.case.free_memory", lambda device: 40_000.0)
-    monkeypatch.setattr("jaxensemble.running.case.SMALL", 0)
-    adapted.cache_clear()
+    monkeypatch.setattr("jaxensemble.running.workload.free_memory", lambda device: 40_000.0)
+    monkeypatch.setattr("jaxensemble.running.workload.SMALL", 0)
+    adapt_plan.cache_clear()
     ensemble = jax.tree.map(jnp.copy, ENSEMBLE)
     assert ensemble.explain(X[:6]).startswith("Plan(members=1, rows=")
     _close(ensemble(X[:6]), ENSEMBLE(X[:6], plan=Plan()), 1e-5)
-    adapted.cache_clear()
+    adapt_plan.cache_clear()
 
 
 def test_tuning_measures_once(empty_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -197,7 +197,7 @@ def test_tuning_measures_once(empty_cache: Path, monkeypatch: pytest.MonkeyPatch
     assert ENSEMBLE.plan is None
     entry = _entry(empty_cache)
     assert Plan(**entry["plan"]) == tuned.plan and len(entry["seconds"]) > 2
-    monkeypatch.setattr(tuning, "_measured", lambda *_: pytest.fail("measured again"))
+    monkeypatch.setattr(tuning, "_measure_plans", lambda *_: pytest.fail("measured again"))
     assert ENSEMBLE.tune(X).plan == tuned.plan
     monkeypatch.setattr(tuning, "_MEMORY", {})  # like another process
     assert ENSEMBLE.tune(X).plan == tuned.plan
@@ -214,7 +214,7 @@ def test_tuning_is_remembered_by_other_processes(empty_cache: Path) -> None:
         def run(*_):
             raise AssertionError("measured")
         if __import__("sys").argv[1] == "again":
-            tuning._measured = run
+            tuning._measure_plans = run
         ensemble = Ensemble.from_modules([nnx.Linear(3, 2, rngs=nnx.Rngs(seed)) for seed in range(3)])
         print(ensemble.tune(jnp.ones((4, 3))).plan)
     """)
@@ -256,7 +256,7 @@ def test_a_cache_that_cannot_be_written_is_done_without(tmp_path: Path, monkeypa
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("JAXENSEMBLE_CACHE", str(tmp_path / "file" / "folder"))
     plan = ENSEMBLE.tune(X[:2]).plan
-    monkeypatch.setattr(tuning, "_measured", lambda *_: pytest.fail("measured again"))
+    monkeypatch.setattr(tuning, "_measure_plans", lambda *_: pytest.fail("measured again"))
     assert ENSEMBLE.tune(X[:2]).plan == plan
     tuning._MEMORY.clear()
 
@@ -294,22 +294,22 @@ def test_outputs_of_other_sizes_are_not_taken_apart() -> None:
 
 
 def test_small_inputs_are_not_planned_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("jaxensemble.running.case.guess", lambda *_: pytest.fail("planned"))
+    monkeypatch.setattr("jaxensemble.running.workload.guess_plan", lambda *_: pytest.fail("planned"))
     assert next(iter(_called(X[:1])._calls.values())).plan == Plan()
 
 
 def _called(x: np.ndarray) -> Ensemble:
-    adapted.cache_clear()
+    adapt_plan.cache_clear()
     ensemble = jax.tree.map(jnp.copy, ENSEMBLE)
     ensemble(x)
     return ensemble
 
 
 def test_guesses_are_taken_for_all_others(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("jaxensemble.running.case.SMALL", 0)
-    monkeypatch.setattr("jaxensemble.running.case.guess", lambda *_: Plan(members=2, rows=3))
+    monkeypatch.setattr("jaxensemble.running.workload.SMALL", 0)
+    monkeypatch.setattr("jaxensemble.running.workload.guess_plan", lambda *_: Plan(members=2, rows=3))
     assert next(iter(_called(X)._calls.values())).plan == Plan(members=2, rows=3)
-    adapted.cache_clear()
+    adapt_plan.cache_clear()
 
 
 def test_new_values_are_no_new_case() -> None:

@@ -15,22 +15,22 @@ from jaxensemble.programs.cpu.matmuls import is_long
 from jaxensemble.programs.rewrite import CONVOLUTION, PRODUCT, equations, largest_step, peak_bytes, rewritten
 from jaxensemble.programs.rows import Axes, MixedRows, row_axes
 from jaxensemble.running.device import free_memory
-from jaxensemble.running.members import ON_CPUS, Call
-from jaxensemble.running.plan import Load, Plan, fits, fitted, guess
+from jaxensemble.running.members import ON_CPUS, EnsembleCall
+from jaxensemble.running.plan import Demand, Plan, fit_plan, guess_plan, is_within_memory
 
 SMALL = 1 << 17
 """Bytes of inputs for all members up to which they run at once, if memory has room for that."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Case:
+class Workload:
     """One kind of call: the call without a plan, and the shapes and dtypes of all arrays that go into it.
 
     `arrays` are the leaves of `(params, buffers, rngs, constants, key, inputs)`, `tree` is how these nest, and
     `rows_in` the batch axis of each input of one member.
     """
 
-    call: Call
+    call: EnsembleCall
     device: Any
     arrays: tuple[Any, ...]
     tree: Any
@@ -38,7 +38,7 @@ class Case:
     x64: bool
 
     @classmethod
-    def of(cls, call: Call, device: Any, arrays: tuple[Any, ...], rows_in: Axes) -> "Case":
+    def of(cls, call: EnsembleCall, device: Any, arrays: tuple[Any, ...], rows_in: Axes) -> "Workload":
         """The case of a call with these arrays."""
         leaves, tree = jax.tree.flatten(arrays)
         return cls(call, device, tuple(map(_shape, leaves)), tree, rows_in, is_x64_on())
@@ -100,7 +100,7 @@ class Case:
         return axes
 
     @functools.cached_property
-    def load(self) -> Load:
+    def demand(self) -> Demand:
         """What the call asks of its device."""
         program, platform = self.program, self.call.platform
         groups = [
@@ -108,7 +108,7 @@ class Case:
         ]
         long = any(is_long(step) for step in equations(program) if step.primitive.name == PRODUCT)
         in_forms = platform == "cpu" and (bool(groups) or long)  # which may take more memory than what they stand for
-        return Load(
+        return Demand(
             platform=platform,
             members=self.members,
             rows=self.rows,
@@ -118,7 +118,7 @@ class Case:
             grouped=any(count > 1 for count in groups),
         )
 
-    def with_plan(self, plan: Plan) -> Call:
+    def with_plan(self, plan: Plan) -> EnsembleCall:
         """The call under a plan. Raises `MixedRows` for one whose rows cannot be run on their own."""
         members = None if plan.members is None or plan.members >= self.members else plan.members
         rows = None if plan.rows is None or self.rows is None or plan.rows >= self.rows else plan.rows
@@ -135,13 +135,13 @@ class Case:
 
 
 @functools.lru_cache(maxsize=256)
-def planned(case: Case, plan: Plan) -> Call:
+def apply_plan(workload: Workload, plan: Plan) -> EnsembleCall:
     """The call of a case under the plan that was asked for.
 
     Raises `InputError` for a plan with fewer rows than there are, of a network that mixes rows.
     """
     try:
-        return case.with_plan(plan)
+        return workload.with_plan(plan)
     except MixedRows as error:
         raise InputError(
             f"`plan` has rows={plan.rows}, but the network may mix the rows of a minibatch ({error}): leave `rows` "
@@ -150,20 +150,20 @@ def planned(case: Case, plan: Plan) -> Call:
 
 
 @functools.lru_cache(maxsize=256)  # training makes a new ensemble at every step, of an old case
-def adapted(case: Case, plan: Plan | None) -> Call:
+def adapt_plan(workload: Workload, plan: Plan | None) -> EnsembleCall:
     """The call of a case under a plan made for other calls, as far as it fits this one; under a guess for None.
 
     Rows that the network mixes are left together, and what memory has no room for takes more steps.
     """
-    free = free_memory(case.device)
-    if plan is None and case.input_bytes <= SMALL and fits(Plan(), case.load, free):
-        return case.with_plan(Plan())
-    for load in (case.load, dataclasses.replace(case.load, rows=None)):
-        chosen = guess(load, free) if plan is None else fitted(plan, load, free)
-        if load.rows is None:
+    free = free_memory(workload.device)
+    if plan is None and workload.input_bytes <= SMALL and is_within_memory(Plan(), workload.demand, free):
+        return workload.with_plan(Plan())
+    for demand in (workload.demand, dataclasses.replace(workload.demand, rows=None)):
+        chosen = guess_plan(demand, free) if plan is None else fit_plan(plan, demand, free)
+        if demand.rows is None:
             chosen = dataclasses.replace(chosen, rows=None)
         try:
-            return case.with_plan(chosen)
+            return workload.with_plan(chosen)
         except MixedRows:
             continue
     raise AssertionError("a plan that leaves rows together fits every call")
