@@ -1,4 +1,4 @@
-"""Flax layers that PyTorch has and Flax lacks or defines otherwise."""
+"""Layers that PyTorch has and Flax lacks or defines differently."""
 
 from jaxensemble.layers.activation import PReLU, RReLU
 from jaxensemble.layers.dropout import AlphaDropout

@@ -1,4 +1,4 @@
-"""Dropout that Flax lacks: for SELU networks, and with a rate of each member. All other dropout is `nnx.Dropout`."""
+"""Dropout that Flax lacks: for SELU networks, and with a rate for each member. All other dropout is `nnx.Dropout`."""
 
 import math
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ SATURATION = 1.7580993408473766
 
 
 class AlphaDropout(nnx.Module):
-    """Alpha dropout, https://arxiv.org/abs/1706.02515: mean and variance of a SELU's output are kept.
+    """Alpha dropout, https://arxiv.org/abs/1706.02515, which keeps the mean and variance of a SELU's output.
 
     Elements are dropped with probability `rate` and become the value a SELU saturates at; then all are scaled and
     shifted. With `broadcast_dims`, axes that share one mask, whole channels are dropped
@@ -60,11 +60,11 @@ class AlphaDropout(nnx.Module):
 
 
 class Rate(nnx.Variable):
-    """The rate of a dropout layer, a number of each member."""
+    """The rate of a dropout layer, a number for each member."""
 
 
 class MemberDropout(nnx.Dropout):
-    """`nnx.Dropout` whose `rate` is a variable, where that of `nnx.Dropout` is the network's.
+    """`nnx.Dropout` whose `rate` is a variable of each member instead of the network's.
 
     >>> layer = nnx.Dropout(0.5, rngs=nnx.Rngs(0))
     >>> MemberDropout.take_over(layer)
@@ -77,7 +77,7 @@ class MemberDropout(nnx.Dropout):
 
     @classmethod
     def take_over(cls, layer: nnx.Dropout) -> None:
-        """Makes a layer one of these, wherever it is held."""
+        """Turns a layer into a `MemberDropout` in place."""
         rate = layer.rate
         layer.__class__ = cls
         layer.rate = nnx.data(Rate(jnp.float32(rate)))  # type: ignore[assignment]

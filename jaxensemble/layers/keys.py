@@ -1,4 +1,4 @@
-"""Random numbers that a forward draws itself."""
+"""Keys for random numbers that a forward draws itself."""
 
 from flax import nnx
 from jaxtyping import PRNGKeyArray
@@ -9,7 +9,7 @@ from jaxensemble.layers.dropout import drawn_from
 class Keys(nnx.Module):
     """Another random key at each call, for a forward that draws numbers: `jax.random.normal(self.keys(), x.shape)`.
 
-    The keys come from a stream of their own, as those of `nnx.Dropout` do.
+    The keys come from a stream of their own, as the keys of `nnx.Dropout` do.
 
     >>> import jax
     >>> keys = Keys(rngs=nnx.Rngs(0))

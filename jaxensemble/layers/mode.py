@@ -6,9 +6,9 @@ from flax import nnx
 
 
 class Training(nnx.Module):
-    """Whether its module is in training mode: true or false, for `if self.training`.
+    """The mode of its module: true in training mode, for `if self.training`.
 
-    `deterministic`, named as that of `nnx.Dropout` and set by `nnx.Module.train` and `eval`, is the opposite. Called
+    `deterministic`, named as in `nnx.Dropout` and set by `nnx.Module.train` and `eval`, is the opposite. Called
     with two values, it gives the first in training mode, else the second.
 
     >>> training = Training()

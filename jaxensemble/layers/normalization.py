@@ -1,8 +1,8 @@
 """Normalisation with running statistics as PyTorch keeps them.
 
-Flax's `nnx.BatchNorm` keeps a running average of the biased variance; PyTorch keeps that of the unbiased one
-(`n / (n - 1)`), and counts batches. Constructors are named as Flax's: `momentum` is the share of the old average, 0.9
-where PyTorch says 0.1.
+Flax's `nnx.BatchNorm` keeps a running average of the biased variance; PyTorch keeps the average of the unbiased
+variance (`n / (n - 1)`), and counts batches. Constructors are named as Flax's: `momentum` is the share of the old
+average, 0.9 where PyTorch says 0.1.
 """
 
 import math
@@ -21,7 +21,7 @@ from jaxensemble.ops.normalization import batch_norm
 
 
 class _RunningNorm(nnx.Module):
-    """What both norms have in common: scale, bias, and running statistics of each feature."""
+    """The parts that both norms share: scale, bias, and running statistics of each feature."""
 
     def __init__(
         self,
@@ -66,7 +66,7 @@ class _RunningNorm(nnx.Module):
     def _update(
         self, mean: Float[AnyArray, " features"], var: Float[AnyArray, " features"], count: int, keep: Any
     ) -> None:
-        """Moves the running statistics towards those of `count` values each, told biased."""
+        """Moves the running statistics towards those of a batch of `count` values, given its biased variance."""
         if self.mean is None or self.var is None:
             return
         unbiased = var * (count / (count - 1))
@@ -78,8 +78,8 @@ class BatchNorm(_RunningNorm):
     """Batch normalisation, `torch.nn.BatchNorm1d`, `2d` and `3d` alike: `(x - mean) / sqrt(var + epsilon)`, scaled.
 
     In training, with the mean and biased variance of the batch; in evaluation (`use_running_average`, which
-    `nnx.Module.eval` sets), with the running ones. Input `[..., num_features]`, output of the same shape and dtype.
-    Statistics are computed in two passes, in float32 at least.
+    `nnx.Module.eval` sets), with the running statistics. Input `[..., num_features]`, output of the same
+    shape and dtype. Statistics are computed in two passes, in float32 at least.
 
     **Arguments:**
 
@@ -121,7 +121,7 @@ class BatchNorm(_RunningNorm):
             return self.momentum
         if self.num_batches_tracked is None:
             raise InputError("`momentum=None` averages over all batches, which needs count_batches=True")
-        # In the statistics' own precision: that of integers is float32's.
+        # In the precision of the statistics: an integer would give float32.
         dtype = jnp.float32 if self.mean is None else jnp.promote_types(self.mean[...].dtype, jnp.float32)
         return 1 - 1 / self.num_batches_tracked[...].astype(dtype)
 
@@ -129,9 +129,9 @@ class BatchNorm(_RunningNorm):
 class InstanceNorm(_RunningNorm):
     """Instance normalisation that keeps running statistics (`track_running_stats=True` in PyTorch).
 
-    In training every instance and feature is normalised by itself, over all axes but the first and that of the
-    features, and the running statistics move towards the mean over the batch; in evaluation the running statistics are
-    used. Batches are not counted: PyTorch has the counter and leaves it at zero. Input `[N, ..., num_features]`.
+    In training every instance and feature is normalised by itself, over all axes except the first and the
+    features' axis, and the running statistics move towards the mean over the batch; in evaluation the running
+    statistics are used. Batches are not counted: PyTorch leaves its counter at zero. Input `[N, ..., num_features]`.
 
     Without running statistics, this is `nnx.InstanceNorm(use_fast_variance=False)`.
 

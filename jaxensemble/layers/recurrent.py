@@ -1,7 +1,7 @@
 """Recurrent layers that hold PyTorch's weights: both biases, projections, several layers, both directions.
 
 Flax's cells (`nnx.LSTMCell`, `nnx.GRUCell`, `nnx.SimpleCell`) have one bias where PyTorch has two, so that they cannot
-hold its weights; `nnx.GRUCell` cannot compute what PyTorch computes at all. Equations: see `jaxensemble.ops`.
+hold PyTorch's weights. `nnx.GRUCell` has no equivalent of PyTorch's equations at all: see `jaxensemble.ops`.
 """
 
 import abc
@@ -150,7 +150,7 @@ class GRUCell(_Cell[Array]):
 class LSTMCell(_Cell[tuple[Array, Array]]):
     """One step of a long short-term memory, `torch.nn.LSTMCell`: see `jaxensemble.ops.lstm_cell`.
 
-    With `proj_size`, the hidden state is projected to so many features, as `torch.nn.LSTM` does.
+    With `proj_size`, the hidden state is projected to that number of features, as in `torch.nn.LSTM`.
 
     >>> cell = LSTMCell(2, 3, rngs=nnx.Rngs(0))
     >>> h, c = cell(jnp.ones((5, 2)))
@@ -230,14 +230,14 @@ class _Recurrent(nnx.Module, Generic[State]):
     def __call__(
         self, x: Inexact[Array, "... I"], state: State | None = None, *, deterministic: bool | None = None
     ) -> tuple[Inexact[Array, "... outputs"], State]:
-        """What the last layer gives at each step, and the states of all layers after their last one.
+        """The outputs of the last layer at each step, and the states of all layers after the last step.
 
         **Arguments:**
 
         - `x`: `[..., T, in_features]`, or `[T, ..., in_features]` if the layer is `time_major`.
-        - `state`: what each layer begins with, `[num_layers * directions, ..., hidden_features]`, that of the forward
-          direction before that of the backward one; zeros unless given.
-        - `deterministic`: whether to leave out the dropout between layers; unless given, in evaluation mode.
+        - `state`: the first state of each layer, `[num_layers * directions, ..., hidden_features]`, the forward
+          direction before the backward direction; zeros unless given.
+        - `deterministic`: whether to leave out the dropout between layers; by default, in evaluation mode.
 
         **Returns:** `[..., T, directions * hidden_features]` (or time-major) and the final states, stacked as `state`.
         """
@@ -261,7 +261,7 @@ class RNN(_Recurrent[Array]):
     **Arguments:**
 
     - `in_features`, `hidden_features`: features of the input and of the hidden state.
-    - `num_layers`, `bidirectional`: each layer takes what the one below it gives, of both directions side by side.
+    - `num_layers`, `bidirectional`: each layer takes the outputs of the layer below, both directions side by side.
     - `activation_fn`: `jnp.tanh` or `nnx.relu` in PyTorch.
     - `rate`: share of elements dropped between layers in training.
     - `time_major`: `[T, ..., I]` rather than `[..., T, I]`; the reverse of PyTorch's `batch_first`.
@@ -348,7 +348,7 @@ class GRU(_Recurrent[Array]):
 class LSTM(_Recurrent[tuple[Array, Array]]):
     """Long short-term memories over a sequence, `torch.nn.LSTM`: cells are `LSTMCell`s, the state is `(h, c)`.
 
-    Arguments are those of `RNN`; with `proj_size`, hidden states and outputs have so many features.
+    Arguments are those of `RNN`; with `proj_size`, hidden states and outputs have that number of features.
 
     >>> layer = LSTM(2, 3, proj_size=1, rngs=nnx.Rngs(0))
     >>> y, (h, c) = layer(jnp.ones((5, 7, 2)))

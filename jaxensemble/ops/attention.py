@@ -68,7 +68,7 @@ def attention_weights(
 def attended(
     weights: Float[AnyArray, "*#batch heads queries keys"], value: Float[AnyArray, "*#batch keys value_heads values"]
 ) -> Float[Array, "*batch queries heads values"]:
-    """What is attended to: `weights @ value`, head by head. Arguments and result are those of `attention`.
+    """The mean of the values by the weights, `weights @ value`, head by head: see `attention`.
 
     >>> attended(jnp.array([[[1.0, 0.0], [0.5, 0.5]]]), jnp.array([[[1.0]], [[2.0]]]))[:, 0, 0].tolist()
     [1.0, 1.5]
@@ -85,7 +85,7 @@ def _repeated(
 
 
 def safe_softmax(x: Float[AnyArray, "*shape"], axis: int = -1) -> Float[Array, "*shape"]:
-    """The softmax along an axis, zeros where all of it is -inf.
+    """The softmax along an axis; zeros where the whole axis is -inf.
 
     >>> safe_softmax(jnp.array([[-jnp.inf, -jnp.inf], [0.0, -jnp.inf]])).tolist()
     [[0.0, 0.0], [1.0, 0.0]]

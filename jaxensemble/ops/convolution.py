@@ -1,4 +1,4 @@
-"""Convolution with a kernel that is computed rather than held: weight norm, hypernetworks, fixed filters."""
+"""Convolution with a kernel that is computed, not stored: weight norm, hypernetworks, fixed filters."""
 
 from collections.abc import Sequence
 
@@ -21,15 +21,15 @@ def conv(
     kernel_dilation: Ints = 1,
     feature_group_count: int = 1,
 ) -> Inexact[Array, "... out_features"]:
-    """What `nnx.Conv` computes, as a function of the kernel.
+    """The convolution of `nnx.Conv` as a function of the kernel.
 
     **Arguments:**
 
     - `x`: `[..., *spatial, in_features]`, any number of leading axes.
     - `kernel`: `[*window, in_features // feature_group_count, out_features]`, of the dtype of `x`.
-    - `padding`: `"VALID"`, a number of zeros on every side, or a pair of them for each spatial axis; negative ones
-      crop.
-    - `input_dilation`: given a convolution's strides here, and its kernel flipped, this is its transpose.
+    - `padding`: `"VALID"`, a number of zeros on every side, or a pair of numbers for each spatial axis; negative
+      numbers crop.
+    - `input_dilation`: with a convolution's strides here and its kernel flipped, the result is the transpose.
 
     **Returns:** `[..., *spatial, out_features]`.
 

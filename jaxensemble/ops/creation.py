@@ -8,10 +8,10 @@ from jaxtyping import Array, Num
 def linspace(
     start: Num[ArrayLike, ""], end: Num[ArrayLike, ""], steps: int, dtype: DTypeLike = jnp.float32
 ) -> Num[Array, " {steps}"]:
-    """Evenly spaced numbers from `start` to `end`, the first half counted from the one, the second from the other.
+    """Evenly spaced numbers: the first half is counted from `start`, the second half back from `end`.
 
-    Source: `linspace_kernel` in aten/src/ATen/native. `jnp.linspace` rounds otherwise, which shows where results become
-    integers.
+    Source: `linspace_kernel` in aten/src/ATen/native. `jnp.linspace` rounds differently, which shows where results
+    become integers.
 
     >>> linspace(0, 12, 3, "float32").tolist(), linspace(5, 12, 1).tolist()
     ([0.0, 6.0, 12.0], [5.0])

@@ -1,4 +1,4 @@
-"""Draws from distributions that `jax.random` has otherwise, or not at all."""
+"""Draws from distributions that `jax.random` lacks or defines differently."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -11,7 +11,7 @@ from jaxensemble.arrays import AnyArray
 
 
 def exponential(key: PRNGKeyArray, shape: Sequence[int], dtype: Any) -> Float[Array, "..."]:
-    """Draws from the exponential distribution of rate 1, none of which is 0: PyTorch's have a logarithm, too.
+    """Draws from the exponential distribution of rate 1, none of which is 0, as in PyTorch: every draw has a logarithm.
 
     `jax.random.exponential` gives 0 once in some millions of draws.
 
@@ -26,8 +26,10 @@ def multinomial(
 ) -> Int[Array, "*batch {count}"]:
     """`torch.multinomial`: `count` places of each row of `weights` `[..., K]`, drawn in proportion to them.
 
-    Without `replacement` no place is drawn twice: those of the largest weights, each multiplied by a random number
-    (https://arxiv.org/abs/1903.06059). Returns integers, `[..., count]`.
+    Without `replacement` no place is drawn twice: the places of the largest weights are taken, each weight multiplied
+    by a random number (https://arxiv.org/abs/1903.06059).
+
+    **Returns:** integers, `[..., count]`.
 
     >>> multinomial(jax.random.key(0), jnp.array([[0.0, 1.0, 0.0], [1.0, 0.0, 0.0]]), 1).tolist()
     [[1], [0]]

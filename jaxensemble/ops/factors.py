@@ -1,7 +1,7 @@
 """Factors of matrices, read and differentiated as PyTorch does.
 
-PyTorch reads one triangle of a symmetric matrix; `jax.numpy` takes the mean of both. Where factors are unique but for
-signs, they are those of LAPACK, which both frameworks call on the CPU.
+PyTorch reads one triangle of a symmetric matrix; `jax.numpy` takes the mean of both. Where factors are unique except
+for signs, the signs are LAPACK's, which both frameworks call on the CPU.
 """
 
 import functools

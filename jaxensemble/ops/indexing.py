@@ -1,6 +1,6 @@
 """Reads and writes by index with PyTorch's semantics, as functions that return the changed array.
 
-Every function takes the axis that PyTorch's takes, and leaves its arguments as they are.
+Every function takes the axis that PyTorch's function takes, and leaves its arguments as they are.
 """
 
 from collections.abc import Sequence
@@ -49,7 +49,7 @@ def slice_scatter(
     x, axis = jnp.asarray(x), axis % x.ndim
     if step != 1:
         return x.at[_along(axis, x.ndim, slice(start, stop, step))].set(y)
-    # What stands before and after it is left: a scatter would keep no rows apart, and take longer.
+    # Before and after it, `x` is copied: a scatter would count as mixing rows, and take longer.
     first, last, _ = slice(start, stop).indices(x.shape[axis])
     last = max(first, last)
     shape = (*x.shape[:axis], last - first, *x.shape[axis + 1 :])
@@ -104,7 +104,7 @@ def unfold(x: Shaped[AnyArray, "..."], size: int, step: int, axis: int = -1) -> 
 def index_add(
     x: Shaped[AnyArray, "*shape"], axis: int, index: Integer[AnyArray, "..."], y: Shaped[ArrayLike, "..."]
 ) -> Shaped[Array, "*shape"]:
-    """`x` with the slices of `y` added to those that `index` names; one named twice gets both: `torch.index_add`.
+    """`x` with slices of `y` added to the slices that `index` names; a slice named twice gets both: `torch.index_add`.
 
     >>> index_add(jnp.zeros(3), 0, jnp.array([0, 2, 0]), jnp.ones(3)).tolist()
     [2.0, 0.0, 1.0]
@@ -115,7 +115,7 @@ def index_add(
 def index_copy(
     x: Shaped[AnyArray, "*shape"], axis: int, index: Integer[AnyArray, "..."], y: Shaped[ArrayLike, "..."]
 ) -> Shaped[Array, "*shape"]:
-    """`x` with the slices that `index` names replaced by those of `y`, or by a number: `torch.index_copy`.
+    """`x` with the slices that `index` names replaced by slices of `y`, or by a number: `torch.index_copy`.
 
     >>> index_copy(jnp.zeros(3), 0, jnp.array([0, 2]), jnp.array([1.0, 2.0])).tolist()
     [1.0, 0.0, 2.0]
@@ -130,7 +130,7 @@ def index_put(
     *,
     accumulate: bool = False,
 ) -> Shaped[Array, "*shape"]:
-    """`x` with `x[index]` replaced by `y`, or `y` added to it; None stands for a whole axis: `torch.index_put`.
+    """`x` with `x[index]` replaced by `y`, or `y` added to it; None is a whole axis: `torch.index_put`.
 
     >>> index_put(jnp.zeros((2, 2)), (None, jnp.array([1])), 5.0).tolist()
     [[0.0, 5.0], [0.0, 5.0]]
@@ -159,8 +159,7 @@ def scatter(
 ) -> Shaped[Array, "*shape"]:
     """`x` with the elements that `index` names along an axis replaced by those of `y`, or by a number: `torch.scatter`.
 
-    `index` and `y` have one axis for each of `x`, and may be smaller: what is at `[i, j]` in them goes to
-    `[index[i, j], j]` for axis 0.
+    `index` and `y` have one axis for each of `x`, and may be smaller: `y[i, j]` goes to `[index[i, j], j]` for axis 0.
 
     >>> scatter(jnp.zeros((2, 2)), 0, jnp.array([[1, 0]]), jnp.array([[5.0, 6.0]])).tolist()
     [[0.0, 6.0], [5.0, 0.0]]
@@ -171,7 +170,7 @@ def scatter(
 def scatter_add(
     x: Shaped[AnyArray, "*shape"], axis: int, index: Integer[AnyArray, "..."], y: Shaped[ArrayLike, "..."]
 ) -> Shaped[Array, "*shape"]:
-    """`scatter` that adds to what is there, and adds up what goes to one place: `torch.scatter_add`.
+    """`scatter` that adds to `x`, and adds up all elements that go to one place: `torch.scatter_add`.
 
     >>> scatter_add(jnp.ones(2), 0, jnp.array([0, 0]), jnp.array([2.0, 3.0])).tolist()
     [6.0, 1.0]
@@ -188,7 +187,7 @@ def scatter_reduce(
     *,
     include_self: bool = True,
 ) -> Shaped[Array, "*shape"]:
-    """`scatter` that combines all that goes to one place, with what is there if `include_self`: `torch.scatter_reduce`.
+    """`scatter` that combines all elements of one place, and that of `x` if `include_self`: `torch.scatter_reduce`.
 
     Equal largest elements share the gradient evenly. Takes memory for every pair of a source and a place along the
     axis, unless it sums.
@@ -248,7 +247,7 @@ def _cut(y: ArrayLike, index: Array) -> Array:
 def masked_scatter(
     x: Shaped[AnyArray, "*shape"], mask: Bool[AnyArray, "..."], y: Shaped[AnyArray, "..."]
 ) -> Shaped[Array, "*shape"]:
-    """`x` with its elements where `mask` is true replaced by those of `y`, one after the other: `torch.masked_scatter`.
+    """`x` with the elements where `mask` is true replaced by elements of `y`, in order: `torch.masked_scatter`.
 
     >>> masked_scatter(jnp.zeros(3), jnp.array([True, False, True]), jnp.array([5.0, 6.0])).tolist()
     [5.0, 0.0, 6.0]
@@ -261,7 +260,7 @@ def masked_scatter(
 def searchsorted(
     boundaries: Num[AnyArray, "*batch n"], x: Num[AnyArray, "*batch k"], *, side: Literal["left", "right"] = "left"
 ) -> Integer[Array, "*batch k"]:
-    """Where each element of `x` goes among `boundaries`, row by row: both have the same leading axes.
+    """The place of each element of `x` among `boundaries`, row by row: both have the same leading axes.
 
     >>> searchsorted(jnp.array([[1.0, 2.0], [5.0, 6.0]]), jnp.array([[1.5], [7.0]])).tolist()
     [[1], [2]]
@@ -273,9 +272,9 @@ def searchsorted(
 
 
 def histogram_counts(x: Num[AnyArray, "..."], bins: int, low: float = 0, high: float = 0) -> Num[Array, " {bins}"]:
-    """How many elements of `x` are in each of `bins` equal parts of `[low, high]`, in the dtype of `x`: `torch.histc`.
+    """The number of elements of `x` in each of `bins` equal parts of `[low, high]`, in the dtype of `x`: `torch.histc`.
 
-    What is outside is not counted. Where both bounds are equal, they are the least and the largest element.
+    Elements outside are not counted. If both bounds are equal, the least and the largest element are used.
 
     >>> histogram_counts(jnp.array([0.0, 1.0, 1.5, 9.0]), 2, 0, 2).tolist()
     [1.0, 2.0]

@@ -1,8 +1,8 @@
 """Resizing feature maps `[..., *spatial, C]` as `torch.nn.functional.interpolate` does.
 
-Every output entry is a weighted sum of a few input entries, one spatial axis after the other. Which entries, and how
-they weigh, is known from the sizes alone and worked out in numpy. The conventions are those of PyTorch's
-`ATen/native/UpSample.h`; `jax.image.resize` has another cubic kernel and knows no `align_corners`.
+Every output entry is a weighted sum of a few input entries, one spatial axis after the other. The entries and
+their weights depend on the sizes alone, and numpy computes them. The conventions are those of PyTorch's
+`ATen/native/UpSample.h`; `jax.image.resize` has a different cubic kernel and no `align_corners`.
 """
 
 import functools
@@ -21,7 +21,7 @@ Method: TypeAlias = Literal["nearest", "nearest-exact", "linear", "cubic"]
 
 
 class Taps(NamedTuple):
-    """For each output entry along one axis, `[outputs, taps]`: which input entries it is made of, and their weights."""
+    """The input entries that each output entry along one axis is made of, and their weights: `[outputs, taps]`."""
 
     indices: Int[np.ndarray, "outputs taps"]
     weights: Float[np.ndarray, "outputs taps"]
@@ -42,8 +42,8 @@ def resize(
 
     - `x`: `[..., *spatial, C]`.
     - `size`: the spatial sizes of the result.
-    - `align_corners`: the outermost entries stay where they are; otherwise the outer edges of entries do.
-    - `scale`: for each spatial axis the factor that PyTorch was given, which need not be `size / input size` exactly.
+    - `align_corners`: the outermost entries stay where they are; if False, the outer edges of entries do.
+    - `scale`: the factor given to PyTorch for each spatial axis, which need not be `size / input size` exactly.
     - `antialias`: widens the kernel where the result is smaller than `x` (linear and cubic only).
 
     **Returns:** `[..., *size, C]`, of the dtype of `x`.
@@ -105,8 +105,8 @@ def nearest_indices(
 ) -> Int[np.ndarray, " {outputs}"]:
     """The input entry that each output entry takes.
 
-    Where an output entry falls between two input entries, rounding decides. PyTorch rounds in one way for small planes,
-    in single precision whatever the dtype, and in another for all else, in double precision if `dtype` is float64.
+    Where an output entry falls between two input entries, rounding decides. For small planes PyTorch rounds
+    in single precision, whatever the dtype; for all others in another way, in double precision if `dtype` is float64.
     (Measured with contiguous tensors on the CPU; memory in `channels_last` order is always treated like small planes.)
 
     >>> nearest_indices(3, 5).tolist(), nearest_indices(3, 5, exact=True).tolist()
@@ -168,7 +168,7 @@ def cubic_weights(fraction: Any, a: float = -0.75) -> list[Any]:
 def antialiased_taps(
     inputs: int, outputs: int, method: Method, align_corners: bool = False, scale: float | None = None
 ) -> Taps:
-    """As many taps as the kernel covers when it is stretched to the distance between output entries.
+    """The taps that the kernel covers when it is stretched to the distance between output entries.
 
     As in Pillow's resizing, which PyTorch follows: weights sum to one, cubic has `a = -0.5`.
 

@@ -18,7 +18,7 @@ def solve_triangular(
 ) -> Inexact[Array, "*batch rows columns"]:
     """Solves `a @ x = b`, or `x @ a = b` if not `left`, for triangular matrices `[..., n, n]`; leading axes broadcast.
 
-    With `transposed`, `a.T` stands for `a`.
+    With `transposed`, `a` is replaced by `a.T`.
 
     >>> solve_triangular(jnp.array([[2.0, 1.0], [0.0, 4.0]]), jnp.array([[4.0], [8.0]])).tolist()
     [[1.0], [2.0]]

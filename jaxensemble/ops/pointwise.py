@@ -50,7 +50,7 @@ def clamp(
 
 
 def clamp_open(x: Num[ArrayLike, "*shape"], min: float | None = None, max: float | None = None) -> Num[Array, "*shape"]:
-    """`x` kept within bounds that are numbers; at a bound the gradient is 0, as of PyTorch 2.15.
+    """`x` kept within bounds that are numbers; at a bound the gradient is 0, as in PyTorch 2.15.
 
     >>> clamp_open(jnp.array([-2.0, 0.5, 3.0]), -1.0, 1.0).tolist()
     [-1.0, 0.5, 1.0]
@@ -93,7 +93,7 @@ def clamp_shared(
 
 
 def fmax_shared(x: Num[ArrayLike, "*#shape"], y: Num[ArrayLike, "*#shape"]) -> Num[Array, "*shape"]:
-    """The larger of two numbers, or the one that is not NaN; equal ones get half the gradient, as of PyTorch 2.15.
+    """The larger of two numbers, or the number that is not NaN; equal get half the gradient each, as in PyTorch 2.15.
 
     >>> fmax_shared(jnp.array([1.0, jnp.nan]), jnp.array([0.0, 2.0])).tolist()
     [1.0, 2.0]
@@ -102,7 +102,7 @@ def fmax_shared(x: Num[ArrayLike, "*#shape"], y: Num[ArrayLike, "*#shape"]) -> N
 
 
 def fmin_shared(x: Num[ArrayLike, "*#shape"], y: Num[ArrayLike, "*#shape"]) -> Num[Array, "*shape"]:
-    """The smaller of two numbers, or the one that is not NaN; equal ones get half the gradient, as of PyTorch 2.15.
+    """The smaller of two numbers, or the number that is not NaN; equal get half the gradient each, as in PyTorch 2.15.
 
     >>> fmin_shared(jnp.array([1.0, jnp.nan]), jnp.array([0.0, 2.0])).tolist()
     [0.0, 2.0]
@@ -118,7 +118,7 @@ def _shared(
 
 
 def fmax(x: Num[ArrayLike, "*#shape"], y: Num[ArrayLike, "*#shape"]) -> Num[Array, "*shape"]:
-    """The larger of two numbers, or the one that is not NaN; of equal ones `x`, which gets the gradient.
+    """The larger of two numbers, or the number that is not NaN; of equal numbers `x`, which gets the gradient.
 
     >>> fmax(jnp.array([1.0, jnp.nan]), jnp.array([0.0, 2.0])).tolist()
     [1.0, 2.0]
@@ -127,7 +127,7 @@ def fmax(x: Num[ArrayLike, "*#shape"], y: Num[ArrayLike, "*#shape"]) -> Num[Arra
 
 
 def fmin(x: Num[ArrayLike, "*#shape"], y: Num[ArrayLike, "*#shape"]) -> Num[Array, "*shape"]:
-    """The smaller of two numbers, or the one that is not NaN; of equal ones `x`, which gets the gradient.
+    """The smaller of two numbers, or the number that is not NaN; of equal numbers `x`, which gets the gradient.
 
     >>> fmin(jnp.array([1.0, jnp.nan]), jnp.array([0.0, 2.0])).tolist()
     [0.0, 2.0]
@@ -191,7 +191,7 @@ def power(x: Num[ArrayLike, "*#shape"], y: Num[ArrayLike, "*#shape"]) -> Num[Arr
 def lerp(
     start: Num[ArrayLike, "*#shape"], end: Num[ArrayLike, "*#shape"], weight: Num[ArrayLike, "*#shape"]
 ) -> Num[Array, "*shape"]:
-    """`start + weight * (end - start)`, reckoned from whichever end is nearer.
+    """`start + weight * (end - start)`, computed from the end that is nearer.
 
     >>> lerp(jnp.array([0.0, 10.0]), jnp.array([1.0, 20.0]), 0.25).tolist()
     [0.25, 12.5]
@@ -223,7 +223,7 @@ def copysign(x: Num[ArrayLike, "*#shape"], y: Num[ArrayLike, "*#shape"]) -> Num[
 
 
 def xlogy(x: Num[ArrayLike, "*#shape"], y: Num[ArrayLike, "*#shape"]) -> Float[Array, "*shape"]:
-    """`x * log(y)`, and 0 where `x` is 0; there the gradient is `log(y)` for positive `y` and 0 for others.
+    """`x * log(y)`, and 0 where `x` is 0; there the gradient is `log(y)` for positive `y`, else 0.
 
     >>> xlogy(jnp.array([0.0, 2.0]), jnp.array([0.0, 1.0])).tolist()
     [0.0, 0.0]
@@ -232,7 +232,7 @@ def xlogy(x: Num[ArrayLike, "*#shape"], y: Num[ArrayLike, "*#shape"]) -> Float[A
 
 
 def xlog1py(x: Num[ArrayLike, "*#shape"], y: Num[ArrayLike, "*#shape"]) -> Float[Array, "*shape"]:
-    """`x * log(1 + y)`, and 0 where `x` is 0; there the gradient is `log(1 + y)` for `y > -1` and 0 for others.
+    """`x * log(1 + y)`, and 0 where `x` is 0; there the gradient is `log(1 + y)` for `y > -1`, else 0.
 
     >>> xlog1py(jnp.array([0.0, 2.0]), jnp.array([-1.0, 0.0])).tolist()
     [0.0, 0.0]

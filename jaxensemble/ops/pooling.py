@@ -1,7 +1,7 @@
 """Pooling as PyTorch defines it, on feature maps `[..., *spatial, C]` with any number of leading axes.
 
-`nnx.max_pool` and `nnx.avg_pool` are used where they say the same. What is here has what they lack: `ceil_mode`,
-dilation, indices, another divisor, bins of unequal size.
+Porting uses `nnx.max_pool` and `nnx.avg_pool` where they compute the same. The functions here add `ceil_mode`,
+dilation, indices, another divisor, and bins of unequal size.
 """
 
 import functools
@@ -56,7 +56,7 @@ def max_pool_with_indices(
 ) -> tuple[Num[Array, "*pooled C"], Int[Array, "*pooled C"]]:
     """`max_pool` with `return_indices=True`.
 
-    **Returns:** the maxima, and where each stands: its position in the input's spatial axes, flattened; int32.
+    **Returns:** the maxima, and the position of each in the input's flattened spatial axes, int32.
 
     >>> values, indices = max_pool_with_indices(jnp.array([[1.0], [3.0], [3.0], [2.0]]), (2,), 2)
     >>> values[:, 0].tolist(), indices[:, 0].tolist()
@@ -72,7 +72,7 @@ def max_pool_with_indices(
 
 
 def _winner(one: tuple[Any, Any], other: tuple[Any, Any]) -> tuple[Array, Array]:
-    """The larger of two entries and its place; of equal ones the first, of several NaNs the last, as in PyTorch."""
+    """The larger of two entries and its place; the first of equal entries, the last of several NaNs, as in PyTorch."""
     (a, i), (b, j) = one, other
     wins = (a > b) | ((a == b) & (i < j))
     nan_wins = (a != a) & ((b == b) | (i > j))
@@ -116,7 +116,7 @@ def _put(x: Num[AnyArray, "*shape"], places: Int[AnyArray, "*shape"], shape: tup
 def _put_jvp(
     shape: tuple[int, ...], primals: tuple[AnyArray, Array], tangents: tuple[AnyArray, Array]
 ) -> tuple[Array, Array]:
-    """Where overlapping windows chose the same entry, it is written twice; PyTorch gives each the full gradient."""
+    """Gives each of several overlapping windows that chose the same entry the full gradient, as PyTorch does."""
     x, places = primals
     return _put(x, places, shape), jnp.zeros(shape, x.dtype).at[_entries(places)].add(tangents[0])
 
@@ -143,7 +143,7 @@ def avg_pool(
 
     - `padding`: zeros before and after each spatial axis. They count if `count_include_pad`; what a last window
       covers beyond them with `ceil_mode` never counts.
-    - `divisor_override`: what sums are divided by, in place of the number of entries.
+    - `divisor_override`: the divisor of sums, instead of the number of entries.
 
     >>> avg_pool(jnp.ones((3, 1)), (2,), 2, ceil_mode=True)[:, 0].tolist()
     [1.0, 1.0]
@@ -184,13 +184,13 @@ def _windows(
 
 
 def lowest(dtype: Any) -> np.ndarray:
-    """What every number is at least."""
-    lowest = -np.inf if jnp.issubdtype(dtype, jnp.floating) else jnp.iinfo(dtype).min
-    return np.array(lowest, dtype)
+    """The least number of a dtype."""
+    least = -np.inf if jnp.issubdtype(dtype, jnp.floating) else jnp.iinfo(dtype).min
+    return np.array(least, dtype)
 
 
 def adaptive_avg_pool(x: Inexact[AnyArray, "... C"], output_size: Sequence[int]) -> Inexact[Array, "... C"]:
-    """`torch.nn.AdaptiveAvgPool1d`, `2d` and `3d`: averages over as many bins as asked for, of nearly equal size.
+    """`torch.nn.AdaptiveAvgPool1d`, `2d` and `3d`: averages over bins of nearly equal size.
 
     Bin `i` of `n` over an axis of size `s` holds the entries from `floor(i * s / n)` up to `ceil((i + 1) * s / n)`:
     bins overlap where `n` does not divide `s`.
@@ -256,13 +256,13 @@ def adaptive_max_pool_with_indices(
 
 
 def _even_bins(sizes: Sequence[int], bins: Sequence[int]) -> tuple[int, ...] | None:
-    """The window that stands for all bins, if they are equal."""
+    """The window of every bin, if the bins are equal."""
     even = all(size % count == 0 for size, count in zip(sizes, bins, strict=True))
     return tuple(size // count for size, count in zip(sizes, bins, strict=True)) if even else None
 
 
 def _bins(size: int, bins: int) -> tuple[np.ndarray, np.ndarray]:
-    """Which entries each bin holds, `[bins, longest]` with the last one repeated in shorter bins, and how many."""
+    """The entries of each bin, `[bins, longest]` with the last repeated in shorter bins, and their number."""
     starts = np.arange(bins) * size // bins
     counts = -(-(np.arange(bins) + 1) * size // bins) - starts
     return starts[:, None] + np.minimum(np.arange(counts.max()), counts[:, None] - 1), counts

@@ -1,4 +1,4 @@
-"""What PyTorch's backward functions compute, for forwards that take derivatives. All of them are linear."""
+"""PyTorch's backward functions, for forwards that take derivatives. All of them are linear."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -18,7 +18,7 @@ def conv_input_pullback(
     sizes: Sequence[int],
     **options: Any,
 ) -> Inexact[Array, "N ... _"]:
-    """The gradient of a convolution's input `[N, *sizes, in_features]` from that of its output.
+    """The gradient of a convolution's input `[N, *sizes, in_features]` from the gradient of its output.
 
     **Arguments:** `kernel` and `options` are those of `conv`.
 
@@ -37,7 +37,7 @@ def conv_kernel_pullback(
     window: Sequence[int],
     **options: Any,
 ) -> Inexact[Array, "... out_features"]:
-    """The gradient of a convolution's kernel `[*window, in_features, out_features]` from that of its output.
+    """The gradient of a convolution's kernel `[*window, in_features, out_features]` from the gradient of its output.
 
     **Arguments:** `x` and `options` are those of `conv`.
 
@@ -57,7 +57,7 @@ def avg_pool_pullback(
     strides: Ints,
     **options: Any,
 ) -> Inexact[Array, "*shape C"]:
-    """The gradient of the input `x` of `avg_pool` from that of its output.
+    """The gradient of the input `x` of `avg_pool` from the gradient of its output.
 
     >>> import jax.numpy as jnp
     >>> avg_pool_pullback(jnp.ones((2, 1)), jnp.ones((4, 1)), (2,), (2,))[:, 0].tolist()
@@ -69,7 +69,7 @@ def avg_pool_pullback(
 def adaptive_avg_pool_pullback(
     gradient: Inexact[AnyArray, "... C"], x: Inexact[AnyArray, "*shape C"], output_size: Sequence[int]
 ) -> Inexact[Array, "*shape C"]:
-    """The gradient of the input `x` of `adaptive_avg_pool` from that of its output.
+    """The gradient of the input `x` of `adaptive_avg_pool` from the gradient of its output.
 
     >>> import jax.numpy as jnp
     >>> adaptive_avg_pool_pullback(jnp.ones((2, 1)), jnp.ones((4, 1)), (2,))[:, 0].tolist()

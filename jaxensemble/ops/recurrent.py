@@ -1,7 +1,7 @@
-"""Recurrent cells and what they make of a sequence, with PyTorch's gates and both of its biases.
+"""Recurrent cells, alone and over a sequence, with PyTorch's gates and both of its biases.
 
-Flax's cells add one bias where PyTorch adds two, and its `nnx.GRUCell` has none within the reset gate's product, which
-PyTorch has: no Flax cell can hold PyTorch's weights. The order of the gates is PyTorch's.
+Flax's cells add one bias where PyTorch adds two, and `nnx.GRUCell` has no bias within the reset gate's product, where
+PyTorch has one: no Flax cell can hold PyTorch's weights. The order of the gates is PyTorch's.
 
 `kernel` is `[I, G * H]` and `recurrent_kernel` `[H, G * H]` for `G` gates, `bias` and `recurrent_bias` `[G * H]`: the
 transpose of PyTorch's weights. Equations: the pages of `torch.nn.RNNCell`, `LSTMCell` and `GRUCell`; for projections
@@ -108,7 +108,7 @@ def rnn(
 
     - `x`: `[..., T, I]`, or `[T, ..., I]` if `time_major`.
     - `h`: `[..., H]`; None for zeros.
-    - `reverse`: from the last step to the first. The results stand where their inputs do.
+    - `reverse`: from the last step to the first. Each result is at the place of its input.
 
     **Returns:** `[..., T, H]`, or `[T, ..., H]`, and `[..., H]`.
 
@@ -222,7 +222,7 @@ def _zeros(gates: Array, features: int, time_major: bool) -> Array:
 def _scan(
     step: Callable[[Any, Array], tuple[Any, Array]], state: State, gates: Array, time_major: bool, reverse: bool
 ) -> tuple[Array, State]:
-    """Steps through time. All of the input's share of the gates is computed before, as one product."""
+    """Steps through time. The input's share of the gates is computed before, as one product."""
     gates = gates if time_major else jnp.moveaxis(gates, -2, 0)
     state, outputs = lax.scan(step, state, gates, reverse=reverse)
     return (outputs if time_major else jnp.moveaxis(outputs, 0, -2)), state

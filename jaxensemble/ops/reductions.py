@@ -1,8 +1,8 @@
 """Reductions whose values or gradients differ in PyTorch from those of `jax.numpy`.
 
-The `arg...` functions give the places of elements along an axis, which stays with size one (or with its own size where
-there is a place for every element); `jnp.take_along_axis` then gives the elements, and hands their gradient to just
-those places, as PyTorch does.
+The `arg...` functions give the places of elements along an axis. The axis stays, with size one, or with its own size if
+there is a place for every element. `jnp.take_along_axis` then gives the elements, whose gradient goes to these places
+alone, as in PyTorch.
 """
 
 import math
@@ -19,7 +19,7 @@ Axes = int | Sequence[int] | None
 
 
 def root(square: Float[ArrayLike, "*shape"], degree: float = 2) -> Float[Array, "*shape"]:
-    """The root of numbers that are not negative, with gradient 0 at 0, where that of the power is infinite.
+    """The root of numbers that are not negative, with gradient 0 at 0, where the power's gradient is infinite.
 
     >>> import jax
     >>> root(jnp.array([0.0, 4.0])).tolist(), jax.grad(root)(0.0).item()
@@ -70,7 +70,7 @@ def vector_norm(
 
 
 def median(x: Real[AnyArray, "..."]) -> Real[Array, ""]:
-    """The median of all elements, the lower one of two; NaN if there is one. Equal elements share its gradient.
+    """The median of all elements, the lower of two; NaN if any element is NaN. Equal elements share its gradient.
 
     >>> median(jnp.array([[4.0, 1.0], [3.0, 2.0]])).item()
     2.0
@@ -80,7 +80,7 @@ def median(x: Real[AnyArray, "..."]) -> Real[Array, ""]:
 
 
 def nanmedian(x: Real[AnyArray, "..."]) -> Real[Array, ""]:
-    """The median of all elements but NaNs, the lower one of two. Equal elements share its gradient.
+    """The median of all elements except NaNs, the lower of two. Equal elements share its gradient.
 
     >>> nanmedian(jnp.array([[4.0, 1.0], [3.0, jnp.nan]])).item()
     3.0
@@ -90,7 +90,7 @@ def nanmedian(x: Real[AnyArray, "..."]) -> Real[Array, ""]:
 
 
 def _shared(x: Real[AnyArray, " n"], value: Real[AnyArray, ""]) -> Real[Array, ""]:
-    """The value, as a function of all elements that are equal to it alike."""
+    """The value, as a function of all elements that are equal to it."""
     value = lax.stop_gradient(value)
     if not jnp.issubdtype(x.dtype, jnp.inexact):
         return value
@@ -99,7 +99,7 @@ def _shared(x: Real[AnyArray, " n"], value: Real[AnyArray, ""]) -> Real[Array, "
 
 
 def argmedian(x: Real[AnyArray, "..."], axis: int = -1) -> Int[Array, "..."]:
-    """Where the median stands along an axis: the lower of two, a NaN if there is one. The axis stays, with size one.
+    """The place of the median along an axis: of the lower of two, or of a NaN. The axis stays, with size one.
 
     >>> argmedian(jnp.array([4.0, 1.0, 3.0, 2.0])).tolist()
     [3]
@@ -113,7 +113,7 @@ def argmedian(x: Real[AnyArray, "..."], axis: int = -1) -> Int[Array, "..."]:
 
 
 def argnanmedian(x: Real[AnyArray, "..."], axis: int = -1) -> Int[Array, "..."]:
-    """Where the median of all but NaNs stands along an axis: the lower of two. The axis stays, with size one.
+    """The place of the median of all except NaNs along an axis, the lower of two. The axis stays, with size one.
 
     >>> argnanmedian(jnp.array([4.0, jnp.nan, 3.0, 2.0])).tolist()
     [2]
@@ -123,7 +123,7 @@ def argnanmedian(x: Real[AnyArray, "..."], axis: int = -1) -> Int[Array, "..."]:
 
 
 def argkth(x: Shaped[AnyArray, "..."], k: int, axis: int = -1) -> Int[Array, "..."]:
-    """Where the `k`-th smallest element stands along an axis, counted from 1. The axis stays, with size one.
+    """The place of the `k`-th smallest element along an axis, counted from 1. The axis stays, with size one.
 
     >>> argkth(jnp.array([4.0, 1.0, 3.0]), 2).tolist()
     [2]
@@ -136,7 +136,7 @@ def _nth(x: Array, n: int, axis: int) -> Array:
 
 
 def argmode(x: Shaped[AnyArray, "..."], axis: int = -1) -> Int[Array, "..."]:
-    """Where the most frequent element, of several the smallest, stands last along an axis, which stays with size one.
+    """The last place of the most frequent element, the smallest of several, along an axis, which stays with size one.
 
     >>> argmode(jnp.array([3, 1, 3, 1, 2])).tolist()
     [3]
@@ -155,7 +155,7 @@ def argmode(x: Shaped[AnyArray, "..."], axis: int = -1) -> Int[Array, "..."]:
 
 
 def argcummax(x: Real[AnyArray, "*shape"], axis: int = -1) -> Int[Array, "*shape"]:
-    """Where the largest element so far stands along an axis, the last of equal ones; a NaN stays the largest.
+    """The place of the largest element so far along an axis, the last of equal elements; a NaN stays the largest.
 
     >>> argcummax(jnp.array([1.0, 3.0, 2.0, 3.0])).tolist()
     [0, 1, 1, 3]
@@ -164,7 +164,7 @@ def argcummax(x: Real[AnyArray, "*shape"], axis: int = -1) -> Int[Array, "*shape
 
 
 def argcummin(x: Real[AnyArray, "*shape"], axis: int = -1) -> Int[Array, "*shape"]:
-    """Where the smallest element so far stands along an axis, the last of equal ones; a NaN stays the smallest.
+    """The place of the smallest element so far along an axis, the last of equal elements; a NaN stays the smallest.
 
     >>> argcummin(jnp.array([2.0, 3.0, 1.0, 1.0])).tolist()
     [0, 0, 2, 3]
@@ -205,7 +205,7 @@ def renormalised(x: Num[AnyArray, "*shape"], ord: float, axis: int, limit: Num[A
 
 
 def argsmallest(x: Shaped[AnyArray, "..."], k: int, axis: int = -1) -> Int[Array, "..."]:
-    """Where the `k` smallest elements stand along an axis, the smallest first.
+    """The places of the `k` smallest elements along an axis, the smallest first.
 
     >>> argsmallest(jnp.array([4.0, 1.0, 3.0, 2.0]), 2).tolist()
     [1, 3]

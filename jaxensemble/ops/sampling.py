@@ -32,9 +32,9 @@ def grid_sample(
     **Arguments:**
 
     - `x`: `[N, *spatial, C]`.
-    - `grid`: `[N, *out, len(spatial)]`, the places to sample. Zero is what a place that is no number holds, as on
-      PyTorch's GPUs; its CPU code has NaN there in the plane and zero in space.
-    - `padding_mode`: what lies outside of `x`.
+    - `grid`: `[N, *out, len(spatial)]`, the places to sample. A place that is NaN holds zero, as on PyTorch's
+      GPUs; PyTorch's CPU code has NaN there in the plane and zero in space.
+    - `padding_mode`: the values outside of `x`.
     - `align_corners`: whether -1 and 1 are the centres of the outermost entries or their outer edges.
 
     **Returns:** `[N, *out, C]`.
@@ -64,7 +64,7 @@ def grid_sample(
 def _taps(grid: Array, size: int, method: str, padding_mode: Outside, align_corners: bool) -> list[Tap]:
     """The entries along one axis that a place is made of."""
     place = (grid + 1) / 2 * (size - 1) if align_corners else ((grid + 1) * size - 1) / 2
-    if method == "cubic":  # it is the four entries that are clipped or reflected, not the place
+    if method == "cubic":  # the four entries are clipped or reflected, not the place
         first = jnp.floor(place)
         weights = cubic_weights(place - first)
         places = [_inside(first + k, size, padding_mode, align_corners) for k in range(-1, 3)]

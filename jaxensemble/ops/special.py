@@ -14,7 +14,7 @@ from jaxensemble.arrays import AnyArray
 
 @jax.custom_jvp
 def digamma(x: Float[AnyArray, "*shape"]) -> Float[Array, "*shape"]:
-    """The derivative of the logarithm of the gamma function; its own is `polygamma(x, 1)`.
+    """The derivative of the logarithm of the gamma function; its own derivative is `polygamma(x, 1)`.
 
     >>> round(digamma(jnp.array(1.0)).item(), 4)
     -0.5772
@@ -31,7 +31,7 @@ def _digamma_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, 
 def polygamma(x: Float[AnyArray, "*shape"], order: int) -> Float[Array, "*shape"]:
     """The derivative of `digamma` of this order.
 
-    Source: `trigamma` and `calc_polygamma` in aten/src/ATen/native/Math.h, which is right to 1e-9 for order 1.
+    Source: `trigamma` and `calc_polygamma` in aten/src/ATen/native/Math.h, which is exact to 1e-9 for order 1.
 
     >>> round(polygamma(jnp.array(1.0), 1).item(), 4)
     1.6449

@@ -16,13 +16,13 @@ def stft(
     normalized: bool = False,
     onesided: bool = True,
 ) -> Complex[Array, "*batch frequencies frames"]:
-    """The Fourier transforms of frames of a signal, `n_fft` numbers each, of which the next begins `hop_length` later.
+    """The Fourier transforms of frames of a signal, each of `n_fft` numbers; the next begins `hop_length` later.
 
     **Arguments:**
 
     - `x`: `[..., length]`. Nothing is added at its ends.
-    - `window`: what frames are multiplied by, `[n_fft]` or fewer numbers, which stand in the middle.
-    - `onesided`: whether only the frequencies from 0 on are given, which is all there is to real signals.
+    - `window`: the factor of frames, `[n_fft]`, or fewer numbers, which are put in the middle.
+    - `onesided`: whether only the frequencies from 0 on are given, which suffice for real signals.
 
     **Returns:** `[..., frequencies, frames]`, complex.
 
@@ -46,13 +46,13 @@ def istft(
     normalized: bool = False,
     real: bool = True,
 ) -> Inexact[Array, "*batch {length}"]:
-    """The signal of which `stft` gives `z`: overlapping frames added up, over the sum of the squares of their windows.
+    """The signal whose `stft` is `z`: the sum of overlapping frames, over the sum of the squares of their windows.
 
     **Arguments:**
 
     - `z`: `[..., frequencies, frames]`, complex.
     - `start`, `length`: the part of the signal that is given; zeros where there is no frame.
-    - `real`: whether the signal is real, of which frequencies from 0 on say all.
+    - `real`: whether the signal is real, so that `z` has the frequencies from 0 on.
 
     **Returns:** `[..., length]`.
 

@@ -1,4 +1,4 @@
-"""Windows that slide over the spatial axes of a feature map `[..., *spatial, C]`: how many, and over what."""
+"""Windows that slide over the spatial axes of a feature map `[..., *spatial, C]`."""
 
 from collections.abc import Sequence
 from typing import TypeAlias
@@ -24,7 +24,7 @@ def each(value: Ints, spatial: int) -> tuple[int, ...]:
 
 
 def window_count(size: int, window: int, stride: int, padding: int, dilation: int = 1, ceil_mode: bool = False) -> int:
-    """How many windows fit along one axis, as PyTorch's pooling counts them.
+    """The number of windows along one axis, as PyTorch's pooling counts them.
 
     With `ceil_mode` a last window may reach beyond the padded axis, if it starts within the axis or its left padding
     (`pooling_output_shape` in PyTorch's `ATen/native/Pool.h`).
@@ -51,7 +51,7 @@ def window_pads(size: int, window: int, stride: int, padding: int, dilation: int
 
 
 def take(x: Shaped[AnyArray, "..."], indices: Integer[np.ndarray, "..."], axis: int) -> Shaped[Array, "..."]:
-    """Entries along one axis by a table that is known to lie within it: the axis becomes those of the table.
+    """Entries along one axis by a table of places within it: the axes of the table replace the axis.
 
     >>> take(jnp.arange(3.0), np.array([[0, 2]]), 0).tolist()
     [[0.0, 2.0]]
@@ -65,7 +65,7 @@ def patches(
     """Every window of a feature map: `torch.nn.Unfold`, its axes kept apart.
 
     **Returns:** `[..., windows, window, windows, window, ..., C]`: for each spatial axis of `x`, padded with zeros,
-    which window and where in it.
+    the window, and the place in it.
 
     >>> patches(jnp.arange(4.0).reshape(4, 1), (2,))[..., 0].tolist()
     [[0.0, 1.0], [1.0, 2.0], [2.0, 3.0]]
@@ -89,12 +89,12 @@ def overlap_add(
     padding: Ints = 0,
     dilation: Ints = 1,
 ) -> Num[Array, "... C"]:
-    """Puts windows back in their places and adds up where they overlap: `torch.nn.Fold`, the transpose of `patches`.
+    """Puts windows back in their places and adds up overlaps: `torch.nn.Fold`, the transpose of `patches`.
 
     **Arguments:**
 
     - `columns`: `[..., windows, window, windows, window, ..., C]`, as `patches` gives them.
-    - `output_size`: the spatial sizes of the result, padding left out.
+    - `output_size`: the spatial sizes of the result, without padding.
 
     **Returns:** `[..., *output_size, C]`.
 

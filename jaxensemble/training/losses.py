@@ -1,4 +1,4 @@
-"""Losses: functions of one member's outputs and the targets that give a number."""
+"""Losses: functions from one member's outputs and targets to a number."""
 
 import functools
 import warnings
@@ -24,25 +24,29 @@ def name_of(function: Any) -> str:
 
 
 def check_function(function: Any, name: str) -> None:
-    """Raises `InputError` for what is no function, or one of PyTorch's."""
+    """Checks that a loss or metric is a function of JAX.
+
+    **Raises:** `InputError` for objects that cannot be called, and functions of PyTorch."""
     inner = function.func if isinstance(function, functools.partial) else function
     homes = (str(getattr(place, "__module__", "")) for place in (inner, type(inner)))
     theirs = any(home.partition(".")[0] == "torch" for home in homes)
     if not callable(function) or theirs:
         raise InputError(
-            f"`{name}` must be a function of (outputs, targets) made of JAX's operations, as of "
+            f"`{name}` must be a function of (outputs, targets) made of JAX's operations, for example "
             "optax.softmax_cross_entropy_with_integer_labels(outputs, targets).mean(); got "
             f"{getattr(inner, '__qualname__', type(inner).__name__)}{' of PyTorch' if theirs else ''}"
         )
 
 
 def number_of(function: Loss, outputs: Any, targets: Any) -> Float[Array, ""]:
-    """The loss, or a metric, of one member. Raises `InputError` for anything but a number."""
+    """The loss, or a metric, of one member.
+
+    **Raises:** `InputError` if the function cannot be called, or gives anything except a number."""
     try:
         number = function(outputs, targets)
     except JaxEnsembleError:
         raise
-    except Exception as error:  # as for targets of another shape: which function it was, and of what, says this alone
+    except Exception as error:  # JAX's text names neither the function nor the targets
         shapes = " and ".join(str(jax.tree.map(jax.typeof, tree)) for tree in (outputs, targets))
         raise InputError(
             f"{name_of(function)} cannot be called with outputs and targets {shapes}: {describe_error(error)}",
@@ -61,7 +65,7 @@ def number_of(function: Loss, outputs: Any, targets: Any) -> Float[Array, ""]:
 def warn_of_pairs(function: Loss, outputs: Any, targets: Any) -> None:
     """Warns of a loss that takes every output with every target, where their shapes differ by axes of length 1.
 
-    Of outputs `[N, 1]` and targets `[N]`, `outputs - targets` is `[N, N]`. A loss that reshapes them is not told of.
+    Of outputs `[N, 1]` and targets `[N]`, `outputs - targets` is `[N, N]`. A loss that reshapes them gets no warning.
     """
     shapes = [leaf.shape for tree in (outputs, targets) for leaf in jax.tree.leaves(tree)]
     if len(shapes) != 2 or len({tuple(size for size in shape if size != 1) for shape in shapes}) != 1:
@@ -84,15 +88,17 @@ def warn_of_pairs(function: Loss, outputs: Any, targets: Any) -> None:
 
 
 LABELS = (*range(1, 16), -1, -100, 255)
-"""Integers that one row has where the others have zeros: classes, and what is used for padding."""
+"""Integers that one row has where the others have zeros: classes, and numbers used for padding."""
 
 
 def check_is_mean(loss: Loss, outputs: Any, targets: Any, axes: Axes, rows: int) -> None:
-    """Raises `InputError` for a loss of rows that is not the mean of those of either half.
+    """Checks that the loss of all rows is the mean of the losses of both halves.
 
-    `outputs` and `targets` are shapes and dtypes, `axes` their batch axes. Made-up numbers take their places, smaller
-    ones in one half, so that a mask, or weights by class, are not the same in both. It cannot be told of a loss that
-    closes over traced values: that one passes.
+    `outputs` and `targets` are shapes and dtypes, `axes` their batch axes. The check uses made-up numbers, smaller
+    in one half, so that a mask, or weights by class, differ between both. A loss that closes over traced values cannot
+    be checked and passes.
+
+    **Raises:** `InputError` for any other loss.
     """
     few = min(rows, 2)
     leaves, tree = jax.tree.flatten((outputs, targets))
@@ -114,9 +120,9 @@ def check_is_mean(loss: Loss, outputs: Any, targets: Any, axes: Axes, rows: int)
             if not np.allclose(at_once, np.mean(parts), rtol=0, atol=1e-3 * largest, equal_nan=True):
                 raise InputError(
                     f"`plan` has rows={rows}, but {name_of(loss)} is not the plain mean over the rows: of {2 * few} "
-                    f"rows it is {at_once:.6g}, of their halves {parts[0]:.6g} and {parts[1]:.6g}. Of sums, means "
-                    "weighted by class, and whatever else is not a plain mean, the gradient is not the mean of those "
-                    "of parts: leave `rows` out, or give the plain mean."
+                    f"rows it is {at_once:.6g}, of their halves {parts[0]:.6g} and {parts[1]:.6g}. The gradient of a "
+                    "sum, of a mean weighted by class, or of anything else that is no plain mean, is not the mean of "
+                    "the gradients of parts: leave `rows` out, or give the plain mean."
                 )
 
 
@@ -125,7 +131,7 @@ def _is_inexact(leaf: Any) -> bool:
 
 
 def _made_up(leaf: Any, axis: int | None, rows: int, seed: int, label: Any) -> Shaped[Array, "..."]:
-    """Numbers for one array, of twice as many rows along its batch axis: in float32 at least, so as to round little."""
+    """Made-up numbers for one array, with `2 * rows` rows along its batch axis, in float32 at least."""
     shape = tuple(2 * rows if k == axis else size for k, size in enumerate(leaf.shape))
     last = (np.arange(2 * rows) >= rows).reshape([-1 if k == axis else 1 for k in range(len(shape))])
     if axis is None:

@@ -1,4 +1,4 @@
-"""What is read off the stacked outputs of an ensemble: mean, spread, votes, entropies, quantiles, calibration.
+"""Figures of the stacked outputs of an ensemble: mean, spread, votes, entropies, quantiles, calibration.
 
 Outputs are `[M, N, ...]`, members first. A [`Prediction`][] holds them and every figure is a property of it, computed
 when it is asked for, eagerly or under `jax.jit`, in float32 or, for float64 outputs, in float64:
@@ -15,9 +15,9 @@ when it is asked for, eagerly or under `jax.jit`, in float32 or, for float64 out
 0.000 0.131
 
 Members count equally: the ensemble is their uniform mixture, as in Lakshminarayanan, Pritzel and Blundell (2017),
-"Simple and scalable predictive uncertainty estimation using deep ensembles", https://arxiv.org/abs/1612.01474. Hence
+"Simple and scalable predictive uncertainty estimation using deep ensembles", https://arxiv.org/abs/1612.01474. So
 variances divide by M, are 0 for one member, and add up by the law of total variance. (`torch.var` divides by M - 1
-unless told `correction=0`.) Entropies are in nats. NaN outputs give NaN figures; votes,
+without `correction=0`.) Entropies are in nats. NaN outputs give NaN figures; votes,
 which are whole numbers, go to the first NaN.
 """
 

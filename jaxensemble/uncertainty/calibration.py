@@ -1,4 +1,4 @@
-"""Whether confidence is earned: reliability curves and proper scores."""
+"""Reliability curves and proper scores."""
 
 import dataclasses
 import functools
@@ -19,7 +19,7 @@ from jaxensemble.uncertainty.checks import (
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class ReliabilityCurve:
-    """How often predictions made with a given confidence are right.
+    """The accuracy of predictions by their confidence.
 
     Bins are of equal width and include their upper edge, as in Guo, Pleiss, Sun and Weinberger (2017), "On calibration
     of modern neural networks", https://arxiv.org/abs/1706.04599.
@@ -28,11 +28,11 @@ class ReliabilityCurve:
     edges: Float[Array, " edges"]
     """From 0 to 1 `[bins + 1]`."""
     confidence: Float[Array, " bins"]
-    """The mean confidence in each bin `[bins]`; NaN where there is none."""
+    """The mean confidence in each bin `[bins]`; NaN in empty bins."""
     accuracy: Float[Array, " bins"]
-    """The fraction that is right in each bin `[bins]`; NaN where there is none."""
+    """The fraction of right predictions in each bin `[bins]`; NaN in empty bins."""
     count: Int[Array, " bins"]
-    """How many fall into each bin: int32 `[bins]`."""
+    """The number of predictions in each bin: int32 `[bins]`."""
 
     @property
     def expected_calibration_error(self) -> Float[Array, ""]:
@@ -47,8 +47,10 @@ def reliability_curve(
     """Confidence (the largest probability) against accuracy, in `bins` bins of confidence.
 
     `probabilities` is `[N, C]`, or has its classes at any `class_axis`; `labels` is the same without that axis,
-    integers from 0 to C - 1. This and the three functions below raise `InputError` for other shapes or dtypes, for no
-    rows at all, and, outside tracing, for labels out of range and probabilities that do not sum to 1.
+    integers from 0 to C - 1.
+
+    **Raises:** `InputError` for other shapes or dtypes, for no rows at all, and, outside tracing, for labels out of
+    range and probabilities that do not sum to 1.
 
     >>> curve = reliability_curve(jnp.array([[0.9, 0.1], [0.4, 0.6]]), jnp.array([0, 0]), bins=2)
     >>> print(curve.count, curve.accuracy)
@@ -75,10 +77,10 @@ def expected_calibration_error(
 def negative_log_likelihood(
     log_probabilities: ArrayLike, labels: ArrayLike | Sequence[int], *, class_axis: int | None = None
 ) -> Float[Array, ""]:
-    """The mean of `-log p(label)` `[]` in nats; infinite where a label was held to be impossible.
+    """The mean of `-log p(label)` `[]` in nats; infinite where a label has probability 0.
 
     Takes logarithms, because a probability can be too small for its dtype: `prediction.log_mean` for an ensemble.
-    Arguments and errors are otherwise those of [`reliability_curve`][].
+    Other arguments, and errors, are those of [`reliability_curve`][].
 
     >>> loss = negative_log_likelihood(jnp.log(jnp.array([[0.5, 0.5], [0.25, 0.75]])), jnp.array([0, 0]))
     >>> print(f"{loss:.3f}")

@@ -1,4 +1,4 @@
-"""What probabilities, labels and quantile levels have to be."""
+"""Checks of probabilities, labels and quantile levels."""
 
 import warnings
 from collections.abc import Collection, Sequence
@@ -15,10 +15,10 @@ from jaxensemble.compat import Tracer
 from jaxensemble.errors import InputError, NotANumberWarning, shorten_list
 
 OPTIONS = {"classification": ("outputs_are", "class_axis"), "regression": (), "gaussian": ()}
-"""The tasks, and what else each is told."""
+"""The tasks, and the options of each."""
 
 NOT_ONE = 0.05
-"""What tells logits from probabilities: logarithms rounded to bfloat16 move the sum of 1,000 classes by 0.02."""
+"""The distance of a sum from 1 that shows logits: bfloat16 logarithms move that of 1,000 classes by 0.02."""
 
 
 def floating(array: ArrayLike, name: str) -> Float[Array, "..."]:
@@ -53,7 +53,7 @@ def class_axis_of(values: Float[Array, "..."], class_axis: int | None, name: str
     if class_axis is None and rank > 2:
         raise InputError(
             f"`{name}` of shape {values.shape} could have classes along several axes, so that `class_axis` has to be "
-            f"said: 1 for [N, C, ...], as PyTorch's losses take it ({values.shape[1 - rank]} classes), -1 for "
+            f"given: 1 for [N, C, ...], as PyTorch's losses take it ({values.shape[1 - rank]} classes), -1 for "
             f"[N, ..., C] ({values.shape[-1]} classes)"
         )
     class_axis = -1 if class_axis is None else class_axis
@@ -110,9 +110,11 @@ def warn_of_nan(values: Float[Array, "..."], axis: int | None = None) -> None:
 
 
 def check_options(task: Any, options: Collection[str], others: Sequence[str] = (), inputs: Sequence[str] = ()) -> None:
-    """**Raises:** `InputError` for an unknown task, and for options that it has not.
+    """Checks that a task exists and has these options.
 
-    `others` are further arguments of the call, and `inputs` those of the network by name, to be told of.
+    The error also lists `others`, further arguments of the call, and `inputs`, the network's arguments by name.
+
+    **Raises:** `InputError` for an unknown task or option.
     """
     if not isinstance(task, str) or task not in OPTIONS:
         raise InputError(f"`task` must be {', '.join(map(repr, OPTIONS))}; got {task!r}")
@@ -131,7 +133,7 @@ def labelled_rows(
     values = floating(array, name)
     answers = jnp.asarray(labels if isinstance(labels, Sequence) else as_array(labels, "labels"))
     if class_axis is None and answers.ndim != values.ndim - 1:
-        class_axis = -1  # whichever it is, the labels do not fit: which is what has to be told
+        class_axis = -1  # the labels fit no axis, which is what the error has to say
     axis = class_axis_of(values, class_axis, name, "NC")
     rows, classes = jnp.moveaxis(values, axis, -1), values.shape[axis]
     if answers.shape != rows.shape[:-1] or not jnp.issubdtype(answers.dtype, jnp.integer):

@@ -1,4 +1,4 @@
-"""What members predict together: mean, votes, entropies, variances, quantiles."""
+"""Predictions of an ensemble: mean, votes, entropies, variances, quantiles."""
 
 import dataclasses
 import functools
@@ -27,10 +27,10 @@ Scale = Literal["logits", "probabilities", "log_probabilities"]
 
 
 class Prediction:
-    """What an ensemble predicts: `ClassPrediction`, `RegressionPrediction` or `GaussianPrediction`, made here.
+    """The prediction of an ensemble: a `ClassPrediction`, `RegressionPrediction` or `GaussianPrediction`.
 
-    All warn with a `NotANumberWarning` of members and rows that are NaN, but not while tracing. Their `repr` tells
-    shapes and dtypes.
+    Its constructors warn with a `NotANumberWarning` of members and rows that are NaN, except while tracing. Its `repr`
+    shows shapes and dtypes.
 
     >>> Prediction.regression(jnp.zeros((5, 8)))
     RegressionPrediction(outputs=float32[5, 8])
@@ -38,7 +38,7 @@ class Prediction:
 
     def __repr__(self) -> str:
         names = [field.name for field in dataclasses.fields(cast(Any, self))]
-        return f"{type(self).__name__}({', '.join(f'{name}={_told(getattr(self, name))}' for name in names)})"
+        return f"{type(self).__name__}({', '.join(f'{name}={_short_repr(getattr(self, name))}' for name in names)})"
 
     @overload
     @staticmethod
@@ -62,8 +62,9 @@ class Prediction:
     def from_outputs(outputs: Any, task: str = "classification", **options: Any) -> "Prediction":
         """The prediction for a task: `classification`, `regression`, or `gaussian` for (mean, log-variance) pairs.
 
-        Takes the options of the constructor of that name, and raises what it raises; `InputError` for other tasks and
-        options.
+        Takes the options of the constructor of that name, and raises its errors.
+
+        **Raises:** `InputError` for other tasks and options.
         """
         check_options(task, options)
         match task:
@@ -82,10 +83,12 @@ class Prediction:
         """Reads floating-point `outputs` `[M, N, C]`, or classes at any other axis after the rows N.
 
         `class_axis` counts without the members axis, as in one PyTorch output: 1 for `[N, C, H, W]`, which is
-        `[M, N, C, H, W]` here; 0 would be the rows. Of outputs with more axes than `[M, N, C]` it has to be said.
+        `[M, N, C, H, W]` here; 0 would be the rows. It is required for outputs with more axes than `[M, N, C]`.
         `outputs_are` says what the values are: logits (softmax is applied), probabilities or their logarithms (taken as
-        they are). Raises `InputError` for another dtype or rank, a class axis that is
-        absent or has one class, and probabilities that do not sum to 1 (not looked at while tracing).
+        they are).
+
+        **Raises:** `InputError` for another dtype or rank, a class axis that is absent or has one class, and
+        probabilities that do not sum to 1 (not checked while tracing).
 
         >>> Prediction.classification(jnp.zeros((5, 8, 3, 4, 4)), class_axis=1).predictive_entropy.shape
         (8, 4, 4)
@@ -112,7 +115,9 @@ class Prediction:
 
     @staticmethod
     def regression(outputs: ArrayLike) -> "RegressionPrediction":
-        """Reads floating-point `outputs` `[M, N, ...]`. Raises `InputError` for another dtype or rank.
+        """Reads floating-point `outputs` `[M, N, ...]`.
+
+        **Raises:** `InputError` for another dtype or rank.
 
         >>> print(Prediction.regression(jnp.array([[1.0], [3.0]])).std)
         [1.]
@@ -126,8 +131,9 @@ class Prediction:
     def gaussian(means: ArrayLike, log_variances: ArrayLike) -> "GaussianPrediction":
         """Reads members that each predict a normal distribution: `means` and `log_variances`, both `[M, N, ...]`.
 
-        Raises `InputError` for other dtypes or ranks, or shapes that differ. (PyTorch's `GaussianNLLLoss` takes
-        variances: give their logarithms here.)
+        (PyTorch's `GaussianNLLLoss` takes variances: give their logarithms here.)
+
+        **Raises:** `InputError` for other dtypes or ranks, or shapes that differ.
 
         >>> print(Prediction.gaussian(jnp.array([[1.0], [3.0]]), jnp.zeros((2, 1))).variance)
         [2.]
@@ -145,14 +151,14 @@ class Prediction:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, repr=False)
 class ClassPrediction(Prediction):
-    """What M members say of C classes. Shapes below are for the usual `[M, N, C]`; classes stay where they were."""
+    """Predictions of C classes by M members. Shapes below are for the usual `[M, N, C]`; classes keep their axis."""
 
     log_probabilities: Float[Array, "M N ..."]
     """Each member's log-probabilities `[M, N, C]`."""
     member_classes: Int[Array, "M N ..."]
-    """Each member's class `[M, N]`: the largest output, the lowest index among equals."""
+    """Each member's class `[M, N]`: the largest output, the lowest index of equal outputs."""
     class_axis: int = dataclasses.field(metadata={"static": True})
-    """Where the classes are, counted from the end, with or without the members axis."""
+    """The axis of the classes, counted from the end, with or without the members axis."""
 
     @property
     def members(self) -> int:
@@ -191,19 +197,19 @@ class ClassPrediction(Prediction):
 
     @property
     def soft_vote(self) -> Int[Array, "N ..."]:
-        """The class of largest mean probability `[N]`, the lowest index among equals."""
+        """The class of largest mean probability `[N]`, the lowest index of equal classes."""
         return jnp.argmax(self.mean, self.class_axis)
 
     @property
     def votes(self) -> Int[Array, "N ..."]:
-        """How many members choose each class: int32 `[N, C]`, summing to M."""
+        """The number of members that choose each class: int32 `[N, C]`, summing to M."""
         classes = self.log_probabilities.shape[self.class_axis]
         chosen = jax.nn.one_hot(self.member_classes, classes, dtype=jnp.int32, axis=self.class_axis)
         return jnp.sum(chosen, axis=0, dtype=jnp.int32)
 
     @property
     def hard_vote(self) -> Int[Array, "N ..."]:
-        """The class most members choose `[N]`; among equals that of larger mean probability, then the lowest index."""
+        """The class that most members choose `[N]`; of equal classes, by mean probability, then the lowest index."""
         votes = self.votes
         elected = votes == jnp.max(votes, self.class_axis, keepdims=True)
         return jnp.argmax(jnp.where(elected, self.mean, -1), self.class_axis)
@@ -224,12 +230,12 @@ class ClassPrediction(Prediction):
 
     @property
     def predictive_entropy(self) -> Float[Array, "N ..."]:
-        """The entropy of `mean` `[N]`, from 0 to log C: all uncertainty there is about the class."""
+        """The entropy of `mean` `[N]`, from 0 to log C: all uncertainty about the class."""
         return _entropy(self.log_mean, self.class_axis)
 
     @property
     def expected_entropy(self) -> Float[Array, "N ..."]:
-        """The mean over members of their entropies `[N]`: the part that no agreement among members removes."""
+        """The mean over members of their entropies `[N]`: the part that remains when members agree."""
         return jnp.mean(_entropy(self.log_probabilities, self.class_axis), axis=0)
 
     @property
@@ -248,7 +254,7 @@ class ClassPrediction(Prediction):
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, repr=False)
 class RegressionPrediction(Prediction):
-    """What M members say of a quantity."""
+    """Predictions of a quantity by M members."""
 
     outputs: Float[Array, "M N ..."]
     """Each member's value, or mean, `[M, N, ...]`."""
@@ -276,8 +282,9 @@ class RegressionPrediction(Prediction):
     def quantile(self, q: ArrayLike | Sequence[ArrayLike]) -> Float[Array, "..."]:
         """The `q` quantile over members `[N, ...]`, or `[Q, N, ...]` for `q` `[Q]`.
 
-        Linear between the two members on either side, as `numpy.quantile` and `torch.quantile` are by default. Raises
-        `InputError` for `q` of another rank or, outside tracing, outside 0 to 1.
+        Linear between the two members on either side, as `numpy.quantile` and `torch.quantile` are by default.
+
+        **Raises:** `InputError` for `q` of another rank or, outside tracing, outside 0 to 1.
 
         >>> print(Prediction.regression(jnp.array([[1.0], [2.0], [4.0]])).quantile(jnp.array([0.5, 0.75])))
         [[2.]
@@ -288,7 +295,7 @@ class RegressionPrediction(Prediction):
     def interval(self, level: float) -> tuple[Float[Array, "N ..."], Float[Array, "N ..."]]:
         """The central interval of probability `level`: quantiles `(1 - level) / 2` and `(1 + level) / 2`.
 
-        Point predictions of M members give an interval within their extremes: it tells how far they spread, not how
+        Point predictions of M members give an interval within their extremes: it shows how far they spread, not how
         far the truth may lie.
 
         >>> lower, upper = Prediction.regression(jnp.arange(5.0)[:, None]).interval(0.5)
@@ -302,14 +309,14 @@ class RegressionPrediction(Prediction):
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, repr=False)
 class GaussianPrediction(RegressionPrediction):
-    """What M members say of a quantity, each with a normal distribution; the ensemble is the mixture of these."""
+    """Predictions of a quantity by M members, each a normal distribution; the ensemble is their mixture."""
 
     log_variances: Float[Array, "M N ..."]
     """The logarithm of each member's variance `[M, N, ...]`."""
 
     @property
     def aleatoric_variance(self) -> Float[Array, "N ..."]:
-        """The mean of the members' variances `[N, ...]`: noise that they all see in the data."""
+        """The mean of the members' variances `[N, ...]`: the noise that the members see in the data."""
         return jnp.mean(jnp.exp(self.log_variances), axis=0)
 
     @property
@@ -326,7 +333,9 @@ class GaussianPrediction(RegressionPrediction):
         """The `q` quantile of the mixture `[N, ...]`, or `[Q, N, ...]` for `q` `[Q]`.
 
         Found by bisection of the mixture's distribution function. Differentiable in means and variances, a constant
-        in `q`. Raises `InputError` for `q` of another rank or, outside tracing, outside 0 to 1.
+        in `q`.
+
+        **Raises:** `InputError` for `q` of another rank or, outside tracing, outside 0 to 1.
 
         >>> print(Prediction.gaussian(jnp.array([[1.0], [3.0]]), jnp.zeros((2, 1))).quantile(0.5).round(3))
         [2.]
@@ -336,8 +345,8 @@ class GaussianPrediction(RegressionPrediction):
         return jax.vmap(find)(levels) if levels.ndim else find(levels)
 
 
-def _told(value: Any) -> str:
-    """An array by its dtype and shape."""
+def _short_repr(value: Any) -> str:
+    """The dtype and shape of an array."""
     return f"{value.dtype}{list(value.shape)}" if hasattr(value, "dtype") else repr(value)
 
 

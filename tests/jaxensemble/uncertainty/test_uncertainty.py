@@ -527,11 +527,11 @@ REFUSED = {
     ),
     "class axis unsaid": (
         lambda: Prediction.from_outputs(jnp.zeros((5, 8, 3, 4, 6))),
-        r"`class_axis` has to be said:\s1 .* \(3 classes\), -1 .* \(6 classes\)",
+        r"`class_axis` has to be given:\s1 .* \(3 classes\), -1 .* \(6 classes\)",
     ),
     "class axis of scores unsaid": (
         lambda: brier_score(jnp.full((8, 3, 4), 1 / 3), jnp.zeros((8, 4), int)),
-        r"`class_axis` has to be said:\s1 .* \(3 classes\), -1 .* \(4 classes\)",
+        r"`class_axis` has to be given:\s1 .* \(3 classes\), -1 .* \(4 classes\)",
     ),
     "a quantity": (lambda: Prediction.from_outputs(LOGITS[..., :1]), 'task="regression"'),
     "one class": (lambda: Prediction.from_outputs(LOGITS[..., :1]), "two classes; got 1 along class axis -1"),
