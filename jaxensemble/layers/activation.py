@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Num
 
+from jaxensemble.arrays import AnyArray
 from jaxensemble.layers.dropout import drawn_from
 from jaxensemble.ops.activations import leaky_relu
 
@@ -34,7 +35,7 @@ class PReLU(nnx.Module):
         self.num_parameters = num_parameters
         self.axis = axis
 
-    def __call__(self, x: Num[Array, "*shape"]) -> Num[Array, "*shape"]:
+    def __call__(self, x: Num[AnyArray, "*shape"]) -> Num[Array, "*shape"]:
         slope = self.negative_slope[...]
         if self.num_parameters == 1:
             return leaky_relu(x, slope[0])
@@ -67,7 +68,7 @@ class RReLU(nnx.Module):
         self.deterministic = deterministic
         self.rngs = nnx.data(None) if rngs is None else rngs[rng_collection].fork()
 
-    def __call__(self, x: Float[Array, "*shape"], *, deterministic: bool | None = None) -> Float[Array, "*shape"]:
+    def __call__(self, x: Float[AnyArray, "*shape"], *, deterministic: bool | None = None) -> Float[Array, "*shape"]:
         if self.deterministic if deterministic is None else deterministic:
             return leaky_relu(x, (self.lower + self.upper) / 2)
         slope = jax.random.uniform(drawn_from(self.rngs), x.shape, x.dtype, self.lower, self.upper)

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Inexact, PRNGKeyArray
+from jaxtyping import Float, Inexact, PRNGKeyArray
 
 from jaxensemble.arrays import AnyArray
 from jaxensemble.errors import InputError
@@ -48,7 +48,7 @@ class AlphaDropout(nnx.Module):
         self.deterministic = deterministic
         self.rngs = nnx.data(None) if rngs is None else rngs[rng_collection].fork()
 
-    def __call__(self, x: Float[Array, "*shape"], *, deterministic: bool | None = None) -> Float[AnyArray, "*shape"]:
+    def __call__(self, x: Float[AnyArray, "*shape"], *, deterministic: bool | None = None) -> Float[AnyArray, "*shape"]:
         if (self.deterministic if deterministic is None else deterministic) or self.rate == 0:
             return x
         if self.rate == 1:

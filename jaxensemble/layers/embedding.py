@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Inexact, Integer
 
+from jaxensemble.arrays import AnyArray
 from jaxensemble.errors import InputError
 from jaxensemble.ops.embedding import embed
 
@@ -39,7 +40,9 @@ class Embed(nnx.Embed):
         self.padding_idx = padding_idx
         self.scale_grad_by_freq = scale_grad_by_freq
 
-    def __call__(self, inputs: Integer[Array, "*shape"], out_sharding: Any = None) -> Inexact[Array, "*shape features"]:
+    def __call__(
+        self, inputs: Integer[AnyArray, "*shape"], out_sharding: Any = None
+    ) -> Inexact[Array, "*shape features"]:
         if out_sharding is not None:
             raise InputError("`out_sharding` is for nnx.Embed; expected None")
         return embed(

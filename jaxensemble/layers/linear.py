@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Num
 
+from jaxensemble.arrays import AnyArray
 from jaxensemble.ops.linear import bilinear
 
 
@@ -34,7 +35,7 @@ class Bilinear(nnx.Module):
         self.bias = nnx.Param(jnp.zeros((out_features,), param_dtype)) if use_bias else nnx.data(None)
 
     def __call__(
-        self, x: Num[Array, "*#batch in1_features"], y: Num[Array, "*#batch in2_features"]
+        self, x: Num[AnyArray, "*#batch in1_features"], y: Num[AnyArray, "*#batch in2_features"]
     ) -> Num[Array, "*batch out_features"]:
         """`x` is `[..., in1_features]`, `y` `[..., in2_features]`; gives `[..., out_features]`."""
         result = bilinear(x, y, self.kernel[...])

@@ -52,7 +52,7 @@ class _RunningNorm(nnx.Module):
         self.epsilon = epsilon
         self.track_running_stats = track_running_stats
 
-    def _check(self, x: Float[Array, "..."]) -> None:
+    def _check(self, x: Float[AnyArray, "..."]) -> None:
         if x.ndim == 0 or x.shape[self.axis] != self.num_features:
             raise InputError(f"`x` must have {self.num_features} features along axis {self.axis}; got shape {x.shape}")
 

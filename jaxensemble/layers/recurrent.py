@@ -17,7 +17,7 @@ from jaxensemble.arrays import AnyArray
 from jaxensemble.errors import InputError
 from jaxensemble.ops import recurrent as ops
 
-State = TypeVar("State", Array, tuple[Array, Array])
+State = TypeVar("State", AnyArray, tuple[AnyArray, AnyArray])
 
 
 class _Cell(nnx.Module, Generic[State]):
@@ -91,7 +91,7 @@ class RNNCell(_Cell[Array]):
         self.activation_fn = activation_fn
 
     def __call__(
-        self, x: Inexact[Array, "*batch I"], h: Inexact[Array, "*batch H"] | None = None
+        self, x: Inexact[AnyArray, "*batch I"], h: Inexact[AnyArray, "*batch H"] | None = None
     ) -> Inexact[Array, "*batch H"]:
         """`x` is `[..., in_features]`, `h` `[..., hidden_features]` (zeros unless given); gives the next `h`."""
         self._check(x)
@@ -228,7 +228,7 @@ class _Recurrent(nnx.Module, Generic[State]):
         self.dropout = nnx.Dropout(rate, rngs=rngs) if rate and num_layers > 1 else nnx.data(None)
 
     def __call__(
-        self, x: Inexact[Array, "... I"], state: State | None = None, *, deterministic: bool | None = None
+        self, x: Inexact[AnyArray, "... I"], state: State | None = None, *, deterministic: bool | None = None
     ) -> tuple[Inexact[Array, "... outputs"], State]:
         """The outputs of the last layer at each step, and the states of all layers after the last step.
 
