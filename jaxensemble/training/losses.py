@@ -8,7 +8,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Shaped
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float, Integer, Shaped
 
 from jaxensemble.compat import Tracer
 from jaxensemble.errors import InputError, JaxEnsembleError, describe_error
@@ -16,7 +17,7 @@ from jaxensemble.programs.rewrite import equations
 from jaxensemble.programs.rows import Axes
 from jaxensemble.training.data import map_along_axes
 
-Loss = Callable[[Any, Any], Float[Array, ""]]
+Loss = Callable[[Any, Any], jax.Array]
 
 
 def name_of(function: Any) -> str:
@@ -38,7 +39,7 @@ def check_function(function: Any, name: str) -> None:
         )
 
 
-def number_of(function: Loss, outputs: Any, targets: Any) -> Float[Array, ""]:
+def number_of(function: Loss, outputs: Any, targets: Any) -> jax.Array:
     """The loss, or a metric, of one member.
 
     **Raises:** `InputError` if the function cannot be called, or gives anything except a number."""
@@ -130,7 +131,7 @@ def _is_inexact(leaf: Any) -> bool:
     return jnp.issubdtype(leaf.dtype, jnp.inexact)
 
 
-def _made_up(leaf: Any, axis: int | None, rows: int, seed: int, label: Any) -> Shaped[Array, "..."]:
+def _made_up(leaf: Any, axis: int | None, rows: int, seed: int, label: Integer[ArrayLike, ""]) -> Shaped[Array, "..."]:
     """Made-up numbers for one array, with `2 * rows` rows along its batch axis, in float32 at least."""
     shape = tuple(2 * rows if k == axis else size for k, size in enumerate(leaf.shape))
     last = (np.arange(2 * rows) >= rows).reshape([-1 if k == axis else 1 for k in range(len(shape))])

@@ -2,32 +2,38 @@
 
 import doctest
 import inspect
+import typing
 from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
-from beartype import BeartypeConf, beartype
-from jaxtyping import install_import_hook
+from beartype import beartype
+from jaxtyping import AbstractArray, install_import_hook
 
 ROOMS = ("jaxensemble.ops", "jaxensemble.layers", "jaxensemble.uncertainty", "jaxensemble.training.losses")
 
-_check = beartype(conf=BeartypeConf(is_pep484_tower=True))  # an int is a float, as PEP 484 has it
-
 
 def install_checks() -> None:
-    """Lets every call of the rooms' functions check its annotations, if the rooms are not imported yet."""
+    """Lets every call of the rooms' functions check its shapes, if the rooms are not imported yet."""
     install_import_hook(ROOMS, f"{__name__}.checked")
     doctest.DocTestFinder._from_module = _is_of_module  # type: ignore[attr-defined]
 
 
 def checked(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Returns the function with its annotations checked, except constructors and functions within functions.
+    """Returns a function that checks the shapes in its annotations, and nothing else: wrong types have errors of ours.
 
-    JAX calls the constructors of trees with objects that are no arrays. A function within another is made at each
-    call, and checks take longer to make than such a call takes.
+    Constructors are not checked, since JAX calls those of trees with objects other than arrays. Nor are functions
+    within functions, which are made at each call: to make the checks takes longer than such a call.
     """
-    name = function.__qualname__
-    return function if name.endswith(".__init__") or "<locals>" in name else _check(function)
+    if function.__qualname__.endswith(".__init__") or "<locals>" in function.__qualname__:
+        return function
+    function.__annotations__ = {name: hint for name, hint in function.__annotations__.items() if _has_shape(hint)}
+    return beartype(function)
+
+
+def _has_shape(hint: Any) -> bool:
+    is_array = inspect.isclass(hint) and issubclass(hint, AbstractArray)
+    return is_array or any(map(_has_shape, typing.get_args(hint)))
 
 
 _is_of_own = doctest.DocTestFinder._from_module  # type: ignore[attr-defined]

@@ -2,7 +2,7 @@
 
 import doctest
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any
 
 import jax.numpy as jnp
 import pytest
@@ -18,7 +18,7 @@ WRONG: dict[str, tuple[Callable[[], Any], str]] = {
     "jaxensemble.ops": (lambda: ops.embed(jnp.ones((2, 3, 4)), jnp.zeros(2, int)), "parameter 'embedding'"),
     "jaxensemble.layers": (lambda: layers.BatchNorm(2)(jnp.ones((3, 2), int)), "parameter 'x'"),
     "jaxensemble.uncertainty": (lambda: checks.require_labels(jnp.zeros(2), 3), "parameter 'labels'"),
-    "jaxensemble.training.losses": (lambda: losses.warn_of_pairs(cast(Any, "mse"), 1, 2), "parameter 'function'"),
+    "jaxensemble.training.losses": (lambda: losses._made_up(jnp.ones(2), 0, 1, 0, 0.5), "parameter 'label'"),
 }
 
 
