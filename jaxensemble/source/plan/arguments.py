@@ -70,7 +70,7 @@ class Sharing:
         return [{name: column[k] for name, column in self.columns.items()} for k in range(len(self.units))]
 
     def _share_optional_children(self) -> None:
-        for child in (*self.made.make.keys, RESIDUAL):
+        for child in (*self.made.recipe.keys, RESIDUAL):
             if any(child in unit.absent for unit in self.units):
                 wanted = self.made.residual if child == RESIDUAL else make_identifier(child, "flag")
                 self.made.optional[child] = self._flag(wanted, [child not in unit.absent for unit in self.units])
@@ -91,7 +91,7 @@ class Sharing:
             if found:
                 self.made.segments[span] = found[0]
             else:
-                taken = {*self.columns, *self.made.make.keys, self.made.residual}
+                taken = {*self.columns, *self.made.recipe.keys, self.made.residual}
                 flag = self._flag(unused_name(self._segment_name(span), taken), column)
                 self.made.segments[span] = flag.name
                 self.made.flags[flag.name] = flag
@@ -212,7 +212,7 @@ class Sharing:
         return ShapeItems(tuple(items))
 
     def _new_argument(self, place: Place, column: list[Any], places: Sequence[Place]) -> Argument:
-        taken = {*self.columns, *self.made.make.keys, self.made.residual}
+        taken = {*self.columns, *self.made.recipe.keys, self.made.residual}
         argument = Argument(self._name(place, column, places, taken), required=_ABSENT not in column)
         self.columns[argument.name] = [None if value is _ABSENT else value for value in column]
         self.families[argument.name] = self._family(place)

@@ -57,13 +57,13 @@ def join_by_last_functions(groups: Sequence[Members]) -> list[Members]:
     """Joins groups of chains of equal layers if some end in functions that others lack, for example an activation."""
     joined: dict[int, Members] = {}
     longest: dict[object, tuple[int, Unit]] = {}
-    for k in sorted(range(len(groups)), key=lambda k: -len(groups[k][0][1].make.keys)):
+    for k in sorted(range(len(groups)), key=lambda k: -len(groups[k][0][1].recipe.keys)):
         found, unit = groups[k][0]
-        make = unit.make
-        last = max((n for n, item in enumerate(make.items, 1) if item.kind != "function"), default=0)
-        core = (found.module.class_name, make.keys[:last], make.items[:last])
-        first, full = longest.setdefault(core if make.kind == "chain" else k, (k, unit))
-        if full.make.keys[: len(make.keys)] != make.keys:
+        recipe = unit.recipe
+        last = max((n for n, item in enumerate(recipe.items, 1) if item.kind != "function"), default=0)
+        core = (found.module.class_name, recipe.keys[:last], recipe.items[:last])
+        first, full = longest.setdefault(core if recipe.kind == "chain" else k, (k, unit))
+        if full.recipe.keys[: len(recipe.keys)] != recipe.keys:
             first, full = k, unit
         joined.setdefault(first, []).extend((one, _lengthen_chain(own, full)) for one, own in groups[k])
     return [joined[k] for k in sorted(joined)]
@@ -71,13 +71,13 @@ def join_by_last_functions(groups: Sequence[Members]) -> list[Members]:
 
 def _lengthen_chain(unit: Unit, full: Unit) -> Unit:
     """Returns a chain with functions that do nothing at its end, so that it is made like a longer chain."""
-    added = {(key, "function"): IDENTITY for key in full.make.keys[len(unit.make.keys) :]}
-    return dataclasses.replace(unit, make=full.make, constants=unit.constants | added)
+    added = {(key, "function"): IDENTITY for key in full.recipe.keys[len(unit.recipe.keys) :]}
+    return dataclasses.replace(unit, recipe=full.recipe, constants=unit.constants | added)
 
 
 def _size(members: Members) -> tuple[int, int]:
     found, unit = members[0]
-    return len(unit.make.keys), len(found.bodies[0].steps) if found.bodies else 0
+    return len(unit.recipe.keys), len(found.bodies[0].steps) if found.bodies else 0
 
 
 def _extend_member(larger: tuple[Candidate, Unit], member: tuple[Candidate, Unit]) -> tuple[Candidate, Unit] | None:
@@ -85,7 +85,7 @@ def _extend_member(larger: tuple[Candidate, Unit], member: tuple[Candidate, Unit
     (full, full_unit), (found, unit) = larger, member
     if full.module.class_name != found.module.class_name or not full.bodies or not found.bodies:
         return None
-    missing = missing_children(full_unit.make, unit.make)
+    missing = missing_children(full_unit.recipe, unit.recipe)
     if missing == set() and not full_unit.absent and all(has_residual(full.bodies[0], own) for own in found.bodies):
         extended = [add_residual(body, full.bodies[0]) for body in found.bodies]
         return Candidate(found.module, found.frames, extended), dataclasses.replace(unit, absent={RESIDUAL})
@@ -94,7 +94,7 @@ def _extend_member(larger: tuple[Candidate, Unit], member: tuple[Candidate, Unit
     bodies = [lengthen_body(body, full.bodies[0], missing) for body in found.bodies]
     if not all(bodies):
         return None
-    made = dataclasses.replace(unit, make=full_unit.make, absent=missing)
+    made = dataclasses.replace(unit, recipe=full_unit.recipe, absent=missing)
     return Candidate(found.module, found.frames, [body for body in bodies if body]), made
 
 
@@ -105,14 +105,14 @@ def _align_member(
     (full, full_unit), (found, unit) = larger, member
     if full.module.class_name != found.module.class_name or not full.bodies or not found.bodies:
         return None
-    missing = missing_children(full_unit.make, unit.make)
+    missing = missing_children(full_unit.recipe, unit.recipe)
     if missing is None:
         return None
     bodies = [align_bodies(body, full.bodies[0], used) for body in found.bodies]
     spans = {body.spans if body else None for body in bodies}
     if None in spans or len(spans) > 1:
         return None
-    made = dataclasses.replace(unit, make=full_unit.make, absent=missing, skipped=spans.pop())
+    made = dataclasses.replace(unit, recipe=full_unit.recipe, absent=missing, skipped=spans.pop())
     return Candidate(found.module, found.frames, [body.body for body in bodies if body]), made
 
 

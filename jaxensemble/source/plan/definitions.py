@@ -1,4 +1,4 @@
-"""The definitions of the source, and the units that single modules become: their form and their constants."""
+"""The definitions of the source, and the units that single modules become: their recipes and their constants."""
 
 import dataclasses
 import inspect
@@ -21,8 +21,8 @@ Kind: TypeAlias = Literal["layer", "variable", "class", "function", "chain", "li
 
 
 @dataclasses.dataclass(frozen=True)
-class Make:
-    """Form of an attribute's value.
+class Recipe:
+    """Recipe for the value of an attribute.
 
     - `name`: the type of a layer, or the kind of a variable.
     - `fixed`: other properties of a layer or variable that are equal in all modules of a class.
@@ -37,16 +37,16 @@ class Make:
     fixed: tuple[str, ...] = ()
     definition: int = -1
     keys: tuple[str, ...] = ()
-    items: tuple["Make", ...] = ()
+    items: tuple["Recipe", ...] = ()
 
-    def walk(self) -> Iterator["Make"]:
-        """Yields the form and all its parts."""
+    def walk(self) -> Iterator["Recipe"]:
+        """Yields the recipe and all its parts."""
         yield self
         for item in self.items:
             yield from item.walk()
 
 
-NONE = Make("none")
+NONE = Recipe("none")
 
 MISSING = object()
 """The value of a constant in steps that a module skips."""
@@ -71,12 +71,12 @@ RESIDUAL = "+"
 
 @dataclasses.dataclass
 class Unit:
-    """Result for one module: its form, its constants, and the defaults of constants that are not given.
+    """Result for one module: its recipe, its constants, and the defaults of constants that are not given.
 
     `absent` are the children that other modules of its class have, `skipped` the steps of its class that it skips.
     """
 
-    make: Make
+    recipe: Recipe
     constants: dict[Place, ConstantValue] = dataclasses.field(default_factory=dict)
     defaults: dict[Place, ConstantValue] = dataclasses.field(default_factory=dict)
     absent: set[str] = dataclasses.field(default_factory=set)
@@ -150,7 +150,7 @@ class Definition:
 
     kind: Literal["class", "function"]
     label: str
-    make: Make = NONE
+    recipe: Recipe = NONE
     is_list: bool = False
     uses: int = 0
     run: tuple[int, int] | None = None
@@ -174,7 +174,7 @@ class Definition:
     @property
     def residual(self) -> str:
         """Attribute that says whether the last step is taken."""
-        return unused_name("residual", self.make.keys)
+        return unused_name("residual", self.recipe.keys)
 
 
 def layer_unit(layer: Layer) -> Unit:
@@ -183,7 +183,7 @@ def layer_unit(layer: Layer) -> Unit:
     options = shortest_options(layer)
     fixed = tuple(sorted(set(options) - set(defaults)))
     return Unit(
-        Make("layer", layer.type, fixed),
+        Recipe("layer", layer.type, fixed),
         {(name,): value for name, value in options.items()},
         {(name,): value for name, value in defaults.items()},
     )
@@ -191,7 +191,7 @@ def layer_unit(layer: Layer) -> Unit:
 
 def function_unit(function: Function) -> Unit:
     """Returns the unit of a module that holds nothing, as an item of a chain."""
-    return Unit(Make("function"), {("function",): function})
+    return Unit(Recipe("function"), {("function",): function})
 
 
 def class_unit(number: int, arguments: Sequence[Argument], given: Mapping[str, ConstantValue]) -> Unit:
@@ -203,21 +203,21 @@ def class_unit(number: int, arguments: Sequence[Argument], given: Mapping[str, C
         for place, value in constants.items()
         if place not in defaults or comparison_key(value) != comparison_key(defaults[place])
     }
-    return Unit(Make("class", definition=number), differing, defaults)
+    return Unit(Recipe("class", definition=number), differing, defaults)
 
 
 def variable_unit(variable: Variable) -> Unit:
     """Returns the unit of a variable. Its shape is a constant."""
     fixed = (variable.dtype, str(len(variable.shape)))
-    return Unit(Make("variable", variable.kind, fixed), {("shape",): variable.shape})
+    return Unit(Recipe("variable", variable.kind, fixed), {("shape",): variable.shape})
 
 
 def container_unit(kind: Kind, entries: Mapping[str, Unit]) -> Unit:
     """Returns the unit of a list, chain or dict of units, or of a class with its attributes."""
-    make = Make(kind, keys=tuple(entries), items=tuple(unit.make for unit in entries.values()))
+    recipe = Recipe(kind, keys=tuple(entries), items=tuple(unit.recipe for unit in entries.values()))
     constants = {(name, *place): value for name, unit in entries.items() for place, value in unit.constants.items()}
     defaults = {(name, *place): value for name, unit in entries.items() for place, value in unit.defaults.items()}
-    return Unit(make, constants, defaults)
+    return Unit(recipe, constants, defaults)
 
 
 def shortest_options(layer: Layer) -> dict[str, Arg]:

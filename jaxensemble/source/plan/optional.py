@@ -8,7 +8,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-from jaxensemble.source.plan.definitions import Make
+from jaxensemble.source.plan.definitions import Recipe
 from jaxensemble.source.read.steps import (
     Body,
     Cut,
@@ -35,7 +35,7 @@ class ShortenedSteps:
     locals: list[int]
 
 
-def missing_children(full: Make, part: Make) -> set[str] | None:
+def missing_children(full: Recipe, part: Recipe) -> set[str] | None:
     """Returns the children that the larger of two classes has in addition; None if the classes differ otherwise."""
     if full.kind != "dict" or part.kind != "dict":
         return None

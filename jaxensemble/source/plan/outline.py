@@ -93,7 +93,7 @@ class Outline:
         self.definitions: list[Definition] = []
         self._functions: dict[object, int] = {}
         self._units: dict[Path, Unit] = {}
-        self._called: dict[int, FrameCall] = {}
+        self._frame_calls: dict[int, FrameCall] = {}
         self._position = {call.out: k for k, call in enumerate(self.calls)}
         self._last_use = self._last_uses()
         self._settle_all()
@@ -141,7 +141,7 @@ class Outline:
             elif module.kind == "module" or (found.bodies and module.is_numbered):
                 if module.is_numbered:
                     found = dataclasses.replace(found, bodies=list(map(_chain_body, found.bodies)))
-                key = (module.class_name, unit.make, found.bodies[0].steps if found.bodies else None)
+                key = (module.class_name, unit.recipe, found.bodies[0].steps if found.bodies else None)
                 classes[key].append((found, unit))
             else:
                 self._units[module.path] = unit
@@ -169,11 +169,11 @@ class Outline:
         """Returns whether a container of PyTorch only calls children with numbered names in turn."""
         module, names = found.module, children_in_turn(found.bodies[0])
         stems = {name and name[0] for name in map(split_number, names)}
-        same = len({self._units[module.children[name].path].make for name in names}) == 1
+        same = len({self._units[module.children[name].path].recipe for name in names}) == 1
         return module.has_no_class and len(names) >= FEWEST_CHILDREN and len(stems) == 1 and None not in stems and same
 
     def _read_body(self, frame: Frame) -> Body:
-        return Reader(frame.path).read(frame, lambda inner: self._called[id(inner)])
+        return Reader(frame.path).read(frame, lambda inner: self._frame_calls[id(inner)])
 
     def _can_be_called(self, found: Candidate) -> bool:
         first, results = found.bodies[0], self._results(found.bodies, found.frames)
@@ -209,7 +209,7 @@ class Outline:
         splice_frames(frame, {id(item) for item in frame.items if isinstance(item, Frame) and self._is_small(item)})
 
     def _is_small(self, frame: Frame) -> bool:
-        called = self._called.get(id(frame))
+        called = self._frame_calls.get(id(frame))
         target = called.target(frame.path) if called else None
         if not isinstance(target, ToFunction):
             return False
@@ -287,7 +287,7 @@ class Outline:
         made = Definition(
             "class",
             first.module.class_name,
-            make=unit.make,
+            recipe=unit.recipe,
             is_list=first.module.is_numbered,
             steps=bodies[0].steps if bodies else None,
             slots=slots,
@@ -311,7 +311,7 @@ class Outline:
     ) -> None:
         """Records the calls that replace a module's frames in the frames around."""
         for frame, body, arguments in zip(found.frames, found.bodies, inputs, strict=True):
-            self._called[id(frame)] = FrameCall(target, arguments, [body.names[k] for k in results])
+            self._frame_calls[id(frame)] = FrameCall(target, arguments, [body.names[k] for k in results])
 
     # The root
 
@@ -328,7 +328,7 @@ class Outline:
             Definition(
                 "class",
                 self.network.name,
-                make=unit.make,
+                recipe=unit.recipe,
                 is_list=numbered,
                 run=run,
                 steps=self.root_body.steps,
@@ -342,7 +342,7 @@ class Outline:
 
     def _read_root(self) -> None:
         reader = Reader(())
-        self.root_body = reader.read(self.top, lambda inner: self._called[id(inner)])
+        self.root_body = reader.read(self.top, lambda inner: self._frame_calls[id(inner)])
         self.root_returns = _read_tree(reader, self.outputs)
 
 

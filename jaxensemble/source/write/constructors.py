@@ -16,8 +16,8 @@ from jaxensemble.source.plan.definitions import (
     Formula,
     Function,
     HalfKernel,
-    Make,
     Place,
+    Recipe,
     ScaledArgument,
     ShapeItems,
     signature,
@@ -50,17 +50,17 @@ class Constructors:
     def runs(self, definition: Definition) -> dict[Place, int]:
         """Returns how many children, from the child at a path on, can be made in one loop."""
         found = {}
-        for place, make in _dicts(definition):
+        for place, recipe in _dicts(definition):
             nodes = {
                 key: self._make(definition, item, (*place, key))
-                for key, item in self._required_children(definition, make)
+                for key, item in self._required_children(definition, recipe)
             }
             found |= {(*place, run.first): run.count for run in numbered_runs(nodes).values()}
         return found
 
-    def _required_children(self, definition: Definition, make: Make) -> list[tuple[str, Make]]:
-        items = zip(make.keys, make.items, strict=True)
-        return [(key, item) for key, item in items if key not in definition.optional or make is not definition.make]
+    def _required_children(self, definition: Definition, recipe: Recipe) -> list[tuple[str, Recipe]]:
+        items = zip(recipe.keys, recipe.items, strict=True)
+        return [(key, item) for key, item in items if key not in definition.optional or recipe is not definition.recipe]
 
     def lines(self, definition: Definition, is_root: bool, loops: Collection[Place] | None = None) -> list[str]:
         """Returns the lines of a class's `__init__`; the root's `__init__` always takes `rngs`.
@@ -70,19 +70,19 @@ class Constructors:
         self.loops = loops
         arguments: list[ast.AST] = [name("self")]
         arguments += [self._declaration(argument) for argument in definition.arguments]
-        if is_root or self._needs_rngs(definition.make):
+        if is_root or self._needs_rngs(definition.recipe):
             arguments += [name("*"), name("rngs: nnx.Rngs")]
         body = self._attributes(definition)
         return [*def_lines(f"{INDENT}def __init__", arguments, 1), *(body or [f"{INDENT * 2}pass"])]
 
     def _attributes(self, definition: Definition) -> list[str]:
         if definition.is_list:
-            items = self._items(definition, definition.make, ())
+            items = self._items(definition, definition.recipe, ())
             return statement_lines("", call(ast.Attribute(call(name("super")), "__init__", ast.Load()), [items]), 2)
         lines: list[str] = []
-        items = zip(definition.make.keys, definition.make.items, strict=True)
-        nodes = {key: self._make(definition, make, (key,)) for key, make in items}
-        loops = self._loops((), {key: nodes[key] for key, _ in self._required_children(definition, definition.make)})
+        items = zip(definition.recipe.keys, definition.recipe.items, strict=True)
+        nodes = {key: self._make(definition, recipe, (key,)) for key, recipe in items}
+        loops = self._loops((), {key: nodes[key] for key, _ in self._required_children(definition, definition.recipe)})
         for key, node in nodes.items():
             flag, run = definition.optional.get(key), loops.get(key)
             if flag is not None:
@@ -113,21 +113,21 @@ class Constructors:
             if self.loops is None or (*place, run.first) in self.loops or not is_identifier(run.first)
         }
 
-    def _make(self, definition: Definition, make: Make, place: Place) -> ast.expr:
+    def _make(self, definition: Definition, recipe: Recipe, place: Place) -> ast.expr:
         """Returns the value of an attribute."""
-        match make.kind:
+        match recipe.kind:
             case "layer":
-                return self._layer(definition, make, place)
+                return self._layer(definition, recipe, place)
             case "variable":
-                return self._variable(definition, make, place)
+                return self._variable(definition, recipe, place)
             case "class":
-                return self._instance(definition, make, place)
+                return self._instance(definition, recipe, place)
             case "chain":
-                return call(name(self.chain), [self._items(definition, make, place)])
+                return call(name(self.chain), [self._items(definition, recipe, place)])
             case "list":
-                return call(dotted_name("nnx.List"), [self._items(definition, make, place)])
+                return call(dotted_name("nnx.List"), [self._items(definition, recipe, place)])
             case "dict":
-                return self._dict(definition, make, place)
+                return self._dict(definition, recipe, place)
             case "function":
                 function = self._value(definition, (*place, "function"))
                 assert function is not None
@@ -135,9 +135,11 @@ class Constructors:
             case "none":
                 return ast.Constant(None)
 
-    def _items(self, definition: Definition, make: Make, place: Place) -> ast.expr:
+    def _items(self, definition: Definition, recipe: Recipe, place: Place) -> ast.expr:
         """Returns the items of a list; if all are equal, or three or more in a row, as a comprehension."""
-        nodes = [self._make(definition, item, (*place, key)) for key, item in zip(make.keys, make.items, strict=True)]
+        nodes = [
+            self._make(definition, item, (*place, key)) for key, item in zip(recipe.keys, recipe.items, strict=True)
+        ]
         runs: list[list[ast.expr]] = []
         for node in nodes:
             if runs and flat_text(runs[-1][0]) == flat_text(node) and isinstance(node, ast.Call):
@@ -151,16 +153,18 @@ class Constructors:
             parts += [ast.Starred(_repetition(run), ast.Load())] if len(run) > 2 else run
         return ast.List(parts, ast.Load())
 
-    def _dict(self, definition: Definition, make: Make, place: Place) -> ast.expr:
-        nodes = [self._make(definition, item, (*place, key)) for key, item in zip(make.keys, make.items, strict=True)]
-        loops = self._loops(place, dict(zip(make.keys, nodes, strict=True)))
+    def _dict(self, definition: Definition, recipe: Recipe, place: Place) -> ast.expr:
+        nodes = [
+            self._make(definition, item, (*place, key)) for key, item in zip(recipe.keys, recipe.items, strict=True)
+        ]
+        loops = self._loops(place, dict(zip(recipe.keys, nodes, strict=True)))
         if len(loops) == len(nodes) and len(set(map(id, loops.values()))) == 1:
-            run = loops[make.keys[0]]
+            run = loops[recipe.keys[0]]
             each = ast.comprehension(name(VARIABLE), number_range(run.start, run.count), [], 0)
             return call(dotted_name("nnx.Dict"), [ast.DictComp(numbered_name(run.stem, VARIABLE), run.node, [each])])
-        if all(is_identifier(key) for key in make.keys):
-            return call(dotted_name("nnx.Dict"), [], dict(zip(make.keys, nodes, strict=True)))
-        return call(dotted_name("nnx.Dict"), [ast.Dict([ast.Constant(key) for key in make.keys], nodes)])
+        if all(is_identifier(key) for key in recipe.keys):
+            return call(dotted_name("nnx.Dict"), [], dict(zip(recipe.keys, nodes, strict=True)))
+        return call(dotted_name("nnx.Dict"), [ast.Dict([ast.Constant(key) for key in recipe.keys], nodes)])
 
     def _value(self, definition: Definition, place: Place) -> ast.expr | None:
         """Returns the expression for a place: an argument, a constant, or None."""
@@ -177,29 +181,29 @@ class Constructors:
         own = argument.name
         return name(own) if argument.required else ast.keyword(own, self._constant(argument.default))
 
-    def _layer(self, definition: Definition, make: Make, place: Place) -> ast.expr:
+    def _layer(self, definition: Definition, recipe: Recipe, place: Place) -> ast.expr:
         given = [*definition.constants, *definition.formulas]
         options = {p[-1]: self._value(definition, p) for p in given if p[:-1] == place}
-        parameters = signature(make.name).parameters
+        parameters = signature(recipe.name).parameters
         ordered = {key: options[key] for key in [*parameters, *options] if key in options}
-        check_options(make.name, ordered, parameters)
+        check_options(recipe.name, ordered, parameters)
         leading = [p.name for p in parameters.values() if p.kind is p.POSITIONAL_OR_KEYWORD and p.default is p.empty]
         positional = [ordered.pop(key) for key in leading[1:]] if set(leading[1:]) <= set(ordered) else []
         kwargs = {key: value for key, value in ordered.items() if value is not None}
         if "rngs" in parameters:
             kwargs["rngs"] = name("rngs")
-        return call(dotted_name(make.name), [value for value in positional if value is not None], kwargs)
+        return call(dotted_name(recipe.name), [value for value in positional if value is not None], kwargs)
 
-    def _variable(self, definition: Definition, make: Make, place: Place) -> ast.expr:
+    def _variable(self, definition: Definition, recipe: Recipe, place: Place) -> ast.expr:
         shape = self._value(definition, (*place, "shape"))
         assert shape is not None
-        dtype = make.fixed[0]
+        dtype = recipe.fixed[0]
         zeros = call(dotted_name("jnp.zeros"), [shape, *([] if dtype == "float32" else [literal(Dtype(dtype))])])
         kinds = {"param": "nnx.Param", "buffer": "layers.Buffer", "constant": "layers.Constant"}
-        return call(dotted_name(kinds[make.name]), [zeros])
+        return call(dotted_name(kinds[recipe.name]), [zeros])
 
-    def _instance(self, definition: Definition, make: Make, place: Place) -> ast.expr:
-        made = self.definitions[make.definition]
+    def _instance(self, definition: Definition, recipe: Recipe, place: Place) -> ast.expr:
+        made = self.definitions[recipe.definition]
         args, kwargs = [], {}
         for argument in made.arguments:
             spot = (*place, argument.name)
@@ -212,30 +216,30 @@ class Constructors:
                 or comparison_key(definition.constants[spot]) != comparison_key(argument.default)
             ):
                 kwargs[argument.name] = value
-        if self._needs_rngs(made.make):
+        if self._needs_rngs(made.recipe):
             kwargs["rngs"] = name("rngs")
-        return call(name(self.names[make.definition]), args, kwargs)
+        return call(name(self.names[recipe.definition]), args, kwargs)
 
-    def _needs_rngs(self, make: Make) -> bool:
-        for part in make.walk():
+    def _needs_rngs(self, recipe: Recipe) -> bool:
+        for part in recipe.walk():
             if part.kind == "layer" and "rngs" in signature(part.name).parameters:
                 return True
-            if part.kind == "class" and self._needs_rngs(self.definitions[part.definition].make):
+            if part.kind == "class" and self._needs_rngs(self.definitions[part.definition].recipe):
                 return True
         return False
 
 
-def _dicts(definition: Definition) -> Iterator[tuple[Place, Make]]:
+def _dicts(definition: Definition) -> Iterator[tuple[Place, Recipe]]:
     """Yields everything in a class that holds children by name: the class itself, and each `nnx.Dict`."""
 
-    def within(place: Place, make: Make) -> Iterator[tuple[Place, Make]]:
-        if make.kind == "dict":
-            yield place, make
-        if make.kind in ("dict", "list", "chain"):
-            for key, item in zip(make.keys, make.items, strict=True):
+    def within(place: Place, recipe: Recipe) -> Iterator[tuple[Place, Recipe]]:
+        if recipe.kind == "dict":
+            yield place, recipe
+        if recipe.kind in ("dict", "list", "chain"):
+            for key, item in zip(recipe.keys, recipe.items, strict=True):
                 yield from within((*place, key), item)
 
-    yield from within((), definition.make)
+    yield from within((), definition.recipe)
 
 
 def formula_expression(value: Formula | Condition) -> ast.expr:

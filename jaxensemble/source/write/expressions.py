@@ -16,7 +16,7 @@ from jaxensemble.network.vocabulary import (
     check_passed_functions,
     is_identifier,
 )
-from jaxensemble.source.plan.definitions import Argument, Definition, Make, ScaledArgument
+from jaxensemble.source.plan.definitions import Argument, Definition, Recipe, ScaledArgument
 from jaxensemble.source.read.steps import (
     Cut,
     Hole,
@@ -193,16 +193,16 @@ class Expressions:
         self.looped: set[tuple[str, ...]] = set()
         self.records: Mapping[RecordKey, str] = {}
 
-    def make_at(self, path: Sequence[str]) -> Make | None:
-        """Returns the form of the attribute at a path; None for the leaf of a layer."""
-        make: Make | None = self.definition.make
+    def recipe_at(self, path: Sequence[str]) -> Recipe | None:
+        """Returns the recipe of the attribute at a path; None for the leaf of a layer."""
+        recipe: Recipe | None = self.definition.recipe
         for part in path:
-            if make is None or part not in make.keys:
+            if recipe is None or part not in recipe.keys:
                 return None
-            make = make.items[make.keys.index(part)]
-            if make.kind == "class":
-                make = self.definitions[make.definition].make
-        return make
+            recipe = recipe.items[recipe.keys.index(part)]
+            if recipe.kind == "class":
+                recipe = self.definitions[recipe.definition].recipe
+        return recipe
 
     def child(self, path: Sequence[str]) -> ast.expr:
         """Returns the path from `self` to a child or variable; `items` has the expression for the child of a loop."""
@@ -210,15 +210,15 @@ class Expressions:
             return self.items[tuple(path)]
         node: ast.expr = name("self")
         for depth, part in enumerate(path):
-            make = self.make_at(path[:depth])
-            node = child(node, part, in_list=make is not None and make.kind in ("list", "chain"))
+            recipe = self.recipe_at(path[:depth])
+            node = child(node, part, in_list=recipe is not None and recipe.kind in ("list", "chain"))
         return node
 
     def numbered_child(self, path: Sequence[str], stem: str, number: str) -> ast.expr:
         """Returns the child whose name is a stem and the number that a variable holds."""
-        make = self.make_at(path)
+        recipe = self.recipe_at(path)
         parent, key = self.child(path), numbered_name(stem, number)
-        if path and make is not None and make.kind == "dict":
+        if path and recipe is not None and recipe.kind == "dict":
             return subscript(parent, key)
         return call(name("getattr"), [parent, key])
 
@@ -308,3 +308,8 @@ def _function_names(operand: object) -> Iterator[str]:
 def called_child(step: Step) -> tuple[str, ...]:
     """Returns the path of the child that a step calls; empty if the step calls no child."""
     return step.target.path if isinstance(step.target, ToLayer | ToModule) else ()
+
+
+def is_operator(step: Step) -> bool:
+    """Returns whether a step is written with an operator or brackets."""
+    return isinstance(step.target, ToName) and step.target.name in {*BINARY, *COMPARISONS, *UNARY, "[]"}

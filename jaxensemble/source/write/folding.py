@@ -31,7 +31,7 @@ from jaxensemble.source.read.steps import (
     returned_uses,
     variables_read,
 )
-from jaxensemble.source.write.expressions import BINARY, COMPARISONS, UNARY, Expressions, called_child, name
+from jaxensemble.source.write.expressions import Expressions, called_child, is_operator, name
 from jaxensemble.source.write.layout import INDENT, flat_text
 
 READABLE = 88
@@ -133,8 +133,10 @@ class Folding:
     def _order_by_arms(self) -> list[Entry]:
         """Returns the entries in order. An entry that only one mode needs is right before the choice that needs it."""
         for entry in self.entries:
-            make = self.expressions.make_at(entry.step.target.path) if isinstance(entry.step.target, ToLayer) else None
-            entry.is_choice = make is not None and make.name == "layers.Training"
+            recipe = (
+                self.expressions.recipe_at(entry.step.target.path) if isinstance(entry.step.target, ToLayer) else None
+            )
+            entry.is_choice = recipe is not None and recipe.name == "layers.Training"
             if _is_write(entry):
                 entry.arm = (variables_read(entry.step.args[2])[0], True)
         if not any(entry.is_choice or _is_write(entry) for entry in self.entries):
@@ -184,8 +186,8 @@ class Folding:
 
     def _variables(self, entry: Entry) -> list[Path]:
         """Returns the variables that an entry reads, and the child that it calls, unless the child has no variables."""
-        make = self.expressions.make_at(entry.step.target.path) if isinstance(entry.step.target, ToLayer) else None
-        stateless = make is not None and make.name in ("layers.Keys", "layers.Training", "nnx.Dropout")
+        recipe = self.expressions.recipe_at(entry.step.target.path) if isinstance(entry.step.target, ToLayer) else None
+        stateless = recipe is not None and recipe.name in ("layers.Keys", "layers.Training", "nnx.Dropout")
         return [
             *variables_read(entry.step),
             *([called_child(entry.step)] if called_child(entry.step) and not stateless else []),
@@ -244,10 +246,10 @@ class Folding:
         return self.expressions.runs.get(tuple(path), 0) if is_identifier(path[-1]) else None
 
     def _list_length(self, path: Sequence[str]) -> int:
-        make = self.expressions.make_at(path)
-        if make is None or make.kind not in ("list", "chain"):
+        recipe = self.expressions.recipe_at(path)
+        if recipe is None or recipe.kind not in ("list", "chain"):
             return 0
-        return len(make.items) if all(item.kind in ("layer", "class", "chain") for item in make.items) else 0
+        return len(recipe.items) if all(item.kind in ("layer", "class", "chain") for item in recipe.items) else 0
 
     # Nesting
 
@@ -298,8 +300,8 @@ class Folding:
         return len(f"{INDENT}{INDENT}x = {flat_text(node)}") <= READABLE
 
     def _is_light(self, entry: Entry) -> bool:
-        make = self.expressions.make_at(entry.step.target.path) if isinstance(entry.step.target, ToLayer) else None
-        return make is not None and make.name.endswith(LIGHT)
+        recipe = self.expressions.recipe_at(entry.step.target.path) if isinstance(entry.step.target, ToLayer) else None
+        return recipe is not None and recipe.name.endswith(LIGHT)
 
     def _with_nested(self, entry: Entry) -> list[Entry]:
         """Returns an entry and all entries that are nested in it."""
@@ -392,11 +394,6 @@ def _needed_entries(use: Use, arm: Arm, makers: dict[Local, Entry], there: Seque
     for inner in leaves(entry.step):
         found += _needed_entries(inner, arm, makers, [*there, *found])
     return [*found, entry]
-
-
-def is_operator(step: Step) -> bool:
-    """Returns whether a step is written with an operator or brackets."""
-    return isinstance(step.target, ToName) and step.target.name in {*BINARY, *COMPARISONS, *UNARY, "[]"}
 
 
 def _weight(entry: Entry) -> float:

@@ -8,7 +8,7 @@ from typing import Any
 from jaxensemble.network.network import Network, Record, Ref, ReferenceTree
 from jaxensemble.network.vocabulary import IMPORTS, OWN_MODULES
 from jaxensemble.source.names import TAKEN, make_identifier, snake_case, unused_name
-from jaxensemble.source.plan.definitions import IDENTITY, Definition, Make
+from jaxensemble.source.plan.definitions import IDENTITY, Definition, Recipe
 from jaxensemble.source.plan.outline import Outline
 from jaxensemble.source.read.steps import Local, Slot, Step, ToFunction, ToName
 from jaxensemble.source.write.constructors import Constructors
@@ -87,7 +87,9 @@ class Printer:
         helpers = []
         if any(IDENTITY in self.definitions[number].functions for number in self.used):
             helpers.append([f"def {self.identity}(x):", f"{INDENT}return x"])
-        if any(make.kind == "chain" for number in self.used for make in _inner_makes(self.definitions[number].make)):
+        if any(
+            recipe.kind == "chain" for number in self.used for recipe in _inner_recipes(self.definitions[number].recipe)
+        ):
             helpers.append(self._chain_class())
         title = "\n".join(self._title(self.names[root]))
         body = "\n\n\n".join("\n".join(block) for block in [*helpers, *blocks])
@@ -138,7 +140,7 @@ class Printer:
     # Methods
 
     def _method(self, definition: Definition, expressions: Expressions) -> list[str]:
-        if definition.make.kind == "chain":
+        if definition.recipe.kind == "chain":
             return _chain_method(1)
         arguments = [unused_name(parameter, self.globals) for parameter in definition.parameters]
         folding = Folding(expressions, definition.steps or (), _single_return(definition.returns), definition.slots)
@@ -201,7 +203,7 @@ def needed_definitions(definition: Definition) -> list[int]:
     """Returns the numbers of the definitions that a definition names."""
     functions = [step.target.definition for step in definition.steps or () if isinstance(step.target, ToFunction)]
     functions += [function.definition for function in definition.functions if function != IDENTITY]
-    return functions + [make.definition for make in definition.make.walk() if make.kind == "class"]
+    return functions + [recipe.definition for recipe in definition.recipe.walk() if recipe.kind == "class"]
 
 
 def alias_of(definition: Definition) -> str | None:
@@ -259,8 +261,8 @@ def _short_text(value: Any) -> str:
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
-def _inner_makes(make: Make) -> list[Make]:
-    return [part for item in make.items for part in item.walk()]
+def _inner_recipes(recipe: Recipe) -> list[Recipe]:
+    return [part for item in recipe.items for part in item.walk()]
 
 
 def _single_return(returns: tuple[Any, ...]) -> Any:

@@ -10,8 +10,17 @@ from jaxensemble.source.names import TAKEN, make_identifier, unused_name
 from jaxensemble.source.plan.loops import CARRIED, Loop
 from jaxensemble.source.read.steps import Hole, Length, Local, Slot, Step, ToLayer, ToName, leaves, returned_uses
 from jaxensemble.source.read.tidy import PAIRS
-from jaxensemble.source.write.expressions import call, called_child, child, literal, name, number_range, record_key
-from jaxensemble.source.write.folding import Entry, Folding, is_operator
+from jaxensemble.source.write.expressions import (
+    call,
+    called_child,
+    child,
+    is_operator,
+    literal,
+    name,
+    number_range,
+    record_key,
+)
+from jaxensemble.source.write.folding import Entry, Folding
 from jaxensemble.source.write.layout import INDENT, WIDTH, flat_text, statement_lines
 
 ATTENTION = ("ops.attention", "nnx.dot_product_attention", "jax.nn.dot_product_attention")
