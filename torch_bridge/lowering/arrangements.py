@@ -177,7 +177,7 @@ class Arrangements(Calls):
         if len(shape) == 2 and open_axes == [0] and held and held[0] == shape[0]:
             return [self.emit(".shape", expr, 0), -1]
         args: list[Arg] = list(shape)  # type: ignore[arg-type]
-        first = None if any(map(_vanishes, shape)) else open_axes[:1]  # without elements, -1 is ambiguous
+        first = None if any(map(_is_vanishing, shape)) else open_axes[:1]  # without elements, -1 is ambiguous
         for k in open_axes:
             args[k] = -1 if [k] == first else self.size(shape[k], [(expr, held)])
         return args
@@ -234,7 +234,7 @@ class Arrangements(Calls):
         return max(range(len(values)), key=rank)
 
 
-def _vanishes(size: Size) -> bool:
+def _is_vanishing(size: Size) -> bool:
     """Returns whether a size is zero for a batch of one."""
     return not isinstance(size, int) and size.subs(dict.fromkeys(size.free_symbols, 1)) == 0
 

@@ -76,13 +76,13 @@ def _live_calls(builder: Builder, outputs: ReferenceTree) -> tuple[Call, ...]:
     kept = []
     for call in reversed(builder.calls):
         layer = builder.layers.get(call.target.removeprefix("layer:"))
-        if call.out in needed or call.target == "=" or (layer is not None and _keeps_statistics(layer)):
+        if call.out in needed or call.target == "=" or (layer is not None and _has_statistics(layer)):
             kept.append(call)
             needed |= {ref.name for ref in references((call.args, call.kwargs)) if isinstance(ref, Ref)}
     return tuple(reversed(kept))
 
 
-def _keeps_statistics(layer: Layer) -> bool:
+def _has_statistics(layer: Layer) -> bool:
     is_norm = layer.type in ("layers.BatchNorm", "layers.InstanceNorm")
     return is_norm and layer.options.get("track_running_stats", True) is True
 

@@ -65,7 +65,7 @@ class Builder(Arrangements):
                     self.store(
                         weight,
                         f"{owner}.{leaf}",
-                        leaves[leaf][1] or _as_is(weight),
+                        leaves[leaf][1] or _plain_storage(weight),
                         flipped if leaf == "kernel" else (),
                     )
                 return owner
@@ -101,7 +101,7 @@ class Builder(Arrangements):
         for leaf, (weight, layout) in leaves.items():
             if weight is not None and weight.key is not None:
                 held = self.storage[weight.key]
-                wanted = Storage("", layout or _as_is(weight), flipped if leaf == "kernel" else ())
+                wanted = Storage("", layout or _plain_storage(weight), flipped if leaf == "kernel" else ())
                 if held.rearrangement != wanted.rearrangement:
                     return False
         return True
@@ -122,6 +122,6 @@ class Builder(Arrangements):
         return name.startswith("running_") and isinstance(self.state.modules[path], nn.modules.batchnorm._NormBase)
 
 
-def _as_is(weight: Value) -> Layout:
+def _plain_storage(weight: Value) -> Layout:
     """PyTorch's layout of a weight."""
     return Layout(weight.layout.dims, weight.layout.dims)

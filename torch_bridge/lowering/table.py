@@ -43,7 +43,5 @@ def register(*operations: str) -> Callable[[F], F]:
 
 
 def refuse(operations: str, reason: str) -> None:
-    """Enters operations that cannot be carried, with the reason. They are named with their overload, separated by
-    blanks.
-    """
+    """Enters operations that cannot be carried: names with overloads, separated by blanks, and the reason."""
     REFUSALS.update(dict.fromkeys(operations.split(), reason))

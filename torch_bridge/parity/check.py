@@ -189,7 +189,7 @@ class _Stages:
                 if drawn is None:
                     raise
                 self.findings.notes.append(f"outputs not compared: {first_line(error)}")
-                self._not_trained(first_line(error))
+                self._add_training_failure(first_line(error))
                 return None
             self.draws = Draws(doubles if drawn else (), self.subject.key)
             outputs = Float64Outputs(self.subject, self.findings, self.draws, exact, doubles)
@@ -259,9 +259,9 @@ class _Stages:
         self.findings.rows += rows
         self.findings.notes += notes
         if not rows:
-            self._not_trained(notes[-1])
+            self._add_training_failure(notes[-1])
 
-    def _not_trained(self, reason: str) -> None:
+    def _add_training_failure(self, reason: str) -> None:
         """Adds a failure, if training was to be compared and could not be."""
         if self.subject.train:
             self.findings.rows.append(Row("float64, training steps", "torch.optim", np.inf, steps.LIMIT, reason))

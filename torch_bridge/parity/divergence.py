@@ -40,13 +40,13 @@ def first_divergence(
     arrays = jax.tree.map(np.asarray, bind_arguments(ensemble.network, arrays))
 
     @jax.jit
-    def observed(params: Tree, buffers: Tree) -> dict[str, Any]:
+    def module_outputs(params: Tree, buffers: Tree) -> dict[str, Any]:
         return merge(state.graphdef, params, buffers, ensemble.constants, state.rngs)(*arrays)
 
     found: list[tuple[int, int, str]] = []
     for k, model in enumerate(doubles):
         theirs = _module_outputs(model, inputs)
-        ours = observed(*jax.tree.map(lambda leaf, k=k: leaf[k], (ensemble.params, ensemble.buffers)))
+        ours = module_outputs(*jax.tree.map(lambda leaf, k=k: leaf[k], (ensemble.params, ensemble.buffers)))
         for position, (call, expected) in enumerate(theirs):
             if call in ours:
                 error, _ = normwise_error(np.asarray(ours[call])[None], expected[None])

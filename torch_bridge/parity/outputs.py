@@ -120,11 +120,11 @@ class Float64Outputs:
                 return stack_outputs(reference.run_loop(models, given))
 
         coarse = lambda place: coarse_error(narrow()[place], theirs[place])  # noqa: E731
-        self._against(case, "loop", ours, theirs, coarse)
+        self._add_rows(case, "loop", ours, theirs, coarse)
         if vmap and not self.draws:
-            self._against_vmap(case, ours, doubles, inputs, coarse)
+            self._compare_vmap(case, ours, doubles, inputs, coarse)
 
-    def _against_vmap(
+    def _compare_vmap(
         self, case: str, ours: dict[str, np.ndarray], doubles: list[nn.Module], inputs: Any, coarse: Coarse
     ) -> None:
         """Compares outputs with `torch.func.vmap`, or notes why it cannot run the models."""
@@ -138,9 +138,9 @@ class Float64Outputs:
             if note not in self.findings.notes:
                 self.findings.notes.append(note)
             return
-        self._against(case, "torch.func.vmap", ours, theirs, coarse)
+        self._add_rows(case, "torch.func.vmap", ours, theirs, coarse)
 
-    def _against(
+    def _add_rows(
         self, case: str, what: str, ours: dict[str, np.ndarray], theirs: dict[str, np.ndarray], coarse: Coarse
     ) -> None:
         """Adds a row for each output."""

@@ -34,7 +34,7 @@ def perturb_constants(ensemble: Ensemble, models: Sequence[nn.Module]) -> tuple[
         stack.put(k, tensors_of(model))
     arrays = stack.take()
 
-    def replaced(tree: Tree) -> Tree:
+    def replace(tree: Tree) -> Tree:
         return unflatten({path: arrays.get(path, leaf) for path, leaf in flatten(tree).items()})
 
-    return dataclasses.replace(ensemble, params=replaced(ensemble.params), buffers=replaced(ensemble.buffers)), changed
+    return dataclasses.replace(ensemble, params=replace(ensemble.params), buffers=replace(ensemble.buffers)), changed

@@ -75,7 +75,7 @@ def compare(
     if draws:
         return rows, [*notes, "training not compared with torch.func, which draws other numbers"]
     try:
-        return rows + _against_vmap(ensemble, doubles, inputs, arrays), notes
+        return rows + _vmap_rows(ensemble, doubles, inputs, arrays), notes
     except _NotPossible as error:
         return rows, [*notes, f"training not compared with torch.func: {error}"]
 
@@ -100,7 +100,7 @@ class _NotPossible(Exception):
     """An error of PyTorch itself. The text says why it cannot train."""
 
     @classmethod
-    def because_of(cls, error: Exception) -> "_NotPossible":
+    def from_error(cls, error: Exception) -> "_NotPossible":
         return cls(first_line(error))
 
 
@@ -120,7 +120,7 @@ def _steps(
     ours, drawn = [], []
     for _ in range(STEPS):
         drawn.append(_next_draws(state, arrays) if draws else [])
-        loss = _loss_beside_draws if draws else _loss
+        loss = _loss_without_draws if draws else _loss
         state, losses = train_step(state, arrays, _no_targets(ensemble, arrays), loss=loss, each=True)
         ours.append(losses)
     theirs: list[list[float]] = []
@@ -132,14 +132,14 @@ def _steps(
                     draws.give(k, numbers)
                 theirs[k].append(_step(*pair))
     except (RuntimeError, ValueError) as error:  # for example a forward that overwrites what its backward needs
-        raise _NotPossible.because_of(error) from error
+        raise _NotPossible.from_error(error) from error
     stage = f"float64, {STEPS} steps of {name}"
     error, member = normwise_error(np.array(ours).T, np.array(theirs))
     rows = _tensors(stage, state.ensemble, tensor_arrays(members))
     return [Row(stage, "losses", error, LIMIT, f"member {member}"), *rows]
 
 
-def _against_vmap(
+def _vmap_rows(
     ensemble: Ensemble, doubles: Sequence[nn.Module], inputs: Sequence[Inputs], arrays: tuple[Any, ...]
 ) -> list[Row]:
     """The rows of one step along the gradients that `torch.func` computes for all members at once."""
@@ -160,7 +160,7 @@ def _against_vmap(
             warnings.filterwarnings("ignore", "There is a performance drop")  # about torch.func's own code
             grads = torch.func.vmap(torch.func.grad(loss))(params, buffers, tensors)
     except Exception as error:  # torch.func may fail in any way; the loop is compared all the same
-        raise _NotPossible.because_of(error) from error
+        raise _NotPossible.from_error(error) from error
     after = {name: (param - rate * grads[name]).detach().numpy() for name, param in params.items()}
     states = [{name: array[k] for name, array in after.items()} for k in range(len(members))]
     return _tensors("float64, a step along torch.func.vmap(grad)", state.ensemble, states)
@@ -198,7 +198,7 @@ def _loss(outputs: Any, targets: jax.Array) -> jax.Array:
     return sum(parts, start=jnp.zeros((), targets.dtype))
 
 
-def _loss_beside_draws(result: Any, targets: jax.Array) -> jax.Array:
+def _loss_without_draws(result: Any, targets: jax.Array) -> jax.Array:
     outputs, _ = result
     return _loss(outputs, targets)
 

@@ -41,8 +41,7 @@ for _name, _target in PLAIN.items():
 
 @register("aten.gelu.default")
 def gelu(b: Builder, x: Value, approximate: str = "none") -> Value:
-    options: dict[str, bool] = {"approximate": False} if approximate == "none" else {}
-    return b.elementwise("nnx.gelu", x, **options)
+    return b.elementwise("nnx.gelu", x, approximate=False) if approximate == "none" else b.elementwise("nnx.gelu", x)
 
 
 @register("aten.leaky_relu.default")
