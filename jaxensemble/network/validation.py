@@ -243,13 +243,13 @@ def _name_problems(network: Network) -> Iterator[str]:
         yield f"{name!r} is defined twice"
     defined = set(inputs)
     for call in network.calls:
-        for name in _undefined((call.args, call.kwargs), defined):
+        for name in _undefined_names((call.args, call.kwargs), defined):
             yield f"call {call.out} ({call.target}) uses {name!r} before it is defined"
         defined.add(call.out)
-    yield from (f"the outputs use {name!r} before it is defined" for name in _undefined(network.outputs, defined))
+    yield from (f"the outputs use {name!r} before it is defined" for name in _undefined_names(network.outputs, defined))
 
 
-def _undefined(arg: Any, defined: set[str]) -> list[str]:
+def _undefined_names(arg: Any, defined: set[str]) -> list[str]:
     names = [ref.name for ref in references(arg) if isinstance(ref, Ref)]
     return [name for name in dict.fromkeys(names) if name not in defined]
 

@@ -132,7 +132,7 @@ def _can_share_class(members: Members, results: Results) -> bool:
     if not spans:
         return True
     flow = Flow(bodies[0], used)
-    if any(flow.carried(span) is None for span in spans):
+    if any(flow.carried_value(span) is None for span in spans):
         return False
     if len({tuple(map(body.slots.index, body.slots)) for found, _ in members for body in found.bodies}) > 1:
         return False

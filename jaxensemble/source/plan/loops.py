@@ -120,7 +120,7 @@ class _Finder:
         count = self._count(size, path[:-1], stem or "", start)
         if count < 2 or wanted not in (None, count):
             return None
-        carried = self._carried(first, self.stated[size : 2 * size])
+        carried = self._carried_uses(first, self.stated[size : 2 * size])
         given = self._uses(first)[carried[0]]
         loop = Loop(path[:-1], stem, start, count, given, path)
         marked = _mark_carried([item.step for item in first], set(carried))
@@ -133,7 +133,7 @@ class _Finder:
         shape = self._shape(rounds[0])
         if len(rounds) < 2 or self._shape(rounds[1]) != shape:
             return 1
-        carried, uses = self._carried(*rounds[:2]), self._uses(rounds[0])
+        carried, uses = self._carried_uses(*rounds[:2]), self._uses(rounds[0])
         if len({uses[k] for k in carried}) != 1:
             return 1
         count = 1
@@ -153,7 +153,7 @@ class _Finder:
         uses = [self.value(use) for item in now for use in leaves(item.step)]
         return all(self.counts[item.out] == 1 and item.out in uses for item in now[:-1])
 
-    def _carried(self, first: Sequence[StepResult], second: Sequence[StepResult]) -> list[int]:
+    def _carried_uses(self, first: Sequence[StepResult], second: Sequence[StepResult]) -> list[int]:
         """Returns the numbers of the uses in the second round that read the result of the first round."""
         return [k for k, use in enumerate(self._uses(second)) if use == first[-1].out]
 

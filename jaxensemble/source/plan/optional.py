@@ -51,24 +51,24 @@ def remove_children(steps: Sequence[Step], children: set[str]) -> ShortenedSteps
     count = 0
     seen: list[str] = []
 
-    def renumbered(operand: Any) -> Any:
+    def renumber(operand: Any) -> Any:
         match operand:
             case Local():
-                return renumbered_slot(moved[operand])
+                return renumber_slot(moved[operand])
             case Slot():
-                return renumbered_slot(operand)
+                return renumber_slot(operand)
             case Hole(number):
                 result.holes.append(number)
                 return Hole(len(result.holes) - 1)
             case Length(of, axis):
-                return Length(renumbered(of), axis)
+                return Length(renumber(of), axis)
             case Many(is_tuple, items):
-                return Many(is_tuple, tuple(map(renumbered, items)))
+                return Many(is_tuple, tuple(map(renumber, items)))
             case Cut(start, stop, step):
-                return Cut(renumbered(start), renumbered(stop), renumbered(step))
+                return Cut(renumber(start), renumber(stop), renumber(step))
         return operand
 
-    def renumbered_slot(operand: Operand) -> Operand:
+    def renumber_slot(operand: Operand) -> Operand:
         if not isinstance(operand, Slot):
             return operand
         result.slots.append(operand.index)
@@ -85,8 +85,8 @@ def remove_children(steps: Sequence[Step], children: set[str]) -> ShortenedSteps
             seen += path[:1]
             moved[outs[0]] = moved[argument] if isinstance(argument, Local) else argument
         else:
-            args = tuple(map(renumbered, step.args))
-            kwargs = tuple((key, renumbered(value)) for key, value in step.kwargs)
+            args = tuple(map(renumber, step.args))
+            kwargs = tuple((key, renumber(value)) for key, value in step.kwargs)
             for out in outs:
                 moved[out] = Local(len(result.locals))
                 result.locals.append(out.index)

@@ -67,7 +67,7 @@ class Flow:
         self.last_read = {value: k for k, reads in enumerate(self.reads) for value in reads}
         self.last_read |= {Local(k): len(body.steps) for k in results}
 
-    def carried(self, span: Span) -> Hashable | None:
+    def carried_value(self, span: Span) -> Hashable | None:
         """Returns the one value that a span takes, if the span gives only one value, which replaces it afterwards."""
         start, end = span
         if end > len(self.body.steps) or len(self.outs[end - 1]) != 1:
@@ -87,7 +87,7 @@ def merge_spans(flow: Flow, skipped: Sequence[frozenset[Span]]) -> list[frozense
     for span in spans:
         before = whole[-1] if whole else []
         together = [before[-1] in own for own in skipped] == [span in own for own in skipped] if before else False
-        if together and before[-1][1] == span[0] and flow.carried((before[0][0], span[1])) is not None:
+        if together and before[-1][1] == span[0] and flow.carried_value((before[0][0], span[1])) is not None:
             before.append(span)
         else:
             whole.append([span])
@@ -142,7 +142,7 @@ class _Alignment:
         for back in range(min(i - start, 3) + 1):
             for length in range(1, LONGEST_SPAN + 1):
                 span = (i - back, i - back + length)
-                carried = self.flow.carried(span)
+                carried = self.flow.carried_value(span)
                 if carried is None or self.tries <= 0:
                     continue
                 found = self._align(span[1], j - back, self._skip_span(state, span, carried))

@@ -122,7 +122,7 @@ class Folding:
                 entry.segment = (start, end)
             self.entries[end - 1].is_segment_end = True
 
-    def carried(self, segment: tuple[int, int]) -> Hashable:
+    def carried_value(self, segment: tuple[int, int]) -> Hashable:
         """Returns the value that goes into a segment, and that replaces its result if the segment is left out."""
         own = [entry for entry in self.by_local.values() if entry.segment == segment]
         made = {out for entry in own for out in entry.outs}
@@ -326,18 +326,18 @@ class Folding:
 
         return self.expressions.step(entry.step, value)
 
-    def reads(self, entry: Entry) -> list[Hashable]:
+    def values_read(self, entry: Entry) -> list[Hashable]:
         """Returns the values with names that an entry reads, in order."""
         found: list[Hashable] = [entry.loop.given] if entry.loop else []
         for use in leaves(entry.step):
             if use == CARRIED:
                 continue
             inner = isinstance(use, Local) and use in self.folded
-            found += self.reads(self.by_local[use]) if inner else [self.value(use)]  # type: ignore[index]
+            found += self.values_read(self.by_local[use]) if inner else [self.value(use)]  # type: ignore[index]
         return found
 
     @property
-    def last(self) -> Entry | None:
+    def returned_entry(self) -> Entry | None:
         """Entry that is written into the `return` itself, or None."""
         return self.by_local[self.returns] if isinstance(self.returns, Local) and self.returns in self.folded else None
 

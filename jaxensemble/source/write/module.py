@@ -36,7 +36,7 @@ class Printer:
     def __init__(self, outline: Outline):
         self.outline = outline
         self.definitions = outline.definitions
-        self.used = self._used()
+        self.used = self._used_definitions()
         self.names: dict[int, str] = {}
         self.globals: set[str] = set(TAKEN)
         self._name_all()
@@ -45,7 +45,7 @@ class Printer:
 
     # Names
 
-    def _used(self) -> set[int]:
+    def _used_definitions(self) -> set[int]:
         """Returns the numbers of the definitions that the root needs."""
         used, waiting = set(), [len(self.definitions) - 1]
         while waiting:

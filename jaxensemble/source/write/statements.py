@@ -88,11 +88,13 @@ class _Writer:
 
     def _live_after(self, order: list[Entry]) -> list[set[Hashable]]:
         """Returns for each statement the values that later statements read."""
-        last = self.folding.last
-        ending = self.folding.reads(last) if last else map(self.folding.value, returned_uses(self.folding.returns))
+        last = self.folding.returned_entry
+        ending = (
+            self.folding.values_read(last) if last else map(self.folding.value, returned_uses(self.folding.returns))
+        )
         live = [set(ending)]
         for entry in order[:0:-1]:
-            live.append(live[-1] | set(self.folding.reads(entry)))
+            live.append(live[-1] | set(self.folding.values_read(entry)))
         return live[::-1] if order else []
 
     def _named_value(self, use: Local | Slot) -> ast.expr:
@@ -159,12 +161,14 @@ class _Writer:
     def _choose_name(self, entry: Entry, out: Local, after: set[Hashable], targets: list[str]) -> str:
         """Returns the name of a value that is not read later, else of the called layer, else the next free letter."""
         if entry.is_segment_end and entry.segment is not None:
-            carried = self.folding.carried(entry.segment)
+            carried = self.folding.carried_value(entry.segment)
             assert carried not in after, "the value that goes into steps that may be left out is read after these steps"
             return self.names[carried]
         held = {self.names[value] for value in after if value in self.names} | set(targets)
         is_size = _is_size(entry.step)
-        reads = [] if is_size or self._is_attention(entry) or self._roles(entry, out) else self.folding.reads(entry)
+        reads = (
+            [] if is_size or self._is_attention(entry) or self._roles(entry, out) else self.folding.values_read(entry)
+        )
         for value in reads:
             if value not in after and self.names[value] not in held and not self.names[value].startswith("_"):
                 return self.names[value]
@@ -195,7 +199,7 @@ class _Writer:
         return []
 
     def _loop_lines(self, entry: Entry, loop: Loop, after: set[Hashable]) -> list[str]:
-        reads = self.folding.reads(entry)
+        reads = self.folding.values_read(entry)
         carried, lines = self.names[loop.given], []
         if loop.given in after or reads.count(loop.given) > 1:
             held = {self.names[value] for value in [*after, *reads] if value in self.names}
@@ -251,7 +255,7 @@ class _Writer:
             }
 
     def _return_lines(self) -> list[str]:
-        last = self.folding.last
+        last = self.folding.returned_entry
         node = (
             self.folding.node(last, self.folding.folded, self._named_value)
             if last
