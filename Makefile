@@ -19,10 +19,12 @@ ARGS ?=
 # Where `make test` runs once more what needs no PyTorch; without, the newest Python at hand.
 NEWEST ?=
 ifeq ($(TORCH),none)
-EXTRAS := test
+EXTRAS := plots,train
+GROUP := test
 TESTED := tests/jaxensemble jaxensemble
 else
-EXTRAS := torch,dev
+EXTRAS := torch,plots,train
+GROUP := dev
 TESTED :=
 endif
 ifeq ($(JAX),cuda13)
@@ -65,12 +67,13 @@ help: ## show this list
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --constraint constraints.txt pip  # one that knows of dependency groups
 	sed -e '' $(UNPINNED:%=-e '/^%==/d') constraints.txt > $(VENV)/constraints.txt
 ifneq ($(strip $(ASKED)),)
 	$(BIN)/pip install $$ASKED
 	$(BIN)/pip freeze | grep $(UNPINNED:%=-e '^%==') >> $(VENV)/constraints.txt
 endif
-	$(BIN)/pip install --editable ".[$(EXTRAS)]" --constraint $(VENV)/constraints.txt
+	$(BIN)/pip install --editable ".[$(EXTRAS)]" --group $(GROUP) --constraint $(VENV)/constraints.txt
 	@printf '%s\n' "$$CHOICE" > $@
 
 setup: $(STAMP) ## make the virtual environment and install everything into it

@@ -147,6 +147,7 @@ PACKAGES = (
     Package("jaxlib", "jaxlib"),
     Package("jax", "jax"),
     Package("flax", "flax.nnx"),
+    Package("jaxtyping", "jaxtyping"),
     Package("optax", "optax"),
     Package("safetensors", "safetensors"),
 )

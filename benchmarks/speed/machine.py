@@ -17,7 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-NEEDED = ("jax", "jaxlib", "flax", "numpy", "optax", "safetensors", "typer", "rich", "torch")
+NEEDED = ("jax", "jaxlib", "flax", "jaxtyping", "numpy", "optax", "safetensors", "typer", "rich", "torch")
 """Distributions without which nothing runs."""
 
 OPTIONAL = {
