@@ -137,7 +137,7 @@ class Ensemble:
         state = stack_states(modules, "Ensemble.from_modules")
         ensemble = cls(**state._asdict(), network=network, origin=origin)
         if mode == "eval" or mode == "train":
-            return ensemble._in_mode(mode)
+            return ensemble._set_mode(mode)
         if mode is None:
             advice = "mode='eval' is for evaluation, mode='as_is' says that this is meant"
             warn_of_training_layers(ensemble.graphdef, MODE_FLAGS, "is in training mode", advice, stacklevel=3)
@@ -162,7 +162,7 @@ class Ensemble:
         for name in ("network", "origin"):
             if any(getattr(other, name) != getattr(first, name) for other in others):
                 raise MemberError(f"Ensemble.concatenate: Expected ensembles with the same `{name}`; theirs differ")
-        trees = [ensemble._stacked() for ensemble in ensembles]
+        trees = [ensemble._stacked_trees() for ensemble in ensembles]
         plan = first.plan if all(other.plan == first.plan for other in others) else None
         joined = jax.tree.map(lambda *parts: jnp.concatenate(parts), *trees)
         lineage = first._descent(trained=False)
@@ -203,7 +203,7 @@ class Ensemble:
         if wrong:
             rows = (f"\n  {name}: expected {ours.get(name, 'none')}, got {theirs.get(name, 'none')}" for name in wrong)
             raise StateError(f"`params` must have the names and shapes of this ensemble's parameters:{''.join(rows)}")
-        return self._changed(params=params)
+        return self._replace_fields(params=params)
 
     def __call__(
         self,
@@ -269,14 +269,14 @@ class Ensemble:
         key = None if key is None else as_key(key)
         if is_traced((self, key, inputs)):
             raise InputError("nothing can be measured within jax.jit and other transformations: call tune outside")
-        workload = self._workload(inputs, key, "different", each=each)
-        plan = tune_plan(workload, lambda call: self._call(call, key, inputs)).plan
+        workload = self._make_workload(inputs, key, "different", each=each)
+        plan = tune_plan(workload, lambda call: self._run_call(call, key, inputs)).plan
         return dataclasses.replace(self, plan=plan).proven(self.proof, self.lineage).read_from(self.sources)
 
     def explain(self, *inputs: Any, key: Any = None, each: bool = False, **named: Any) -> str:
         """Explains which plan a call with these inputs gets, with the measurements or the estimate behind it."""
         inputs = as_arrays(bind_arguments(self.network, inputs, named), "inputs")
-        workload = self._workload(inputs, None if key is None else as_key(key), "different", each=each)
+        workload = self._make_workload(inputs, None if key is None else as_key(key), "different", each=each)
         return explain_plan(workload, self.plan)
 
     def update(
@@ -293,7 +293,7 @@ class Ensemble:
         With `each=True` every member gets inputs of its own, as in the method `each`.
         """
         outputs, buffers = self._run((inputs, named), key, randomness, plan, each=each, update=True)
-        return outputs, self._changed(buffers=buffers)
+        return outputs, self._replace_fields(buffers=buffers)
 
     def predict(
         self,
@@ -335,11 +335,11 @@ class Ensemble:
 
         **Raises:** `StateError` for a network that was ported for evaluation only.
         """
-        return self._in_mode("train")
+        return self._set_mode("train")
 
     def eval(self) -> "Ensemble":
         """The ensemble in evaluation mode, as `nnx.Module.eval` sets it: running statistics, no dropout."""
-        return self._in_mode("eval")
+        return self._set_mode("eval")
 
     def astype(self, dtype: Any) -> "Ensemble":
         """Returns the ensemble with its floating-point and complex arrays cast, and all other arrays as they are.
@@ -393,7 +393,7 @@ class Ensemble:
     @property
     def proof(self) -> Proof | None:
         """The comparison with PyTorch that these very arrays passed, or None."""
-        return self._proven[0] if self._proven is not None and self._holds(self._proven[1]) else None
+        return self._proven[0] if self._proven is not None and self._has_arrays(self._proven[1]) else None
 
     @property
     def lineage(self) -> Lineage | None:
@@ -409,9 +409,9 @@ class Ensemble:
     @property
     def sources(self) -> tuple[Source, ...] | None:
         """The checkpoint file of each member, and the part of it that was read. None for arrays from elsewhere."""
-        return self._sources[0] if self._sources is not None and self._holds(self._sources[1]) else None
+        return self._sources[0] if self._sources is not None and self._has_arrays(self._sources[1]) else None
 
-    def _holds(self, arrays: list[Any]) -> bool:
+    def _has_arrays(self, arrays: list[Any]) -> bool:
         """Returns whether the ensemble has these arrays. Arrays of JAX never change their values."""
         leaves = jax.tree.leaves(self)
         return len(leaves) == len(arrays) and all(map(operator.is_, leaves, arrays))
@@ -422,7 +422,7 @@ class Ensemble:
             return Lineage(self.proof, trained)
         return self._lineage and dataclasses.replace(self._lineage, trained=self._lineage.trained or trained)
 
-    def _changed(self, **fields: Any) -> "Ensemble":
+    def _replace_fields(self, **fields: Any) -> "Ensemble":
         """Returns the ensemble with some fields changed: the proof becomes part of its lineage."""
         return dataclasses.replace(self, **fields).proven(None, self._descent(trained=False))
 
@@ -439,7 +439,7 @@ class Ensemble:
         **Raises:** `StateError` for an ensemble of Flax modules that were not ported, `InputError` for a `path` that
         cannot be written to or must not be replaced, and `OSError` from the system.
         """
-        write_artifact(self._saved(), path, force=force)
+        write_artifact(self._to_saved(), path, force=force)
 
     @classmethod
     def load(cls, path: str | Path) -> "Ensemble":
@@ -460,7 +460,7 @@ class Ensemble:
         ensemble = cls(*saved.state, network=saved.network, origin=saved.origin, plan=plan)
         return ensemble.proven(saved.proof, saved.lineage).read_from(saved.sources)
 
-    def _saved(self) -> Saved:
+    def _to_saved(self) -> Saved:
         return Saved(self.state, self.network, self.origin, self.proof, self.lineage, self.sources)
 
     @functools.cached_property
@@ -490,10 +490,10 @@ class Ensemble:
         """
         selected = member_positions(index, self.members)
         if isinstance(selected, int):
-            return merge(self.graphdef, constants=self.constants, **take_members(self._stacked(), selected))
+            return merge(self.graphdef, constants=self.constants, **take_members(self._stacked_trees(), selected))
         sources = self.sources
         chosen = sources and tuple(sources[member] for member in selected)
-        return self._changed(**take_members(self._stacked(), selected)).read_from(chosen)
+        return self._replace_fields(**take_members(self._stacked_trees(), selected)).read_from(chosen)
 
     def __repr__(self) -> str:
         name = self.graphdef.root.type.__name__
@@ -517,16 +517,16 @@ class Ensemble:
         return jax.tree.map(lambda leaf: leaf.copy(), self).proven(None, self._descent(trained=False))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return reduce_ensemble(self._saved(), type(self).from_saved, self.plan)
+        return reduce_ensemble(self._to_saved(), type(self).from_saved, self.plan)
 
-    def _stacked(self) -> dict[str, Tree]:
+    def _stacked_trees(self) -> dict[str, Tree]:
         return {kind: getattr(self, kind) for kind in STACKED}
 
-    def _in_mode(self, mode: Literal["train", "eval"]) -> "Ensemble":
+    def _set_mode(self, mode: Literal["train", "eval"]) -> "Ensemble":
         reason = self.network.evaluation_only if isinstance(self.network, Network) else None
         if mode == "train" and reason is not None:
             raise StateError(f"the network was ported for evaluation only, because {reason}")
-        return self._changed(**set_mode(self.state, mode)._asdict()).read_from(self.sources)
+        return self._replace_fields(**set_mode(self.state, mode)._asdict()).read_from(self.sources)
 
     @functools.cached_property
     def _dtypes(self) -> tuple[Any, ...]:
@@ -551,13 +551,13 @@ class Ensemble:
         kind = (each, update, str(randomness), plan, key is None, is_x64_on(), tree, *map(type_of_input, leaves))
         call = self._calls.get(kind)
         if call is None:
-            workload = self._workload(inputs, key, randomness, each=each, update=update)
+            workload = self._make_workload(inputs, key, randomness, each=each, update=update)
             traced = is_traced((self, key, inputs))
-            measure = None if traced else lambda call: self._call(call, key, inputs)
+            measure = None if traced else lambda call: self._run_call(call, key, inputs)
             call = choose_call(workload, plan, self.plan, measure)
             if plan != "auto" or not traced:  # a guess is no measurement
                 self._calls[kind] = call
-        returned = self._call(call, key, inputs)
+        returned = self._run_call(call, key, inputs)
         if self.network is None:
             return returned
         if not update:
@@ -565,10 +565,10 @@ class Ensemble:
         outputs, buffers = returned
         return restore_outputs(self.network.outputs, outputs), buffers
 
-    def _call(self, call: EnsembleCall, key: Any, inputs: tuple[Any, ...]) -> Any:
+    def _run_call(self, call: EnsembleCall, key: Any, inputs: tuple[Any, ...]) -> Any:
         return run_members(self.params, self.buffers, self.constants, self.rngs, key, inputs, call=call)
 
-    def _workload(
+    def _make_workload(
         self, inputs: tuple[Any, ...], key: Any, randomness: Randomness, *, each: bool, update: bool = False
     ) -> Workload:
         """Checks the inputs of a call, and returns its workload."""
