@@ -23,7 +23,7 @@ EXTRAS := plots,train
 GROUP := test
 TESTED := tests/jaxensemble jaxensemble
 else
-EXTRAS := torch,plots,train
+EXTRAS := demo,train
 GROUP := dev
 TESTED :=
 endif

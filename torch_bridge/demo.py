@@ -119,8 +119,11 @@ def run(out: Path, *, epochs: int = 12, rounds: int = 10, quiet: bool = False) -
 
 def digits() -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
     """Scikit-learn's handwritten digits: 1,797 images `[N, 1, 8, 8]` in [0, 1] with labels, one third for testing."""
-    from sklearn.datasets import load_digits
-    from sklearn.model_selection import train_test_split
+    try:
+        from sklearn.datasets import load_digits
+        from sklearn.model_selection import train_test_split
+    except ImportError as error:
+        raise ImportError("the digits are scikit-learn's: pip install 'jaxensemble[demo]'", name=error.name) from error
 
     images, labels = load_digits(return_X_y=True)
     images = (images / 16).reshape(-1, 1, 8, 8).astype("float32")
