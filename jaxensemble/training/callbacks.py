@@ -15,7 +15,10 @@ Callback = Callable[[int, TrainState, History], bool | None]
 
 
 def check_callbacks(callbacks: Any) -> None:
-    """Raises `InputError` for anything but a sequence of functions."""
+    """Checks that `callbacks` is a sequence of functions of (epoch, state, history).
+
+    **Raises:** `InputError` if it is not.
+    """
     if not isinstance(callbacks, Sequence) or isinstance(callbacks, str) or not all(map(callable, callbacks)):
         raise InputError(
             f"`callbacks` must be a list of functions of (epoch, state, history); got {callbacks!r:.100}. They are "
@@ -26,10 +29,13 @@ def check_callbacks(callbacks: Any) -> None:
 
 
 def check_signature(function: Callable[..., Any], name: str, *arguments: str) -> None:
-    """Raises `InputError` for a function that cannot be called with so many positional arguments."""
+    """Checks that a function takes these positional arguments.
+
+    **Raises:** `InputError` if it cannot be called with so many.
+    """
     try:
         signature = inspect.signature(function)
-    except (TypeError, ValueError):  # as of some that are written in C
+    except (TypeError, ValueError):  # some functions written in C have no signature
         return
     try:
         signature.bind(*arguments)
@@ -39,7 +45,10 @@ def check_signature(function: Callable[..., Any], name: str, *arguments: str) ->
 
 
 def run_callbacks(callbacks: Sequence[Callback], state: TrainState, history: History) -> bool:
-    """Whether any callback stops the training; all of them are called. Raises `InputError` for other answers."""
+    """Calls all callbacks, and returns whether any of them stops the training.
+
+    **Raises:** `InputError` for answers other than True, False and None.
+    """
     answers = [(callback, callback(len(history) - 1, state, history)) for callback in callbacks]
     for callback, answer in answers:
         if answer is not None and not _is_boolean(answer):
@@ -51,7 +60,7 @@ def run_callbacks(callbacks: Sequence[Callback], state: TrainState, history: His
 
 
 def _is_boolean(answer: Any) -> bool:
-    """Whether it is one boolean, of Python, NumPy or JAX."""
+    """Returns whether an answer is one boolean, of Python, NumPy or JAX."""
     if isinstance(answer, np.ndarray | jax.Array):
         return answer.ndim == 0 and answer.dtype == np.bool_
     return isinstance(answer, bool | np.bool_)

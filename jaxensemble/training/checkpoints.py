@@ -1,4 +1,4 @@
-"""What `fit` keeps on disk, so that a run which was killed goes on to the same bits. Written by orbax."""
+"""Checkpoints of `fit` on disk, from which a killed run goes on to the same bits. Orbax writes them."""
 
 import contextlib
 import json
@@ -17,35 +17,37 @@ from jaxensemble.training.fingerprint import named_arrays
 from jaxensemble.training.identity import run_differences
 
 _KEPT = 2
-"""Checkpoints that are kept: the one being written never replaces the only whole one."""
+"""Number of checkpoints that are kept. The one being written never replaces the only whole one."""
 
 _SHOWN = 8
-"""How many differences from another run its error tells."""
+"""Number of differences from another run that an error lists."""
 
 
 class Checkpoints:
     """A directory of checkpoints, one for each of the latest epochs.
 
-    `settings` are what a run that goes on must have as before. Raises `InputError` where it has not.
+    `settings` must be the same whenever a run goes on.
+
+    **Raises:** `InputError` for a path that is no local directory.
     """
 
     def __init__(self, path: str | Path, settings: Mapping[str, Any]):
         if "://" in str(path) or (as_path(path, "checkpoints").exists() and not Path(path).is_dir()):
-            raise InputError(f"`checkpoints` must be a directory of this machine; got {path}")
+            raise InputError(f"`checkpoints` must be a directory on this machine; got {path}")
         try:
-            import orbax.checkpoint as ocp  # which takes seconds to import
+            import orbax.checkpoint as ocp  # takes seconds to import
         except ModuleNotFoundError as error:
             raise ModuleNotFoundError(
                 "checkpoints are written by orbax: pip install 'jaxensemble[train]'", name=error.name
             ) from error
         self._ocp: Any = ocp
-        self.settings = json.loads(json.dumps(settings))  # as they are read back
+        self.settings = json.loads(json.dumps(settings))  # in the form in which they are read back
         options = ocp.CheckpointManagerOptions(max_to_keep=_KEPT, create=True, enable_async_checkpointing=False)
         self.path = Path(path).absolute()
         self._manager: Any = ocp.CheckpointManager(self.path, options=options)
 
     def save(self, epoch: int, tree: Any, record: Any) -> None:
-        """Writes arrays, and a record that JSON can hold, after so many epochs. An interruption waits for it."""
+        """Writes the arrays of `tree`, and a record for JSON, after `epoch` epochs. Ctrl-C waits meanwhile."""
         with _delay_interruption():
             self._write(epoch, tree, record)
 
@@ -58,12 +60,15 @@ class Checkpoints:
         self._manager.save(epoch, args=arguments)
 
     def epoch(self) -> int | None:
-        """The epochs after which the latest checkpoint was written; None where there is none."""
-        # One that was interrupted while it was written has another name.
+        """Returns the number of epochs in the latest checkpoint; None without a checkpoint."""
+        # A checkpoint whose writing was interrupted has a name that is no number.
         return max((int(path.name) for path in self.path.iterdir() if path.name.isdigit()), default=None)
 
     def latest(self, tree: Any) -> tuple[Any, Any] | None:
-        """The arrays, as `tree` has them, and the record of the latest checkpoint; None where there is none."""
+        """Returns the arrays of the latest checkpoint, in the structure of `tree`, and its record; None without one.
+
+        **Raises:** `InputError` for a checkpoint of another run, and for one that cannot be read.
+        """
         epoch = self._manager.latest_step()
         if epoch is None:
             return None
@@ -77,9 +82,9 @@ class Checkpoints:
         if wrong:
             more = f"\n  and {len(wrong) - _SHOWN} more" if len(wrong) > _SHOWN else ""
             raise InputError(
-                f"{self.path} holds checkpoints of another run: name another directory, or go on as it began, from "
-                "models and a key that were made of the same seeds, with the same data, loss and optimizer. To train "
-                "longer, give that state more `epochs`; one that `fit` returned begins a run of its own."
+                f"{self.path} holds checkpoints of another run. Name another directory, or begin as that run did: from "
+                "models and a key of the same seeds, with the same data, loss and optimizer. To train longer, pass the "
+                "state with which that run began, and more `epochs`; a state that `fit` returned begins a new run."
                 + "".join(f"\n  {line}" for line in wrong[:_SHOWN])
                 + more
             )
@@ -91,25 +96,25 @@ class Checkpoints:
     def _restore(self, epoch: int, **items: Any) -> Any:
         try:
             return self._manager.restore(epoch, args=self._ocp.args.Composite(**items))
-        except Exception as error:  # whatever orbax meets in a folder that it did not write, or not wholly
+        except Exception as error:  # orbax raises many kinds for a folder that is incomplete or not its own
             raise self._unreadable_error(epoch, f"{type(error).__name__}: {str(error)[:200]}") from error
 
     def _unreadable_error(self, epoch: int, reason: str) -> InputError:
         return InputError(
             f"{self.path / str(epoch)} cannot be read as a checkpoint of `fit` ({reason}): name another directory, or "
-            "take that folder away to go on from the one before it"
+            "remove that folder to go on from the checkpoint before it"
         )
 
     def close(self) -> None:
-        """Waits until all is written."""
+        """Waits until everything is written."""
         self._manager.close()
 
 
 @contextlib.contextmanager
 def _delay_interruption() -> Iterator[None]:
-    """Has Ctrl-C wait for what runs within: orbax goes on in threads of its own, and would complain."""
+    """Delays Ctrl-C until the block ends: orbax writes in threads of its own, which fail when interrupted."""
     if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGINT) is None:
-        yield  # where no handler can be set, or put back
+        yield  # no handler can be set or restored here
         return
     heard: list[int] = []
     before = signal.signal(signal.SIGINT, lambda number, frame: heard.append(number))

@@ -1,4 +1,4 @@
-"""What members learn from: inputs and targets as arrays, and the rows of a minibatch among them."""
+"""Training data: inputs and targets as arrays, and the rows of a minibatch."""
 
 from collections.abc import Callable
 from typing import Any
@@ -17,27 +17,32 @@ from jaxensemble.programs.rows import Axes
 
 
 def map_along_axes(data: Any, axes: Axes, function: Callable[[jax.Array, int], jax.Array], ahead: int = 0) -> Any:
-    """Data changed along their batch axes, before which there are so many others."""
+    """Applies a function to every leaf and its batch axis, which `ahead` other axes precede."""
     leaves, tree = jax.tree.flatten(data)
     pairs = zip(leaves, axes, strict=True)
     return tree.unflatten([leaf if axis is None else function(leaf, axis + ahead) for leaf, axis in pairs])
 
 
 def count_rows(data: Any, axes: Axes, ahead: int = 0) -> int:
-    """The number of rows. Raises `InputError` for a network whose inputs have none."""
-    pairs = zip(jax.tree.leaves(data), axes, strict=False)  # axes may be those of the inputs only, which come first
+    """Returns the number of rows.
+
+    **Raises:** `InputError` for a network whose inputs have no batch axis.
+    """
+    pairs = zip(jax.tree.leaves(data), axes, strict=False)  # `axes` may cover the inputs only, which come first
     sizes = [leaf.shape[axis + ahead] for leaf, axis in pairs if axis is not None]
     if not sizes:
-        raise InputError("the network's inputs have no batch axis, along which a loss could be the mean")
+        raise InputError("the network's inputs have no batch axis over which a loss could be the mean")
     return sizes[0]
 
 
 def as_data(
     ensemble: Ensemble, inputs: Any, targets: Any, rows: Any = None, *, each: bool = False, changed: bool = False
 ) -> tuple[tuple[Any, Any], jax.Array | None]:
-    """Data and rows as arrays of JAX, once they are known to be such as the network takes.
+    """Returns data and rows as JAX arrays, checked against what the network takes.
 
-    Of data that are `changed` before the network takes them, only the batch axes are known.
+    Only the batch axes are checked of data that are `changed` before the network takes them.
+
+    **Raises:** `InputError` for data and rows that do not fit.
     """
     positional, named = ((), inputs) if _is_by_name(ensemble.network, inputs) else (inputs, {})
     positional = positional if isinstance(positional, tuple) else (positional,)
@@ -56,14 +61,16 @@ def as_data(
 
 
 def count_input_rows(ensemble: Ensemble, inputs: tuple[Any, ...], *, each: bool = False) -> int:
-    """The number of rows of inputs."""
+    """Returns the number of rows of the inputs."""
     return count_rows(inputs, batch_axes(ensemble.network, inputs, each=each), each)
 
 
 def check_data(ensemble: Ensemble, inputs: Any, targets: Any, *, each: bool, changed: bool = False) -> None:
-    """Raises `InputError` for arrays, or shapes and dtypes, that the network does not take, and targets of other rows.
+    """Checks that the network takes these inputs (arrays, or shapes and dtypes), and that targets have as many rows.
 
-    What is to be `changed` before the network takes it may be of other shapes and dtypes.
+    Inputs that are `changed` before the network takes them may have other shapes and dtypes.
+
+    **Raises:** `InputError` for data that do not fit.
     """
     if ensemble.network is not None and not changed:
         check_inputs(ensemble.network, inputs, each=each)
@@ -83,19 +90,22 @@ def check_data(ensemble: Ensemble, inputs: Any, targets: Any, *, each: bool, cha
 
 
 def _check_axes(ensemble: Ensemble, inputs: tuple[Any, ...]) -> None:
-    """Raises `InputError` for inputs that do not have the batch axes of those that the network takes."""
+    """Checks that the inputs have the batch axes of the network's inputs.
+
+    **Raises:** `InputError` if they do not.
+    """
     axes, leaves = batch_axes(ensemble.network, inputs, each=False), jax.tree.leaves(inputs)
     pairs = zip(axes, leaves, strict=False)
     if len(axes) != len(leaves) or any(axis is not None and axis >= np.ndim(leaf) for axis, leaf in pairs):
         shapes = ", ".join(str(list(np.shape(leaf))) for leaf in leaves)
         raise InputError(
-            f"with `augment`, inputs may have other shapes than the network's {len(axes)}, but must be as many and "
-            f"have the same batch axes; got {shapes}"
+            f"with `augment`, inputs may have other shapes than the network's, but must be as many, "
+            f"{len(axes)}, with the same batch axes; got {shapes}"
         )
 
 
 def _is_by_name(network: Any, inputs: Any) -> bool:
-    """Whether inputs are a dict of arguments by name, and not one argument that is a dict."""
+    """Returns whether inputs are a dict of arguments by name, not one argument that is a dict."""
     names = set(network.arguments) if isinstance(network, Network) else set()
     return isinstance(inputs, dict) and bool(inputs) and inputs.keys() <= names
 
@@ -110,8 +120,8 @@ def _as_rows(rows: Any, members: int, size: int) -> jax.Array:
     if rows.ndim == 2 and rows.shape[0] != members:
         raise InputError(f"`rows` must be [N] or [{members}, N]; got {list(rows.shape)}")
     if not rows.size:
-        raise InputError("`rows` are none")
-    # JAX's own arrays are not asked, which would wait for them.
+        raise InputError("`rows` must hold at least one index; got none")
+    # The values of JAX arrays are not checked, since that would wait for them.
     if isinstance(given, np.ndarray) and not (given.min() >= 0 and given.max() < size):
-        raise InputError(f"`rows` must be some of 0 to {size - 1}; got {given.min()} to {given.max()}")
+        raise InputError(f"`rows` must be between 0 and {size - 1}; got {given.min()} to {given.max()}")
     return rows

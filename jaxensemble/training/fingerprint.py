@@ -1,4 +1,4 @@
-"""Hashes of arrays and of programs, by which a run is told from another one."""
+"""Hashes of arrays and of programs, which distinguish one run from another."""
 
 import hashlib
 import re
@@ -15,7 +15,7 @@ from jaxensemble.programs.rewrite import equations
 
 
 def digest(tree: Any) -> str:
-    """A hash of all arrays, their places, dtypes and shapes."""
+    """Returns a hash of all arrays, with their places, dtypes and shapes."""
     found = hashlib.sha256()
     for place, array in named_arrays(tree).items():
         found.update(f"{place} {array.dtype}{list(array.shape)}".encode())
@@ -24,13 +24,13 @@ def digest(tree: Any) -> str:
 
 
 def digest_of_shapes(tree: Any) -> str:
-    """A hash of the places, dtypes and shapes of all arrays."""
+    """Returns a hash of the places, dtypes and shapes of all arrays."""
     shapes = {place: (str(array.dtype), array.shape) for place, array in named_arrays(tree).items()}
     return hashlib.sha256(repr(shapes).encode()).hexdigest()[:16]
 
 
 def named_arrays(tree: Any) -> dict[str, Any]:
-    """The arrays by their places; random keys as the numbers they are made of."""
+    """Returns the arrays by their places in the tree; random keys as integers."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     return {jax.tree_util.keystr(path): _key_numbers(leaf) for path, leaf in leaves}
 
@@ -40,15 +40,16 @@ def _key_numbers(leaf: Any) -> Any:
 
 
 def digest_of_function(function: Callable[..., Any], *arguments: Any) -> str:
-    """A hash of what a function computes of arrays with these shapes and dtypes."""
+    """Returns a hash of the program of a function for arguments of these shapes and dtypes."""
     return digest_of_program(jax.make_jaxpr(function)(*arguments))
 
 
 def digest_of_program(program: Program) -> str:
-    """A hash of a program's steps, with all numbers and arrays in them; what its functions are called is left out.
+    """Returns a hash of a program's steps, with all numbers and arrays in them, without the names of functions.
 
-    The programs of two processes are the same where JAX and the code are. Raises `InputError` where a program calls
-    Python, of which a hash says nothing.
+    Two processes with the same JAX and the same code get the same hash.
+
+    **Raises:** `InputError` where a program calls Python, whose code the hash would not cover.
 
     >>> square = lambda x: x * x
     >>> digest_of_function(square, 1.0) == digest_of_function(jax.jit(lambda y: y * y), 1.0)
@@ -59,9 +60,9 @@ def digest_of_program(program: Program) -> str:
     for step in equations(program):
         if step.primitive.name in ("pure_callback", "io_callback"):
             raise InputError(
-                f"`checkpoints` cannot be kept of a run that calls Python from within JAX ({step.primitive.name}): it "
-                "cannot be told whether what it calls is the same as before. Write it in JAX, or leave `checkpoints` "
-                "out and save `state.ensemble` in a callback of `fit`"
+                f"`checkpoints` cannot be kept of a run that calls Python from within JAX ({step.primitive.name}): "
+                "nothing shows whether the called code is the same as before. Write it in JAX, or leave "
+                "`checkpoints` out and save `state.ensemble` in a callback of `fit`"
             )
     found = hashlib.sha256()
     for line in _content_lines(program):
@@ -70,12 +71,12 @@ def digest_of_program(program: Program) -> str:
 
 
 def is_same_program(first: Program, second: Program) -> bool:
-    """Whether two programs have the same steps, with the same numbers and arrays in them."""
+    """Returns whether two programs have the same steps, with the same numbers and arrays in them."""
     return list(_content_lines(first)) == list(_content_lines(second))
 
 
 def _content_lines(value: Any) -> Iterator[str]:
-    """What there is to tell of a program, or of a parameter of one of its steps, line by line."""
+    """Yields the content of a program, or of a parameter of one of its steps, line by line."""
     if is_program(value):
         yield from map(digest, constants(value))
         yield from _step_lines(value)
@@ -86,7 +87,7 @@ def _content_lines(value: Any) -> Iterator[str]:
     elif isinstance(value, np.ndarray | jax.Array):
         yield digest(value)
     elif not callable(value):
-        yield re.sub(r" at 0x[0-9a-f]+", "", str(value))  # where Python keeps an object
+        yield re.sub(r" at 0x[0-9a-f]+", "", str(value))  # addresses of objects, which change between processes
 
 
 def _step_lines(program: Program) -> Iterator[str]:

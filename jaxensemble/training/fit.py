@@ -50,36 +50,35 @@ def fit(
     **Arguments:**
 
     - `inputs`, `targets`, `loss`, `plan`: as for [`train_step`][jaxensemble.train_step]; all members learn from the
-      same data. `batch` rows make a step; the last one of an epoch has what is left. In the place of inputs, targets
-      and `batch` there may be a function of the epoch's number, from 0, which gives an iterable of minibatches, each a
-      pair of inputs and targets. A run goes on to the same bits if the same number gives the same ones. One that goes
-      on from a checkpoint draws the first minibatch of epoch 0 again, to compare it.
-    - `shuffle`: whether every member has an order of its own ("different", unless told), all have the "same" one, or
+      same data. `batch` rows make a step; the last step of an epoch has the remaining rows. Instead of inputs, targets
+      and `batch`, `inputs` may be a function of the epoch's number, from 0, which returns an iterable of minibatches,
+      each a pair of inputs and targets. A run goes on to the same bits if the same number gives the same minibatches.
+      A run that goes on from a checkpoint draws the first minibatch of epoch 0 again, to compare it.
+    - `shuffle`: whether every member has an order of its own ("different", the default), all have the "same" one, or
       the rows are "never" shuffled.
-    - `bootstrap`: whether every member has a sample of its own, drawn once with replacement, of as many rows. Members
+    - `bootstrap`: whether every member has a sample of its own, of as many rows, drawn once with replacement. Members
       that draw the same numbers (`randomness="same"`) have the same order and sample.
-    - `augment`: a function of a random key and a minibatch, `(inputs, targets)`, which gives back one that the network
-      and the loss take: crops, flips, noise, mixtures of rows. It is part of the compiled step, is called with one
-      member's minibatch, whose single input stands by itself, and has another key for every member and step.
+    - `augment`: a function of a random key and a minibatch, `(inputs, targets)`, which returns a minibatch that the
+      network and the loss take: crops, flips, noise, mixtures of rows. It is part of the compiled step. It gets the
+      minibatch of one member, with a single input bare, and a different key for every member and step.
     - `validation`: inputs and targets on which the members, in evaluation mode, are measured after every epoch: the
       `loss`, and `metrics`, functions of the same kind by name.
     - `patience`: a member stops after so many epochs in which its validation loss did not fall below its least.
-      Training ends when all have stopped, and every member is what it was after its best epoch, its optimizer's state,
-      too; one whose validation loss never was a number is what it was at the beginning.
+      Training ends when all members have stopped. Then every member, with its optimizer's state, is as it was after its
+      best epoch; a member whose validation loss never was a number is as it was at the beginning.
     - `callbacks`: functions that are called after every epoch as `callback(epoch, state, history)`; any of them stops
-      the training by returning True. `epoch` counts from 0, as the rows of `history` do, and `state` is the one after
-      that epoch, of which `state.ensemble` predicts. The checkpoint is written afterwards: where a run was killed
-      within a callback, the epoch is made once more.
+      the training by returning True. `epoch` counts from 0, as the rows of `history` do. `state` is the state after
+      that epoch, and `state.ensemble` predicts. The checkpoint is written afterwards: if a run is killed within a
+      callback, the epoch is repeated.
     - `checkpoints`: a directory, written after every epoch by orbax (`pip install 'jaxensemble[train]'`). A run that
-      finds one there goes on from it, to the same bits as one that was never stopped, and under the same plan unless
-      `plan` names another. It must begin as that one did: with the same state, data, arguments, network, loss,
-      optimizer, and the same version and precision of JAX. One that a callback stopped stays so, where there are
-      callbacks. Numbers and flags that the loss
-      and the optimizer hold are written beside it, to tell how runs differ, and no strings. What calls Python from
-      within JAX (`jax.pure_callback`) cannot be compared, and is refused. An interruption (Ctrl-C) raises a
-      `KeyboardInterrupt` that says where the last checkpoint is.
-    - `progress`: whether standard error shows how far the training came: a bar on a terminal, elsewhere a line of plain
-      text for an epoch, and no more than one a second.
+      finds a checkpoint there goes on from it, to the same bits as a run that was never stopped, and under the same
+      plan unless `plan` names another. It must begin as that run did: with the same state, data, arguments, network,
+      loss, optimizer, and the same version and precision of JAX. A run that a callback stopped stays stopped if there
+      are callbacks. Numbers and flags that the loss and the optimizer hold are written too, to say how runs differ;
+      strings are not. Functions that call Python from within JAX (`jax.pure_callback`) cannot be compared, and are
+      refused. An interruption (Ctrl-C) raises a `KeyboardInterrupt` that says where the last checkpoint is.
+    - `progress`: whether standard error shows how far the training is: a bar on a terminal; elsewhere a line of plain
+      text for each epoch, at most one a second.
 
     **Returns:** the state after the last epoch, or the best one with `patience`, and the history.
 
@@ -116,7 +115,7 @@ def fit(
     _check_arguments(wrong, epochs, patience, validation, metrics)
     common = StepSettings(loss, augment, plan)
     if callable(inputs):
-        check_signature(inputs, "what gives the minibatches of an epoch", "epoch")
+        check_signature(inputs, "the function that gives the minibatches of an epoch", "epoch")
         source: Rows | Batches = Batches(state, inputs, common)
     else:
         data, _ = as_data(state.ensemble, inputs, targets, changed=augment is not None)
@@ -145,31 +144,33 @@ def fit(
                 following = dataclasses.replace(following, stopped=stopped)
                 if files is not None:
                     _save_run(following, files, source.plans)
-                run = following  # of an epoch that was interrupted, nothing is kept
+                run = following  # nothing is kept of an interrupted epoch
                 show(run.history)
                 _warn_of_lost_members(run.history)
         except KeyboardInterrupt:
             interruption = _interruption_message(run, files, source.plans, epochs)
-    if interruption is not None:  # raised here, it has no traceback through JAX
+    if interruption is not None:  # raised outside the handler, without a traceback through JAX
         raise KeyboardInterrupt(interruption)
     return run.final_state(), run.history
 
 
 def _warn_of_lost_members(history: History) -> None:
-    """Tells once of members whose loss is a finite number no more."""
+    """Warns once of members whose loss is no longer finite."""
     finite = np.isfinite(history.loss)
     lost = np.flatnonzero(~finite[-1] & finite[:-1].all(axis=0))
     if lost.size:
         members = ", ".join(map(str, lost))
-        warnings.warn(f"in epoch {len(history)} the loss of member {members} is not finite any more", stacklevel=3)
+        warnings.warn(f"in epoch {len(history)} the loss of member {members} is no longer finite", stacklevel=3)
 
 
 def _resume_run(
     run: TrainingRun, files: Checkpoints, epochs: int, stops: bool
 ) -> tuple[TrainingRun, Mapping[str, Any]]:
-    """The run as far as it came, and the plans of its steps. A callback that stopped it counts where there are any.
+    """Returns the run up to its latest checkpoint, and the plans of its steps.
 
-    **Raises:** `InputError` for a run of more epochs than are asked for.
+    `stops`: whether there are callbacks; without them, a run that a callback stopped goes on.
+
+    **Raises:** `InputError` for a run of more than `epochs` epochs.
     """
     found = files.latest((run.state, run.best))
     if found is None:
@@ -179,7 +180,7 @@ def _resume_run(
     if len(history) > epochs:
         raise InputError(
             f"{files.path} holds a run of {len(history)} epochs already, and `epochs` is {epochs}: give "
-            f"epochs={len(history)} to take it, more of them to go on from there, or another directory to train anew"
+            f"epochs={len(history)} to take that run, more epochs to go on from it, or another directory to train again"
         )
     state = state.trained_from(run.state)
     return TrainingRun(state, best, history, record["stopped"] and stops), record["plans"]
@@ -191,11 +192,11 @@ def _save_run(run: TrainingRun, files: Checkpoints, plans: Mapping[str, Any]) ->
 
 
 def _interruption_message(run: TrainingRun, files: Checkpoints | None, plans: Mapping[str, Any], epochs: int) -> str:
-    """What is kept of a run that was interrupted, and how it goes on. Now at the latest it has a checkpoint."""
+    """Returns a text that says what is kept of an interrupted run. Writes the first checkpoint if there is none."""
     if files is None:
         return (
-            f"training was interrupted after {run.epoch} of {epochs} epochs. Nothing is kept of them: with a directory "
-            "as `checkpoints`, the same call would go on from there"
+            f"training was interrupted after {run.epoch} of {epochs} epochs. Nothing is kept of them. With a "
+            "directory as `checkpoints`, the same call would go on from there"
         )
     if files.epoch() is None:
         _save_run(run, files, plans)
@@ -208,7 +209,7 @@ def _interruption_message(run: TrainingRun, files: Checkpoints | None, plans: Ma
 
 @contextlib.contextmanager
 def _open_checkpoints(path: str | Path | None, settings: Mapping[str, Any]) -> Iterator[Checkpoints | None]:
-    """The checkpoints of a run with these settings."""
+    """Opens the checkpoints of a run with these settings; None without a path."""
     if path is None:
         yield None
         return
@@ -220,11 +221,11 @@ def _open_checkpoints(path: str | Path | None, settings: Mapping[str, Any]) -> I
 
 
 def _data_problems(inputs: Any, targets: Any, batch: Any, shuffle: Any, bootstrap: bool) -> list[str]:
-    """What is wrong with the arguments that say how minibatches are made."""
+    """Returns the problems of the arguments that say how minibatches are made."""
     if callable(inputs):
         given = {"targets": targets, "batch": batch, "shuffle": shuffle, "bootstrap": bootstrap or None}
         names = [f"`{name}`" for name, value in given.items() if value is not None]
-        return [f"{', '.join(names)} cannot be given beside a function of the epoch's minibatches"] if names else []
+        return [f"{', '.join(names)} cannot be given with a function that gives the minibatches"] if names else []
     wrong = []
     if batch is None or not is_size(batch):
         wrong.append(f"`batch` must be a positive integer; got {batch!r}")
@@ -232,7 +233,7 @@ def _data_problems(inputs: Any, targets: Any, batch: Any, shuffle: Any, bootstra
         wrong.append(f"`shuffle` must be 'different', 'same' or 'never'; got {shuffle!r}")
     if targets is None:
         wrong.append(
-            "`targets` are missing; minibatches, as of a DataLoader, are given by a function of the epoch: "
+            "`targets` are missing; minibatches, for example of a DataLoader, are given by a function of the epoch: "
             "fit(state, lambda epoch: loader, ...)"
         )
     return wrong
@@ -241,19 +242,24 @@ def _data_problems(inputs: Any, targets: Any, batch: Any, shuffle: Any, bootstra
 def _check_arguments(
     wrong: list[str], epochs: int, patience: int | None, validation: Any, metrics: Mapping[str, Loss] | None
 ) -> None:
-    """Raises `InputError` for all that is wrong at once."""
+    """Checks the arguments of `fit`.
+
+    **Raises:** `InputError` with all problems at once.
+    """
     if epochs is None or not is_size(epochs):
         wrong = [f"`epochs` must be a positive integer; got {epochs!r}", *wrong]
     if not is_size(patience):
         wrong.append(f"`patience` must be a positive integer; got {patience!r}")
     if validation is None and (patience is not None or metrics):
-        wrong.append("`patience` and `metrics` need `validation`, the inputs and targets they are measured on")
+        wrong.append("`patience` and `metrics` need `validation`, a pair of inputs and targets")
     if validation is not None and not (isinstance(validation, tuple) and len(validation) == 2):
         wrong.append("`validation` must be a pair of inputs and targets")
     if metrics is not None and not isinstance(metrics, Mapping):
-        wrong.append(f"`metrics` must be functions by name, as {{'accuracy': accuracy}}; got {type(metrics).__name__}")
+        wrong.append(
+            f"`metrics` must be functions by name, such as {{'accuracy': accuracy}}; got {type(metrics).__name__}"
+        )
     elif "loss" in (metrics or {}):
-        wrong.append("`metrics` cannot have one by the name 'loss'")
+        wrong.append("`metrics` must not have the name 'loss'")
     if wrong:
         raise InputError("; ".join(wrong))
     for name, function in (metrics or {}).items():

@@ -1,4 +1,4 @@
-"""What `fit` tells of the epochs."""
+"""History of the epochs of `fit`."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -10,11 +10,11 @@ import numpy as np
 
 @dataclasses.dataclass(frozen=True)
 class History:
-    """How members did, epoch by epoch.
+    """Losses and metrics of the members, epoch by epoch.
 
-    - `loss`: the mean over the steps of an epoch of the loss on minibatches, `[epochs, M]`.
+    - `loss`: the loss on minibatches, as the mean over the steps of an epoch, `[epochs, M]`.
     - `validation`: `loss` and all metrics on the validation set after each epoch, `[epochs, M]` each.
-    - `active`: which members were trained in an epoch, `[epochs, M]`; one that has stopped stays as it was.
+    - `active`: which members were trained in an epoch, `[epochs, M]`; a member that has stopped no longer changes.
 
     >>> history = History(np.array([[2.0, 3.0], [1.0, 2.0]]), {"loss": np.array([[1.0, 5.0], [2.0, 4.0]])})
     >>> len(history), history.best.tolist()
@@ -30,18 +30,18 @@ class History:
 
     @property
     def best(self) -> np.ndarray:
-        """The epoch after which every member's validation loss was least, `[M]`; the training loss without such."""
+        """The epoch with every member's least validation loss, `[M]`; without validation, its least training loss."""
         losses = self.validation.get("loss", self.loss)
         return np.argmin(np.where(np.isnan(losses), np.inf, losses), axis=0)
 
     def after(self, loss: np.ndarray, validation: Mapping[str, np.ndarray], active: np.ndarray) -> "History":
-        """The history with one epoch more; every array is `[M]`."""
+        """Returns the history with one more epoch; every array is `[M]`."""
         more = lambda rows, row: np.concatenate([rows, row[None]]) if len(rows) else row[None]  # noqa: E731
         measured = {name: more(self.validation.get(name, ()), row) for name, row in validation.items()}
         return History(more(self.loss, loss), measured, more(self.active, active))
 
     def to_json(self) -> dict[str, Any]:
-        """The history as plain data."""
+        """Returns the history as plain data."""
         return {
             "loss": self.loss.tolist(),
             "validation": {name: values.tolist() for name, values in self.validation.items()},
@@ -50,12 +50,12 @@ class History:
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> "History":
-        """The inverse of `to_json`."""
+        """Returns the history from the data of `to_json`."""
         validation = {name: np.array(values) for name, values in content["validation"].items()}
         return cls(np.array(content["loss"]), validation, np.array(content["active"], bool))
 
     def plot(self, path: str | Path) -> None:
-        """Draws a curve for every member, a panel for the loss and one for every metric, into a picture file."""
+        """Draws a curve for every member into a picture file, with a panel for the loss and for every metric."""
         try:
             from matplotlib.figure import Figure
         except ModuleNotFoundError as error:

@@ -1,4 +1,4 @@
-"""By what a run is told from another one, and how they differ, in words."""
+"""Identity of a run: hashes that distinguish it from other runs, and names that say how runs differ."""
 
 import functools
 from collections.abc import Callable, Iterator, Mapping
@@ -16,11 +16,11 @@ from jaxensemble.training.planning import gradient_program, prepare_step
 from jaxensemble.training.state import TrainState, is_injected, trained_parameters
 
 _MOST = 500
-"""Parts of a network that are kept at most, to be told by name."""
+"""Number of parts of a network up to which they are kept by name."""
 
 
 def surroundings(state: TrainState) -> dict[str, Any]:
-    """What is not seen in a call of `fit`, and must be as before."""
+    """Returns the settings that no argument of `fit` shows, and that must be as before."""
     return {
         "version of JAX": jax.__version__,
         "precision of products": jax.config.jax_default_matmul_precision,  # type: ignore[attr-defined]
@@ -30,12 +30,12 @@ def surroundings(state: TrainState) -> dict[str, Any]:
     }
 
 
-# Each of what follows is a hash, which decides; what it is of (`derived`: depends on what else there is); and parts by
-# name, which tell.
+# Each function below returns a hash, which decides whether runs are the same; its kind (`derived`: depends on other
+# entries); and parts by name, which say how runs differ.
 
 
 def state_identity(state: TrainState) -> dict[str, Any]:
-    """The arrays of a state."""
+    """Returns the identity of the arrays of a state."""
     ensemble = state.ensemble
     leaves = jax.tree_util.tree_leaves_with_path(state.opt_state)
     hyperparams = {str(path[-1].key): short_text(leaf) for path, leaf in leaves if is_injected(path)}
@@ -53,7 +53,7 @@ def state_identity(state: TrainState) -> dict[str, Any]:
 
 
 def data_identity(inputs: Any, targets: Any) -> dict[str, Any]:
-    """Inputs and targets."""
+    """Returns the identity of inputs and targets."""
     leaves = jax.tree_util.tree_leaves_with_path({"inputs": inputs, "targets": targets})
     shapes = {
         f"{path[0].key}{jax.tree_util.keystr(path[1:])}": f"{leaf.dtype}{list(leaf.shape)}" for path, leaf in leaves
@@ -62,12 +62,12 @@ def data_identity(inputs: Any, targets: Any) -> dict[str, Any]:
 
 
 def arrays_identity(tree: Any, parts: Mapping[str, str] | None = None) -> dict[str, Any]:
-    """Arrays, and what can be told of them by name."""
+    """Returns the identity of arrays, with named parts of them."""
     return {"digest": digest(tree), "shapes": digest_of_shapes(tree), "kind": "arrays", "parts": parts or {}}
 
 
 def function_identity(function: Callable[..., Any], *arguments: Any, named: Any = None) -> dict[str, Any]:
-    """What a function computes of arrays with these shapes; the parts are those of `named`, if that is another one."""
+    """Returns the identity of a function for arguments of these shapes, with the parts of `named` if it is given."""
     return {
         "digest": digest_of_function(function, *arguments),
         "kind": "program",
@@ -76,7 +76,7 @@ def function_identity(function: Callable[..., Any], *arguments: Any, named: Any 
 
 
 def steps_identity(state: TrainState, data: Any, rows: Any, loss: Loss, augment: Augment | None) -> dict[str, Any]:
-    """What the steps compute. It is traced anew, since JAX's precision may be another than before."""
+    """Returns the identity of the steps. They are traced again, since JAX's precision may have changed."""
     step, case, targets = prepare_step(state, data, rows, loss, each=False, augment=augment)
     member = functools.partial(case.call.member, vmapped=None)
     outputs, _ = jax.eval_shape(member, *case.one_member())
@@ -110,7 +110,7 @@ def _parts_of_network(state: TrainState) -> dict[str, str]:
 
 
 def run_differences(now: Mapping[str, Any], then: Mapping[str, Any]) -> list[str]:
-    """How a run differs from one before, a line each: by name where something has one.
+    """Returns the differences between a run and an earlier run, a line each, by name where possible.
 
     >>> rate = {"digest": "a", "kind": "program", "parts": {"learning rate": "0.1"}}
     >>> now = {"batch": 8, "the optimizer": rate, "the data": arrays_identity(())}
@@ -134,14 +134,14 @@ def run_differences(now: Mapping[str, Any], then: Mapping[str, Any]) -> list[str
             resized |= a.get("shapes") != b.get("shapes")
             if not parts:
                 unnamed.append((name, a["kind"]))
-    # A program depends on settings and on sizes of arrays, so that it may be another only because these are.
+    # A program depends on settings and on sizes of arrays, so it may differ only because they do.
     passed_over = {"program", "derived"} if resized else {"derived"}
     lines += [f"{name}: not the same as before" for name, kind in unnamed if kind not in passed_over]
     return lines or [f"{name}: not the same as before" for name, _ in unnamed]
 
 
 def _part_differences(now: Mapping[str, str], then: Mapping[str, str]) -> Iterator[str]:
-    """The parts that differ; those that one side alone has only where it is made of the same."""
+    """Yields the parts that differ; parts of one side alone only where both are made of the same functions."""
     same = now.get("made of") == then.get("made of")
     for name in dict.fromkeys((*now, *then)):
         if now.get(name) != then.get(name) and (same or (name in now and name in then)):

@@ -16,7 +16,7 @@ from jaxensemble.training.losses import Loss, number_of
 
 
 def measure_members(ensemble: Ensemble, data: Any, functions: Mapping[str, Loss], batch: int) -> dict[str, np.ndarray]:
-    """The mean over all rows of functions of (outputs, targets), for every member in evaluation mode: `[M]` each."""
+    """Returns the means over all rows of functions of (outputs, targets), in evaluation mode: `[M]` each."""
     axes = (*batch_axes(ensemble.network, data[0], each=False), *[0] * len(jax.tree.leaves(data[1])))
     rows, ensemble = count_rows(data, axes), ensemble.eval()
     sums = dict.fromkeys(functions, np.zeros(len(ensemble)))
@@ -32,7 +32,7 @@ def measure_members(ensemble: Ensemble, data: Any, functions: Mapping[str, Loss]
 
 
 def measures_identity(ensemble: Ensemble, data: Any, functions: Mapping[str, Loss], batch: int) -> dict[str, Any]:
-    """What these functions compute of a first minibatch, as `measure_members` calls them."""
+    """Returns the identity of these functions for a first minibatch, as `measure_members` calls them."""
     axes = (*batch_axes(ensemble.network, data[0], each=False), *[0] * len(jax.tree.leaves(data[1])))
     part = lambda leaf, axis: lax.slice_in_dim(leaf, 0, min(batch, leaf.shape[axis]), axis=axis)  # noqa: E731
     inputs, targets = jax.eval_shape(lambda data: map_along_axes(data, axes, part), data)

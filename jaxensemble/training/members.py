@@ -1,4 +1,4 @@
-"""What the members of a step compute: losses, gradients, and the optimizer's update."""
+"""Computation of the members in a step: losses, gradients, and the optimizer's update."""
 
 import dataclasses
 import itertools
@@ -23,14 +23,14 @@ from jaxensemble.training.state import replace_trained
 
 @dataclasses.dataclass(frozen=True)
 class TrainingStep:
-    """One kind of step, all of it known when it is compiled.
+    """One kind of training step, all of it known when it is compiled.
 
-    - `call`: that of a minibatch, which members have of their own with `call.each`.
+    - `call`: the call of the network on a minibatch. With `call.each`, every member has a minibatch of its own.
     - `axes`: the batch axis of every array of one member's minibatch, inputs first; `given`: of its data.
     - `own_data`, `own_rows`: whether data, and indices of rows, have a member axis.
-    - `idle`: the parameters that the loss does not reach, as behind `lax.stop_gradient`. As PyTorch's optimizers pass
-      over them, decay and all, they stay as they are, and so does what the optimizer holds for them.
-    - `augment`: what changes every member's minibatch.
+    - `idle`: the parameters that the loss does not reach, for example behind `lax.stop_gradient`. PyTorch's optimizers
+      skip them, decay included, so these parameters and their optimizer state stay as they are.
+    - `augment`: the function that changes every member's minibatch.
     """
 
     call: EnsembleCall
@@ -43,7 +43,7 @@ class TrainingStep:
     augment: Augment | None = None
 
     def minibatch(self, data: Any, rows: Any, keys: Any) -> Any:
-        """The minibatch of a step: `[N, ...]`, or `[m, N, ...]` where members have one of their own, `keys` `[m]`."""
+        """Returns the minibatch of a step: `[N, ...]`, or `[m, N, ...]` where each of m members has its own."""
 
         def one(data: Any, rows: Any, key: Any) -> Any:
             taken = map_along_axes(
@@ -58,7 +58,7 @@ class TrainingStep:
 
 @dataclasses.dataclass(frozen=True)
 class MemberUpdate:
-    """A step of `size` members, with what all of them share."""
+    """Update of `size` members in one step, with the arrays that all of them share."""
 
     step: TrainingStep
     optimizer: optax.GradientTransformation
@@ -68,7 +68,7 @@ class MemberUpdate:
     size: int
 
     def __call__(self, part: Any) -> tuple[Any, jax.Array]:
-        """Parameters, buffers and optimizer states after the step; losses before it."""
+        """Returns parameters, buffers and optimizer states after the step, and the losses before it."""
         (params, buffers, opt_state), everything, rngs, keys, rates, (data, rows) = part
         changing = augmentation_keys(keys, self.steps)
         keys = jax.vmap(jax.random.fold_in, (0, None))(keys, self.steps)
@@ -83,14 +83,16 @@ class MemberUpdate:
             return losses.sum(), (losses, after)
 
         grads, (losses, buffers) = self._gradients(jax.grad(objective, has_aux=True), params, keys, data)
-        ascent = jax.tree.map(jnp.conj, grads)  # of complex numbers, `jax.grad` gives the conjugate of what ascends
+        ascent = jax.tree.map(
+            jnp.conj, grads
+        )  # for complex numbers, `jax.grad` gives the conjugate of the direction of ascent
         updates, held = jax.vmap(self.optimizer.update)(ascent, opt_state, params)
         after = optax.apply_updates(params, updates)
         idle = self.step.idle
         return (_keep_idle(idle, after, params), buffers, _keep_idle(idle, held, opt_state)), losses
 
     def losses(self, *arguments: Any) -> tuple[jax.Array, Any]:
-        """The loss of every member, and its buffers after the call."""
+        """Returns the loss of every member, and its buffers after the call."""
         axes, on_cpu = (0, 0, 0, 0, 0 if self.step.call.each else None), self.step.call.platform == "cpu"
         one = for_training(self._loss) if on_cpu else self._loss
         function = over_members(one, axes, self.size)
@@ -105,7 +107,7 @@ class MemberUpdate:
         return number_of(self.step.loss, outputs, targets), after
 
     def _gradients(self, gradient: Callable[..., Any], params: Tree, keys: jax.Array, data: Any) -> Any:
-        """Gradients, losses and buffers of a minibatch: at once, or as the means of those of a few rows at a time."""
+        """Returns gradients, losses and buffers of a minibatch: at once, or as means over parts of a few rows."""
         size, ahead = self.step.call.plan.rows, int(self.step.call.each)
         if size is None:
             return gradient(params, keys, data)
@@ -130,7 +132,7 @@ class MemberUpdate:
 
 
 def _keep_idle(names: Collection[str], after: Any, before: Any) -> Any:
-    """The arrays of a tree as they are after a step; those of some parameters, wherever they stand, as before."""
+    """Returns the arrays of a tree after a step, except those of the named parameters, which stay as before."""
 
     def chosen(path: Sequence[Any], new: Any, old: Any) -> Any:
         named = lambda key: isinstance(key, jax.tree_util.DictKey)  # noqa: E731

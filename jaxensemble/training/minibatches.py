@@ -1,4 +1,4 @@
-"""The minibatches of an epoch, and the steps that are made with them."""
+"""Minibatches of an epoch, and the steps with them."""
 
 import dataclasses
 import functools
@@ -24,30 +24,30 @@ from jaxensemble.training.step import run_step, run_steps
 Shuffle = Literal["different", "same", "never"]
 
 _SHUFFLE, _BOOTSTRAP = 2**32 - 1, 2**32 - 2
-"""What is folded into a member's key, where steps fold in their number."""
+"""Numbers that are folded into a member's key, where steps fold in their number."""
 
 _LONGEST = 100
-"""Steps of one program at most: while it runs, no interruption is heard."""
+"""Most steps in one program. A running program cannot be interrupted."""
 
 
 @dataclasses.dataclass(frozen=True)
 class StepSettings:
-    """What all steps of a run have in common."""
+    """Settings that all steps of a run share."""
 
     loss: Loss
     augment: Augment | None
     plan: Plan | None
 
     def step(self, state: TrainState, data: Any, rows: Any, before: Mapping[str, Any] | None) -> TrainingStep:
-        """The step for such data, under the plan that it had in an earlier run."""
+        """Returns the step for such data, under the plan `before` of an earlier run if no plan is given."""
         plan = self.plan or (None if before is None else Plan(**before))
         return make_step(state, data, rows, self.loss, each=False, plan=plan, augment=self.augment)
 
 
 class Rows:
-    """Minibatches of rows of arrays, in an order that keys give.
+    """Minibatches of rows of arrays, in an order drawn from the members' keys.
 
-    `plans` are those of its steps, by the number of rows.
+    `plans` are the plans of the steps, by the number of rows.
     """
 
     def __init__(
@@ -60,13 +60,13 @@ class Rows:
         self._order = np.asarray(self._ordered(state.keys, state.steps))
 
     def identity(self, state: TrainState) -> dict[str, Any]:
-        """The data, and what the steps compute."""
+        """Returns the identity of the data and of the steps."""
         settings, rows = self._settings, self._order[..., : self.batch]
         steps = steps_identity(state, self.data, rows, settings.loss, settings.augment)
         return {"the data": data_identity(*self.data), **steps}
 
     def begin(self, state: TrainState, plans: Mapping[str, Any]) -> None:
-        """Makes the steps for a whole minibatch and for what is left of the rows, under the plans of an earlier run."""
+        """Makes the steps for a whole minibatch and for the remaining rows, under the plans of an earlier run."""
         rows, self._steps = self._order.shape[-1], dict[int, TrainingStep]()
         for size in dict.fromkeys(size for size in (min(self.batch, rows), rows % self.batch) if size):
             try:
@@ -77,12 +77,12 @@ class Rows:
                     raise
                 raise InputError(
                     f"`batch` leaves {size} of {rows} rows for the last minibatch of an epoch, on which the network "
-                    f"cannot train: choose another, or leave rows out. {error.details}"
+                    f"cannot train: choose another `batch`, or leave rows out. {error.details}"
                 ) from error
         self.plans = {str(size): dataclasses.asdict(step.call.plan) for size, step in self._steps.items()}
 
     def epoch(self, number: int, state: TrainState, active: Any) -> tuple[TrainState, np.ndarray]:
-        """The state after a step for every minibatch of an epoch, and the losses, `[S, M]`."""
+        """Returns the state after a step for every minibatch of an epoch, and the losses, `[S, M]`."""
         order = np.asarray(self._ordered(state.keys, state.steps))
         losses, first = [], 0
         for size, step in self._steps.items():
@@ -98,7 +98,7 @@ class Rows:
 class Batches:
     """Minibatches that a function of the epoch's number gives.
 
-    `plans` are those of its steps, by the shapes and dtypes of all arrays.
+    `plans` are the plans of the steps, by the shapes and dtypes of all arrays.
     """
 
     def __init__(self, state: TrainState, given: Callable[..., Any], settings: StepSettings):
@@ -109,7 +109,7 @@ class Batches:
 
     @functools.cached_property
     def data(self) -> Any:
-        """The first minibatch of all. Epoch 0 goes on from there, so that a stream loses none."""
+        """The first minibatch of epoch 0, which the epoch then uses, so that a stream loses none."""
         minibatches = self._minibatches(0)
         first = next(minibatches)
         self._begun = itertools.chain([first], minibatches)
@@ -117,11 +117,11 @@ class Batches:
 
     @property
     def batch(self) -> int:
-        """How many rows the first minibatch has."""
+        """The number of rows of the first minibatch."""
         return count_input_rows(self._state.ensemble, self.data[0])
 
     def identity(self, state: TrainState) -> dict[str, Any]:
-        """The first minibatch, and what the steps compute."""
+        """Returns the identity of the first minibatch and of the steps."""
         steps = steps_identity(state, self.data, None, self._settings.loss, self._settings.augment)
         return {"the first minibatch": data_identity(*self.data), **steps}
 
@@ -130,7 +130,7 @@ class Batches:
         self.plans = dict(plans)
 
     def epoch(self, number: int, state: TrainState, active: Any) -> tuple[TrainState, np.ndarray]:
-        """The state after a step for every minibatch of an epoch, and the losses, `[S, M]`."""
+        """Returns the state after a step for every minibatch of an epoch, and the losses, `[S, M]`."""
         losses: list[Any] = []
         for data in self._of_epoch(number):
             name = ", ".join(f"{leaf.dtype}{list(leaf.shape)}" for leaf in jax.tree.leaves(data))
@@ -138,38 +138,43 @@ class Batches:
                 self._steps[name] = self._settings.step(state, data, None, self.plans.get(name))
                 self.plans[name] = dataclasses.asdict(self._steps[name].call.plan)
             state, found = run_step(state, data, None, active, step=self._steps[name])
-            losses[-1:] = [np.asarray(before, np.float64) for before in losses[-1:]]  # waits: no more than two run
+            losses[-1:] = [
+                np.asarray(before, np.float64) for before in losses[-1:]
+            ]  # waits, so that at most two steps run at once
             losses.append(found)
         return state, np.stack([np.asarray(found, np.float64) for found in losses])
 
     def _of_epoch(self, number: int) -> Iterator[Any]:
         if number == 0 and self._begun is None:
-            _ = self.data  # kept, since what comes after the epoch asks for it
+            _ = self.data  # kept for `batch`, which is read after the epoch
         begun, self._begun = self._begun, None
         return begun if begun is not None and number == 0 else self._minibatches(number)
 
     def _minibatches(self, number: int) -> Iterator[Any]:
-        """The data of an epoch, minibatch by minibatch. Raises `InputError` for none, and for what is no pair."""
+        """Yields the data of an epoch, minibatch by minibatch.
+
+        **Raises:** `InputError` for an epoch without minibatches, and for a minibatch that is no pair.
+        """
         given = self._given(number)
         if not isinstance(given, Iterable):
             raise InputError(f"the function of the epoch must give minibatches; got {type(given).__name__}")
         count = 0
-        for count, pair in enumerate(given, 1):  # noqa: B007 - it is asked for below
+        for count, pair in enumerate(given, 1):  # noqa: B007 - read below
             if not isinstance(pair, tuple | list) or len(pair) != 2:
                 raise InputError(f"a minibatch must be a pair, (inputs, targets); got {type(pair).__name__}")
             yield as_data(self._state.ensemble, *pair, changed=self._settings.augment is not None)[0]
         if not count:
             raise InputError(
-                f"the function of the epoch gave no minibatches for epoch {number}: it must give them anew for every "
+                f"the function of the epoch gave no minibatches for epoch {number}: it must make new ones for every "
                 "epoch, which a generator that was made once does not"
             )
 
 
 @functools.partial(jax.jit, static_argnames=("rows", "shuffle", "bootstrap"))
 def _epoch_order(keys: jax.Array, steps: jax.Array, *, rows: int, shuffle: Shuffle, bootstrap: bool) -> jax.Array:
-    """The rows of an epoch in their order: `[rows]`, or `[M, rows]` where members have their own.
+    """Returns the order of the rows in an epoch: `[rows]`, or `[M, rows]` where members have their own.
 
-    It goes by the steps made before, so that one run after another does not repeat its orders.
+    The order depends on the number of steps made before, so that a second run does not repeat the orders of the first.
     """
 
     def shuffled(key: jax.Array) -> jax.Array:

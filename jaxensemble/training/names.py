@@ -1,6 +1,6 @@
-"""What can be told by name of functions: the numbers in their closures, as those of optax's optimizers are.
+"""Names of the numbers that functions hold, for example in the closures of optax's optimizers.
 
-It is written into checkpoints and errors. Strings are left out, since they may be secret: keys, names, addresses.
+They are written into checkpoints and errors. Strings are left out, since they may be secret: keys, names, addresses.
 """
 
 import contextlib
@@ -16,24 +16,25 @@ import numpy as np
 _PLAIN = (bool, int, float, complex, type(None))
 
 _FEW = 8
-"""The numbers of an array that are told at most."""
+"""Most numbers of an array that are written out."""
 
 _LONGEST = 80
-"""The characters of a value that are told at most."""
+"""Most characters of a value that are written out."""
 
 _DEEPEST = 12
-"""How many functions within functions are looked into."""
+"""Depth to which functions within functions are searched."""
 
 _WRITTEN = "numbers"
-"""What the numbers in the code of a function are called."""
+"""Name of the numbers in the code of a function."""
 
 _WRAPPERS = {"chain", "with_extra_args_support", "named_chain"}
 
 
 def named_parts(function: Any) -> dict[str, str]:
-    """The numbers and flags that a function of Python holds, and the functions it is made of, by name.
+    """Returns the numbers and flags that a Python function holds, and the functions it is made of, by name.
 
-    Of an optimizer, those of its update; a negative scale is called the learning rate, which is what optax makes of it.
+    For an optimizer, these are the parts of its update. A negative scale is called the learning rate, since optax turns
+    a learning rate into such a scale.
 
     >>> import optax
     >>> named_parts(optax.sgd(0.1, momentum=0.9))
@@ -41,7 +42,7 @@ def named_parts(function: Any) -> dict[str, str]:
     """
     owners: list[str] = []
     found: dict[str, str] = {}
-    with contextlib.suppress(Exception):  # objects may refuse to be looked into, and the names are for people only
+    with contextlib.suppress(Exception):  # objects may refuse to be read, and the names are for people only
         _collect(getattr(function, "update", function), owners, found)
     return {"made of": ", ".join(owners)} | found
 
@@ -60,7 +61,7 @@ def _collect(function: Any, owners: list[str], found: dict[str, str]) -> None:
 
 
 def short_text(value: Any) -> str:
-    """A value as text; of many numbers, how many there are.
+    """Returns a value as text; for many numbers, their count.
 
     >>> [short_text(value) for value in (np.array([0.1, 0.3], "float32"), np.zeros(1000), np.float32(0.3), [1, None])]
     ['[0.1, 0.3]', 'float64[1000]', '0.3', '[1, None]']
@@ -77,13 +78,13 @@ def short_text(value: Any) -> str:
 
 
 def _free_name(name: str, taken: Mapping[str, str]) -> str:
-    """The name, or the name and a number where it is taken."""
+    """Returns the name, with a number where the name is taken."""
     names = (name if k == 1 else f"{name} ({k})" for k in range(1, len(taken) + 2))
     return next(name for name in names if name not in taken)
 
 
 def _walk(value: Any, seen: set[int], depth: int) -> Iterator[tuple[str, str | None, Any]]:
-    """The functions within a function, with None, and what they hold: (function, name, value)."""
+    """Yields (function, None, None) for functions within a function, and (function, name, value) for their values."""
     value = getattr(value, "__wrapped__", value)
     if id(value) in seen or depth > _DEEPEST:
         return
@@ -94,7 +95,9 @@ def _walk(value: Any, seen: set[int], depth: int) -> Iterator[tuple[str, str | N
             owner, {**{f"argument {k}": x for k, x in enumerate(value.args)}, **value.keywords}, seen, depth
         )
         yield from _walk(value.func, seen, depth + 1)
-    elif hasattr(value, "__self__") and not isinstance(value.__self__, types.ModuleType):  # a method, but of no module
+    elif hasattr(value, "__self__") and not isinstance(
+        value.__self__, types.ModuleType
+    ):  # a method of an object that is no module
         yield _owner_name(value), None, None
         named = _code_names(getattr(value.__func__, "__code__", None)) if isinstance(value, types.MethodType) else set()
         own = getattr(value.__self__, "__dict__", {})
@@ -110,9 +113,9 @@ def _walk_values(
     for name, value in held.items():
         if _is_plain(value):
             yield owner, name, value
-        elif hasattr(value, "update") and hasattr(value, "init"):  # an optimizer of optax, which is a tuple, too
+        elif hasattr(value, "update") and hasattr(value, "init"):  # an optax optimizer, which is also a tuple
             yield from _walk(value.update, seen, depth + 1)
-        elif isinstance(value, Mapping):  # whose keys may be any strings
+        elif isinstance(value, Mapping):  # numbered, since its keys may be secret
             yield from _walk_values(owner, {f"{name} {k}": item for k, item in enumerate(value.values())}, seen, depth)
         elif isinstance(value, tuple | list):
             if all(isinstance(item, _PLAIN) for item in value):
@@ -124,7 +127,7 @@ def _walk_values(
 
 
 def _is_plain(value: Any) -> bool:
-    """Whether a value is a flag, numbers or a dtype of numbers."""
+    """Returns whether a value is a flag, numbers or a dtype of numbers."""
     if isinstance(value, jax.Array | np.ndarray | np.generic | np.dtype):
         dtype = value if isinstance(value, np.dtype) else value.dtype
         return jnp.issubdtype(dtype, jnp.number) or jnp.issubdtype(dtype, jnp.bool_)
@@ -132,14 +135,14 @@ def _is_plain(value: Any) -> bool:
 
 
 def _code_names(code: Any) -> set[str]:
-    """The names in the code of a function, and of those that are defined within it."""
+    """Returns the names in the code of a function, and of functions defined within it."""
     if not isinstance(code, types.CodeType):
         return set()
     return set(code.co_names).union(*map(_code_names, code.co_consts))
 
 
 def _held_values(function: Callable[..., Any]) -> dict[str, Any]:
-    """What a function of Python holds: defaults, variables around it, and the numbers that it has or names."""
+    """Returns the values that a function holds: defaults, closure variables, and numbers in its code or globals."""
     code, held = function.__code__, {}
     defaults = function.__defaults__ or ()
     held |= dict(zip(code.co_varnames[code.co_argcount - len(defaults) : code.co_argcount], defaults, strict=True))
@@ -147,7 +150,7 @@ def _held_values(function: Callable[..., Any]) -> dict[str, Any]:
     for name, cell in zip(code.co_freevars, function.__closure__ or (), strict=True):
         try:
             held[name] = cell.cell_contents
-        except ValueError:  # of a name that is given a value later
+        except ValueError:  # the name gets its value later
             continue
     if _is_of_optax(function):
         return held
@@ -158,7 +161,7 @@ def _held_values(function: Callable[..., Any]) -> dict[str, Any]:
 
 
 def _owner_name(function: Any) -> str:
-    """The name of a function; of one without, and of an optimizer's, that of the function that made it."""
+    """Returns a function's name; for a lambda or an optimizer's function, the name of the function that made it."""
     name = getattr(function, "__qualname__", type(function).__name__)
     parts = [part for part in name.split(".") if part != "<locals>"]
     return parts[0 if _is_of_optax(function) or parts[-1] in ("<lambda>", "update") else -1]

@@ -1,4 +1,4 @@
-"""The plan of a training step: how many members and rows it takes at once, by the gradient of one member."""
+"""Plans of training steps: how many members and rows run at once, decided by the gradient of one member."""
 
 import dataclasses
 import functools
@@ -35,7 +35,7 @@ def make_step(
     plan: Plan | None,
     augment: Augment | None = None,
 ) -> TrainingStep:
-    """The step for such data, under the plan that was asked for, or under one that fits."""
+    """Returns the step for such data, under the given plan or one that fits."""
     step, workload, targets = prepare_step(state, data, rows, loss, each=each, augment=augment)
     leaves, tree = jax.tree.flatten(targets)
     chosen, idle = _choose_plan(workload, loss, tuple(leaves), tree, state.frozen, plan)
@@ -45,7 +45,7 @@ def make_step(
 def prepare_step(
     state: TrainState, data: Any, rows: Any, loss: Loss, *, each: bool, augment: Augment | None
 ) -> tuple[TrainingStep, Workload, Any]:
-    """A step without a plan, its workload, and one member's targets, as shapes and dtypes."""
+    """Returns a step without a plan, its workload, and one member's targets, as shapes and dtypes."""
     inputs, targets = data
     own_rows = rows is not None and rows.ndim == 2
     device = device_of(state.ensemble.params)
@@ -62,7 +62,7 @@ def prepare_step(
         try:
             check_data(state.ensemble, inputs, targets, each=True)
         except InputError as error:
-            raise InputError(f"what `augment` gives back does not fit: {error.details}") from error
+            raise InputError(f"the minibatch that `augment` returned does not fit: {error.details}") from error
     axes = batch_axes(state.ensemble.network, inputs, each=own)
     step = dataclasses.replace(step, axes=axes + (0,) * len(jax.tree.leaves(targets)))
     ensemble, key = state.ensemble, jax.ShapeDtypeStruct((), state.keys.dtype)
@@ -77,14 +77,14 @@ def prepare_step(
 def _choose_plan(
     workload: Workload, loss: Loss, targets: Any, tree: Any, frozen: frozenset[str], plan: Plan | None
 ) -> tuple[Plan, frozenset[str]]:
-    """The plan, and the parameters that the loss does not reach."""
+    """Returns the plan, and the parameters that the loss does not reach."""
     if plan is not None and not isinstance(plan, Plan):
         raise InputError(f"`plan` must be a jaxensemble.Plan or None; got {plan!r}")
     program, idle = gradient_program(workload, loss, tree.unflatten(targets), frozen)
     if idle >= flatten(trained_parameters(workload.one_member()[0], frozen)).keys():
         raise InputError(
             f"{name_of(loss)} has no gradient with respect to any parameter: a loss must be made "
-            "of differentiable steps, unlike an accuracy"
+            "of differentiable operations, unlike an accuracy"
         )
     if plan is None:
         free = free_memory(workload.device)
@@ -102,7 +102,7 @@ def _choose_plan(
 def gradient_program(
     workload: Workload, loss: Loss, targets: Any, frozen: frozenset[str]
 ) -> tuple[Program, frozenset[str]]:
-    """What one member's gradient computes, and the parameters whose gradient JAX knows to be zero."""
+    """Returns the program of one member's gradient, and the parameters whose gradient JAX knows to be zero."""
     params, buffers, rngs, constants, key, inputs = workload.one_member()
 
     def member(params: Tree, buffers: Tree, rngs: Tree, key: Any, data: Any) -> Any:
@@ -129,7 +129,7 @@ def _is_zero(step: JaxprEqn) -> bool:
 
 
 def _without_dropout(workload: Workload) -> Workload:
-    """The same without random numbers, which keep no rows apart: what they are for a row is not told by the others."""
+    """Returns the workload without dropout, whose random numbers mix rows but do not depend on other rows."""
     params, buffers, rngs, constants, _, _ = workload.one_member()
     module = merge(workload.call.graphdef, params, buffers, constants, rngs)
     for _, layer in nnx.iter_modules(module):

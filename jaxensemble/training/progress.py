@@ -1,4 +1,4 @@
-"""What standard error shows of a run: a bar on a terminal, lines of plain text in a file."""
+"""Progress of a run on standard error: a bar on a terminal, lines of plain text in a file."""
 
 import contextlib
 import dataclasses
@@ -12,17 +12,17 @@ from rich.progress import Progress
 from jaxensemble.training.history import History
 
 INTERVAL = 1.0
-"""Seconds between two lines at least, but for the first and the last one."""
+"""Least seconds between two lines, except the first and the last."""
 
 
 @contextlib.contextmanager
 def show_progress(wanted: bool, epochs: int) -> Iterator[Callable[[History], None]]:
-    """A function that shows how far a run of so many epochs came."""
-    if not wanted or sys.stderr is None:  # as of a program without a console on Windows
+    """Gives a function that shows how far a run of so many epochs is."""
+    if not wanted or sys.stderr is None:  # None for a program without a console on Windows
         yield lambda history: None
         return
     console = Console(stderr=True)
-    # Variables such as FORCE_COLOR have rich take a file for a terminal.
+    # Variables such as FORCE_COLOR make rich take a file for a terminal.
     if sys.stderr.isatty() and console.is_terminal and not console.is_dumb_terminal:
         with Progress(console=console, transient=True) as progress:
             task = progress.add_task("training", total=epochs)
@@ -36,7 +36,7 @@ def show_progress(wanted: bool, epochs: int) -> Iterator[Callable[[History], Non
 
 
 def epoch_line(history: History, epochs: int) -> str:
-    """One line about the last epoch, with the means over the members.
+    """Returns a line about the last epoch, with the means over the members.
 
     >>> import numpy as np
     >>> validation = {"loss": np.array([[1.0, 2.0]]), "accuracy": np.array([[0.5, 0.7]])}
@@ -52,7 +52,7 @@ def epoch_line(history: History, epochs: int) -> str:
 
 @dataclasses.dataclass
 class _Lines:
-    """A line for an epoch, and no more than one in `INTERVAL`."""
+    """Lines for epochs, at most one in `INTERVAL` seconds."""
 
     epochs: int
     latest: float = -INTERVAL
@@ -66,7 +66,7 @@ class _Lines:
             self.finish()
 
     def finish(self) -> None:
-        """Writes the line that waits, if there is one."""
+        """Writes the waiting line, if there is one."""
         if self.waiting is not None:
             print(self.waiting, file=sys.stderr, flush=True)
             self.latest, self.waiting = time.monotonic(), None

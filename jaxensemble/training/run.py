@@ -1,4 +1,4 @@
-"""A run of `fit` after some epochs, and every member as it was after its best one."""
+"""Run of `fit` after some epochs, and every member as it was after its best epoch."""
 
 import dataclasses
 import functools
@@ -15,7 +15,7 @@ from jaxensemble.training.state import TrainState, select_members
 @functools.partial(jax.tree_util.register_dataclass, data_fields=["loss", "waited", "active", "state"], meta_fields=[])
 @dataclasses.dataclass(frozen=True)
 class Best:
-    """Every member as it was after its best epoch, how long ago that was, and whether it is trained still."""
+    """Every member as it was after its best epoch, the epochs since then, and whether it is still trained."""
 
     loss: jax.Array
     waited: jax.Array
@@ -30,7 +30,7 @@ class Best:
 
     @jax.jit
     def after(self, loss: jax.Array, state: TrainState, patience: Any) -> "Best":
-        """The same after an epoch with these losses."""
+        """Returns the best members after another epoch, with these losses."""
         better = self.active & (loss < self.loss)
         waited = jnp.where(better, 0, self.waited + self.active)
         now, then = ((s.ensemble.params, s.ensemble.buffers, s.opt_state) for s in (state, self.state))
@@ -42,7 +42,7 @@ class Best:
 
 @dataclasses.dataclass(frozen=True)
 class TrainingRun:
-    """A run after some epochs. `stopped`: whether a callback has stopped it."""
+    """Run after some epochs. `stopped`: whether a callback has stopped it."""
 
     state: TrainState
     best: Best | None
@@ -55,7 +55,7 @@ class TrainingRun:
 
     @property
     def active(self) -> jax.Array | None:
-        """Which members are trained, `[M]`; None for all."""
+        """The members that are still trained, as booleans `[M]`; None for all."""
         return None if self.best is None else self.best.active
 
     @property
@@ -65,12 +65,12 @@ class TrainingRun:
     def after(
         self, state: TrainState, loss: np.ndarray, measured: dict[str, np.ndarray], patience: Any
     ) -> "TrainingRun":
-        """The run one epoch later."""
+        """Returns the run one epoch later."""
         active = np.ones(len(loss), bool) if self.active is None else np.asarray(self.active)
         history = self.history.after(loss, measured, active)
         best = self.best and self.best.after(jnp.asarray(measured["loss"], self.best.loss.dtype), state, patience)
         return TrainingRun(state.trained_from(self.state), best, history)
 
     def final_state(self) -> TrainState:
-        """The state with every member as it was after its best epoch, if that is known."""
+        """Returns the state, with every member as it was after its best epoch if that is recorded."""
         return self.state if self.best is None else self.best.state.trained_from(self.state)

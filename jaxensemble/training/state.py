@@ -1,4 +1,4 @@
-"""`TrainState`: an ensemble that is being trained, with all that the next step needs."""
+"""`TrainState`: an ensemble in training, with everything that the next step needs."""
 
 import dataclasses
 import functools
@@ -27,15 +27,15 @@ from jaxensemble.network.weight_map import Origin
 )
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class TrainState:
-    """An ensemble that is being trained. A pytree; [`train_step`][jaxensemble.train_step] returns the next one.
+    """Ensemble in training. A pytree; [`train_step`][jaxensemble.train_step] returns the next one.
 
-    - `ensemble`: the members as they are by now, in the mode they were given in: `state.ensemble(x)` predicts.
+    - `ensemble`: the members after the steps so far, in the mode they were given in: `state.ensemble(x)` predicts.
     - `opt_state`: the optimizer's state of every member, arrays `[M, ...]`.
-    - `keys`: a random key for each member, `[M]`: its dropout, shuffling and bootstrap. They stay as they are; what
-      every step draws is made of them and `steps`.
-    - `rates`: those of dropout layers where members have their own, `[M]` each, by the names they have in `training`.
-    - `steps`: how many steps were made.
-    - `optimizer`: run for each member on its own, so that a norm over all parameters is that of one member's.
+    - `keys`: a random key for each member, `[M]`, for dropout, shuffling and bootstrap. The keys do not change; each
+      step makes its random numbers from them and `steps`.
+    - `rates`: rates of dropout layers where members have their own, `[M]` each, by their names in `training`.
+    - `steps`: the number of steps so far.
+    - `optimizer`: runs for each member separately, so that a norm over all parameters is a norm over one member's.
     - `training`: the network in training mode. `frozen`: the parameters that are not trained, by dotted name.
     """
 
@@ -61,23 +61,24 @@ class TrainState:
         frozen: Collection[str] | None = None,
         train: bool = True,
     ) -> "TrainState":
-        """The state before the first step.
+        """Returns the state before the first step.
 
         **Arguments:**
 
-        - `optimizer`: one of optax's whose updates need gradients and parameters only, unlike `optax.lbfgs` and
-          `optax.contrib.reduce_on_plateau`, which need the loss. It is run for each member on its own. Of complex
-          parameters it gets the conjugates of `jax.grad`, as optax and PyTorch want them; those that take a complex
-          number for two real ones, as PyTorch's do, are made by `optax.contrib.split_real_and_imaginary`.
-        - `key`: one random key, or one for each member, `[M]`. With `randomness="same"` all members draw the same.
-        - `hyperparams`: arrays `[M]` in place of an optimizer's own numbers, by name; for those of
+        - `optimizer`: an optax optimizer whose updates need gradients and parameters only, unlike `optax.lbfgs` and
+          `optax.contrib.reduce_on_plateau`, which need the loss. It runs for each member separately. For complex
+          parameters it gets the conjugates of `jax.grad`, as optax and PyTorch expect.
+          `optax.contrib.split_real_and_imaginary` makes an optimizer treat a complex number as two real ones, as
+          PyTorch's optimizers do.
+        - `key`: one random key, or a key for each member, `[M]`. With `randomness="same"` all members draw the same.
+        - `hyperparams`: arrays `[M]` instead of an optimizer's own numbers, by name, for numbers of
           `optax.inject_hyperparams`.
-        - `dropout`: the rate of all dropout layers, `[M]` or one for all; the network's own without. Porting leaves out
-          layers of rate 0: port the models with a rate above it.
-        - `frozen`: parameters that stay as they are, by dotted name or a beginning of it (`layer1` for all of
-          `layer1.0.conv1.kernel` ...). Without, those that PyTorch did not train (`requires_grad=False`). Whatever the
-          loss does not reach stays as it is anyway.
-        - `train`: whether all layers are put into training mode. `False` leaves each in the mode it is in, as for
+        - `dropout`: the rate of all dropout layers, `[M]` or one for all; by default the network's own. Porting drops
+          layers of rate 0: port the models with a rate above 0.
+        - `frozen`: parameters that stay as they are, by dotted name or its beginning (`layer1` for all of
+          `layer1.0.conv1.kernel` ...). By default, the parameters that PyTorch did not train (`requires_grad=False`).
+          Parameters that the loss does not reach stay as they are in any case.
+        - `train`: whether all layers are put into training mode. `False` leaves each layer in its mode, for example
           BatchNorms that keep their statistics.
 
         **Raises:** `InputError` for keys, names and arrays that do not fit, `StateError` for a network that was ported
@@ -93,8 +94,8 @@ class TrainState:
             raise InputError(f"`ensemble` must be a jaxensemble.Ensemble; got {type(ensemble).__name__}")
         if not (callable(getattr(optimizer, "init", None)) and callable(getattr(optimizer, "update", None))):
             raise InputError(
-                "`optimizer` must be one of optax's, as optax.adamw(1e-3) makes; torch_bridge.optimizer makes the twin "
-                f"of one of PyTorch's. Got {getattr(optimizer, '__name__', type(optimizer).__name__)}"
+                "`optimizer` must be an optax optimizer, for example optax.adamw(1e-3); torch_bridge.optimizer makes "
+                f"the twin of a PyTorch optimizer. Got {getattr(optimizer, '__name__', type(optimizer).__name__)}"
             )
         network = ensemble.network
         if train and isinstance(network, Network) and network.evaluation_only:
@@ -109,8 +110,8 @@ class TrainState:
             raise InputError(f"only real and complex numbers can be trained; freeze {', '.join(odd)}")
         if not params:
             raise InputError(
-                "there is nothing to train: there are no parameters, or all are frozen. Those that PyTorch did not "
-                "train (requires_grad=False) are, unless `frozen` names others: frozen=[]"
+                "there is nothing to train: there are no parameters, or all are frozen. Parameters that PyTorch did "
+                "not train (requires_grad=False) are frozen by default; frozen=[] trains all"
             )
         members, module = len(ensemble), merge(*(ensemble.train() if train else ensemble).state)
         return cls(
@@ -125,7 +126,7 @@ class TrainState:
         )
 
     def trained_from(self, other: "TrainState") -> "TrainState":
-        """The same state, whose ensemble remembers that it was trained from another state's."""
+        """Returns the same state, whose ensemble remembers that it was trained from another state's ensemble."""
         return dataclasses.replace(self, ensemble=self.ensemble.trained_from(other.ensemble))
 
     def __repr__(self) -> str:
@@ -139,17 +140,17 @@ class TrainState:
 
 
 def trained_parameters(params: Tree, frozen: Collection[str]) -> Tree:
-    """The parameters that are trained."""
+    """Returns the parameters that are trained."""
     return unflatten({name: leaf for name, leaf in flatten(params).items() if name not in frozen})
 
 
 def replace_trained(params: Tree, changed: Tree) -> Tree:
-    """All parameters, those that are trained as in `changed`."""
+    """Returns all parameters, with the trained ones from `changed`."""
     return unflatten(flatten(params) | flatten(changed))
 
 
 def select_members(which: jax.Array, these: Any, others: Any) -> Any:
-    """Arrays `[M, ...]` of some members, `which` [M], beside those that the others have."""
+    """Selects arrays `[M, ...]`: of `these` where `which` `[M]` is true, of `others` elsewhere."""
     return jax.tree.map(lambda a, b: jnp.where(which.reshape(-1, *[1] * (a.ndim - 1)), a, b), these, others)
 
 
@@ -199,7 +200,7 @@ def _set_hyperparams(opt_state: Any, hyperparams: Mapping[str, Any], members: in
                 + (
                     f"there are {names}, one number each"
                     if names
-                    else "make the optimizer with optax.inject_hyperparams, as in "
+                    else "make the optimizer with optax.inject_hyperparams, for example "
                     "optax.inject_hyperparams(optax.adamw)(learning_rate=1e-3)"
                 )
             )
@@ -215,24 +216,24 @@ def _set_hyperparams(opt_state: Any, hyperparams: Mapping[str, Any], members: in
 
 
 def _float_dtype(dtype: Any) -> Any:
-    """The dtype of a number, which may have been told as an integer."""
+    """Returns the dtype of a number; the default floating dtype if it was given as an integer."""
     return dtype if jnp.issubdtype(dtype, jnp.floating) else jnp.result_type(float)
 
 
 def is_injected(path: Any) -> bool:
-    """Whether a leaf of an optimizer's state is one of its numbers, as `optax.inject_hyperparams` holds them."""
+    """Returns whether a leaf of an optimizer's state is a number of `optax.inject_hyperparams`."""
     return any(getattr(part, "name", None) == "hyperparams" for part in path)
 
 
 def _install_rates(module: nnx.Module, dropout: Any, members: int) -> dict[str, jax.Array]:
-    """Puts layers whose rate is a variable in the place of a module's dropout layers; these variables for members."""
+    """Replaces a module's dropout layers by layers whose rate is a variable; returns these variables, `[M]` each."""
     try:
         rates = np.asarray(dropout, np.float64)
     except (TypeError, ValueError) as error:
         raise InputError(f"`dropout` must be probabilities, one for all or [{members}]; got {dropout!r}") from error
     if rates.shape not in ((), (members,)) or not ((rates >= 0) & (rates <= 1)).all():
         raise InputError(f"`dropout` must be probabilities, one for all or [{members}]; got {dropout!r}")
-    from jaxensemble.layers import AlphaDropout  # which take a while to import, and are seldom needed here
+    from jaxensemble.layers import AlphaDropout  # slow to import, and seldom needed here
     from jaxensemble.layers.dropout import MemberDropout, Rate
 
     layers = dict(nnx.iter_modules(module))

@@ -1,4 +1,4 @@
-"""One training step of all members, as one program: a few members at a time where memory or the device wants it so."""
+"""One training step of all members, as one program: a few members at a time if memory or the device requires it."""
 
 import dataclasses
 import functools
@@ -27,19 +27,20 @@ def train_step(
     rows: Any = None,
     plan: Plan | None = None,
 ) -> tuple[TrainState, jax.Array]:
-    """One step of all members: gradients of the loss, the optimizer's update, and the buffers that the call left.
+    """Makes one step of all members: gradients of the loss, the optimizer's update, and the buffers after the call.
 
     **Arguments:**
 
-    - `inputs`: one array; or the arguments of one call, as the ensemble takes them, as a tuple or, by name, as a dict.
+    - `inputs`: one array; or the arguments of one call of the ensemble, as a tuple or, by name, as a dict.
     - `targets`: an array or a tree of arrays, whose first axis is the rows.
-    - `loss`: of one member's outputs and the targets, a number: the mean over the rows. It is part of what is compiled:
-      pass the same function at every step, not a new lambda.
+    - `loss`: a function of one member's outputs and the targets, which returns a number, the mean over the rows. It is
+      compiled into the step: pass the same function at every step, not a new lambda.
     - `each`: whether every member has inputs and targets of its own, `[M, N, ...]`.
-    - `rows`: indices `[N]` of the rows of `inputs` and `targets` that are this step's minibatch, or `[M, N]`, those of
-      every member. They are taken within the program, so that the data of all steps may stay where it is.
-    - `plan`: how many members are trained at once, and how many rows (whose gradients are then added up, which only
-      networks allow that keep rows apart); see [`Plan`][jaxensemble.Plan]. Without, what memory and the device want.
+    - `rows`: indices `[N]` of the rows of `inputs` and `targets` that are this step's minibatch, or `[M, N]`, a
+      minibatch for every member. They are taken within the program, so that the data of all steps may stay in place.
+    - `plan`: how many members are trained at once, and how many rows; see [`Plan`][jaxensemble.Plan]. Gradients of some
+      rows at a time are added up, which only networks that keep rows apart allow. By default, a plan that suits memory
+      and the device.
 
     **Returns:** the next state, and the losses before the step, `[M]`.
 
@@ -68,16 +69,19 @@ def train_step(
 
 
 def check_state(state: Any) -> None:
-    """Raises `InputError` for anything but a state."""
+    """Checks that `state` is a `TrainState`.
+
+    **Raises:** `InputError` if it is not.
+    """
     if not isinstance(state, TrainState):
-        raise InputError(f"`state` must be what TrainState.create makes; got {type(state).__name__}")
+        raise InputError(f"`state` must be a TrainState, which TrainState.create makes; got {type(state).__name__}")
 
 
 @functools.partial(jax.jit, static_argnames=("step",))
 def run_step(
     state: TrainState, data: Any, rows: Any, active: Any, *, step: TrainingStep
 ) -> tuple[TrainState, jax.Array]:
-    """The next state and the losses. `active` tells which members are trained, `[M]`; all of them for None."""
+    """Returns the next state and the losses. `active`: which members are trained, `[M]`; None for all."""
     ensemble, plan = state.ensemble, step.call.plan
     before = trained_parameters(ensemble.params, state.frozen), ensemble.buffers, state.opt_state
     own = (data if step.own_data else None, rows if step.own_rows else None)
@@ -97,9 +101,11 @@ def run_step(
 def run_steps(
     state: TrainState, data: Any, order: Any, active: Any, *, step: TrainingStep
 ) -> tuple[TrainState, jax.Array]:
-    """The state after a step for each of the minibatches in `order`, `[S, N]` or `[S, M, N]`; the losses, `[S, M]`.
+    """Returns the state after a step for each minibatch in `order`, `[S, N]` or `[S, M, N]`; and the losses, `[S, M]`.
 
-    One program for all of them: the state stays where it is, in place of a new one in new memory for every step.
+    All steps are one program, which keeps the state in place instead of new memory for every step.
+
+    **Raises:** `InputError` for an optimizer whose state changes its shapes or dtypes.
     """
 
     def one(before: TrainState, rows: Any) -> tuple[TrainState, jax.Array]:

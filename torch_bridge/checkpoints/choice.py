@@ -1,4 +1,4 @@
-"""`Choice`: which set of weights in a checkpoint file is meant, and how its names become the model's."""
+"""`Choice` of the set of weights in a checkpoint file, and of the way its names become the model's."""
 
 import dataclasses
 from collections import Counter, defaultdict
@@ -25,28 +25,28 @@ from torch_bridge.checkpoints.sets import (
 from torch_bridge.state_dicts.matching import longest_beginning, rename_beginning
 
 _LISTED = 10
-"""Ways to read a file that an error lists at most: a layer may fit in a thousand places."""
+"""Most ways to read a file that an error lists: a layer may fit in a thousand places."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Choice:
-    """Which set of weights in a checkpoint file is meant, and how its names become the model's.
+    """Choice of the set of weights in a checkpoint file, and of the way its names become the model's.
 
-    Without any argument there has to be exactly one way to read a file: one dict in it has a tensor of the right shape
-    for every name of the model, behind nothing or behind `module.`, `_orig_mod.`, `model.`, `net.` and `ema_model.`,
-    alone or one after another; and nothing else in the file could be the model's weights, by the shapes of its tensors.
-    (Optimizers are not looked into, and arrays of numpy are not read.) Where names carry such a prefix, others may be
-    beside them: those of a loss, or a counter. Where they carry none, all of them have to be the model's. What is left
-    out is in `Selection.left_out`.
+    Without any argument there must be exactly one way to read a file. One dict in it has a tensor of the right shape
+    for every name of the model, without a prefix or with `module.`, `_orig_mod.`, `model.`, `net.` and `ema_model.`,
+    alone or one after another. No other tensors in the file could be the model's weights, by their shapes. (States of
+    optimizers are not searched, and numpy arrays are not read.) With such a prefix, the dict may also have names
+    without it, for example of a loss or a counter. Without a prefix, all names must be the model's.
+    `Selection.left_out` lists everything that is left out.
 
-    - `key`: the key of the set of weights in the file; with dots between keys for a dict within another one:
-      `"ema.state_dict"`. The empty key is the file itself, and no dict within it.
-    - `prefix`: what is removed from the beginning of every name: `"net."`. A name that does not begin so is an error,
-      unless it is ignored. The empty prefix removes nothing.
-    - `rename`: names, or beginnings of names up to a dot, with what takes their place once the prefix is removed:
-      `{"fc": "head"}` makes `head.weight` of `fc.weight`. Of several that fit, the longest counts. The empty beginning
-      is that of every name: `{"": "net"}` puts `net.` before all of them.
-    - `ignore`: patterns (of `fnmatch`) of names, as they are in the file, that are left out: `["head.*"]`.
+    - `key`: the key of the set of weights in the file, with dots between the keys of nested dicts: `"ema.state_dict"`.
+      The empty key is the file itself, not a dict within it.
+    - `prefix`: the prefix that is removed from every name: `"net."`. A name without it is an error, unless the name is
+      ignored. The empty prefix removes nothing.
+    - `rename`: names, or beginnings of names up to a dot, with their replacements after the prefix is removed:
+      `{"fc": "head"}` makes `head.weight` of `fc.weight`. The longest beginning that fits counts. Every name has the
+      empty beginning: `{"": "net"}` puts `net.` before all names.
+    - `ignore`: patterns (of `fnmatch`) of names in the file that are left out: `["head.*"]`.
 
     >>> import torch
     >>> weight, bias = torch.ones(2, 3), torch.ones(2)
@@ -68,7 +68,10 @@ class Choice:
     ignore: Sequence[str] = ()
 
     def __post_init__(self) -> None:
-        """**Raises:** `InputError` for arguments of other types."""
+        """Checks the types of all fields.
+
+        **Raises:** `InputError` for fields of other types.
+        """
         for name in ("key", "prefix"):
             if not isinstance(getattr(self, name), str | None):
                 raise InputError(f"`{name}` must be a str or None; got {getattr(self, name)!r:.100}")
@@ -82,12 +85,12 @@ class Choice:
         object.__setattr__(self, "rename", without_dots)
 
     def take(self, loaded: Any, expected: Expected | None) -> tuple[dict[str, Tensor], Selection]:
-        """The tensors that are meant, by the model's names, and what was done to get them.
+        """Returns the chosen tensors by the model's names, and the selection that gave them.
 
-        Where no set of weights fits the model, these are of the one that is nearest to it. Without `expected`, nothing
-        is known of the model, and there has to be one set of weights.
+        If no set of weights fits the model, the tensors are of the nearest set. Without `expected`, nothing is known of
+        the model, and there must be one set of weights.
 
-        **Raises:** `InputError` where there is not exactly one way to read it, with the arguments that settle it.
+        **Raises:** `InputError` unless there is exactly one way to read the file, with the arguments that choose one.
         """
         sets = self._find_sets(loaded)
         named = [weights for weights in sets if weights.named]
@@ -110,7 +113,10 @@ class Choice:
         return reading.tensors, self._describe_taken(loaded, reading, expected)
 
     def _find_sets(self, loaded: Any) -> list[WeightSet]:
-        """The sets of weights that may be meant. **Raises:** `InputError` if there are none."""
+        """Returns the sets of weights under the key.
+
+        **Raises:** `InputError` if there are none.
+        """
         found = find_places(loaded, self.key or "")
         sets = [weights for path, node in found for weights in weight_sets(node, path)]
         if self.key is not None:
@@ -133,7 +139,7 @@ class Choice:
         )
 
     def _readings(self, sets: Iterable[WeightSet], expected: Expected) -> list[Reading]:
-        """Every way to read the sets: with the prefix, or, without one, with each that gives a name of the model."""
+        """Returns the ways to read the sets: with the prefix, or with each prefix that gives a name of the model."""
         if self.prefix is not None:
             return [self._read(weights, self.prefix) for weights in sets]
         found = []
@@ -147,7 +153,7 @@ class Choice:
         return found
 
     def _split_names(self, weights: WeightSet) -> Iterator[tuple[str, str, str]]:
-        """Every beginning of every name, what the rest of the name becomes, and the name."""
+        """Yields every beginning of every name, the new name of the rest, and the name."""
         for name in self._kept_names(weights):
             for lead in name_beginnings(name):
                 yield lead, rename_beginning(name[len(lead) :], self.rename), name
@@ -160,7 +166,7 @@ class Choice:
         return [name for name in weights.tensors if not any(fnmatchcase(name, pattern) for pattern in self.ignore)]
 
     def _places_elsewhere(self, reading: Reading, sets: Iterable[WeightSet], expected: Expected) -> list[str]:
-        """Where else there are tensors that could be the model's weights: in one dict, or in all below one key."""
+        """Returns other places with tensors that could be the model's weights: in one dict, or in all below a key."""
         below: dict[tuple[str, ...], list[Tensor]] = defaultdict(list)
         for weights in sets:
             for depth in range(len(weights.path) + 1) if weights is not reading.weights else ():
@@ -170,7 +176,7 @@ class Choice:
         return [_place_key(path, reading) for path in found if path not in around]
 
     def _places_within(self, reading: Reading, expected: Expected) -> list[str]:
-        """Such tensors in the same dict, under names that do not begin with the prefix."""
+        """Returns groups of names without the prefix, in the same dict, whose tensors could be the model's weights."""
         without = self._names_without_prefix(reading) if self.prefix is None else []
         groups = group_by_pattern(without, reading.names.values())
         groups = {**groups, f"names without `{reading.prefix}`": without} if len(groups) > 1 else groups
@@ -178,16 +184,16 @@ class Choice:
         found = [
             group for group, names in groups.items() if has_model_shapes((tensors[name] for name in names), expected)
         ]
-        return found[:-1] or found  # all together only where no group does by itself
+        return found[:-1] or found  # all names together only where no single group has the shapes
 
     def _names_without_prefix(self, reading: Reading) -> list[str]:
-        """The names in a set of weights that do not begin with the prefix."""
+        """Returns the names in a set of weights that do not begin with the prefix."""
         return [name for name in self._kept_names(reading.weights) if not name.startswith(reading.prefix)]
 
     def _list_ways(
         self, fitting: Sequence[Reading], elsewhere: Sequence[str], within: Sequence[str], expected: Expected
     ) -> list[str]:
-        """The arguments for each way to read the file, one by one."""
+        """Returns the arguments for each way to read the file, one by one."""
         count = Counter(reading.weights.key for reading in fitting)
         return [
             self._arguments(
@@ -200,7 +206,7 @@ class Choice:
         ] + [f"{other} (by shapes: its names are not the model's)" for other in (*elsewhere, *within)]
 
     def _arguments(self, reading: Reading, expected: Expected, *, key: bool, prefix: bool) -> str:
-        """The arguments that make a file be read so and no other way."""
+        """Returns the arguments with which a file is read in this way only."""
         used = set(reading.used_names(expected).values())
         unused = group_by_pattern([name for name in self._kept_names(reading.weights) if name not in used], used)
         given = [f"key={quote_value(reading.weights.key)}"] if key or self.key is not None else []
@@ -219,9 +225,9 @@ class Choice:
         )
 
     def _nearest(self, named: Sequence[WeightSet], readings: Sequence[Reading], expected: Expected) -> Reading:
-        """Of no reading that fits, the one that has the most names of the model.
+        """Returns the reading with the most names of the model, when none fits.
 
-        **Raises:** `InputError` if it is another one than the arguments mean, or if there are several such sets.
+        **Raises:** `InputError` if other arguments give more names of the model, or if several sets give as many.
         """
         mine = [reading for reading in readings if self.prefix is not None or reading.has_known_prefix]
         count = lambda reading: reading.count_matches(expected)  # noqa: E731
@@ -232,7 +238,7 @@ class Choice:
         for rename in possible_renamings(best.names, expected):
             if rename and expected.suffices(rename_beginning(name, rename) for name in best.names):
                 raise InputError(
-                    "has names that are the model's but for what is before or within them. If these are the weights "
+                    "has names that are the model's, except for parts before or within them. If these are the weights "
                     f"that are meant, read them with rename={quote_value({**self.rename, **rename})}.\n{CHOICE_ADVICE}"
                 )
         if len({reading.weights.key for reading in mine if count(reading) == count(best)}) > 1:
@@ -241,7 +247,10 @@ class Choice:
         return best
 
     def _check_names(self, reading: Reading) -> None:
-        """**Raises:** `InputError` for names that lack the prefix, and for such as become the same name."""
+        """Checks that all names have the prefix, and that no two become the same name.
+
+        **Raises:** `InputError` if names do not.
+        """
         without = self._names_without_prefix(reading) if self.prefix is not None else []
         if without:
             patterns = group_by_pattern(without, reading.names.values())
@@ -260,7 +269,7 @@ class Choice:
             )
 
     def unused(self, taken: Sequence[Selection]) -> list[str]:
-        """Which entries of `rename` and `ignore` matched nothing in any of the files of which this was taken."""
+        """Returns the entries of `rename` and `ignore` that matched no name in any of the files."""
         renamed_names = {old for each in taken for old in each.renamed}
         left_out = {name for each in taken for name in each.left_out}
         return [f"rename={quote_value({old: new})}" for old, new in self.rename.items() if old not in renamed_names] + [

@@ -1,4 +1,4 @@
-"""`Expected`: what a checkpoint of a model has to hold."""
+"""`Expected` content of a checkpoint of a model."""
 
 import dataclasses
 import functools
@@ -18,14 +18,14 @@ Shape = tuple[int, ...]
 
 @dataclasses.dataclass(frozen=True)
 class Expected:
-    """What a checkpoint of a model has to hold.
+    """Content that a checkpoint of a model must have.
 
     - `tensors`: the shape and dtype under each name.
-    - `ties`: for a name whose tensor the model holds under several, all of these.
+    - `ties`: for a name whose tensor has several names in the model, all of these names.
     - `nonfinite`: where the tensors of a model with fresh weights are not finite: masks hold infinities.
-    - `counters`: batches counted by normalisation, as the model has them. A file may lack them: PyTorch did not always
-      have them, and its own `load_state_dict` leaves the model's.
-    - `trained`: how many parameters there are of each shape, tied ones once, frozen ones not unless all are.
+    - `counters`: counters of batches in normalisation layers, from the model. A file may lack them: PyTorch did not
+      always save them, and its own `load_state_dict` keeps the model's.
+    - `trained`: the number of parameters of each shape; tied ones count once, frozen ones only if all are frozen.
     """
 
     tensors: Mapping[str, tuple[Shape, torch.dtype]]
@@ -36,13 +36,16 @@ class Expected:
 
     @classmethod
     def of(cls, model: nn.Module) -> "Expected":
-        """**Raises:** `InputError` for a model whose state dict is not simply its parameters and buffers."""
+        """Returns the content for a model.
+
+        **Raises:** `InputError` for a model whose state dict is not just its parameters and buffers.
+        """
         tensors, saved = tensors_of(model), set(model.state_dict())
         unsaved = [key for key, _ in model.named_parameters(remove_duplicate=False) if key not in saved]
         if odd := sorted(saved - tensors.keys()) + unsaved:
             raise InputError(
-                f"the state dict of {type(model).__name__} must hold its parameters and buffers by their names; it has "
-                f"others, or lacks some: {', '.join(odd)}. Load the members yourself, and pass them to to_ensemble."
+                f"the state dict of {type(model).__name__} must hold its parameters and buffers by their names; these "
+                f"names differ: {', '.join(odd)}. Load the members yourself, and pass them to to_ensemble."
             )
         names: dict[int, list[str]] = defaultdict(list)
         for key, tensor in tensors.items():
@@ -62,20 +65,20 @@ class Expected:
 
     @functools.cached_property
     def distinct_count(self) -> int:
-        """The number of tensors that a file has to hold, tied ones once."""
+        """The number of tensors that a file must hold; tied ones count once."""
         return len({self.ties.get(key, (key,)) for key in self.tensors if key not in self.counters})
 
     def missing_names(self, names: Iterable[str]) -> list[str]:
-        """The names of the model that are not among these. Of tied tensors, one suffices."""
+        """Returns the names of the model that are not given. For tied tensors, one name is enough."""
         given = set(names)
         return [key for key in self.tensors if given.isdisjoint(self.ties.get(key, (key,)))]
 
     def suffices(self, names: Iterable[str]) -> bool:
-        """Whether these are all names of the model, but for counters."""
+        """Returns whether these are all names of the model, except counters."""
         return self.counters.keys() >= set(self.missing_names(names))
 
     def complete(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The tensors under all names of the model: safetensors stores none twice, and counters may lack."""
+        """Returns the tensors under all names of the model: safetensors stores ties once, and counters may lack."""
         whole = dict(tensors)
         for key, group in self.ties.items():
             present = [name for name in group if name in tensors]
@@ -84,7 +87,7 @@ class Expected:
         return {**{key: self.counters[key].clone() for key in self.counters if key not in whole}, **whole}
 
     def problems(self, tensors: Mapping[str, Tensor]) -> Iterator[str]:
-        """Every difference to what a checkpoint has to hold."""
+        """Yields every difference from the expected content."""
         for key in dict.fromkeys((*self.tensors, *tensors)):
             if key not in self.tensors:
                 yield f"`{key}`: unexpected, {_description(tuple(tensors[key].shape), tensors[key].dtype)}"

@@ -1,4 +1,4 @@
-"""`Reading`: one way to read a set of weights, and whether it gives the model's."""
+"""`Reading`: one way to read a set of weights, compared with the model."""
 
 import dataclasses
 from collections import Counter
@@ -12,15 +12,15 @@ from torch_bridge.checkpoints.expected import Expected, Shape
 from torch_bridge.checkpoints.sets import WeightSet, name_beginnings
 
 PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "ema_model.")
-"""What `DataParallel` and `AveragedModel`, `torch.compile`, Lightning modules and averages put before every name."""
+"""Prefixes that `DataParallel`, `AveragedModel`, `torch.compile`, Lightning modules and averages put before names."""
 
 _WRAPPERS = (".module.", "._orig_mod.")
-"""What a part of a model that is wrapped by `DataParallel` or `torch.compile` has in its names."""
+"""Parts of names within a model of which `DataParallel` or `torch.compile` wraps a part."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Reading:
-    """One way to read a set of weights: what is removed from its names, and these by what they become."""
+    """One way to read a set of weights: the prefix that is removed, and old names by new names."""
 
     weights: WeightSet
     prefix: str
@@ -32,7 +32,7 @@ class Reading:
 
     @property
     def has_known_prefix(self) -> bool:
-        """Whether the prefix is made of those that need no argument.
+        """True if the prefix is made of `PREFIXES`, which need no argument.
 
         >>> [Reading(WeightSet((), {}, True), prefix, {}).has_known_prefix for prefix in ("", "model.module.", "my.")]
         [True, True, False]
@@ -43,15 +43,15 @@ class Reading:
         return not rest
 
     def used_names(self, expected: Expected) -> dict[str, str]:
-        """The names that the model has a use for."""
+        """Returns the names that the model uses, old names by new names."""
         return {new: old for new, old in self.names.items() if new in expected.tensors}
 
     def count_matches(self, expected: Expected) -> int:
-        """How many names of the model there are."""
+        """Returns the number of the model's names that are present."""
         return len(expected.tensors) - len(expected.missing_names(self.names))
 
     def fits(self, expected: Expected) -> bool:
-        """Whether there is a tensor of the right shape for every name of the model, but for counters."""
+        """Returns whether every name of the model, except counters, has a tensor of the right shape."""
         if len(self.names) < expected.distinct_count or not expected.suffices(self.names):
             return False
         used = self.used_names(expected)
@@ -59,7 +59,7 @@ class Reading:
 
 
 def distinct_readings(readings: Iterable[Reading], expected: Expected) -> list[Reading]:
-    """Those that give the model different weights: a renaming may do what a prefix does."""
+    """Returns the readings that give the model different weights: a renaming may have the effect of a prefix."""
     found: dict[Any, Reading] = {}
     for reading in readings:
         found.setdefault((reading.weights.path, frozenset(reading.used_names(expected).items())), reading)
@@ -67,7 +67,7 @@ def distinct_readings(readings: Iterable[Reading], expected: Expected) -> list[R
 
 
 def possible_renamings(names: Iterable[str], expected: Expected) -> Iterator[dict[str, str]]:
-    """Renamings that may make names the model's: without wrappers within them, or with what the model's begin with."""
+    """Yields renamings that may give the model's names: without wrappers, or with a beginning of the model's names."""
     wrapped = [lead[:-1] for name in names for lead in name_beginnings(name) if lead.endswith(_WRAPPERS)]
     yield {lead: ".".join(part for part in lead.split(".") if f".{part}." not in _WRAPPERS) for lead in wrapped}
     for lead in dict.fromkeys(lead for name in expected.tensors for lead in name_beginnings(name)[1:]):
@@ -75,7 +75,7 @@ def possible_renamings(names: Iterable[str], expected: Expected) -> Iterator[dic
 
 
 def has_model_shapes(tensors: Iterable[Tensor], expected: Expected) -> bool:
-    """Whether tensors could be the model's weights, whatever their names: all shapes of its parameters are there."""
+    """Returns whether the tensors have all shapes of the model's parameters, under any names."""
     shapes = Counter(tensor_shape(tensor) for tensor in tensors if _has_fractions(tensor.dtype))
     return bool(expected.trained) and shapes >= expected.trained
 
@@ -85,5 +85,5 @@ def _has_fractions(dtype: torch.dtype) -> bool:
 
 
 def tensor_shape(tensor: Tensor) -> Shape | None:
-    """None for a nested tensor, which has none."""
+    """Returns the shape of a tensor; None for a nested tensor."""
     return None if tensor.is_nested else tuple(tensor.shape)

@@ -1,4 +1,4 @@
-"""PyTorch's optimizers with their state, as the state from which a ported ensemble trains on."""
+"""State of PyTorch's optimizers, as the state from which a ported ensemble goes on training."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -31,18 +31,19 @@ def train_state(
     dropout: Any = None,
     train: bool = True,
 ) -> TrainState:
-    """The state from which a ported ensemble trains on, as each of PyTorch's models would with its optimizer.
+    """Returns the state from which a ported ensemble goes on training, as each model would in PyTorch.
 
     **Arguments:**
 
-    - `models`, `optimizers`: the members, and the optimizer of each, fresh or after some steps. They must be alike but
-      for learning rates and weight decays. Parameters that no optimizer has are frozen.
-    - `ensemble`: what the models were ported to, with the parameters they have now.
-    - `schedule`: a factor of the learning rates as they are now, by the number of steps made from here on: PyTorch's
-      own schedules are no part of its optimizers.
+    - `models`, `optimizers`: the members, and the optimizer of each, new or after some steps. Optimizers must be alike,
+      except for learning rates and weight decays. Parameters that no optimizer has are frozen.
+    - `ensemble`: the ported models, with their current parameters.
+    - `schedule`: a factor of the current learning rates, by the number of steps from here on. PyTorch's schedules are
+      no part of its optimizers.
     - `key`, `dropout`, `train`: as for `TrainState.create`.
 
-    **Raises:** `InputError` for optimizers that differ or do not fit the models, `UnsupportedError` as `optimizer`.
+    **Raises:** `InputError` for optimizers that differ or do not fit the models, `UnsupportedError` as
+    `optimizer` does.
 
     >>> import torch_bridge
     >>> models = [nn.Linear(3, 2) for _ in range(4)]
@@ -54,7 +55,7 @@ def train_state(
     members, origin = as_members(models), checked_ensemble(ensemble).origin
     if schedule is not None and (not callable(schedule) or type(schedule).__module__.startswith("torch")):
         raise InputError(
-            "`schedule` must be a function of the number of steps, as optax.exponential_decay(1.0, 100, 0.9) makes; "
+            "`schedule` must be a function of the number of steps, for example optax.exponential_decay(1.0, 100, 0.9); "
             f"got {type(schedule).__name__}"
         )
     if not isinstance(origin, Origin):
@@ -106,7 +107,7 @@ def _check_weights(members: Sequence[nn.Module], ensemble: Ensemble, origin: Ori
         ]
     if wrong:
         raise InputError(
-            f"`ensemble` has not the parameters that the models have now: {', '.join(wrong[:5])}"
+            f"`ensemble` does not have the current parameters of the models: {', '.join(wrong[:5])}"
             f"{' ...' if len(wrong) > 5 else ''}. Port the models again, in this order."
         )
 
@@ -116,7 +117,7 @@ def _has_values(array: np.ndarray, entry: Entry, tensor: Tensor | None) -> bool:
 
 
 class _Member:
-    """One member's optimizer, its parameters by the paths they have in the ported network."""
+    """Optimizer of one member, with parameters by their paths in the ported network."""
 
     def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, origin: Origin, member: int):
         self.kind, self.defaults = type(optimizer), list(optimizer.defaults)
@@ -144,7 +145,7 @@ def _check_alike(members: Sequence[_Member]) -> None:
         if member.kind is not first.kind:
             wrong.append(f"member {k}: {member.kind.__name__} for {first.kind.__name__}")
         elif member.group_of != first.group_of or len(member.groups) != len(first.groups):
-            wrong.append(f"member {k}: other parameters, or others in each group")
+            wrong.append(f"member {k}: other parameters, or other groups of them")
         else:
             wrong += [
                 f"member {k}, group {at}: {name}={group[name]!r} for {other[name]!r}"
@@ -154,13 +155,13 @@ def _check_alike(members: Sequence[_Member]) -> None:
             ]
     if wrong:
         raise InputError(
-            "the members' optimizers must be alike but for learning rates and weight decays; those of member 0 are "
-            "not\n  " + "\n  ".join(wrong)
+            "the members' optimizers must be alike, except for learning rates and weight decays; these differ from "
+            "member 0\n  " + "\n  ".join(wrong)
         )
 
 
 def _swept_numbers(groups: Sequence[Group]) -> dict[str, np.ndarray]:
-    """The numbers that differ by member, by optax's names."""
+    """Returns the numbers that differ by member, by optax's names."""
     numbers = {
         SWEPT[name]: np.array([float(group[name]) for group in groups])
         for name in SWEPT
@@ -170,7 +171,7 @@ def _swept_numbers(groups: Sequence[Group]) -> dict[str, np.ndarray]:
 
 
 class _Part(NamedTuple):
-    """Parameters of one group that have made as many steps, in every member: those unfrozen later have made fewer."""
+    """Parameters of one group with equal numbers of steps: parameters that were unfrozen later have made fewer."""
 
     group: int
     steps: tuple[int, ...]
@@ -186,11 +187,11 @@ _FIELDS = {
     "trace": ("momentum_buffer",),
     "count": ("step",),
 }
-"""What optax's states call what PyTorch's call so."""
+"""Names of PyTorch's states, by optax's names."""
 
 
 class _StateCarrier:
-    """Every array of an optax state, as PyTorch's optimizers have it."""
+    """Function that gives every array of an optax state from the states of PyTorch's optimizers."""
 
     def __init__(
         self,

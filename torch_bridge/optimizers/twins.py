@@ -1,4 +1,4 @@
-"""The optax twins of PyTorch's optimizers, which make the same updates."""
+"""Optax twins of PyTorch's optimizers, which make the same updates."""
 
 import math
 from collections.abc import Callable, Collection, Mapping
@@ -14,21 +14,21 @@ from jaxensemble.errors import InputError, UnsupportedError
 Group = Mapping[str, Any]
 
 IRRELEVANT = {"foreach", "capturable", "differentiable", "fused"}
-"""What of a parameter group is about how PyTorch computes. Keys that are no default of an optimizer are schedulers'."""
+"""Options without effect on PyTorch's updates. Keys of a group that are no default of the optimizer are schedulers'."""
 
 SWEPT = {"lr": "learning_rate", "weight_decay": "weight_decay"}
 """Numbers that may differ by member, and optax's names for them."""
 
 
 def optimizer(torch_optimizer: torch.optim.Optimizer) -> optax.GradientTransformation:
-    """The optax optimizer that makes the same updates as one of PyTorch's: SGD, Adam, AdamW or RMSprop.
+    """Returns the optax optimizer that makes the same updates as a PyTorch optimizer: SGD, Adam, AdamW or RMSprop.
 
-    It begins as a new one; [`train_state`][torch_bridge.train_state] carries the state over, too. A schedule is no part
-    of PyTorch's optimizer: the learning rate is the one it has now, and `optax.scale_by_schedule` may come after it.
-    A complex number is two real ones to it; its gradient is the conjugate of what `jax.grad` gives.
+    It begins with a new state; [`train_state`][torch_bridge.train_state] also carries the state over. A schedule is no
+    part of PyTorch's optimizer: the twin has the current learning rate, and `optax.scale_by_schedule` may follow.
+    A complex number counts as two real ones; its gradient is the conjugate of what `jax.grad` gives.
 
-    **Raises:** `UnsupportedError` for other optimizers and for options that optax has no twin for, `InputError` for
-    several parameter groups, which only `train_state` can tell apart.
+    **Raises:** `UnsupportedError` for other optimizers and for options without a twin in optax, `InputError` for
+    several parameter groups, which only `train_state` can distinguish.
 
     >>> model = torch.nn.Linear(3, 2)
     >>> twin = optimizer(torch.optim.AdamW(model.parameters(), lr=1e-2))
@@ -47,15 +47,15 @@ def optimizer(torch_optimizer: torch.optim.Optimizer) -> optax.GradientTransform
 def make_twin(
     torch_optimizer: torch.optim.Optimizer, group: Group, swept: Collection[str] = ()
 ) -> optax.GradientTransformation:
-    """The twin for one group of parameters; `swept` names the numbers that members have of their own."""
+    """Returns the twin for one group of parameters. `swept` names the numbers that differ by member."""
     kind = type(torch_optimizer)
     if kind not in _RULES:
         known = ", ".join(known.__name__ for known in _RULES)
         raise UnsupportedError(f"there is no twin for {kind.__name__}, only for {known}: choose an optax optimizer")
     rule, supported = _RULES[kind]
-    group = {name: group[name] for name in torch_optimizer.defaults if name in group}  # as they are now
+    group = {name: group[name] for name in torch_optimizer.defaults if name in group}  # current values
     if kind is torch.optim.SGD and not group["momentum"]:
-        del group["dampening"]  # which damps nothing then
+        del group["dampening"]  # dampening has no effect without momentum
     given = {name: value for name, value in group.items() if name not in IRRELEVANT | supported}
     wrong = [f"{name}={value!r}" for name, value in given.items() if value]
     if wrong:
@@ -106,13 +106,14 @@ _RULES: dict[type[torch.optim.Optimizer], tuple[Callable[[Group, Parts], Parts],
     torch.optim.AdamW: (_adam, _ADAM),
     torch.optim.RMSprop: (_rmsprop, _COMMON | {"alpha", "eps", "momentum", "centered"}),
 }
-"""By kind: what its updates are made of, and the options that this takes account of. Others must be off."""
+"""Parts of the updates by kind of optimizer, with the options that they support. All other options must be off."""
 
 
 def _scale_by_adam(b1: float, b2: float, eps: float) -> optax.GradientTransformation:
-    """As `optax.scale_by_adam`, which corrects the bias by `1 - b**count` in the parameters' own precision.
+    """Returns `optax.scale_by_adam` with a precise correction of the bias.
 
-    In float32 that loses digits at the first steps, where the power is near 1; PyTorch computes it in float64.
+    Optax computes `1 - b**count` in the parameters' own precision. In float32 that loses digits at the first steps,
+    where the power is near 1; PyTorch computes it in float64.
     """
 
     def update(updates: Any, state: Any, params: Any = None) -> Any:
@@ -132,10 +133,10 @@ def _scale_by_adam(b1: float, b2: float, eps: float) -> optax.GradientTransforma
 
 
 def _widen(x: jax.Array) -> jax.Array:
-    """In float32 at least, in which PyTorch's numbers of 16 bits are updated."""
+    """Returns an array in float32 at least, in which PyTorch updates numbers of 16 bits."""
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
 def _bias_correction(b: float, count: jax.Array) -> jax.Array:
-    """`1 - b**count`, in full precision."""
+    """Returns `1 - b**count`, in full precision."""
     return -jnp.expm1(count * math.log(b)) if b else jnp.ones_like(count)

@@ -1,4 +1,4 @@
-"""How long a ported ensemble takes beside every way that PyTorch has of running the same work."""
+"""Time of a ported ensemble compared with every way that PyTorch has of running the same work."""
 
 from torch_bridge.timing.result import Ratio as Ratio
 from torch_bridge.timing.result import TimingReport as TimingReport

@@ -1,4 +1,4 @@
-"""Arrays between the processes, without pickle."""
+"""Exchange of arrays between processes, without pickle."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,15 +8,15 @@ import numpy as np
 
 
 def save_arrays(path: Path, arrays: Sequence[np.ndarray]) -> None:
-    """Writes arrays in order; those of dtypes that NumPy does not know by itself (bfloat16) as plain bits."""
+    """Writes arrays in order. Arrays of dtypes that NumPy itself does not know (bfloat16) are written as plain bits."""
     named = {f"{k} {array.dtype.name}": array for k, array in enumerate(arrays)}
     known = {
         name: array if array.dtype.isbuiltin == 1 else array.view(f"u{array.itemsize}") for name, array in named.items()
     }
-    np.savez(path, **known)  # type: ignore[arg-type]  # its stubs take a name for an option
+    np.savez(path, **known)  # type: ignore[arg-type]  # the stubs take a name for an option
 
 
 def load_arrays(path: Path) -> list[np.ndarray]:
-    """The arrays that `save_arrays` wrote."""
+    """Reads the arrays that `save_arrays` wrote."""
     with np.load(path, allow_pickle=False) as file:
         return [file[name].view(jnp.dtype(name.partition(" ")[2])) for name in file.files]

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 
 class Bar(NamedTuple):
-    """A way of running: its name, its framework (`jax` or `torch`), and seconds: the median and the quartiles."""
+    """Way of running: its name, its framework (`jax` or `torch`), and seconds: the median and the quartiles."""
 
     name: str
     framework: str
@@ -15,7 +15,7 @@ class Bar(NamedTuple):
 
 
 def draw_bars(bars: Iterable[Bar], path: Path) -> None:
-    """Draws the bars, the fastest on top; ours and PyTorch's in colours of their own."""
+    """Draws the bars, the fastest on top, in a colour for each framework."""
     from matplotlib.figure import Figure
 
     ran = sorted(bars, key=lambda bar: -bar.median)
@@ -36,7 +36,7 @@ def draw_bars(bars: Iterable[Bar], path: Path) -> None:
 
 
 def draw_curves(panels: Mapping[str, Mapping[str, Mapping[int, float]]], path: Path, ylabel: str) -> None:
-    """Draws sizes and seconds on log axes: a panel for every kind of size, a curve for every way of running."""
+    """Draws seconds over sizes on log axes: a panel for every kind of size, a curve for every way of running."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(4 * len(panels), 3.5), layout="constrained")

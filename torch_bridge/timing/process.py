@@ -1,4 +1,4 @@
-"""The process of one variant, as the one that measures sees it."""
+"""Process of one variant, as the measuring process sees it."""
 
 import contextlib
 import dataclasses
@@ -23,19 +23,19 @@ from torch_bridge.timing.statistics import middle_half, two_kinds
 from torch_bridge.timing.worker import Job
 
 _AGREE = {"float32": 1e-3, "tf32": 0.02, "half": 0.1}
-"""How far outputs may be apart, relative to the largest: enough to see that the work is the same. `check` proves it."""
+"""Largest difference of outputs, relative to the largest. It shows that the work is the same; `check` proves it."""
 
 PATIENCE = 1800.0
-"""How many seconds a worker may take to answer: compiling large networks takes minutes."""
+"""Seconds that a worker may take to answer: compiling large networks takes minutes."""
 
 _ENVIRONMENT = {
     "cpu": {"JAX_PLATFORMS": "cpu"},
-    "cuda": {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"},  # all of them share the GPU
+    "cuda": {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"},  # all processes share the GPU
 }
 
 
 class Process:
-    """Starts a worker, and keeps what it says."""
+    """Worker process, and its answers."""
 
     def __init__(self, job: Job, stack: contextlib.ExitStack, patience: float = PATIENCE):
         self.job = job
@@ -52,17 +52,17 @@ class Process:
 
     @property
     def name(self) -> str:
-        """The variant; told apart where it has one thread and others have more."""
+        """The name of the variant, with its one thread where other processes have more."""
         return f"{self.job.variant}, 1 thread" if self.job.threads < (self.job.cores or 1) else self.job.variant
 
     @property
     def pid(self) -> int | None:
-        """The process, while there is one."""
+        """The number of the process while it runs; otherwise None."""
         return self._process.pid if self._process is not None and self._process.poll() is None else None
 
     @property
     def median(self) -> float:
-        """The seconds of one call, in all rounds so far."""
+        """The median seconds of a call, over all rounds so far."""
         return statistics.median(self.rounds)
 
     def start(self) -> None:
@@ -71,10 +71,10 @@ class Process:
         self.get_ready()
 
     def launch(self) -> None:
-        """Starts the worker, which imports what it needs and then waits for its job."""
+        """Starts the worker, which imports its modules and then waits for its job."""
         command = [sys.executable, "-m", "torch_bridge.timing.worker"]
         paths = os.pathsep.join(path for path in sys.path if path)
-        cache = {"TORCHINDUCTOR_CACHE_DIR": f"{self._log}-inductor"}  # no other process has compiled for this one
+        cache = {"TORCHINDUCTOR_CACHE_DIR": f"{self._log}-inductor"}  # nothing that another process compiled is used
         with self._log.open("w") as log:
             self._process = subprocess.Popen(
                 command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True,
@@ -93,12 +93,12 @@ class Process:
         self.ready = self._receive()
 
     def block(self) -> None:
-        """Measures one block of calls; one in which something was compiled is measured again, once."""
+        """Measures one block of calls. A block in which something was compiled is measured again, once."""
         answer = self._ask({"do": "block"})
         if answer.get("compiled"):
             answer = self._ask({"do": "block"})
         if answer.get("compiled"):
-            self.failure = "compiles anew at every call"
+            self.failure = "compiles again at every call"
         if not self.failure:
             self.rounds.append(statistics.median(answer["samples"]))
             self.samples += answer["samples"]
@@ -107,7 +107,7 @@ class Process:
         """Asks for memory and transfers, and ends the worker."""
         failure = self.failure
         self.end = self._ask({"do": "finish"})
-        self.failure = failure  # what was measured stays
+        self.failure = failure  # keeps what was measured
         if self._process:
             self._end(self._process)
 
@@ -116,12 +116,12 @@ class Process:
         process.kill()
         process.wait()
         for pipe in (process.stdin, process.stdout):
-            with contextlib.suppress(OSError):  # what was not sent to a process that is gone
+            with contextlib.suppress(OSError):  # the process is gone, and unsent messages with it
                 if pipe:
                     pipe.close()
 
     def variant(self) -> Variant:
-        """What was found."""
+        """Returns the figures of the variant."""
         name, framework = self.name, self.job.framework
         if self.failure or not self.rounds:
             return Variant(name, framework, failure=self.failure or "was not measured")
@@ -145,7 +145,7 @@ class Process:
         process = self._process
         self._deadline = time.monotonic() + self.patience
         if not self.failure and process is not None and process.stdin is not None:
-            with contextlib.suppress(OSError):  # what ended says so where its answer is read
+            with contextlib.suppress(OSError):  # reading the answer reports a process that has ended
                 process.stdin.write(json.dumps(message) + "\n")
                 process.stdin.flush()
 
@@ -156,10 +156,10 @@ class Process:
         try:
             ready = _has_output(process.stdout, max(0.0, self._deadline - time.monotonic()))
             if not ready:
-                process.kill()  # it would go on while the others are measured
+                process.kill()  # or it would run while other variants are measured
             line = process.stdout.readline() if ready else json.dumps({"error": f"no answer in {self.patience:g} s"})
             answer = json.loads(line)
-        except (OSError, ValueError):  # ValueError: half a line, or none
+        except (OSError, ValueError):  # ValueError: an incomplete line, or none
             process.kill()
             last = " ".join(self._log.read_text(errors="replace").splitlines()[-3:])
             answer = {"error": f"the process ended with exit status {process.wait()}: {last}"[:500]}
@@ -168,12 +168,15 @@ class Process:
 
 
 def _has_output(pipe: IO[str], seconds: float) -> bool:
-    """Waits until a pipe has something to read, or time is over. On Windows reading itself waits, without a limit."""
+    """Waits for something to read, and returns whether there is. On Windows, reading itself waits, without a limit."""
     return sys.platform == "win32" or bool(select.select([pipe], [], [], seconds)[0])
 
 
 def compare_outputs(processes: Sequence[Process], precision: str = "float32") -> None:
-    """Outputs must be those of the first variant: another of PyTorch's ways fails, for ours `ParityError` is raised."""
+    """Checks that all outputs equal the first variant's. A PyTorch way with other outputs fails.
+
+    **Raises:** `ParityError` for other outputs of JAX.
+    """
     outputs = [load_arrays(Path(process.ready["outputs"])) for process in processes]
     wrong = []
     for process, found in zip(processes, outputs, strict=True):
@@ -185,9 +188,9 @@ def compare_outputs(processes: Sequence[Process], precision: str = "float32") ->
         else:
             wrong.append(f"{process.name}: {error:.1e}")
     if wrong:
-        told = "; ".join(dict.fromkeys(wrong))  # ours runs in two processes
+        rows = "; ".join(dict.fromkeys(wrong))  # ours runs in two processes
         raise ParityError(
-            f"nothing is timed: outputs are not those of {processes[0].name}: relative to the largest, {told}"
+            f"nothing is timed: outputs are not those of {processes[0].name}: relative to the largest, {rows}"
         )
 
 

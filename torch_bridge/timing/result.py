@@ -1,4 +1,4 @@
-"""What `time` finds: a row for every variant, and ratios with the intervals they lie in."""
+"""Results of `time`: a row for every variant, and ratios with their intervals."""
 
 import dataclasses
 import math
@@ -14,20 +14,20 @@ from torch_bridge.timing.pictures import Bar, draw_bars
 from torch_bridge.timing.statistics import ratio_interval
 
 WIDEST = 1.5
-"""How many times its lower end the upper end of an interval may be."""
+"""Largest quotient of the ends of an interval."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Variant:
-    """One way of running the ensemble, in a process of its own. Times are in seconds.
+    """Way of running the ensemble, in a process of its own. Times are in seconds.
 
-    - `rounds`: the median call of every block; empty for one that failed. Only the fastest have all rounds.
+    - `rounds`: the median call of every block; empty for a variant that failed. Only the fastest have all rounds.
     - `first`: the first call, compilation included.
-    - `transfer`: moving inputs to the device and outputs from it, which no other figure has in it.
-    - `peak`: bytes at the peak, on a CPU beyond what the process had before; ours with those of the plans it measured.
-      NaN where the system does not say (a CPU under Windows), which the table shows as unknown.
-    - `quartiles`: the range that half of the rounds lie in, or, where there is one round, of its calls.
-    - `kinds`: the medians of the two kinds that all calls fall into, and the share of the slower one; None for one.
+    - `transfer`: moving inputs to the device and outputs from it, which no other figure includes.
+    - `peak`: bytes at the peak, on a CPU beyond what the process had before. Ours includes the plans that it measured.
+      NaN where the system does not say (a CPU under Windows); the table shows "unknown".
+    - `quartiles`: the range of the middle half of the rounds; for a single round, of its calls.
+    - `kinds`: the medians of the two kinds of calls, and the share of the slower kind; None for one kind.
     - `failure`: why there is no figure.
     """
 
@@ -44,15 +44,15 @@ class Variant:
 
     @property
     def median(self) -> float:
-        """The seconds of one call of all members; infinite for one that failed."""
+        """The seconds of one call of all members; infinite for a variant that failed."""
         return statistics.median(self.rounds) if self.rounds else float("inf")
 
 
 @dataclasses.dataclass(frozen=True)
 class Ratio:
-    """How many times faster one variant is than another, and the 95 % interval of that.
+    """Ratio of the speeds of two variants, with its 95 % interval.
 
-    - `why`: what is to be known beside it, and what a wide interval comes from, as far as that is known.
+    - `why`: remarks on the ratio, and known reasons for a wide interval.
     """
 
     ours: str
@@ -65,33 +65,33 @@ class Ratio:
 
     @classmethod
     def of(cls, ours: Variant, theirs: Variant) -> "Ratio":
-        """Of two variants that were measured in the same rounds."""
+        """Returns the ratio of two variants that were measured in the same rounds."""
         low, high = ratio_interval(ours.rounds, theirs.rounds)
         kinds = [v.name for v in (ours, theirs) if v.kinds]
         why = f"the calls of {' and of '.join(kinds)} fall into two kinds" if kinds else ""
         return cls(ours.name, theirs.name, theirs.median / ours.median, low, high, len(ours.rounds), why)
 
     def widen(self, control: "Ratio | None", why: str = "") -> "Ratio":
-        """The ratio with its interval as much wider as two processes of the very same work are apart.
+        """Returns the ratio, with its interval widened by the ratio of two processes with the same work.
 
-        `why` is what else may have widened it.
+        `why` is another possible reason for a wide interval.
         """
         reasons = [reason for reason in (why, self.why) if reason]
         if control is None:
             return dataclasses.replace(self, why=", and ".join(reasons))
         if control.withheld:
-            reasons.append("two processes of the very same work differ by as much")
+            reasons.append("two processes with the same work differ by as much")
         low, high = self.low * min(1, control.low), self.high * max(1, control.high)
         return dataclasses.replace(self, low=low, high=high, why=", and ".join(reasons))
 
     @property
     def decided(self) -> bool:
-        """Whether one is faster: the interval does not hold 1. Of less than five rounds nothing can be said."""
+        """True if one variant is faster: the interval does not contain 1, over at least five rounds."""
         return self.rounds >= 5 and not self.withheld and (self.low > 1 or self.high < 1)
 
     @property
     def withheld(self) -> bool:
-        """Whether the interval is too wide for a ratio to say anything."""
+        """True if the interval is too wide for a ratio."""
         return not self.high <= WIDEST * self.low
 
     def __str__(self) -> str:
@@ -108,13 +108,13 @@ class Ratio:
 
 @dataclasses.dataclass(frozen=True)
 class TimingReport:
-    """How long every variant took, and how ours compares; prints as a table.
+    """Times of all variants, and the ratios of ours to them; prints as a table.
 
-    - `best`: against the fastest of PyTorch's ways; None where ours or all of theirs failed.
-    - `plain`: against `jax.jit(jax.vmap(...))` of the same network.
-    - `control`: ours against itself in another process. The intervals of the other two are wider by its own.
-    - `rows`: predictions of one call: members times the size of the minibatch, for the throughput.
-    - `environment`: what it ran on, and what other processes did meanwhile.
+    - `best`: ours against the fastest of PyTorch's ways; None where ours or all of PyTorch's failed.
+    - `plain`: ours against `jax.jit(jax.vmap(...))` of the same network.
+    - `control`: ours against itself in another process. Its interval widens the intervals of `best` and `plain`.
+    - `rows`: predictions of one call, for the throughput: members times the size of the minibatch.
+    - `environment`: the machine, the versions, and the load of other processes meanwhile.
     """
 
     variants: tuple[Variant, ...]
@@ -126,7 +126,7 @@ class TimingReport:
 
     @property
     def busy(self) -> bool:
-        """Whether other processes took so much of the cores meanwhile that figures are not to be trusted."""
+        """True if other processes took so much of the cores meanwhile that figures cannot be trusted."""
         load = self.environment.get("load")
         return load is not None and is_busy(load["before"], load["during"], self.environment["cores"])
 
@@ -136,7 +136,7 @@ class TimingReport:
         return "\n".join([text, *self._notes()])
 
     def _notes(self) -> list[str]:
-        """What stands below the table: ratios, what is odd about variants, and what all this ran on."""
+        """Returns the lines below the table: ratios, remarks on variants, and the environment."""
         ratios = [str(ratio) for ratio in (self.best, self.plain) if ratio]
         if self.control:
             ratios.append(f"control, ours against itself: {self.control.low:.2f} to {self.control.high:.2f}")
@@ -159,14 +159,14 @@ class TimingReport:
         )
 
     def to_markdown(self) -> str:
-        """The table in Markdown, and what stands below it as a list."""
+        """Returns the table in Markdown, with the lines below it as a list."""
         rows = [self._row(v) for v in sorted(self.variants, key=lambda v: v.median)]
         lines = [_COLUMNS, ("---", *["---:"] * (len(_COLUMNS) - 1)), *rows]
-        told = [f"- {line}" for line in self._notes()]
-        return "\n".join([*(f"| {' | '.join(line)} |" for line in lines), "", *told])
+        notes = [f"- {line}" for line in self._notes()]
+        return "\n".join([*(f"| {' | '.join(line)} |" for line in lines), "", *notes])
 
     def to_json(self) -> dict[str, Any]:
-        """The report as plain data."""
+        """Returns the report as plain data."""
         return {
             "variants": [_variant_json(v) for v in self.variants],
             **{name: value and _ratio_json(value) for name, value in self._ratios().items()},
@@ -179,7 +179,7 @@ class TimingReport:
         save_json(path, self.to_json())
 
     def plot(self, path: str | Path) -> None:
-        """Draws the medians as bars, with the range that half of the calls lie in. Needs matplotlib."""
+        """Draws the medians as bars, with the range of the middle half of the calls. Needs matplotlib."""
         ran = (variant for variant in self.variants if variant.rounds)
         draw_bars((Bar(each.name, each.framework, each.median, each.quartiles) for each in ran), Path(path))
 
@@ -196,7 +196,7 @@ def _kinds_text(fast: float, slow: float, share: float) -> str:
 
 
 def _environment_lines(environment: Mapping[str, Any]) -> list[str]:
-    """What a timing ran on, a line each: work, machine, versions, what others did; nothing where it is not known."""
+    """Returns lines about the environment: work, machine, versions, load of others; none where it is not known."""
     if "load" not in environment:
         return []
     found, versions = environment, environment["versions"]
@@ -213,7 +213,7 @@ def _environment_lines(environment: Mapping[str, Any]) -> list[str]:
 
 
 def _variant_json(variant: Variant) -> dict[str, Any]:
-    """A variant as JSON has it: nothing where there is no figure."""
+    """Returns a variant as JSON data, with None for missing figures."""
     fields = dataclasses.asdict(variant) | {"median": variant.median}
     return {name: None if isinstance(x, float) and not math.isfinite(x) else x for name, x in fields.items()}
 

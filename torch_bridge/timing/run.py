@@ -1,4 +1,4 @@
-"""`time`: every way of running an ensemble, a process each, measured in turn."""
+"""`time`: every way of running an ensemble, each in a process of its own, measured in turn."""
 
 import contextlib
 import dataclasses
@@ -41,10 +41,10 @@ except ImportError:  # plain pickle carries models whose classes the processes c
     cloudpickle = pickle
 
 _FINALISTS = 3
-"""How many of PyTorch's ways are measured in all rounds; the others in the first one only."""
+"""Number of PyTorch's ways that are measured in all rounds. Slower ways are measured in the first round only."""
 
 _LOOK = 0.5
-"""The seconds for which what others do is watched before anything runs."""
+"""Seconds for which the load of other processes is measured before anything runs."""
 
 
 def time(
@@ -64,34 +64,34 @@ def time(
     patience: float = 1800.0,
     progress: Callable[[str], object] = lambda text: None,
 ) -> TimingReport:
-    """Times a ported ensemble beside every way that PyTorch has of running or training the same members.
+    """Times a ported ensemble, compared with every way that PyTorch has of running or training the same members.
 
-    Every variant has a process of its own; they are measured in turn, in an order that is drawn anew in every round.
+    Every variant has a process of its own. They are measured in turn, in an order that is drawn again in every round.
     Outputs are compared first, and every call is waited for. Ours is tuned (`Ensemble.tune`), and the ratio is against
     the fastest of PyTorch's ways. Both sides use the same device, cores and precision. On a CPU each of PyTorch's ways
-    runs with one thread and with all of them, and the faster counts.
+    runs with one thread and with all threads, and the faster counts.
 
-    The report says what it ran on, what other processes did meanwhile, and whose calls fall into two kinds. A ratio
-    whose interval is wider than a factor of 1.5 is withheld.
+    The report says what it ran on, what other processes did meanwhile, and which variants have two kinds of calls. A
+    ratio whose interval is wider than a factor of 1.5 is withheld.
 
     **Arguments:**
 
-    - `models`, `ensemble`, `inputs`, `kwargs`: as for `check`. Modules reach the processes by way of `cloudpickle`;
-      where it is not installed, by `pickle`, which takes those of importable classes only.
-    - `variants`: names of PyTorch's ways to be timed; all of them without: see `timing.variants.torch_variants`.
-    - `rounds`, `seconds`: how many blocks of calls every variant gets, and how long a block lasts at least.
+    - `models`, `ensemble`, `inputs`, `kwargs`: as for `check`. Modules reach the processes through `cloudpickle`
+      or, without it, through `pickle`, which takes only modules of importable classes.
+    - `variants`: names of PyTorch's ways to time, by default all: see `timing.variants.torch_variants`.
+    - `rounds`, `seconds`: the number of blocks of calls for every variant, and the least length of a block.
     - `tf32`: whether both frameworks may round float32 products to TF32, on GPUs that have it.
-    - `train`: whether a training step is timed in place of a prediction: the gradient of the outputs' mean square, and
-      Adam; ours in an epoch of ten, as `fit` runs them. Networks that draw random numbers cannot be: losses would
-      differ.
-    - `threads`: the cores to be used, and PyTorch's most threads; all that this process may use without.
-    - `setup`: called in each of PyTorch's processes before modules are read, as to declare operators of their own.
-    - `together`: whether PyTorch's ways are prepared at the same time, which saves minutes where there are many cores.
-      Their first calls then say little.
-    - `patience`: how many seconds a variant may take to answer; one that takes longer fails, and the others go on.
-    - `progress`: is told what is being done.
+    - `train`: whether a training step is timed instead of a prediction: the gradient of the outputs' mean square, and
+      Adam. Ours runs ten steps as one program, as `fit` does. Networks that draw random numbers cannot be timed so,
+      since their losses would differ.
+    - `threads`: the number of cores, and of PyTorch's threads at most; by default all cores of this process.
+    - `setup`: called in each of PyTorch's processes before modules are read, for example to declare custom operators.
+    - `together`: whether PyTorch's ways are prepared at the same time, which saves minutes on many cores. The times of
+      their first calls then say little.
+    - `patience`: the seconds that a variant may take to answer. A slower variant fails, and the others go on.
+    - `progress`: called with a text at each stage.
 
-    **Raises:** `InputError` for what cannot be timed, `ParityError` where outputs differ: then no figure is given.
+    **Raises:** `InputError` for arguments that cannot be timed, `ParityError` where outputs differ.
 
     >>> import torch_bridge
     >>> models = [nn.Linear(3, 2).eval() for _ in range(3)]
@@ -106,7 +106,7 @@ def time(
         raise InputError("`ensemble` must be one that was ported from PyTorch: it is sent to another process")
     batch = batch_size(arguments, ensemble.origin.batch_axis)
     if batch == 0:
-        raise InputError("`inputs` must have at least one row: an empty minibatch takes no time that says anything")
+        raise InputError("`inputs` must have at least one row: an empty minibatch has no meaningful time")
     images = any(isinstance(x, Tensor) and x.ndim == 4 for x in pytree.tree_leaves(arguments))
     device = "cuda" if torch.cuda.is_available() and jax.default_backend() == "gpu" else "cpu"
     known = torch_variants(device, images=images)
@@ -190,7 +190,7 @@ def _measure(
 
 
 def _prepare_all(runs: list[Process], progress: Callable[[str], object], *, together: bool) -> None:
-    """Gets all variants ready; ours alone even when `together`, since it measures plans."""
+    """Prepares all variants. Ours is prepared alone even when `together`, since it measures plans."""
     if together:
         for run in runs:
             run.launch()
@@ -204,7 +204,7 @@ def _prepare_all(runs: list[Process], progress: Callable[[str], object], *, toge
 
 
 def _choose_finalists(runs: list[Process]) -> list[Process]:
-    """Ours, and those of PyTorch's ways that were fastest so far; the others end here."""
+    """Returns ours and the fastest of PyTorch's ways so far, and ends all others."""
     theirs = [run for run in runs if run.job.framework == "torch" and run.rounds]
     fastest = sorted(theirs, key=lambda run: run.median)[:_FINALISTS]
     staying = [run for run in runs if run in fastest or run.job.framework == "jax"]

@@ -1,4 +1,4 @@
-"""Timing several ways of doing one thing side by side, in one process."""
+"""Timing of several functions side by side, in one process."""
 
 import dataclasses
 import statistics
@@ -10,7 +10,7 @@ from torch_bridge.timing.statistics import middle_half
 
 @dataclasses.dataclass(frozen=True)
 class Timed:
-    """How long one call takes, in milliseconds: the median of the samples, and the range half of them lie in."""
+    """Time of a call in milliseconds: the median of the samples, and the range of their middle half."""
 
     median: float
     quartiles: tuple[float, float]
@@ -20,7 +20,7 @@ class Timed:
 def side_by_side(
     variants: Mapping[str, Callable[[], object]], *, rounds: int = 20, warm_ups: int = 3
 ) -> dict[str, Timed]:
-    """Times calls in turn, a sample of each per round, so that a change of the machine's speed meets all alike.
+    """Times calls in turn, a sample of each per round, so that a change of the machine's speed affects all alike.
 
     Every variant has to wait for its own result (`jax.block_until_ready`, `torch.cuda.synchronize`).
 

@@ -1,4 +1,4 @@
-"""Medians, what lies around them, and the interval that a ratio of two medians lies in."""
+"""Medians, quartiles, and the interval of a ratio of two medians."""
 
 import statistics
 from collections.abc import Sequence
@@ -7,15 +7,15 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 _RESAMPLES = 2000
-_FEWEST = 8  # samples of which kinds are told
-_RARE = 0.15  # the share of all that the smaller kind has at least
-_APART = 1.3  # how many times as long one kind takes as the other, at least
-_EXPLAINED = 0.85  # of the variance: two thirds of a bell's is, three quarters of a flat one's
-_EXPLAINED_OF_FEW = 0.82  # and more for few samples, 1 / n: of 8, one draw of four has 0.85 by chance where it is flat
+_FEWEST = 8  # samples for two kinds
+_RARE = 0.15  # least share of the smaller kind
+_APART = 1.3  # least quotient of the times of the two kinds
+_EXPLAINED = 0.85  # share of the variance: two thirds for a bell-shaped sample, three quarters for a flat one
+_EXPLAINED_OF_FEW = 0.82  # plus 1 / n: a quarter of flat samples of 8 have 0.85 by chance
 
 
 def middle_half(sample: Sequence[float]) -> tuple[float, float]:
-    """The range that half of a sample lies in. Its median lies within.
+    """Returns the range of the middle half of a sample.
 
     >>> middle_half([1.0, 2.0, 3.0, 4.0, 9.0]), middle_half([2.5])
     ((2.0, 4.0), (2.5, 2.5))
@@ -25,10 +25,10 @@ def middle_half(sample: Sequence[float]) -> tuple[float, float]:
 
 
 def two_kinds(sample: Sequence[float]) -> tuple[float, float, float] | None:
-    """The medians of the two kinds that a sample falls into, and the share of the slower one; None for one kind.
+    """Returns the medians of two kinds in a sample, and the share of the slower kind; None for one kind.
 
-    The sample is split, by logarithms, where that explains most of the variance (Otsu 1979). Few samples have to be
-    further apart, so that of one kind, flat or bell-shaped, less than 5 % of samples are taken for two.
+    The sample is split, by logarithms, where the split explains most of the variance (Otsu 1979). Small samples need a
+    clearer split: less than 5 % of samples of one kind, flat or bell-shaped, are taken for two kinds.
 
     >>> two_kinds([10.0, 31.0, 10.2, 10.1, 30.0, 9.9, 10.0, 30.5])
     (10.0, 30.5, 0.375)
@@ -54,9 +54,9 @@ def two_kinds(sample: Sequence[float]) -> tuple[float, float, float] | None:
 
 
 def ratio_interval(ours: ArrayLike, theirs: ArrayLike, *, level: float = 0.95) -> tuple[float, float]:
-    """The interval of `median(theirs) / median(ours)`, by the percentile bootstrap (Efron 1979) over rounds.
+    """Returns the interval of `median(theirs) / median(ours)`, by the percentile bootstrap (Efron 1979) over rounds.
 
-    Both were measured in the same rounds, one value each, and are drawn together: what slows a round slows both.
+    Each round has one value of both, and these are drawn together: whatever slows a round slows both.
 
     >>> low, high = ratio_interval([1.0, 1.1, 0.9, 1.0], [2.0, 2.2, 1.8, 2.0])
     >>> low <= 2.0 <= high

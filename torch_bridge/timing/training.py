@@ -1,8 +1,8 @@
-"""Training steps in the ways that are compared: forward, backward, and Adam's update, of all members.
+"""Training steps of all members in the ways that are compared: forward, backward, and Adam's update.
 
-A call makes `STEPS` of them, on the same minibatch: ours are one program, as in an epoch of `fit`, which takes every
-step's rows out of its data. PyTorch and plain JAX, which have no such program, get their minibatches ready-made. The
-loss is the mean square of the outputs, and the learning rate so small that thousands of steps stay alike.
+A call makes `STEPS_PER_CALL` steps on the same minibatch. Ours are one program, as in an epoch of `fit`, which takes
+every step's rows out of its data. PyTorch and plain JAX have no such program, and get their minibatches ready-made. The
+loss is the mean square of the outputs. The learning rate is so small that thousands of steps take the same course.
 """
 
 import copy
@@ -41,11 +41,11 @@ from torch_bridge.timing.variants import (
 
 RATE = 1e-10
 STEPS_PER_CALL = 10
-"""Steps that one call makes."""
+"""Number of steps in one call."""
 
 
 def torch_step(name: str, models: Sequence[nn.Module], inputs: Arguments | tuple[Any, ...]) -> Runnable:
-    """Steps of all members in PyTorch, as `name` says; gives the losses before them, a list or a stack."""
+    """Returns the call of all members' steps in PyTorch, the way `name`. It gives the losses, a list or a stack."""
     inner = recorded_way(name)
     if inner:
         return record_graph(torch_step(inner, models, inputs), warm_ups=1)  # a call makes ten steps
@@ -117,7 +117,7 @@ _STEPS = {"loop": _loop_step, "torch.func.vmap": _mapped_step, "member": _member
 
 
 def _make_adam(params: list[Tensor]) -> torch.optim.Optimizer:
-    fused = not any(param.is_complex() for param in params)  # which PyTorch has for real numbers alone
+    fused = not any(param.is_complex() for param in params)  # PyTorch fuses for real numbers only
     return torch.optim.Adam(params, RATE, fused=fused, capturable=params[0].is_cuda)  # so that a CUDA graph can hold it
 
 
@@ -131,7 +131,7 @@ def _jax_square(outputs: Any, targets: Any = None) -> jax.Array:
 
 
 def jax_step(name: str, ensemble: Ensemble, inputs: tuple[Any, ...]) -> Runnable:
-    """Steps of all members in JAX: ours, or those of a plain program of `jax.vmap` and optax."""
+    """Returns the call of the steps of all members in JAX: ours, or a plain program of `jax.vmap` and optax."""
     arrays = jax.device_put(as_arrays(inputs, "inputs"))
     optimizer = optax.adam(RATE)
     return (

@@ -1,4 +1,4 @@
-"""The ways of running an ensemble that are compared: PyTorch's, and ours."""
+"""Ways of running an ensemble that are compared: PyTorch's and ours."""
 
 import copy
 from collections.abc import Callable, Sequence
@@ -26,11 +26,11 @@ PLAIN_JAX = "jax.jit(jax.vmap)"
 
 
 def torch_variants(device: str, *, images: bool) -> list[str]:
-    """The names of PyTorch's ways on a device; channels-last ones where there are images.
+    """Returns the names of PyTorch's ways on a device, with channels-last ways for images.
 
-    - `member`: its forward is compiled once, and the members run one after another: minutes less for large networks.
-    - `graph`: all kernels of a call are recorded in one CUDA graph. On CPUs there is none, and `reduce-overhead`, which
-      is about CUDA graphs too, is the default mode.
+    - `member`: the forward is compiled once, and members run one after another, which saves minutes for large networks.
+    - `graph`: all kernels of a call are recorded in one CUDA graph. CPUs have no such graphs, and there
+      `reduce-overhead`, which uses them too, is the default mode.
     """
     modes = ["default", "max-autotune"] if device == "cpu" else ["default", "reduce-overhead", "max-autotune"]
     layouts = ["", ", channels_last"] if images else [""]
@@ -42,12 +42,12 @@ def torch_variants(device: str, *, images: bool) -> list[str]:
 
 
 def is_loop(name: str) -> bool:
-    """Whether a way gives a list with the outputs of every member, and not one stack."""
+    """Returns whether a way gives a list of the members' outputs, not one stack."""
     return "torch.func.vmap" not in name
 
 
 def split_mode(name: str) -> tuple[str, str | None]:
-    """A way and the mode in which it is compiled; None for one that is not.
+    """Returns a way and the mode in which it is compiled; None for a way that is not compiled.
 
     >>> split_mode("compile(loop, channels_last, default)"), split_mode("loop")
     (('loop, channels_last', 'default'), ('loop', None))
@@ -59,7 +59,7 @@ def split_mode(name: str) -> tuple[str, str | None]:
 
 
 def recorded_way(name: str) -> str | None:
-    """What a CUDA graph is recorded of; None where there is none.
+    """Returns the way of which a CUDA graph is recorded; None without a graph.
 
     >>> recorded_way("graph(compile(loop, default))"), recorded_way("loop")
     ('compile(loop, default)', None)
@@ -68,7 +68,7 @@ def recorded_way(name: str) -> str | None:
 
 
 def torch_call(name: str, models: Sequence[nn.Module], inputs: Arguments | tuple[Any, ...]) -> Runnable:
-    """One call of all members in PyTorch, as `name` says; outputs of all members, stacked or as a list."""
+    """Returns the call of all members in PyTorch, the way `name`. It gives their outputs, stacked or as a list."""
     inner = recorded_way(name)
     if inner:
         return record_graph(torch_call(inner, models, inputs))
@@ -86,20 +86,20 @@ def torch_call(name: str, models: Sequence[nn.Module], inputs: Arguments | tuple
 
 
 def compiler(mode: str | None) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """What compiles a function in a mode; leaves it as it is without one."""
+    """Returns a function that compiles functions in a mode; without a mode, it leaves them as they are."""
     return (lambda function: function) if mode is None else partial(torch.compile, mode=mode, dynamic=False)
 
 
 def shared_forward(models: Sequence[nn.Module]) -> Callable[[Any, Any, Any], Any]:
-    """The forward that members share, as a function of parameters, buffers and inputs."""
+    """Returns the forward that members share, as a function of parameters, buffers and inputs."""
     base = copy.deepcopy(models[0]).to("meta")
     return lambda params, buffers, inputs: functional_call(base, (params, buffers), *inputs)
 
 
 def record_graph(call: Runnable, *, warm_ups: int = 3) -> Runnable:
-    """The kernels of a call, replayed from a CUDA graph; outputs lie where they lay before.
+    """Returns a call that replays the kernels of `call` from a CUDA graph, into the same outputs.
 
-    As https://docs.pytorch.org/docs/stable/notes/cuda.html#cuda-graphs says: calls on another stream come first.
+    Calls on another stream come first, see https://docs.pytorch.org/docs/stable/notes/cuda.html#cuda-graphs.
     """
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
@@ -143,7 +143,7 @@ _WAYS = {"loop": _loop, "torch.func.vmap": _vmap, "member": _member}
 
 
 def to_channels_last(models: Sequence[nn.Module], inputs: Any) -> tuple[list[nn.Module], Any]:
-    """Copies of the models, and their inputs, with channels last in memory."""
+    """Returns copies of the models, and their inputs, with channels last in memory."""
     to_last: Any = {"memory_format": torch.channels_last}
     return [copy.deepcopy(model).to(**to_last) for model in models], pytree.tree_map(_image_channels_last, inputs)
 
@@ -153,7 +153,7 @@ def _image_channels_last(x: Any) -> Any:
 
 
 def jax_call(name: str, ensemble: Ensemble, inputs: tuple[Any, ...]) -> Runnable:
-    """One call of all members in JAX; `inputs` are those that hold arrays. Ours is tuned first."""
+    """Returns the call of all members in JAX; `inputs` are those with arrays. Ours is tuned first."""
     arrays = jax.device_put(as_arrays(inputs, "inputs"))
     if name == OURS:
         everything = insert_fixed(ensemble.network, arrays)

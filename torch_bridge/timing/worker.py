@@ -1,6 +1,6 @@
-"""One variant in a process of its own: prepares it, runs it when told to, and says how long that took.
+"""Worker process of one variant, which prepares the variant, runs it on command, and answers with times.
 
-Talks in lines of JSON: standard input has the commands, standard output the answers.
+Standard input has the commands, standard output the answers, both as lines of JSON.
 """
 
 import dataclasses
@@ -30,15 +30,15 @@ from torch_bridge.timing.training import STEPS_PER_CALL, jax_step, torch_step
 from torch_bridge.timing.variants import OURS, is_loop, jax_call, torch_call
 
 WARM_UPS = 3
-LEAST_CALLS = 5  # calls a block has at least,
+LEAST_CALLS = 5  # in a block,
 LONG = 2.0  # unless it has taken so many seconds
 
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """What a worker is started with; `folder` holds what `run.time` wrote there.
+    """Job of a worker; `folder` holds the files that `run.time` wrote.
 
-    `threads` are PyTorch's, of which it may have fewer than the `cores` that are taken; None for as many.
+    `threads` are PyTorch's threads, at most as many as the `cores` of the process; `cores` is None for the same number.
     """
 
     folder: str
@@ -54,7 +54,7 @@ class Job:
 
 
 class Worker:
-    """A variant that is ready to run, and how to tell that a call has ended."""
+    """Variant that is ready to run."""
 
     def __init__(self, job: Job):
         self.job = job
@@ -62,7 +62,7 @@ class Worker:
         self.way = (_torch_way if job.framework == "torch" else _jax_way)(job)
 
     def prepare(self) -> dict[str, Any]:
-        """The first call, which compiles; its outputs go into a file, to be compared."""
+        """Makes the first call, which compiles, and writes its outputs into a file for comparison."""
         start = time.perf_counter()
         outputs = self.way.wait(self.way.call())
         first = time.perf_counter() - start
@@ -76,7 +76,7 @@ class Worker:
         return {"first": first, "outputs": str(path), "note": self.way.note}
 
     def block(self) -> dict[str, Any]:
-        """The seconds of every call, or training step, of a block, and whether anything was compiled meanwhile."""
+        """Returns the seconds of every call, or training step, in a block, and whether anything was compiled."""
         compiled, samples = self.way.compilations(), []
         while sum(samples) < (self.job.seconds if len(samples) >= LEAST_CALLS else LONG):
             start = time.perf_counter()
@@ -87,7 +87,7 @@ class Worker:
         return {"samples": samples, "compiled": self.way.compilations() != compiled}
 
     def finish(self) -> dict[str, Any]:
-        """Memory at its peak, and the seconds of moving inputs to the device and outputs from it."""
+        """Returns the peak of memory, and the seconds of moving inputs to the device and outputs from it."""
         outputs, moved = self.way.wait(self.way.call()), []
         for _ in range(LEAST_CALLS):
             start = time.perf_counter()
@@ -97,18 +97,18 @@ class Worker:
         return {"transfer": sorted(moved)[len(moved) // 2], "peak": self._growth() if peak is None else peak}
 
     def _growth(self) -> int | None:
-        """How much larger than before this process was at its peak, in bytes; None where the system does not say."""
+        """Returns the growth of this process up to its peak, in bytes; None where the system does not say."""
         now = _peak_memory()
         return None if now is None or self.before is None else now - self.before
 
 
 @dataclasses.dataclass(frozen=True)
 class Way:
-    """How to run a variant, and what else is asked of it.
+    """Functions that run and measure a variant.
 
-    - `call` runs all members once, `wait` waits for the outputs, `arrays` gives them as NumPy's.
-    - `compilations` counts what was compiled so far; `move` moves inputs to the device and these outputs from it.
-    - `device_peak` is the memory of a device of its own, in bytes; None for a CPU.
+    - `call` runs all members once, `wait` waits for the outputs, `arrays` gives them as NumPy arrays.
+    - `compilations` counts compilations so far. `move` moves inputs to the device, and the given outputs from it.
+    - `device_peak` gives the peak memory of a GPU, in bytes; None on a CPU.
     """
 
     call: Callable[[], Any]
@@ -123,7 +123,7 @@ class Way:
 def _torch_way(job: Job) -> Way:
     cuda = job.device != "cpu"
     torch.set_num_threads(job.threads)
-    # The caller's own modules, in a directory that it made for this and that nobody else can write to.
+    # The caller's own modules, in a temporary directory that only the caller can write to.
     with (Path(job.folder) / "models.pkl").open("rb") as file:
         setup = pickle.load(file)
         if setup is not None:
@@ -141,7 +141,7 @@ def _torch_way(job: Job) -> Way:
         if is_loop(job.variant):
             outputs = [pytree.tree_map(_plain_numbers, arrays_of(output)) for output in outputs]
             return [array for _, array in sorted(stack_outputs(outputs).items())]
-        by_place = outputs if isinstance(outputs, dict) else arrays_of(outputs)  # losses are no dict
+        by_place = outputs if isinstance(outputs, dict) else arrays_of(outputs)  # losses are a tensor
         return [to_numpy(_plain_numbers(by_place[place])) for place in sorted(by_place)]
 
     def compilations() -> int:
@@ -178,7 +178,7 @@ def _jax_way(job: Job) -> Way:
     call = (jax_step if job.train else jax_call)(job.variant, ensemble, inputs)
     plan = ensemble.explain(*insert_fixed(ensemble.network, inputs)) if job.variant == OURS and not job.train else ""
     note = plan.splitlines()[1] if plan else ""
-    jax.clear_caches()  # what measuring plans has compiled: the first call compiles, as everyone's does
+    jax.clear_caches()  # of the plans that were measured, so that the first call compiles as in other variants
 
     def arrays(outputs: Any) -> list[Any]:
         narrow = (jax.numpy.bfloat16, jax.numpy.float16)
@@ -187,7 +187,7 @@ def _jax_way(job: Job) -> Way:
 
     def move(outputs: Any) -> None:
         jax.block_until_ready(jax.device_put(inputs))
-        jax.tree.map(lambda x: np.array(x.copy()), arrays_of(outputs))  # an array keeps what was once fetched
+        jax.tree.map(lambda x: np.array(x.copy()), arrays_of(outputs))  # copies, since an array keeps its fetched value
 
     def device_peak() -> int | None:
         return (jax.local_devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
@@ -196,9 +196,9 @@ def _jax_way(job: Job) -> Way:
 
 
 def _peak_memory() -> int | None:
-    """Of this process, in bytes; None on Windows, which has neither `/proc` nor `resource`.
+    """Returns the peak memory of this process, in bytes; None on Windows, without `/proc` and `resource`.
 
-    What `getrusage` says begins with the size of the process that started this one, so that `/proc` is asked first.
+    `/proc` is read first, since the value of `getrusage` includes the size of the parent process.
     """
     status = Path("/proc/self/status")
     lines = status.read_text().splitlines() if status.exists() else []
@@ -217,14 +217,14 @@ def _largest_memory() -> int | None:
 def main() -> None:
     """Reads a job, then commands, until there are no more."""
     answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what libraries print must not come between
+    os.dup2(2, 1)  # output of libraries must not mix with answers
 
     def answer(content: dict[str, Any]) -> None:
         answers.write(json.dumps(content) + "\n")
         answers.flush()
 
     job = Job(**json.loads(next(sys.stdin)))
-    if hasattr(os, "sched_setaffinity"):  # JAX takes all the cores there are
+    if hasattr(os, "sched_setaffinity"):  # JAX takes all available cores
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: job.cores or job.threads])
     torch.backends.cudnn.benchmark = True  # XLA tries its convolutions, too
     with precision.equal_precision(tf32=job.tf32), jax.enable_x64(job.x64):
@@ -233,7 +233,7 @@ def main() -> None:
             answer(worker.prepare())
             for line in sys.stdin:
                 answer(getattr(worker, json.loads(line)["do"])())
-        except Exception as error:  # told as the variant's failure: the others go on
+        except Exception as error:  # reported as the variant's failure, so that others go on
             answer({"error": f"{type(error).__name__}: {error}"[:500]})
 
 

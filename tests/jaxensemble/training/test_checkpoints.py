@@ -188,5 +188,5 @@ def test_a_run_goes_on_under_the_plan_it_began_with(
 @pytest.mark.parametrize("place", ["gs://bucket/run", __file__])
 def test_checkpoints_are_kept_in_a_directory_here(mlp: Ensemble, place: str) -> None:
     x, y = data()
-    with pytest.raises(InputError, match="`checkpoints` must be a directory of this machine"):
+    with pytest.raises(InputError, match="`checkpoints` must be a directory on this machine"):
         fit(state_of(mlp), x, y, loss=mean_square, epochs=1, batch=4, checkpoints=place)

@@ -72,7 +72,7 @@ def test_members_stop_when_their_validation_loss_does_not_fall(mlp: Ensemble) ->
     optimizer = optax.inject_hyperparams(optax.sgd)(learning_rate=0.1)
     state = state_of(mlp, optimizer, hyperparams={"learning_rate": [0.05, 30.0, 0.05]})  # the second one diverges
     metrics = {"largest": lambda outputs, targets: jnp.abs(outputs - targets).max()}
-    with pytest.warns(UserWarning, match="the loss of member 1 is not finite any more"):
+    with pytest.warns(UserWarning, match="the loss of member 1 is no longer finite"):
         got, history = fit(
             state, x, y, loss=mean_square, epochs=6, batch=10, validation=data(20, 1), patience=2, metrics=metrics
         )
@@ -113,7 +113,7 @@ def test_a_loss_that_is_no_number_any_more_is_told_once(mlp: Ensemble) -> None:
     x, y = data()
     optimizer = optax.inject_hyperparams(optax.sgd)(learning_rate=0.01)
     state = state_of(mlp, optimizer, hyperparams={"learning_rate": [0.01, 1e30, 0.01]})
-    with pytest.warns(UserWarning, match="the loss of member 1 is not finite any more") as warned:
+    with pytest.warns(UserWarning, match="the loss of member 1 is no longer finite") as warned:
         _, history = fit(state, x, y, loss=mean_square, epochs=4, batch=6)
     assert len(warned) == 1 and np.isfinite(history.loss[:, [0, 2]]).all()
 

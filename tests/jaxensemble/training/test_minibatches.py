@@ -115,16 +115,16 @@ def test_an_augmented_step_is_a_step_with_those_rows(mlp: Ensemble) -> None:
 
 
 OTHER_DATA: dict[str, tuple[dict[str, Any], str]] = {
-    "a loader": ({"inputs": [data()]}, r"`targets` are missing; minibatches, as of a DataLoader, are given by a fun"),
-    "both": ({"inputs": batches, "batch": 3, "shuffle": "same"}, r"`batch`, `shuffle` cannot be given beside a func"),
+    "a loader": ({"inputs": [data()]}, r"`targets` are missing; minibatches, for example of a DataLoader, are given"),
+    "both": ({"inputs": batches, "batch": 3, "shuffle": "same"}, r"`batch`, `shuffle` cannot be given with a func"),
     "no minibatches": ({"inputs": lambda epoch: iter([])}, "gave no minibatches for epoch 0"),
     "nothing": ({"inputs": lambda epoch: None}, "must give minibatches; got NoneType"),
     "no pair": ({"inputs": lambda epoch: [data()[0]]}, r"a minibatch must be a pair, \(inputs, targets\); got ndarray"),
     "no function": ({"augment": 3}, r"`augment` must be a function of \(key, \(inputs, targets\)\)"),
     "a failure": ({"augment": lambda key, batch: batch.x}, r"cannot be called with a key and .*float32\[5,3\]"),
-    "inputs alone": ({"augment": lambda key, batch: batch[0]}, r"must give back a pair.*got one array, float32\[5,3\]"),
+    "inputs alone": ({"augment": lambda key, batch: batch[0]}, r"must return a pair.*got one array, float32\[5,3\]"),
     "no epoch": ({"inputs": lambda: [data()]}, r"(?s)of an epoch must be a function of \(epoch\); got .*<lambda>\(\)"),
-    "more inputs": ({"augment": lambda key, batch: ((batch[0], 1), batch[1])}, "must give back inputs that nest as"),
+    "more inputs": ({"augment": lambda key, batch: ((batch[0], 1), batch[1])}, "must return inputs that nest as"),
     "other rows": ({"augment": lambda key, batch: (batch[0], batch[1][:2])}, "does not fit: targets must begin"),
 }  # fmt: skip
 

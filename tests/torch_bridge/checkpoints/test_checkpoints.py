@@ -275,7 +275,7 @@ def test_a_model_whose_state_dict_is_its_own_business_is_refused(tmp_path: Path)
         def get_extra_state(self) -> Any:
             return {"steps": 3}
 
-    with pytest.raises(InputError, match=r"it has others, or lacks some: _extra_state\. Load the members yourself"):
+    with pytest.raises(InputError, match=r"these names differ: _extra_state\. Load the members yourself"):
         load_ensemble(lambda: Extra(3, 2), saved(tmp_path, [{"weight": torch.zeros(2, 3)}]), (X,))
 
 

@@ -174,5 +174,5 @@ def test_weights_that_are_not_the_models_are_refused() -> None:
     models, x = members_of(lambda: nn.Linear(3, 2)), torch.randn(8, 3)
     ensemble = torch_bridge.to_ensemble(models, (x,), check=False)
     optimizers = [torch.optim.Adam(model.parameters()) for model in models]
-    with pytest.raises(InputError, match=r"has not the parameters that the models have now: member 0, weight"):
+    with pytest.raises(InputError, match=r"does not have the current parameters of the models: member 0, weight"):
         torch_bridge.train_state(models[::-1], optimizers[::-1], ensemble, jax.random.key(0))

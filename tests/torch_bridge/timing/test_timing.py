@@ -336,7 +336,7 @@ def test_a_ratio_that_says_nothing_is_withheld_with_its_reason() -> None:
     assert str(wide) == text and wide.withheld and not wide.decided
     assert not Ratio("a", "b", 1.3, 1.2, 1.75, 10).withheld and Ratio("a", "b", 1.3, 1.2, float("nan"), 10).withheld
     control = Ratio("a", "a", 1.0, 0.5, 3.0, 10)
-    reasons = "the machine was busy, and two processes of the very same work differ by as much"
+    reasons = "the machine was busy, and two processes with the same work differ by as much"
     assert str(Ratio("a", "b", 1.3, 1.2, 1.4, 10).widen(control, "the machine was busy")).endswith(f"; {reasons}")
     two = _variant("b", "torch", *[1.0, 9.0] * 5, kinds=(1.0, 9.0, 0.5))
     assert str(Ratio.of(_variant("a", "jax", *[1.0] * 10), two)).endswith("; the calls of b fall into two kinds")
