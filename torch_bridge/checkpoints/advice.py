@@ -1,4 +1,4 @@
-"""Texts that say how to choose one of the sets of weights in a checkpoint file."""
+"""Advice on how to choose one of the sets of weights in a checkpoint file."""
 
 import json
 import re
@@ -16,7 +16,11 @@ CHOICE_ADVICE = "These are arguments of load_ensemble; on the command line: --ke
 def several_error(rows: Sequence[str], why: str = "and a guess could be wrong", more: int = 0) -> InputError:
     rest = f",\n  or one of {more} more" if more > 0 else ""
     one_each = len({re.sub(r"\d+", "", row) for row in rows}) == 1  # member0, member1
-    joined = "\nIf each is a member: one call for each, and Ensemble.concatenate of what they give." if one_each else ""
+    joined = (
+        "\nIf each is a member: load each in a call of its own, and join them with Ensemble.concatenate."
+        if one_each
+        else ""
+    )
     return InputError(
         f"holds more than one set of weights, {why}. Name the one that is meant:\n  "
         + ",\n  or ".join(rows)
@@ -25,7 +29,7 @@ def several_error(rows: Sequence[str], why: str = "and a guess could be wrong", 
 
 
 def quote_value(value: Any) -> str:
-    """A value as an argument is written, in Python as in JSON."""
+    """Returns a value as an argument is written, in Python and in JSON."""
     return json.dumps(value, ensure_ascii=False)
 
 

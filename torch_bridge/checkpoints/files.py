@@ -1,9 +1,9 @@
-"""State dicts from checkpoint files, without running anything that a file may hold.
+"""Reading of state dicts from checkpoint files, without running any code in them.
 
 `.pt` files are pickles, and a pickle can run code. `torch.load` is called with `weights_only=True`, which builds
-tensors and plain containers only. An argument given in the call outranks `TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD` (torch
-2.13, torch/serialization.py), and there is no second attempt in a weaker mode. Archives are looked over before PyTorch
-sees them: it maps their members as they lie in the file, and checks neither compression, nor names, nor checksums.
+tensors and plain containers only. This argument of the call outranks `TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD` (torch 2.13,
+torch/serialization.py), and there is no second attempt in a weaker mode. Archives are checked before PyTorch reads
+them: it maps their members from the file, and checks neither compression, nor names, nor checksums.
 """
 
 import hashlib
@@ -31,7 +31,7 @@ from torch_bridge.checkpoints.strangers import describe_stranger
 PICKLED = (".pt", ".pth", ".bin", ".ckpt")
 SAFETENSORS = ".safetensors"
 
-_SAVE = "where its code is at hand, save the weights alone: torch.save(model.state_dict(), path)"
+_SAVE = "where its code is available, save the weights alone: torch.save(model.state_dict(), path)"
 
 _ZIP_MAGIC = b"PK\x03\x04"
 _BLOCK = 1 << 20
@@ -41,21 +41,21 @@ _ANY = Choice()
 def read_state_dict(
     path: str | Path, expected: Expected | None = None, choice: Choice = _ANY
 ) -> tuple[dict[str, Tensor], Selection]:
-    """The state dict of a model in a checkpoint file, by the model's names, and what was done to get it.
+    """Reads the state dict of a model from a checkpoint file, by the model's names, and says how it was selected.
 
-    Tensors are on the CPU, and map the file where its format allows, so that only what is read takes up memory; they
-    are good for as long as the file stays as it is.
+    Tensors are on the CPU, and map the file where its format allows, so that only the parts that are read take memory.
+    They are valid as long as the file does not change.
 
     **Arguments:**
 
     - `path`: a `.safetensors` file, or a `.pt`, `.pth`, `.bin` or `.ckpt` file of `torch.save`: a state dict itself, or
       dicts with one in them.
-    - `expected`: what the model has.
-    - `choice`: which of several state dicts is meant, and how its names become the model's.
+    - `expected`: the content that the model needs.
+    - `choice`: the choice of one of several state dicts, and of the way its names become the model's.
 
-    **Raises:** `InputError` for a file that is missing, damaged or anything else than that, naming what it is and what
-    to do; with the names of the functions that a file would have called; and with the arguments to choose by, if there
-    is more than one way to read it.
+    **Raises:** `InputError` for a file that is missing, damaged or of another kind, with its kind and what to do; for a
+    file that would call functions, with their names; and for a file that can be read in more than one way, with the
+    arguments that choose one.
 
     >>> import pathlib, tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -79,7 +79,10 @@ def read_state_dict(
 
 
 def checkpoint_path(path: Any) -> Path:
-    """**Raises:** `InputError` unless `path` is that of a file, and one of a kind that can hold a checkpoint."""
+    """Returns the path of a file that can hold a checkpoint, by its suffix.
+
+    **Raises:** `InputError` for other paths.
+    """
     if not isinstance(path, str | Path):
         raise InputError(f"a checkpoint is named by a str or a Path; got {type(path).__name__}")
     path = Path(path)
@@ -103,7 +106,7 @@ def checkpoint_path(path: Any) -> Path:
 
 
 def checkpoint_pattern(folder: Path) -> str:
-    """A pattern of the checkpoints in a folder, or in those within it, by the suffix that most of them have.
+    """Returns a pattern of the checkpoints in a folder or its subfolders, by their most frequent suffix.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -120,14 +123,14 @@ def checkpoint_pattern(folder: Path) -> str:
 
 
 def verified_checksum(path: Path) -> str:
-    """The SHA-256 of a file, as hexadecimal digits, after its own checksums were verified.
+    """Returns the SHA-256 of a file, as hexadecimal digits, after verifying the checksums in the file.
 
-    **Raises:** `InputError` naming a member of the archive whose bytes are not those that were saved.
+    **Raises:** `InputError` naming a member of the archive whose bytes differ from the saved bytes.
     """
     if _has_magic(path, _ZIP_MAGIC):
         with zipfile.ZipFile(path) as archive:
             for info in archive.infolist():
-                if info.CRC:  # zero where it was saved without checksums
+                if info.CRC:  # zero if saved without checksums
                     _verify_member(archive, info, path)
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
@@ -151,11 +154,11 @@ def _has_magic(path: Path, magic: bytes) -> bool:
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
     if _has_magic(path, _ZIP_MAGIC):
-        raise InputError(f"`{path}` is a zip archive, as torch.save writes it, and no safetensors file: name it .pt")
+        raise InputError(f"`{path}` is a zip archive, which torch.save writes, not a safetensors file: name it .pt")
     try:
         return safetensors.torch.load_file(path, device="cpu")
     except (safetensors.SafetensorError, OSError, ValueError, KeyError, AttributeError) as error:
-        raise InputError(f"`{path}` is no safetensors file that can be read: {first_line(error)}") from error
+        raise InputError(f"`{path}` is not a readable safetensors file: {first_line(error)}") from error
 
 
 def _read_pickled(path: Path) -> Any:
@@ -163,16 +166,19 @@ def _read_pickled(path: Path) -> Any:
     if is_archive:
         _check_archive(path)
     elif tarfile.is_tarfile(path):
-        raise InputError(f"`{path}` is a tar archive, as PyTorch wrote them before 2017; {_SAVE}")
+        raise InputError(f"`{path}` is a tar archive, which PyTorch wrote before 2017; {_SAVE}")
     try:
         with hyperparameters.allow_stand_ins():
             return torch.load(path, map_location="cpu", weights_only=True, mmap=is_archive)
-    except Exception as error:  # whatever a damaged or hostile file makes of the loader is told as one kind of error
+    except Exception as error:  # damaged and hostile files make the loader raise many kinds
         raise InputError(_refusal(path, error)) from error
 
 
 def _check_archive(path: Path) -> None:
-    """Looks an archive over by its directory alone. What PyTorch writes is stored as it is, under plain names."""
+    """Checks an archive by its directory alone. PyTorch writes uncompressed members under plain names.
+
+    **Raises:** `InputError` for an archive that is damaged or different.
+    """
     try:
         with zipfile.ZipFile(path) as archive:
             infos = archive.infolist()
@@ -210,32 +216,34 @@ def _refusal(path: Path, error: Exception) -> str:
     blocked = _blocked_names(path, str(error))
     if blocked:
         return (
-            f"`{path}` holds more than tensors, and to load it would be to run code: {', '.join(blocked)}. A whole "
-            f"module that was pickled, or objects of other classes beside the weights, cannot be read; {_SAVE}"
+            f"`{path}` holds more than tensors, and loading it would run code: {', '.join(blocked)}. A "
+            f"pickled module, or objects of other classes with the weights, cannot be read; {_SAVE}"
         )
     reason = next((line for line in str(error).splitlines() if "WeightsUnpickler error:" in line), str(error))
     reason = reason.rpartition("WeightsUnpickler error:")[2].strip() or type(error).__name__
-    if isinstance(error, KeyError) or reason.isdigit():  # a byte that means nothing to a pickle
+    if isinstance(error, KeyError) or reason.isdigit():  # an unknown byte in a pickle
         reason = "its content is no pickle"
-    return f"`{path}` is no checkpoint that can be read, or it is damaged: {reason.splitlines()[0]}"
+    return f"`{path}` is not a readable checkpoint, or it is damaged: {reason.splitlines()[0]}"
 
 
 def _blocked_names(path: Path, text: str) -> list[str]:
-    """The functions and classes that the file names and that are not allowed; of old files only the first."""
+    """Returns the functions and classes in the file that are not allowed; for old files only the first."""
     named = re.findall(r"GLOBAL (\S+)", text)
     if not named:
         return []
     try:
         with hyperparameters.allow_stand_ins():
             return sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path))
-    except Exception:  # an old format, or a pickle that is malformed on purpose: PyTorch's message names the first
+    except Exception:  # an old format, or a malformed pickle: PyTorch's message names the first
         return named[:1]
 
 
 def _check_plain(state: Mapping[str, Tensor], path: Path) -> None:
-    """**Raises:** `InputError` naming every tensor that is not dense and plain, or has no room in the file.
+    """Checks that all tensors are dense and plain, and have room in the file.
 
-    Methods are the class's own, as a file may set attributes of a tensor to anything.
+    Methods are called on the class, since a file may set attributes of a tensor to anything.
+
+    **Raises:** `InputError` naming every other tensor.
     """
     odd = {key: odd_kind(value) for key, value in state.items()}
     odd |= {
@@ -244,7 +252,7 @@ def _check_plain(state: Mapping[str, Tensor], path: Path) -> None:
         if type(value) not in (Tensor, nn.Parameter)
     }
     odd |= {
-        key: f"{tuple(value.shape)} values out of {value.untyped_storage().nbytes()} bytes, told by strides"
+        key: f"{tuple(value.shape)} values out of {value.untyped_storage().nbytes()} bytes, by strides"
         for key, value in state.items()
         if not odd[key] and Tensor.numel(value) * Tensor.element_size(value) > Tensor.untyped_storage(value).nbytes()
     }

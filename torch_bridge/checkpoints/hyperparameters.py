@@ -1,9 +1,9 @@
-"""What may lie beside the weights in a pickle, and is read as nothing: hyperparameters, dates, random states.
+"""Hyperparameters, dates and random states in a pickle with weights, which are read as empty objects.
 
-Training scripts save their arguments with the weights. PyTorch's loader refuses their classes, as any class could run
-code. Here each name of a fixed list stands for an empty object of our own, which takes whatever it is given and keeps
-none of it. So nothing of `argparse`, numpy or other libraries is called for a file, nothing is imported, and the values
-are not to be had. What is not in the list is refused as ever.
+Training scripts save their arguments with the weights. PyTorch's loader refuses their classes, since any class could
+run code. Here each name of a fixed list stands for an empty object of our own, which accepts any values and keeps none.
+So a file calls nothing of `argparse`, numpy or other libraries, nothing is imported, and the values are not available.
+Names that are not in the list are still refused.
 """
 
 import collections
@@ -38,7 +38,7 @@ ATTRIBUTES = (
     "typing.Any",
     "uuid.UUID",
 )
-"""Classes and functions by the names that pickles have for them."""
+"""Classes and functions, by their names in pickles."""
 
 MAPPINGS = (
     "addict.addict.Dict",
@@ -49,11 +49,11 @@ MAPPINGS = (
     "pytorch_lightning.utilities.parsing.AttributeDict",
     "yacs.config.CfgNode",
 )
-"""The same, of those that are filled as dicts are. They are read as dicts."""
+"""Classes that are filled like dicts, by their names in pickles. They are read as dicts."""
 
 
 class Hyperparameters:
-    """Takes the place of an object that is not weights. It is empty, whatever it is made of or set to."""
+    """Stand-in for an object that is not weights. It stays empty with any arguments and any state."""
 
     __slots__ = ()
 
@@ -77,7 +77,7 @@ def _check_thread() -> None:
 class _Mapping:
     def __new__(cls, *_: Any) -> Any:
         _check_thread()
-        return collections.OrderedDict()  # which PyTorch's loader fills
+        return collections.OrderedDict()  # PyTorch's loader fills it
 
 
 _STAND_INS = [
@@ -92,12 +92,11 @@ _THREAD = threading.local()
 
 @contextlib.contextmanager
 def allow_stand_ins() -> Iterator[None]:
-    """While it lasts, PyTorch's loader reads every name of the list as an empty object.
+    """Makes PyTorch's loader read every name of the list as an empty object, within a `with` block.
 
-    Other classes that were allowed before stay so. One of the list is read as an empty object nonetheless, and is
-    allowed again afterwards. PyTorch has one such list for all threads: files that another thread loads meanwhile and
-    that hold such objects are refused there, or a class of the list that they name without making an object of it is
-    one of ours.
+    Classes that were allowed before stay allowed. Those in the list are read as empty objects within the block, and
+    are allowed again afterwards. PyTorch has one list of allowed classes for all threads. Files with such objects that
+    another thread loads meanwhile are refused there, unless they only name a class: it is one of our stand-ins.
 
     >>> import argparse, tempfile
     >>> with tempfile.NamedTemporaryFile() as file:
@@ -110,7 +109,7 @@ def allow_stand_ins() -> Iterator[None]:
     with _LOCK:
         theirs = [given for given in torch.serialization.get_safe_globals() if _pickled_name(given) in _NAMES]
         with torch.serialization.safe_globals(theirs):
-            pass  # they are allowed no longer once it ends
+            pass  # the end of this block removes them
         _THREAD.reads = True
         try:
             with torch.serialization.safe_globals(list(_STAND_INS)):
@@ -121,5 +120,5 @@ def allow_stand_ins() -> Iterator[None]:
 
 
 def _pickled_name(given: Any) -> str:
-    """The name that pickles have for what was allowed, which may be a pair of it and of its name."""
+    """Returns the pickled name of an allowed class, which may be given as a pair of the class and the name."""
     return given[1] if isinstance(given, tuple) else f"{given.__module__}.{given.__qualname__}"

@@ -1,4 +1,4 @@
-"""Ensembles out of checkpoint files, one member at a time."""
+"""Loading of ensembles from checkpoint files, one member at a time."""
 
 import gc
 from collections.abc import Callable, Mapping, Sequence
@@ -30,7 +30,7 @@ from torch_bridge.porting.ensemble import build_ensemble
 Factory = Callable[[], nn.Module]
 
 _PROVEN_TOGETHER = 32 << 20
-"""Bytes of weights that may be in memory as modules while an ensemble is proven: small members are proven together."""
+"""Most bytes of weights in modules while an ensemble is proven: small members are proven together."""
 
 
 def load_ensemble(
@@ -50,31 +50,31 @@ def load_ensemble(
     check: bool = True,
     allow_nonfinite: bool = False,
 ) -> Ensemble:
-    """Ports M checkpoint files of one PyTorch network, in no more memory than the ensemble and one member take.
+    """Ports M checkpoint files of one PyTorch network, in the memory of the ensemble and one member.
 
-    All files are looked over before anything is built: their keys, shapes and dtypes have to be the model's, and the
-    weights have to be in the same place of each. Then each is copied into the stack in turn. Buffers that PyTorch does
-    not save come from the factory's model. What was taken of each file, and what was left out, is in the ensemble's
-    `sources`, and saved with it.
+    All files are checked before anything is built: their keys, shapes and dtypes must be the model's, and the weights
+    must be in the same place of each file. Then each file is copied into the stack in turn. Buffers that PyTorch does
+    not save come from the factory's model. The ensemble's `sources` say what was taken from each file, and what was
+    left out; they are saved with it.
 
     **Arguments:**
 
-    - `factory`: makes the network, with whatever weights; called without arguments.
+    - `factory`: a function without arguments that makes the network, with any weights.
     - `paths`: a file for each member: `.safetensors`, or `.pt`, `.pth`, `.bin`, `.ckpt` of `torch.save`, which are read
-      without running what they may hold. See [`read_state_dict`][torch_bridge.checkpoints.read_state_dict].
+      without running code in them. See [`read_state_dict`][torch_bridge.checkpoints.read_state_dict].
     - `example_inputs`, `example_kwargs`, `batch_axis`, `dynamic`, `input_layout`, `mode`: as in `to_ensemble`.
-    - `key`: which of several sets of weights in a file is meant: `"model_ema"`, `"ema.state_dict"`.
-    - `prefix`: what is removed from the beginning of every name: `"encoder."`.
-    - `rename`: names, or beginnings of names, with what takes their place afterwards: `{"fc": "head"}`.
+    - `key`: the key of one of several sets of weights in a file: `"model_ema"`, `"ema.state_dict"`.
+    - `prefix`: the prefix that is removed from every name: `"encoder."`.
+    - `rename`: names, or beginnings of names, with their replacements: `{"fc": "head"}`.
     - `ignore`: patterns of names that are left out: `["queue", "projector.*"]`. See
-      [`Choice`][torch_bridge.checkpoints.Choice] for all four, and for what is read without them.
-    - `check`: whether to prove that each member gives what the factory's network gives with that file's weights.
-    - `allow_nonfinite`: take weights that are NaN or infinite.
+      [`Choice`][torch_bridge.checkpoints.Choice] for all four arguments and their defaults.
+    - `check`: whether to prove that each member's outputs equal those of the factory's network with the file's weights.
+    - `allow_nonfinite`: whether weights may be NaN or infinite.
 
-    **Raises:** `InputError` for files that cannot be read, or in more than one way, or not all in the same way, and for
-    weights that are not finite where the factory's are; `MemberError` with every key, shape and dtype, of all files,
-    that is not the model's; `UnsupportedError` for what cannot be ported exactly; `ParityError` when the proof fails.
-    Warns with an `EqualMembersWarning` of members whose weights are all equal.
+    **Raises:** `InputError` for files that cannot be read, can be read in more than one way, or are not all read in the
+    same way, and for weights that are not finite where the factory's are; `MemberError` with every key, shape and dtype
+    in the files that differs from the model's; `UnsupportedError` for networks that cannot be ported exactly;
+    `ParityError` when the proof fails. Warns with an `EqualMembersWarning` if members have equal weights.
 
     >>> import tempfile, torch
     >>> factory = lambda: nn.Linear(3, 2)
@@ -100,7 +100,7 @@ def load_ensemble(
         saved = checkpoints.expected.tensors
         unsaved = {key: tensor.clone() for key, tensor in tensors_of(model).items() if key not in saved}
     del model
-    gc.collect()  # an exported graph, which holds the model, is made of cycles
+    gc.collect()  # the exported graph holds the model in reference cycles
     stack = Stack(lowered.weights, len(files))
     sources = _fill_stack(stack, checkpoints, unsaved, allow_nonfinite)
     ensemble = build_ensemble(lowered, stack, name, batch_axis, input_layout).read_from(sources)
@@ -119,7 +119,7 @@ def load_members(
     rename: Mapping[str, str] | None = None,
     ignore: Sequence[str] = (),
 ) -> list[nn.Module]:
-    """The networks that `load_ensemble` ports, as PyTorch modules; all of them in memory.
+    """Returns the networks that `load_ensemble` ports, as PyTorch modules, all in memory.
 
     **Raises:** `InputError` and `MemberError` as `load_ensemble` does.
     """
@@ -150,7 +150,7 @@ def _make_model(factory: Factory) -> nn.Module:
 def _fill_stack(
     stack: Stack, checkpoints: MemberFiles, unsaved: Mapping[str, Tensor], allow_nonfinite: bool
 ) -> tuple[Source, ...]:
-    """Copies the members into the stack, one after another; a file's tensors are let go before the next is read."""
+    """Copies the members into the stack one by one, and frees the tensors of a file before reading the next."""
     bad: list[str] = []
     sources: list[Source] = []
     expected = checkpoints.expected
@@ -195,9 +195,9 @@ def _prove_ensemble(
 
 
 def _with_unsaved(model: nn.Module, unsaved: Mapping[str, Tensor]) -> nn.Module:
-    """The model, with the buffers that are not saved as the ensemble has them: a factory may draw them anew."""
+    """Copies the ensemble's unsaved buffers into a model and returns it: a factory may draw others."""
     buffers = dict(model.named_buffers(remove_duplicate=False))
     for key, tensor in unsaved.items():
-        if buffers[key].shape == tensor.shape:  # one of another size grows with the first call
+        if buffers[key].shape == tensor.shape:  # a buffer of another size grows with the first call
             buffers[key].copy_(tensor)
     return model

@@ -1,4 +1,4 @@
-"""The files of the members of an ensemble, and whether all of them hold the model's weights."""
+"""Files of the members of an ensemble, and their comparison with the model."""
 
 import dataclasses
 import logging
@@ -21,7 +21,7 @@ _LOG = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class MemberFiles:
-    """The files of the members, and how each of them is read."""
+    """Files of the members, and the way to read each."""
 
     files: list[Path]
     expected: Expected
@@ -34,7 +34,7 @@ class MemberFiles:
         return tensors, taken
 
     def put_into(self, model: nn.Module, member: int) -> nn.Module:
-        """The model, with the tensors of a member copied into it."""
+        """Copies the tensors of a member into a model, and returns it."""
         model.load_state_dict(self.read(member)[0])
         return model
 
@@ -47,8 +47,8 @@ class MemberFiles:
     def check(self) -> None:
         """Reads every file once.
 
-        **Raises:** `InputError` with all files that are not read, for a renaming or a pattern that fits no name of any,
-        or if not all are read in the same way; `MemberError` with all that is not the model's.
+        **Raises:** `InputError` with all unreadable files, for a renaming or a pattern that fits no name in any file,
+        or if not all are read in the same way; `MemberError` with all differences from the model.
         """
         unreadable: dict[str, list[str]] = defaultdict(list)
         found: dict[str, list[str]] = defaultdict(list)
@@ -70,8 +70,8 @@ class MemberFiles:
             raise InputError("these checkpoints cannot be read:\n" + "\n".join(rows))
         if unused := self.choice.unused(read):
             raise InputError(
-                f"{', '.join(unused)}: no name in any of these checkpoints fits it. Correct it, or leave it out; names "
-                "are looked for in the weights that are meant, for `rename` without the prefix"
+                f"{', '.join(unused)}: no name in any of these checkpoints fits it. Correct it, or leave it out. Only "
+                "names of the chosen weights count, for `rename` without the prefix"
             )
         if found:
             raise MemberError(_difference_table(found))
@@ -100,9 +100,9 @@ def _difference_table(found: Mapping[str, Sequence[str]]) -> str:
     return (
         "the checkpoints must hold the tensors of the factory's model, and no others:\n"
         + "\n".join(rows)
-        + "\nHave `factory` make the network that was saved: where dtypes differ, in the dtype of the files, for "
-        "instance with .half(), or save the files anew in that of the model. Names are changed with prefix= and "
-        'rename={"old": "new"}, and what the model has no use for is left out with ignore=["pattern.*"].'
+        + "\nMake `factory` return the network that was saved. Where dtypes differ, convert it to the dtype of the "
+        "files, for example with .half(), or save the files again in the dtype of the model. prefix= and "
+        'rename={"old": "new"} change names, and ignore=["pattern.*"] leaves out names that the model does not use.'
     )
 
 
@@ -114,8 +114,8 @@ def _mixed_ways(ways: Mapping[tuple[str, str], Sequence[str]]) -> str:
     return (
         "these checkpoints are not all read in the same way, and some may hold averaged weights, others the last:\n"
         + "\n".join(rows)
-        + "\nName the weights that are meant with key= and prefix=, if all files have them. If those above are meant, "
-        "load the files of each way by themselves, and join the ensembles with Ensemble.concatenate."
+        + "\nChoose weights with key= and prefix=, if all files have them. To use the weights above, load the files of "
+        "each way in a call of its own, and join the ensembles with Ensemble.concatenate."
     )
 
 

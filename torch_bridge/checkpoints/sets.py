@@ -1,4 +1,4 @@
-"""Sets of weights in what a checkpoint file holds: dicts of tensors, wherever they are."""
+"""Sets of weights in a checkpoint file: dicts of tensors at any depth."""
 
 import dataclasses
 import glob
@@ -12,15 +12,15 @@ from torch import Tensor
 from jaxensemble.errors import InputError
 
 _DEPTH = 8
-"""How many dicts deep a set of weights may be: one in the state of a callback is three deep."""
+"""Most dicts around a set of weights: a set in the state of a callback is three dicts deep."""
 
 _LEADS = 12
-"""Dots of a name that are looked at: a name from a file may be nothing but dots."""
+"""Most dots of a name that are read: a name in a file may consist of dots only."""
 
 
 @dataclasses.dataclass(frozen=True)
 class WeightSet:
-    """Tensors of one dict by name, or of one list by number; `path` is the keys that lead there."""
+    """Tensors of one dict by name, or of one list by number; `path` holds the keys that lead there."""
 
     path: tuple[str, ...]
     tensors: Mapping[str, Tensor]
@@ -32,7 +32,7 @@ class WeightSet:
 
 
 def weight_sets(loaded: Any, path: tuple[str, ...] = ()) -> list[WeightSet]:
-    """All sets of weights in what was loaded, each object once. The states of optimizers are none.
+    """Returns all sets of weights in a loaded object, without the states of optimizers; each object once.
 
     >>> import torch
     >>> loaded = {"model": {"weight": torch.ones(1)}, "ema": {"shadow": [torch.ones(1)], "decay": 0.9}}
@@ -58,7 +58,7 @@ def weight_sets(loaded: Any, path: tuple[str, ...] = ()) -> list[WeightSet]:
 
 
 def children_by_key(node: Any) -> dict[str, Any]:
-    """What a dict or list holds, by key; nothing for an optimizer's state.
+    """Returns the items of a dict or list by key; none for an optimizer's state.
 
     **Raises:** `InputError` for keys that are written alike: `0` and `"0"`.
     """
@@ -70,8 +70,8 @@ def children_by_key(node: Any) -> dict[str, Any]:
             key = str(name) if isinstance(name, str | int) else f"{type(name).__name__} {k}"
             if key in found:
                 raise InputError(
-                    f"has a dict with two keys that are both written {key!r}, such as a number and a text; save it "
-                    "anew with other keys"
+                    f"has a dict with two keys that are both written {key!r}, for example a number and a text; save "
+                    "it again with other keys"
                 )
             found[key] = child
         return found
@@ -79,7 +79,7 @@ def children_by_key(node: Any) -> dict[str, Any]:
 
 
 def find_places(loaded: Any, key: str) -> list[tuple[tuple[str, ...], Any]]:
-    """Where a dotted key leads, with the keys on the way: keys of a file may have dots themselves.
+    """Returns the objects at a dotted key, with the keys on the way: keys in a file may have dots themselves.
 
     >>> find_places({"a": {"b.c": 1}, "a.b": {"c": 2}}, "a.b.c")
     [(('a', 'b.c'), 1), (('a.b', 'c'), 2)]
@@ -96,7 +96,7 @@ def find_places(loaded: Any, key: str) -> list[tuple[tuple[str, ...], Any]]:
 
 
 def keys_beside(loaded: Any, path: tuple[str, ...]) -> list[str]:
-    """The keys of all that is no tensor of the set of weights at `path`.
+    """Returns the keys of everything except the tensors of the set of weights at `path`.
 
     >>> keys_beside({"epoch": 3, "ema": {"decay": 0.9, "state_dict": {}}}, ("ema", "state_dict"))
     ['epoch', 'ema.decay']
@@ -113,7 +113,7 @@ def keys_beside(loaded: Any, path: tuple[str, ...]) -> list[str]:
 
 
 def name_beginnings(name: str) -> list[str]:
-    """The beginnings of a name, from none of it, each with its dot.
+    """Returns the beginnings of a name, from the empty one, each with its dot.
 
     >>> name_beginnings("net.fc.weight")
     ['', 'net.', 'net.fc.']
@@ -123,7 +123,7 @@ def name_beginnings(name: str) -> list[str]:
 
 
 def group_by_pattern(names: Iterable[str], kept: Collection[str]) -> dict[str, list[str]]:
-    """Names by the shortest pattern that none of the `kept` names fits.
+    """Groups names by the shortest pattern that fits none of the `kept` names.
 
     >>> group_by_pattern(["loss.a", "loss.b", "net.head.a", "step"], ["net.fc.weight"])
     {'loss.*': ['loss.a', 'loss.b'], 'net.head.*': ['net.head.a'], 'step': ['step']}

@@ -1,27 +1,27 @@
-"""What a file is that was to be a checkpoint and is none, by how it begins."""
+"""Files given as checkpoints that are none, recognised by their beginnings."""
 
 import json
 from pathlib import Path
 
 _HEAD = 4096
-"""Bytes that are looked at."""
+"""Number of bytes that are read."""
 
 _SHOWN = 60
-"""Characters of a text that an error shows."""
+"""Most characters of a text that an error shows."""
 
 _MAGIC = {
     b"\x1f\x8b": "a gzip archive; unpack it, and name the file in it",
-    b"\x89HDF\r\n\x1a\n": "an HDF5 file, as Keras and h5py write them; export the weights from PyTorch",
+    b"\x89HDF\r\n\x1a\n": "an HDF5 file, which Keras and h5py write; export the weights from PyTorch",
     b"\x93NUMPY": "a numpy array; make a state dict of tensors: torch.save({name: torch.from_numpy(array)}, path)",
     b"version https://git-lfs.github.com/spec/": "a Git LFS pointer, which stands for the weights and does not hold "
     "them; fetch them in that repository: git lfs pull",
 }
 
-_DOWNLOAD = "download the file again by the link to the file itself, logged in if its place asks for it"
+_DOWNLOAD = "download the file again by the link to the file itself, logged in if the site asks for it"
 
 
 def describe_stranger(path: Path) -> str | None:
-    """What the file is, and what to do about it. None for what may be a checkpoint: no checkpoint is plain text.
+    """Returns the kind of a file, and what to do about it; None for a possible checkpoint, which is no plain text.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -29,7 +29,7 @@ def describe_stranger(path: Path) -> str | None:
     ...     _ = path.write_text("<!DOCTYPE html><title>Sign in</title>")
     ...     print(describe_stranger(path))
     an HTML page, such as one that asks to log in or to confirm; download the file again by the link to the file itself,
-    logged in if its place asks for it
+    logged in if the site asks for it
     """
     with path.open("rb") as file:
         head = file.read(_HEAD)
@@ -43,7 +43,7 @@ def describe_stranger(path: Path) -> str | None:
     if begin.startswith(("<!doctype html", "<html", "<head", "<script")):
         return f"an HTML page, such as one that asks to log in or to confirm; {_DOWNLOAD}"
     if begin.startswith("<"):
-        return f"XML, as servers of files answer with an error, and begins {_quoted_start(text)}; {_DOWNLOAD}"
+        return f"XML, such as an error of a file server, and begins {_quoted_start(text)}; {_DOWNLOAD}"
     if begin.startswith(("{", "[")) and _is_json(path, len(head)):
         return (
             f"JSON, such as an index of other files or a server's error, and begins {_quoted_start(text)}; {_DOWNLOAD}"
@@ -52,7 +52,7 @@ def describe_stranger(path: Path) -> str | None:
 
 
 def _decode_text(head: bytes) -> str | None:
-    """The beginning of a file as text, if nothing but text can begin so."""
+    """Returns the beginning of a file as text; None if it is not plain text."""
     try:
         text = head[: len(head) - 3 if len(head) == _HEAD else None].decode("utf-8-sig")
     except UnicodeDecodeError:

@@ -14,7 +14,7 @@ Mark = Literal["channel", "spatial"]
 
 
 class Role:
-    """What an axis is for. Shared by axes that are for the same, though they may differ in size or content."""
+    """Purpose of an axis. Axes of the same purpose share it, though their sizes or contents may differ."""
 
     def __init__(self, marks: Iterable[Mark] = ()) -> None:
         self.marks: set[Mark] = set(marks)
@@ -33,16 +33,16 @@ class Role:
 
 
 class Axis:
-    """One axis of one or more values, which all have the same things along it.
+    """One axis of one or more values, with the same elements along it.
 
-    - `parts`: the axes that it was merged from or taken apart into, slowest first.
-    - `merged`: whether a reshape made it out of them.
+    - `parts`: the axes from which it was merged, or into which it was split, slowest first.
+    - `merged`: whether a reshape merged it from these parts.
     - `segments`: the axes that were concatenated to make it.
-    - `sources`: axes that it was computed from in a way that is not followed, and `reason`: by what.
-    - `feeds`: axes that are computed from it in such ways.
-    - `opaque`: the operation into which it goes and in which it is not followed.
-    - `raw`: whether it is an axis of an input of the network; `last`: the last one of it.
-    - `pinned`: the sizes of the parts, channels last, as the user states them; () for nothing to permute.
+    - `sources`: axes from which it was computed in a way that is not followed; `reason`: the operation.
+    - `feeds`: axes that are computed from it in ways that are not followed.
+    - `opaque`: the operation in which it is not followed.
+    - `raw`: whether it is an axis of an input of the network; `last`: whether it is the input's last axis.
+    - `pinned`: the sizes of the parts, channels last, as stated by the user; () for nothing to permute.
     """
 
     def __init__(
@@ -87,12 +87,12 @@ class Axis:
         self.marks.add(mark)
 
     def depend(self, sources: Sequence["Axis"], reason: str) -> None:
-        """States that it has to do with other axes in a way that is not followed."""
+        """Records that the axis depends on other axes in a way that is not followed."""
         self.sources += sources
         self.reason = self.reason or reason
 
     def absorb(self, other: "Axis") -> None:
-        """Makes `other` this axis. Both have to be what `find` gives."""
+        """Makes `other` the same axis as this one. Both must come from `find`."""
         other._link = self
         self.role.unite(other.role)
         self.parts = self.parts or other.parts
@@ -107,7 +107,7 @@ class Axis:
 
 
 def unify_axes(a: Axis, b: Axis) -> None:
-    """States that two axes of one size hold the same things in the same order."""
+    """Records that two axes of one size have the same elements in the same order."""
     a, b = a.find(), b.find()
     if a is b:
         return
@@ -122,14 +122,14 @@ def unify_axes(a: Axis, b: Axis) -> None:
         elif len(rights) == 1:
             rights = split_axis(rights[0], [part.size for part in lefts])
         if len(lefts) != len(rights):
-            a.reason = "it is taken apart in two ways that do not fit together"
+            a.reason = "it is split in two ways that do not fit together"
             continue
         for x, y in zip(lefts, rights, strict=True):
             unify_axes(x, y)
 
 
 def align_shapes(ours: Sequence[int], theirs: Sequence[int]) -> list[tuple[list[int], list[int]]]:
-    """Positions in two shapes of equal size, in the shortest runs with equal products. Axes of size 1 are left out.
+    """Returns positions in two shapes of equal size, in the shortest runs of equal products, without axes of size 1.
 
     >>> align_shapes([2, 7, 7, 64], [2, 49, 1, 8, 8])
     [([0], [0]), ([1, 2], [1]), ([3], [3, 4])]
@@ -151,7 +151,7 @@ def align_shapes(ours: Sequence[int], theirs: Sequence[int]) -> list[tuple[list[
 
 
 def split_axis(axis: Axis, sizes: Sequence[int]) -> list[Axis]:
-    """The axis taken apart into axes of these sizes, slowest first. Sizes of 1 are for `reshape`."""
+    """Splits an axis into axes of these sizes, slowest first. `reshape_axes` handles sizes of 1."""
     axis = axis.find()
     if len(sizes) == 1:
         return [axis]
@@ -163,7 +163,7 @@ def split_axis(axis: Axis, sizes: Sequence[int]) -> list[Axis]:
 
 
 def reshape_axes(axes: Sequence[Axis], sizes: Sequence[int]) -> list[Axis]:
-    """The axes of a value after a reshape."""
+    """Returns the axes of a value after a reshape."""
     result = [Axis(size) for size in sizes]
     for ins, outs in align_shapes([axis.size for axis in axes], sizes):
         sources = [axes[k] for k in ins]

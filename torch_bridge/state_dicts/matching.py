@@ -1,4 +1,4 @@
-"""Which PyTorch key belongs to which array of a Flax module, and how its layout changes: a row for each layer type."""
+"""Matching of PyTorch keys with arrays of a Flax module, and their layouts: a row for each type of layer."""
 
 import dataclasses
 import math
@@ -26,18 +26,18 @@ TORCH_NAMES = {
     "mean": "running_mean",
     "var": "running_var",
 }
-"""What PyTorch calls the arrays of Flax's layers, where it has another name for them."""
+"""PyTorch's names of the arrays of Flax's layers, where they differ."""
 
 GENERAL = (nnx.LinearGeneral, linen.DenseGeneral)
 """Linear layers over several axes."""
 
 WITHOUT_PLACE = "num_batches_tracked"
-"""The counter of PyTorch's BatchNorm. Flax's has no use for it, so it may be left over."""
+"""Counter of PyTorch's BatchNorm. Flax's BatchNorm does not use it, so it may stay unread."""
 
 
 @dataclasses.dataclass(frozen=True)
 class ArraySlot:
-    """One array of a Flax module, reached by one path: its name in the state, its layer, the path to that."""
+    """One array of a Flax module at one path: its name in the state, its layer, and the path of the layer."""
 
     name: str
     layer: nnx.Module | linen.Module | None
@@ -47,7 +47,7 @@ class ArraySlot:
 
 @dataclasses.dataclass(frozen=True)
 class Placement:
-    """How PyTorch's array becomes Flax's: a rearrangement, then for some axes the elements in another order."""
+    """Change from PyTorch's array to Flax's: a rearrangement, then a new order along some axes."""
 
     rearrangement: Rearrangement
     indices: Mapping[int, np.ndarray]
@@ -61,14 +61,14 @@ class Placement:
 
 
 class Misfit(Exception):
-    """A PyTorch array does not fit its place. The text says what would."""
+    """A PyTorch array does not fit its place. The text says which array fits."""
 
 
 def array_slots(module: nnx.Module, layers: Mapping[Path, linen.Module] = MappingProxyType({})) -> dict[str, ArraySlot]:
-    """Every array by each name that a state dict may have for it: PyTorch's name for the leaf or Flax's.
+    """Returns every array by each name that a state dict may have for it: PyTorch's name for the leaf, or Flax's.
 
-    `layers` are modules of `flax.linen` by path, which `module` itself does not know.
-    The element `layers` in paths through an `nnx.Sequential` may be left out, as PyTorch does.
+    `layers` are modules of `flax.linen` by path, which `module` itself does not list.
+    The element `layers` in paths through an `nnx.Sequential` may be left out, as in PyTorch.
 
     >>> list(array_slots(nnx.Sequential(nnx.Linear(2, 3, use_bias=False, rngs=nnx.Rngs(0)))))
     ['layers.0.kernel', 'layers.0.weight', '0.kernel', '0.weight']
@@ -105,7 +105,7 @@ def _leaves(structure: Structure) -> Iterator[tuple[tuple[str, ...], tuple[str, 
 
 
 def flax_name(key: str, names: Names) -> str:
-    """What stands for a PyTorch key in the Flax module, by the user's names; the key itself where they are silent.
+    """Returns the name of a PyTorch key in the Flax module, by the user's names; by default the key itself.
 
     >>> flax_name("fc.0.weight", {"fc": "head", "fc.0": "dense1"})
     'dense1.weight'
@@ -121,7 +121,7 @@ def flax_name(key: str, names: Names) -> str:
 
 
 def rename_beginning(name: str, names: Mapping[str, str]) -> str:
-    """A name with its longest beginning that is in `names` replaced; the empty one is that of every name.
+    """Replaces the longest beginning of a name that is in `names`. Every name has the empty beginning.
 
     >>> cases = ("fc.0.weight", {"fc": "head", "": "net"}), ("bias", {"": "net"}), ("fc.bias", {"fc": ""})
     >>> [rename_beginning(name, names) for name, names in cases]
@@ -135,14 +135,14 @@ def rename_beginning(name: str, names: Mapping[str, str]) -> str:
 
 
 def longest_beginning(name: str, names: Mapping[str, str]) -> str | None:
-    """The longest beginning of a name, up to one of its dots or all of it, that is in `names`."""
+    """Returns the longest beginning of a name, up to a dot or its end, that is in `names`; None without one."""
     return max((old for old in names if not old or f"{name}.".startswith(f"{old}.")), key=len, default=None)
 
 
 def placement(slot: ArraySlot, shape: tuple[int, ...], axes: list[Axis]) -> Placement:
-    """How a PyTorch array of this shape goes into the slot, whose axes have been followed through the network.
+    """Returns the placement of a PyTorch array of this shape in a slot, whose axes were followed through the network.
 
-    **Raises:** `Misfit` if the shape is another than the slot needs, `Unclear` if the order of elements is not known.
+    **Raises:** `Misfit` if the shape does not fit the slot, `Unclear` if the order of elements is not known.
     """
     return (_placement_rule(slot) or _unchanged_layout)(slot, shape, axes)
 
@@ -169,7 +169,7 @@ def _indices(axes: list[Axis]) -> dict[int, np.ndarray]:
 
 
 def _unchanged_layout(slot: ArraySlot, shape: tuple[int, ...], axes: list[Axis]) -> Placement:
-    """Axes of size 1 may differ; an image's axes are channels-first in PyTorch."""
+    """Returns the placement of an array that is no kernel. Axes of size 1 may differ; images are channels-first."""
     sized = [k for k, axis in enumerate(axes) if axis.size != 1]
     order = channels_first_order([axes[k] for k in sized]) or list(range(len(sized)))
     wanted = [axes[sized[k]].size for k in order]  # from PyTorch's slowest to its fastest
@@ -181,7 +181,7 @@ def _unchanged_layout(slot: ArraySlot, shape: tuple[int, ...], axes: list[Axis])
 
 def _linear(slot: ArraySlot, shape: tuple[int, ...], axes: list[Axis]) -> Placement:  # [O, I] -> [I, O]
     if len(axes) != 2:
-        raise Misfit(f"a kernel of shape {_sizes(axes)} stands for several layers, which has no twin in PyTorch")
+        raise Misfit(f"a kernel of shape {_sizes(axes)} is the kernel of several layers, which has no twin in PyTorch")
     ins, outs = _sizes(axes)
     _check_shape(shape, (outs, ins))
     return Placement(Rearrangement(shape, (1, 0), (ins, outs)), _indices(axes), (ins, outs))
@@ -217,7 +217,7 @@ def _conv(slot: ArraySlot, shape: tuple[int, ...], axes: list[Axis]) -> Placemen
 
 
 def _conv_transpose(slot: ArraySlot, shape: tuple[int, ...], axes: list[Axis]) -> Placement:
-    """[I, O, *k] -> [*k, I, O], flipped, since Flax does not flip; or [*k, O, I], as it is, where Flax transposes."""
+    """Returns [I, O, *k] -> [*k, I, O], flipped, since Flax does not flip; or [*k, O, I] where Flax transposes."""
     layer = slot.layer
     assert isinstance(layer, nnx.ConvTranspose | linen.ConvTranspose)
     *window, last_but_one, last = _sizes(axes)
@@ -241,7 +241,7 @@ KERNELS: Mapping[type, Callable[[ArraySlot, tuple[int, ...], list[Axis]], Placem
     linen.Conv: _conv,
     linen.ConvTranspose: _conv_transpose,
 }
-"""How kernels are laid out, by type of layer."""
+"""Placements of kernels, by type of layer."""
 
 KNOWN = (
     *KERNELS,
@@ -264,10 +264,10 @@ KNOWN = (
     layers.InstanceNorm,
     layers.PReLU,
 )
-"""Layers whose arrays PyTorch has names of its own for."""
+"""Layers whose arrays have names of their own in PyTorch."""
 
 LEAF_NAMES = {"bias", "scale", "embedding", "negative_slope", "mean", "var", "num_batches_tracked"}
-"""Their arrays, kernels apart."""
+"""Arrays of these layers, except kernels."""
 
 __all__ = [
     "WITHOUT_PLACE",

@@ -1,4 +1,4 @@
-"""How PyTorch's order of the elements along an axis differs from Flax's, read off the records of [`Axis`][]."""
+"""Permutations between PyTorch's and Flax's order of the elements along an axis, read off the records of [`Axis`][]."""
 
 import math
 from collections.abc import Sequence
@@ -9,15 +9,15 @@ from torch_bridge.state_dicts.axes import Axis
 
 
 class Unclear(Exception):
-    """The order along an axis cannot be told. The text says why."""
+    """The order along an axis is not known. The text says why."""
 
 
 def permutation(axis: Axis, inside: tuple[Axis, ...] = ()) -> np.ndarray | None:
-    """For each position along Flax's axis the position along PyTorch's; None if they are the same.
+    """Returns the position along PyTorch's axis for each position along Flax's; None if they are the same.
 
-    PyTorch's networks are taken to have channels before spatial axes wherever there are convolutions or pools.
+    PyTorch's networks are assumed to have channels before spatial axes wherever there are convolutions or pools.
 
-    **Raises:** [`Unclear`][].
+    **Raises:** [`Unclear`][] for an order that is not known.
 
     >>> from torch_bridge.state_dicts.axes import Role
     >>> height, width, channels = Axis(1, role=Role(["spatial"])), Axis(2, role=Role(["spatial"])), Axis(3)
@@ -26,7 +26,7 @@ def permutation(axis: Axis, inside: tuple[Axis, ...] = ()) -> np.ndarray | None:
     [0, 2, 4, 1, 3, 5]
     """
     axis = axis.find()
-    if axis in inside:  # what a residual connection adds to itself
+    if axis in inside:  # a residual connection adds the axis to itself
         return None
     inside = (*inside, axis)
     if axis.pinned is not None:
@@ -39,7 +39,7 @@ def permutation(axis: Axis, inside: tuple[Axis, ...] = ()) -> np.ndarray | None:
         raise Unclear(f"it depends through {axis.reason} on a flattened feature map")
     for fed in _fed_axes(axis):
         if _flattening_order(fed, inside) is not None:
-            raise Unclear(f"it goes through {fed.reason} into what a flattened feature map is combined with")
+            raise Unclear(f"it goes through {fed.reason} into an axis that is combined with a flattened feature map")
     return _concatenated_order(axis, inside) if axis.segments else _flattening_order(axis, inside)
 
 
@@ -54,7 +54,7 @@ def _flattening_order(axis: Axis, inside: tuple[Axis, ...]) -> np.ndarray | None
 
 
 def _fed_axes(axis: Axis) -> list[Axis]:
-    """The axes into which this one goes in ways that are not followed, at any remove."""
+    """Returns the axes computed from this one, directly or not, in ways that are not followed."""
     found: list[Axis] = []
     waiting = list(axis.feeds)
     while waiting:
@@ -66,7 +66,7 @@ def _fed_axes(axis: Axis) -> list[Axis]:
 
 
 def channels_last_index(sizes: Sequence[int]) -> np.ndarray | None:
-    """The permutation for channels-last sizes `(H, W, C)`, which PyTorch has in the order `(C, H, W)`.
+    """Returns the permutation for channels-last sizes `(H, W, C)`, which PyTorch has in the order `(C, H, W)`.
 
     >>> channels_last_index((1, 2, 3)).tolist()
     [0, 2, 4, 1, 3, 5]
@@ -75,7 +75,7 @@ def channels_last_index(sizes: Sequence[int]) -> np.ndarray | None:
 
 
 def channels_first_order(axes: Sequence[Axis]) -> list[int] | None:
-    """PyTorch's order of several axes of one array: channels before spatial ones; None where nothing tells."""
+    """Returns PyTorch's order of several axes of one array, channels before spatial axes; None if not known."""
     sized = [axis for axis in axes if axis.size != 1]
     if len(sized) < 2 or not all(len(axis.marks) == 1 for axis in sized):
         return None
@@ -83,7 +83,7 @@ def channels_first_order(axes: Sequence[Axis]) -> list[int] | None:
 
 
 def _positions(sizes: Sequence[int], order: Sequence[int]) -> np.ndarray:
-    """`order` names the axes, in Flax's order, from PyTorch's slowest to its fastest."""
+    """Returns the positions for an `order` of Flax's axes, from PyTorch's slowest to its fastest."""
     torch_positions = np.arange(math.prod(sizes)).reshape([sizes[k] for k in order])
     return torch_positions.transpose(np.argsort(order, kind="stable")).reshape(-1)
 
@@ -103,7 +103,7 @@ def _concatenated_order(axis: Axis, inside: tuple[Axis, ...]) -> np.ndarray | No
 
 
 def _leaf_axes(axis: Axis) -> list[Axis]:
-    """The axes that this one consists of: parts of parts, but a channel axis is one even where groups are formed."""
+    """Returns the parts of parts of an axis. A channel axis is one part, even if it is split into groups."""
     axis = axis.find()
     if not axis.parts or (axis.marks and not axis.merged):
         return [axis]

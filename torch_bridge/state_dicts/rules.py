@@ -1,4 +1,4 @@
-"""How the axes of an operation's results come from those of its operands: a rule for each primitive of JAX."""
+"""Rules for the axes of an operation's results, given those of its operands: one for each primitive of JAX."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -11,7 +11,7 @@ AxisRule = Callable[[Any, list[AxisList]], list[AxisList]]
 
 
 def find_rule(name: str) -> AxisRule | None:
-    """The rule of a primitive; None for one that is not known, or is a call or a loop."""
+    """Returns the rule of a primitive; None for an unknown primitive, a call or a loop."""
     if name in RULES:
         return RULES[name]
     if name in ELEMENTWISE or name == "device_put":
@@ -30,7 +30,7 @@ def _shapes(equation: Any) -> list[tuple[int, ...]]:
 
 
 def unknown_axes(equation: Any, operands: list[AxisList]) -> list[AxisList]:
-    """Nothing is known of results but what they come of; nor of operands, which may have to match each other."""
+    """Returns result axes of which only the sources are known. Operands then depend on each other, too."""
     sources = [axis for axes in operands for axis in axes if axis.size != 1]
     reason = equation.primitive.name if sources else ""
     for axis in sources:
@@ -56,7 +56,7 @@ def _reduce(equation: Any, operands: list[AxisList]) -> list[AxisList]:
 
 
 def _changed_axes(axes: AxisList, shape: Sequence[int], touched: Sequence[bool], name: str) -> AxisList:
-    """What comes of axes that are changed in length or order, one by one."""
+    """Returns new axes where the length or order changes, and the old axes elsewhere."""
     return [
         Axis(size, sources=[axis], reason=name, role=axis.find().role, raw=axis.raw, last=axis.last) if touch else axis
         for axis, size, touch in zip(axes, shape, touched, strict=True)
@@ -80,7 +80,7 @@ def _rev(equation: Any, operands: list[AxisList]) -> list[AxisList]:
 
 
 def _scan_axis(equation: Any, operands: list[AxisList]) -> list[AxisList]:
-    """Cumulative sums and sorts: one axis each."""
+    """Returns the axes after a cumulative sum or a sort, which changes one axis."""
     along = equation.params["axis"] if "axis" in equation.params else equation.params["dimension"]
     touched = [k == along for k in range(len(operands[0]))]
     shapes = _shapes(equation)
@@ -161,7 +161,7 @@ def _dot_general(equation: Any, operands: list[AxisList]) -> list[AxisList]:
 
 
 def _convolution(equation: Any, operands: list[AxisList]) -> list[AxisList]:
-    """Channels and spatial axes are told by the dimension numbers; sizes of spatial axes change."""
+    """Returns the axes after a convolution, and marks channels and spatial axes by the dimension numbers."""
     numbers, (image, kernel) = equation.params["dimension_numbers"], operands
     batch, channels, *spatial = numbers.lhs_spec
     outgoing, incoming, *_ = numbers.rhs_spec
@@ -180,7 +180,7 @@ def _convolution(equation: Any, operands: list[AxisList]) -> list[AxisList]:
 
 
 def _gather(equation: Any, operands: list[AxisList]) -> list[AxisList]:
-    """Look-ups, as in an embedding: whole slices of the operand keep their axes, and so do the indices."""
+    """Returns the axes after a look-up, such as an embedding. Whole slices of the operand, and indices, keep theirs."""
     (shape,), (operand, indices) = _shapes(equation), operands
     numbers, sizes = equation.params["dimension_numbers"], equation.params["slice_sizes"]
     dropped = {*numbers.collapsed_slice_dims, *numbers.operand_batching_dims}
@@ -218,4 +218,4 @@ RULES: dict[str, AxisRule] = {
     "squeeze": _squeeze,
     "transpose": _transpose,
 }
-"""How the axes of results come from those of operands, by primitive."""
+"""Rules by the name of the primitive."""

@@ -1,4 +1,4 @@
-"""State dicts of M members into the arrays of a Flax module that was written by hand."""
+"""Stacking of the state dicts of M members into the arrays of a hand-written Flax module."""
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -39,35 +39,35 @@ def stack_state_dicts(
     names: Names = None,
     permutations: Permutations | None = None,
 ) -> tuple[Tree, Tree]:
-    """The stacked parameters and buffers of M PyTorch state dicts, for a Flax module that is their model's twin.
+    """Returns the stacked parameters and buffers of M PyTorch state dicts, for a Flax module that is their twin.
 
     Keys are matched with Flax's paths (`conv1.weight` with `conv1.kernel`, `bn.running_mean` with `bn.mean`), layouts
     are converted by type of layer (Linear, LinearGeneral, Conv, ConvTranspose, Embed, PReLU and the normalisations of
     `flax.nnx` and `flax.linen`), and arrays that are bare variables are matched by their own names. The rows of a
     Linear layer after a flatten are put in the order in which the Flax module flattens (`[H, W, C]`, where PyTorch has
     `[C, H, W]`), and so is everything else along such an axis; for this the module's call is traced. Options that are
-    no arrays (eps, momentum, strides) are the module's own, and nothing can be said of them.
+    no arrays (eps, momentum, strides) are the module's own, and are not checked.
 
     **Arguments:**
 
     - `state_dicts`: one for each member; PyTorch tensors or numpy arrays by key.
-    - `flax_module`: the twin. Its arrays are not read; only their names and shapes are. One of `flax.linen` is given
-      as `nnx.bridge.ToNNX(module, rngs=nnx.Rngs(0)).lazy_init(example_input)`.
-    - `example_input`: an input as the Flax module takes it, channels-last where it convolves; a tuple for several.
-      Only its shape and dtype are read, so a `jax.ShapeDtypeStruct` does as well.
-    - `names`: where the two name their layers differently: PyTorch's paths, or the beginnings of them, with Flax's:
-      `{"fc.0": "dense1"}`; the longest one counts. Or a function from PyTorch's key to such a name.
+    - `flax_module`: the twin. Only the names and shapes of its arrays are read. Give a module of `flax.linen` as
+      `nnx.bridge.ToNNX(module, rngs=nnx.Rngs(0)).lazy_init(example_input)`.
+    - `example_input`: an input of the Flax module, channels-last for convolutions; a tuple for several inputs. Only its
+      shape and dtype are read, so it may be a `jax.ShapeDtypeStruct`.
+    - `names`: a dict for layers with different names: PyTorch's paths, or beginnings of them, with Flax's:
+      `{"fc.0": "dense1"}`. The longest beginning counts. Or a function from PyTorch's key to the name in Flax.
     - `permutations`: for layers whose inputs are flattened in a way that cannot be traced, the sizes of the flattened
-      axes as the Flax module has them, channels last: `{"fc1": (7, 7, 64)}`; None where the order is PyTorch's.
-      For a normalisation, of the axis that it scales; for the name of any other array, of its last axis. What is stated
-      here counts before what is traced.
+      axes in the Flax module, channels last: `{"fc1": (7, 7, 64)}`; None where the order is PyTorch's. For a
+      normalisation, the sizes are of the axis that it scales; for the name of any other array, of its last axis. These
+      statements outrank the trace.
 
     **Returns:** `(params, buffers)`, nested dicts of `[M, ...]` arrays, nested as `jaxensemble.modules.state.split`
     nests those of the module, in the dtypes of the state dicts. `jaxensemble.functional_call` and `Ensemble` take them.
 
-    **Raises:** `MemberError` with every difference between the state dicts, `StateError` with everything that stays
-    unread or unfilled, has another shape, or whose order cannot be told; `InputError` for other arguments than these.
-    PyTorch's `num_batches_tracked` alone may stay unread, as Flax's BatchNorm has no place for it.
+    **Raises:** `MemberError` with every difference between the state dicts; `StateError` with all arrays that stay
+    unread or unfilled, have another shape, or have an unknown order; `InputError` for other arguments.
+    Only PyTorch's `num_batches_tracked` may stay unread, since Flax's BatchNorm has no place for it.
 
     >>> import torch
     >>> dicts = [torch.nn.Linear(3, 2).state_dict() for _ in range(5)]
@@ -82,7 +82,7 @@ def stack_state_dicts(
             "`flax_module` must be an nnx.Module; got one of flax.linen: give it as "
             "nnx.bridge.ToNNX(module, rngs=nnx.Rngs(0)).lazy_init(example_input)"
         )
-    state = split(flax_module)  # also refuses what is no module
+    state = split(flax_module)  # also refuses anything but a module
     inputs = example_input if isinstance(example_input, tuple) else (example_input,)
     axes, layers = trace_axes(flax_module, jax.tree_util.tree_map_with_path(_as_shape, inputs))
     slots = array_slots(flax_module, layers)
@@ -95,13 +95,16 @@ def stack_state_dicts(
 
 
 def _check_statements(permutations: Any, names: Any) -> None:
-    """**Raises:** `InputError` for what are neither names nor sizes of layers."""
+    """Checks the types of `permutations` and `names`.
+
+    **Raises:** `InputError` for other types.
+    """
     if not isinstance(permutations or {}, Mapping) or not all(
         sizes is None or (isinstance(sizes, Sequence) and all(isinstance(size, int) for size in sizes))
         for sizes in (permutations or {}).values()
     ):
         raise InputError(
-            f"`permutations` must be a dict of sizes by layer, as {{'fc1': (7, 7, 64)}}; got {permutations!r}"
+            f"`permutations` must be a dict of sizes by layer, such as {{'fc1': (7, 7, 64)}}; got {permutations!r}"
         )
     if names is not None and not callable(names) and not isinstance(names, Mapping):
         raise InputError(f"`names` must be a function, or a dict of names in Flax by names in PyTorch; got {names!r}")
@@ -115,7 +118,10 @@ def _as_shape(path: Any, leaf: Any) -> jax.ShapeDtypeStruct:
 
 
 def _check_members(state_dicts: Any) -> list[dict[str, Any]]:
-    """**Raises:** `InputError` for what are no state dicts, `MemberError` with every difference between them."""
+    """Checks that the state dicts are alike, and returns copies of the dicts.
+
+    **Raises:** `InputError` for anything but state dicts, `MemberError` with every difference between them.
+    """
     if isinstance(state_dicts, Mapping) or not isinstance(state_dicts, Sequence):
         raise InputError(
             f"`state_dicts` must be a sequence of state dicts; got one {type(state_dicts).__name__}. For a single "
@@ -159,7 +165,10 @@ def _description(value: Tensor | np.ndarray) -> str:
 
 
 def _pin_axes(axes: Mapping[str, Sequence[Axis]], slots: Mapping[str, ArraySlot], permutations: Permutations) -> None:
-    """Marks the axes whose order the user states. **Raises:** `InputError` listing the statements that do not fit."""
+    """Marks the axes whose order the user states.
+
+    **Raises:** `InputError` listing the statements that do not fit.
+    """
     problems = []
     for path, sizes in permutations.items():
         found = [slot for slot in slots.values() if path in (slot.place, slot.name)]
@@ -180,9 +189,9 @@ def _pin_axes(axes: Mapping[str, Sequence[Axis]], slots: Mapping[str, ArraySlot]
 
 
 def _input_axes(slot: ArraySlot, axes: Sequence[Axis], named: bool) -> list[Axis]:
-    """The inputs of a kernel, the features of a normalisation, the last axis of any array that is named itself.
+    """Returns the inputs of a kernel, the features of a normalisation, or the last axis of an array named itself.
 
-    A kernel's bias lies along its outputs, so that the name of the layer does not mean it.
+    The name of a layer does not mean its bias, which lies along the outputs of the kernel.
     """
     if slot.leaf == "kernel":
         return [axes[-2]]
@@ -196,7 +205,10 @@ def _find_placements(
     axes: Mapping[str, list[Axis]],
     names: Names,
 ) -> dict[str, tuple[str, Placement]]:
-    """PyTorch key to name and placement. **Raises:** `StateError` with all that does not fit."""
+    """Returns name and placement by PyTorch key.
+
+    **Raises:** `StateError` with everything that does not fit.
+    """
     unread, misfits, unclear = [], [], []
     filled: dict[str, str] = {}
     result: dict[str, tuple[str, Placement]] = {}
@@ -255,7 +267,10 @@ def _raise_unless_empty(name: str, groups: Sequence[tuple[str, Sequence[str], st
 def _stack_arrays(
     members: Sequence[Mapping[str, Any]], placements: Mapping[str, tuple[str, Placement]]
 ) -> dict[str, np.ndarray]:
-    """The stacked arrays by name. **Raises:** `StateError` where two keys disagree about one array."""
+    """Returns the stacked arrays by name.
+
+    **Raises:** `StateError` where two keys have different values for one array.
+    """
     arrays: dict[str, np.ndarray] = {}
     sources: dict[str, str] = {}
     conflicts = []

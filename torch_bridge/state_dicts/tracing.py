@@ -1,4 +1,4 @@
-"""Follows the axes of every value of a Flax module through its jaxpr, down to the axes of its arrays."""
+"""Tracing of the axes of all values in a Flax module, through its jaxpr to the axes of its arrays."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -16,11 +16,11 @@ from torch_bridge.state_dicts.rules import AxisList, AxisRule, find_rule, new_ax
 
 
 def trace_axes(module: nnx.Module, inputs: tuple[Any, ...]) -> tuple[dict[str, AxisList], dict[Path, linen.Module]]:
-    """The axes of every parameter and buffer, by dotted name, after one call in evaluation mode.
+    """Traces the axes of every parameter and buffer through one call in evaluation mode.
 
     `module` is neither changed nor run: its call is traced with the shapes and dtypes of `inputs`.
 
-    **Returns:** the axes, and the modules of `flax.linen` that were called, by the path that their arrays have.
+    **Returns:** the axes by dotted name, and the called modules of `flax.linen`, by the path of their arrays.
 
     **Raises:** `InputError` if the call fails.
     """
@@ -41,7 +41,7 @@ def trace_axes(module: nnx.Module, inputs: tuple[Any, ...]) -> tuple[dict[str, A
     leaves = [jax.ShapeDtypeStruct(jnp.shape(leaf), leaf.dtype) for leaf in initial.values()]
     try:
         program = jax.make_jaxpr(call)(leaves, inputs)
-    except Exception as error:  # whatever a user's call raises is told as one kind of error
+    except Exception as error:  # a user's call may raise anything
         bare = not initial and any(isinstance(layer, nnx.bridge.ToNNX) for _, layer in nnx.iter_modules(module))
         advice = "An nnx.bridge.ToNNX has arrays after .lazy_init(example_input)." if bare else _INPUT_ADVICE
         raise InputError(
@@ -57,16 +57,14 @@ def trace_axes(module: nnx.Module, inputs: tuple[Any, ...]) -> tuple[dict[str, A
     return own, layers
 
 
-_INPUT_ADVICE = (
-    "Pass an input as the Flax module takes it (channels-last, where it convolves); a tuple for several arguments."
-)
+_INPUT_ADVICE = "Pass an input of the Flax module (channels-last, for convolutions); a tuple for several arguments."
 
 
-_SEEN = "to_nnx__seen"  # ToNNX takes what has another beginning for an array
+_SEEN = "to_nnx__seen"  # ToNNX takes attributes with other beginnings for arrays
 
 
 class _Watched(nnx.bridge.ToNNX):
-    """A module of `flax.linen`, which tells of each of its modules that is called."""
+    """Module of `flax.linen` that records each of its modules when they are called."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         with linen.intercept_methods(getattr(self, _SEEN)):
@@ -74,7 +72,7 @@ class _Watched(nnx.bridge.ToNNX):
 
 
 def _watch_modules(module: Any, layers: dict[Path, linen.Module]) -> Any:
-    """The module, in which those of `flax.linen` note in `layers` what they call."""
+    """Changes a module so that modules of `flax.linen` in it record in `layers` which modules they call."""
     for path, layer in nnx.iter_modules(module):
         if type(layer) is nnx.bridge.ToNNX:
             above = tuple(map(str, path))
@@ -108,7 +106,7 @@ def _equation_rule(equation: Any) -> AxisRule:
 
 
 def _inner_program(params: Mapping[str, Any]) -> Any:
-    """The jaxpr of a call, which runs it once on its operands as they are; None for a primitive that is no call."""
+    """Returns the jaxpr of a call, which runs once on the unchanged operands; None for other primitives."""
     name = next((name for name in ("jaxpr", "call_jaxpr", "fun_jaxpr") if name in params), None)
     return None if name is None else params[name]
 
@@ -118,13 +116,13 @@ def _inline(equation: Any, operands: list[AxisList]) -> list[AxisList]:
     sizes = [tuple(axis.size for axis in axes) for axes in operands]
     if [getattr(variable.aval, "shape", None) for variable in jaxpr.invars] != sizes:
         for axis in (axis for axes in operands for axis in axes):
-            axis.find().opaque = equation.primitive.name  # whatever is done to it is not seen
+            axis.find().opaque = equation.primitive.name  # operations on it are not visible
         return unknown_axes(equation, operands)
     return _trace_program(jaxpr, operands)
 
 
 def _scan(equation: Any, operands: list[AxisList]) -> list[AxisList]:
-    """A loop: what is carried comes out as it goes in; what is scanned loses its first axis and gets it back."""
+    """Returns the axes after a loop. Carried values keep their axes; scanned values lose and regain the first."""
     constants, carried = scan_counts(equation)
     scanned = operands[constants + carried :]
     steps = scanned[0][0] if scanned else Axis(equation.params["length"])
@@ -156,4 +154,4 @@ def _unify_all(ours: Sequence[AxisList], theirs: Sequence[AxisList]) -> None:
 
 
 LOOPS: Mapping[str, AxisRule] = {"cond": _cond, "scan": _scan, "while": _while}
-"""Primitives that run jaxprs within, more or less often than once."""
+"""Rules of primitives that run inner jaxprs any number of times."""

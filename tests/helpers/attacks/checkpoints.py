@@ -188,10 +188,10 @@ def _attributes(path: Path, marker: Path) -> None:
 
 
 HOSTILE: dict[Callable[[Path, Path], None], str] = {
-    _pickled: r"would be to run code: (os|posix|nt)\.mkdir",
-    _legacy: r"would be to run code: (os|posix|nt)\.mkdir",
-    _bare_pickle: "is no checkpoint that can be read",
-    _whole_module: r"(?s)would be to run code: .*torch\.nn\.modules\.linear\.Linear.*save the weights alone",
+    _pickled: r"would run code: (os|posix|nt)\.mkdir",
+    _legacy: r"would run code: (os|posix|nt)\.mkdir",
+    _bare_pickle: "is not a readable checkpoint",
+    _whole_module: r"(?s)would run code: .*torch\.nn\.modules\.linear\.Linear.*save the weights alone",
     _torchscript: "is a TorchScript module, which is a program",
     _exported: r"is an exported program \(.pt2\)",
     _package: r"is a torch\.package archive",
@@ -199,14 +199,14 @@ HOSTILE: dict[Callable[[Path, Path], None], str] = {
     _twice: r"twice the same member \(m/data.pkl\)",
     _compressed: "compressed members",
     _outside: "paths to outside",
-    _nested: r"(?s)would be to run code: .*(os|posix|nt)\.mkdir",
-    _imported: r"(?s)would be to run code: .*importlib\.import_module.*operator\.methodcaller",
-    _subclass: r"would be to run code: tests\.helpers\.attacks\.checkpoints\.Stateful",
+    _nested: r"(?s)would run code: .*(os|posix|nt)\.mkdir",
+    _imported: r"(?s)would run code: .*importlib\.import_module.*operator\.methodcaller",
+    _subclass: r"would run code: tests\.helpers\.attacks\.checkpoints\.Stateful",
     _bomb: "compressed members",
     _overlapping: "members that overlap",
     _tar: "is a tar archive",
     _text: "is no checkpoint. It is text",
-    _hyperparameters: r"would be to run code: (os|posix|nt)\.mkdir\.",
+    _hyperparameters: r"would run code: (os|posix|nt)\.mkdir\.",
     _attributes: r"weight: \(2, 3\) values out of 4 bytes",
     _nothing: "is empty",
 }

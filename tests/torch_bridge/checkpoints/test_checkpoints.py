@@ -422,5 +422,5 @@ def test_damaged_files_are_refused_or_read(suffix: str, count: int, tmp_path: Pa
 def test_damaged_safetensors_are_told_with_the_reason(tmp_path: Path) -> None:
     path = tmp_path / "member.safetensors"
     path.write_bytes(struct.pack("<Q", 1 << 40) + b"{}")
-    with pytest.raises(InputError, match=r"is no safetensors file that can be read: .*[Hh]eader"):
+    with pytest.raises(InputError, match=r"is not a readable safetensors file: .*[Hh]eader"):
         read_state_dict(path)

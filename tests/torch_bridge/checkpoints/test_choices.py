@@ -248,7 +248,7 @@ def test_of_several_sets_of_weights_one_has_to_be_named(name: str, tmp_path: Pat
 
 
 def test_of_members_in_one_file_the_error_says_how_all_are_read(tmp_path: Path) -> None:
-    advice = "one call for each, and Ensemble.concatenate"
+    advice = "load each in a call of its own, and join them with Ensemble.concatenate"
     assert advice in str(refusal(lambda: read(saved(tmp_path, {f"member{k}": dict(RAW) for k in range(12)}))))
     assert advice not in str(refusal(lambda: read(saved(tmp_path, {"model": RAW, "ema": EMA}))))
 
@@ -527,7 +527,7 @@ def test_what_is_read_as_nothing_runs_nothing(tmp_path: Path) -> None:
     odd.__dict__["__class__"] = int
     path = saved(tmp_path, {"weights": RAW, "more": [within, odd]})
     assert same(read(path)[0], RAW) and not marker.exists()
-    with pytest.raises(InputError, match=r"would be to run code: (posix|nt|os)\.mkdir\."):
+    with pytest.raises(InputError, match=r"would run code: (posix|nt|os)\.mkdir\."):
         read(saved(tmp_path, {"weights": RAW, "args": argparse.Namespace(a=Payload(marker))}))
     assert not marker.exists()
 
@@ -592,7 +592,7 @@ def test_a_file_that_is_no_checkpoint_is_called_what_it_is(name: str, suffix: st
 
 def test_a_file_of_torch_save_by_the_other_name_is_told(tmp_path: Path) -> None:
     path = saved(tmp_path, RAW, "member.safetensors")
-    assert "a zip archive, as torch.save writes it, and no safetensors file: name it .pt" in str(
+    assert "a zip archive, which torch.save writes, not a safetensors file: name it .pt" in str(
         refusal(lambda: read(path))
     )
 
