@@ -129,7 +129,7 @@ def _is_zero(step: JaxprEqn) -> bool:
 
 
 def _without_dropout(workload: Workload) -> Workload:
-    """Returns the workload without dropout, whose random numbers mix rows but do not depend on other rows."""
+    """Returns the workload without dropout: its random numbers look like mixed rows, but rows are independent."""
     params, buffers, rngs, constants, _, _ = workload.one_member()
     module = merge(workload.call.graphdef, params, buffers, constants, rngs)
     for _, layer in nnx.iter_modules(module):

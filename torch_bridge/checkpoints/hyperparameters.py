@@ -96,7 +96,7 @@ def allow_stand_ins() -> Iterator[None]:
 
     Classes that were allowed before stay allowed. Those in the list are read as empty objects within the block, and
     are allowed again afterwards. PyTorch has one list of allowed classes for all threads. Files with such objects that
-    another thread loads meanwhile are refused there, unless they only name a class: it is one of our stand-ins.
+    another thread loads meanwhile are refused there, unless they only name a class; it is then a stand-in.
 
     >>> import argparse, tempfile
     >>> with tempfile.NamedTemporaryFile() as file:
