@@ -22,7 +22,7 @@ import jaxensemble
 import torch_bridge
 from jaxensemble import Ensemble, TrainState
 from torch_bridge.demo import DigitCNN, digits
-from torch_bridge.report import table
+from torch_bridge.report import draw_table
 
 MEMBERS, BATCH, RATE = 10, 64, 2e-3
 
@@ -106,7 +106,7 @@ def main(
     )  # fmt: skip
     columns["then jaxensemble"] = measured(ported.ensemble, *test)
     rows = [(name, *(f"{column[name]:.4f}" for column in columns.values())) for name in columns["untrained"]]
-    print(table(f"{MEMBERS} x DigitCNN, {epochs} epochs, {len(test[1])} test images", ("", *columns), rows))
+    print(draw_table(f"{MEMBERS} x DigitCNN, {epochs} epochs, {len(test[1])} test images", ("", *columns), rows))
     print(f"validation accuracy of members, by epoch: {np.round(history.validation['accuracy'].mean(1), 3).tolist()}")
     slow, fast = statistics.median(theirs[1:]), statistics.median(ours[1:])
     print(f"an epoch: PyTorch's loop {slow:.2f} s, jaxensemble {fast:.2f} s, {slow / fast:.1f} times as fast")

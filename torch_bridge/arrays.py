@@ -24,7 +24,7 @@ def to_numpy(tensor: Tensor, what: str = "the tensor") -> np.ndarray:
 
     **Raises:** `InputError` for tensors without plain values: uninitialised, meta, sparse, quantised, nested ones.
     """
-    if kind := odd_kind(tensor):
+    if kind := unsupported_kind(tensor):
         raise InputError(f"{what} must be a plain dense tensor; got {kind}")
     tensor = tensor.detach().cpu().resolve_conj().resolve_neg()
     if tensor.dtype in _BITS:
@@ -32,7 +32,7 @@ def to_numpy(tensor: Tensor, what: str = "the tensor") -> np.ndarray:
     return tensor.numpy()
 
 
-def odd_kind(tensor: Tensor) -> str | None:
+def unsupported_kind(tensor: Tensor) -> str | None:
     """Returns what is wrong with a tensor that has no plain values, or None."""
     if isinstance(tensor, UninitializedParameter | UninitializedBuffer):
         return "an uninitialised one: run the model once, so that its lazy modules take shape"
@@ -68,7 +68,7 @@ def jax_dtype(dtype: np.dtype, what: str) -> np.dtype:
     return np.dtype(NARROW.get(dtype.name, dtype))
 
 
-def checked_cast(array: np.ndarray, dtype: np.dtype, what: str) -> np.ndarray:
+def cast_exactly(array: np.ndarray, dtype: np.dtype, what: str) -> np.ndarray:
     """Returns the array in a different integer dtype.
 
     **Raises:** `InputError` if a value does not fit. No value ever wraps.

@@ -16,7 +16,7 @@ import jaxensemble
 from torch_bridge import parity
 from torch_bridge.parity import reference
 from torch_bridge.porting.port import to_ensemble
-from torch_bridge.report import table
+from torch_bridge.report import draw_table
 from torch_bridge.timing import side_by_side
 
 MEMBERS = 10
@@ -177,7 +177,7 @@ def accuracy(ensemble: jaxensemble.Ensemble, data: tuple[Tensor, Tensor], consol
         ),
     ]
     console.print(
-        table(f"{len(labels)} test images, {(~right).sum()} answered wrongly by the ensemble", ("", ""), rows)
+        draw_table(f"{len(labels)} test images, {(~right).sum()} answered wrongly by the ensemble", ("", ""), rows)
     )
     return result
 
@@ -251,7 +251,7 @@ def timing(
         best = min(timed["torch loop"].median, timed["torch.func.vmap"].median)
         rows = [(variant, f"{t.median:.2f} ms", f"{best / t.median:.2f}") for variant, t in timed.items()]
         title = f"{MEMBERS} x {name}, one minibatch of 64 (one process, {torch.get_num_threads()} torch threads)"
-        console.print("\n" + table(title, ("", "median", "best eager torch / this"), rows))
+        console.print("\n" + draw_table(title, ("", "median", "best eager torch / this"), rows))
         results[name] = {variant: t.median for variant, t in timed.items()}
     return results
 

@@ -18,7 +18,7 @@ from jaxensemble.files.durable import write_file
 from jaxensemble.running.device import cores, processor
 
 
-def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], *, width: int = 110) -> str:
+def draw_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], *, width: int = 110) -> str:
     """Returns a table as plain text."""
     drawn = Table(title=title, title_justify="left", show_edge=False, pad_edge=False)
     for k, column in enumerate(columns):

@@ -20,7 +20,7 @@ from benchmarks.results import RESULTS
 from jaxensemble.programs.cpu.convolutions import FORMS, convolution
 from jaxensemble.programs.rewrite import rewritten
 from jaxensemble.running.members import ON_CPUS
-from torch_bridge.report import environment, save_json, table
+from torch_bridge.report import draw_table, environment, save_json
 
 MEMBERS = 4
 # side, window, channels, features, stride, groups
@@ -107,7 +107,9 @@ def main(rows: int = 16, rounds: int = 9) -> None:
         (", ".join(map(str, row["layer"])), *(f"{row['gflops'][c]:.3g}" if c in row["gflops"] else "" for c in columns))
         for row in found
     ]
-    print(table("GFLOP/s: side, window, channels, features, stride, groups", ("layer", *columns), lines, width=200))
+    print(
+        draw_table("GFLOP/s: side, window, channels, features, stride, groups", ("layer", *columns), lines, width=200)
+    )
     path = RESULTS / f"lowering-{jax.default_backend()}.json"
     save_json(path, {"environment": environment(), "members": MEMBERS, "rows": rows, "layers": found})
 

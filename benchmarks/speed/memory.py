@@ -21,7 +21,7 @@ from jaxensemble import Plan, TrainState
 from jaxensemble.training.data import as_data
 from jaxensemble.training.planning import make_step
 from jaxensemble.training.step import run_step
-from torch_bridge.report import environment, save_json, table
+from torch_bridge.report import draw_table, environment, save_json
 
 NETWORKS = ("mlp", "digits")
 ROWS = 64
@@ -78,7 +78,7 @@ def main() -> None:
     platform, here = jax.default_backend(), environment()
     here |= {"device": platform, "threads": here["cores"]}
     save_json(RESULTS / f"memory-{platform}.json", {"environment": here, "rows": rows})
-    print(table("Memory of a training step", tuple(rows[0]), [tuple(map(str, row.values())) for row in rows]))
+    print(draw_table("Memory of a training step", tuple(rows[0]), [tuple(map(str, row.values())) for row in rows]))
 
 
 if __name__ == "__main__":

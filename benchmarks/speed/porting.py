@@ -17,7 +17,7 @@ import typer
 import torch_bridge
 from benchmarks.results import RESULTS
 from benchmarks.zoo import networks
-from torch_bridge.report import environment, save_json, table
+from torch_bridge.report import draw_table, environment, save_json
 
 CASES = (
     ("resnet18", 2),
@@ -63,7 +63,7 @@ def main(one: str = typer.Option("", hidden=True), members: int = typer.Option(2
         rows.append(json.loads(done.stdout.splitlines()[-1]))
         print(rows[-1], file=sys.stderr)
     save_json(RESULTS / "porting-cpu.json", {"environment": environment(), "rows": rows})
-    print(table("Porting", tuple(rows[0]), [tuple(map(str, row.values())) for row in rows]))
+    print(draw_table("Porting", tuple(rows[0]), [tuple(map(str, row.values())) for row in rows]))
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ import typer
 from benchmarks.results import RESULTS
 from jaxensemble.programs.rewrite import rewritten
 from jaxensemble.running.members import ON_CPUS
-from torch_bridge.report import environment, save_json, table
+from torch_bridge.report import draw_table, environment, save_json
 
 ROWS = 64
 FEATURES = 256
@@ -110,7 +110,7 @@ def main(rounds: int = 61) -> None:
 def _table(title: str, first: str, rows: list[tuple[Any, dict[str, float]]]) -> str:
     columns = list(rows[0][1])
     lines = [(str(name), *(f"{found[column]:.3g}" for column in columns)) for name, found in rows]
-    return table(title, (first, *columns), lines)
+    return draw_table(title, (first, *columns), lines)
 
 
 if __name__ == "__main__":

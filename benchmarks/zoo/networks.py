@@ -12,7 +12,7 @@ from torch import nn
 from benchmarks.results import ROOT
 from benchmarks.zoo import families
 from torch_bridge.graph.examples import Arguments
-from torch_bridge.members.constant_weights import perturb
+from torch_bridge.members.constant_weights import randomise_constants
 
 ADDED = ROOT / "build" / "zoo"
 """Where `make zoo` installs libraries that have no build for plain CPU torch."""
@@ -50,7 +50,7 @@ def model_of(library: str, name: str) -> nn.Module:
 
 def varied(model: nn.Module, members: int) -> list[nn.Module]:
     """Returns members in evaluation mode, all of whose weights differ; the first is the model itself."""
-    perturb(model.eval(), seed=0)
+    randomise_constants(model.eval(), seed=0)
     return [model, *(_varied(model, seed) for seed in range(1, members))]
 
 

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from jaxensemble.errors import InputError, first_line
 from jaxensemble.network.sources import Selection
-from torch_bridge.arrays import odd_kind
+from torch_bridge.arrays import unsupported_kind
 from torch_bridge.checkpoints import hyperparameters
 from torch_bridge.checkpoints.choice import Choice
 from torch_bridge.checkpoints.expected import Expected
@@ -245,7 +245,7 @@ def _check_plain(state: Mapping[str, Tensor], path: Path) -> None:
 
     **Raises:** `InputError` naming every other tensor.
     """
-    odd = {key: odd_kind(value) for key, value in state.items()}
+    odd = {key: unsupported_kind(value) for key, value in state.items()}
     odd |= {
         key: f"a tensor of class {type(value).__name__}"
         for key, value in state.items()

@@ -21,7 +21,7 @@ from torch_bridge.graph.examples import Arguments, BatchAxis
 from torch_bridge.graph.modes.switch import PortedMode, ported_mode, warn_of_training
 from torch_bridge.graph.sizes.open_axes import Dynamic, OpenAxes
 from torch_bridge.lowering.convert import convert
-from torch_bridge.members.finite import check_rows, nonfinite_values
+from torch_bridge.members.finite import check_no_rows, nonfinite_values
 from torch_bridge.members.stack import Stack, warn_of_equal_members
 from torch_bridge.members.tensors import tensors_of
 from torch_bridge.parity.result import proof_of
@@ -164,7 +164,7 @@ def _fill_stack(
         stack.put(k, {**unsaved, **tensors})
         sources.append(Source(file.name, digest, taken))
         del tensors
-    check_rows(bad)
+    check_no_rows(bad)
     warn_of_equal_members(stack, [checkpoints.named(k) for k in range(len(checkpoints))])
     return tuple(sources)
 

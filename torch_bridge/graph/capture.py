@@ -69,10 +69,12 @@ def capture(
         skip_mask_inspection(),
         fix_lstm_states(),
     ):
-        evaluation, reads = _repeatable(model, example, operations, training=False)
+        evaluation, reads = _export_checked(model, example, operations, training=False)
         example = example._replace(limits=evaluation.graph_module.meta[LIMITS])
         asked = reads or any(map(has_hidden_mode, model.modules()))  # otherwise training gives the same program
-        training = evaluation_only or (_training(model, evaluation, example, operations) if asked else evaluation)
+        training = evaluation_only or (
+            _export_training(model, evaluation, example, operations) if asked else evaluation
+        )
         if isinstance(training, ExportedProgram):
             example = example._replace(limits=training.graph_module.meta[LIMITS])
         left = (
@@ -89,12 +91,12 @@ def capture(
                 as_it_is, _ = export(model, example, operations, training=None)
                 check_owners(model, evaluation, as_it_is, modes)
             add_dropout(modes)
-            graph = _to_graph(model, _functional(model, evaluation, operations, modes), names, returned, example)
+            graph = _to_graph(model, _make_functional(model, evaluation, operations, modes), names, returned, example)
             return dataclasses.replace(graph, unchanged_counters=left)
         if isinstance(training, str):
-            evaluation, found = _functional(model, evaluation, operations), training
+            evaluation, found = _make_functional(model, evaluation, operations), training
         else:
-            evaluation, found = _merged(model, evaluation, training, reads, operations)
+            evaluation, found = _merge(model, evaluation, training, reads, operations)
     graph = _to_graph(model, evaluation, names, returned, example)
     if isinstance(found, str):
         return dataclasses.replace(graph, evaluation_only=found)
@@ -109,7 +111,7 @@ def capture(
     )
 
 
-def _repeatable(
+def _export_checked(
     model: nn.Module, example: Example, operations: Operations, *, training: bool
 ) -> tuple[ExportedProgram, list[nn.Module]]:
     """Exports a forward as `export` does, and checks that a second call would compute the same.
@@ -133,12 +135,12 @@ def _repeatable(
     return program, reads
 
 
-def _training(
+def _export_training(
     model: nn.Module, evaluation: ExportedProgram, example: Example, operations: Operations
 ) -> ExportedProgram | str:
     """Returns the program of training mode, or why there is none."""
     try:
-        program, _ = _repeatable(model, example, operations, training=True)
+        program, _ = _export_checked(model, example, operations, training=True)
     except UnsupportedError as error:
         return first_line(error)
     if evaluation.graph_module.meta[RETURNED] != program.graph_module.meta[RETURNED]:
@@ -146,7 +148,7 @@ def _training(
     return program
 
 
-def _merged(
+def _merge(
     model: nn.Module,
     evaluation: ExportedProgram,
     training: ExportedProgram,
@@ -166,7 +168,7 @@ def _merged(
         return evaluation, first_line(error)
 
 
-def _functional(
+def _make_functional(
     model: nn.Module, program: ExportedProgram, operations: Operations, modes: Modes | None = None
 ) -> ExportedProgram:
     """Returns the program without side effects, with stand-ins for operations that have a mode."""
@@ -203,7 +205,7 @@ def _to_graph(
     nodes = {node.name: node for node in program.graph.nodes}
     in_spec = program.call_spec.in_spec
     assert in_spec is not None  # torch.export always sets it
-    given = [_input(spec.arg) for spec in signature.input_specs if spec.kind.name == "USER_INPUT"]
+    given = [_input_tree(spec.arg) for spec in signature.input_specs if spec.kind.name == "USER_INPUT"]
     inputs = Arguments(*pytree.tree_unflatten(given, in_spec))
     (results,) = nodes["output"].args
     user = [
@@ -224,7 +226,7 @@ def _to_graph(
     )
 
 
-def _input(argument: Any) -> ReferenceTree:
+def _input_tree(argument: Any) -> ReferenceTree:
     """Returns a reference to a placeholder, or the constant that is fixed instead of it."""
     if not isinstance(argument, ConstantArgument):
         return Ref(argument.name)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from jaxensemble.errors import InputError
 from jaxensemble.network.arguments import ENSEMBLE_ARGUMENTS
-from torch_bridge.arrays import odd_kind
+from torch_bridge.arrays import unsupported_kind
 from torch_bridge.compat import pytree
 
 BatchAxis = int | None | tuple[int | None, ...]
@@ -57,7 +57,9 @@ class Arguments(NamedTuple):
         ]
         others = [f"{type(leaf).__name__} in {place}" for leaf, place in strangers]
         others += [
-            kind for leaf in pytree.tree_leaves(arguments) if isinstance(leaf, Tensor) and (kind := odd_kind(leaf))
+            kind
+            for leaf in pytree.tree_leaves(arguments)
+            if isinstance(leaf, Tensor) and (kind := unsupported_kind(leaf))
         ]
         if others:
             raise InputError(

@@ -42,7 +42,7 @@ def export(
     Caches of functions are empty before and after it: the exporter's tensors have no values.
     """
     with isolate_function_caches():
-        return _exported(model, example, operations, training=training)
+        return _export_narrowing(model, example, operations, training=training)
 
 
 RETURNED = "torch_bridge: the tree that the outputs stand in"
@@ -53,7 +53,7 @@ LIMITS = "torch_bridge: what open sizes may be"
 """The key of the limits of open sizes in an exported graph's `meta`."""
 
 
-def _exported(
+def _export_narrowing(
     model: nn.Module,
     example: Example,
     operations: Operations,
@@ -73,10 +73,12 @@ def _exported(
         watch_foreign_draws(model) as drawn,
     ):
         try:
-            program, read, derived = _program(model, example, operations)
+            program, read, derived = _export_program(model, example, operations)
             narrower = decided.named_limits(example)
             if narrower != limits:
-                return _exported(model, example._replace(limits=narrower), operations, training=training, widest=widest)
+                return _export_narrowing(
+                    model, example._replace(limits=narrower), operations, training=training, widest=widest
+                )
         except FixedSize as fixed:
             raise fixed_size_error(model, fixed.name, fixed.place) from fixed
         except UnsupportedError:
@@ -89,7 +91,9 @@ def _exported(
                     error, model, inputs, operations.refusals, training=bool(training), fixed=(fixed.name, fixed.place)
                 ) from error
             if narrower != limits:
-                return _exported(model, example._replace(limits=narrower), operations, training=training, widest=widest)
+                return _export_narrowing(
+                    model, example._replace(limits=narrower), operations, training=training, widest=widest
+                )
             raise explain_error(error, model, inputs, operations.refusals, training=bool(training)) from error
         if drawn:
             raise UnsupportedError(
@@ -103,13 +107,13 @@ def _exported(
                 "ported network takes the same way for all batch sizes. Write it without this decision, or pass "
                 "batch_axis=None to port it for the size of the example."
             )
-        program.graph_module.meta[LIMITS] = _with_ends(model, program, example, widest, decided)
+        program.graph_module.meta[LIMITS] = _correct_ends(model, program, example, widest, decided)
     inline_regions(program.graph_module)
     mark_counters(model, program)
     return program, read
 
 
-def _with_ends(
+def _correct_ends(
     model: nn.Module, program: ExportedProgram, example: Example, widest: Limits, decided: Decisions
 ) -> Limits:
     """Returns the limits of sizes, corrected at their ends: the program may be wrong at the least or right above."""
@@ -124,7 +128,7 @@ def _with_ends(
     return {**example.limits, **limit_to_tables(program, found, example.sizes, decided.value)}
 
 
-def _program(
+def _export_program(
     model: nn.Module, example: Example, operations: Operations, derivatives: bool = False
 ) -> tuple[ExportedProgram, list[nn.Module], bool]:
     """Returns the exported program, the modules whose mode was read, and whether the forward takes derivatives.
@@ -133,22 +137,22 @@ def _program(
     """
     taken = Derivatives()
     try:
-        with _tracing(model, example.inputs) as returned, watch_mode_reads() as read:
+        with _prepare_tracing(model, example.inputs) as returned, watch_mode_reads() as read:
             with write_out_derivatives(model, example, operations) if derivatives else taken:
                 shapes = example.shapes().by_parameter(model)
                 program = torch.export.export(model, *example.inputs, dynamic_shapes=shapes, strict=False)
     except Exception as error:
-        if derivatives or not taken.stopped(error):
+        if derivatives or not taken.caused(error):
             raise
     else:
-        if derivatives or not taken.left(program.graph):
+        if derivatives or not taken.is_part_of(program.graph):
             program.graph_module.meta[RETURNED] = returned[0]  # a forward that is written out returns tensors only
             return program, read, derivatives
-    return _program(model, example, operations, derivatives=True)
+    return _export_program(model, example, operations, derivatives=True)
 
 
 @contextlib.contextmanager
-def _tracing(model: nn.Module, inputs: Arguments) -> Iterator[list[ReferenceTree]]:
+def _prepare_tracing(model: nn.Module, inputs: Arguments) -> Iterator[list[ReferenceTree]]:
     """Prepares PyTorch and the model for the exporter. Yields a list of the trees of the model's outputs."""
     with (
         silence_torch(),
@@ -169,7 +173,7 @@ def _is_right_for(
     """Returns whether the program is right for these sizes; None if the forward refuses them."""
     inputs = example.resized(sizes)
     try:
-        with _tracing(model, inputs):
+        with _prepare_tracing(model, inputs):
             of_one = torch.export.export(model, *inputs, strict=False)
             return has_same_steps(
                 program, of_one, lambda expression: decided.value(expression, example.sizes | dict(sizes))

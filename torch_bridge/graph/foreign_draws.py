@@ -10,11 +10,11 @@ from torch import nn
 
 _GENERATORS: dict[str, Callable[[], Any]] = {
     "Python's `random`": random.getstate,
-    "numpy's `np.random`": lambda: [*_plain(np.random.get_state())],
+    "numpy's `np.random`": lambda: [*_comparable_parts(np.random.get_state())],
 }
 
 
-def _plain(state: Any) -> Iterator[Any]:
+def _comparable_parts(state: Any) -> Iterator[Any]:
     for part in state:
         yield part.tobytes() if isinstance(part, np.ndarray) else part
 

@@ -33,7 +33,7 @@ def remove_memory_formats(*programs: ExportedProgram) -> bool:
 
 
 def _remove_formats(module: fx.GraphModule) -> bool:
-    unwritten = _unwritten(module.graph)
+    unwritten = _unwritten_nodes(module.graph)
     removed = False
     for node in unwritten:
         if node.target == _ATEN.view.default:
@@ -51,7 +51,7 @@ def _is_output(node: fx.Node) -> bool:
     return any(user.op == "output" for user in node.users)
 
 
-def _unwritten(graph: fx.Graph) -> list[fx.Node]:
+def _unwritten_nodes(graph: fx.Graph) -> list[fx.Node]:
     """Returns the nodes whose memory no node writes into. Nodes outside `OWN_MEMORY` may share that of their inputs."""
     parents: dict[fx.Node, fx.Node] = {}
 
@@ -90,13 +90,13 @@ def write_out_of_place(module: fx.GraphModule) -> None:
             isinstance(operand, fx.Node)
             and operand.target in own_memory | set(_OUT_OF_PLACE.values())
             and list(operand.users) == [node]
-            and all(_alike(other, node) for other in node.all_input_nodes)
+            and all(_has_same_type(other, node) for other in node.all_input_nodes)
         ):
             node.target = _OUT_OF_PLACE[node.target]
     module.recompile()
 
 
-def _alike(node: fx.Node, other: fx.Node) -> bool:
+def _has_same_type(node: fx.Node, other: fx.Node) -> bool:
     """Returns whether two results have one shape and dtype, so that nothing is broadcast or promoted."""
     a, b = node.meta["val"], other.meta["val"]
     if not (isinstance(a, Tensor) and isinstance(b, Tensor)):

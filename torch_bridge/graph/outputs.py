@@ -85,14 +85,14 @@ def record_of(value: Any) -> tuple[RecordKind, dict[str, Any]] | None:
     names = [field.name for field in dataclasses.fields(value)] if is_dataclass else []
     if isinstance(value, dict):
         keys = list(value)
-        has_attributes = bool(keys) and all(isinstance(key, str) and _has(value, key) for key in keys)
+        has_attributes = bool(keys) and all(isinstance(key, str) and _is_attribute(value, key) for key in keys)
         if is_dataclass or (type(value) is not dict and has_attributes):
             return "mapping", {name: value.get(name) for name in dict.fromkeys([*names, *keys])}
         return None
     return ("dataclass", {name: getattr(value, name) for name in names}) if is_dataclass else None
 
 
-def _has(value: Mapping[str, Any], key: str) -> bool:
+def _is_attribute(value: Mapping[str, Any], key: str) -> bool:
     return getattr(value, key, None) is value[key]
 
 

@@ -9,7 +9,7 @@ from torch import nn
 
 from jaxensemble.errors import InputError, UnsupportedError
 from jaxensemble.network.weight_map import INPUT_LAYOUTS
-from torch_bridge.arrays import checked_cast, jax_dtype, to_numpy
+from torch_bridge.arrays import cast_exactly, jax_dtype, to_numpy
 from torch_bridge.graph.caches.tensors import keep_caches_empty
 from torch_bridge.graph.capture import capture
 from torch_bridge.graph.examples import Arguments
@@ -72,6 +72,6 @@ def constant_arrays(lowered: Lowered) -> dict[str, jax.Array]:
     for path, tensor in lowered.constants.items():
         array = to_numpy(tensor)
         result[path] = jnp.array(
-            checked_cast(array, jax_dtype(array.dtype, f"constant `{path}`"), f"constant `{path}`")
+            cast_exactly(array, jax_dtype(array.dtype, f"constant `{path}`"), f"constant `{path}`")
         )
     return result

@@ -16,7 +16,7 @@ from jaxensemble.errors import UnsupportedError
 from torch_bridge.compat import TorchDispatchMode, pytree
 from torch_bridge.graph.examples import Arguments
 from torch_bridge.graph.nodes import source_line
-from torch_bridge.members.constant_weights import perturb
+from torch_bridge.members.constant_weights import randomise_constants
 
 _ATEN = torch.ops.aten
 _VECTORS: dict[Any, tuple[int, ...]] = {
@@ -37,7 +37,7 @@ def check_signs(model: nn.Module, graph: fx.Graph, inputs: Arguments) -> None:
     if not found:
         return
     model = copy.deepcopy(model).eval()
-    perturb(model, seed=0)  # a last layer of zeros would hide all layers before it
+    randomise_constants(model, seed=0)  # a last layer of zeros would hide all layers before it
     first, second = (_outputs(model, inputs, seed) for seed in (0, 1))
     if not all(map(_is_close, first, second)):
         where = "; ".join(dict.fromkeys(filter(None, map(source_line, found))))

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch_bridge.members.finite import has_fractions
 
 
-def perturb(model: nn.Module, seed: int) -> bool:
+def randomise_constants(model: nn.Module, seed: int) -> bool:
     """Replaces constant parameters and buffers by random values, in place. Returns whether there were any.
 
     Zeros and ones hide errors: a last layer of zeros proves nothing about the layers before it, and neither does a

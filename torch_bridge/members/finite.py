@@ -12,7 +12,7 @@ def check_finite(members: Sequence[nn.Module]) -> None:
 
     **Raises:** `InputError` with all tensors that are not.
     """
-    check_rows(f"  member {k}, {row}" for k, member in enumerate(members) for row in _nonfinite_weights(member))
+    check_no_rows(f"  member {k}, {row}" for k, member in enumerate(members) for row in _nonfinite_weights(member))
 
 
 def _nonfinite_weights(model: nn.Module) -> Iterator[str]:
@@ -37,7 +37,7 @@ def has_fractions(tensor: Tensor) -> bool:
     return tensor.is_floating_point() or tensor.is_complex()
 
 
-def check_rows(rows: Iterable[str]) -> None:
+def check_no_rows(rows: Iterable[str]) -> None:
     """Checks that there are no rows of tensors that are not finite.
 
     **Raises:** `InputError` with all rows.

@@ -31,7 +31,7 @@ class Difference:
     ours: str
 
 
-def as_members(models: Any) -> list[nn.Module]:
+def list_members(models: Any) -> list[nn.Module]:
     """Returns the models as a list.
 
     **Raises:** `InputError` if there are none, or if one is not a module.
@@ -40,7 +40,7 @@ def as_members(models: Any) -> list[nn.Module]:
         raise InputError(f"`models` must be a sequence of modules; got one {type(models).__name__}. Pass [model].")
     if not isinstance(models, Iterable) or isinstance(models, str | Mapping):
         raise InputError(f"`models` must be a sequence of modules; got {type(models).__name__}.")
-    members = [_uncompiled(model) for model in models]
+    members = [_unwrap_compiled(model) for model in models]
     if not members:
         raise InputError("`models` must hold at least one module; got none.")
     strangers = [
@@ -57,7 +57,7 @@ def as_members(models: Any) -> list[nn.Module]:
     return members
 
 
-def _uncompiled(model: Any) -> Any:
+def _unwrap_compiled(model: Any) -> Any:
     """Returns the module behind `torch.compile`. Its class is known by name: importing it takes longer than porting."""
     return model._orig_mod if type(model).__qualname__ == "OptimizedModule" else model
 
@@ -74,7 +74,7 @@ def check_members(members: Sequence[nn.Module], *, rates_may_differ: bool = Fals
     """
     found: dict[Difference, list[int]] = defaultdict(list)
     for k, member in enumerate(members[1:], 1):
-        for difference in differences(members[0], member):
+        for difference in find_differences(members[0], member):
             found[difference].append(k)
     evaluating = not any(module.training for member in members for module in member.modules())
     if rates_may_differ and evaluating and all(_is_rate(members[0], difference) for difference in found):
@@ -87,7 +87,7 @@ def check_members(members: Sequence[nn.Module], *, rates_may_differ: bool = Fals
     if found:
         raise MemberError(
             f"the {len(members)} members must differ in the values of their tensors only, or they are no one network:\n"
-            + "\n".join(_row(difference, _listed(which)) for difference, which in found.items())
+            + "\n".join(_row(difference, _list_numbers(which)) for difference, which in found.items())
             + ("\n" + (_MODES if modes else "Port them as separate ensembles, or build them alike.")),
             details="\n".join(_row(difference, _numbers(which)) for difference, which in found.items()),
         )
@@ -96,7 +96,7 @@ def check_members(members: Sequence[nn.Module], *, rates_may_differ: bool = Fals
 _DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
 
 
-def rates_of(model: nn.Module) -> tuple[float, ...]:
+def dropout_rates(model: nn.Module) -> tuple[float, ...]:
     """Returns the rates of all layers of dropout, in order."""
     return tuple(module.p for module in model.modules() if isinstance(module, _DROPOUTS))
 
@@ -112,7 +112,7 @@ def _row(difference: Difference, members: str) -> str:
     return f"  {difference.where}: {difference.theirs} in {members}, {difference.ours} in member 0"
 
 
-def _listed(members: Sequence[int]) -> str:
+def _list_numbers(members: Sequence[int]) -> str:
     return _numbers(members[:10]) + (f" and {len(members) - 10} more" if len(members) > 10 else "")
 
 
@@ -120,7 +120,7 @@ def _numbers(members: Sequence[int]) -> str:
     return f"member{'s' if len(members) > 1 else ''} {', '.join(map(str, members))}"
 
 
-def differences(first: nn.Module, other: nn.Module) -> Iterator[Difference]:
+def find_differences(first: nn.Module, other: nn.Module) -> Iterator[Difference]:
     """Yields every difference of the network `other` from `first`."""
     ours = dict(first.named_modules(remove_duplicate=False))
     theirs = dict(other.named_modules(remove_duplicate=False))
@@ -164,7 +164,7 @@ def _module_differences(path: str, first: nn.Module, other: nn.Module) -> Iterat
     ours, theirs = _attributes(first), _attributes(other)
     for name in dict.fromkeys((*ours, *theirs)):
         a, b = ours.get(name, _NOTHING), theirs.get(name, _NOTHING)
-        if not same(a, b, {}):
+        if not has_same_effect(a, b, {}):
             yield _difference(path, name, b, a)
 
 
@@ -183,12 +183,12 @@ def _attributes(module: nn.Module) -> dict[str, Any]:
 
 def _tensor_differences(path: str, first: Mapping[str, Any], other: Mapping[str, Any]) -> Iterator[Difference]:
     for name in dict.fromkeys((*first, *other)):
-        a, b = _described(first.get(name, _NOTHING)), _described(other.get(name, _NOTHING))
+        a, b = _describe_tensor(first.get(name, _NOTHING)), _describe_tensor(other.get(name, _NOTHING))
         if a != b:
             yield Difference(f"{path}.{name}" if path else name, b, a)
 
 
-def _described(tensor: Any) -> str:
+def _describe_tensor(tensor: Any) -> str:
     """Returns the properties of a tensor that have to be equal."""
     if not isinstance(tensor, Tensor):
         return repr(tensor)
@@ -228,7 +228,7 @@ def _name(module: nn.Module | None) -> str:
     return "nothing" if module is None else f"{_class(module).__module__}.{_class(module).__qualname__}"
 
 
-def same(a: Any, b: Any, seen: dict[tuple[int, int], bool]) -> bool:
+def has_same_effect(a: Any, b: Any, seen: dict[tuple[int, int], bool]) -> bool:
     """Returns whether two attributes are equal for a forward: by value, or by code for functions."""
     if a is b:
         return True
@@ -253,22 +253,24 @@ def _same(a: Any, b: Any, seen: dict[tuple[int, int], bool]) -> bool:
             return a == b or (a != a and b != b)
         case types.FunctionType():
             return a.__code__ == b.__code__ and all(
-                same(getattr(a, part), getattr(b, part), seen)
+                has_same_effect(getattr(a, part), getattr(b, part), seen)
                 for part in ("__defaults__", "__kwdefaults__", "__closure__")
             )
         case types.MethodType():
-            return same(a.__func__, b.__func__, seen) and same(a.__self__, b.__self__, seen)
+            return has_same_effect(a.__func__, b.__func__, seen) and has_same_effect(a.__self__, b.__self__, seen)
         case types.CellType():
-            return same(a.cell_contents, b.cell_contents, seen)
+            return has_same_effect(a.cell_contents, b.cell_contents, seen)
         case functools.partial():
-            return all(same(getattr(a, part), getattr(b, part), seen) for part in ("func", "args", "keywords"))
+            return all(
+                has_same_effect(getattr(a, part), getattr(b, part), seen) for part in ("func", "args", "keywords")
+            )
         case Mapping():
-            return list(a) == list(b) and all(same(a[key], b[key], seen) for key in a)
+            return list(a) == list(b) and all(has_same_effect(a[key], b[key], seen) for key in a)
         case list() | tuple():
-            return len(a) == len(b) and all(same(x, y, seen) for x, y in zip(a, b, strict=True))
+            return len(a) == len(b) and all(has_same_effect(x, y, seen) for x, y in zip(a, b, strict=True))
     if type(a).__eq__ is not object.__eq__:
         return bool(a == b)
-    return hasattr(a, "__dict__") and same(vars(a), vars(b), seen)
+    return hasattr(a, "__dict__") and has_same_effect(vars(a), vars(b), seen)
 
 
 def _equal_nan(a: Tensor, b: Tensor) -> bool:

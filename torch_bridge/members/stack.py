@@ -15,7 +15,7 @@ from jaxensemble.ensemble import Ensemble
 from jaxensemble.errors import EqualMembersWarning, InputError, StateError
 from jaxensemble.modules.state import flatten
 from jaxensemble.network.weight_map import Entry, Origin, WeightMap
-from torch_bridge.arrays import TORCH_DTYPES, checked_cast, jax_dtype, to_numpy, to_tensor
+from torch_bridge.arrays import TORCH_DTYPES, cast_exactly, jax_dtype, to_numpy, to_tensor
 
 _ALIGNMENT = 64  # bytes
 
@@ -33,7 +33,7 @@ class Stack:
         for entry in self.weights.entries:
             array = stored_array(entry, tensors[entry.keys[0]], f"member {member}, `{entry.keys[0]}`")
             if entry.path not in self._arrays:
-                self._arrays[entry.path] = _aligned((self.members, *array.shape), array.dtype)
+                self._arrays[entry.path] = _allocate_aligned((self.members, *array.shape), array.dtype)
             self._arrays[entry.path][member] = array
 
     def equal_members(self) -> list[list[int]]:
@@ -68,7 +68,7 @@ def warn_of_equal_members(stack: Stack, names: Sequence[str]) -> None:
         )
 
 
-def _aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+def _allocate_aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     """Returns an empty array at an address that is aligned as XLA needs it, so that XLA need not copy it."""
     size = math.prod(shape) * dtype.itemsize
     memory = np.empty(size + _ALIGNMENT, np.uint8)
@@ -79,7 +79,7 @@ def _aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
 def stored_array(entry: Entry, tensor: Tensor, what: str) -> np.ndarray:
     """Returns a tensor as the network stores it: rearranged, in a dtype of JAX. May be a view of the tensor."""
     array = to_numpy(tensor, what)
-    return entry.rearrangement.apply(checked_cast(array, jax_dtype(array.dtype, what), what))
+    return entry.rearrangement.apply(cast_exactly(array, jax_dtype(array.dtype, what), what))
 
 
 def to_torch(ensemble: Ensemble) -> list[dict[str, Tensor]]:
@@ -95,7 +95,7 @@ def to_torch(ensemble: Ensemble) -> list[dict[str, Tensor]]:
     >>> bool(torch.equal(to_torch(ensemble)[2]["0.weight"], models[2][0].weight))
     True
     """
-    origin = checked_ensemble(ensemble).origin
+    origin = check_ensemble(ensemble).origin
     if not isinstance(origin, Origin):
         raise InputError(
             "`ensemble` must be one that was ported from PyTorch: only then it is known which PyTorch keys and layouts "
@@ -107,7 +107,7 @@ def to_torch(ensemble: Ensemble) -> list[dict[str, Tensor]]:
     ]
 
 
-def checked_ensemble(ensemble: Any) -> Ensemble:
+def check_ensemble(ensemble: Any) -> Ensemble:
     """Returns an ensemble as it is.
 
     **Raises:** `InputError` for anything else.

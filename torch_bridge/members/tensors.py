@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from torch import Tensor, nn
 
 from jaxensemble.errors import InputError, UnsupportedError, shorten_list
-from torch_bridge.arrays import odd_kind
+from torch_bridge.arrays import unsupported_kind
 
 
 def _is_quantised(module: nn.Module) -> bool:
@@ -26,7 +26,7 @@ def check_tensors(model: nn.Module) -> None:
             "kernels of PyTorch's own that XLA has no equal of. Port the network as it was before."
         )
     tensors = tensors_of(model)
-    odd = {key: odd_kind(tensor) for key, tensor in tensors.items()}
+    odd = {key: unsupported_kind(tensor) for key, tensor in tensors.items()}
     lines = [f"  {key}: {kind}" for key, kind in odd.items() if kind]
     if lines:
         raise InputError(f"{type(model).__name__} must hold plain dense tensors; got\n" + "\n".join(lines))

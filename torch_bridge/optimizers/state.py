@@ -16,8 +16,8 @@ from jaxensemble.errors import InputError
 from jaxensemble.modules.state import flatten, unflatten
 from jaxensemble.network.weight_map import Entry, Origin
 from jaxensemble.training import TrainState
-from torch_bridge.members.same_network import as_members
-from torch_bridge.members.stack import checked_ensemble, stored_array
+from torch_bridge.members.same_network import list_members
+from torch_bridge.members.stack import check_ensemble, stored_array
 from torch_bridge.optimizers.twins import IRRELEVANT, SWEPT, Group, make_twin
 
 
@@ -52,7 +52,7 @@ def train_state(
     >>> train_state(models, optimizers, ensemble, jax.random.key(0))
     TrainState(4 x Linear, 8 of 8 parameters trained, 0 steps)
     """
-    members, origin = as_members(models), checked_ensemble(ensemble).origin
+    members, origin = list_members(models), check_ensemble(ensemble).origin
     if schedule is not None and (not callable(schedule) or type(schedule).__module__.startswith("torch")):
         raise InputError(
             "`schedule` must be a function of the number of steps, for example optax.exponential_decay(1.0, 100, 0.9); "

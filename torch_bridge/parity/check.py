@@ -20,8 +20,8 @@ from jaxensemble.running.members import CannotCall
 from torch_bridge.graph.caches.tensors import keep_caches_empty
 from torch_bridge.graph.examples import Arguments, map_tensors
 from torch_bridge.lowering.convert import convert
-from torch_bridge.members.same_network import as_members
-from torch_bridge.members.stack import checked_ensemble, tensors_of_members
+from torch_bridge.members.same_network import list_members
+from torch_bridge.members.stack import check_ensemble, tensors_of_members
 from torch_bridge.members.tensors import tensors_of
 from torch_bridge.parity import gradients, precision, steps, training
 from torch_bridge.parity.divergence import first_divergence
@@ -93,8 +93,8 @@ def check(
     >>> torch_bridge.check(models[::-1], ensemble, (x,)).passed
     False
     """
-    members = as_members(models)
-    ensemble = checked_ensemble(ensemble)
+    members = list_members(models)
+    ensemble = check_ensemble(ensemble)
     arguments = Arguments.of(inputs, kwargs, "inputs")
     if len(members) != len(ensemble):
         raise InputError(f"`models` and `ensemble` must have equal members; got {len(members)} and {len(ensemble)}")

@@ -34,7 +34,7 @@ def first_divergence(
     if not isinstance(origin, Origin):
         return None
     lowered = lower(
-        capture(doubles[0], inputs, OPERATIONS, OpenAxes.again(ensemble)), origin.input_layout, observed=True
+        capture(doubles[0], inputs, OPERATIONS, OpenAxes.of_ensemble(ensemble)), origin.input_layout, observed=True
     )
     state = skeleton(lowered.network)
     arrays = jax.tree.map(np.asarray, bind_arguments(ensemble.network, arrays))

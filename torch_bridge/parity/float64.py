@@ -44,7 +44,7 @@ def recapture_network(
         return ensemble
     reason = ensemble.network.evaluation_only
     lowered = convert(
-        model, inputs, OpenAxes.again(ensemble), origin.input_layout, draw_mode=draw_mode, evaluation_only=reason
+        model, inputs, OpenAxes.of_ensemble(ensemble), origin.input_layout, draw_mode=draw_mode, evaluation_only=reason
     )
     if draw_mode is not None and _storage(lowered.weights) != _storage(origin.weights):
         raise UnsupportedError("the network that returns its random numbers stores its weights differently")

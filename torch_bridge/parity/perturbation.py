@@ -9,7 +9,7 @@ from torch import nn
 from jaxensemble.ensemble import Ensemble
 from jaxensemble.modules.state import Tree, flatten, unflatten
 from jaxensemble.network.weight_map import Origin, WeightMap
-from torch_bridge.members.constant_weights import _constant, _tensors, perturb
+from torch_bridge.members.constant_weights import _constant, _tensors, randomise_constants
 from torch_bridge.members.stack import Stack
 from torch_bridge.members.tensors import tensors_of
 
@@ -27,7 +27,7 @@ def perturb_constants(ensemble: Ensemble, models: Sequence[nn.Module]) -> tuple[
         return None
     changed = [_copy_tensors(model, names) for model in models]
     for seed, model in enumerate(changed):
-        perturb(model, seed)
+        randomise_constants(model, seed)
     entries = tuple(entry for entry in ensemble.origin.weights.entries if not names.isdisjoint(entry.keys))
     stack = Stack(WeightMap(entries), len(changed))
     for k, model in enumerate(changed):

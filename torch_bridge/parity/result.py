@@ -12,7 +12,7 @@ from jaxensemble.arrays import is_x64_on
 from jaxensemble.ensemble import Ensemble
 from jaxensemble.errors import StateError
 from jaxensemble.network.proof import Comparison, Proof
-from torch_bridge.report import save_json, table
+from torch_bridge.report import draw_table, save_json
 
 WEIGHTS = "weights"
 """The stage in which nothing is computed."""
@@ -79,7 +79,7 @@ class ParityReport:
             for row in self.rows
         ]
         verdict = "passed" if self.passed else "FAILED"
-        text = table(f"Parity with PyTorch: {verdict}", ("stage", "against", "error", "limit", "", "worst"), rows)
+        text = draw_table(f"Parity with PyTorch: {verdict}", ("stage", "against", "error", "limit", "", "worst"), rows)
         extra = [f"first difference: {self.diverged}"] if self.diverged else []
         return "\n".join([text, *extra, *(f"note: {note}" for note in self.notes)])
 

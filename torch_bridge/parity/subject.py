@@ -39,7 +39,7 @@ class Subject:
     @functools.cached_property
     def opened(self) -> OpenAxes:
         """The axes whose sizes stay open."""
-        return OpenAxes.again(self.ensemble) if self.origin else OpenAxes()
+        return OpenAxes.of_ensemble(self.ensemble) if self.origin else OpenAxes()
 
     @property
     def batch_axis(self) -> BatchAxis:

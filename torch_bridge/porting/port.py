@@ -19,7 +19,7 @@ from torch_bridge.graph.sizes.open_axes import Dynamic, OpenAxes
 from torch_bridge.lowering import Lowered
 from torch_bridge.lowering.convert import constant_arrays, convert
 from torch_bridge.members.finite import check_finite
-from torch_bridge.members.same_network import as_members, check_members, rates_of
+from torch_bridge.members.same_network import check_members, dropout_rates, list_members
 from torch_bridge.members.stack import Stack, stored_array, warn_of_equal_members
 from torch_bridge.members.tensors import check_tensors, tensors_of
 from torch_bridge.parity.result import proof_of
@@ -116,7 +116,7 @@ def to_ensemble(
     >>> ensemble(torch.randn(64, 3)).shape
     (5, 64, 3)
     """
-    members, arguments = as_members(models), Arguments.of(example_inputs, example_kwargs)
+    members, arguments = list_members(models), Arguments.of(example_inputs, example_kwargs)
     for member in members:
         check_tensors(member)
     opened = OpenAxes.of(arguments, arguments.names(members[0]), batch_axis, dynamic)
@@ -168,12 +168,12 @@ def _check_alike(
 
     **Raises:** `MemberError` naming the members that have another network.
     """
-    alike = {rates_of(members[0]): True}
+    alike = {dropout_rates(members[0]): True}
     for member in members[1:]:
-        if rates_of(member) not in alike:
+        if dropout_rates(member) not in alike:
             lowered_too = convert(member, arguments, opened, input_layout, evaluation_only=evaluation_only)
-            alike[rates_of(member)] = lowered_too.network == lowered.network
-    other = [str(k) for k, member in enumerate(members) if not alike[rates_of(member)]]
+            alike[dropout_rates(member)] = lowered_too.network == lowered.network
+    other = [str(k) for k, member in enumerate(members) if not alike[dropout_rates(member)]]
     if other:
         raise MemberError(
             f"{evaluation_only}, and the forward of {', '.join(other)} computes with it in evaluation mode, too: build "

@@ -13,7 +13,7 @@ from torch import Tensor
 from jaxensemble.arrays import as_array
 from jaxensemble.errors import InputError, MemberError, StateError
 from jaxensemble.modules.state import Tree, flatten, split, unflatten
-from torch_bridge.arrays import checked_cast, jax_dtype, to_numpy
+from torch_bridge.arrays import cast_exactly, jax_dtype, to_numpy
 from torch_bridge.state_dicts.axes import Axis
 from torch_bridge.state_dicts.matching import (
     WITHOUT_PLACE,
@@ -289,4 +289,4 @@ def _stack_arrays(
 
 def _place_array(value: Tensor | np.ndarray, place: Placement, what: str) -> np.ndarray:
     array = to_numpy(value, what) if isinstance(value, Tensor) else value
-    return place.apply(checked_cast(array, jax_dtype(array.dtype, what), what))
+    return place.apply(cast_exactly(array, jax_dtype(array.dtype, what), what))

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxensemble.running.device import human_bytes
-from torch_bridge.report import save_json, table
+from torch_bridge.report import draw_table, save_json
 from torch_bridge.timing.load import describe_load, is_busy
 from torch_bridge.timing.pictures import Bar, draw_bars
 from torch_bridge.timing.statistics import ratio_interval
@@ -132,7 +132,7 @@ class TimingReport:
 
     def __str__(self) -> str:
         title = "Time of one call" + (", on a machine that was BUSY with others' work" if self.busy else "")
-        text = table(title, _COLUMNS, [self._row(v) for v in sorted(self.variants, key=lambda v: v.median)])
+        text = draw_table(title, _COLUMNS, [self._row(v) for v in sorted(self.variants, key=lambda v: v.median)])
         return "\n".join([text, *self._notes()])
 
     def _notes(self) -> list[str]:

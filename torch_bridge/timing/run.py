@@ -24,8 +24,8 @@ from jaxensemble.running.device import cores
 from torch_bridge.compat import pytree
 from torch_bridge.graph.caches.tensors import clear_caches
 from torch_bridge.graph.examples import Arguments
-from torch_bridge.members.same_network import as_members
-from torch_bridge.members.stack import checked_ensemble
+from torch_bridge.members.same_network import list_members
+from torch_bridge.members.stack import check_ensemble
 from torch_bridge.parity.inputs import batch_size, ensemble_inputs
 from torch_bridge.report import environment
 from torch_bridge.timing.exchange import save_arrays
@@ -101,8 +101,8 @@ def time(
     >>> report.best.theirs in ("loop", "loop, 1 thread")
     True
     """
-    members, arguments = as_members(models), Arguments.of(inputs, kwargs, "inputs")
-    if checked_ensemble(ensemble).network is None:
+    members, arguments = list_members(models), Arguments.of(inputs, kwargs, "inputs")
+    if check_ensemble(ensemble).network is None:
         raise InputError("`ensemble` must be one that was ported from PyTorch: it is sent to another process")
     batch = batch_size(arguments, ensemble.origin.batch_axis)
     if batch == 0:

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from jaxensemble.errors import InputError, MemberError
-from torch_bridge.members.same_network import as_members, check_members, differences
+from torch_bridge.members.same_network import check_members, find_differences, list_members
 
 
 class Block(nn.Module):
@@ -63,8 +63,8 @@ def test_every_offender_is_listed_once_with_its_members() -> None:
 def test_mode_of_a_submodule_is_compared_and_told_once() -> None:
     frozen, evaluated = Block(), Block().eval()
     frozen.norm.eval()
-    assert [d.where for d in differences(Block(), frozen)] == ["norm, mode"]
-    assert [d.where for d in differences(Block(), evaluated)] == ["the root module, mode"]
+    assert [d.where for d in find_differences(Block(), frozen)] == ["norm, mode"]
+    assert [d.where for d in find_differences(Block(), evaluated)] == ["the root module, mode"]
 
 
 def test_keys_shapes_dtypes_and_gradients_are_compared() -> None:
@@ -74,7 +74,7 @@ def test_keys_shapes_dtypes_and_gradients_are_compared() -> None:
     assert changed.conv.bias is not None
     changed.conv.bias.requires_grad_(False)
     changed.norm.half()
-    found = {d.where: (d.theirs, d.ours) for d in differences(Block(), changed)}
+    found = {d.where: (d.theirs, d.ours) for d in find_differences(Block(), changed)}
     assert found["extra"] == ("float32[1]", "nothing")
     assert found["conv.weight"] == ("float32[2, 1, 5, 5]", "float32[2, 1, 3, 3]")
     assert found["conv.bias"] == ("float32[2], frozen", "float32[2]")
@@ -84,7 +84,7 @@ def test_keys_shapes_dtypes_and_gradients_are_compared() -> None:
 def test_plain_tensor_attributes_are_compared_by_value() -> None:
     changed = Block()
     changed.table = torch.arange(3.0) + 1
-    assert [d.where for d in differences(Block(), changed)] == ["the root module, table"]
+    assert [d.where for d in find_differences(Block(), changed)] == ["the root module, table"]
 
 
 def test_ties_are_compared() -> None:
@@ -94,8 +94,8 @@ def test_ties_are_compared() -> None:
             module[1].weight = module[0].weight
         return module
 
-    assert [d.where for d in differences(pair(True), pair(False))] == ["0.weight = 1.weight"]
-    assert not list(differences(pair(True), pair(True)))
+    assert [d.where for d in find_differences(pair(True), pair(False))] == ["0.weight = 1.weight"]
+    assert not list(find_differences(pair(True), pair(True)))
 
 
 def test_parametrisations_and_hooks_made_anew_are_equal() -> None:
@@ -105,14 +105,14 @@ def test_parametrisations_and_hooks_made_anew_are_equal() -> None:
         return module
 
     module = normed()
-    assert not list(differences(module, normed()))
-    assert not list(differences(module[0], copy.deepcopy(module[0])))
-    assert list(differences(normed(), nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))))
+    assert not list(find_differences(module, normed()))
+    assert not list(find_differences(module[0], copy.deepcopy(module[0])))
+    assert list(find_differences(normed(), nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))))
 
 
 def test_a_class_that_differs_and_a_module_that_is_missing() -> None:
     first, other = nn.Sequential(nn.Linear(2, 2), nn.ReLU()), nn.Sequential(nn.Linear(2, 2), nn.Tanh(), nn.Tanh())
-    found = {d.where: (d.theirs, d.ours) for d in differences(first, other)}
+    found = {d.where: (d.theirs, d.ours) for d in find_differences(first, other)}
     assert found["1, class"] == ("torch.nn.modules.activation.Tanh", "torch.nn.modules.activation.ReLU")
     assert found["2, module"] == ("torch.nn.modules.activation.Tanh", "nothing")
 
@@ -125,7 +125,7 @@ def test_attributes_with_cycles_end() -> None:
         module.holder = holder  # type: ignore[assignment]
         return module
 
-    assert not list(differences(looped(), looped()))
+    assert not list(find_differences(looped(), looped()))
 
 
 def test_one_object_twice_is_two_members() -> None:
@@ -144,9 +144,9 @@ def test_one_object_twice_is_two_members() -> None:
 )
 def test_what_is_no_list_of_modules_is_refused(models: object, message: str) -> None:
     with pytest.raises(InputError, match=message):
-        as_members(models)
+        list_members(models)
 
 
 def test_module_lists_and_generators_are_taken() -> None:
-    assert len(as_members(nn.ModuleList([nn.Linear(1, 1)] * 2))) == 2
-    assert len(as_members(nn.Linear(1, 1) for _ in range(3))) == 3
+    assert len(list_members(nn.ModuleList([nn.Linear(1, 1)] * 2))) == 2
+    assert len(list_members(nn.Linear(1, 1) for _ in range(3))) == 3

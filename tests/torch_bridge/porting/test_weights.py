@@ -123,8 +123,8 @@ def test_the_stack_is_not_copied_on_cpus(monkeypatch: pytest.MonkeyPatch) -> Non
         places.append(array.ctypes.data)
         return array
 
-    allocated = stack._aligned
-    monkeypatch.setattr(stack, "_aligned", spied)
+    allocated = stack._allocate_aligned
+    monkeypatch.setattr(stack, "_allocate_aligned", spied)
     with jax.default_device(jax.devices("cpu")[0]):
         ensemble = torch_bridge.to_ensemble([nn.Linear(3, 2) for _ in range(4)], (torch.ones(1, 3),), check=False)
     assert sorted(places) == sorted(leaf.unsafe_buffer_pointer() for leaf in jax.tree.leaves(ensemble.params))

@@ -47,8 +47,8 @@ def _read(kind: type) -> dict[str, Assignments]:
         with contextlib.suppress(OSError, TypeError, SyntaxError):  # for example, classes made by exec
             for function in ast.walk(ast.parse(textwrap.dedent(inspect.getsource(base)))):
                 if isinstance(function, ast.FunctionDef) and function.args.args:
-                    for name, value in _assigned(function, function.args.args[0].arg):
-                        _note(found[name], value, function.name == "__init__")
+                    for name, value in _assigned_names(function, function.args.args[0].arg):
+                        _record(found[name], value, function.name == "__init__")
     return dict(found)
 
 
@@ -57,7 +57,7 @@ def is_cached_property(kind: type, name: str) -> bool:
     return isinstance(inspect.getattr_static(kind, name, None), functools.cached_property)
 
 
-def _note(assigned: Assignments, value: ast.expr | None, at_first: bool) -> None:
+def _record(assigned: Assignments, value: ast.expr | None, at_first: bool) -> None:
     try:
         constant = ast.literal_eval(value) if value is not None else ...
     except ValueError:
@@ -69,7 +69,7 @@ def _note(assigned: Assignments, value: ast.expr | None, at_first: bool) -> None
         assigned.constants.append(constant)
 
 
-def _assigned(function: ast.FunctionDef, me: str) -> Iterator[tuple[str, ast.expr | None]]:
+def _assigned_names(function: ast.FunctionDef, me: str) -> Iterator[tuple[str, ast.expr | None]]:
     for node in ast.walk(function):
         if isinstance(node, ast.Assign | ast.AnnAssign):
             targets = node.targets if isinstance(node, ast.Assign) else [node.target]

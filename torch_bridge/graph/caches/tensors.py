@@ -36,7 +36,7 @@ from torch_bridge.graph.caches.objects import (
 from torch_bridge.graph.forward import evaluate_model
 from torch_bridge.graph.modes.switch import switch_mode
 from torch_bridge.graph.outputs import output_leaves
-from torch_bridge.members.same_network import same
+from torch_bridge.members.same_network import has_same_effect
 
 _EMPTY, _EMPTY_ITEMS = "empty", "empty items"
 """The two ways of clearing a container: no items, or the same items with None instead of each tensor."""
@@ -310,7 +310,7 @@ def _is_recomputed(kept: Tensor, made: Tensor) -> bool:
 
 
 def _are_equal(a: Sequence[Any], b: Sequence[Any]) -> bool:
-    return same(list(a), list(b), {})
+    return has_same_effect(list(a), list(b), {})
 
 
 def _outputs(model: nn.Module, inputs: tuple[Any, ...], training: bool) -> list[Any]:

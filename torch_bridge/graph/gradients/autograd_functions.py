@@ -56,7 +56,9 @@ def check_custom_gradients(model: nn.Module, inputs: Arguments, functions: set[t
     """
     if not functions:
         return
-    if not all(_agree(model, inputs, scale) for scale in (1.0, 1e-4, 1e4)):  # for example, a backward may clip
+    if not all(
+        _has_same_gradients(model, inputs, scale) for scale in (1.0, 1e-4, 1e4)
+    ):  # for example, a backward may clip
         names = ", ".join(sorted(function.__qualname__ for function in functions))
         raise UnsupportedError(
             f"{type(model).__name__}.forward uses {names}, whose backward is not the gradient of its forward: JAX "
@@ -65,7 +67,7 @@ def check_custom_gradients(model: nn.Module, inputs: Arguments, functions: set[t
         )
 
 
-def _agree(model: nn.Module, inputs: Arguments, scale: float) -> bool:
+def _has_same_gradients(model: nn.Module, inputs: Arguments, scale: float) -> bool:
     with watch_custom_functions():
         own = _gradients(copy.deepcopy(model), inputs, scale)  # a call in training mode writes into buffers
     with watch_custom_functions(plain=True):

@@ -48,7 +48,7 @@ class Derivatives(TorchFunctionMode):
         self.called |= func in (torch.autograd.grad, Tensor.backward)
         return func(*args, **(kwargs or {}))
 
-    def stopped(self, error: BaseException | None) -> bool:
+    def caused(self, error: BaseException | None) -> bool:
         """Returns whether derivatives caused an error of the exporter."""
         while error is not None and not self.called:
             frames = traceback.extract_tb(error.__traceback__)
@@ -56,7 +56,7 @@ class Derivatives(TorchFunctionMode):
             error = error.__cause__ or error.__context__
         return self.called
 
-    def left(self, graph: fx.Graph) -> bool:
+    def is_part_of(self, graph: fx.Graph) -> bool:
         """Returns whether an exported graph has derivatives: `torch.func` leaves functions of its own in it."""
         functions = [node.target for node in graph.nodes if node.op == "call_function"]
         return self.called or any("_functorch" in (getattr(each, "__module__", "") or "") for each in functions)
@@ -75,7 +75,7 @@ def write_out_derivatives(model: nn.Module, example: Example, operations: Operat
             f"{', '.join(sorted(example.named))} out of `dynamic`"
         )
     try:
-        graph = _traced(model, example.inputs, example.batch_axes, decompositions_for(operations))
+        graph = _trace_batches(model, example.inputs, example.batch_axes, decompositions_for(operations))
     except TracesDiffer as error:
         raise UnsupportedError(
             f"{name}.forward takes derivatives, and cannot be followed with an open batch size: {error}. Pass "
@@ -119,7 +119,7 @@ SIZES = (5, 8, 29)
 """Batch sizes that a forward is traced for: numbers that differ between the traces depend on the size."""
 
 
-def _traced(
+def _trace_batches(
     model: nn.Module, inputs: Arguments, axes: Sequence[int | None], decompositions: Mapping[Any, Any]
 ) -> fx.GraphModule:
     """Returns the trace of a forward. If the batch is open, numbers are computed from the size of the first input."""
@@ -129,14 +129,14 @@ def _traced(
     leaves, spec = pytree.tree_flatten(inputs)
     traces = []
     for size in SIZES:
-        rows = [_resized(leaf, axis, size) for leaf, axis in zip(leaves, axes, strict=True)]
+        rows = [_resize(leaf, axis, size) for leaf, axis in zip(leaves, axes, strict=True)]
         traces.append(_trace(model, pytree.tree_unflatten(rows, spec), decompositions))
     last = sum(isinstance(leaf, Tensor) for leaf in leaves[first:])
     generalise_traces(traces, last, next(axis for axis in axes if axis is not None))
     return traces[0]
 
 
-def _resized(x: Any, axis: int | None, size: int) -> Any:
+def _resize(x: Any, axis: int | None, size: int) -> Any:
     """Returns an input with the specified number of rows, its own rows in turn."""
     return x if axis is None else x.index_select(axis, torch.arange(size, device=x.device) % x.shape[axis])
 
@@ -150,14 +150,14 @@ def _trace(model: nn.Module, inputs: Arguments, decompositions: Mapping[Any, Any
         with watch, _Detaching(watch), sdpa_kernel(SDPBackend.MATH):
             return torch.func.functional_call(model, state, *given)
 
-    state = {name: _copied(tensor) for name, tensor in _tensors(model).items()}
-    module = trace_graph(function, decompositions, state, list(map(_copied, _tensors_among(inputs))))
-    _mark(module.graph, watch.without_gradient)
+    state = {name: _copy_tensor(tensor) for name, tensor in _tensors(model).items()}
+    module = trace_graph(function, decompositions, state, list(map(_copy_tensor, _tensors_among(inputs))))
+    _place_detach(module.graph, watch.without_gradient)
     simplify_trace(module.graph)
     return module
 
 
-def _copied(tensor: Tensor) -> Tensor:
+def _copy_tensor(tensor: Tensor) -> Tensor:
     """Returns a copy of a tensor. A trace computes with values and may write into it."""
     return tensor.detach().clone().requires_grad_(tensor.requires_grad)
 
@@ -216,7 +216,7 @@ _DATA: Any = Tensor.data
 _DETACHES = {torch.detach, torch.detach_, Tensor.detach, Tensor.detach_, _DATA.__get__}
 
 
-def _mark(graph: fx.Graph, without_gradient: set[fx.Node]) -> None:
+def _place_detach(graph: fx.Graph, without_gradient: set[fx.Node]) -> None:
     """Puts `detach` where gradients end, and removes it everywhere else."""
     for node in list(graph.nodes):
         if node.target is _ATEN.detach.default and node not in without_gradient:
@@ -225,28 +225,28 @@ def _mark(graph: fx.Graph, without_gradient: set[fx.Node]) -> None:
         elif node.target is _ATEN.detach_.default:
             node.target = _ATEN.detach.default
         elif node in without_gradient and is_mutating(node) and node.meta["val"].is_floating_point():
-            _written_with_gradient(graph, node)
+            _keep_gradient(graph, node)
             without_gradient.remove(node)
     for node in list(graph.nodes):
         ends = [user for user in node.users if user not in without_gradient]
         if node in without_gradient and ends and isinstance(node.meta.get("val"), Tensor):
             if node.target is not _ATEN.detach.default:
                 with graph.inserting_after(node):
-                    new = _detached(graph, node)
+                    new = _add_detach(graph, node)
                 for user in ends:
                     user.replace_input_with(node, new)
 
 
-def _written_with_gradient(graph: fx.Graph, node: fx.Node) -> None:
+def _keep_gradient(graph: fx.Graph, node: fx.Node) -> None:
     """Gives a value written under `torch.no_grad` the gradient of the old value, by `new + (old - old)`."""
     old = node.args[0]
     packet, _, overload = str(node.target).removeprefix("aten.").partition(".")
     with graph.inserting_before(node):
         new = graph.call_function(getattr(getattr(_ATEN, packet.removesuffix("_")), overload), node.args, node.kwargs)
-        zero = graph.call_function(_ATEN.sub.Tensor, (old, _detached(graph, old)))
-        total = graph.call_function(_ATEN.add.Tensor, (_detached(graph, new), zero))
+        zero = graph.call_function(_ATEN.sub.Tensor, (old, _add_detach(graph, old)))
+        total = graph.call_function(_ATEN.add.Tensor, (_add_detach(graph, new), zero))
     node.target, node.args, node.kwargs = _ATEN.copy_.default, (old, total), {}
 
 
-def _detached(graph: fx.Graph, node: Any) -> fx.Node:
+def _add_detach(graph: fx.Graph, node: Any) -> fx.Node:
     return graph.call_function(_ATEN.detach.default, (node,))

@@ -68,7 +68,7 @@ def _inline(module: fx.GraphModule, node: fx.Node, region: _Region) -> None:
     def result(inner: Any) -> Any:
         """Returns the value that leaves the region, or that enters a nested one."""
         copy = copies[inner] if isinstance(inner, fx.Node) else inner
-        return _detached(graph, copy) if region.detached and inner in own else copy
+        return _add_detach(graph, copy) if region.detached and inner in own else copy
 
     results: Sequence[Any] = ()
     with graph.inserting_before(node):
@@ -93,7 +93,7 @@ def _inline(module: fx.GraphModule, node: fx.Node, region: _Region) -> None:
     graph.erase_node(node)
 
 
-def _detached(graph: fx.Graph, node: fx.Node) -> fx.Node:
+def _add_detach(graph: fx.Graph, node: fx.Node) -> fx.Node:
     if not isinstance(node.meta.get("val"), Tensor):
         return node
     new = graph.call_function(torch.ops.aten.detach.default, (node,))

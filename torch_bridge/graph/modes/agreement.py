@@ -48,15 +48,15 @@ class Modes(NamedTuple):
 
 def align_programs(evaluation: ExportedProgram, training: ExportedProgram) -> Modes | str:
     """Returns the modes of all operations, or the first difference between the graphs."""
-    ours, theirs = ([node for node in p.graph.nodes if _matters(node)] for p in (evaluation, training))
+    ours, theirs = ([node for node in p.graph.nodes if _makes_arrays(node)] for p in (evaluation, training))
     twins: dict[fx.Node, fx.Node] = {}
     modes: dict[str, Mode] = {}
     added: list[Added] = []
     done = 0
     for twin in theirs:
         node = ours[done] if done < len(ours) else None
-        if node is None or not _agree(node, twin, twins):
-            if not _drops(twin, twins):
+        if node is None or not _is_twin(node, twin, twins):
+            if not _is_added_dropout(twin, twins):
                 return _SOMETHING_ELSE if node is None else _difference(node, twin)
             twins[twin] = twins[twin.all_input_nodes[0]]
             added.append(Added(twin, ours[done - 1]))
@@ -85,14 +85,14 @@ def _mode(evaluation: Any, training: Any) -> Mode | None:
     return Mode("always", float(training)) if evaluation == training else None
 
 
-def _agree(node: fx.Node, twin: fx.Node, twins: Mapping[fx.Node, fx.Node]) -> bool:
+def _is_twin(node: fx.Node, twin: fx.Node, twins: Mapping[fx.Node, fx.Node]) -> bool:
     """Returns whether two nodes do the same, whatever their training flags."""
     if node.op == "placeholder" and twin.op == "placeholder":
         return True
     return node.target == twin.target and _arguments(node, {}) == _arguments(twin, twins)
 
 
-def _drops(node: fx.Node, twins: Mapping[fx.Node, fx.Node]) -> bool:
+def _is_added_dropout(node: fx.Node, twins: Mapping[fx.Node, fx.Node]) -> bool:
     """Returns whether a node of the training graph is out-of-place dropout of a value that evaluation also has."""
     kinds = [FLAGGED[name][0] for name in DROPOUTS]
     return node.target in kinds and bool(training_flag(node)) and all(given in twins for given in node.all_input_nodes)
@@ -113,10 +113,10 @@ def add_dropout(modes: Modes) -> None:
         made[dropout] = last[after] = new
         for user in dropout.users:
             if user in modes.twins and user not in dropouts:
-                _use(modes.twins[user], user, dropout, new)
+                _replace_input(modes.twins[user], user, dropout, new)
 
 
-def _use(node: fx.Node, twin: fx.Node, dropout: fx.Node, new: fx.Node) -> None:
+def _replace_input(node: fx.Node, twin: fx.Node, dropout: fx.Node, new: fx.Node) -> None:
     """Gives a node the new dropout wherever its twin has the old one. Their arguments have one structure."""
     leaves: list[Any] = []
     map_aggregate((twin.args, twin.kwargs), lambda leaf: leaves.append(leaf))
@@ -147,7 +147,7 @@ def _difference(node: fx.Node, twin: fx.Node) -> str:
     )
 
 
-def _matters(node: fx.Node) -> bool:
+def _makes_arrays(node: fx.Node) -> bool:
     """Returns whether a node makes arrays. Sizes are compared where they are used, and counters not at all."""
     return not (is_size(node) or counter_of(node) is not None)
 

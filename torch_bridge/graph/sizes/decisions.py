@@ -79,7 +79,7 @@ class Decisions:
         """
         if not self.fixing:
             return self.named_limits(example)
-        factor = None if BATCH in example.limits else self._factor(example.sizes.get(BATCH, 1))
+        factor = None if BATCH in example.limits else self._find_factor(example.sizes.get(BATCH, 1))
         if factor is None:
             raise FixedSize(BATCH, self.last)
         return self.named_limits(example._replace(limits={**example.limits, BATCH: Sizes(multiple=factor)}))
@@ -92,16 +92,16 @@ class Decisions:
             guards = [(place, guard) for names, place, guard in about if names == {name} and not self._has_batch(guard)]
             if not guards:
                 continue
-            sizes = self._narrowed([guard for _, guard in guards], name, found.get(name, Sizes()), given)
+            sizes = self._narrow([guard for _, guard in guards], name, found.get(name, Sizes()), given)
             if sizes is None or sizes.least == sizes.most:
                 raise FixedSize(name, next((place for place, _ in reversed(guards) if place), ""))
             found[name] = sizes
         for names, place, guard in about:
             if len(names) > 1 or self._has_batch(guard):
-                found = self._in_step(guard, names, place, found, example.sizes)
+                found = self._limit_together(guard, names, place, found, example.sizes)
         return found
 
-    def _in_step(
+    def _limit_together(
         self, guard: Any, names: set[str], place: str, limits: dict[str, Sizes], given: Mapping[str, int]
     ) -> dict[str, Sizes]:
         """Returns limits within which a condition on several sizes holds, perhaps for multiples of a small number only.
@@ -165,7 +165,7 @@ class Decisions:
         around = (unit * (size + step) for size in turning_points(guard, symbol) for step in (-1, 0, 1))
         return {int(size) for size in around if 2 <= size <= MOST}
 
-    def _narrowed(self, guards: Sequence[Any], name: str, before: Sizes, given: int) -> Sizes | None:
+    def _narrow(self, guards: Sequence[Any], name: str, before: Sizes, given: int) -> Sizes | None:
         """Returns the sizes for which all conditions on one size hold, or as many of them as `Sizes` can express."""
 
         @functools.cache
@@ -192,7 +192,7 @@ class Decisions:
                 candidates.setdefault(sum(size in found for size in tried), found)
         return candidates[max(candidates)] if candidates else None
 
-    def _factor(self, size: int) -> int | None:
+    def _find_factor(self, size: int) -> int | None:
         """Returns the number for whose multiples all conditions on the batch hold, or None if there is none."""
         if self.own:
             return None
@@ -228,10 +228,10 @@ def watch_decisions(model: nn.Module, example: Example) -> Iterator[Decisions]:
         caller, fixed = sys._getframe(1), len(found.fixing)
         result = evaluated(condition)
         if is_user_file(caller.f_code.co_filename):
-            if len(found.fixing) > fixed and not _described(caller).partition(": ")[2].startswith("assert "):
-                found.own.append(_described(caller))
+            if len(found.fixing) > fixed and not _describe_frame(caller).partition(": ")[2].startswith("assert "):
+                found.own.append(_describe_frame(caller))
             if result != value_for_one(condition, result) and not found.of(condition.node.expr):
-                found.of_one.append(_described(caller))
+                found.of_one.append(_describe_frame(caller))
         return result
 
     def name(module: nn.Module, args: Any, kwargs: Any) -> None:
@@ -255,11 +255,11 @@ def _users_line(frame: FrameType | None) -> str:
     """Returns the innermost line of the forward around a frame of PyTorch; empty if there is none."""
     while frame is not None and frame.f_globals.get("__name__") != "torch_bridge.graph.export":
         if is_user_file(frame.f_code.co_filename):
-            return _described(frame)
+            return _describe_frame(frame)
         frame = frame.f_back
     return ""
 
 
-def _described(frame: FrameType) -> str:
+def _describe_frame(frame: FrameType) -> str:
     file, line = frame.f_code.co_filename, frame.f_lineno
     return f"{Path(file).name}:{line}: {linecache.getline(file, line).strip()}"

@@ -95,7 +95,7 @@ def _max_pool1d(
     return torch.max_pool1d_with_indices(x, kernel_size, stride or (), padding, dilation, ceil_mode)[0]
 
 
-def _pooled(whole: Callable[[Tensor], Tensor], otherwise: Callable[..., Any] | None = None) -> Callable[..., Any]:
+def _make_pool(whole: Callable[[Tensor], Tensor], otherwise: Callable[..., Any] | None = None) -> Callable[..., Any]:
     """Returns a pooling whose single window may cover everything, of open size: `F.avg_pool2d(x, x.shape[2:])`."""
 
     def pool(x: Tensor, kernel_size: Any, stride: Any = None, padding: Any = 0, *rest: Any, **options: Any) -> Any:
@@ -153,9 +153,9 @@ _OTHER_WAYS: dict[Any, Callable[..., Any]] = {
     **dict.fromkeys((torch.corrcoef, Tensor.corrcoef), _corrcoef),
     Tensor.fill_diagonal_: _fill_diagonal,
     torch.einsum: _einsum,
-    **dict.fromkeys((F.max_pool1d, torch.max_pool1d), _pooled(_max, _max_pool1d)),
-    **dict.fromkeys((F.max_pool2d, torch.max_pool2d, F.max_pool3d, torch.max_pool3d), _pooled(_max)),
-    **dict.fromkeys((F.avg_pool1d, F.avg_pool2d, F.avg_pool3d), _pooled(_mean)),
+    **dict.fromkeys((F.max_pool1d, torch.max_pool1d), _make_pool(_max, _max_pool1d)),
+    **dict.fromkeys((F.max_pool2d, torch.max_pool2d, F.max_pool3d, torch.max_pool3d), _make_pool(_max)),
+    **dict.fromkeys((F.avg_pool1d, F.avg_pool2d, F.avg_pool3d), _make_pool(_mean)),
     **{getattr(torch, name): _recurrent(name) for name in ("lstm", "gru", "rnn_tanh", "rnn_relu")},
 }
 

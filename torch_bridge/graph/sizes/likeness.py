@@ -24,7 +24,7 @@ def has_same_steps(program: ExportedProgram, of_some: ExportedProgram, value: Va
     twins: dict[Any, fx.Node] = dict(zip(ours, theirs, strict=False))
     twins |= {node: twins.get(source, source) for node, source in whole.items()}
     return len(ours) == len(theirs) and all(
-        _alike(node, twins[node], twins, others_whole, value) for node in ours if node.op != "placeholder"
+        _is_twin(node, twins[node], twins, others_whole, value) for node in ours if node.op != "placeholder"
     )
 
 
@@ -45,7 +45,7 @@ def _is_whole(node: fx.Node, value: Valued) -> bool:
     return start in (None, 0) and step == 1 and (end is None or end >= number_of(x.shape[dim], value))
 
 
-def _alike(
+def _is_twin(
     node: fx.Node, twin: fx.Node, twins: Mapping[Any, fx.Node], others_whole: Mapping[Any, fx.Node], value: Valued
 ) -> bool:
     """Returns whether two nodes have the same arguments, and results of the same ranks (`squeeze` may differ)."""

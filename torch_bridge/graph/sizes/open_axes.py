@@ -57,7 +57,7 @@ class OpenAxes(NamedTuple):
         found = [
             pair
             for place, value in zip(places, arguments.entries, strict=True)
-            for pair in _named(value, given.get(place), place, problems)
+            for pair in _named_axes(value, given.get(place), place, problems)
         ]
         limits: dict[str, Sizes] = {}
         batches = Example.of(arguments, OpenAxes(batch_axis)).names
@@ -78,7 +78,7 @@ class OpenAxes(NamedTuple):
         return cls(batch_axis, tuple({k: _name(name) for k, name in axes.items()} for *_, axes in found), limits)
 
     @classmethod
-    def again(cls, ensemble: Ensemble) -> "OpenAxes":
+    def of_ensemble(cls, ensemble: Ensemble) -> "OpenAxes":
         """Returns the axes that were open when an ensemble was ported."""
         network, origin = ensemble.network, ensemble.origin
         assert isinstance(origin, Origin) and network is not None
@@ -171,11 +171,11 @@ def resize_open_axes(inputs: Arguments, names: Iterable[Mapping[int, str]], size
     leaves, spec = pytree.tree_flatten(inputs)
     axes = iter(names)
     return pytree.tree_unflatten(
-        [_resized(leaf, next(axes, {}), sizes) if isinstance(leaf, Tensor) else leaf for leaf in leaves], spec
+        [_resize(leaf, next(axes, {}), sizes) if isinstance(leaf, Tensor) else leaf for leaf in leaves], spec
     )
 
 
-def _resized(x: Tensor, names: Mapping[int, str], sizes: Mapping[str, int]) -> Tensor:
+def _resize(x: Tensor, names: Mapping[int, str], sizes: Mapping[str, int]) -> Tensor:
     for axis, name in names.items():
         if name in sizes:
             x = x.index_select(axis, torch.arange(sizes[name], device=x.device) % x.shape[axis])
@@ -200,7 +200,9 @@ def _inputs(network: Network) -> Iterator[str]:
     yield from (ref.name for ref in references(network.inputs) if isinstance(ref, Ref))
 
 
-def _named(value: Any, spec: Any, place: str, problems: list[str]) -> Iterator[tuple[str, Tensor, Mapping[Any, Any]]]:
+def _named_axes(
+    value: Any, spec: Any, place: str, problems: list[str]
+) -> Iterator[tuple[str, Tensor, Mapping[Any, Any]]]:
     """Yields every tensor of an argument, its place and the names of its axes. Adds what does not fit to `problems`."""
     match value:
         case Tensor():
@@ -215,7 +217,7 @@ def _named(value: Any, spec: Any, place: str, problems: list[str]) -> Iterator[t
                 problems.append(f"{place}: expected some of {list(items)}; got {spec!r}")
                 spec = {}
             for key, item in items.items():
-                yield from _named(item, spec.get(key), f"{place}[{key!r}]", problems)
+                yield from _named_axes(item, spec.get(key), f"{place}[{key!r}]", problems)
         case _ if spec:
             problems.append(f"{place}: {type(value).__name__} has no axes")
 

@@ -52,13 +52,15 @@ def _lookups(program: ExportedProgram) -> Iterator[tuple[fx.Node, int]]:
 
 def _has_rows(index: fx.Node, rows: int, name: str, given: Mapping[str, int], value: Valued, size: int) -> bool:
     """Returns whether all places have a row if the open size `name` is `size`."""
-    places = _computed(index, lambda expression: value(expression, {**given, name: size}))
+    places = _compute_value(index, lambda expression: value(expression, {**given, name: size}))
     return not places.numel() or (int(places.min()) >= 0 and int(places.max()) < rows)
 
 
-def _computed(node: fx.Node, value: Callable[[Any], Any]) -> Tensor:
+def _compute_value(node: fx.Node, value: Callable[[Any], Any]) -> Tensor:
     def argument(leaf: Any) -> Any:
-        return _computed(leaf, value) if isinstance(leaf, fx.Node) and has_tensors(leaf) else number_of(leaf, value)
+        return (
+            _compute_value(leaf, value) if isinstance(leaf, fx.Node) and has_tensors(leaf) else number_of(leaf, value)
+        )
 
     args, kwargs = pytree.tree_map(argument, (node.args, dict(node.kwargs)))
     with torch.random.fork_rng(devices=[]):  # a place may be random

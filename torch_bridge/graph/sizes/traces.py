@@ -46,10 +46,10 @@ def generalise_traces(traces: Sequence[fx.GraphModule], place: int, axis: int) -
             if isinstance(values[0], fx.Node):
                 if any(known.get(value) is not values[0] for known, value in zip(twins, values, strict=True)):
                     raise TracesDiffer(_OTHER)
-            elif not all(_equal(value, values[0]) for value in values):
+            elif not all(_is_equal(value, values[0]) for value in values):
                 if values not in made:
                     with graph.inserting_before(same[0]):
-                        made[values] = _computed(graph, size, sizes, values)
+                        made[values] = _compute_number(graph, size, sizes, values)
                 leaves.append(made[values])
                 continue
             leaves.append(values[0])
@@ -76,11 +76,11 @@ def _check(traces: Sequence[fx.GraphModule], nodes: Sequence[fx.Node]) -> None:
             node.args, node.kwargs = (list(x.shape), fill), {"dtype": x.dtype}
 
 
-def _equal(a: Any, b: Any) -> bool:
+def _is_equal(a: Any, b: Any) -> bool:
     return type(a) is type(b) and (a == b or repr(a) == repr(b))
 
 
-def _computed(graph: fx.Graph, size: fx.Node, sizes: Sequence[int], values: Sequence[Any]) -> fx.Node:
+def _compute_number(graph: fx.Graph, size: fx.Node, sizes: Sequence[int], values: Sequence[Any]) -> fx.Node:
     """Computes a number from the batch's size, as a product, a sum or a quotient that fits all its values."""
     (n, m, *_), (a, b, *_) = sizes, values
     pairs = list(zip(sizes, values, strict=True))

@@ -24,7 +24,7 @@ from tests.helpers.caching import (
 )
 from torch_bridge.graph.caches.objects import Snapshot, cache_attributes, cache_owners, indexed_leaves
 from torch_bridge.graph.caches.tensors import keep_caches_empty
-from torch_bridge.members.same_network import differences
+from torch_bridge.members.same_network import find_differences
 from torch_bridge.parity.precision import double_copies
 
 L = 5
@@ -71,12 +71,14 @@ def test_members_are_alike_and_compute_the_same_while_their_caches_are_cleared(k
     HISTORIES[history](*models)
     kept = [Snapshot(model) for model in models]
     with keep_caches_empty(models, (x,)):
-        assert not list(differences(*models))
+        assert not list(find_differences(*models))
         doubles = double_copies(models)
         for model, double, output in zip(models, doubles, expected, strict=True):
             assert torch.equal(model(x), output)
             assert (double(x.double()) - output).abs().max() < 1e-5
-            assert not list(differences(double, doubles[0])) and torch.equal(double(x.double()), double(x.double()))
+            assert not list(find_differences(double, doubles[0])) and torch.equal(
+                double(x.double()), double(x.double())
+            )
     assert not any(before.changed() for before in kept)
 
 

@@ -264,7 +264,7 @@ def ported(case: str, **options: Any) -> tuple[list[nn.Module], Ensemble, Argume
 
 
 def assert_outputs(models: list[nn.Module], ensemble: Ensemble, inputs: Arguments, sizes: dict[str, int]) -> None:
-    resized = resize_open_axes(inputs, OpenAxes.again(ensemble).names, sizes)
+    resized = resize_open_axes(inputs, OpenAxes.of_ensemble(ensemble).names, sizes)
     actual = arrays_by_place(ensemble(*resized.entries))
     for place, theirs in stack_outputs(reference.run_loop(models, resized)).items():
         np.testing.assert_allclose(actual[place], theirs, rtol=0, atol=1e-12, err_msg=f"{place} for {sizes}")
