@@ -10,8 +10,10 @@ from tests.helpers.artifacts import ROOT
 
 FLOORS = {
     "jaxensemble": (
-        "compat dtypes errors lazy ops records version",
-        "arrays files layers programs terminal",
+        "compat dtypes errors lazy records version",
+        "arrays files terminal",
+        "ops",
+        "layers programs",
         "network uncertainty",
         "source",
         "modules",
