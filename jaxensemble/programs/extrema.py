@@ -1,9 +1,9 @@
 """Maxima and minima whose gradients do not depend on bitwise equality.
 
 JAX sends a gradient to the operand that equals the result. A compiler may compute the operand once for the result and
-once more for this comparison, and round otherwise then: nothing is equal, and the gradient is lost (`jnp.maximum`) or
+once more for this comparison, and round differently: nothing is equal, and the gradient is lost (`jnp.maximum`) or
 divided by zero (`jnp.max`). XLA does so on GPUs (github.com/jax-ml/jax/issues/40564) and, under some of its options, on
-CPUs. Here two operands are compared with each other, and of many the first that is largest always has its share.
+CPUs. Here two operands are compared with each other, and the first largest of many always has a share.
 """
 
 import functools
@@ -67,7 +67,7 @@ def _has_gradient(x: jax.Array) -> bool:
 
 
 def _along(x: jax.Array, axes: Sequence[int]) -> tuple[jax.Array, int]:
-    """The array with these axes as a single one, and which that is."""
+    """The array with these axes merged into one, and the place of that axis."""
     if tuple(axes) != tuple(range(axes[0], axes[-1] + 1)):
         kept = [axis for axis in range(x.ndim) if axis not in axes]
         x, axes = x.transpose(*kept, *axes), range(len(kept), x.ndim)
@@ -80,7 +80,7 @@ EXTREMES = {
     "reduce_max": _of_many(lax.reduce_max, lax.reduce_max_p, lax.argmax),
     "reduce_min": _of_many(lax.reduce_min, lax.reduce_min_p, lax.argmin),
 }
-"""What stands for XLA's own steps in every network, for `jaxensemble.programs.rewrite.rewritten`.
+"""Replacements of XLA's steps in every network, for `jaxensemble.programs.rewrite.rewritten`.
 
 >>> from jaxensemble.programs.rewrite import rewritten
 >>> largest = rewritten(lambda x: jnp.max(x, axis=-1), EXTREMES)

@@ -1,4 +1,4 @@
-"""What a network's call is as a JAX program."""
+"""Traced programs: their steps, replaced or counted, and their memory."""
 
 import collections
 import functools
@@ -15,7 +15,7 @@ CONVOLUTION, PRODUCT = "conv_general_dilated", "dot_general"
 
 
 def primitives(function: Callable[..., Any], *args: Any) -> collections.Counter[str]:
-    """How often each JAX primitive stands in the program of one call, nested programs included.
+    """Counts each JAX primitive in the program of one call, nested programs included.
 
     The program is traced, not run; `args` may be `jax.ShapeDtypeStruct`s.
 
@@ -27,9 +27,9 @@ def primitives(function: Callable[..., Any], *args: Any) -> collections.Counter[
 
 
 def rewritten(function: Callable[..., Any], replacements: Mapping[str, Callable[..., Any]]) -> Callable[..., Any]:
-    """The function with some of its steps replaced, wherever they stand in its program: in loops and branches, too.
+    """Replaces some steps of a function, everywhere in its program: in loops and branches, too.
 
-    A replacement is called with a step's operands and parameters, and gives a result of the same shape and dtype.
+    A replacement takes a step's operands and parameters, and returns a result of the same shape and dtype.
 
     >>> import jax.numpy as jnp
     >>> rewritten(lambda x: jnp.sin(x) + 1, {"sin": lambda x, **params: 2 * x})(3.0)
@@ -38,7 +38,7 @@ def rewritten(function: Callable[..., Any], replacements: Mapping[str, Callable[
 
     @functools.wraps(function)
     def run(*args: Any) -> Any:
-        with jax.disable_jit(False):  # or nested programs would be taken apart, and replacements be no single step
+        with jax.disable_jit(False):  # or nested programs would be inlined, and replacements be several steps
             program, shapes = jax.make_jaxpr(function, return_shape=True)(*args)
             program = _Rewriting(replacements).of(program)
         return jax.tree.unflatten(jax.tree.structure(shapes), jaxpr_as_fun(program)(*jax.tree.leaves(args)))
@@ -47,7 +47,7 @@ def rewritten(function: Callable[..., Any], replacements: Mapping[str, Callable[
 
 
 class _Rewriting:
-    """One program's. What is called several times in it is rewritten once, and stays one program."""
+    """The rewriting of one program. A program that it calls several times is rewritten once, and stays one program."""
 
     def __init__(self, replacements: Mapping[str, Callable[..., Any]]):
         self._replacements = replacements
@@ -55,7 +55,7 @@ class _Rewriting:
         self._steps: dict[Any, JaxprEqn] = {}
 
     def of(self, program: Program) -> Program:
-        """A program with its steps replaced; the same one where none is."""
+        """A program with its steps replaced; the same object if there is none to replace."""
         before, after = self._known.get(id(program), (None, None))
         if before is not program:
             steps = list(map(self._step, program.eqns))
@@ -65,7 +65,7 @@ class _Rewriting:
         return after
 
     def _step(self, step: JaxprEqn) -> JaxprEqn:
-        if step.primitive.name == "shard_map":  # whose steps say which devices' parts differ: replacements do not
+        if step.primitive.name == "shard_map":  # its steps say which devices' parts differ; replacements do not
             return step
         replacement = self._replacements.get(step.primitive.name)
         if replacement is None:
@@ -125,7 +125,7 @@ def peak_bytes(program: Program) -> int:
 
 
 def largest_step(program: Program, given: Collection[Any] | None = None) -> int:
-    """The bytes of all operands and results of the step that has most, the program's own inputs not counted.
+    """The bytes of the operands and results of the largest step, without the program's inputs.
 
     >>> import jax.numpy as jnp
     >>> largest_step(jax.make_jaxpr(lambda x: jax.jit(jnp.cos)(jnp.sin(x)))(jnp.ones(100)))

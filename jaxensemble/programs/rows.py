@@ -1,7 +1,7 @@
-"""Whether a program treats the rows of a minibatch apart from each other, so that they can be run a few at a time.
+"""Proof that a program keeps the rows of a minibatch apart, so that a few of them can run at a time.
 
 The program is traced for two batch sizes. The axis along which the shapes of an array differ is its batch axis; every
-step that has rows going in must be one that is known to keep them apart along it. What is not known to, mixes them.
+step that takes rows must be known to keep them apart along it. Any other step counts as mixing rows.
 """
 
 import math
@@ -22,15 +22,15 @@ Axes = tuple[int | None, ...]
 
 
 class MixedRows(Exception):
-    """Rows meet, or may meet; the text says in which step."""
+    """A step mixes rows, or may mix them; the text names the step."""
 
 
 def row_axes(first: Program, second: Program) -> Axes:
-    """The batch axis of every output of a program that treats rows apart; all that has rows has one for each.
+    """The batch axis of every output of a program that keeps rows apart, each output with one entry for each row.
 
-    `first` and `second` are traces of one function for two batch sizes; the promise is about programs of these sizes.
+    `first` and `second` are traces of one function for two batch sizes; the proof holds for programs of these sizes.
 
-    Raises `MixedRows` for a program that mixes rows, or in which some step is not known to keep them apart.
+    **Raises:** `MixedRows` for a program that mixes rows, or with a step that is not known to keep them apart.
 
     >>> import jax
     >>> import jax.numpy as jnp
@@ -60,7 +60,9 @@ def _programs(a: Program, b: Program) -> Axes:
 
 
 def _equations(a: JaxprEqn, b: JaxprEqn) -> None:
-    """Raises `MixedRows` unless rows are apart: a step that its rule does not expect, as of another JAX, may mix."""
+    """Checks that a step keeps rows apart.
+
+    **Raises:** `MixedRows` if it may not, also for a step that its rule does not expect, for example of another JAX."""
     if a.primitive is not b.primitive or (len(a.invars), len(a.outvars)) != (len(b.invars), len(b.outvars)):
         raise MixedRows("the steps depend on the batch size")
     try:
@@ -76,12 +78,12 @@ def _are_apart(step: "_Step") -> bool:
         step.same_params()
         return True
     rule = _RULES.get(step.equations[0].primitive.name)
-    lost = step.rows and None in step.outs and rule not in _PROGRAMS  # rows went in, and what came out has none
+    lost = step.rows and None in step.outs and rule not in _PROGRAMS  # rows went in, and an output has none
     return rule is not None and not lost and rule(step)
 
 
 def _axis(a: Any, b: Any) -> int | None:
-    """The only axis along which two traces of one value differ. None for a value that is the same in both."""
+    """The only axis along which two traces of one value differ. None for a value that is equal in both."""
     if isinstance(a, Literal) != isinstance(b, Literal) or (isinstance(a, Literal) and not _same(a.val, b.val)):
         raise MixedRows("a number depends on the batch size")
     if len(_shape(a)) != len(_shape(b)):
@@ -97,7 +99,7 @@ def _shape(var: Any) -> tuple[int, ...]:
 
 
 def _parts(value: Any) -> tuple[Any, ...]:
-    """A parameter that may be several."""
+    """The items of a parameter that may be a tuple."""
     return value if isinstance(value, tuple) else (value,)
 
 
@@ -106,7 +108,7 @@ def _same(a: Any, b: Any) -> bool:
 
 
 class _Step:
-    """One step as it stands in both traces, and the batch axes of what goes in and comes out."""
+    """One step in both traces, and the batch axes of its operands and results."""
 
     def __init__(self, a: JaxprEqn, b: JaxprEqn):
         self.equations = a, b
@@ -124,7 +126,9 @@ class _Step:
         return first
 
     def same_params(self, *, but: Sequence[str] = ()) -> None:
-        """Raises `MixedRows` for parameters that depend on the batch size; programs among them are compared, too."""
+        """Checks that no parameter depends on the batch size; programs among them are compared, too.
+
+        **Raises:** `MixedRows` for a parameter that does."""
         first, second = (equation.params for equation in self.equations)
         for name in first.keys() - set(but):
             for x, y in zip(_parts(first[name]), _parts(second[name]), strict=True):
@@ -148,7 +152,7 @@ def _elementwise(step: _Step) -> bool:
 
 
 def _broadcast(step: _Step) -> bool:
-    """What has no rows is repeated for every row; what has, keeps them."""
+    """An operand without rows is repeated for every row; an operand with rows keeps them."""
     dims = step.param("broadcast_dimensions")
     (axis, *_), (out,) = step.ins, step.outs
     if axis is not None:
@@ -161,7 +165,7 @@ def _iota(step: _Step) -> bool:
 
 
 def _reshape(step: _Step) -> bool:
-    """In memory a row is one block within each of the arrays along the axes before: as many of these as there were."""
+    """Rows stay apart if the axes before hold as many entries as before: in memory a row is one block within each entry."""
     before, after = step.ins[0], step.outs[0]
     pairs = [(_shape(e.invars[0])[:before], _shape(e.outvars[0])[:after]) for e in step.equations]
     return all(math.prod(ours) == math.prod(theirs) for ours, theirs in pairs)
@@ -222,7 +226,7 @@ def _dynamic_slice(step: _Step) -> bool:
 
 
 def _dynamic_update_slice(step: _Step) -> bool:
-    """All rows, so that they begin at 0 wherever they are told to."""
+    """All rows: an update of all rows begins at 0, whatever its start."""
     axis, update, *starts = step.ins
     if axis is None or axis != update or any(start is not None for start in starts):
         return False
@@ -287,7 +291,7 @@ def _fft(step: _Step) -> bool:
 
 
 def _call(step: _Step) -> bool:
-    """Steps that are programs of their own, of which differentiation may know another form."""
+    """Steps that are programs of their own, which differentiation may replace."""
     programs = [[part for part in map(_parts, e.params.values()) for part in part] for e in step.equations]
     a, b = ([*filter(is_program, parts)] for parts in programs)
     _programs(a[0], b[0])
@@ -295,13 +299,13 @@ def _call(step: _Step) -> bool:
 
 
 def _custom_jvp(step: _Step) -> bool:
-    """What a derivative of somebody's own does with rows cannot be seen: only those of packages that are known."""
+    """Custom derivatives of known packages only: the program of a custom derivative cannot be read."""
     functions = [traced_function(equation.params["call_jaxpr"]) for equation in step.equations]
     return all(text.partition(" at ")[2].startswith(_PACKAGES) for text in functions) and _call(step)
 
 
 def _scan(step: _Step) -> bool:
-    """A program for every step in time: time is the first axis of what it takes apart and puts together."""
+    """A program for every step in time: time is the first axis of the arrays that it splits and stacks."""
     a, b = (equation.params["jaxpr"] for equation in step.equations)
     _programs(a, b)
     step.param("length")
@@ -313,7 +317,7 @@ def _scan(step: _Step) -> bool:
 
 
 def _while(step: _Step) -> bool:
-    """How long it goes on must not depend on rows."""
+    """A loop whose length does not depend on rows."""
     a, b = step.equations
     _programs(a.params["body_jaxpr"], b.params["body_jaxpr"])
     condition = [equation.params["cond_jaxpr"] for equation in step.equations]
@@ -354,7 +358,7 @@ _RULES: dict[str, Callable[[_Step], bool]] = {
     "cond": _cond,
     "conv_general_dilated": _convolution,
     "custom_jvp_call": _custom_jvp,
-    # No custom_vjp_call: what its backward pass does with rows cannot be seen.
+    # No custom_vjp_call: its backward pass cannot be read.
     "dot_general": _dot_general,
     "dynamic_slice": _dynamic_slice,
     "dynamic_update_slice": _dynamic_update_slice,

@@ -1,1 +1,1 @@
-"""How the members of an ensemble run as one program."""
+"""The program that runs all members, and the plans for it."""

@@ -1,4 +1,4 @@
-"""What a device is, and what it has left."""
+"""Devices: their names and free memory."""
 
 import math
 import os
@@ -12,14 +12,14 @@ from jaxensemble.compat import Tracer
 
 
 def device_of(tree: Any) -> Any:
-    """Where the arrays are, or will be: those that are being traced do not know."""
+    """The device of the arrays, or the default device while they are traced."""
     leaves = jax.tree.leaves(tree)
     known = bool(leaves) and isinstance(leaves[0], jax.Array) and not isinstance(leaves[0], Tracer)
     return next(iter(leaves[0].devices())) if known else jax.local_devices()[0]
 
 
 def device_name(device: Any) -> str:
-    """What a measurement depends on: kind, and for CPUs the model and the cores that this process may use.
+    """The name of a device: its kind, and for CPUs the model and the cores that this process may use.
 
     >>> import jax
     >>> device_name(jax.devices("cpu")[0]).startswith("cpu, ")
@@ -60,7 +60,7 @@ def _left_on_host() -> float:
 
 
 def _left_in_container() -> float:
-    """What the control group of this process may still take (cgroup v2)."""
+    """The bytes that the control group of this process may still take (cgroup v2)."""
     limit, used = (Path("/sys/fs/cgroup") / name for name in ("memory.max", "memory.current"))
     if not (limit.exists() and used.exists()) or limit.read_text().strip() == "max":
         return math.inf
@@ -68,7 +68,7 @@ def _left_in_container() -> float:
 
 
 def human_bytes(size: float) -> str:
-    """A size for people.
+    """A size in bytes, as people write it.
 
     >>> human_bytes(4_680_000_000), human_bytes(12)
     ('4.68 GB', '12 bytes')

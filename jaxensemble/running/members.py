@@ -1,4 +1,4 @@
-"""How the members of an ensemble run as one XLA program: all at once, or in steps of a few members and rows."""
+"""One XLA program for all members: all at once, or in steps of a few members and rows."""
 
 import dataclasses
 import functools
@@ -37,14 +37,14 @@ from jaxensemble.running.plan import Plan
 ALL_AT_ONCE = Plan()
 
 ON_CPUS = {PRODUCT: product, "reduce_sum": total, "tanh": tanh}
-"""What stands for XLA's own steps on CPUs, which round further there than PyTorch's."""
+"""Replacements of XLA's steps on CPUs, whose rounding errors are larger there than PyTorch's."""
 
 KEPT = "jaxensemble: kept for the gradient"
-"""The name of what convolutions and products give, under a plan with `remat`."""
+"""The name of the results of convolutions and products, under a plan with `remat`."""
 
 NEEDS_KEY = (
     "`{stream}` draws random numbers, as dropout in training mode does: pass key=jax.random.key(0) (--seed 0), "
-    "another one for each call, or switch training mode off, if it is on, with ensemble.eval()"
+    "another key for each call, or switch training mode off, if it is on, with ensemble.eval()"
 )
 
 
@@ -54,12 +54,12 @@ class CannotCall(InputError):
 
 @dataclasses.dataclass(frozen=True)
 class EnsembleCall:
-    """One way of calling an ensemble, all of it known when it is compiled.
+    """One way of calling an ensemble: all static facts of its program.
 
-    - `each`: whether every member has inputs of its own, which then begin with the member axis.
+    - `each`: whether every member has its own inputs, which then begin with the member axis.
     - `different`: whether members draw different random numbers.
-    - `update`: whether buffers are returned beside the outputs.
-    - `ported`: whether numbers and strings among the outputs are left out: those of a ported network are fixed.
+    - `update`: whether buffers are returned with the outputs.
+    - `ported`: whether numbers and strings are left out of the outputs: in a ported network they are fixed.
     - `rows_in`, `rows_out`: the batch axis of every input and output of one member, for plans with `rows`.
     """
 
@@ -76,7 +76,7 @@ class EnsembleCall:
     def member(
         self, params: Tree, buffers: Tree, rngs: Tree, constants: Tree, key: Any, inputs: Any, *, vmapped: bool | None
     ) -> Any:
-        """The outputs of one member. `vmapped` chooses the forms of convolutions; None leaves them as Flax has them."""
+        """The outputs of one member. `vmapped` chooses the forms of convolutions; None leaves Flax's."""
         run = rewritten(self._member, EXTREMES | (_NAMED if self.plan.remat else {}))
         run = run if vmapped is None else with_forms(run, self.platform, vmapped=vmapped)
         return run(params, buffers, rngs, constants, key, inputs)
@@ -94,11 +94,11 @@ def _outputs(module: nnx.Module, inputs: Any, rngs: Tree) -> Any:
         return module(*inputs)  # type: ignore[operator]
     except JaxEnsembleError:
         raise
-    except Exception as error:  # whatever the network says to inputs that are not for it
+    except Exception as error:  # any error of the network for wrong inputs
         given = ", ".join(str(jax.tree.map(jax.typeof, tree)) for tree in inputs)
         name = type(getattr(module, "to_nnx__module", module)).__name__
         advice = f"\n{SPLIT_ADVICE}" if has_single_keys(rngs) and is_transform_error(error) else ""
-        if any(leaf.size == 0 for leaf in jax.tree.leaves(inputs)):  # of which JAX cannot tell what -1 is in a shape
+        if any(leaf.size == 0 for leaf in jax.tree.leaves(inputs)):  # JAX cannot work out -1 in its shape
             advice = "\nAn input has no elements, on which this network cannot run: give at least one row."
         if isinstance(error, OverflowError):
             advice = f"\nThe network computes with a whole number beyond 32 bits: {ENABLE_X64}."
@@ -161,7 +161,7 @@ def _some_members(part: tuple[Any, ...], *, call: EnsembleCall, shared: tuple[An
 
 
 def over_members(function: Callable[..., Any], axes: Sequence[int | None], size: int) -> Callable[..., Any]:
-    """`jax.vmap` over so many members; a single one without it, under which convolutions are slow on some devices."""
+    """Maps a function over `size` members, with `jax.vmap` only if there are several: it slows some convolutions down."""
     if size > 1:
         return jax.vmap(function, tuple(axes))
 
@@ -181,9 +181,9 @@ def in_steps(
     size: int,
     unroll: bool,
 ) -> Any:
-    """`function` of `size` positions at a time along an axis of every leaf; None for leaves that it always gets whole.
+    """Calls `function` with `size` positions at a time along an axis of every leaf; None for leaves that are given whole.
 
-    Where `size` does not divide, the last step goes back over positions that were done before: all steps are alike.
+    Where `size` does not divide, the last step repeats some positions: all steps have one size.
     """
     leaves, treedef = jax.tree.flatten(inputs)
     total = next(leaf.shape[axis] for leaf, axis in zip(leaves, axes_in, strict=True) if axis is not None)

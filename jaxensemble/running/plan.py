@@ -1,4 +1,4 @@
-"""How an ensemble's members run: how many of them, and how many rows of the minibatch, one step takes."""
+"""Plans: the number of members, and of rows of the minibatch, that one step takes."""
 
 import dataclasses
 import math
@@ -8,34 +8,33 @@ from typing import Any
 from jaxensemble.errors import InputError
 
 TILE = 8 << 20
-"""Bytes that the largest step of a tile may read and write: what one step writes the next finds in the cache."""
+"""Bytes that the largest step of a tile may read and write: the next step finds its operands in the cache."""
 
 LEAST = 4
-"""Rows of a tile at least, unless memory wants fewer: products of a few rows are slow and add up in one long sum."""
+"""The fewest rows of a tile, unless memory wants fewer: products of a few rows are slow, and one long sum."""
 
 _UNROLLED = 10
-"""Members whose steps are written out one after another at most: compiling takes that many times as long."""
+"""The most members whose steps are written out one after another: compiling takes that many times as long."""
 
 _SHARE = 0.5
-"""Of the free memory, for what a program holds beside its inputs, weights and outputs."""
+"""The share of free memory for a program's arrays other than inputs, weights and outputs."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """How many members and rows one step takes; all of them, for None. Every plan gives the same, to rounding.
+    """The members and rows that one step takes; None for all. Every plan gives the same results, to rounding.
 
     - `Plan()` runs all members at once, with `jax.vmap`; `Plan(members=1)` one after another, in one program.
       `torch.func.vmap(..., chunk_size=k)` is `Plan(members=k)`.
     - `Plan(members=1, rows=8)` takes one member and 8 rows a step: on CPUs, small steps stay in the cache. Only for
-      networks that treat rows apart from each other, as they do in evaluation mode.
-    - `unroll` writes the steps out one after another in place of a loop, which takes longer to compile.
-    - `remat` is for training: of what the gradient needs, only what convolutions and products give is kept, and all
-      else computed anew, which takes less memory and more time.
+      networks that keep rows apart, as most do in evaluation mode.
+    - `unroll` writes the steps out one after another instead of a loop, which takes longer to compile.
+    - `remat` is for training: for the gradient only the results of convolutions and products are kept, and all others
+      computed again, which takes less memory and more time.
 
-    Sizes need not divide: the last step then goes back over what has been computed before; in training, its rows are
-    fewer. Dropout draws other numbers for other `rows`.
+    Sizes need not divide: the last step then repeats some of the work; in training, it has fewer rows. Dropout draws other numbers for other `rows`.
 
-    Raises `InputError` for sizes that are no positive integers.
+    **Raises:** `InputError` for sizes that are not positive integers.
 
     >>> Plan(members=1, rows=8)
     Plan(members=1, rows=8)
@@ -63,18 +62,18 @@ class Plan:
 
 
 def is_size(size: Any) -> bool:
-    """Whether it is a positive integer, or None."""
+    """Returns whether a size is a positive integer or None."""
     return size is None or (isinstance(size, int) and not isinstance(size, bool) and size > 0)
 
 
 @dataclasses.dataclass(frozen=True)
 class Demand:
-    """What running an ensemble on one minibatch asks of a device.
+    """The work of an ensemble on one minibatch, as a device sees it.
 
-    - `members`, `rows`: how many there are; no rows where a minibatch cannot be taken apart.
+    - `members`, `rows`: their numbers; None for rows that cannot be split.
     - `peak`: the bytes of all intermediate arrays that are alive at once in one member's call, before XLA fuses any.
     - `step`: the bytes that its largest step reads and writes, weights not counted.
-    - `convolutions`, `grouped`: whether it has any, and whether any of them is in groups, as depthwise ones are.
+    - `convolutions`, `grouped`: whether there are convolutions, and whether any is in groups, such as depthwise ones.
     """
 
     platform: str
@@ -93,7 +92,7 @@ class Demand:
 
 
 def guess_plan(demand: Demand, free: float) -> Plan:
-    """A plan that is good without being measured, and needs no more than its share of `free` bytes of memory.
+    """Guesses a good plan without measuring, within its share of `free` bytes of memory.
 
     On CPUs a convolution with a kernel for each member is slow, and so are arrays that leave the cache; but within a
     loop XLA runs elementwise steps, which depthwise convolutions are made of, on one core: `benchmarks/results` has
@@ -106,12 +105,12 @@ def guess_plan(demand: Demand, free: float) -> Plan:
 
 
 def is_within_memory(plan: Plan, demand: Demand, free: float) -> bool:
-    """Whether a plan needs no more than its share of `free` bytes of memory."""
+    """Returns whether a plan needs no more than its share of `free` bytes of memory."""
     return demand.held_bytes(plan) <= _SHARE * free
 
 
 def fit_plan(plan: Plan, demand: Demand, free: float) -> Plan:
-    """The plan, or one with fewer members and rows a step where it needs too much memory."""
+    """Fits a plan to memory: fewer members and rows a step if it needs too much."""
     if is_within_memory(plan, demand, free):
         return plan
     budget = _SHARE * free
@@ -125,7 +124,7 @@ def fit_plan(plan: Plan, demand: Demand, free: float) -> Plan:
 
 
 def candidate_plans(demand: Demand, free: float) -> Iterator[Plan]:
-    """Plans worth measuring, the most promising first; those that memory allows."""
+    """Plans worth measuring that memory allows, the most promising first."""
     first = guess_plan(demand, free)
     plans = [first, Plan(), Plan(members=1), *(Plan(members=1, rows=rows) for rows in _near(_tile(demand), demand))]
     if demand.convolutions and demand.members <= _UNROLLED:
@@ -136,7 +135,7 @@ def candidate_plans(demand: Demand, free: float) -> Iterator[Plan]:
 
 
 def _tile(demand: Demand) -> int | None:
-    """As many rows as fit into the cache, a power of two; None where these are all rows."""
+    """The rows that fit into the cache, a power of two; None if all rows do."""
     if not demand.rows or demand.step <= TILE:
         return None
     rows = max(LEAST, 2 ** int(math.log2(max(1, demand.rows * TILE / demand.step))))

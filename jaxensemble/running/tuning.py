@@ -25,7 +25,7 @@ from jaxensemble.running.workload import Workload, adapt_plan, apply_plan
 from jaxensemble.version import VERSION
 
 SECONDS = 0.2
-"""How long a plan is run to be measured, once it is compiled; at least three times."""
+"""The time for which a compiled plan runs to be measured; at least three times."""
 
 _HOPELESS = 3  # a first run that takes this many times the best is not repeated
 _NEAR = 1.3  # up to this many times the best, a plan is measured once more
@@ -49,7 +49,7 @@ class MeasuredPlan:
 
 
 def tune_plan(workload: Workload, run: Callable[[EnsembleCall], Any]) -> MeasuredPlan:
-    """The fastest plan of a workload: remembered, or measured now by running `run` under every candidate."""
+    """Returns the fastest plan of a workload: remembered, or measured now by calling `run` under every candidate."""
     name = _workload_name(workload)
     found = _MEMORY.get(name) or _read_file(name)
     if found is None:
@@ -60,7 +60,7 @@ def tune_plan(workload: Workload, run: Callable[[EnsembleCall], Any]) -> Measure
 
 
 def find_measured(workload: Workload) -> MeasuredPlan | None:
-    """What was measured before, without measuring."""
+    """Returns an earlier measurement, if there is one."""
     name = _workload_name(workload)
     return _MEMORY.get(name) or _read_file(name)
 
@@ -102,9 +102,9 @@ _MEMORY: dict[str, MeasuredPlan] = {}
 
 
 def _measure_plans(workload: Workload, run: Callable[[EnsembleCall], Any]) -> MeasuredPlan:
-    """Every candidate for a moment, and those that are near the fastest once more, in turn.
+    """Measures every candidate, and those near the fastest once more, in turn.
 
-    The most promising one is kept unless another is faster by more than measurements differ.
+    The most promising candidate is kept unless another is faster by more than measurements vary.
     """
     demand, free = workload.demand, free_memory(workload.device)
     calls: dict[Plan, EnsembleCall] = {}
@@ -119,7 +119,7 @@ def _measure_plans(workload: Workload, run: Callable[[EnsembleCall], Any]) -> Me
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise
-    if not seconds:  # no candidate fits, or all had rows that cannot be taken apart
+    if not seconds:  # no candidate fits, or the rows of all cannot be split
         call = adapt_plan(workload, None)
         seconds[call.plan] = _measure_call(call, run, math.inf)
     best, near = min(seconds.values()), list[Plan]()
@@ -131,7 +131,7 @@ def _measure_plans(workload: Workload, run: Callable[[EnsembleCall], Any]) -> Me
 
 
 def _measure_call(call: EnsembleCall, run: Callable[[EnsembleCall], Any], best: float) -> float:
-    """The median of several calls, the first of which compiles."""
+    """Measures the median of several calls, after one that compiles."""
     jax.block_until_ready(run(call))
     taken: list[float] = []
     while len(taken) < 3 or sum(taken) < SECONDS:
@@ -142,7 +142,7 @@ def _measure_call(call: EnsembleCall, run: Callable[[EnsembleCall], Any], best: 
 
 
 def _measure_in_turn(calls: Mapping[Plan, EnsembleCall], run: Callable[[EnsembleCall], Any]) -> dict[Plan, float]:
-    """The median of several calls each: whatever else the machine does, it does to all."""
+    """Measures the median of several calls of each plan, in turn: other load on the machine slows all alike."""
     taken: dict[Plan, list[float]] = {plan: [] for plan in calls}
     while any(len(times) < 3 or sum(times) < SECONDS for times in taken.values()):
         for plan, call in calls.items():
@@ -157,7 +157,7 @@ def _time_call(call: EnsembleCall, run: Callable[[EnsembleCall], Any]) -> float:
 
 
 def _workload_name(workload: Workload) -> str:
-    """The same for the same work on the same device with the same versions, in whatever process."""
+    """A name for the same work on the same device with the same versions, in any process."""
     versions = {package: importlib.metadata.version(package) for package in ("jax", "jaxlib", "flax")}
     versions["jaxensemble"] = VERSION
     call = (workload.call.each, workload.call.different, workload.call.update, workload.members)
@@ -175,7 +175,7 @@ def _plan_file(name: str) -> Path:
 
 
 def _read_file(name: str) -> MeasuredPlan | None:
-    """What the case's file holds; None where there is none, and for one that is damaged, or is not ours."""
+    """Reads the file of a workload; None if there is none, or it is damaged or not ours."""
     try:
         content = json.loads(_plan_file(name).read_text())
         plan, seconds = Plan(**content["plan"]), {Plan(**plan): float(taken) for plan, taken in content["seconds"]}
@@ -186,7 +186,7 @@ def _read_file(name: str) -> MeasuredPlan | None:
 
 
 def _remember(name: str, found: MeasuredPlan) -> None:
-    """Writes a measurement; where the disk does not let it, memory is enough."""
+    """Writes a measurement; if the disk refuses, memory is enough."""
     content = {
         "plan": dataclasses.asdict(found.plan),
         "seconds": [[dataclasses.asdict(plan), taken] for plan, taken in found.seconds.items()],

@@ -1,4 +1,4 @@
-"""Which plan a call gets: what the network and the minibatch ask for is read off the traced program of one member."""
+"""Workloads, and the plans that they get from the traced program of one member."""
 
 import dataclasses
 import functools
@@ -19,12 +19,12 @@ from jaxensemble.running.members import ON_CPUS, EnsembleCall
 from jaxensemble.running.plan import Demand, Plan, fit_plan, guess_plan, is_within_memory
 
 SMALL = 1 << 17
-"""Bytes of inputs for all members up to which they run at once, if memory has room for that."""
+"""The most bytes of inputs with which all members run at once, if memory allows."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Workload:
-    """One kind of call: the call without a plan, and the shapes and dtypes of all arrays that go into it.
+    """A call without a plan, and the shapes and dtypes of all its arrays.
 
     `arrays` are the leaves of `(params, buffers, rngs, constants, key, inputs)`, `tree` is how these nest, and
     `rows_in` the batch axis of each input of one member.
@@ -63,18 +63,18 @@ class Workload:
 
     @functools.cached_property
     def program(self) -> Program:
-        """What one member computes."""
+        """The traced program of one member."""
         return self.program_of(None)
 
     def program_of(self, rows: int | None, *, vmapped: bool | None = None) -> Program:
-        """The same for another number of rows, or, where `vmapped` is told, with its steps in the forms they run in."""
+        """The program for another number of rows, or, if `vmapped` is given, with its steps in the forms that run."""
         function: Any = functools.partial(self.call.member, vmapped=vmapped)
         if vmapped is not None and self.call.platform == "cpu":
             function = rewritten(function, ON_CPUS)
         return jax.make_jaxpr(function)(*self._arguments(rows))
 
     def outputs_of(self, rows: int) -> Any:
-        """The shapes and dtypes of one member's outputs for so many rows."""
+        """The shapes and dtypes of one member's outputs for a number of rows."""
         return jax.eval_shape(functools.partial(self.call.member, vmapped=None), *self._arguments(rows))
 
     def _arguments(self, rows: int | None) -> tuple[Any, ...]:
@@ -84,10 +84,12 @@ class Workload:
         return (*state, jax.tree.unflatten(tree, resized))
 
     def rows_out(self, rows: int) -> Axes:
-        """The batch axes of the outputs, where `rows` rows at a time give what all give. Raises `MixedRows`."""
+        """The batch axes of the outputs, if `rows` rows at a time give the results of all.
+
+        **Raises:** `MixedRows` otherwise."""
         try:
             other = self.program_of(rows)
-        except Exception as error:  # whatever a network says to a batch size that it cannot take
+        except Exception as error:  # any error of a network for a batch size that it cannot take
             raise MixedRows(f"it cannot be run with {rows} rows: {describe_error(error)}") from error
         axes = row_axes(self.program, other)
         sizes = [
@@ -96,18 +98,18 @@ class Workload:
             if axis is not None
         ]
         if any(pair != (self.rows, rows) for pair in sizes):
-            raise MixedRows("an output has not one row for each row of the minibatch")
+            raise MixedRows("an output has another number of rows than the minibatch")
         return axes
 
     @functools.cached_property
     def demand(self) -> Demand:
-        """What the call asks of its device."""
+        """The demand of the call on its device."""
         program, platform = self.program, self.call.platform
         groups = [
             step.params["feature_group_count"] for step in equations(program) if step.primitive.name == CONVOLUTION
         ]
         long = any(is_long(step) for step in equations(program) if step.primitive.name == PRODUCT)
-        in_forms = platform == "cpu" and (bool(groups) or long)  # which may take more memory than what they stand for
+        in_forms = platform == "cpu" and (bool(groups) or long)  # forms may take more memory than the steps that they replace
         return Demand(
             platform=platform,
             members=self.members,
@@ -119,7 +121,9 @@ class Workload:
         )
 
     def with_plan(self, plan: Plan) -> EnsembleCall:
-        """The call under a plan. Raises `MixedRows` for one whose rows cannot be run on their own."""
+        """The call under a plan.
+
+        **Raises:** `MixedRows` for a plan whose rows cannot run on their own."""
         members = None if plan.members is None or plan.members >= self.members else plan.members
         rows = None if plan.rows is None or self.rows is None or plan.rows >= self.rows else plan.rows
         plan = dataclasses.replace(plan, members=members, rows=rows)
@@ -170,12 +174,12 @@ def adapt_plan(workload: Workload, plan: Plan | None) -> EnsembleCall:
 
 
 def type_of_input(leaf: Any) -> Any:
-    """The shape and dtype of an array, or the type of a Python number: calls with equal ones are alike."""
+    """The shape and dtype of an array, or the type of a Python number, which decide the workload."""
     return (leaf.shape, leaf.dtype) if isinstance(leaf, jax.Array) else type(leaf)
 
 
 def _shape(leaf: Any) -> jax.ShapeDtypeStruct:
-    known = hasattr(leaf, "dtype")  # which numbers have not
+    known = hasattr(leaf, "dtype")  # Python numbers have no dtype
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) if known else jax.ShapeDtypeStruct((), jnp.result_type(leaf))
 
 

@@ -1,16 +1,16 @@
-"""`torch.func`'s way with modules, for Flax: stacking the states of modules, and calling a module with state given.
+"""`torch.func` for Flax modules: stacking the states of modules, and calling a module with a given state.
 
 Mirrors PyTorch 2.13 (torch/_functorch/functional_call.py, torch/nn/utils/stateless.py): the same names and arguments,
-and the same types of error with the same words wherever these make sense. What differs:
+and the same types of error with the same words where possible. The differences are:
 
 - Names are Flax's (`conv1.kernel`), in nested dicts; one dict with dotted names is taken wherever a nested one is.
-- JAX has no `requires_grad`, so nothing is said about it.
-- A member that has a key more or less, another shape or dtype, or another static attribute (eps, stride, a flag of a
-  submodule) is refused; PyTorch stacks some of these and runs the first member's settings.
+- JAX has no `requires_grad`, so there is no check of it.
+- A member with an extra or missing key, another shape or dtype, or another static attribute (eps, stride, a flag of a
+  submodule) is refused; PyTorch stacks some of these members and runs the first member's settings.
 - A name that a module does not have is an error even if `strict=False`. PyTorch sets it as an attribute, which here,
   where `kernel` is easily called `weight`, would run the module's own weights without a word.
 - On CPUs convolutions of an `nnx.Conv` run one after the other where `vmap` maps their kernels, which is faster.
-- Nothing passed in is ever changed: what a call does to buffers is returned if `mutable=True`, and dropped otherwise.
+- Nothing passed in is ever changed: changed buffers are returned if `mutable=True`, else dropped.
 """
 
 import collections
@@ -35,9 +35,9 @@ from jaxensemble.running.device import device_of
 def stack_module_state(modules: Sequence[nnx.Module]) -> tuple[Tree, Tree]:
     """The parameters and the buffers of M modules, stacked: nested dicts of `[M, ...]` arrays.
 
-    Constants and random state are not among them; the module passed to [`functional_call`][] supplies those.
+    Constants and random state are left out; the module passed to [`functional_call`][] supplies them.
 
-    Raises `MemberError` (a `RuntimeError`, as in PyTorch) for no modules, modules of different modes or classes, and
+    **Raises:** `MemberError` (a `RuntimeError`, as in PyTorch) for no modules, modules of different modes or classes, and
     for any other difference than in values, all of which are listed with member and name.
 
     >>> import jax.numpy as jnp
@@ -52,7 +52,7 @@ def stack_module_state(modules: Sequence[nnx.Module]) -> tuple[Tree, Tree]:
 def unstack_module_state(params: Tree, buffers: Tree) -> list[tuple[Tree, Tree]]:
     """The parameters and the buffers of each member: the inverse of [`stack_module_state`][].
 
-    Raises `InputError` unless every array is `[M, ...]` with one M.
+    **Raises:** `InputError` unless every array is `[M, ...]` with one M.
 
     >>> import jax.numpy as jnp
     >>> members = unstack_module_state({"scale": jnp.ones((5, 3))}, {})
@@ -67,7 +67,7 @@ def combine_state_for_ensemble(modules: Sequence[nnx.Module]) -> tuple[Callable[
     """`func, params, buffers`: the stacked state of M modules, and a function that runs one member on its part of it.
 
     `func(params, buffers, *args, **kwargs)` is to be mapped, not called on the stacked state. The older form of
-    [`stack_module_state`][]; raises what that raises.
+    [`stack_module_state`][], with the same errors.
 
     >>> import jax.numpy as jnp
     >>> func, params, buffers = combine_state_for_ensemble([nnx.Linear(3, 3, rngs=nnx.Rngs(i)) for i in range(5)])
@@ -95,7 +95,7 @@ def functional_call(
 ) -> Any:
     """Calls `module` with some or all of its arrays replaced by the given ones; `module` and dicts stay as they are.
 
-    - `parameter_and_buffer_dicts`: one dict or several, nested or with dotted names, of arrays; what is not named keeps
+    - `parameter_and_buffer_dicts`: one dict or several, nested or with dotted names, of arrays; variables without a name keep
       the module's value. Any variable may be named: constants and random keys, too. `None` takes the place of an
       optional array, such as a bias.
     - `args`: the positional arguments, if a tuple; else the only one.
@@ -105,14 +105,14 @@ def functional_call(
     - `mutable`: return `(output, buffers)`, with all buffers after the call.
 
     Call it within `jax.jit`, with a `vmap` around it: without, every operation is a program of its own, and the module
-    is taken apart and put together again for every call.
+    is split and merged again for every call.
 
     Random streams draw from the module's own keys, which do not advance: two calls draw the same, unless keys are given
-    (`{"dropout.rngs.key": key}`) or a [`vmap`][jaxensemble.vmap] around the call says otherwise.
+    (`{"dropout.rngs.key": key}`) or a [`vmap`][jaxensemble.vmap] around the call says so.
 
-    Raises, as PyTorch does: `InputError` (a `ValueError`) for a name given twice or for different values of a tied one,
+    **Raises:** as PyTorch does, `InputError` (a `ValueError`) for a name given twice or for different values of a tied one,
     `StateError` (a `RuntimeError`) for what `strict` finds, `AttributeError` for a name that the module does not have,
-    `TypeError` for a name or a value that is no array.
+    `TypeError` for a name or a value that is not an array.
 
     >>> import jax.numpy as jnp
     >>> linear = nnx.Linear(3, 3, rngs=nnx.Rngs(0))
@@ -162,7 +162,7 @@ def _call(
     tie_weights: bool,
     strict: bool,
 ) -> tuple[Any, nnx.Module]:
-    """The output of a call, and the module that was called, which nobody else has."""
+    """The output of a call, and the module that was called, a new one."""
     structure = state.graphdef
     places = {name: _locate(structure.root, name) for name in names}
     _check_ties(structure, names, places, tie_weights)
@@ -182,7 +182,7 @@ def _checked(place: Path | Exception, value: Any) -> Path:
 
 
 def _locate(root: Node, name: str) -> Path | Exception:
-    """Where a name leads: to the attribute that holds the array, by its first path; or what is wrong with the name."""
+    """The first path of the attribute that a name leads to, or the error of the name."""
     node = root
     *parts, attribute = name.split(".")
     for number, part in enumerate(parts):
@@ -206,7 +206,7 @@ def _shown(child: Node | Leaf | Fixed) -> Any:
 
 
 def _holders(structure: Structure) -> dict[Path, Leaf]:
-    """Every attribute that holds an array. Tied ones lead to one leaf."""
+    """Every attribute that holds an array. Tied attributes lead to one leaf."""
     return {leaf.path: leaf for leaf in structure.leaves} | structure.ties
 
 
@@ -241,7 +241,7 @@ def _check_strict(structure: Structure, places: dict[str, Any], tie_weights: boo
 
 
 def _reparametrized(state: State, given: dict[Path, Any], tie_weights: bool) -> nnx.Module:
-    """A new module with the arrays of `state`, but for those given."""
+    """A new module with the arrays of `state`, except the given ones."""
     structure, holders = state.graphdef, _holders(state.graphdef)
     arrays = {place: value if value is None else as_array(value, ".".join(place)) for place, value in given.items()}
     replaced = {holders[at]: value for at, value in arrays.items() if tie_weights or at not in structure.ties}
@@ -275,7 +275,7 @@ def _map_one_by_one(structure: Structure, module: nnx.Module) -> None:
 
 
 def _set(module: nnx.Module, place: Path, value: Any) -> None:
-    """Gives one attribute a variable of its own, or nothing. Flax's own way would write into what is there."""
+    """Gives one attribute a new variable, or None. Flax would write into the old variable."""
     owner: Any = module
     for part in place[:-1]:
         owner = _attributes(owner, place)[part]

@@ -1,4 +1,4 @@
-"""`vmap` as PyTorch has it, over functions of JAX arrays.
+"""PyTorch's `vmap` for functions of JAX arrays.
 
 Mirrors `torch.func.vmap` of PyTorch 2.13 (torch/_functorch/apis.py and vmap.py): the same arguments, the same checks in
 the same order, the same types of error with the same words. It runs on `jax.vmap`, from which it differs: keyword
@@ -31,20 +31,20 @@ def vmap(
 ) -> Callable[..., Any]:
     """Maps `func` over a dimension of its inputs, which may be any trees of arrays, of JAX or numpy.
 
-    - `in_dims`: the dimension to map, or `None` for an input that every call gets whole; one for all, or a tuple with
-      one for each positional argument, nested as the argument is. Negative ones count from the end.
-    - `out_dims`: where the mapped dimension goes in each output; `None` for an output that does not depend on it. An
+    - `in_dims`: the dimension to map, or `None` for an input that every call gets whole. One for all, or a tuple with
+      one for each positional argument, nested as the argument is; negative numbers count from the end.
+    - `out_dims`: the place of the mapped dimension in each output; `None` for an output that does not depend on it. An
       output that does not depend on the mapped inputs is repeated along the mapped dimension.
     - `chunk_size`: how many elements run at once; the last chunk is the remainder. The chunks run one after another;
       under `jax.jit` each is compiled, so for hundreds of chunks use `jax.lax.map(batch_size=...)`.
     - `randomness` is about the random streams of Flax modules that [`functional_call`][jaxensemble.functional_call]
       runs within `func`; PyTorch's generator is global, JAX has keys. `"error"`: drawing from a stream raises.
       `"same"`: every element draws the same. `"different"`: each draws from the stream's key with its position folded
-      in, for every level of nested `vmap`s that says so. Keys that `func` handles itself are its own affair.
+      in, for every level of nested `vmap`s that says so. Keys that `func` handles itself are left alone.
 
     Keyword arguments of the mapped function are passed on whole.
 
-    Raises what PyTorch raises: `InputError` (a `ValueError`) for dims, inputs or outputs that do not fit, `StateError`
+    **Raises:** as PyTorch does, `InputError` (a `ValueError`) for dims, inputs or outputs that do not fit, `StateError`
     (a `RuntimeError`) for `randomness`, `IndexError` for an `out_dims` out of range.
 
     >>> vmap(jnp.dot, in_dims=(0, None))(jnp.ones((2, 5)), jnp.ones(5))
@@ -80,13 +80,13 @@ class _Mapped:
     out_dims: Any
     randomness: Randomness
     name: str
-    out_treedef: Any = None  # known, as the next, once the function has run
+    out_treedef: Any = None  # known, like the next field, once the function has run
     out_flat_dims: list[int | None] = dataclasses.field(default_factory=list)
 
     def run(self, leaves: list[Any], start: int, stop: int) -> list[Any]:
         """The flat outputs for the elements from `start` to `stop`, the mapped dimension first where there is one."""
         routes: list[int] = []
-        others: list[Any] = []  # outputs that are no arrays: they cannot leave jax.vmap as results
+        others: list[Any] = []  # outputs other than arrays, which cannot leave jax.vmap as results
 
         def traced(*arrays: Any) -> tuple[list[Any], list[Any]]:
             groups: tuple[list[Any], ...] = ([], [], others)
@@ -102,7 +102,7 @@ class _Mapped:
                 results = jax.vmap(traced, in_axes, out_axes=(0, None), axis_name=level.axis_name)(*arrays)
             except ValueError as error:
                 if _CONSTANT not in routes:
-                    raise  # from within the function: it has not returned
+                    raise  # from within the function
                 name = self.name
                 raise InputError(
                     f"vmap({name}, ...): `{name}` can not return a BatchedTensor when out_dim is None"
@@ -219,11 +219,11 @@ def _mapped_size(leaves: list[Any], dims: list[int | None]) -> int:
 
 
 def _broadcast(dims: Any, tree: Any) -> list[Any] | None:
-    """One dim for each leaf of `tree`, `dims` being a prefix of it; `None` where it is not."""
+    """One dim for each leaf of `tree`; `None` unless `dims` is a prefix of it."""
     flat: list[Any] = []
     try:
         jax.tree.map(lambda dim, part: flat.extend([dim] * _count(part)), dims, tree, is_leaf=_is_none)
-    except ValueError:  # JAX's way of saying so
+    except ValueError:  # JAX's error for trees that differ
         return None
     return flat
 
@@ -263,7 +263,7 @@ def _structure(tree: Any) -> Any:
 
 
 def _name(func: Callable[..., Any]) -> str:
-    """What PyTorch calls a function in its errors."""
+    """The name of a function in PyTorch's errors."""
     if hasattr(func, "__name__"):
         return func.__name__
     if isinstance(func, functools.partial):

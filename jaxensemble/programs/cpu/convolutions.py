@@ -1,8 +1,8 @@
 """Convolutions in the form that suits a device: built in, or as dot products and multiply-adds.
 
 All forms compute the same sums; they differ in how fast XLA runs them. `jax.vmap` over the kernels of several members
-turns a built-in convolution into a grouped one, which XLA runs slowly on CPUs; dot products stay fast. A program is
-given other forms as a whole, whoever wrote its convolutions: Flax's layers, functions or users.
+turns a built-in convolution into a grouped one, which XLA runs slowly on CPUs; dot products stay fast. Forms are
+chosen for a whole program, whether Flax's layers, functions or users wrote its convolutions.
 """
 
 import functools
@@ -33,7 +33,7 @@ def with_forms(function: Callable[..., Any], platform: str, *, vmapped: bool) ->
     1
     """
     if platform != "cpu":
-        return function  # which keeps XLA's own: see `chooser`
+        return function  # XLA's own convolutions: see `chooser`
     return rewritten(function, {CONVOLUTION: functools.partial(convolution, choose=chooser(platform, vmapped=vmapped))})
 
 
@@ -57,7 +57,7 @@ def convolution(
     preferred_element_type: Any = None,
     out_sharding: Any = None,
 ) -> jax.Array:
-    """As `jax.lax.conv_general_dilated`, in the form that `choose` names; to rounding the same numbers, and gradients.
+    """`jax.lax.conv_general_dilated` in the form that `choose` names; to rounding the same numbers, and gradients.
 
     Channels-last arrays only: `[N, spatial..., C]` and kernels `[spatial..., C // groups, features]`. Anything else,
     and whatever a form does not cover, is run by `jax.lax` itself.
@@ -116,7 +116,7 @@ class Case:
 
     @property
     def has_narrow_groups(self) -> bool:
-        """Whether groups are so narrow that their products are no matrices, and all weights fit into a core's cache."""
+        """Returns whether groups are too narrow for products of matrices, and all weights fit into a core's cache."""
         return self.groups > 1 and (self.depth == 1 or self.taps * self.depth * self.features <= CACHED)
 
     @property
@@ -125,7 +125,7 @@ class Case:
 
 
 def chooser(platform: str, *, vmapped: bool) -> Callable[[Case], Form]:
-    """Which form a device runs fastest, by the sizes of a convolution.
+    """Returns a function that gives the form that a device runs fastest, by the sizes of a convolution.
 
     Only CPUs have a table, read off `benchmarks/results/lowering-cpu.json`; XLA's own convolutions are kept everywhere
     else.
@@ -180,10 +180,10 @@ def _case(
 
 
 def _shifts(case: Case, lhs: jax.Array) -> Iterator[jax.Array]:
-    """What every tap of the kernel, in their order, sees of the padded input: `[N, out..., C]`."""
+    """The part of the padded input that each tap of the kernel reads, in order: `[N, out..., C]`."""
     padded = lhs
     if any(low or high for low, high in case.pads):
-        # Apart, or XLA would pad anew within every tap.
+        # A barrier, or XLA would pad again within every tap.
         padded = lax.optimization_barrier(
             lax.pad(lhs, jnp.zeros((), lhs.dtype), [(0, 0, 0), *((*p, 0) for p in case.pads), (0, 0, 0)])
         )
@@ -202,7 +202,7 @@ def _shifted(case: Case, lhs: jax.Array, rhs: jax.Array, options: dict[str, Any]
 
 
 def _im2col(case: Case, lhs: jax.Array, rhs: jax.Array, options: dict[str, Any]) -> jax.Array:
-    """What all taps see, side by side, and one dot product."""
+    """One dot product with the parts that all taps read, side by side."""
     parts = [part.reshape(*part.shape[:-1], case.groups, case.depth) for part in _shifts(case, lhs)]
     columns = jnp.concatenate(parts, axis=-1)
     return _dot(case, columns.reshape(*columns.shape[:-2], -1), rhs.reshape(case.taps, case.depth, -1), options)
@@ -220,7 +220,7 @@ def _dot(case: Case, columns: jax.Array, kernel: jax.Array, options: dict[str, A
 
 
 def _grouped(case: Case, lhs: jax.Array, rhs: jax.Array, options: dict[str, Any]) -> jax.Array:
-    """One multiplication for each tap and each input channel of a group, summed; groups are the last axis meanwhile."""
+    """One multiplication for each tap and each input channel of a group, summed; groups are the last axis for the time being."""
     dtype = options["preferred_element_type"]
     features = case.features // case.groups
     x = jnp.swapaxes(lhs.reshape(*lhs.shape[:-1], case.groups, case.depth), -2, -1)

@@ -1,8 +1,8 @@
 """Convolutions of modules that others map: `jax.vmap` over kernels runs them one after the other on CPUs.
 
-`jax.vmap` makes one grouped convolution of those of several members, which XLA runs slowly there. An ensemble rewrites
-the traced program of its call; a function that somebody else maps may not be traced as a whole, since it may look at
-values. So it is the convolution itself that says how it is mapped, by `nnx.Conv`'s argument for such a function.
+`jax.vmap` turns the convolutions of several members into one grouped convolution, which XLA runs slowly on CPUs. An
+ensemble rewrites the traced program of its call. A function that a user maps may not be traced as a whole, since it may
+read values. So the convolution itself says how it is mapped, by the argument of `nnx.Conv` for a convolution.
 """
 
 import functools
@@ -27,9 +27,9 @@ def convolved(
     out_sharding: Any = None,
     **options: Any,
 ) -> jax.Array:
-    """As `jax.lax.conv_general_dilated`, to rounding the same numbers and gradients, for CPUs.
+    """`jax.lax.conv_general_dilated` for CPUs, to rounding the same numbers and gradients.
 
-    Under `jax.vmap` over the kernels, one after the other is run, in the form that is fast on its own; gradients are
+    Under `jax.vmap` over the kernels they run one after the other, in the form that is fast for one; gradients are
     products of matrices.
 
     >>> x, kernels = jnp.ones((2, 5, 5, 3)), jnp.ones((7, 3, 3, 3, 4))

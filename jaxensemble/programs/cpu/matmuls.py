@@ -2,8 +2,8 @@
 
 XLA's CPU code adds up the terms of a product in long runs, with an error that grows with their number, and for
 weights of several members by one shared minibatch it first transposes all weights, which takes longer than the product
-itself where that minibatch has a row or a few. Neither shows in one layer's code, and no layer can tell whether
-`jax.vmap` is around it: so it is the traced program of all members that is looked at.
+itself where that minibatch has a row or a few. Neither shows in one layer's code, and no layer knows whether
+`jax.vmap` is around it. So the traced program of all members is rewritten.
 """
 
 import functools
@@ -20,25 +20,25 @@ from jaxensemble.compat import JaxprEqn
 Numbers = tuple[tuple[Sequence[int], Sequence[int]], tuple[Sequence[int], Sequence[int]]]
 
 LONGEST = 896
-"""Terms that a product sums up in one go at most."""
+"""The most terms that a product sums up at once."""
 
 BLOCK = 512
-"""Terms of a block at most, of a product of more: its error is 1.6 times that of PyTorch's, in nearly the same time."""
+"""The most terms of a block of a longer product: the error is 1.6 times PyTorch's, in nearly the same time."""
 
 BLOCK_OF_VECTORS = 128
 """The same where one operand is a vector, whose products XLA sums up term by term."""
 
 _WRITTEN_OUT = 64
-"""Blocks whose sum is written out at most."""
+"""The most blocks whose sum is written out."""
 
 FEW = 8
-"""Rows of a shared minibatch up to which every member gets it apart: of more, the transposed weights cost little."""
+"""The most rows of a shared minibatch that each member gets apart: with more, transposed weights cost little."""
 
 
 def product(lhs: jax.Array, rhs: jax.Array, *, dimension_numbers: Numbers, **options: Any) -> jax.Array:
-    """As `jax.lax.dot_general`, in the form that suits a CPU; to rounding the same numbers.
+    """`jax.lax.dot_general` in the form that suits a CPU; to rounding the same numbers.
 
-    A product of more than `LONGEST` terms is summed up in blocks. That of a few rows by the weights of many members
+    A product of more than `LONGEST` terms is summed up in blocks. The product of a few rows by the weights of many members
     (`[N, K]` by `[M, K, F]`, as `jax.vmap` leaves them) becomes one product for each member.
 
     >>> from jaxensemble.programs.rewrite import PRODUCT, rewritten
@@ -60,20 +60,20 @@ def product(lhs: jax.Array, rhs: jax.Array, *, dimension_numbers: Numbers, **opt
 
 
 def is_long(step: JaxprEqn) -> bool:
-    """Whether a product of a program has more terms than are summed up in one go."""
+    """Returns whether a product of a program has more terms than are summed up at once."""
     (over, _), _ = step.params["dimension_numbers"]
     return math.prod(step.invars[0].aval.shape[axis] for axis in over) > LONGEST  # type: ignore[attr-defined]
 
 
 def _is_covered(lhs: jax.Array, rhs: jax.Array) -> bool:
-    """Whether it is a product of numbers of one kind, 16 bits or more, whose sizes are known and not zero."""
+    """Returns whether both operands have one floating dtype of at least 16 bits, and known sizes other than zero."""
     is_floating = jnp.issubdtype(lhs.dtype, jnp.floating) and lhs.dtype.itemsize > 1
     sizes = (*lhs.shape, *rhs.shape)
     return is_floating and lhs.dtype == rhs.dtype and all(isinstance(size, int) and size for size in sizes)
 
 
 def _in_blocks(lhs: jax.Array, rhs: jax.Array, numbers: Numbers, options: dict[str, Any]) -> jax.Array:
-    """The product as a sum of those of blocks, if it has many terms; blocks are one more batch axis."""
+    """The product as a sum over blocks, if it has many terms; blocks are one more batch axis."""
     ((over_lhs, over_rhs), (batch_lhs, batch_rhs)) = numbers
     terms = math.prod(lhs.shape[axis] for axis in over_lhs)
     sides = [
@@ -103,17 +103,17 @@ def _in_blocks(lhs: jax.Array, rhs: jax.Array, numbers: Numbers, options: dict[s
 
 
 def _moved(axes: Sequence[int], at: int) -> tuple[int, ...]:
-    """Where axes are when there is one more at `at`, and the one that was there comes after it."""
+    """The places of axes after another axis is inserted at `at`."""
     return tuple(axis + (axis >= at) for axis in axes)
 
 
 def _count(size: int, least: int) -> int:
-    """How many blocks an axis is taken apart into: equal ones, unless there would have to be twice as many."""
+    """The number of blocks of an axis: equal blocks, unless that takes twice as many."""
     return next((count for count in range(least, min(2 * least, size) + 1) if size % count == 0), min(least, size))
 
 
 def _taken_apart(x: jax.Array, axis: int, count: int) -> jax.Array:
-    """An axis as two: `count` blocks of equal size, the last one filled with zeros."""
+    """Splits an axis into `count` blocks of equal size, the last filled with zeros."""
     size = -(-x.shape[axis] // count)
     missing = count * size - x.shape[axis]
     if missing:

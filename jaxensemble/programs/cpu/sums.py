@@ -1,4 +1,4 @@
-"""Long sums on CPUs, where XLA may add one number after the other."""
+"""Long sums on CPUs, where XLA may add numbers one after another."""
 
 import functools
 import math
@@ -9,16 +9,16 @@ import jax.numpy as jnp
 from jax import lax
 
 _LONG, _LONG_ROW = 32, 128
-"""Sums of fewer numbers stay as they are. Those along the last axis alone, of which XLA makes good loops, are slower by
-halves; that they round further shows in longer ones only."""
+"""Sums of fewer numbers stay as they are. Sums along the last axis alone, where XLA makes good loops, are slower by halves,
+and their rounding shows only if they are longer."""
 
 _HALVINGS = 4
 
 
 def total(x: jax.Array, *, axes: tuple[int, ...], out_sharding: Any = None) -> jax.Array:
-    """As XLA's `reduce_sum`. Long sums of float32 are first taken by halves, the one added to the other.
+    """XLA's `reduce_sum`, except that long sums of float32 first add one half to the other.
 
-    The rounding error of a sum grows with how often its numbers are added to, which is a sixteenth then (N. J. Higham,
+    The rounding error of a sum grows with the number of additions in a row, which is a sixteenth then (N. J. Higham,
     Accuracy and Stability of Numerical Algorithms, 2002, chapter 4). The statistics of normalisations show it.
 
     >>> x = jnp.linspace(0.1, 3.1, 3 * 1001, dtype=jnp.float32).reshape(3, 1001)

@@ -1,4 +1,4 @@
-"""Elementary functions on CPUs, to the last bit or nearly so: XLA gives some of them up for speed."""
+"""Elementary functions on CPUs, nearly to the last bit, which XLA gives up for speed."""
 
 import functools
 from typing import Any
@@ -9,13 +9,13 @@ from jax import lax
 
 _SMALL = 0.625
 _SERIES = (-5.70498872745e-3, 2.06390887954e-2, -5.37397155531e-2, 1.33314422036e-1, -3.33332819422e-1)
-"""Of tanh(x) / x - 1 by powers of the square of x, up to `_SMALL`: those of the Cephes library's `tanhf`."""
+"""Coefficients of tanh(x) / x - 1 by powers of the square of x, up to `_SMALL`: from `tanhf` of the Cephes library."""
 
 
 def tanh(x: jax.Array, *, accuracy: Any = None) -> jax.Array:
-    """As `jax.lax.tanh`. In float32 off by 1.3 units in the last place at most, where XLA's is by 4.3.
+    """`jax.lax.tanh` with an error of at most 1.3 units in the last place in float32, where XLA's is 4.3.
 
-    It shows where what is left is small: of `x - tanh(x)`, of recurrent layers. The figures are those of
+    The error matters in small differences, such as `x - tanh(x)`, and in recurrent layers. The figures are in
     `benchmarks/results/rounding-cpu.json`.
 
     >>> bool(abs(tanh(jnp.float32(0.1)) - 0.099667994624955817) < 4e-9)

@@ -1,4 +1,4 @@
-"""What stands for XLA's own steps while CPUs train: the gradients of its convolutions and maxima are slow there."""
+"""Replacements of XLA's convolutions and maxima for training on CPUs, where their gradients are slow."""
 
 import functools
 import itertools
@@ -33,9 +33,9 @@ def maxima(
     base_dilation: Sequence[int],
     window_dilation: Sequence[int],
 ) -> jax.Array:
-    """The largest value of every window, as max pooling has it.
+    """The largest value of every window, as in max pooling.
 
-    Where windows tile the array, its gradient is a few comparisons; it goes to the first of equal values, as XLA's own.
+    Where windows tile the array, the gradient is a few comparisons. It goes to the first of equal values, as XLA's does.
 
     >>> options = {"padding": [(0, 0)], "base_dilation": [1], "window_dilation": [1]}
     >>> pooled = lambda x: maxima(x, window_dimensions=[2], window_strides=[2], **options)
@@ -58,7 +58,7 @@ def maxima(
 
 
 _MOST = 16
-"""Values of a window that are compared one by one at most."""
+"""The most values of a window that are compared one by one."""
 
 
 def _tap(x: jax.Array, at: Sequence[int]) -> jax.Array:
@@ -69,5 +69,5 @@ def _tap(x: jax.Array, at: Sequence[int]) -> jax.Array:
 
 
 def for_training(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The function of one member, with steps whose gradients CPUs compute fast, under `jax.vmap` too."""
+    """Gives a function of one member steps whose gradients CPUs compute fast, under `jax.vmap` too."""
     return rewritten(function, {CONVOLUTION: functools.partial(convolution, choose=_products), MAXIMA: maxima})
