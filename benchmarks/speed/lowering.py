@@ -18,7 +18,7 @@ from jax import lax
 
 from benchmarks.results import RESULTS
 from jaxensemble.programs.cpu.convolutions import FORMS, convolution
-from jaxensemble.programs.rewrite import rewritten
+from jaxensemble.programs.rewrite import rewrite_steps
 from jaxensemble.running.members import ON_CPUS
 from torch_bridge.report import draw_table, environment, save_json
 
@@ -92,8 +92,8 @@ def _call(layer: tuple[int, ...], form: Any, way: str) -> Callable[..., Any]:
         return jnp.maximum(run(x, kernel, (stride, stride), "SAME", feature_group_count=groups), 0)
 
     if way == "vmapped":
-        return jax.jit(rewritten(jax.vmap(one), ON_CPUS))
-    return jax.jit(rewritten(lambda x, kernels: lax.map(lambda pair: one(*pair), (x, kernels)), ON_CPUS))
+        return jax.jit(rewrite_steps(jax.vmap(one), ON_CPUS))
+    return jax.jit(rewrite_steps(lambda x, kernels: lax.map(lambda pair: one(*pair), (x, kernels)), ON_CPUS))
 
 
 def main(rows: int = 16, rounds: int = 9) -> None:

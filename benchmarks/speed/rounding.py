@@ -18,7 +18,7 @@ import torch
 import typer
 
 from benchmarks.results import RESULTS
-from jaxensemble.programs.rewrite import rewritten
+from jaxensemble.programs.rewrite import rewrite_steps
 from jaxensemble.running.members import ON_CPUS
 from torch_bridge.report import draw_table, environment, save_json
 
@@ -45,7 +45,7 @@ def errors(terms: int) -> dict[str, float]:
     truth = x.astype(np.float64) @ kernel.astype(np.float64)
     found = {
         "XLA": jax.jit(jnp.dot)(x, kernel),
-        "ours": jax.jit(rewritten(jnp.dot, ON_CPUS))(x, kernel),
+        "ours": jax.jit(rewrite_steps(jnp.dot, ON_CPUS))(x, kernel),
         "PyTorch": torch.from_numpy(x) @ torch.from_numpy(kernel),
     }
     scale = np.sqrt(np.mean(np.square(truth)))
@@ -58,7 +58,10 @@ def times(case: tuple[int, int, int, int], rounds: int) -> dict[str, float]:
     x = jax.random.normal(jax.random.key(0), (rows, terms))
     kernels = jax.random.normal(jax.random.key(1), (members, terms, features))
     mapped = jax.vmap(jnp.dot, (None, 0))
-    calls: dict[str, Callable[..., Any]] = {"jax.vmap": jax.jit(mapped), "ours": jax.jit(rewritten(mapped, ON_CPUS))}
+    calls: dict[str, Callable[..., Any]] = {
+        "jax.vmap": jax.jit(mapped),
+        "ours": jax.jit(rewrite_steps(mapped, ON_CPUS)),
+    }
     return _milliseconds({name: functools.partial(call, x, kernels) for name, call in calls.items()}, rounds)
 
 
@@ -70,7 +73,7 @@ def tanh(rounds: int) -> dict[str, dict[str, float]]:
     truth = np.tanh(x.astype(np.float64))
     calls: dict[str, Callable[[], Any]] = {
         "XLA": functools.partial(jax.jit(jnp.tanh), jnp.asarray(x)),
-        "ours": functools.partial(jax.jit(rewritten(jnp.tanh, ON_CPUS)), jnp.asarray(x)),
+        "ours": functools.partial(jax.jit(rewrite_steps(jnp.tanh, ON_CPUS)), jnp.asarray(x)),
         "PyTorch": lambda: torch.tanh(given),
     }
     taken = _milliseconds(calls, rounds)

@@ -8,7 +8,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Num
 
 from jaxensemble.arrays import AnyArray
-from jaxensemble.layers.dropout import drawn_from
+from jaxensemble.layers.dropout import draw_key
 from jaxensemble.ops.activations import leaky_relu
 
 
@@ -71,5 +71,5 @@ class RReLU(nnx.Module):
     def __call__(self, x: Float[AnyArray, "*shape"], *, deterministic: bool | None = None) -> Float[Array, "*shape"]:
         if self.deterministic if deterministic is None else deterministic:
             return leaky_relu(x, (self.lower + self.upper) / 2)
-        slope = jax.random.uniform(drawn_from(self.rngs), x.shape, x.dtype, self.lower, self.upper)
+        slope = jax.random.uniform(draw_key(self.rngs), x.shape, x.dtype, self.lower, self.upper)
         return leaky_relu(x, slope)

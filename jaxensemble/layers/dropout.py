@@ -54,7 +54,7 @@ class AlphaDropout(nnx.Module):
         if self.rate == 1:
             return jnp.zeros_like(x)
         shape = [1 if k in {d % x.ndim for d in self.broadcast_dims} else n for k, n in enumerate(x.shape)]
-        kept = jax.random.bernoulli(drawn_from(self.rngs), 1 - self.rate, shape)
+        kept = jax.random.bernoulli(draw_key(self.rngs), 1 - self.rate, shape)
         scale = 1 / math.sqrt((SATURATION**2 * self.rate + 1) * (1 - self.rate))
         return jnp.where(kept, scale * x, -SATURATION * scale) + SATURATION * scale * self.rate
 
@@ -90,12 +90,12 @@ class MemberDropout(nnx.Dropout):
         together = {dim % inputs.ndim for dim in self.broadcast_dims}
         shape = [1 if k in together else n for k, n in enumerate(inputs.shape)]
         keep = 1 - self.rate[...].astype(jnp.promote_types(inputs.dtype, jnp.float32))
-        key = rngs if isinstance(rngs, jax.Array) else drawn_from(self.rngs if rngs is None else rngs)
+        key = rngs if isinstance(rngs, jax.Array) else draw_key(self.rngs if rngs is None else rngs)
         kept = jax.random.bernoulli(key, keep, shape)
         return jnp.where(kept, inputs / jnp.where(keep > 0, keep, 1).astype(inputs.dtype), 0)
 
 
-def drawn_from(rngs: nnx.RngStream | None) -> PRNGKeyArray:
+def draw_key(rngs: nnx.RngStream | None) -> PRNGKeyArray:
     """The next key of a layer's stream. **Raises:** `InputError` if the layer was made without one."""
     if rngs is None:
         raise InputError("this layer draws random numbers; construct it with rngs=nnx.Rngs(...), or call .eval()")

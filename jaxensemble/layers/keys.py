@@ -3,7 +3,7 @@
 from flax import nnx
 from jaxtyping import PRNGKeyArray
 
-from jaxensemble.layers.dropout import drawn_from
+from jaxensemble.layers.dropout import draw_key
 
 
 class Keys(nnx.Module):
@@ -21,4 +21,4 @@ class Keys(nnx.Module):
         self.rngs = nnx.data(None) if rngs is None else rngs[rng_collection].fork()
 
     def __call__(self) -> PRNGKeyArray:
-        return drawn_from(self.rngs)
+        return draw_key(self.rngs)

@@ -37,12 +37,12 @@ class _Cell(nnx.Module, Generic[State]):
         self.in_features = in_features
         self.hidden_features = hidden_features
         width = self.gates * hidden_features
-        self.kernel = self._drawn((in_features, width), param_dtype, rngs)
-        self.recurrent_kernel = self._drawn((hidden_features, width), param_dtype, rngs)
-        self.bias = self._drawn((width,), param_dtype, rngs) if use_bias else nnx.data(None)
-        self.recurrent_bias = self._drawn((width,), param_dtype, rngs) if use_bias else nnx.data(None)
+        self.kernel = self._draw_weight((in_features, width), param_dtype, rngs)
+        self.recurrent_kernel = self._draw_weight((hidden_features, width), param_dtype, rngs)
+        self.bias = self._draw_weight((width,), param_dtype, rngs) if use_bias else nnx.data(None)
+        self.recurrent_bias = self._draw_weight((width,), param_dtype, rngs) if use_bias else nnx.data(None)
 
-    def _drawn(self, shape: tuple[int, ...], dtype: Any, rngs: nnx.Rngs) -> nnx.Param:
+    def _draw_weight(self, shape: tuple[int, ...], dtype: Any, rngs: nnx.Rngs) -> nnx.Param:
         bound = max(self.hidden_features, 1) ** -0.5
         return nnx.Param(jax.random.uniform(rngs.params(), shape, dtype, -bound, bound))
 
@@ -174,8 +174,8 @@ class LSTMCell(_Cell[tuple[Array, Array]]):
         self.proj_size = proj_size
         self.projection = nnx.data(None)
         if proj_size:
-            self.recurrent_kernel = self._drawn((proj_size, 4 * hidden_features), param_dtype, rngs)
-            self.projection = self._drawn((hidden_features, proj_size), param_dtype, rngs)
+            self.recurrent_kernel = self._draw_weight((proj_size, 4 * hidden_features), param_dtype, rngs)
+            self.projection = self._draw_weight((hidden_features, proj_size), param_dtype, rngs)
 
     @property
     def _weights(self) -> tuple[Array | None, ...]:

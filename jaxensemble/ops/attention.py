@@ -55,7 +55,7 @@ def attention_weights(
     >>> attention_weights(x, x, is_causal=True)[0, 0].tolist()
     [1.0, 0.0]
     """
-    key = _repeated(key, query.shape[-2])
+    key = _repeat_heads(key, query.shape[-2])
     factor = query.shape[-1] ** -0.5 if scale is None else scale
     logits = jnp.einsum("...lhe,...she->...hls", query * factor, key)
     if is_causal:
@@ -73,10 +73,10 @@ def attended(
     >>> attended(jnp.array([[[1.0, 0.0], [0.5, 0.5]]]), jnp.array([[[1.0]], [[2.0]]]))[:, 0, 0].tolist()
     [1.0, 1.5]
     """
-    return jnp.einsum("...hls,...shd->...lhd", weights, _repeated(value, weights.shape[-3]))
+    return jnp.einsum("...hls,...shd->...lhd", weights, _repeat_heads(value, weights.shape[-3]))
 
 
-def _repeated(
+def _repeat_heads(
     array: Float[AnyArray, "*batch keys _ features"], heads: int
 ) -> Float[Array, "*batch keys {heads} features"]:
     """Heads side by side that share a key, each with its own copy."""

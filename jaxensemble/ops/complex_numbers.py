@@ -43,7 +43,7 @@ def sqrt(x: Inexact[AnyArray, "*shape"]) -> Inexact[Array, "*shape"]:
     >>> sqrt(jnp.array([complex(-4, 0.0), complex(-4, -0.0)])).tolist()
     [2j, -2j]
     """
-    return _on_either_side(jnp.sqrt, x)
+    return _conjugate_below(jnp.sqrt, x)
 
 
 def arcsin(x: Inexact[AnyArray, "*shape"]) -> Inexact[Array, "*shape"]:
@@ -52,7 +52,7 @@ def arcsin(x: Inexact[AnyArray, "*shape"]) -> Inexact[Array, "*shape"]:
     >>> jnp.sign(arcsin(jnp.array([complex(2, 0.0), complex(2, -0.0)])).imag).tolist()
     [1.0, -1.0]
     """
-    return _on_either_side(jnp.arcsin, x)
+    return _conjugate_below(jnp.arcsin, x)
 
 
 def arccos(x: Inexact[AnyArray, "*shape"]) -> Inexact[Array, "*shape"]:
@@ -61,7 +61,7 @@ def arccos(x: Inexact[AnyArray, "*shape"]) -> Inexact[Array, "*shape"]:
     >>> jnp.sign(arccos(jnp.array([complex(2, 0.0), complex(2, -0.0)])).imag).tolist()
     [-1.0, 1.0]
     """
-    return _on_either_side(jnp.arccos, x)
+    return _conjugate_below(jnp.arccos, x)
 
 
 def arccosh(x: Inexact[AnyArray, "*shape"]) -> Inexact[Array, "*shape"]:
@@ -70,7 +70,7 @@ def arccosh(x: Inexact[AnyArray, "*shape"]) -> Inexact[Array, "*shape"]:
     >>> jnp.sign(arccosh(jnp.array([complex(0, 0.0), complex(0, -0.0)])).imag).tolist()
     [1.0, -1.0]
     """
-    return _on_either_side(_arccosh, x)
+    return _conjugate_below(_arccosh, x)
 
 
 @jax.custom_jvp
@@ -84,7 +84,7 @@ def _arccosh_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, 
     return _arccosh(x), slope / (jnp.sqrt(x - 1) * jnp.sqrt(x + 1))  # JAX's own takes the root of the product
 
 
-def _on_either_side(function: Callable[[Array], Array], x: Inexact[AnyArray, "*shape"]) -> Inexact[Array, "*shape"]:
+def _conjugate_below(function: Callable[[Array], Array], x: Inexact[AnyArray, "*shape"]) -> Inexact[Array, "*shape"]:
     """A function that gives the conjugate for a conjugate, also for the two that differ in the sign of a zero alone."""
     below = (jnp.imag(x) == 0) & jnp.signbit(jnp.imag(x))
     y = function(jnp.where(below, jnp.conj(x), x))

@@ -56,10 +56,10 @@ def cholesky_solve(
     >>> cholesky_solve(jnp.array([[4.0], [4.0]]), jnp.array([[2.0, 0.0], [1.0, 1.0]])).tolist()
     [[0.0], [2.0]]
     """
-    return _solved(b, factor, upper)
+    return _solve(b, factor, upper)
 
 
-def _solved(
+def _solve(
     b: Inexact[AnyArray, "*#batch n k"], factor: Inexact[AnyArray, "*#batch n n"], upper: bool
 ) -> Inexact[Array, "*batch n k"]:
     batch = jnp.broadcast_shapes(factor.shape[:-2], b.shape[:-2])
@@ -79,7 +79,7 @@ def _cholesky_solve_jvp(
     (b, factor), (b_dot, factor_dot) = primals, tangents
     x = cholesky_solve(b, factor, upper)
     half = _adjoint(factor_dot) @ factor if upper else factor_dot @ _adjoint(factor)
-    return x, _solved(b_dot - (half + _adjoint(half)) @ x, factor, upper)
+    return x, _solve(b_dot - (half + _adjoint(half)) @ x, factor, upper)
 
 
 def cholesky_inverse(factor: Inexact[AnyArray, "*batch n n"], *, upper: bool = False) -> Inexact[Array, "*batch n n"]:
@@ -260,7 +260,7 @@ def householder_product(
     rows, columns = x.shape[-2:]
     vectors = jnp.tril(x, -1) + jnp.eye(rows, columns, dtype=x.dtype)
 
-    def reflected(k: Array, product: Array) -> Array:
+    def reflect(k: Array, product: Array) -> Array:
         k = tau.shape[-1] - 1 - k
         v = lax.dynamic_index_in_dim(vectors, k, -1)
         factor = lax.dynamic_index_in_dim(tau, k, -1)[..., None]
@@ -269,7 +269,7 @@ def householder_product(
     start = jnp.broadcast_to(jnp.eye(rows, columns, dtype=x.dtype), x.shape)
     if not tau.size:
         return start
-    return lax.fori_loop(0, tau.shape[-1], reflected, start)
+    return lax.fori_loop(0, tau.shape[-1], reflect, start)
 
 
 def _adjoint(x: Inexact[AnyArray, "*batch m n"]) -> Inexact[Array, "*batch n m"]:

@@ -17,7 +17,7 @@ from jaxensemble.arrays import AnyArray
 Reduction = Literal["sum", "prod", "mean", "amax", "amin"]
 
 
-def _along(axis: int, rank: int, item: Any) -> tuple[Any, ...]:
+def _index_axis(axis: int, rank: int, item: Any) -> tuple[Any, ...]:
     """An index that takes `item` along one axis."""
     return (*(slice(None),) * (axis % rank), item)
 
@@ -30,7 +30,7 @@ def select_scatter(
     >>> select_scatter(jnp.zeros((2, 2)), jnp.ones(2), 1, 0).tolist()
     [[1.0, 0.0], [1.0, 0.0]]
     """
-    return jnp.asarray(x).at[_along(axis, x.ndim, index)].set(y)
+    return jnp.asarray(x).at[_index_axis(axis, x.ndim, index)].set(y)
 
 
 def slice_scatter(
@@ -48,7 +48,7 @@ def slice_scatter(
     """
     x, axis = jnp.asarray(x), axis % x.ndim
     if step != 1:
-        return x.at[_along(axis, x.ndim, slice(start, stop, step))].set(y)
+        return x.at[_index_axis(axis, x.ndim, slice(start, stop, step))].set(y)
     # Before and after it, `x` is copied: a scatter would count as mixing rows, and take longer.
     first, last, _ = slice(start, stop).indices(x.shape[axis])
     last = max(first, last)
@@ -109,7 +109,7 @@ def index_add(
     >>> index_add(jnp.zeros(3), 0, jnp.array([0, 2, 0]), jnp.ones(3)).tolist()
     [2.0, 0.0, 1.0]
     """
-    return jnp.asarray(x).at[_along(axis, x.ndim, index)].add(y)
+    return jnp.asarray(x).at[_index_axis(axis, x.ndim, index)].add(y)
 
 
 def index_copy(
@@ -120,7 +120,7 @@ def index_copy(
     >>> index_copy(jnp.zeros(3), 0, jnp.array([0, 2]), jnp.array([1.0, 2.0])).tolist()
     [1.0, 0.0, 2.0]
     """
-    return jnp.asarray(x).at[_along(axis, x.ndim, index)].set(y)
+    return jnp.asarray(x).at[_index_axis(axis, x.ndim, index)].set(y)
 
 
 def index_put(
@@ -199,13 +199,13 @@ def scatter_reduce(
         start = x if include_self else jnp.where(_counts(x, axis, index) > 0, jnp.zeros_like(x), x)
         total = scatter_add(start, axis, index, y)
         count = jnp.maximum(_counts(x, axis, index) + include_self, 1)
-        return total if reduce == "sum" else _divided(total, count)
+        return total if reduce == "sum" else _divide(total, count)
     region = tuple(slice(size if k != axis % x.ndim else None) for k, size in enumerate(index.shape))
-    changed = _combined(x[region], axis, index, _cut(y, index), reduce, include_self)
+    changed = _combine(x[region], axis, index, _cut(y, index), reduce, include_self)
     return jnp.asarray(x).at[region].set(changed)
 
 
-def _combined(x: Array, axis: int, index: Array, y: Array, reduce: Reduction, include_self: bool) -> Array:
+def _combine(x: Array, axis: int, index: Array, y: Array, reduce: Reduction, include_self: bool) -> Array:
     combine, neutral = {
         "prod": (jnp.prod, 1),
         "amax": (jnp.max, _extreme(x.dtype, -1)),
@@ -225,7 +225,7 @@ def _extreme(dtype: Any, sign: int) -> Any:
     return jnp.iinfo(dtype).max if sign > 0 else jnp.iinfo(dtype).min
 
 
-def _divided(total: Array, count: Array) -> Array:
+def _divide(total: Array, count: Array) -> Array:
     return total / count.astype(total.dtype) if jnp.issubdtype(total.dtype, jnp.inexact) else total // count
 
 

@@ -58,24 +58,24 @@ def resize(
         if method in ("nearest", "nearest-exact"):
             exact = method == "nearest-exact"
             rounding = {"exact": exact, "dtype": x.dtype, "small_plane": small_plane}
-            x = _picked(x, axis, nearest_indices(x.shape[axis], outputs, factor, **rounding))
+            x = _pick(x, axis, nearest_indices(x.shape[axis], outputs, factor, **rounding))
         else:
-            x = _mixed(x, axis, outputs, method, align_corners, factor, antialias)
+            x = _mix(x, axis, outputs, method, align_corners, factor, antialias)
     return x
 
 
-def _mixed(
+def _mix(
     x: Array, axis: int, outputs: int, method: Method, align_corners: bool, scale: float | None, antialias: bool
 ) -> Array:
     inputs = x.shape[axis]
     if antialias:
-        return _weighted(x, axis, antialiased_taps(inputs, outputs, method, align_corners, scale))
+        return _weigh(x, axis, antialiased_taps(inputs, outputs, method, align_corners, scale))
     if inputs == outputs and method == "linear":  # whatever the scale, as in PyTorch
         return x
-    return _weighted(x, axis, taps(inputs, outputs, method, align_corners, scale))
+    return _weigh(x, axis, taps(inputs, outputs, method, align_corners, scale))
 
 
-def _picked(x: Array, axis: int, indices: np.ndarray) -> Array:
+def _pick(x: Array, axis: int, indices: np.ndarray) -> Array:
     size = x.shape[axis]
     if np.array_equal(indices, np.arange(size)):
         return x
@@ -85,7 +85,7 @@ def _picked(x: Array, axis: int, indices: np.ndarray) -> Array:
     return take(x, indices, axis)
 
 
-def _weighted(x: Array, axis: int, taps: Taps) -> Array:
+def _weigh(x: Array, axis: int, taps: Taps) -> Array:
     shape = (-1,) + (1,) * (x.ndim - axis - 1)
     terms = [
         take(x, indices, axis) * weights.reshape(shape).astype(x.dtype)

@@ -28,15 +28,15 @@ def batch_norm(
     """
     dtype = jnp.promote_types(jnp.result_type(x, mean, var), jnp.float32)
 
-    def along(vector: Array) -> Array:
+    def to_axis(vector: Array) -> Array:
         shape = [1] * x.ndim
         shape[axis] = -1
         return vector.astype(dtype).reshape(vector.shape if vector.ndim == x.ndim else shape)
 
-    y = x.astype(dtype) - along(mean)
-    factor = lax.rsqrt(along(var) + epsilon)
-    y = y * (factor if scale is None else factor * along(scale))
-    return (y if bias is None else y + along(bias)).astype(x.dtype)
+    y = x.astype(dtype) - to_axis(mean)
+    factor = lax.rsqrt(to_axis(var) + epsilon)
+    y = y * (factor if scale is None else factor * to_axis(scale))
+    return (y if bias is None else y + to_axis(bias)).astype(x.dtype)
 
 
 def weight_norm(

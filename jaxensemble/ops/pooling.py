@@ -68,7 +68,7 @@ def max_pool_with_indices(
     nowhere = np.array(np.iinfo(np.int32).max, np.int32)
     windows = _windows(x, window_shape, strides, padding, dilation, ceil_mode)
     _, indices = lax.reduce_window(operands, (lowest(x.dtype), nowhere), _winner, **windows)
-    return _gathered(x, indices, len(spatial)), indices
+    return _gather(x, indices, len(spatial)), indices
 
 
 def _winner(one: tuple[Any, Any], other: tuple[Any, Any]) -> tuple[Array, Array]:
@@ -80,7 +80,7 @@ def _winner(one: tuple[Any, Any], other: tuple[Any, Any]) -> tuple[Array, Array]
     return jnp.where(wins, a, b), jnp.where(wins, i, j)
 
 
-def _gathered(x: Num[AnyArray, "... C"], indices: Int[AnyArray, "*shape"], spatial: int) -> Num[Array, "*shape"]:
+def _gather(x: Num[AnyArray, "... C"], indices: Int[AnyArray, "*shape"], spatial: int) -> Num[Array, "*shape"]:
     """The entries of `x` at positions in its flattened spatial axes."""
     lead = x.shape[: x.ndim - 1 - spatial]
     flat, places = (array.reshape(*lead, -1, x.shape[-1]) for array in (x, indices))
@@ -252,7 +252,7 @@ def adaptive_max_pool_with_indices(
         best, indices = take(best, table, axis), take(indices, table, axis)
         winner = jnp.argmax(best, axis + 1, keepdims=True)
         best, indices = (jnp.take_along_axis(a, winner, axis + 1).squeeze(axis + 1) for a in (best, indices))
-    return _gathered(x, indices, spatial), indices
+    return _gather(x, indices, spatial), indices
 
 
 def _even_bins(sizes: Sequence[int], bins: Sequence[int]) -> tuple[int, ...] | None:

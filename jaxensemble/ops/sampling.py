@@ -67,25 +67,25 @@ def _taps(grid: Array, size: int, method: str, padding_mode: Outside, align_corn
     if method == "cubic":  # the four entries are clipped or reflected, not the place
         first = jnp.floor(place)
         weights = cubic_weights(place - first)
-        places = [_inside(first + k, size, padding_mode, align_corners) for k in range(-1, 3)]
+        places = [_move_inside(first + k, size, padding_mode, align_corners) for k in range(-1, 3)]
         return list(zip(places, weights, strict=True))
-    place = _inside(place, size, padding_mode, align_corners)
+    place = _move_inside(place, size, padding_mode, align_corners)
     if method == "nearest":
         return [(jnp.round(place), jnp.ones((), place.dtype))]
     first = jnp.floor(place)
     return [(first, first + 1 - place), (first + 1, place - first)]
 
 
-def _inside(place: Array, size: int, padding_mode: Outside, align_corners: bool) -> Array:
+def _move_inside(place: Array, size: int, padding_mode: Outside, align_corners: bool) -> Array:
     if padding_mode == "zeros":
         return place
     if padding_mode == "reflection":
-        place = _reflected(place, 0.0, size - 1.0) if align_corners else _reflected(place, -0.5, size - 0.5)
+        place = _reflect(place, 0.0, size - 1.0) if align_corners else _reflect(place, -0.5, size - 0.5)
     # Borders are outside as far as the gradient goes.
     return jnp.where(place <= 0, 0.0, jnp.where(place >= size - 1, size - 1.0, place))
 
 
-def _reflected(place: Array, low: float, high: float) -> Array:
+def _reflect(place: Array, low: float, high: float) -> Array:
     if low == high:
         return jnp.zeros_like(place)
     span = high - low

@@ -30,7 +30,7 @@ def stft(
     (2, 3, 4)
     """
     frames = patches(x[..., None], (n_fft,), hop_length)[..., 0]
-    frames = frames if window is None else frames * _centred(window, n_fft)
+    frames = frames if window is None else frames * _pad_window(window, n_fft)
     transform = jnp.fft.rfft if onesided else jnp.fft.fft
     return transform(frames, norm="ortho" if normalized else "backward").swapaxes(-1, -2)
 
@@ -63,7 +63,7 @@ def istft(
     norm = "ortho" if normalized else "backward"
     frames = z.swapaxes(-1, -2)
     frames = jnp.fft.irfft(frames, n_fft, norm=norm) if real else jnp.fft.ifft(frames, norm=norm)
-    window = _centred(window, n_fft)
+    window = _pad_window(window, n_fft)
     total = (n_fft + hop_length * (frames.shape[-2] - 1),)
     signal = overlap_add((frames * window)[..., None], total, hop_length)[..., 0]
     weight = jnp.broadcast_to(window**2, frames.shape[-2:])
@@ -73,7 +73,7 @@ def istft(
     return jnp.pad(signal, [(0, 0)] * (signal.ndim - 1) + [(0, start + length - end)])
 
 
-def _centred(window: Inexact[AnyArray, " window"], size: int) -> Inexact[Array, " {size}"]:
+def _pad_window(window: Inexact[AnyArray, " window"], size: int) -> Inexact[Array, " {size}"]:
     """A window with zeros on both sides."""
     before = (size - window.shape[0]) // 2
     return jnp.pad(window, (before, size - window.shape[0] - before))

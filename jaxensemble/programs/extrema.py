@@ -18,7 +18,7 @@ from jax import lax
 Step = Callable[..., jax.Array]
 
 
-def _of_two(step: Step, beyond: Callable[[Any, Any], Any]) -> Step:
+def _extreme_of_two(step: Step, beyond: Callable[[Any, Any], Any]) -> Step:
     """`lax.max` or `lax.min`; operands that are equal get half of the gradient each, as in JAX and PyTorch."""
 
     @jax.custom_jvp
@@ -34,7 +34,7 @@ def _of_two(step: Step, beyond: Callable[[Any, Any], Any]) -> Step:
     return lambda x, y: chosen(x, y) if _has_gradient(x) else step(x, y)
 
 
-def _of_many(reduce: Step, primitive: Any, index: Step) -> Step:
+def _extreme_of_many(reduce: Step, primitive: Any, index: Step) -> Step:
     """`lax.reduce_max` or `lax.reduce_min`; equal values share the gradient, as in JAX and PyTorch's `amax`.
 
     Where the result is NaN, so is the gradient.
@@ -47,7 +47,7 @@ def _of_many(reduce: Step, primitive: Any, index: Step) -> Step:
     @extreme.defjvp
     def _(axes: tuple[int, ...], primals: tuple[Any], tangents: tuple[Any]) -> tuple[jax.Array, jax.Array]:
         best = extreme(primals[0], axes)
-        (x, axis), (slope, _) = _along(primals[0], axes), _along(tangents[0], axes)
+        (x, axis), (slope, _) = _merge_axes(primals[0], axes), _merge_axes(tangents[0], axes)
         place, value = (jnp.expand_dims(found, axis) for found in (index(x, axis, jnp.int32), best))
         first = (lax.broadcasted_iota(jnp.int32, x.shape, axis) == place) & ~jnp.isnan(value)
         taken = ((x == value) | first).astype(slope.dtype)
@@ -66,7 +66,7 @@ def _has_gradient(x: jax.Array) -> bool:
     return jnp.issubdtype(x.dtype, jnp.floating)
 
 
-def _along(x: jax.Array, axes: Sequence[int]) -> tuple[jax.Array, int]:
+def _merge_axes(x: jax.Array, axes: Sequence[int]) -> tuple[jax.Array, int]:
     """The array with these axes merged into one, and the place of that axis."""
     if tuple(axes) != tuple(range(axes[0], axes[-1] + 1)):
         kept = [axis for axis in range(x.ndim) if axis not in axes]
@@ -75,15 +75,15 @@ def _along(x: jax.Array, axes: Sequence[int]) -> tuple[jax.Array, int]:
 
 
 EXTREMES = {
-    "max": _of_two(lax.max, operator.gt),
-    "min": _of_two(lax.min, operator.lt),
-    "reduce_max": _of_many(lax.reduce_max, lax.reduce_max_p, lax.argmax),
-    "reduce_min": _of_many(lax.reduce_min, lax.reduce_min_p, lax.argmin),
+    "max": _extreme_of_two(lax.max, operator.gt),
+    "min": _extreme_of_two(lax.min, operator.lt),
+    "reduce_max": _extreme_of_many(lax.reduce_max, lax.reduce_max_p, lax.argmax),
+    "reduce_min": _extreme_of_many(lax.reduce_min, lax.reduce_min_p, lax.argmin),
 }
-"""Replacements of XLA's steps in every network, for `jaxensemble.programs.rewrite.rewritten`.
+"""Replacements of XLA's steps in every network, for `jaxensemble.programs.rewrite.rewrite_steps`.
 
->>> from jaxensemble.programs.rewrite import rewritten
->>> largest = rewritten(lambda x: jnp.max(x, axis=-1), EXTREMES)
+>>> from jaxensemble.programs.rewrite import rewrite_steps
+>>> largest = rewrite_steps(lambda x: jnp.max(x, axis=-1), EXTREMES)
 >>> x = jnp.array([[1.0, 3.0, 3.0], [2.0, 1.0, 0.0]])
 >>> largest(x).tolist(), jax.grad(lambda x: largest(x).sum())(x).tolist()
 ([3.0, 2.0], [[0.0, 0.5, 0.5], [1.0, 0.0, 0.0]])

@@ -26,13 +26,13 @@ def primitives(function: Callable[..., Any], *args: Any) -> collections.Counter[
     return collections.Counter(step.primitive.name for step in equations(jax.make_jaxpr(function)(*args)))
 
 
-def rewritten(function: Callable[..., Any], replacements: Mapping[str, Callable[..., Any]]) -> Callable[..., Any]:
+def rewrite_steps(function: Callable[..., Any], replacements: Mapping[str, Callable[..., Any]]) -> Callable[..., Any]:
     """Replaces some steps of a function, everywhere in its program: in loops and branches, too.
 
     A replacement takes a step's operands and parameters, and returns a result of the same shape and dtype.
 
     >>> import jax.numpy as jnp
-    >>> rewritten(lambda x: jnp.sin(x) + 1, {"sin": lambda x, **params: 2 * x})(3.0)
+    >>> rewrite_steps(lambda x: jnp.sin(x) + 1, {"sin": lambda x, **params: 2 * x})(3.0)
     Array(7., dtype=float32, weak_type=True)
     """
 

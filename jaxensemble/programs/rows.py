@@ -43,10 +43,10 @@ def row_axes(first: Program, second: Program) -> Axes:
         ...
     jaxensemble.programs.rows.MixedRows: reduce_sum
     """
-    return _programs(first, second)
+    return _compare_programs(first, second)
 
 
-def _programs(a: Program, b: Program) -> Axes:
+def _compare_programs(a: Program, b: Program) -> Axes:
     if len(constants(a)) != len(constants(b)):
         raise MixedRows("the constants depend on the batch size")
     for x, y in zip(constants(a), constants(b), strict=True):
@@ -55,11 +55,11 @@ def _programs(a: Program, b: Program) -> Axes:
     if len(a.eqns) != len(b.eqns) or len(a.outvars) != len(b.outvars):
         raise MixedRows("the steps depend on the batch size")
     for x, y in zip(a.eqns, b.eqns, strict=True):
-        _equations(x, y)
+        _compare_steps(x, y)
     return tuple(_axis(x, y) for x, y in zip(a.outvars, b.outvars, strict=True))
 
 
-def _equations(a: JaxprEqn, b: JaxprEqn) -> None:
+def _compare_steps(a: JaxprEqn, b: JaxprEqn) -> None:
     """Checks that a step keeps rows apart.
 
     **Raises:** `MixedRows` if it may not, also for a step that its rule does not expect, for example of another JAX."""
@@ -75,7 +75,7 @@ def _equations(a: JaxprEqn, b: JaxprEqn) -> None:
 
 def _are_apart(step: "_Step") -> bool:
     if all(axis is None for axis in (*step.ins, *step.outs)):
-        step.same_params()
+        step.check_params()
         return True
     rule = _RULES.get(step.equations[0].primitive.name)
     lost = step.rows and None in step.outs and rule not in _PROGRAMS  # rows went in, and an output has none
@@ -125,7 +125,7 @@ class _Step:
             raise self.mixed()
         return first
 
-    def same_params(self, *, but: Sequence[str] = ()) -> None:
+    def check_params(self, *, but: Sequence[str] = ()) -> None:
         """Checks that no parameter depends on the batch size; programs among them are compared, too.
 
         **Raises:** `MixedRows` for a parameter that does."""
@@ -133,7 +133,7 @@ class _Step:
         for name in first.keys() - set(but):
             for x, y in zip(_parts(first[name]), _parts(second[name]), strict=True):
                 if is_program(x):
-                    _programs(x, y)
+                    _compare_programs(x, y)
                 elif not callable(x) and not (_same(x, y) if isinstance(x, np.ndarray) else x == y):
                     raise self.mixed()
 
@@ -147,7 +147,7 @@ class _Step:
 
 
 def _elementwise(step: _Step) -> bool:
-    step.same_params()
+    step.check_params()
     return len(step.rows) == 1 and set(step.outs) == step.rows
 
 
@@ -165,7 +165,7 @@ def _iota(step: _Step) -> bool:
 
 
 def _reshape(step: _Step) -> bool:
-    """Rows stay apart if the axes before hold as many entries as before: in memory a row is one block within each entry."""
+    """Rows stay apart if the axes before theirs keep the number of entries: a row is one block within each entry."""
     before, after = step.ins[0], step.outs[0]
     pairs = [(_shape(e.invars[0])[:before], _shape(e.outvars[0])[:after]) for e in step.equations]
     return all(math.prod(ours) == math.prod(theirs) for ours, theirs in pairs)
@@ -178,15 +178,15 @@ def _reshape_of_moved(step: _Step) -> bool:
 
 def _same_for_all(step: _Step) -> bool:
     """Steps that move axes whole."""
-    step.same_params()
+    step.check_params()
     return len(step.rows) == 1
 
 
-def _apart_from(name: str) -> Callable[[_Step], bool]:
+def _apart_along(name: str) -> Callable[[_Step], bool]:
     """Steps along axes that a parameter names, of which the batch axis must not be one."""
 
     def rule(step: _Step) -> bool:
-        step.same_params()
+        step.check_params()
         value = step.param(name)
         axes = value if isinstance(value, tuple | list) else (value,)
         rank = max(len(step.shape(k)) for k, axis in enumerate(step.ins) if axis is not None)
@@ -245,14 +245,14 @@ def _dot_general(step: _Step) -> bool:
 
 def _convolution(step: _Step) -> bool:
     numbers = step.param("dimension_numbers")
-    step.same_params(but=("lhs_shape", "rhs_shape"))
+    step.check_params(but=("lhs_shape", "rhs_shape"))
     left, right = step.ins
     return right is None and left == numbers.lhs_spec[0] and step.param("batch_group_count") == 1
 
 
 def _window(step: _Step) -> bool:
     """Pooling with windows of one row."""
-    step.same_params()
+    step.check_params()
     (axis,) = step.rows
     params = step.equations[0].params
     sizes = [params[name][axis] for name in params if name.endswith(("dimensions", "strides", "dilation"))]
@@ -264,7 +264,7 @@ def _gather(step: _Step) -> bool:
     numbers = step.param("dimension_numbers")
     table, indices = step.ins
     if table is None:
-        step.same_params()
+        step.check_params()
         return indices != len(step.shape(1)) - 1
     if indices is not None:
         pairs = zip(numbers.operand_batching_dims, numbers.start_indices_batching_dims, strict=True)
@@ -278,7 +278,7 @@ def _leading(core: int) -> Callable[[_Step], bool]:
     """Steps on the last axes of every operand, for each of the leading ones."""
 
     def rule(step: _Step) -> bool:
-        step.same_params()
+        step.check_params()
         return len(step.rows) == 1 and all(
             axis is None or axis < len(step.shape(k)) - core for k, axis in enumerate(step.ins)
         )
@@ -294,7 +294,7 @@ def _call(step: _Step) -> bool:
     """Steps that are programs of their own, which differentiation may replace."""
     programs = [[part for part in map(_parts, e.params.values()) for part in part] for e in step.equations]
     a, b = ([*filter(is_program, parts)] for parts in programs)
-    _programs(a[0], b[0])
+    _compare_programs(a[0], b[0])
     return len(a) == len(b) == 1
 
 
@@ -307,7 +307,7 @@ def _custom_jvp(step: _Step) -> bool:
 def _scan(step: _Step) -> bool:
     """A program for every step in time: time is the first axis of the arrays that it splits and stacks."""
     a, b = (equation.params["jaxpr"] for equation in step.equations)
-    _programs(a, b)
+    _compare_programs(a, b)
     step.param("length")
     consts, carry = scan_counts(step.equations[0])
     return (consts, carry) == scan_counts(step.equations[1]) and 0 not in (
@@ -319,16 +319,16 @@ def _scan(step: _Step) -> bool:
 def _while(step: _Step) -> bool:
     """A loop whose length does not depend on rows."""
     a, b = step.equations
-    _programs(a.params["body_jaxpr"], b.params["body_jaxpr"])
+    _compare_programs(a.params["body_jaxpr"], b.params["body_jaxpr"])
     condition = [equation.params["cond_jaxpr"] for equation in step.equations]
-    _programs(*condition)
+    _compare_programs(*condition)
     steps = [_Step(x, y) for x, y in zip(*(program.eqns for program in condition), strict=True)]
     return not any(step.rows for step in steps)
 
 
 def _cond(step: _Step) -> bool:
     for a, b in zip(*(equation.params["branches"] for equation in step.equations), strict=True):
-        _programs(a, b)
+        _compare_programs(a, b)
     return step.ins[0] is None
 
 
@@ -342,9 +342,9 @@ _RULES: dict[str, Callable[[_Step], bool]] = {
     **dict.fromkeys(ELEMENTWISE, _elementwise),
     **dict.fromkeys(
         "argmax argmin reduce_and reduce_max reduce_min reduce_or reduce_prod reduce_sum reduce_xor".split(),
-        _apart_from("axes"),
+        _apart_along("axes"),
     ),
-    **dict.fromkeys("cumlogsumexp cummax cummin cumprod cumsum".split(), _apart_from("axis")),
+    **dict.fromkeys("cumlogsumexp cummax cummin cumprod cumsum".split(), _apart_along("axis")),
     **dict.fromkeys(
         "reduce_window reduce_window_max reduce_window_min reduce_window_sum".split(),
         _window,
@@ -354,7 +354,7 @@ _RULES: dict[str, Callable[[_Step], bool]] = {
     **dict.fromkeys("cholesky eigh lu qr svd triangular_solve householder_product".split(), _leading(2)),
     "broadcast_in_dim": _broadcast,
     "closed_call": _call,
-    "concatenate": _apart_from("dimension"),
+    "concatenate": _apart_along("dimension"),
     "cond": _cond,
     "conv_general_dilated": _convolution,
     "custom_jvp_call": _custom_jvp,
@@ -368,14 +368,14 @@ _RULES: dict[str, Callable[[_Step], bool]] = {
     "jit": _call,
     "pad": _pad,
     "remat2": _call,
-    "rev": _apart_from("dimensions"),
+    "rev": _apart_along("dimensions"),
     "scan": _scan,
     "slice": _slice,
-    "sort": _apart_from("dimension"),
-    "split": _apart_from("axis"),
+    "sort": _apart_along("dimension"),
+    "split": _apart_along("axis"),
     "stack": _same_for_all,
-    "top_k": _apart_from("axis"),
+    "top_k": _apart_along("axis"),
     "transpose": _same_for_all,
-    "unstack": _apart_from("axis"),
+    "unstack": _apart_along("axis"),
     "while": _while,
 }

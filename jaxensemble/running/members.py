@@ -25,12 +25,12 @@ from jaxensemble.modules.randomness import (
 from jaxensemble.modules.state import Tree, flatten, merge, split
 from jaxensemble.modules.structure import Structure
 from jaxensemble.network.arguments import keep_arrays
-from jaxensemble.programs.cpu.convolutions import with_forms
+from jaxensemble.programs.cpu.convolutions import choose_forms
 from jaxensemble.programs.cpu.matmuls import product
 from jaxensemble.programs.cpu.sums import total
 from jaxensemble.programs.cpu.tanh import tanh
 from jaxensemble.programs.extrema import EXTREMES
-from jaxensemble.programs.rewrite import CONVOLUTION, PRODUCT, rewritten
+from jaxensemble.programs.rewrite import CONVOLUTION, PRODUCT, rewrite_steps
 from jaxensemble.programs.rows import Axes
 from jaxensemble.running.plan import Plan
 
@@ -77,19 +77,19 @@ class EnsembleCall:
         self, params: Tree, buffers: Tree, rngs: Tree, constants: Tree, key: Any, inputs: Any, *, vmapped: bool | None
     ) -> Any:
         """The outputs of one member. `vmapped` chooses the forms of convolutions; None leaves Flax's."""
-        run = rewritten(self._member, EXTREMES | (_NAMED if self.plan.remat else {}))
-        run = run if vmapped is None else with_forms(run, self.platform, vmapped=vmapped)
+        run = rewrite_steps(self._member, EXTREMES | (_NAMED if self.plan.remat else {}))
+        run = run if vmapped is None else choose_forms(run, self.platform, vmapped=vmapped)
         return run(params, buffers, rngs, constants, key, inputs)
 
     def _member(self, params: Tree, buffers: Tree, rngs: Tree, constants: Tree, key: Any, inputs: Any) -> Any:
         drawn = forbid_draws(self.graphdef, rngs, NEEDS_KEY) if key is None else derive_keys(self.graphdef, rngs, key)
         module = defer_linen_keys(self.graphdef, merge(self.graphdef, params, buffers, constants, drawn))
-        outputs = _outputs(module, inputs, rngs)
+        outputs = _call_module(module, inputs, rngs)
         outputs = keep_arrays(outputs) if self.ported else outputs
         return (outputs, _buffers_after(module, buffers)) if self.update else outputs
 
 
-def _outputs(module: nnx.Module, inputs: Any, rngs: Tree) -> Any:
+def _call_module(module: nnx.Module, inputs: Any, rngs: Tree) -> Any:
     try:
         return module(*inputs)  # type: ignore[operator]
     except JaxEnsembleError:
@@ -108,11 +108,11 @@ def _outputs(module: nnx.Module, inputs: Any, rngs: Tree) -> Any:
         ) from error
 
 
-def _named(step: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+def _name_result(step: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
     return lambda *operands, **params: checkpoint_name(step(*operands, **params), KEPT)
 
 
-_NAMED = {CONVOLUTION: _named(lax.conv_general_dilated), PRODUCT: _named(lax.dot_general)}
+_NAMED = {CONVOLUTION: _name_result(lax.conv_general_dilated), PRODUCT: _name_result(lax.dot_general)}
 
 
 # At module level, so that ensembles of equal structure share compilations.
@@ -131,11 +131,11 @@ def run_members(
     stacked = (params, buffers, rngs, key if call.different else None, inputs if call.each else ())
     shared = (constants, None if call.different else key, () if call.each else inputs)
     size = min(call.plan.members or members, members)
-    run = functools.partial(_some_members, call=call, shared=shared, size=size)
-    return in_steps(run, stacked, (0,) * len(jax.tree.leaves(stacked)), 0, size, call.plan.unroll)
+    run = functools.partial(_run_step, call=call, shared=shared, size=size)
+    return run_in_steps(run, stacked, (0,) * len(jax.tree.leaves(stacked)), 0, size, call.plan.unroll)
 
 
-def _some_members(part: tuple[Any, ...], *, call: EnsembleCall, shared: tuple[Any, ...], size: int) -> Any:
+def _run_step(part: tuple[Any, ...], *, call: EnsembleCall, shared: tuple[Any, ...], size: int) -> Any:
     """The outputs of the `size` members of one step."""
     params, buffers, rngs, key, own = part
     constants, common_key, common = shared
@@ -147,21 +147,21 @@ def _some_members(part: tuple[Any, ...], *, call: EnsembleCall, shared: tuple[An
             return call.member(params, buffers, rngs, constants, key, inputs, vmapped=size > 1)
 
         axes = (0, 0, 0, 0 if call.different else None, 0 if call.each else None)
-        return over_members(member, axes, size)(params, buffers, rngs, key, inputs)
+        return map_members(member, axes, size)(params, buffers, rngs, key, inputs)
 
     def run(inputs: Any) -> Any:
-        function = rewritten(all_of_them, ON_CPUS) if call.platform == "cpu" else all_of_them
+        function = rewrite_steps(all_of_them, ON_CPUS) if call.platform == "cpu" else all_of_them
         return function(params, buffers, rngs, key, inputs)
 
     if call.plan.rows is None or not call.rows_in:
         return run(inputs)
     rows_in = [None if axis is None else axis + ahead for axis in call.rows_in]
     rows_out = [None if axis is None else axis + 1 for axis in call.rows_out]
-    return in_steps(run, inputs, rows_in, rows_out, call.plan.rows, call.plan.unroll)
+    return run_in_steps(run, inputs, rows_in, rows_out, call.plan.rows, call.plan.unroll)
 
 
-def over_members(function: Callable[..., Any], axes: Sequence[int | None], size: int) -> Callable[..., Any]:
-    """Maps a function over `size` members, with `jax.vmap` only if there are several: it slows some convolutions down."""
+def map_members(function: Callable[..., Any], axes: Sequence[int | None], size: int) -> Callable[..., Any]:
+    """Maps a function over `size` members; one member without `jax.vmap`, which slows convolutions on some devices."""
     if size > 1:
         return jax.vmap(function, tuple(axes))
 
@@ -173,7 +173,7 @@ def over_members(function: Callable[..., Any], axes: Sequence[int | None], size:
     return one
 
 
-def in_steps(
+def run_in_steps(
     function: Callable[[Any], Any],
     inputs: Any,
     axes_in: Sequence[int | None],
@@ -181,7 +181,7 @@ def in_steps(
     size: int,
     unroll: bool,
 ) -> Any:
-    """Calls `function` with `size` positions at a time along an axis of every leaf; None for leaves that are given whole.
+    """Calls a function with `size` positions at a time along an axis of every leaf; None for leaves given whole.
 
     Where `size` does not divide, the last step repeats some positions: all steps have one size.
     """

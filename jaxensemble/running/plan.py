@@ -29,10 +29,11 @@ class Plan:
     - `Plan(members=1, rows=8)` takes one member and 8 rows a step: on CPUs, small steps stay in the cache. Only for
       networks that keep rows apart, as most do in evaluation mode.
     - `unroll` writes the steps out one after another instead of a loop, which takes longer to compile.
-    - `remat` is for training: for the gradient only the results of convolutions and products are kept, and all others
-      computed again, which takes less memory and more time.
+    - `remat` is for training: for the gradient only the results of convolutions and products are kept, and
+      all others computed again, which takes less memory and more time.
 
-    Sizes need not divide: the last step then repeats some of the work; in training, it has fewer rows. Dropout draws other numbers for other `rows`.
+    Sizes need not divide: the last step then repeats some of the work; in training, it has fewer rows. Dropout draws
+    other numbers for other `rows`.
 
     **Raises:** `InputError` for sizes that are not positive integers.
 

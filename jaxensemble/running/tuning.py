@@ -84,7 +84,7 @@ def choose_call(
 
 
 def explain_plan(workload: Workload, plan: Plan | None) -> str:
-    """Which plan a case gets if `plan` is the ensemble's own, and why."""
+    """Explains the plan of a workload; `plan` is the ensemble's own."""
     found = find_measured(workload)
     if plan is not None:
         text = f"{adapt_plan(workload, plan).plan!r}, the ensemble's own plan"

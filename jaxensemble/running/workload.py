@@ -12,7 +12,7 @@ from jaxensemble.arrays import is_x64_on
 from jaxensemble.compat import Program
 from jaxensemble.errors import InputError, describe_error
 from jaxensemble.programs.cpu.matmuls import is_long
-from jaxensemble.programs.rewrite import CONVOLUTION, PRODUCT, equations, largest_step, peak_bytes, rewritten
+from jaxensemble.programs.rewrite import CONVOLUTION, PRODUCT, equations, largest_step, peak_bytes, rewrite_steps
 from jaxensemble.programs.rows import Axes, MixedRows, row_axes
 from jaxensemble.running.device import free_memory
 from jaxensemble.running.members import ON_CPUS, EnsembleCall
@@ -39,7 +39,7 @@ class Workload:
 
     @classmethod
     def of(cls, call: EnsembleCall, device: Any, arrays: tuple[Any, ...], rows_in: Axes) -> "Workload":
-        """The case of a call with these arrays."""
+        """Returns the workload of a call with these arrays."""
         leaves, tree = jax.tree.flatten(arrays)
         return cls(call, device, tuple(map(_shape, leaves)), tree, rows_in, is_x64_on())
 
@@ -70,7 +70,7 @@ class Workload:
         """The program for another number of rows, or, if `vmapped` is given, with its steps in the forms that run."""
         function: Any = functools.partial(self.call.member, vmapped=vmapped)
         if vmapped is not None and self.call.platform == "cpu":
-            function = rewritten(function, ON_CPUS)
+            function = rewrite_steps(function, ON_CPUS)
         return jax.make_jaxpr(function)(*self._arguments(rows))
 
     def outputs_of(self, rows: int) -> Any:
@@ -80,7 +80,7 @@ class Workload:
     def _arguments(self, rows: int | None) -> tuple[Any, ...]:
         *state, inputs = self.one_member()
         leaves, tree = jax.tree.flatten(inputs)
-        resized = [_resized(leaf, axis, rows) for leaf, axis in zip(leaves, self.rows_in, strict=True)]
+        resized = [_resize(leaf, axis, rows) for leaf, axis in zip(leaves, self.rows_in, strict=True)]
         return (*state, jax.tree.unflatten(tree, resized))
 
     def rows_out(self, rows: int) -> Axes:
@@ -109,7 +109,9 @@ class Workload:
             step.params["feature_group_count"] for step in equations(program) if step.primitive.name == CONVOLUTION
         ]
         long = any(is_long(step) for step in equations(program) if step.primitive.name == PRODUCT)
-        in_forms = platform == "cpu" and (bool(groups) or long)  # forms may take more memory than the steps that they replace
+        in_forms = platform == "cpu" and (
+            bool(groups) or long
+        )  # forms may take more memory than the steps that they replace
         return Demand(
             platform=platform,
             members=self.members,
@@ -140,9 +142,9 @@ class Workload:
 
 @functools.lru_cache(maxsize=256)
 def apply_plan(workload: Workload, plan: Plan) -> EnsembleCall:
-    """The call of a case under the plan that was asked for.
+    """Returns the call of a workload under a specified plan.
 
-    Raises `InputError` for a plan with fewer rows than there are, of a network that mixes rows.
+    **Raises:** `InputError` for a plan with fewer rows than there are, if the network mixes rows.
     """
     try:
         return workload.with_plan(plan)
@@ -153,11 +155,11 @@ def apply_plan(workload: Workload, plan: Plan) -> EnsembleCall:
         ) from error
 
 
-@functools.lru_cache(maxsize=256)  # training makes a new ensemble at every step, of an old case
+@functools.lru_cache(maxsize=256)  # training makes a new ensemble at every step, of an old workload
 def adapt_plan(workload: Workload, plan: Plan | None) -> EnsembleCall:
-    """The call of a case under a plan made for other calls, as far as it fits this one; under a guess for None.
+    """Returns the call of a workload under a plan for other calls, adapted to it; under a guess for None.
 
-    Rows that the network mixes are left together, and what memory has no room for takes more steps.
+    Rows that the network mixes stay together, and a call that memory has no room for takes more steps.
     """
     free = free_memory(workload.device)
     if plan is None and workload.input_bytes <= SMALL and is_within_memory(Plan(), workload.demand, free):
@@ -183,7 +185,7 @@ def _shape(leaf: Any) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) if known else jax.ShapeDtypeStruct((), jnp.result_type(leaf))
 
 
-def _resized(leaf: jax.ShapeDtypeStruct, axis: int | None, rows: int | None) -> jax.ShapeDtypeStruct:
+def _resize(leaf: jax.ShapeDtypeStruct, axis: int | None, rows: int | None) -> jax.ShapeDtypeStruct:
     if axis is None or rows is None:
         return leaf
     return jax.ShapeDtypeStruct(tuple(rows if k == axis else n for k, n in enumerate(leaf.shape)), leaf.dtype)

@@ -28,7 +28,7 @@ from jaxensemble.modules.randomness import defer_linen_keys, derive_vmap_keys
 from jaxensemble.modules.stacking import count_members, stack_states, unstack
 from jaxensemble.modules.state import KINDS, State, Tree, flatten, kind_of, merge, split, unflatten
 from jaxensemble.modules.structure import Fixed, Leaf, Node, Path, Structure
-from jaxensemble.programs.cpu.mapped_convolutions import convolved
+from jaxensemble.programs.cpu.mapped_convolutions import mapped_convolution
 from jaxensemble.running.device import device_of
 
 
@@ -37,8 +37,8 @@ def stack_module_state(modules: Sequence[nnx.Module]) -> tuple[Tree, Tree]:
 
     Constants and random state are left out; the module passed to [`functional_call`][] supplies them.
 
-    **Raises:** `MemberError` (a `RuntimeError`, as in PyTorch) for no modules, modules of different modes or classes, and
-    for any other difference than in values, all of which are listed with member and name.
+    **Raises:** `MemberError` (a `RuntimeError`, as in PyTorch) for no modules, modules of different modes or classes,
+    and all other differences except in values, which it lists with member and name.
 
     >>> import jax.numpy as jnp
     >>> params, buffers = stack_module_state([nnx.Linear(3, 3, rngs=nnx.Rngs(seed)) for seed in range(5)])
@@ -95,8 +95,8 @@ def functional_call(
 ) -> Any:
     """Calls `module` with some or all of its arrays replaced by the given ones; `module` and dicts stay as they are.
 
-    - `parameter_and_buffer_dicts`: one dict or several, nested or with dotted names, of arrays; variables without a name keep
-      the module's value. Any variable may be named: constants and random keys, too. `None` takes the place of an
+    - `parameter_and_buffer_dicts`: one dict or several, nested or with dotted names, of arrays; other variables keep the
+      module's value. Any variable may be named: constants and random keys, too. `None` takes the place of an
       optional array, such as a bias.
     - `args`: the positional arguments, if a tuple; else the only one.
     - `tie_weights`: a variable that a module holds under several names is replaced under all of them by giving one;
@@ -110,8 +110,8 @@ def functional_call(
     Random streams draw from the module's own keys, which do not advance: two calls draw the same, unless keys are given
     (`{"dropout.rngs.key": key}`) or a [`vmap`][jaxensemble.vmap] around the call says so.
 
-    **Raises:** as PyTorch does, `InputError` (a `ValueError`) for a name given twice or for different values of a tied one,
-    `StateError` (a `RuntimeError`) for what `strict` finds, `AttributeError` for a name that the module does not have,
+    **Raises:** as PyTorch does, `InputError` (a `ValueError`) for a name given twice or for different values of tied
+    names, `StateError` (a `RuntimeError`) for what `strict` finds, `AttributeError` for a name that the module does not have,
     `TypeError` for a name or a value that is not an array.
 
     >>> import jax.numpy as jnp
@@ -168,12 +168,12 @@ def _call(
     _check_ties(structure, names, places, tie_weights)
     if strict:
         _check_strict(structure, places, tie_weights)
-    given = {_checked(place, names[name]): names[name] for name, place in places.items()}
-    module = _reparametrized(state, given, tie_weights)
+    given = {_check_value(place, names[name]): names[name] for name, place in places.items()}
+    module = _reparametrize(state, given, tie_weights)
     return module(*args, **kwargs), module
 
 
-def _checked(place: Path | Exception, value: Any) -> Path:
+def _check_value(place: Path | Exception, value: Any) -> Path:
     if isinstance(place, Exception):
         raise place
     if value is not None and not isinstance(value, jax.Array | np.ndarray | np.generic):
@@ -191,17 +191,17 @@ def _locate(root: Node, name: str) -> Path | Exception:
             return AttributeError(f"{node.type.__name__} has no attribute `{part}`")
         if not isinstance(child, Node):
             prefix = ".".join(parts[: number + 1])
-            return TypeError(f"submodule `{prefix}`: {_shown(child)} is not an instance of flax.nnx.Module")
+            return TypeError(f"submodule `{prefix}`: {_describe(child)} is not an instance of flax.nnx.Module")
         node = child
     child = node.children.get(attribute)
     if child is None:
         return AttributeError(f"{node.type.__name__} has no attribute `{attribute}`")
     if not isinstance(child, Leaf):
-        return TypeError(f"attribute `{attribute}`: {_shown(child)} is not an instance of jax.Array")
+        return TypeError(f"attribute `{attribute}`: {_describe(child)} is not an instance of jax.Array")
     return (*node.path, attribute)
 
 
-def _shown(child: Node | Leaf | Fixed) -> Any:
+def _describe(child: Node | Leaf | Fixed) -> Any:
     return child.value if isinstance(child, Fixed) else child.type.__name__
 
 
@@ -240,7 +240,7 @@ def _check_strict(structure: Structure, places: dict[str, Any], tie_weights: boo
         raise StateError(f"Error(s) in reparametrizing for {structure.root.type.__name__}:{''.join(lines)}")
 
 
-def _reparametrized(state: State, given: dict[Path, Any], tie_weights: bool) -> nnx.Module:
+def _reparametrize(state: State, given: dict[Path, Any], tie_weights: bool) -> nnx.Module:
     """A new module with the arrays of `state`, except the given ones."""
     structure, holders = state.graphdef, _holders(state.graphdef)
     arrays = {place: value if value is None else as_array(value, ".".join(place)) for place, value in given.items()}
@@ -271,7 +271,7 @@ def _map_one_by_one(structure: Structure, module: nnx.Module) -> None:
     if any(issubclass(type_, nnx.Conv) for type_ in types):
         for _, layer in nnx.iter_modules(module):
             if isinstance(layer, nnx.Conv) and layer.conv_general_dilated is lax.conv_general_dilated:
-                layer.conv_general_dilated = convolved
+                layer.conv_general_dilated = mapped_convolution
 
 
 def _set(module: nnx.Module, place: Path, value: Any) -> None:

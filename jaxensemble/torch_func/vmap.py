@@ -58,7 +58,7 @@ def vmap(
     @functools.wraps(func, updated=())  # a module as `func` must not lend its attributes to the wrapper
     def wrapped(*args: Any, **kwargs: Any) -> Any:
         _check_out_dims(out_dims, func)
-        size, dims, leaves, treedef = _mapped_inputs(in_dims, args, func)
+        size, dims, leaves, treedef = _read_inputs(in_dims, args, func)
 
         def call(*leaves: Any) -> Any:
             return func(*jax.tree.unflatten(treedef, leaves), **kwargs)
@@ -66,7 +66,7 @@ def vmap(
         mapped = _Mapped(call, dims, out_dims, randomness, _name(func))
         step = size if chunk_size is None else chunk_size
         starts = range(0, size, step) if size else (0,)
-        return mapped.joined([mapped.run(leaves, start, min(start + step, size)) for start in starts])
+        return mapped.join([mapped.run(leaves, start, min(start + step, size)) for start in starts])
 
     return wrapped
 
@@ -90,7 +90,7 @@ class _Mapped:
 
         def traced(*arrays: Any) -> tuple[list[Any], list[Any]]:
             groups: tuple[list[Any], ...] = ([], [], others)
-            for output, dim in self._outputs(self.call(*_filled(leaves, self.dims, arrays))):
+            for output, dim in self._outputs(self.call(*_fill(leaves, self.dims, arrays))):
                 routes.append(_MAPPED if dim is not None else _CONSTANT if _is_array(output) else _OTHER)
                 groups[routes[-1]].append(output)
             return groups[_MAPPED], groups[_CONSTANT]
@@ -110,10 +110,10 @@ class _Mapped:
         groups = [iter(group) for group in (*results, others)]
         return [next(groups[route]) for route in routes]
 
-    def joined(self, chunks: list[list[Any]]) -> Any:
+    def join(self, chunks: list[list[Any]]) -> Any:
         """The outputs of all chunks as one tree, the mapped dimension where `out_dims` wants it."""
         outputs = [
-            parts[0] if dim is None else _moved(parts[0] if len(parts) == 1 else jnp.concatenate(parts), dim)
+            parts[0] if dim is None else _move_dim(parts[0] if len(parts) == 1 else jnp.concatenate(parts), dim)
             for parts, dim in zip(zip(*chunks, strict=True), self.out_flat_dims, strict=True)
         ]
         return jax.tree.unflatten(self.out_treedef, outputs)
@@ -158,7 +158,7 @@ def _check_out_dims(out_dims: Any, func: Callable[..., Any]) -> None:
             )
 
 
-def _mapped_inputs(
+def _read_inputs(
     in_dims: Any, args: tuple[Any, ...], func: Callable[..., Any]
 ) -> tuple[int, list[int | None], list[Any], Any]:
     where = f"vmap({_name(func)}, in_dims={in_dims}, ...)(<inputs>): "
@@ -180,11 +180,11 @@ def _mapped_inputs(
             f"{where}in_dims is not compatible with the structure of `inputs`. "
             f"in_dims has structure {_structure(in_dims)} but inputs has structure {treedef}."
         )
-    dims = [_checked_in_dim(leaf, dim, where) for leaf, dim in zip(leaves, dims, strict=True)]
+    dims = [_check_in_dim(leaf, dim, where) for leaf, dim in zip(leaves, dims, strict=True)]
     return _mapped_size(leaves, dims), dims, leaves, treedef
 
 
-def _checked_in_dim(leaf: Any, dim: Any, where: str) -> int | None:
+def _check_in_dim(leaf: Any, dim: Any, where: str) -> int | None:
     if dim is None:
         return None
     if not isinstance(dim, int):
@@ -234,12 +234,12 @@ def _part(leaf: Any, dim: int, start: int, stop: int) -> Any:
     return leaf[(slice(None),) * dim + (slice(start, stop),)]
 
 
-def _filled(leaves: list[Any], dims: list[int | None], arrays: tuple[Any, ...]) -> list[Any]:
+def _fill(leaves: list[Any], dims: list[int | None], arrays: tuple[Any, ...]) -> list[Any]:
     mapped = iter(arrays)
     return [leaf if dim is None else next(mapped) for leaf, dim in zip(leaves, dims, strict=True)]
 
 
-def _moved(output: jax.Array, dim: int) -> jax.Array:
+def _move_dim(output: jax.Array, dim: int) -> jax.Array:
     if not -output.ndim <= dim < output.ndim:
         low, high = -output.ndim, output.ndim - 1
         raise IndexError(f"Dimension out of range (expected to be in range of [{low}, {high}], but got {dim})")

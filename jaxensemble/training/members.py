@@ -11,10 +11,10 @@ import optax
 from jax import lax
 
 from jaxensemble.modules.state import Tree, flatten, unflatten
-from jaxensemble.programs.cpu.training import for_training
-from jaxensemble.programs.rewrite import rewritten
+from jaxensemble.programs.cpu.training import use_training_forms
+from jaxensemble.programs.rewrite import rewrite_steps
 from jaxensemble.programs.rows import Axes
-from jaxensemble.running.members import KEPT, ON_CPUS, EnsembleCall, over_members
+from jaxensemble.running.members import KEPT, ON_CPUS, EnsembleCall, map_members
 from jaxensemble.training.augmentation import Augment, augment_minibatch, augmentation_keys
 from jaxensemble.training.data import count_rows, map_along_axes
 from jaxensemble.training.losses import Loss, number_of
@@ -94,9 +94,9 @@ class MemberUpdate:
     def losses(self, *arguments: Any) -> tuple[jax.Array, Any]:
         """Returns the loss of every member, and its buffers after the call."""
         axes, on_cpu = (0, 0, 0, 0, 0 if self.step.call.each else None), self.step.call.platform == "cpu"
-        one = for_training(self._loss) if on_cpu else self._loss
-        function = over_members(one, axes, self.size)
-        function = rewritten(function, ON_CPUS) if on_cpu else function
+        one = use_training_forms(self._loss) if on_cpu else self._loss
+        function = map_members(one, axes, self.size)
+        function = rewrite_steps(function, ON_CPUS) if on_cpu else function
         if self.step.call.plan.remat:
             function = jax.checkpoint(function, policy=jax.checkpoint_policies.save_only_these_names(KEPT))
         return function(*arguments)

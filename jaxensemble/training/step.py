@@ -8,7 +8,7 @@ import jax
 from jax import lax
 
 from jaxensemble.errors import InputError
-from jaxensemble.running.members import in_steps
+from jaxensemble.running.members import run_in_steps
 from jaxensemble.running.plan import Plan
 from jaxensemble.training.data import as_data
 from jaxensemble.training.losses import Loss, check_function
@@ -89,7 +89,7 @@ def run_step(
     stacked = (before, ensemble.params, ensemble.rngs, state.keys, state.rates, own)
     size = min(plan.members or len(ensemble), len(ensemble))
     members = MemberUpdate(step, state.optimizer, ensemble.constants, state.steps, common, size)
-    after, losses = in_steps(members, stacked, (0,) * len(jax.tree.leaves(stacked)), 0, size, plan.unroll)
+    after, losses = run_in_steps(members, stacked, (0,) * len(jax.tree.leaves(stacked)), 0, size, plan.unroll)
     if active is not None:
         after = select_members(active, after, before)
     params, buffers, opt_state = after

@@ -21,7 +21,7 @@ NOT_ONE = 0.05
 """The distance of a sum from 1 that shows logits: bfloat16 logarithms move that of 1,000 classes by 0.02."""
 
 
-def floating(array: ArrayLike, name: str) -> Float[Array, "..."]:
+def as_floating(array: ArrayLike, name: str) -> Float[Array, "..."]:
     """The array in float32 or float64."""
     if isinstance(array, dict | tuple | list):
         raise InputError(
@@ -46,7 +46,7 @@ def require_rank(values: Float[Array, "..."], name: str, axes: str) -> None:
         raise InputError(f"`{name}` must be {layout} with something along its first axis; got shape {values.shape}")
 
 
-def class_axis_of(values: Float[Array, "..."], class_axis: int | None, name: str, axes: str) -> int:
+def find_class_axis(values: Float[Array, "..."], class_axis: int | None, name: str, axes: str) -> int:
     """`class_axis`, which does not count a members axis M, from the end. Of the axes that it counts, the first is N."""
     require_rank(values, name, axes)
     rank = values.ndim - axes.count("M")
@@ -130,11 +130,11 @@ def labelled_rows(
     array: ArrayLike, labels: ArrayLike | Sequence[int], class_axis: int | None, name: str
 ) -> tuple[Float[Array, "R C"], Integer[Array, " R"]]:
     """One row per label: `[R, C]` and `[R]`."""
-    values = floating(array, name)
+    values = as_floating(array, name)
     answers = jnp.asarray(labels if isinstance(labels, Sequence) else as_array(labels, "labels"))
     if class_axis is None and answers.ndim != values.ndim - 1:
         class_axis = -1  # the labels fit no axis, which is what the error has to say
-    axis = class_axis_of(values, class_axis, name, "NC")
+    axis = find_class_axis(values, class_axis, name, "NC")
     rows, classes = jnp.moveaxis(values, axis, -1), values.shape[axis]
     if answers.shape != rows.shape[:-1] or not jnp.issubdtype(answers.dtype, jnp.integer):
         raise InputError(

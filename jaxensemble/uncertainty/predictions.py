@@ -13,9 +13,9 @@ from jaxtyping import Array, Float, Int
 
 from jaxensemble.errors import InputError
 from jaxensemble.uncertainty.checks import (
+    as_floating,
     check_options,
-    class_axis_of,
-    floating,
+    find_class_axis,
     quantile_levels,
     require_distribution,
     require_rank,
@@ -93,8 +93,8 @@ class Prediction:
         >>> Prediction.classification(jnp.zeros((5, 8, 3, 4, 4)), class_axis=1).predictive_entropy.shape
         (8, 4, 4)
         """
-        values = floating(outputs, "outputs")
-        axis = class_axis_of(values, class_axis, "outputs", "MNC")
+        values = as_floating(outputs, "outputs")
+        axis = find_class_axis(values, class_axis, "outputs", "MNC")
         # The votes are read off the outputs themselves: log_softmax can round two classes to one value.
         classes = jnp.argmax(values, axis)
         match outputs_are:
@@ -122,7 +122,7 @@ class Prediction:
         >>> print(Prediction.regression(jnp.array([[1.0], [3.0]])).std)
         [1.]
         """
-        values = floating(outputs, "outputs")
+        values = as_floating(outputs, "outputs")
         require_rank(values, "outputs", "MN")
         warn_of_nan(values)
         return RegressionPrediction(values)
@@ -138,7 +138,7 @@ class Prediction:
         >>> print(Prediction.gaussian(jnp.array([[1.0], [3.0]]), jnp.zeros((2, 1))).variance)
         [2.]
         """
-        values, logs = floating(means, "means"), floating(log_variances, "log_variances")
+        values, logs = as_floating(means, "means"), as_floating(log_variances, "log_variances")
         require_rank(values, "means", "MN")
         if values.shape != logs.shape:
             raise InputError(

@@ -15,13 +15,13 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxensemble.programs.rewrite import CONVOLUTION, rewritten
+from jaxensemble.programs.rewrite import CONVOLUTION, rewrite_steps
 
 Form = Literal["built-in", "grouped", "shifted", "im2col"]
 FORMS: tuple[Form, ...] = ("built-in", "grouped", "shifted", "im2col")
 
 
-def with_forms(function: Callable[..., Any], platform: str, *, vmapped: bool) -> Callable[..., Any]:
+def choose_forms(function: Callable[..., Any], platform: str, *, vmapped: bool) -> Callable[..., Any]:
     """The function, with its convolutions in the form that suits `platform`.
 
     `vmapped` says whether it is called under `jax.vmap` over its kernels.
@@ -29,12 +29,14 @@ def with_forms(function: Callable[..., Any], platform: str, *, vmapped: bool) ->
     >>> from flax import nnx
     >>> from jaxensemble.programs.rewrite import primitives
     >>> module = nnx.Conv(2, 4, (1, 1), rngs=nnx.Rngs(0))
-    >>> primitives(with_forms(module, "cpu", vmapped=True), jnp.ones((1, 5, 5, 2)))["dot_general"]
+    >>> primitives(choose_forms(module, "cpu", vmapped=True), jnp.ones((1, 5, 5, 2)))["dot_general"]
     1
     """
     if platform != "cpu":
         return function  # XLA's own convolutions: see `chooser`
-    return rewritten(function, {CONVOLUTION: functools.partial(convolution, choose=chooser(platform, vmapped=vmapped))})
+    return rewrite_steps(
+        function, {CONVOLUTION: functools.partial(convolution, choose=chooser(platform, vmapped=vmapped))}
+    )
 
 
 CACHED = 1 << 15
@@ -47,7 +49,7 @@ def convolution(
     window_strides: Sequence[int],
     padding: str | Sequence[tuple[int, int]],
     *,
-    choose: Callable[["Case"], Form],
+    choose: Callable[["ConvolutionSizes"], Form],
     lhs_dilation: Sequence[int] | None = None,
     rhs_dilation: Sequence[int] | None = None,
     dimension_numbers: Any = None,
@@ -64,14 +66,16 @@ def convolution(
 
     >>> x, kernel = jnp.ones((2, 5, 5, 3)), jnp.ones((3, 3, 3, 4))
     >>> numbers = lax.conv_dimension_numbers(x.shape, kernel.shape, ("NHWC", "HWIO", "NHWC"))
-    >>> y = convolution(x, kernel, (1, 1), "SAME", dimension_numbers=numbers, choose=lambda case: "im2col")
+    >>> y = convolution(x, kernel, (1, 1), "SAME", dimension_numbers=numbers, choose=lambda sizes: "im2col")
     >>> y.shape, float(y[0, 2, 2, 0])
     ((2, 5, 5, 4), 27.0)
     """
     options = {"precision": precision, "preferred_element_type": preferred_element_type}
-    case = _case(lhs, rhs, window_strides, padding, lhs_dilation, rhs_dilation, dimension_numbers, feature_group_count)
-    form = "built-in" if case is None or batch_group_count > 1 or out_sharding is not None else choose(case)
-    if case is None or form == "built-in":
+    sizes = _sizes_of(
+        lhs, rhs, window_strides, padding, lhs_dilation, rhs_dilation, dimension_numbers, feature_group_count
+    )
+    form = "built-in" if sizes is None or batch_group_count > 1 or out_sharding is not None else choose(sizes)
+    if sizes is None or form == "built-in":
         return lax.conv_general_dilated(
             lhs,
             rhs,
@@ -88,10 +92,10 @@ def convolution(
     dtype = preferred_element_type or lhs.dtype
     if dtype in (jnp.bfloat16, jnp.float16):
         options["preferred_element_type"] = jnp.float32  # the sums; XLA's own convolutions round once, too
-    return _FORMS[form](case, lhs, rhs, options).astype(dtype)
+    return _FORMS[form](sizes, lhs, rhs, options).astype(dtype)
 
 
-class Case:
+class ConvolutionSizes:
     """The sizes of one channels-last convolution."""
 
     def __init__(
@@ -124,35 +128,35 @@ class Case:
         return any(stride > 1 for stride in self.strides)
 
 
-def chooser(platform: str, *, vmapped: bool) -> Callable[[Case], Form]:
+def chooser(platform: str, *, vmapped: bool) -> Callable[[ConvolutionSizes], Form]:
     """Returns a function that gives the form that a device runs fastest, by the sizes of a convolution.
 
     Only CPUs have a table, read off `benchmarks/results/lowering-cpu.json`; XLA's own convolutions are kept everywhere
     else.
     """
     if platform != "cpu":
-        return lambda case: "built-in"
+        return lambda sizes: "built-in"
     return _under_vmap if vmapped else _on_its_own
 
 
-def _under_vmap(case: Case) -> Form:
-    if case.groups > 1:
-        return "grouped" if case.has_narrow_groups else "built-in"
-    if case.taps == 1 or case.is_strided or case.channels < 16 or math.prod(case.out) <= 4:
+def _under_vmap(sizes: ConvolutionSizes) -> Form:
+    if sizes.groups > 1:
+        return "grouped" if sizes.has_narrow_groups else "built-in"
+    if sizes.taps == 1 or sizes.is_strided or sizes.channels < 16 or math.prod(sizes.out) <= 4:
         return "im2col"
     return "shifted"
 
 
-def _on_its_own(case: Case) -> Form:
-    if case.groups > 1:
-        return "grouped" if case.has_narrow_groups else "built-in"
-    tiny, large = math.prod(case.out) <= 4, math.prod(case.out) >= 256 and not case.is_strided
-    if (tiny or large) and case.channels >= 64 and 1 < case.taps <= 9:
+def _on_its_own(sizes: ConvolutionSizes) -> Form:
+    if sizes.groups > 1:
+        return "grouped" if sizes.has_narrow_groups else "built-in"
+    tiny, large = math.prod(sizes.out) <= 4, math.prod(sizes.out) >= 256 and not sizes.is_strided
+    if (tiny or large) and sizes.channels >= 64 and 1 < sizes.taps <= 9:
         return "shifted"
-    return "im2col" if case.taps == 1 or (case.is_strided and case.taps <= 9) else "built-in"
+    return "im2col" if sizes.taps == 1 or (sizes.is_strided and sizes.taps <= 9) else "built-in"
 
 
-def _case(
+def _sizes_of(
     lhs: jax.Array,
     rhs: jax.Array,
     strides: Sequence[int],
@@ -161,7 +165,7 @@ def _case(
     rhs_dilation: Sequence[int] | None,
     numbers: Any,
     groups: int,
-) -> Case | None:
+) -> ConvolutionSizes | None:
     """The sizes, for a channels-last convolution of an input that is not dilated."""
     n = lhs.ndim
     last = lax.ConvDimensionNumbers(
@@ -175,68 +179,70 @@ def _case(
         padding = lax.padtype_to_pads(lhs.shape[1:-1], window, strides, padding)
     if any(low < 0 or high < 0 for low, high in padding):
         return None
-    case = Case(lhs.shape, rhs.shape, strides, [(low, high) for low, high in padding], dilation, groups)
-    return case if all(size > 0 for size in case.out) else None
+    sizes = ConvolutionSizes(lhs.shape, rhs.shape, strides, [(low, high) for low, high in padding], dilation, groups)
+    return sizes if all(size > 0 for size in sizes.out) else None
 
 
-def _shifts(case: Case, lhs: jax.Array) -> Iterator[jax.Array]:
+def _shifts(sizes: ConvolutionSizes, lhs: jax.Array) -> Iterator[jax.Array]:
     """The part of the padded input that each tap of the kernel reads, in order: `[N, out..., C]`."""
     padded = lhs
-    if any(low or high for low, high in case.pads):
+    if any(low or high for low, high in sizes.pads):
         # A barrier, or XLA would pad again within every tap.
         padded = lax.optimization_barrier(
-            lax.pad(lhs, jnp.zeros((), lhs.dtype), [(0, 0, 0), *((*p, 0) for p in case.pads), (0, 0, 0)])
+            lax.pad(lhs, jnp.zeros((), lhs.dtype), [(0, 0, 0), *((*p, 0) for p in sizes.pads), (0, 0, 0)])
         )
-    for tap in itertools.product(*map(range, case.window)):
-        start = [position * dilated for position, dilated in zip(tap, case.dilation, strict=True)]
-        limit = [first + (size - 1) * step + 1 for first, size, step in zip(start, case.out, case.strides, strict=True)]
-        yield lax.slice(padded, (0, *start, 0), (case.batch, *limit, case.channels), (1, *case.strides, 1))
+    for tap in itertools.product(*map(range, sizes.window)):
+        start = [position * dilated for position, dilated in zip(tap, sizes.dilation, strict=True)]
+        limit = [
+            first + (size - 1) * step + 1 for first, size, step in zip(start, sizes.out, sizes.strides, strict=True)
+        ]
+        yield lax.slice(padded, (0, *start, 0), (sizes.batch, *limit, sizes.channels), (1, *sizes.strides, 1))
 
 
-def _shifted(case: Case, lhs: jax.Array, rhs: jax.Array, options: dict[str, Any]) -> jax.Array:
+def _shifted(sizes: ConvolutionSizes, lhs: jax.Array, rhs: jax.Array, options: dict[str, Any]) -> jax.Array:
     """One dot product a tap, summed."""
-    kernel = rhs.reshape(case.taps, case.depth, case.features)
-    taps = [lax.slice_in_dim(kernel, k, k + 1) for k in range(case.taps)]  # indexing would be a gather under vmap
-    parts = _shifts(case, lhs)
-    return functools.reduce(jnp.add, (_dot(case, part, tap, options) for part, tap in zip(parts, taps, strict=True)))
+    kernel = rhs.reshape(sizes.taps, sizes.depth, sizes.features)
+    taps = [lax.slice_in_dim(kernel, k, k + 1) for k in range(sizes.taps)]  # indexing would be a gather under vmap
+    parts = _shifts(sizes, lhs)
+    return functools.reduce(jnp.add, (_dot(sizes, part, tap, options) for part, tap in zip(parts, taps, strict=True)))
 
 
-def _im2col(case: Case, lhs: jax.Array, rhs: jax.Array, options: dict[str, Any]) -> jax.Array:
+def _im2col(sizes: ConvolutionSizes, lhs: jax.Array, rhs: jax.Array, options: dict[str, Any]) -> jax.Array:
     """One dot product with the parts that all taps read, side by side."""
-    parts = [part.reshape(*part.shape[:-1], case.groups, case.depth) for part in _shifts(case, lhs)]
+    parts = [part.reshape(*part.shape[:-1], sizes.groups, sizes.depth) for part in _shifts(sizes, lhs)]
     columns = jnp.concatenate(parts, axis=-1)
-    return _dot(case, columns.reshape(*columns.shape[:-2], -1), rhs.reshape(case.taps, case.depth, -1), options)
+    return _dot(sizes, columns.reshape(*columns.shape[:-2], -1), rhs.reshape(sizes.taps, sizes.depth, -1), options)
 
 
-def _dot(case: Case, columns: jax.Array, kernel: jax.Array, options: dict[str, Any]) -> jax.Array:
+def _dot(sizes: ConvolutionSizes, columns: jax.Array, kernel: jax.Array, options: dict[str, Any]) -> jax.Array:
     """`[..., groups * taps * depth]` by `[taps, depth, features]`, group by group."""
-    if case.groups == 1:
+    if sizes.groups == 1:
         flat = columns.reshape(-1, columns.shape[-1])  # of more axes, the gradient's product would be transposed first
-        y = lax.dot_general(flat, kernel.reshape(-1, case.features), (((1,), (0,)), ((), ())), **options)
-        return y.reshape(*columns.shape[:-1], case.features)
-    columns = columns.reshape(*columns.shape[:-1], case.groups, -1)
-    kernel = kernel.reshape(columns.shape[-1], case.groups, -1)
-    return jnp.einsum("...gi,igo->...go", columns, kernel, **options).reshape(*columns.shape[:-2], case.features)
+        y = lax.dot_general(flat, kernel.reshape(-1, sizes.features), (((1,), (0,)), ((), ())), **options)
+        return y.reshape(*columns.shape[:-1], sizes.features)
+    columns = columns.reshape(*columns.shape[:-1], sizes.groups, -1)
+    kernel = kernel.reshape(columns.shape[-1], sizes.groups, -1)
+    return jnp.einsum("...gi,igo->...go", columns, kernel, **options).reshape(*columns.shape[:-2], sizes.features)
 
 
-def _grouped(case: Case, lhs: jax.Array, rhs: jax.Array, options: dict[str, Any]) -> jax.Array:
-    """One multiplication for each tap and each input channel of a group, summed; groups are the last axis for the time being."""
+def _grouped(sizes: ConvolutionSizes, lhs: jax.Array, rhs: jax.Array, options: dict[str, Any]) -> jax.Array:
+    """One multiplication for each tap and each input channel of a group, summed; groups are the last axis."""
     dtype = options["preferred_element_type"]
-    features = case.features // case.groups
-    x = jnp.swapaxes(lhs.reshape(*lhs.shape[:-1], case.groups, case.depth), -2, -1)
-    kernel = jnp.swapaxes(rhs.reshape(case.taps, case.depth, case.groups, features), -2, -1)
+    features = sizes.features // sizes.groups
+    x = jnp.swapaxes(lhs.reshape(*lhs.shape[:-1], sizes.groups, sizes.depth), -2, -1)
+    kernel = jnp.swapaxes(rhs.reshape(sizes.taps, sizes.depth, sizes.groups, features), -2, -1)
     terms = []
-    for tap, part in enumerate(_shifts(case, x.reshape(lhs.shape))):
-        part = part.reshape(*part.shape[:-1], case.depth, 1, case.groups)
+    for tap, part in enumerate(_shifts(sizes, x.reshape(lhs.shape))):
+        part = part.reshape(*part.shape[:-1], sizes.depth, 1, sizes.groups)
         part = part if dtype is None else part.astype(dtype)
-        for k in range(case.depth):  # slices; indexing would be a gather under vmap
+        for k in range(sizes.depth):  # slices; indexing would be a gather under vmap
             weights = lax.index_in_dim(lax.index_in_dim(kernel, tap, keepdims=False), k, keepdims=False)
             terms.append(lax.index_in_dim(part, k, part.ndim - 3, keepdims=False) * weights)
     y = jnp.swapaxes(functools.reduce(jnp.add, terms), -2, -1)
-    return y.reshape(*y.shape[:-2], case.features)
+    return y.reshape(*y.shape[:-2], sizes.features)
 
 
-_FORMS: dict[Form, Callable[[Case, jax.Array, jax.Array, dict[str, Any]], jax.Array]] = {
+_FORMS: dict[Form, Callable[[ConvolutionSizes, jax.Array, jax.Array, dict[str, Any]], jax.Array]] = {
     "grouped": _grouped,
     "shifted": _shifted,
     "im2col": _im2col,

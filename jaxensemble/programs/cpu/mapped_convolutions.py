@@ -18,7 +18,7 @@ from jax.custom_derivatives import SymbolicZero
 from jaxensemble.programs.cpu.convolutions import chooser, convolution
 
 
-def convolved(
+def mapped_convolution(
     lhs: jax.Array,
     rhs: jax.Array,
     window_strides: Sequence[int],
@@ -34,7 +34,7 @@ def convolved(
 
     >>> x, kernels = jnp.ones((2, 5, 5, 3)), jnp.ones((7, 3, 3, 3, 4))
     >>> numbers = lax.conv_dimension_numbers(x.shape, kernels.shape[1:], ("NHWC", "HWIO", "NHWC"))
-    >>> jax.vmap(lambda kernel: convolved(x, kernel, (1, 1), "SAME", dimension_numbers=numbers))(kernels).shape
+    >>> jax.vmap(lambda kernel: mapped_convolution(x, kernel, (1, 1), "SAME", dimension_numbers=numbers))(kernels).shape
     (7, 2, 5, 5, 4)
     """
     if out_sharding is not None:
@@ -48,7 +48,7 @@ def _kind(strides: tuple[int, ...], padding: Any, options: tuple[tuple[str, Any]
     """The function of one kind of convolution: one object, so that what is compiled of it is found again."""
     settings: dict[str, Any] = {"window_strides": strides, "padding": padding, **dict(options)}
     alone = functools.partial(convolution, choose=chooser("cpu", vmapped=False), **settings)
-    products = functools.partial(convolution, choose=lambda case: "im2col", **settings)
+    products = functools.partial(convolution, choose=lambda sizes: "im2col", **settings)
     apart, in_turn = custom_vmap(functools.partial(lax.conv_general_dilated, **settings)), custom_vmap(alone)
 
     @functools.partial(jax.jit, static_argnames="shared")  # one program also where nothing around it is compiled

@@ -38,12 +38,12 @@ FEW = 8
 def product(lhs: jax.Array, rhs: jax.Array, *, dimension_numbers: Numbers, **options: Any) -> jax.Array:
     """`jax.lax.dot_general` in the form that suits a CPU; to rounding the same numbers.
 
-    A product of more than `LONGEST` terms is summed up in blocks. The product of a few rows by the weights of many members
-    (`[N, K]` by `[M, K, F]`, as `jax.vmap` leaves them) becomes one product for each member.
+    A product of more than `LONGEST` terms is summed up in blocks. The product of a few rows by the
+    weights of many members (`[N, K]` by `[M, K, F]`, as `jax.vmap` leaves them) becomes one product for each member.
 
-    >>> from jaxensemble.programs.rewrite import PRODUCT, rewritten
+    >>> from jaxensemble.programs.rewrite import PRODUCT, rewrite_steps
     >>> x, kernel = jnp.ones((2, 2048)), jnp.ones((2048, 3))
-    >>> float(rewritten(jnp.dot, {PRODUCT: product})(x, kernel)[0, 0])
+    >>> float(rewrite_steps(jnp.dot, {PRODUCT: product})(x, kernel)[0, 0])
     2048.0
     """
     if not _is_covered(lhs, rhs) or options.get("out_sharding") is not None:
@@ -53,10 +53,10 @@ def product(lhs: jax.Array, rhs: jax.Array, *, dimension_numbers: Numbers, **opt
     rows = math.prod(lhs.shape[axis] for axis in free)
     of_members = rhs.ndim == 3 and tuple(over_rhs) == (1,) and not batch_lhs
     if not of_members or rows > FEW:
-        return _in_blocks(lhs, rhs, dimension_numbers, options)
+        return _sum_blocks(lhs, rhs, dimension_numbers, options)
     lhs = jnp.broadcast_to(lhs, (rhs.shape[0], *lhs.shape))
     numbers = (((over_lhs[0] + 1,), (1,)), ((0,), (0,)))
-    return jnp.moveaxis(_in_blocks(lhs, rhs, numbers, options), 0, len(free))
+    return jnp.moveaxis(_sum_blocks(lhs, rhs, numbers, options), 0, len(free))
 
 
 def is_long(step: JaxprEqn) -> bool:
@@ -72,7 +72,7 @@ def _is_covered(lhs: jax.Array, rhs: jax.Array) -> bool:
     return is_floating and lhs.dtype == rhs.dtype and all(isinstance(size, int) and size for size in sizes)
 
 
-def _in_blocks(lhs: jax.Array, rhs: jax.Array, numbers: Numbers, options: dict[str, Any]) -> jax.Array:
+def _sum_blocks(lhs: jax.Array, rhs: jax.Array, numbers: Numbers, options: dict[str, Any]) -> jax.Array:
     """The product as a sum over blocks, if it has many terms; blocks are one more batch axis."""
     ((over_lhs, over_rhs), (batch_lhs, batch_rhs)) = numbers
     terms = math.prod(lhs.shape[axis] for axis in over_lhs)
@@ -84,14 +84,14 @@ def _in_blocks(lhs: jax.Array, rhs: jax.Array, numbers: Numbers, options: dict[s
     if terms <= longest:
         return lax.dot_general(lhs, rhs, numbers, **options)
     at_lhs, at_rhs = max(zip(over_lhs, over_rhs, strict=True), key=lambda pair: lhs.shape[pair[0]])
-    count = _count(lhs.shape[at_lhs], -(-terms // block))
+    count = _block_count(lhs.shape[at_lhs], -(-terms // block))
     dtype = options["preferred_element_type"] or lhs.dtype
     parts = lax.dot_general(
-        _taken_apart(lhs, at_lhs, count),
-        _taken_apart(rhs, at_rhs, count),
+        _split_axis(lhs, at_lhs, count),
+        _split_axis(rhs, at_rhs, count),
         (
-            (_moved(over_lhs, at_lhs), _moved(over_rhs, at_rhs)),
-            ((*_moved(batch_lhs, at_lhs), at_lhs), (*_moved(batch_rhs, at_rhs), at_rhs)),
+            (_shift_axes(over_lhs, at_lhs), _shift_axes(over_rhs, at_rhs)),
+            ((*_shift_axes(batch_lhs, at_lhs), at_lhs), (*_shift_axes(batch_rhs, at_rhs), at_rhs)),
         ),
         **dict(options, preferred_element_type=jnp.promote_types(dtype, jnp.float32)),
     )
@@ -102,17 +102,17 @@ def _in_blocks(lhs: jax.Array, rhs: jax.Array, numbers: Numbers, options: dict[s
     return functools.reduce(jnp.add, blocks).astype(dtype)  # XLA's own sum over an axis takes longer than the product
 
 
-def _moved(axes: Sequence[int], at: int) -> tuple[int, ...]:
+def _shift_axes(axes: Sequence[int], at: int) -> tuple[int, ...]:
     """The places of axes after another axis is inserted at `at`."""
     return tuple(axis + (axis >= at) for axis in axes)
 
 
-def _count(size: int, least: int) -> int:
+def _block_count(size: int, least: int) -> int:
     """The number of blocks of an axis: equal blocks, unless that takes twice as many."""
     return next((count for count in range(least, min(2 * least, size) + 1) if size % count == 0), min(least, size))
 
 
-def _taken_apart(x: jax.Array, axis: int, count: int) -> jax.Array:
+def _split_axis(x: jax.Array, axis: int, count: int) -> jax.Array:
     """Splits an axis into `count` blocks of equal size, the last filled with zeros."""
     size = -(-x.shape[axis] // count)
     missing = count * size - x.shape[axis]

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 from jax import lax
 
 _LONG, _LONG_ROW = 32, 128
-"""Sums of fewer numbers stay as they are. Sums along the last axis alone, where XLA makes good loops, are slower by halves,
-and their rounding shows only if they are longer."""
+"""Sums of fewer numbers stay as they are. Sums along the last axis alone, where XLA makes good loops, are slower by
+halves, and their rounding shows only if they are longer."""
 
 _HALVINGS = 4
 
@@ -30,11 +30,11 @@ def total(x: jax.Array, *, axes: tuple[int, ...], out_sharding: Any = None) -> j
     plain = x.dtype != jnp.float32 or out_sharding is not None
     if plain or count < (_LONG_ROW if row else _LONG):
         return lax.reduce_sum(x, axes, out_sharding=out_sharding)
-    return _by_halves(x, axes)
+    return _sum_by_halves(x, axes)
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
-def _by_halves(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
+def _sum_by_halves(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
     run = max(_runs(axes), key=lambda run: math.prod(x.shape[axis] for axis in run))
     x = lax.collapse(x, run[0], run[-1] + 1)
     others = [axis - (len(run) - 1 if axis > run[-1] else 0) for axis in axes if axis not in run]
@@ -49,9 +49,9 @@ def _by_halves(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
     return sum(rests, start=first)
 
 
-@_by_halves.defjvp
+@_sum_by_halves.defjvp
 def _(axes: tuple[int, ...], primals: tuple[Any], tangents: tuple[Any]) -> tuple[jax.Array, jax.Array]:
-    return _by_halves(primals[0], axes), lax.reduce_sum(tangents[0], axes)
+    return _sum_by_halves(primals[0], axes), lax.reduce_sum(tangents[0], axes)
 
 
 def _runs(axes: tuple[int, ...]) -> list[list[int]]:

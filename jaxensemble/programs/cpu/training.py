@@ -11,16 +11,16 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxensemble.ops.pooling import lowest
-from jaxensemble.programs.cpu.convolutions import Case, Form, convolution
-from jaxensemble.programs.rewrite import CONVOLUTION, rewritten
+from jaxensemble.programs.cpu.convolutions import ConvolutionSizes, Form, convolution
+from jaxensemble.programs.rewrite import CONVOLUTION, rewrite_steps
 
 MAXIMA = "reduce_window_max"
 
 
-def _products(case: Case) -> Form:
+def _products(sizes: ConvolutionSizes) -> Form:
     """Products of matrices, whose gradients are such products; narrow groups stay multiply-adds."""
-    if case.groups > 1:
-        return "grouped" if case.has_narrow_groups else "built-in"
+    if sizes.groups > 1:
+        return "grouped" if sizes.has_narrow_groups else "built-in"
     return "im2col"
 
 
@@ -35,7 +35,7 @@ def maxima(
 ) -> jax.Array:
     """The largest value of every window, as in max pooling.
 
-    Where windows tile the array, the gradient is a few comparisons. It goes to the first of equal values, as XLA's does.
+    If windows tile the array, the gradient is a few comparisons. It goes to the first of equal values, as XLA's does.
 
     >>> options = {"padding": [(0, 0)], "base_dilation": [1], "window_dilation": [1]}
     >>> pooled = lambda x: maxima(x, window_dimensions=[2], window_strides=[2], **options)
@@ -68,6 +68,6 @@ def _tap(x: jax.Array, at: Sequence[int]) -> jax.Array:
     return x
 
 
-def for_training(function: Callable[..., Any]) -> Callable[..., Any]:
+def use_training_forms(function: Callable[..., Any]) -> Callable[..., Any]:
     """Gives a function of one member steps whose gradients CPUs compute fast, under `jax.vmap` too."""
-    return rewritten(function, {CONVOLUTION: functools.partial(convolution, choose=_products), MAXIMA: maxima})
+    return rewrite_steps(function, {CONVOLUTION: functools.partial(convolution, choose=_products), MAXIMA: maxima})

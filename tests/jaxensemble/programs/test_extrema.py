@@ -11,7 +11,7 @@ from jax import lax
 
 from jaxensemble.programs.cpu.sums import total
 from jaxensemble.programs.extrema import EXTREMES
-from jaxensemble.programs.rewrite import primitives, rewritten
+from jaxensemble.programs.rewrite import primitives, rewrite_steps
 from jaxensemble.running.members import ON_CPUS
 
 CASES: dict[str, Callable[[Any], Any]] = {
@@ -31,7 +31,7 @@ CASES: dict[str, Callable[[Any], Any]] = {
 def test_values_and_gradients_are_those_of_jax(case: str) -> None:
     """Rounded to one digit, so that there are equal values."""
     x = jnp.asarray(np.random.default_rng(0).normal(size=(3, 4, 5)).round(1), jnp.float32)
-    theirs, ours = CASES[case], rewritten(CASES[case], EXTREMES)
+    theirs, ours = CASES[case], rewrite_steps(CASES[case], EXTREMES)
     assert primitives(ours, x)["custom_jvp_call"] > 0
     np.testing.assert_array_equal(ours(x), theirs(x))
     weights = jnp.cos(jnp.arange(theirs(x).size)).reshape(theirs(x).shape)
@@ -43,7 +43,7 @@ def test_values_and_gradients_are_those_of_jax(case: str) -> None:
 
 def test_integers_have_no_gradients_and_stay() -> None:
     x = jnp.array([[1, 5, 5], [2, 0, 1]])
-    assert rewritten(lambda x: jnp.max(jnp.maximum(x, 1), 1), EXTREMES)(x).tolist() == [5, 2]
+    assert rewrite_steps(lambda x: jnp.max(jnp.maximum(x, 1), 1), EXTREMES)(x).tolist() == [5, 2]
 
 
 @pytest.mark.thinned
@@ -60,7 +60,7 @@ def test_gradients_are_found_however_often_a_compiler_computes_the_operand(name:
         generator = np.random.default_rng(seed)
         x = jnp.asarray(generator.normal(size=(5, 38, 7)), jnp.float32)
         weights = [jnp.asarray(generator.normal(size=7) + 1, jnp.float32) for _ in range(4)]
-        found = jax.jit(jax.grad(rewritten(loss, EXTREMES)))(weights, x)
+        found = jax.jit(jax.grad(rewrite_steps(loss, EXTREMES)))(weights, x)
         with jax.disable_jit():  # computes every step once
             expected = jax.grad(loss)(weights, x)
         for ours, theirs in zip(found, expected, strict=True):
@@ -115,7 +115,7 @@ def test_a_small_feature_map_adds_up_to_no_less_than_it_holds() -> None:
 
 
 def test_there_are_gradients_of_nothing_and_of_nan() -> None:
-    largest = rewritten(lambda x: jnp.max(x, 1), EXTREMES)
+    largest = rewrite_steps(lambda x: jnp.max(x, 1), EXTREMES)
     assert jax.grad(lambda x: largest(x).sum())(jnp.zeros((0, 4))).shape == (0, 4)
     slopes = jax.grad(lambda x: largest(x).sum())(jnp.array([[1.0, jnp.nan, 2.0], [1.0, 0.0, 2.0]]))
     assert np.isnan(slopes[0]).all()
@@ -125,13 +125,13 @@ def test_there_are_gradients_of_nothing_and_of_nan() -> None:
 def test_second_derivatives_are_jaxs() -> None:
     x = jnp.array([[0.3, -0.2, 0.5], [0.1, 0.1, -0.4]])
     both = lambda x: (jnp.max(x**3, 1) * jnp.maximum(x[:, 0] ** 2, x[:, 1])).sum()  # noqa: E731
-    np.testing.assert_allclose(jax.hessian(rewritten(both, EXTREMES))(x), jax.hessian(both)(x), atol=1e-6)
+    np.testing.assert_allclose(jax.hessian(rewrite_steps(both, EXTREMES))(x), jax.hessian(both)(x), atol=1e-6)
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_half_precision_keeps_its_dtype(dtype: str) -> None:
     x = jnp.array([[1.0, 3.0, 3.0]], dtype)
-    slope = jax.grad(lambda x: rewritten(lambda x: jnp.max(jnp.clip(x, 0, 4), 1), EXTREMES)(x).sum())(x)
+    slope = jax.grad(lambda x: rewrite_steps(lambda x: jnp.max(jnp.clip(x, 0, 4), 1), EXTREMES)(x).sum())(x)
     assert slope.dtype == dtype
     assert slope.tolist() == [[0, 0.5, 0.5]]
 
@@ -140,5 +140,5 @@ def test_a_variance_of_few_rows_rounds_no_further_than_pytorchs() -> None:
     """XLA adds these squares one by one, which is off by 7e-7; so a LayerNorm of a feature map failed the proof."""
     x = np.repeat(np.random.default_rng(0).normal(size=(3, 252)), 4, axis=1).astype(np.float32)
     variance = lambda x: jnp.mean((x - jnp.mean(x, 1, keepdims=True)) ** 2, 1)  # noqa: E731
-    ours = np.asarray(jax.jit(rewritten(variance, ON_CPUS))(x), np.float64)
+    ours = np.asarray(jax.jit(rewrite_steps(variance, ON_CPUS))(x), np.float64)
     np.testing.assert_allclose(ours, x.astype(np.float64).var(1), rtol=2.5e-7)

@@ -12,7 +12,7 @@ from jax import lax
 from jaxensemble import Plan
 from jaxensemble.ensemble import Ensemble
 from jaxensemble.ops import conv
-from jaxensemble.programs.cpu.convolutions import FORMS, Case, chooser, convolution, with_forms
+from jaxensemble.programs.cpu.convolutions import FORMS, ConvolutionSizes, choose_forms, chooser, convolution
 from jaxensemble.programs.rewrite import primitives
 
 # input shape, kernel shape, strides, padding, dilation, groups
@@ -162,7 +162,7 @@ def test_whoever_wrote_a_convolution_it_gets_a_form(x64):
     def looped(kernel, x):
         return lax.fori_loop(0, 2, lambda _, x: jnp.tanh(conv(x, kernel, padding=1)), x)
 
-    other = with_forms(looped, "cpu", vmapped=True)
+    other = choose_forms(looped, "cpu", vmapped=True)
     found = primitives(other, kernel, x)
     assert found["conv_general_dilated"] == 0 and found["dot_general"] == 9
     np.testing.assert_allclose(other(kernel, x), looped(kernel, x), atol=1e-13)
@@ -172,7 +172,7 @@ def test_whoever_wrote_a_convolution_it_gets_a_form(x64):
 
 @pytest.mark.parametrize("platform", ["cuda", "rocm", "tpu"])
 def test_other_devices_keep_their_own(platform):
-    case = Case((1, 8, 8, 4), (3, 3, 1, 4), (1, 1), ((1, 1), (1, 1)), (1, 1), 4)
+    case = ConvolutionSizes((1, 8, 8, 4), (3, 3, 1, 4), (1, 1), ((1, 1), (1, 1)), (1, 1), 4)
     assert chooser(platform, vmapped=True)(case) == "built-in"
     assert chooser("cpu", vmapped=True)(case) == "grouped"
 
@@ -181,5 +181,7 @@ def test_other_devices_keep_their_own(platform):
     ("groups", "features", "form"), [(96, 96, "grouped"), (32, 128, "grouped"), (32, 512, "built-in")]
 )
 def test_groups_are_multiplied_out_where_their_weights_stay_in_the_cache(groups, features, form):
-    case = Case((16, 8, 8, features), (3, 3, features // groups, features), (1, 1), ((1, 1), (1, 1)), (1, 1), groups)
+    case = ConvolutionSizes(
+        (16, 8, 8, features), (3, 3, features // groups, features), (1, 1), ((1, 1), (1, 1)), (1, 1), groups
+    )
     assert {chooser("cpu", vmapped=vmapped)(case) for vmapped in (True, False)} == {form}

@@ -12,7 +12,7 @@ from jax import lax
 
 from jaxensemble import functional_call, stack_module_state, vmap
 from jaxensemble.compat import JaxprEqn
-from jaxensemble.programs.cpu.mapped_convolutions import convolved
+from jaxensemble.programs.cpu.mapped_convolutions import mapped_convolution
 from jaxensemble.programs.rewrite import CONVOLUTION, equations
 
 pytestmark = pytest.mark.usefixtures("x64")
@@ -48,7 +48,7 @@ def _arrays(kind: str) -> tuple[jax.Array, jax.Array, Two, Two]:
         return lambda x, k: step(x, k, dimension_numbers=numbers, **options)
 
     x, k = (jnp.asarray(rng.normal(size=(2, 3, *size))) for size in (shape, kernel))
-    return x, k, of(convolved), of(lax.conv_general_dilated)
+    return x, k, of(mapped_convolution), of(lax.conv_general_dilated)
 
 
 @pytest.mark.thinned

@@ -9,11 +9,11 @@ from jax import lax
 
 from jaxensemble import Ensemble, Plan
 from jaxensemble.programs.cpu.matmuls import product
-from jaxensemble.programs.rewrite import PRODUCT, primitives, rewritten
+from jaxensemble.programs.rewrite import PRODUCT, primitives, rewrite_steps
 
 
 def with_products(function):
-    return rewritten(function, {PRODUCT: product})
+    return rewrite_steps(function, {PRODUCT: product})
 
 
 def _normal(*shape):
