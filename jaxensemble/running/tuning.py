@@ -71,7 +71,7 @@ def choose_call(
     own: Plan | None,
     measure: Callable[[EnsembleCall], Any] | None,
 ) -> EnsembleCall:
-    """Returns the call of a case under the specified plan, or, for None, under the ensemble's own.
+    """Returns the call of a workload under the specified plan, or, for None, under the ensemble's own.
 
     For `"auto"` the plan is the fastest one. Without `measure`, which runs a call, only earlier measurements count.
     """

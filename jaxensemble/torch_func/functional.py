@@ -95,8 +95,8 @@ def functional_call(
 ) -> Any:
     """Calls `module` with some or all of its arrays replaced by the given ones; `module` and dicts stay as they are.
 
-    - `parameter_and_buffer_dicts`: one dict or several, nested or with dotted names, of arrays; other variables keep the
-      module's value. Any variable may be named: constants and random keys, too. `None` takes the place of an
+    - `parameter_and_buffer_dicts`: one dict or several, nested or with dotted names, of arrays; other variables keep
+      the module's value. Any variable may be named: constants and random keys, too. `None` takes the place of an
       optional array, such as a bias.
     - `args`: the positional arguments, if a tuple; else the only one.
     - `tie_weights`: a variable that a module holds under several names is replaced under all of them by giving one;
@@ -111,8 +111,8 @@ def functional_call(
     (`{"dropout.rngs.key": key}`) or a [`vmap`][jaxensemble.vmap] around the call says so.
 
     **Raises:** as PyTorch does, `InputError` (a `ValueError`) for a name given twice or for different values of tied
-    names, `StateError` (a `RuntimeError`) for what `strict` finds, `AttributeError` for a name that the module does not have,
-    `TypeError` for a name or a value that is not an array.
+    names, `StateError` (a `RuntimeError`) for what `strict` finds, `AttributeError` for a name that the module does not
+    have, `TypeError` for a name or a value that is not an array.
 
     >>> import jax.numpy as jnp
     >>> linear = nnx.Linear(3, 3, rngs=nnx.Rngs(0))
