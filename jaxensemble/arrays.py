@@ -4,7 +4,7 @@ JAX may keep reading the memory of a NumPy array or a DLPack tensor that it was 
 then change results, so that every array that is not a JAX array is copied here.
 """
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,11 +13,6 @@ import numpy as np
 from jaxensemble.compat import Tracer
 from jaxensemble.dtypes import NARROW, WIDE
 from jaxensemble.errors import InputError, first_line
-
-if TYPE_CHECKING:  # numpy's arrays have the methods, but type checkers would have each result converted
-    AnyArray = jax.Array
-else:
-    AnyArray = jax.Array | np.ndarray
 
 SCALARS = (bool, int, float, complex)
 ENABLE_X64 = "enable 64-bit types (jax.config.update('jax_enable_x64', True), or `with jax.enable_x64(True):`; --x64)"

@@ -7,9 +7,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Num
 
-from jaxensemble.arrays import AnyArray
 from jaxensemble.layers.dropout import draw_key
 from jaxensemble.ops.activations import leaky_relu
+from jaxensemble.ops.annotations import AnyArray
 
 
 class PReLU(nnx.Module):

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Float, Inexact, PRNGKeyArray
 
-from jaxensemble.arrays import AnyArray
 from jaxensemble.errors import InputError
+from jaxensemble.ops.annotations import AnyArray
 
 SATURATION = 1.7580993408473766
 """Minus the least value of a SELU: its scale times its alpha."""

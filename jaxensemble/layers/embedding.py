@@ -6,8 +6,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Inexact, Integer
 
-from jaxensemble.arrays import AnyArray
 from jaxensemble.errors import InputError
+from jaxensemble.ops.annotations import AnyArray
 from jaxensemble.ops.embedding import embed
 
 

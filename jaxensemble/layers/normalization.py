@@ -14,9 +14,9 @@ from flax import nnx
 from jax import lax
 from jaxtyping import Array, Float
 
-from jaxensemble.arrays import AnyArray
 from jaxensemble.errors import InputError
 from jaxensemble.layers.variables import Buffer
+from jaxensemble.ops.annotations import AnyArray
 from jaxensemble.ops.normalization import batch_norm
 
 

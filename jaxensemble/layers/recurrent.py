@@ -13,9 +13,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Inexact
 
-from jaxensemble.arrays import AnyArray
 from jaxensemble.errors import InputError
 from jaxensemble.ops import recurrent as ops
+from jaxensemble.ops.annotations import AnyArray
 
 State = TypeVar("State", AnyArray, tuple[AnyArray, AnyArray])
 

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from jaxensemble.arrays import AnyArray
+from jaxensemble.ops.annotations import AnyArray
 
 Mask = Bool[AnyArray, "..."] | Float[AnyArray, "..."]
 

@@ -11,7 +11,7 @@ from jax import lax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Complex, Inexact, Num
 
-from jaxensemble.arrays import AnyArray
+from jaxensemble.ops.annotations import AnyArray
 from jaxensemble.ops.pointwise import arctan2
 
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from jax import lax
 from jaxtyping import Array, Inexact
 
-from jaxensemble.arrays import AnyArray
+from jaxensemble.ops.annotations import AnyArray
 from jaxensemble.ops.windows import Ints, each
 
 Pairs = Sequence[tuple[int, int]]

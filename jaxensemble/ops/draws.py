@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from jaxensemble.arrays import AnyArray
+from jaxensemble.ops.annotations import AnyArray
 
 
 def exponential(key: PRNGKeyArray, shape: Sequence[int], dtype: Any) -> Float[Array, "..."]:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Inexact, Integer
 
-from jaxensemble.arrays import AnyArray
+from jaxensemble.ops.annotations import AnyArray
 
 
 def embed(

@@ -12,7 +12,7 @@ from jax import lax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Integer, Num, Shaped
 
-from jaxensemble.arrays import AnyArray
+from jaxensemble.ops.annotations import AnyArray
 
 Reduction = Literal["sum", "prod", "mean", "amax", "amin"]
 

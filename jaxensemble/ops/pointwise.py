@@ -14,7 +14,7 @@ from jax.scipy import special
 from jax.typing import ArrayLike
 from jaxtyping import Array, Complex, Float, Num
 
-from jaxensemble.arrays import AnyArray
+from jaxensemble.ops.annotations import AnyArray
 
 
 def abs(x: Num[ArrayLike, "*shape"]) -> Num[Array, "*shape"]:

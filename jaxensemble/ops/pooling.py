@@ -14,7 +14,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Inexact, Int, Num
 
-from jaxensemble.arrays import AnyArray
+from jaxensemble.ops.annotations import AnyArray
 from jaxensemble.ops.windows import Ints, each, take, window_pads
 
 

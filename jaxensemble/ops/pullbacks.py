@@ -6,7 +6,7 @@ from typing import Any
 import jax
 from jaxtyping import Array, Inexact
 
-from jaxensemble.arrays import AnyArray
+from jaxensemble.ops.annotations import AnyArray
 from jaxensemble.ops.convolution import conv
 from jaxensemble.ops.pooling import adaptive_avg_pool, avg_pool
 from jaxensemble.ops.windows import Ints

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Inexact
 
-from jaxensemble.arrays import AnyArray
+from jaxensemble.ops.annotations import AnyArray
 
 State = TypeVar("State")
 LSTMState = tuple[Inexact[AnyArray, "... P"], Inexact[AnyArray, "... H"]]

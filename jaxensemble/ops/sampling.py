@@ -11,7 +11,7 @@ from typing import Literal, TypeAlias
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxensemble.arrays import AnyArray
+from jaxensemble.ops.annotations import AnyArray
 from jaxensemble.ops.interpolation import cubic_weights
 
 Outside: TypeAlias = Literal["zeros", "border", "reflection"]

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Integer, Num, Shaped
 
-from jaxensemble.arrays import AnyArray
+from jaxensemble.ops.annotations import AnyArray
 
 Ints: TypeAlias = int | Sequence[int]
 """One number for every spatial axis, or one for each."""
