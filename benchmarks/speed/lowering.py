@@ -18,8 +18,7 @@ from jax import lax
 
 from benchmarks.results import RESULTS
 from jaxensemble.programs.cpu.convolutions import FORMS, convolution
-from jaxensemble.programs.rewrite import rewrite_steps
-from jaxensemble.running.members import ON_CPUS
+from jaxensemble.programs.forms import use_step_forms
 from torch_bridge.report import draw_table, environment, save_json
 
 MEMBERS = 4
@@ -92,8 +91,8 @@ def _call(layer: tuple[int, ...], form: Any, way: str) -> Callable[..., Any]:
         return jnp.maximum(run(x, kernel, (stride, stride), "SAME", feature_group_count=groups), 0)
 
     if way == "vmapped":
-        return jax.jit(rewrite_steps(jax.vmap(one), ON_CPUS))
-    return jax.jit(rewrite_steps(lambda x, kernels: lax.map(lambda pair: one(*pair), (x, kernels)), ON_CPUS))
+        return jax.jit(use_step_forms(jax.vmap(one), "cpu"))
+    return jax.jit(use_step_forms(lambda x, kernels: lax.map(lambda pair: one(*pair), (x, kernels)), "cpu"))
 
 
 def main(rows: int = 16, rounds: int = 9) -> None:

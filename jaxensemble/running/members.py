@@ -25,19 +25,13 @@ from jaxensemble.modules.randomness import (
 from jaxensemble.modules.state import Tree, flatten, merge, split
 from jaxensemble.modules.structure import Structure
 from jaxensemble.network.arguments import keep_arrays
-from jaxensemble.programs.cpu.convolutions import choose_forms
-from jaxensemble.programs.cpu.matmuls import product
-from jaxensemble.programs.cpu.sums import total
-from jaxensemble.programs.cpu.tanh import tanh
 from jaxensemble.programs.extrema import EXTREMES
+from jaxensemble.programs.forms import use_call_forms, use_step_forms
 from jaxensemble.programs.rewrite import CONVOLUTION, PRODUCT, rewrite_steps
 from jaxensemble.programs.rows import Axes
 from jaxensemble.running.plan import Plan
 
 ALL_AT_ONCE = Plan()
-
-ON_CPUS = {PRODUCT: product, "reduce_sum": total, "tanh": tanh}
-"""Replacements of XLA's steps on CPUs, whose rounding errors are larger there than PyTorch's."""
 
 KEPT = "jaxensemble: kept for the gradient"
 """The name of the results of convolutions and products, under a plan with `remat`."""
@@ -78,7 +72,7 @@ class EnsembleCall:
     ) -> Any:
         """The outputs of one member. `vmapped` chooses the forms of convolutions; None leaves Flax's."""
         run = rewrite_steps(self._member, EXTREMES | (_NAMED if self.plan.remat else {}))
-        run = run if vmapped is None else choose_forms(run, self.platform, vmapped=vmapped)
+        run = run if vmapped is None else use_call_forms(run, self.platform, vmapped=vmapped)
         return run(params, buffers, rngs, constants, key, inputs)
 
     def _member(self, params: Tree, buffers: Tree, rngs: Tree, constants: Tree, key: Any, inputs: Any) -> Any:
@@ -150,8 +144,7 @@ def _run_step(part: tuple[Any, ...], *, call: EnsembleCall, shared: tuple[Any, .
         return map_members(member, axes, size)(params, buffers, rngs, key, inputs)
 
     def run(inputs: Any) -> Any:
-        function = rewrite_steps(all_of_them, ON_CPUS) if call.platform == "cpu" else all_of_them
-        return function(params, buffers, rngs, key, inputs)
+        return use_step_forms(all_of_them, call.platform)(params, buffers, rngs, key, inputs)
 
     if call.plan.rows is None or not call.rows_in:
         return run(inputs)

@@ -12,10 +12,11 @@ from jaxensemble.arrays import is_x64_on
 from jaxensemble.compat import Program
 from jaxensemble.errors import InputError, describe_error
 from jaxensemble.programs.cpu.matmuls import is_long
-from jaxensemble.programs.rewrite import CONVOLUTION, PRODUCT, equations, largest_step, peak_bytes, rewrite_steps
+from jaxensemble.programs.forms import FORMS, use_step_forms
+from jaxensemble.programs.rewrite import CONVOLUTION, PRODUCT, equations, largest_step, peak_bytes
 from jaxensemble.programs.rows import Axes, MixedRows, row_axes
 from jaxensemble.running.device import free_memory
-from jaxensemble.running.members import ON_CPUS, EnsembleCall
+from jaxensemble.running.members import EnsembleCall
 from jaxensemble.running.plan import Demand, Plan, fit_plan, guess_plan, is_within_memory
 
 SMALL = 1 << 17
@@ -69,8 +70,8 @@ class Workload:
     def program_of(self, rows: int | None, *, vmapped: bool | None = None) -> Program:
         """The program for another number of rows, or, if `vmapped` is given, with its steps in the forms that run."""
         function: Any = functools.partial(self.call.member, vmapped=vmapped)
-        if vmapped is not None and self.call.platform == "cpu":
-            function = rewrite_steps(function, ON_CPUS)
+        if vmapped is not None:
+            function = use_step_forms(function, self.call.platform)
         return jax.make_jaxpr(function)(*self._arguments(rows))
 
     def outputs_of(self, rows: int) -> Any:
@@ -109,9 +110,8 @@ class Workload:
             step.params["feature_group_count"] for step in equations(program) if step.primitive.name == CONVOLUTION
         ]
         long = any(is_long(step) for step in equations(program) if step.primitive.name == PRODUCT)
-        in_forms = platform == "cpu" and (
-            bool(groups) or long
-        )  # forms may take more memory than the steps that they replace
+        # Forms may take more memory than the steps that they replace.
+        in_forms = platform in FORMS and (bool(groups) or long)
         return Demand(
             platform=platform,
             members=self.members,

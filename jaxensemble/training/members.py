@@ -11,10 +11,9 @@ import optax
 from jax import lax
 
 from jaxensemble.modules.state import Tree, flatten, unflatten
-from jaxensemble.programs.cpu.training import use_training_forms
-from jaxensemble.programs.rewrite import rewrite_steps
+from jaxensemble.programs.forms import use_loss_forms, use_step_forms
 from jaxensemble.programs.rows import Axes
-from jaxensemble.running.members import KEPT, ON_CPUS, EnsembleCall, map_members
+from jaxensemble.running.members import KEPT, EnsembleCall, map_members
 from jaxensemble.training.augmentation import Augment, augment_minibatch, augmentation_keys
 from jaxensemble.training.data import count_rows, map_along_axes
 from jaxensemble.training.losses import Loss, number_of
@@ -93,10 +92,9 @@ class MemberUpdate:
 
     def losses(self, *arguments: Any) -> tuple[jax.Array, Any]:
         """Returns the loss of every member, and its buffers after the call."""
-        axes, on_cpu = (0, 0, 0, 0, 0 if self.step.call.each else None), self.step.call.platform == "cpu"
-        one = use_training_forms(self._loss) if on_cpu else self._loss
-        function = map_members(one, axes, self.size)
-        function = rewrite_steps(function, ON_CPUS) if on_cpu else function
+        axes, platform = (0, 0, 0, 0, 0 if self.step.call.each else None), self.step.call.platform
+        function = map_members(use_loss_forms(self._loss, platform), axes, self.size)
+        function = use_step_forms(function, platform)
         if self.step.call.plan.remat:
             function = jax.checkpoint(function, policy=jax.checkpoint_policies.save_only_these_names(KEPT))
         return function(*arguments)

@@ -12,7 +12,7 @@ from jaxensemble.compat import JaxprEqn, Literal, Program
 from jaxensemble.errors import InputError
 from jaxensemble.modules.state import Tree, flatten, merge, split, unflatten
 from jaxensemble.network.inputs import batch_axes
-from jaxensemble.programs.cpu.training import use_training_forms
+from jaxensemble.programs.forms import use_loss_forms
 from jaxensemble.programs.rewrite import peak_bytes
 from jaxensemble.running.device import device_of, free_memory
 from jaxensemble.running.members import EnsembleCall
@@ -111,7 +111,7 @@ def gradient_program(
         warn_of_pairs(loss, outputs, data[1])
         return number, after
 
-    one = use_training_forms(member) if workload.call.platform == "cpu" else member
+    one = use_loss_forms(member, workload.call.platform)
 
     def objective(params: Tree, everything: Tree, *others: Any) -> Any:
         return one(replace_trained(everything, params), *others)

@@ -21,22 +21,12 @@ Form = Literal["built-in", "grouped", "shifted", "im2col"]
 FORMS: tuple[Form, ...] = ("built-in", "grouped", "shifted", "im2col")
 
 
-def choose_forms(function: Callable[..., Any], platform: str, *, vmapped: bool) -> Callable[..., Any]:
-    """The function, with its convolutions in the form that suits `platform`.
+def choose_forms(function: Callable[..., Any], *, vmapped: bool) -> Callable[..., Any]:
+    """Returns the function, with its convolutions in the forms that suit CPUs.
 
     `vmapped` says whether it is called under `jax.vmap` over its kernels.
-
-    >>> from flax import nnx
-    >>> from jaxensemble.programs.rewrite import primitives
-    >>> module = nnx.Conv(2, 4, (1, 1), rngs=nnx.Rngs(0))
-    >>> primitives(choose_forms(module, "cpu", vmapped=True), jnp.ones((1, 5, 5, 2)))["dot_general"]
-    1
     """
-    if platform != "cpu":
-        return function  # XLA's own convolutions: see `chooser`
-    return rewrite_steps(
-        function, {CONVOLUTION: functools.partial(convolution, choose=chooser(platform, vmapped=vmapped))}
-    )
+    return rewrite_steps(function, {CONVOLUTION: functools.partial(convolution, choose=chooser(vmapped=vmapped))})
 
 
 CACHED = 1 << 15
@@ -128,14 +118,11 @@ class ConvolutionSizes:
         return any(stride > 1 for stride in self.strides)
 
 
-def chooser(platform: str, *, vmapped: bool) -> Callable[[ConvolutionSizes], Form]:
-    """Returns a function that gives the form that a device runs fastest, by the sizes of a convolution.
+def chooser(*, vmapped: bool) -> Callable[[ConvolutionSizes], Form]:
+    """Returns a function that gives the form that CPUs run fastest, by the sizes of a convolution.
 
-    Only CPUs have a table, read off `benchmarks/results/lowering-cpu.json`; XLA's own convolutions are kept everywhere
-    else.
+    Its rules are read off `benchmarks/results/lowering-cpu.json`.
     """
-    if platform != "cpu":
-        return lambda sizes: "built-in"
     return _under_vmap if vmapped else _on_its_own
 
 

@@ -68,6 +68,6 @@ def _tap(x: jax.Array, at: Sequence[int]) -> jax.Array:
     return x
 
 
-def use_training_forms(function: Callable[..., Any]) -> Callable[..., Any]:
+def choose_training_forms(function: Callable[..., Any]) -> Callable[..., Any]:
     """Gives a function of one member steps whose gradients CPUs compute fast, under `jax.vmap` too."""
     return rewrite_steps(function, {CONVOLUTION: functools.partial(convolution, choose=_products), MAXIMA: maxima})
