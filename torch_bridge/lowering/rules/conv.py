@@ -5,6 +5,7 @@ Feature maps are stored `[N, *spatial, C]`, kernels `[*spatial, I, O]`.
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
@@ -56,9 +57,9 @@ def conv(
     spatial = weight.ndim - 2
     kernel = tuple(int(size) for size in weight.shape[2:])
     dilations = spatial_values(dilation, spatial)
-    options: dict[str, Arg] = {
+    options: dict[str, Any] = {
         "in_features": int(weight.shape[1]) * groups,
-        "out_features": int(weight.shape[0]),
+        "out_features": weight.shape[0],  # an open size in computed weights, which no layer holds
         "kernel_size": kernel,
         "padding": padding_option(padding_pairs(padding, kernel, dilations)),
         **option_unless_ones("strides", spatial_values(stride, spatial)),
@@ -101,8 +102,8 @@ def conv_transpose(
         raise b.open_size_error("the padding of the output depends", *extras)
     sides = zip(reach, spatial_values(padding, spatial), extras, strict=True)
     pairs = tuple((r - p, r - p + extra) for r, p, extra in sides)
-    shared: dict[str, Arg] = {
-        "in_features": int(weight.shape[0]),
+    shared: dict[str, Any] = {
+        "in_features": weight.shape[0],
         "out_features": int(weight.shape[1]) * groups,
         "kernel_size": kernel,
     }
@@ -133,7 +134,7 @@ def conv_transpose(
 
 def _split_groups(b: Builder, weight: Value, groups: int) -> tuple[Value, int]:
     """A kernel whose input features `G x I` have separate atoms for the groups, and the number of these atoms."""
-    shape = (groups, int(weight.shape[0]) // groups, *weight.shape[1:])
+    shape = (groups, weight.shape[0] // groups, *weight.shape[1:])
     layout = reshape_layout(weight.layout, shape)
     if layout is None:
         weight = b.opaque(weight)

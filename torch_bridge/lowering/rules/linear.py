@@ -28,7 +28,8 @@ def linear(b: Builder, x: Value, weight: Value, bias: Value | None = None) -> Va
     bias = None if bias is None else b.value(bias)
     out, features = weight.layout.dims
     stored = Layout((out, features), (x.layout.axes[-1], out))  # [O, I] -> [I, O]
-    options: dict[str, Arg] = {"in_features": int(weight.shape[1]), "out_features": int(weight.shape[0])}
+    # Sizes of computed weights may be open. No layer holds these.
+    options: dict[str, Any] = {"in_features": weight.shape[1], "out_features": weight.shape[0]}
     options |= {} if bias is not None else {"use_bias": False}
     path = b.claim("nnx.Linear", options | param_dtype(weight), {"kernel": (weight, stored), "bias": (bias, None)})
     fresh_out = new_group(weight.shape[0])

@@ -110,6 +110,21 @@ def test_convolution_by_its_general_name() -> None:
     assert_ports(Fn(forward), torch.randn(2, 4, 5, 6))
 
 
+def test_kernels_that_the_batch_makes() -> None:
+    """Features of kernels, and groups, are as many as the batch has rows."""
+
+    def forward(x: Tensor) -> tuple[Tensor, ...]:
+        rows, images = x.shape[0], x.reshape(1, -1, 5, 6)
+        kernels = x[:, :, :3, :3].repeat(1, 2, 1, 1)
+        down = F.conv2d(images, kernels.reshape(-1, 2, 3, 3), groups=rows)
+        up = F.conv_transpose2d(images, kernels.reshape(-1, 2, 3, 3)[: 2 * rows], groups=rows)
+        each = F.conv2d(x, x[..., :3, :3])
+        joined = F.conv_transpose1d(x[:, 0, 0][None], x[:, :, 0, :3])
+        return down.reshape(rows, 2, 3, 4), up.reshape(rows, 2, 7, 8), each, joined.sum() + x
+
+    assert_ports(Fn(forward), torch.randn(3, 2, 5, 6))
+
+
 class SizesOfOne(nn.Module):
     """Weights with dimensions of size one, broadcast against more dimensions than they have."""
 

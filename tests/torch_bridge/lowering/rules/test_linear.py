@@ -41,6 +41,10 @@ def test_layer(case: str) -> None:
     assert_ports(make(), torch.randn(shape))
 
 
+def test_weights_that_the_batch_makes() -> None:
+    assert_ports(Fn(lambda x: (F.linear(x, x[:, 0]), F.linear(x[:, 0], x[:, 1], x[:, 0, 0]))), torch.randn(3, 2, 4))
+
+
 def test_one_dimensional_input() -> None:
     assert_ports(nn.Linear(4, 3), torch.randn(4), batch_axis=None)
 
