@@ -172,7 +172,7 @@ def _reshape(step: _Step) -> bool:
 
 
 def _reshape_of_moved(step: _Step) -> bool:
-    """As `jnp.reshape(order="F")` has it, axes may be moved before."""
+    """Axes may be moved before the reshape, as `jnp.reshape(order="F")` does."""
     return all(e.params["dimensions"] is None for e in step.equations) and _reshape(step)
 
 

@@ -26,7 +26,7 @@ from torch_bridge.arrays import unsupported_kind
 from torch_bridge.checkpoints import hyperparameters
 from torch_bridge.checkpoints.choice import Choice
 from torch_bridge.checkpoints.expected import Expected
-from torch_bridge.checkpoints.strangers import describe_stranger
+from torch_bridge.checkpoints.foreign_files import describe_stranger
 
 PICKLED = (".pt", ".pth", ".bin", ".ckpt")
 SAFETENSORS = ".safetensors"

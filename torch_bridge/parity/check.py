@@ -30,9 +30,9 @@ from torch_bridge.parity.findings import Findings
 from torch_bridge.parity.float64 import convert_to_float64
 from torch_bridge.parity.inputs import batch_size, inputs_per_member, stack_inputs
 from torch_bridge.parity.outputs import Float64Outputs
+from torch_bridge.parity.own_precision import compare_working_precision
 from torch_bridge.parity.result import WEIGHTS, ParityReport, Row, compared_arrays
 from torch_bridge.parity.subject import Subject
-from torch_bridge.parity.working import compare_working_precision
 from torch_bridge.report import environment
 
 
