@@ -66,7 +66,9 @@ def reliability_curve(
 def expected_calibration_error(
     probabilities: ArrayLike, labels: ArrayLike | Sequence[int], bins: int = 15, *, class_axis: int | None = None
 ) -> Float[Array, ""]:
-    """The expected calibration error of Guo et al. (2017) `[]`, from 0 to 1; see [`reliability_curve`][].
+    """The expected calibration error of Guo et al. (2017) `[]`, from 0 to 1.
+
+    Arguments and errors are those of [`reliability_curve`][].
 
     >>> print(expected_calibration_error(jnp.array([[0.75, 0.25], [0.75, 0.25]]), jnp.array([0, 1])))
     0.25

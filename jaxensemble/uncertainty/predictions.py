@@ -209,7 +209,7 @@ class ClassPrediction(Prediction):
 
     @property
     def hard_vote(self) -> Int[Array, "N ..."]:
-        """The class that most members choose `[N]`; of equal classes, by mean probability, then the lowest index."""
+        """The class that most members choose `[N]`; of several, the one of largest mean probability, then the first."""
         votes = self.votes
         elected = votes == jnp.max(votes, self.class_axis, keepdims=True)
         return jnp.argmax(jnp.where(elected, self.mean, -1), self.class_axis)
