@@ -109,7 +109,7 @@ def test_another_loss_optimizer_or_mode_is_another_run(case: str, tmp_path: Path
     run(**before)
     if not expected:
         return run(**before | changes)
-    with pytest.raises(InputError, match=r"(?s)checkpoints of another run.*begins a run of its own\.\n") as error:
+    with pytest.raises(InputError, match=r"(?s)checkpoints of another run.*begins a new run\.\n") as error:
         run(**before | changes)
     assert [line.strip() for line in error.value.details.splitlines()[1:]] == expected
 
