@@ -78,7 +78,7 @@ def attended(
 
 def _repeat_heads(
     array: Float[AnyArray, "*batch keys _ features"], heads: int
-) -> Float[Array, "*batch keys {heads} features"]:
+) -> Float[Array, "*batch keys _ features"]:
     """Heads side by side that share a key, each with its own copy."""
     groups = heads // array.shape[-2]
     return jnp.repeat(array, groups, axis=-2) if groups > 1 else array
