@@ -17,7 +17,7 @@ def attention(
     *,
     is_causal: bool = False,
     scale: float | None = None,
-) -> Float[Array, "... queries heads values"]:
+) -> Float[Array, "... queries _ values"]:
     """`softmax(query @ key * scale + mask) @ value`, head by head.
 
     Source: `scaled_dot_product_attention` in torch.nn.functional. A query that may attend to nothing gets zeros.
@@ -46,7 +46,7 @@ def attention_weights(
     *,
     is_causal: bool = False,
     scale: float | None = None,
-) -> Float[Array, "... heads queries keys"]:
+) -> Float[Array, "... _ queries keys"]:
     """`softmax(query @ key * scale + mask)`, head by head: how much each query attends to each key.
 
     Arguments are those of `attention`. Returns `[..., H, L, S]`.
@@ -66,8 +66,8 @@ def attention_weights(
 
 
 def attended(
-    weights: Float[AnyArray, "*#batch heads queries keys"], value: Float[AnyArray, "*#batch keys value_heads values"]
-) -> Float[Array, "*batch queries heads values"]:
+    weights: Float[AnyArray, "*#batch _ queries keys"], value: Float[AnyArray, "*#batch keys value_heads values"]
+) -> Float[Array, "*batch queries _ values"]:
     """The mean of the values by the weights, `weights @ value`, head by head: see `attention`.
 
     >>> attended(jnp.array([[[1.0, 0.0], [0.5, 0.5]]]), jnp.array([[[1.0]], [[2.0]]]))[:, 0, 0].tolist()
