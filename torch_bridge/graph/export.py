@@ -146,6 +146,11 @@ def _export_program(
             raise
     else:
         if derivatives or not taken.is_part_of(program.graph):
+            if not returned:  # the exporter calls no hooks of a torch.fx.GraphModule
+                raise UnsupportedError(
+                    f"{type(model).__name__} is a graph of torch.fx, whose outputs torch.export hides: hold it in a "
+                    "module whose forward calls it, and port that module"
+                )
             program.graph_module.meta[RETURNED] = returned[0]  # a forward that is written out returns tensors only
             return program, read, derivatives
     return _export_program(model, example, operations, derivatives=True)

@@ -257,3 +257,19 @@ def test_quantised_modules_are_refused() -> None:
     model = torch.ao.quantization.quantize_dynamic(nn.Sequential(nn.Linear(3, 3)), {nn.Linear}, dtype=torch.qint8)
     with pytest.raises(UnsupportedError, match=r"Sequential is quantised \(0, .* Port the network as it was before"):
         torch_bridge.to_ensemble([model.eval(), copy.deepcopy(model).eval()], (torch.randn(4, 3),))
+
+
+class Holder(nn.Module):
+    def __init__(self, held: nn.Module) -> None:
+        super().__init__()
+        self.held = held
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.held(x)
+
+
+def test_a_graph_of_torch_fx_is_ported_in_a_module_that_holds_it() -> None:
+    graph = torch.fx.symbolic_trace(nn.Sequential(nn.Linear(3, 2), nn.Tanh())).eval()
+    with pytest.raises(UnsupportedError, match="hold it in a module whose forward calls it"):
+        torch_bridge.to_ensemble([graph], (torch.ones(2, 3),))
+    assert len(torch_bridge.to_ensemble([Holder(graph)], (torch.ones(2, 3),))) == 1
