@@ -14,7 +14,7 @@ QUESTIONS = frozenset("What Whether How Which Where When Who Whose Why Whatever 
 """Words that no docstring begins with: it begins with a verb, or with the noun that is returned."""
 
 HARD = re.compile(
-    r"\b(anew|told|untold|but for|taken apart|as of|whoever|in the place of|thereof|hence|whilst|amongst)\b",
+    r"\b(anew|told|untold|but for|taken apart|as of|whoever|in the place of|thereof|hence|whilst|amongst|todo|fixme)\b",
     re.IGNORECASE,
 )
 """Words for which there are usual ones: again, says, except, split, for example, the caller, instead of."""

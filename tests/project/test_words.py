@@ -32,6 +32,7 @@ def test_documents_have_no_hard_words(page: Path) -> None:
         ('class A:\n    """A noun."""\n    def f(self):\n        """Returns whether it is one."""', []),
         ("x = 1  # computed anew", ["1: 'anew' in ...# computed anew..."]),
         ("x = 'the caller is\\n told'", ["1: 'told' in ...'the caller is\\n told'..."]),
+        ('"""TODO"""', ['1: \'TODO\' in ..."""TODO"""...']),
         ("told = untold_number", []),
     ],
 )
