@@ -16,7 +16,7 @@ def randomise_constants(model: nn.Module, seed: int) -> bool:
     BatchNorm with its initial statistics.
     """
     generator = torch.Generator().manual_seed(seed)
-    constant = _constant(model)
+    constant = constant_tensors(model)
     with torch.no_grad():
         for tensor in constant.values():
             noise = torch.rand(tensor.shape, generator=generator, dtype=tensor.dtype)
@@ -24,12 +24,12 @@ def randomise_constants(model: nn.Module, seed: int) -> bool:
     return bool(constant)
 
 
-def _constant(model: nn.Module) -> dict[str, Tensor]:
+def constant_tensors(model: nn.Module) -> dict[str, Tensor]:
     """Returns the floating-point tensors of one value throughout, by name; with one element, only 0 and 1 count."""
-    return {name: tensor for name, tensor in _tensors(model) if _is_constant(tensor)}
+    return {name: tensor for name, tensor in named_tensors(model) if _is_constant(tensor)}
 
 
-def _tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+def named_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     return itertools.chain(model.named_parameters(), model.named_buffers())
 
 

@@ -9,20 +9,20 @@ from torch import nn
 from jaxensemble.ensemble import Ensemble
 from jaxensemble.modules.state import Tree, flatten, unflatten
 from jaxensemble.network.weight_map import Origin, WeightMap
-from torch_bridge.members.constant_weights import _constant, _tensors, randomise_constants
+from torch_bridge.members.constant_weights import constant_tensors, named_tensors, randomise_constants
 from torch_bridge.members.stack import Stack
 from torch_bridge.members.tensors import tensors_of
 
 
 def _copy_tensors(model: nn.Module, names: set[str]) -> nn.Module:
     """A copy of a model that shares all tensors except those named: models may be large."""
-    return copy.deepcopy(model, {id(tensor): tensor for name, tensor in _tensors(model) if name not in names})
+    return copy.deepcopy(model, {id(tensor): tensor for name, tensor in named_tensors(model) if name not in names})
 
 
 def perturb_constants(ensemble: Ensemble, models: Sequence[nn.Module]) -> tuple[Ensemble, list[nn.Module]] | None:
     """The ensemble and its models with the same random values for constant weights. None if no weight is constant."""
     assert isinstance(ensemble.origin, Origin)
-    names = {name for model in models for name in _constant(model)}
+    names = {name for model in models for name in constant_tensors(model)}
     if not names:
         return None
     changed = [_copy_tensors(model, names) for model in models]
