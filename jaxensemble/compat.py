@@ -33,6 +33,7 @@ __all__ = [
     "jaxpr_as_fun",
     "replace_steps",
     "reset_compilation_cache",
+    "run_step",
     "scan_counts",
     "traced_function",
 ]
@@ -88,3 +89,16 @@ def scan_counts(step: JaxprEqn) -> tuple[int, int]:
 def reset_compilation_cache() -> None:
     """Makes JAX look at its settings of the cache of compiled programs again."""
     compilation_cache.reset_cache()
+
+
+def run_step(step: JaxprEqn, operands: Sequence[Any]) -> Sequence[Any]:
+    """Runs one step of a program, and returns its results.
+
+    >>> import jax
+    >>> run_step(jax.make_jaxpr(jax.numpy.sin)(0.0).eqns[0], [0.0])
+    [Array(0., dtype=float32, weak_type=True)]
+    """
+    given = step.primitive.get_bind_params(step.params)
+    functions, params = given if isinstance(given, tuple) else ((), given)
+    results = step.primitive.bind(*functions, *operands, **params)
+    return results if step.primitive.multiple_results else [results]

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from jaxensemble.arrays import as_arrays, is_traced, is_x64_on, require_x64
+from jaxensemble.arrays import require_x64
 from jaxensemble.artifact.contents import Saved
 from jaxensemble.artifact.loading import Artifact
 from jaxensemble.artifact.pickling import reduce_ensemble
@@ -21,21 +21,18 @@ from jaxensemble.artifact.saving import write_artifact
 from jaxensemble.errors import InputError, MemberError, StateError, shorten_list
 from jaxensemble.modules.casting import cast_state
 from jaxensemble.modules.modes import set_mode, warn_of_training_layers
-from jaxensemble.modules.randomness import as_key, initial_rngs, split_rngs
+from jaxensemble.modules.randomness import initial_rngs, split_rngs
 from jaxensemble.modules.selection import member_positions, take_members
 from jaxensemble.modules.stacking import check_same_architecture, count_members, stack_states
 from jaxensemble.modules.state import KINDS, STACKED, State, Tree, check_names, flatten, merge
 from jaxensemble.modules.structure import MODE_FLAGS, STATISTICS, Structure
-from jaxensemble.network.arguments import bind_arguments, restore_outputs
-from jaxensemble.network.inputs import batch_axes, check_inputs, check_member_axis
 from jaxensemble.network.network import Network
 from jaxensemble.network.proof import Lineage, Proof
 from jaxensemble.network.sources import Source
-from jaxensemble.running.device import device_of, human_bytes
-from jaxensemble.running.members import EnsembleCall, run_members
-from jaxensemble.running.plan import Plan
-from jaxensemble.running.tuning import choose_call, explain_plan, tune_plan
-from jaxensemble.running.workload import Workload, type_of_input
+from jaxensemble.running.device import human_bytes
+from jaxensemble.running.plan import Plan, check_plan
+from jaxensemble.running.prepared import Prepared
+from jaxensemble.running.runner import Arguments, Runner
 from jaxensemble.source import print_source
 from jaxensemble.uncertainty import Prediction
 from jaxensemble.uncertainty.checks import check_options
@@ -233,7 +230,7 @@ class Ensemble:
         off), for a fixed argument with another value, and for a plan that splits rows which the network mixes;
         `StateError` if a key is needed and missing.
         """
-        return self._run((inputs, named), key, randomness, plan)
+        return self._run(inputs, named, key, plan, randomness=randomness)
 
     def each(
         self,
@@ -249,7 +246,7 @@ class Ensemble:
 
         **Raises:** `InputError` for inputs that do not begin with M, and the errors of a call.
         """
-        return self._run((inputs, named), key, randomness, plan, each=True)
+        return self._run(inputs, named, key, plan, randomness=randomness, each=True)
 
     def tune(self, *inputs: Any, key: Any = None, each: bool = False, **named: Any) -> "Ensemble":
         """Returns the ensemble with the plan that is fastest for these inputs: measured, or remembered.
@@ -265,19 +262,43 @@ class Ensemble:
         >>> ensemble.tune(jnp.ones((64, 3))).plan is not None
         True
         """
-        inputs = as_arrays(bind_arguments(self.network, inputs, named), "inputs")
-        key = None if key is None else as_key(key)
-        if is_traced((self, key, inputs)):
-            raise InputError("nothing can be measured within jax.jit and other transformations: call tune outside")
-        workload = self._make_workload(inputs, key, "different", each=each)
-        plan = tune_plan(workload, lambda call: self._run_call(call, key, inputs)).plan
+        plan = self._runner.tune(Arguments.of(self.network, inputs, named, key, each=each))
         return dataclasses.replace(self, plan=plan).proven(self.proof, self.lineage).read_from(self.sources)
 
     def explain(self, *inputs: Any, key: Any = None, each: bool = False, **named: Any) -> str:
         """Explains which plan a call with these inputs gets, with the measurements or the estimate behind it."""
-        inputs = as_arrays(bind_arguments(self.network, inputs, named), "inputs")
-        workload = self._make_workload(inputs, None if key is None else as_key(key), "different", each=each)
-        return explain_plan(workload, self.plan)
+        return self._runner.explain(Arguments.of(self.network, inputs, named, key, each=each))
+
+    def prepare(
+        self,
+        *inputs: Any,
+        key: Any = None,
+        randomness: Randomness = "different",
+        each: bool = False,
+        plan: Plan | Literal["auto"] | None = None,
+        fold: bool = True,
+        donate: bool = False,
+        **named: Any,
+    ) -> Prepared:
+        """Compiles the program for inputs of such shapes and dtypes, and puts the weights into the form that it reads.
+
+        A call of the ensemble does the same when it meets a shape for the first time. The prepared program takes less
+        time around a call, and keeps its own arrays, whatever becomes of the ensemble.
+
+        **Arguments:**
+
+        - `inputs`, `named`, `key`, `randomness`, `plan`: as in a call. Only the shapes and dtypes of inputs count.
+        - `each`: whether every member has inputs of its own, as in the method `each`.
+        - `fold`: whether normalisation in evaluation mode, and other scales and shifts by weights, go into the
+          convolution or product before them. That changes float32 and float64 by rounding alone, and no other dtype.
+        - `donate`: whether the ensemble gives its arrays away: those that the program has in another form are deleted,
+          and the ensemble cannot be called any more.
+
+        **Raises:** `InputError` within `jax.jit` and other transformations, for arrays on several devices, and the
+        errors of a call.
+        """
+        given = Arguments.of(self.network, inputs, named, key, randomness=randomness, each=each)
+        return self._runner.prepare(given, check_plan(plan), fold=fold, donate=donate)
 
     def update(
         self,
@@ -292,7 +313,8 @@ class Ensemble:
 
         With `each=True` every member gets inputs of its own, as in the method `each`.
         """
-        outputs, buffers = self._run((inputs, named), key, randomness, plan, each=each, update=True)
+        options = {"randomness": randomness, "each": each, "update": True}
+        outputs, buffers = self._run(inputs, named, key, plan, **options)
         return outputs, self._replace_fields(buffers=buffers)
 
     def predict(
@@ -528,67 +550,16 @@ class Ensemble:
             raise StateError(f"the network was ported for evaluation only, because {reason}")
         return self._replace_fields(**set_mode(self.state, mode)._asdict()).read_from(self.sources)
 
-    @functools.cached_property
-    def _dtypes(self) -> tuple[Any, ...]:
-        arrays = jax.tree.leaves((self.params, self.buffers, self.constants))
-        return tuple({array.dtype for array in arrays if jnp.issubdtype(array.dtype, jnp.inexact)})
-
     def _run(
         self,
-        arguments: tuple[tuple[Any, ...], dict[str, Any]],
+        inputs: tuple[Any, ...],
+        named: dict[str, Any],
         key: Any,
-        randomness: Randomness,
         plan: Plan | Literal["auto"] | None,
-        *,
-        each: bool = False,
-        update: bool = False,
+        **options: Any,
     ) -> Any:
-        inputs = as_arrays(bind_arguments(self.network, *arguments), "inputs")
-        key = None if key is None else as_key(key)
-        if plan is not None and plan != "auto" and not isinstance(plan, Plan):
-            raise InputError(f"`plan` must be a jaxensemble.Plan, 'auto' or None; got {plan!r}")
-        leaves, tree = jax.tree.flatten(inputs)
-        kind = (each, update, str(randomness), plan, key is None, is_x64_on(), tree, *map(type_of_input, leaves))
-        call = self._calls.get(kind)
-        if call is None:
-            workload = self._make_workload(inputs, key, randomness, each=each, update=update)
-            traced = is_traced((self, key, inputs))
-            measure = None if traced else lambda call: self._run_call(call, key, inputs)
-            call = choose_call(workload, plan, self.plan, measure)
-            if plan != "auto" or not traced:  # a guess is no measurement
-                self._calls[kind] = call
-        returned = self._run_call(call, key, inputs)
-        if self.network is None:
-            return returned
-        if not update:
-            return restore_outputs(self.network.outputs, returned)
-        outputs, buffers = returned
-        return restore_outputs(self.network.outputs, outputs), buffers
-
-    def _run_call(self, call: EnsembleCall, key: Any, inputs: tuple[Any, ...]) -> Any:
-        return run_members(self.params, self.buffers, self.constants, self.rngs, key, inputs, call=call)
-
-    def _make_workload(
-        self, inputs: tuple[Any, ...], key: Any, randomness: Randomness, *, each: bool, update: bool = False
-    ) -> Workload:
-        """Checks the inputs of a call, and returns its workload."""
-        if randomness not in ("different", "same"):
-            raise InputError(f"`randomness` must be 'different' or 'same'; got {randomness!r}")
-        for dtype in self._dtypes:
-            require_x64(dtype, "the ensemble")
-        members = self.members  # raises for a network without parameters and buffers
-        if each:
-            check_member_axis(inputs, members)
-        if self.network is not None:
-            check_inputs(self.network, inputs, each=each)
-        device = device_of(self.params)
-        different, ported = randomness == "different", self.network is not None
-        call = EnsembleCall(
-            self.graphdef, device.platform, each=each, different=different, update=update, ported=ported
-        )
-        arrays = (self.params, self.buffers, self.rngs, self.constants, key, inputs)
-        return Workload.of(call, device, arrays, batch_axes(self.network, inputs, each=each))
+        return self._runner.run(Arguments.of(self.network, inputs, named, key, **options), check_plan(plan))
 
     @functools.cached_property
-    def _calls(self) -> dict[Any, EnsembleCall]:
-        return {}
+    def _runner(self) -> Runner:
+        return Runner(self.state, self.network, self.plan)

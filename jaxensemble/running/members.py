@@ -26,6 +26,7 @@ from jaxensemble.modules.state import Tree, flatten, merge, split
 from jaxensemble.modules.structure import Structure
 from jaxensemble.network.arguments import keep_arrays
 from jaxensemble.programs.extrema import EXTREMES
+from jaxensemble.programs.folding import fold_scales
 from jaxensemble.programs.forms import use_call_forms, use_step_forms
 from jaxensemble.programs.rewrite import CONVOLUTION, PRODUCT, rewrite_steps
 from jaxensemble.programs.rows import Axes
@@ -54,6 +55,7 @@ class EnsembleCall:
     - `different`: whether members draw different random numbers.
     - `update`: whether buffers are returned with the outputs.
     - `ported`: whether numbers and strings are left out of the outputs: in a ported network they are fixed.
+    - `fold`: whether scales and shifts by weights are folded into kernels: see `jaxensemble.programs.folding`.
     - `rows_in`, `rows_out`: the batch axis of every input and output of one member, for plans with `rows`.
     """
 
@@ -64,6 +66,7 @@ class EnsembleCall:
     different: bool = True
     update: bool = False
     ported: bool = False
+    fold: bool = False
     rows_in: Axes = ()
     rows_out: Axes = ()
 
@@ -71,7 +74,8 @@ class EnsembleCall:
         self, params: Tree, buffers: Tree, rngs: Tree, constants: Tree, key: Any, inputs: Any, *, vmapped: bool | None
     ) -> Any:
         """The outputs of one member. `vmapped` chooses the forms of convolutions; None leaves Flax's."""
-        run = rewrite_steps(self._member, EXTREMES | (_NAMED if self.plan.remat else {}))
+        run = fold_scales(self._member, _WEIGHTS) if self.fold else self._member
+        run = rewrite_steps(run, EXTREMES | (_NAMED if self.plan.remat else {}))
         run = run if vmapped is None else use_call_forms(run, self.platform, vmapped=vmapped)
         return run(params, buffers, rngs, constants, key, inputs)
 
@@ -81,6 +85,10 @@ class EnsembleCall:
         outputs = _call_module(module, inputs, rngs)
         outputs = keep_arrays(outputs) if self.ported else outputs
         return (outputs, _buffers_after(module, buffers)) if self.update else outputs
+
+
+_WEIGHTS = (0, 1, 3)
+"""The places of params, buffers and constants among the arguments of a member."""
 
 
 def _call_module(module: nnx.Module, inputs: Any, rngs: Tree) -> Any:
@@ -109,9 +117,7 @@ def _name_result(step: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
 _NAMED = {CONVOLUTION: _name_result(lax.conv_general_dilated), PRODUCT: _name_result(lax.dot_general)}
 
 
-# At module level, so that ensembles of equal structure share compilations.
-@functools.partial(jax.jit, static_argnames=("call",))
-def run_members(
+def call_members(
     params: Tree, buffers: Tree, constants: Tree, rngs: Tree, key: Any, inputs: tuple[Any, ...], *, call: EnsembleCall
 ) -> Any:
     """The outputs of all members, `[M, ...]`; every array of `params`, `buffers` and `rngs` is `[M, ...]`.
@@ -127,6 +133,10 @@ def run_members(
     size = min(call.plan.members or members, members)
     run = functools.partial(_run_step, call=call, shared=shared, size=size)
     return run_in_steps(run, stacked, (0,) * len(jax.tree.leaves(stacked)), 0, size, call.plan.unroll)
+
+
+# At module level, so that ensembles of equal structure share compilations.
+run_members = jax.jit(call_members, static_argnames=("call",))
 
 
 def _run_step(part: tuple[Any, ...], *, call: EnsembleCall, shared: tuple[Any, ...], size: int) -> Any:
@@ -192,6 +202,16 @@ def run_in_steps(
 
     shapes, out_tree = jax.tree.flatten(jax.eval_shape(step, 0))
     axes = (axes_out,) * len(shapes) if isinstance(axes_out, int) else axes_out
+    count = -(-total // size)
+    starts = [min(k * size, total - size) for k in range(count)]
+    if unroll:
+        parts = [jax.tree.leaves(step(start)) for start in starts]
+        new = [k * size - start for k, start in enumerate(starts)]  # the rows before are repeated ones
+        found = [
+            part[0] if axis is None else _join(part, new, axis)
+            for part, axis in zip(zip(*parts, strict=True), axes, strict=True)
+        ]
+        return jax.tree.unflatten(out_tree, found)
 
     def body(k: Any, found: list[jax.Array]) -> list[jax.Array]:
         start = jnp.minimum(k * size, total - size)
@@ -201,13 +221,14 @@ def run_in_steps(
         ]
 
     found = [_empty(shape, axis, total) for shape, axis in zip(shapes, axes, strict=True)]
-    count = -(-total // size)
-    if unroll:
-        for k in range(count):
-            found = body(k, found)
-    else:
-        found = lax.fori_loop(0, count, body, found)
-    return jax.tree.unflatten(out_tree, found)
+    return jax.tree.unflatten(out_tree, lax.fori_loop(0, count, body, found))
+
+
+def _join(parts: Sequence[jax.Array], begin: Sequence[int], axis: int) -> jax.Array:
+    """The parts along an axis, each from its own beginning on."""
+    return jnp.concatenate(
+        [lax.slice_in_dim(part, at, part.shape[axis], axis=axis) for part, at in zip(parts, begin, strict=True)], axis
+    )
 
 
 def _empty(part: jax.ShapeDtypeStruct, axis: int | None, total: int) -> jax.Array:

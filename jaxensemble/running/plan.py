@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from jaxensemble.errors import InputError
+from jaxensemble.running.compilers import is_compiler
 
 TILE = 8 << 20
 """Bytes that the largest step of a tile may read and write: the next step finds its operands in the cache."""
@@ -29,6 +30,8 @@ class Plan:
     - `Plan(members=1, rows=8)` takes one member and 8 rows a step: on CPUs, small steps stay in the cache. Only for
       networks that keep rows apart, as most do in evaluation mode.
     - `unroll` writes the steps out one after another instead of a loop, which takes longer to compile.
+    - `compiler` names settings of XLA's compiler, of `jaxensemble.running.compilers.COMPILERS`: on CPUs, `"eigen"` for
+      another library of products and convolutions. Within `jax.jit` of your own, its settings count instead.
     - `remat` is for training: for the gradient only the results of convolutions and products are kept, and
       all others computed again, which takes less memory and more time.
 
@@ -45,26 +48,39 @@ class Plan:
     rows: int | None = None
     unroll: bool = False
     remat: bool = False
+    compiler: str | None = None
 
     def __post_init__(self) -> None:
         sizes = {"members": self.members, "rows": self.rows}
         wrong = [f"{name}={size!r}" for name, size in sizes.items() if not is_size(size)]
         switches = {"unroll": self.unroll, "remat": self.remat}
         wrong += [f"{name}={value!r}" for name, value in switches.items() if not isinstance(value, bool)]
+        if self.compiler is not None and not is_compiler(self.compiler):
+            wrong.append(f"compiler={self.compiler!r}")
         if wrong:
             raise InputError(
-                "a plan takes positive integers or None for `members` and `rows`, and True or False for `unroll` and "
-                f"`remat`; got {', '.join(wrong)}"
+                "a plan takes positive integers or None for `members` and `rows`, True or False for `unroll` and "
+                f"`remat`, and the name of a compiler's settings; got {', '.join(wrong)}"
             )
 
     def __repr__(self) -> str:
-        fields = [f"{f.name}={value}" for f in dataclasses.fields(self) if (value := getattr(self, f.name))]
+        fields = [f"{f.name}={value!r}" for f in dataclasses.fields(self) if (value := getattr(self, f.name))]
         return f"Plan({', '.join(fields)})"
 
 
 def is_size(size: Any) -> bool:
     """Returns whether a size is a positive integer or None."""
     return size is None or (isinstance(size, int) and not isinstance(size, bool) and size > 0)
+
+
+def check_plan(plan: Any) -> Any:
+    """Returns the plan that a caller gave.
+
+    **Raises:** `InputError` for anything but a `Plan`, `"auto"` and None.
+    """
+    if plan is not None and plan != "auto" and not isinstance(plan, Plan):
+        raise InputError(f"`plan` must be a jaxensemble.Plan, 'auto' or None; got {plan!r}")
+    return plan
 
 
 @dataclasses.dataclass(frozen=True)

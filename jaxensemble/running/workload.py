@@ -176,8 +176,8 @@ def adapt_plan(workload: Workload, plan: Plan | None) -> EnsembleCall:
 
 
 def type_of_input(leaf: Any) -> Any:
-    """The shape and dtype of an array, or the type of a Python number, which decide the workload."""
-    return (leaf.shape, leaf.dtype) if isinstance(leaf, jax.Array) else type(leaf)
+    """The shape, dtype and weak type of an array, or the type of a Python number, which decide the workload."""
+    return (leaf.shape, leaf.dtype, leaf.aval.weak_type) if isinstance(leaf, jax.Array) else type(leaf)
 
 
 def _shape(leaf: Any) -> jax.ShapeDtypeStruct:

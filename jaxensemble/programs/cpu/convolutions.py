@@ -137,10 +137,7 @@ def _under_vmap(sizes: ConvolutionSizes) -> Form:
 def _on_its_own(sizes: ConvolutionSizes) -> Form:
     if sizes.groups > 1:
         return "grouped" if sizes.has_narrow_groups else "built-in"
-    tiny, large = math.prod(sizes.out) <= 4, math.prod(sizes.out) >= 256 and not sizes.is_strided
-    if (tiny or large) and sizes.channels >= 64 and 1 < sizes.taps <= 9:
-        return "shifted"
-    return "im2col" if sizes.taps == 1 or (sizes.is_strided and sizes.taps <= 9) else "built-in"
+    return "im2col" if sizes.taps == 1 or math.prod(sizes.out) <= 4 else "built-in"
 
 
 def _sizes_of(

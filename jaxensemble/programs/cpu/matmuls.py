@@ -52,7 +52,10 @@ def product(lhs: jax.Array, rhs: jax.Array, *, dimension_numbers: Numbers, **opt
     free = [axis for axis in range(lhs.ndim) if axis not in (*over_lhs, *batch_lhs)]
     rows = math.prod(lhs.shape[axis] for axis in free)
     of_members = rhs.ndim == 3 and tuple(over_rhs) == (1,) and not batch_lhs
-    if not of_members or rows > FEW:
+    if of_members and rows > FEW:  # the weights of all members side by side, as one wide kernel
+        rhs, over_rhs = jnp.moveaxis(rhs, 1, 0), (0,)
+        return _sum_blocks(lhs, rhs, ((over_lhs, over_rhs), ((), ())), options)
+    if not of_members:
         return _sum_blocks(lhs, rhs, dimension_numbers, options)
     lhs = jnp.broadcast_to(lhs, (rhs.shape[0], *lhs.shape))
     numbers = (((over_lhs[0] + 1,), (1,)), ((0,), (0,)))

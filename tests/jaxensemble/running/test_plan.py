@@ -295,7 +295,7 @@ def test_outputs_of_other_sizes_are_not_taken_apart() -> None:
 
 def test_small_inputs_are_not_planned_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("jaxensemble.running.workload.guess_plan", lambda *_: pytest.fail("planned"))
-    assert next(iter(_called(X[:1])._calls.values())).plan == Plan()
+    assert next(iter(_called(X[:1])._runner.calls.values())).plan == Plan()
 
 
 def _called(x: np.ndarray) -> Ensemble:
@@ -308,7 +308,7 @@ def _called(x: np.ndarray) -> Ensemble:
 def test_guesses_are_taken_for_all_others(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("jaxensemble.running.workload.SMALL", 0)
     monkeypatch.setattr("jaxensemble.running.workload.guess_plan", lambda *_: Plan(members=2, rows=3))
-    assert next(iter(_called(X)._calls.values())).plan == Plan(members=2, rows=3)
+    assert next(iter(_called(X)._runner.calls.values())).plan == Plan(members=2, rows=3)
     adapt_plan.cache_clear()
 
 

@@ -65,7 +65,7 @@ def test_plans_take_the_inputs_that_a_network_was_ported_with() -> None:
     ensemble = torch_bridge.to_ensemble([Mixer() for _ in range(3)], (x, scale), batch_axis=(1, None))
     few, whole = (ensemble(x, scale, plan=plan) for plan in (Plan(members=2, rows=4), Plan()))
     np.testing.assert_allclose(few, whole, rtol=1e-5, atol=1e-5)
-    assert "rows=4" in repr(next(call.plan for call in ensemble._calls.values() if call.plan.rows))
+    assert "rows=4" in repr(next(call.plan for call in ensemble._runner.calls.values() if call.plan.rows))
 
 
 def test_a_member_with_activations_is_pickled_with_its_source(monkeypatch: pytest.MonkeyPatch) -> None:

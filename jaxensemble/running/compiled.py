@@ -1,0 +1,88 @@
+"""Programs compiled for a call, with the weights in the form that they read."""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+from jax.experimental.layout import Format, Layout
+from jax.sharding import SingleDeviceSharding
+
+from jaxensemble.arrays import is_traced
+from jaxensemble.programs.weights import Division
+from jaxensemble.running.compilers import compiler_options
+from jaxensemble.running.members import EnsembleCall, call_members
+from jaxensemble.running.workload import Workload
+
+
+class MembersProgram:
+    """The program of a call for given shapes: one part that makes arrays from weights, one that reads them.
+
+    - `run`: the compiled second part, a function of these arrays, `rngs`, `key` and inputs.
+    - `names`: a name for each array, the same in all programs that read the same array of the same weights.
+    """
+
+    def __init__(self, workload: Workload, call: EnsembleCall):
+        params, buffers, rngs, constants, key, inputs = jax.tree.unflatten(workload.tree, workload.arrays)
+        weights, others = (params, buffers, constants), (rngs, key, inputs)
+        function = lambda weights, others: call_members(*weights, *others, call=call)  # noqa: E731
+        with jax.disable_jit(False):
+            program, shapes = jax.make_jaxpr(function, return_shape=True)(weights, others)
+        self._tree = jax.tree.structure(shapes)
+        flags = [k == 0 for k, tree in enumerate((weights, others)) for _ in jax.tree.leaves(tree)]
+        self.call, self.division = call, Division(program, flags)
+        here = SingleDeviceSharding(workload.device)
+        place = functools.partial(jax.tree.map, lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=here))
+        # The compiler chooses the layouts of weights.
+        function = jax.jit(self._compute, in_shardings=(Format(Layout.AUTO, here), None, None, None))
+        lowered = function.lower(place(self.division.shapes), *place(others))
+        self.run = lowered.compile(compiler_options=compiler_options(call.plan.compiler, call.platform))
+        self.formats = jax.tree.leaves(self.run.input_formats[0][0])
+        self.names = [f"{name} {form.layout}" for name, form in zip(self.division.names, self.formats, strict=True)]
+
+    def _compute(self, arrays: Sequence[jax.Array], rngs: Any, key: Any, inputs: Any) -> Any:
+        results = self.division.call(arrays, jax.tree.leaves((rngs, key, inputs)))
+        return jax.tree.unflatten(self._tree, results)
+
+    @functools.cached_property
+    def trace(self) -> Callable[..., Any]:
+        """The same function as `run`, for calls within `jax.jit` and other transformations."""
+        return jax.jit(self._compute)
+
+    @functools.cached_property
+    def _lay_out(self) -> Callable[..., Any]:
+        kept = self.division.kept
+        made = lambda arrays: [a for a, place in zip(arrays, kept, strict=True) if place is None]  # noqa: E731
+        return jax.jit(lambda weights: made(self.division.prepare(weights)))
+
+    def arrays_of(self, weights: Sequence[jax.Array]) -> list[jax.Array]:
+        """The arrays that the program reads, in the compiler's layouts. Weights that it reads as they are, are kept."""
+        made = iter(self._lay_out(weights) if None in self.division.kept else ())
+        arrays = [next(made) if place is None else weights[place] for place in self.division.kept]
+        return [jax.device_put(array, form) for array, form in zip(arrays, self.formats, strict=True)]
+
+    @property
+    def sizes(self) -> list[int]:
+        """The bytes that each array takes beside the weights: none where it is a weight."""
+        places = zip(self.division.shapes, self.division.kept, strict=True)
+        return [0 if place is not None else shape.size * shape.dtype.itemsize for shape, place in places]
+
+
+@functools.lru_cache(maxsize=64)  # ensembles of equal structure share programs
+def compile_call(workload: Workload, call: EnsembleCall, settings: Any) -> MembersProgram:
+    """Returns the compiled program of a call. `settings` are those of JAX that a program depends on."""
+    return MembersProgram(workload, call)
+
+
+def current_settings() -> Any:
+    """Returns JAX's settings that a program depends on, beside those of its workload."""
+    return jax.config.jax_default_matmul_precision  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def may_prepare(arrays: Any) -> bool:
+    """Returns whether a program can be compiled ahead for arrays: all on one device, and none a Python number."""
+    leaves = jax.tree.leaves(arrays)
+    plain = all(isinstance(leaf, jax.Array) and not leaf.aval.weak_type for leaf in leaves)
+    config: Any = jax.config
+    debugging = config.jax_disable_jit or config.jax_debug_nans or config.jax_debug_infs
+    return plain and not debugging and not is_traced(leaves) and len(set().union(*(x.devices() for x in leaves))) == 1

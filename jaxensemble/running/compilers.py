@@ -1,0 +1,63 @@
+"""Settings of XLA's compiler that plans choose, by device."""
+
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+
+from jaxensemble.errors import InputError
+
+_LIBRARIES = "xla_cpu_experimental_ynn_fusion_type"
+_YNN = ("DOT", "REDUCE", "INDIVIDUAL_DOT")
+
+COMPILERS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
+    "cpu": {
+        "eigen": {_LIBRARIES: ""},
+        "eigen-convolutions": {_LIBRARIES: ",".join(f"LIBRARY_FUSION_TYPE_{name}" for name in _YNN)},
+    }
+}
+"""Options of XLA by JAX's name of the platform and the name in a plan.
+
+XLA gives products and convolutions on CPUs to the library YNNPACK. `eigen` gives both to Eigen, `eigen-convolutions`
+only convolutions, whose gradients YNNPACK computes slowly. `benchmarks/results/lowering-cpu.json` has figures.
+"""
+
+
+def is_compiler(name: Any) -> bool:
+    """Returns whether a name is known on some platform."""
+    return any(name in known for known in COMPILERS.values())
+
+
+def compiler_options(name: str | None, platform: str) -> dict[str, Any]:
+    """Returns XLA's options for the name in a plan.
+
+    **Raises:** `InputError` for a name that the platform, or this version of XLA, does not have.
+
+    >>> compiler_options(None, "cpu")
+    {}
+    """
+    if name is None:
+        return {}
+    options = COMPILERS.get(platform, {}).get(name)
+    if options is None or not _is_known(tuple(options.items())):
+        known = ", ".join(map(repr, COMPILERS.get(platform, {}))) or "none"
+        reason = f"on {platform} there are {known}" if options is None else f"jaxlib {jax.lib.__version__} lacks it"
+        raise InputError(f"`compiler` of a plan is {name!r}, but {reason}: leave it out")
+    return dict(options)
+
+
+def has_compiler(name: str, platform: str) -> bool:
+    """Returns whether a platform, and this version of XLA, has the options of a name."""
+    options = COMPILERS.get(platform, {}).get(name)
+    return options is not None and _is_known(tuple(options.items()))
+
+
+@functools.cache
+def _is_known(options: tuple[tuple[str, Any], ...]) -> bool:
+    """Returns whether XLA takes options: it refuses a program that is compiled with one it does not know."""
+    try:
+        jax.jit(lambda x: x, compiler_options=dict(options)).lower(0.0).compile()
+    except jax.errors.JaxRuntimeError:
+        return False
+    return True

@@ -1,0 +1,102 @@
+"""Prepared ensembles: a plan, a compiled program, and the weights as this program reads them, as one value."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+
+from jaxensemble.arrays import as_arrays, is_traced
+from jaxensemble.errors import InputError
+from jaxensemble.modules.randomness import as_key
+from jaxensemble.network.arguments import bind_arguments, restore_outputs
+from jaxensemble.network.network import Network, Ref
+from jaxensemble.running.compiled import MembersProgram
+from jaxensemble.running.device import human_bytes
+from jaxensemble.running.plan import Plan
+
+
+class Prepared:
+    """An ensemble that is compiled for inputs of certain shapes and dtypes: `Ensemble.prepare` makes it.
+
+    It is called as the ensemble is, with inputs of these shapes and dtypes. Where the program reads weights in another
+    form than they are stacked, it holds arrays of its own: see `weight_bytes`.
+
+    >>> import jax.numpy as jnp
+    >>> from flax import nnx
+    >>> from jaxensemble import Ensemble
+    >>> ensemble = Ensemble.from_modules([nnx.Linear(3, 2, rngs=nnx.Rngs(seed)) for seed in range(5)])
+    >>> run = ensemble.prepare(jnp.ones((64, 3)))
+    >>> run
+    Prepared(5 members, float32[64,3], Plan())
+    >>> run(jnp.ones((64, 3))).shape
+    (5, 64, 2)
+    """
+
+    def __init__(
+        self,
+        program: MembersProgram,
+        arrays: Sequence[jax.Array],
+        rngs: Any,
+        members: int,
+        network: Network | None,
+        shapes: tuple[Any, ...],
+        has_key: bool,
+    ):
+        self.program, self.arrays, self.members = program, list(arrays), members
+        self._rngs, self._network, self._shapes, self._has_key = rngs, network, shapes, has_key
+        self._run = program.run
+        self._is_plain = network is None or isinstance(network.outputs, Ref)
+
+    @property
+    def plan(self) -> Plan:
+        """The plan of the program."""
+        return self.program.call.plan
+
+    @property
+    def weight_bytes(self) -> int:
+        """The bytes of the arrays that are held beside those of the ensemble."""
+        return sum(self.program.sizes)
+
+    def __call__(self, *inputs: Any, key: Any = None, **named: Any) -> Any:
+        """The outputs of all members, as the ensemble returns them.
+
+        **Raises:** `InputError` for inputs of other shapes or dtypes, and for a key that was not there, or was, when
+        the program was prepared.
+        """
+        if key is None and not named and self._is_plain:
+            try:
+                return self._run(self.arrays, self._rngs, None, inputs)
+            except (TypeError, ValueError):
+                pass  # inputs of other libraries, tracers, or wrong ones
+        return self._call_slowly(inputs, named, key)
+
+    def _call_slowly(self, inputs: tuple[Any, ...], named: dict[str, Any], key: Any) -> Any:
+        inputs = as_arrays(bind_arguments(self._network, inputs, named), "inputs")
+        key = None if key is None else as_key(key)
+        self._check(inputs, key)
+        run = self.program.trace if is_traced((key, inputs)) else self._run
+        returned = run(self.arrays, self._rngs, key, inputs)
+        return returned if self._network is None else restore_outputs(self._network.outputs, returned)
+
+    def _check(self, inputs: tuple[Any, ...], key: Any) -> None:
+        wanted, got = (jax.tree.map(jax.typeof, tree) for tree in (self._shapes, inputs))
+        if jax.tree.structure(wanted) != jax.tree.structure(got) or not all(
+            (a.shape, a.dtype) == (b.shape, b.dtype)
+            for a, b in zip(jax.tree.leaves(wanted), jax.tree.leaves(got), strict=True)
+        ):
+            raise InputError(
+                f"the program was prepared for inputs {_show(self._shapes)}; got {_show(inputs)}: prepare another one "
+                "for these, or call the ensemble, which keeps a program for each shape"
+            )
+        if (key is not None) != self._has_key:
+            raise InputError(
+                "the program was prepared " + ("with a key: pass key=" if self._has_key else "without a key")
+            )
+
+    def __repr__(self) -> str:
+        held = f", {human_bytes(self.weight_bytes)} beside the ensemble" if self.weight_bytes else ""
+        return f"Prepared({self.members} members, {_show(self._shapes)}, {self.plan!r}{held})"
+
+
+def _show(inputs: Any) -> str:
+    return ", ".join(jax.typeof(leaf).str_short() for leaf in jax.tree.leaves(inputs))

@@ -1,0 +1,212 @@
+"""The runner of an ensemble: from the arguments of a call to the program that suits them, and its outputs."""
+
+import dataclasses
+import functools
+import operator
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+
+from jaxensemble.arrays import as_arrays, is_traced, is_x64_on, require_x64
+from jaxensemble.errors import InputError
+from jaxensemble.modules.randomness import as_key
+from jaxensemble.modules.stacking import count_members
+from jaxensemble.modules.state import State
+from jaxensemble.network.arguments import bind_arguments, restore_outputs
+from jaxensemble.network.inputs import batch_axes, check_inputs, check_member_axis
+from jaxensemble.network.network import Network
+from jaxensemble.running.compiled import MembersProgram, compile_call, current_settings, may_prepare
+from jaxensemble.running.device import device_of, free_memory
+from jaxensemble.running.members import EnsembleCall, run_members
+from jaxensemble.running.plan import Plan
+from jaxensemble.running.prepared import Prepared
+from jaxensemble.running.tuning import choose_call, explain_plan, tune_plan
+from jaxensemble.running.workload import Workload, type_of_input
+
+Randomness = Literal["different", "same"]
+PlanChoice = Plan | Literal["auto"] | None
+
+_SPARE = 1 / 8
+"""The share of free memory that calls may take for weights in the form that their programs read."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Arguments:
+    """The arguments of a call of an ensemble, checked as far as that needs no ensemble."""
+
+    inputs: tuple[Any, ...]
+    key: Any
+    randomness: Randomness = "different"
+    each: bool = False
+    update: bool = False
+
+    @classmethod
+    def of(
+        cls, network: Network | None, inputs: tuple[Any, ...], named: dict[str, Any], key: Any, **options: Any
+    ) -> "Arguments":
+        """Returns the arguments of a call as arrays.
+
+        **Raises:** `InputError` for arguments that are no arrays, or not those of the network.
+        """
+        arrays = as_arrays(bind_arguments(network, inputs, named), "inputs")
+        return cls(arrays, None if key is None else as_key(key), **options)
+
+    def kind(self, plan: PlanChoice) -> Any:
+        """What decides the call, beside the ensemble."""
+        leaves, tree = jax.tree.flatten(self.inputs)
+        facts = self.each, self.update, str(self.randomness), self.key is None, is_x64_on(), current_settings()
+        return (plan, *facts, tree, *map(type_of_input, leaves))
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Held:
+    """A program, the arrays that it reads, and the weights that these were made from."""
+
+    program: MembersProgram
+    arrays: list[jax.Array]
+    weights: list[jax.Array]
+
+
+class Runner:
+    """Runs the calls of one ensemble, and holds the programs and arrays that they need.
+
+    `calls` are the calls that were chosen so far, by the kind of their arguments.
+    """
+
+    def __init__(self, state: State, network: Any, plan: Plan | None):
+        self._state, self._network, self._plan = state, network, plan
+        self.calls: dict[Any, EnsembleCall] = {}
+        self._held: dict[Any, _Held] = {}
+        self._arrays: dict[str, jax.Array] = {}
+        self._made_from: list[jax.Array] = []
+
+    def run(self, given: Arguments, plan: PlanChoice) -> Any:
+        """Returns the outputs of a call, and with `update` the buffers after it."""
+        traced = is_traced((self._state[1:], given.key, given.inputs))
+        kind = given.kind(plan)
+        held = None if traced else self._held.get(kind)
+        if held is not None and _are_same(held.weights, self._weights()):
+            returned = held.program.run(held.arrays, self._state.rngs, given.key, given.inputs)
+            return self._restore(given, returned)
+        call = self.calls.get(kind)
+        if call is None:
+            workload = self.workload(given)
+            call = choose_call(workload, plan, self._plan, None if traced else lambda call: self._compute(call, given))
+            if plan != "auto" or not traced:  # a guess is no measurement
+                self.calls[kind] = call
+        if traced:
+            return self._restore(given, self._compute(call, given))
+        return self._restore(given, self._compute(call, given, kind))
+
+    def tune(self, given: Arguments) -> Plan:
+        """Returns the plan that is fastest for a call: measured, or remembered.
+
+        **Raises:** `InputError` within transformations, where nothing can be measured.
+        """
+        if is_traced((self._state[1:], given.key, given.inputs)):
+            raise InputError("nothing can be measured within jax.jit and other transformations: call tune outside")
+        return tune_plan(self.workload(given), lambda call: self._compute(call, given)).plan
+
+    def explain(self, given: Arguments) -> str:
+        """Explains the plan of a call."""
+        return explain_plan(self.workload(given), self._plan)
+
+    def prepare(self, given: Arguments, plan: PlanChoice, *, fold: bool, donate: bool) -> Prepared:
+        """Returns the program of a call, with weights of its own.
+
+        **Raises:** `InputError` where no program can be compiled ahead.
+        """
+        if not may_prepare((self._state[1:], given.key, given.inputs)):
+            raise InputError(
+                "a program is prepared for arrays on one device, outside of jax.jit and other transformations"
+            )
+        workload = self.workload(given)
+        call = choose_call(workload, plan, self._plan, lambda call: self._compute(call, given))
+        program = compile_call(workload, dataclasses.replace(call, fold=fold), current_settings())
+        weights = self._weights()
+        arrays = program.arrays_of(weights)
+        if donate:
+            jax.block_until_ready(arrays)
+            kept = {id(array) for array in arrays}
+            for weight in weights:
+                if id(weight) not in kept:
+                    weight.delete()
+        shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), given.inputs)
+        return Prepared(
+            program, arrays, self._state.rngs, workload.members, self._network, shapes, given.key is not None
+        )
+
+    def workload(self, given: Arguments) -> Workload:
+        """Checks the arguments of a call, and returns its workload.
+
+        **Raises:** `InputError` for arguments that do not fit the network or the ensemble.
+        """
+        state, each = self._state, given.each
+        if given.randomness not in ("different", "same"):
+            raise InputError(f"`randomness` must be 'different' or 'same'; got {given.randomness!r}")
+        for dtype in self._dtypes:
+            require_x64(dtype, "the ensemble")
+        # Raises for a network without parameters and buffers.
+        members = count_members({"params": state.params, "buffers": state.buffers})
+        if each:
+            check_member_axis(given.inputs, members)
+        if self._network is not None:
+            check_inputs(self._network, given.inputs, each=each)
+        device = device_of(state.params)
+        call = EnsembleCall(
+            state.graphdef,
+            device.platform,
+            each=each,
+            different=given.randomness == "different",
+            update=given.update,
+            ported=self._network is not None,
+        )
+        arrays = (state.params, state.buffers, state.rngs, state.constants, given.key, given.inputs)
+        return Workload.of(call, device, arrays, batch_axes(self._network, given.inputs, each=each))
+
+    @functools.cached_property
+    def _dtypes(self) -> set[Any]:
+        return {array.dtype for array in self._weights() if jnp.issubdtype(array.dtype, jnp.inexact)}
+
+    def _weights(self) -> list[Any]:
+        return jax.tree.leaves((self._state.params, self._state.buffers, self._state.constants))
+
+    def _compute(self, call: EnsembleCall, given: Arguments, kind: Any = None) -> Any:
+        """Returns what the program of a call returns. With `kind`, program and arrays are held for the next one."""
+        state = self._state
+        if may_prepare((state[1:], given.key, given.inputs)):
+            call = dataclasses.replace(call, fold=not call.update)
+            program = compile_call(self.workload(given), call, current_settings())
+            arrays = self._hold(program)
+            if arrays is not None:
+                if kind is not None:
+                    self._held[kind] = _Held(program, arrays, self._weights())
+                return program.run(arrays, state.rngs, given.key, given.inputs)
+        return run_members(state.params, state.buffers, state.constants, state.rngs, given.key, given.inputs, call=call)
+
+    def _hold(self, program: MembersProgram) -> list[jax.Array] | None:
+        """Returns the arrays that a program reads; None if they take too much memory beside the weights."""
+        weights = self._weights()
+        if not _are_same(self._made_from, weights):
+            self._arrays, self._made_from, self._held = {}, weights, {}
+        names = zip(program.names, program.sizes, strict=True)
+        missing = {name: size for name, size in names if name not in self._arrays}
+        if sum(missing.values()) > _SPARE * free_memory(device_of(self._state.params)):
+            return None
+        if missing:
+            self._arrays |= dict(zip(program.names, program.arrays_of(weights), strict=True))
+        return [self._arrays[name] for name in program.names]
+
+    def _restore(self, given: Arguments, returned: Any) -> Any:
+        if self._network is None:
+            return returned
+        if not given.update:
+            return restore_outputs(self._network.outputs, returned)
+        outputs, buffers = returned
+        return restore_outputs(self._network.outputs, outputs), buffers
+
+
+def _are_same(one: list[Any], other: list[Any]) -> bool:
+    """Returns whether two lists hold the same objects. Arrays of JAX never change their values."""
+    return len(one) == len(other) and all(map(operator.is_, one, other))
