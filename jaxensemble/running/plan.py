@@ -111,13 +111,18 @@ class Demand:
 def guess_plan(demand: Demand, free: float) -> Plan:
     """Guesses a good plan without measuring, within its share of `free` bytes of memory.
 
-    On CPUs a convolution with a kernel for each member is slow, and so are arrays that leave the cache; but within a
-    loop XLA runs elementwise steps, which depthwise convolutions are made of, on one core: `benchmarks/results` has
-    figures. Elsewhere all members run at once.
+    On CPUs a convolution with a kernel for each member is slow, and so are arrays that leave the cache. So one member
+    runs after another: written out where there are few, since a loop copies the weights of each and runs elementwise
+    steps, which depthwise convolutions are made of, on one core. `benchmarks/results` has figures. Elsewhere all
+    members run at once.
     """
     plan = Plan()
-    if demand.platform == "cpu" and demand.convolutions and not demand.grouped:
-        plan = Plan(members=1, rows=_tile(demand))
+    if demand.platform == "cpu" and demand.convolutions:
+        tile = None if demand.grouped else _tile(demand)
+        if demand.members <= _UNROLLED and tile is None:
+            plan = Plan(members=1, unroll=True)
+        elif not demand.grouped:
+            plan = Plan(members=1, rows=tile)
     return fit_plan(plan, demand, free)
 
 
