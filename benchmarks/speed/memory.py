@@ -20,7 +20,7 @@ from benchmarks.speed.networks import make
 from jaxensemble import Plan, TrainState
 from jaxensemble.training.data import as_data
 from jaxensemble.training.planning import make_step
-from jaxensemble.training.step import run_step
+from jaxensemble.training.step import compile_step, next_state
 from torch_bridge.report import draw_table, environment, save_json
 
 NETWORKS = ("mlp", "digits")
@@ -51,7 +51,7 @@ def measure(name: str, members: int, plan: Plan) -> dict[str, Any]:
     """Returns the memory of one step, in MB, and the least time of three, in seconds."""
     state, data = started(name, members)
     step = make_step(state, data, None, cross_entropy, each=False, plan=plan)
-    compiled = run_step.lower(state, data, None, None, step=step).compile()
+    compiled = compile_step(next_state, step).lower(state, data, None, None, step=step).compile()
     memory: Any = compiled.memory_analysis()
     times = []
     for _ in range(3):

@@ -19,12 +19,13 @@ class Forms(NamedTuple):
 
     - `call`: takes the function of one member's call, and whether it is mapped over kernels (`vmapped`); returns the
       function with its convolutions in the forms of the device.
-    - `loss`: does the same for the function of one member's loss, which is differentiated afterwards.
+    - `loss`: does the same for the function of one member's loss, which is differentiated afterwards, under the
+      settings of XLA's compiler that a plan names (`compiler`).
     - `steps`: the replacements of steps in the program of all members, by primitive.
     """
 
     call: Callable[..., Callable[..., Any]]
-    loss: Callable[[Callable[..., Any]], Callable[..., Any]]
+    loss: Callable[..., Callable[..., Any]]
     steps: Mapping[str, Callable[..., Any]]
 
 
@@ -52,9 +53,9 @@ def use_call_forms(function: Callable[..., Any], platform: str, *, vmapped: bool
     return FORMS[platform].call(function, vmapped=vmapped) if platform in FORMS else function
 
 
-def use_loss_forms(function: Callable[..., Any], platform: str) -> Callable[..., Any]:
-    """Returns the function of one member's loss, in the forms of a platform."""
-    return FORMS[platform].loss(function) if platform in FORMS else function
+def use_loss_forms(function: Callable[..., Any], platform: str, *, compiler: str | None = None) -> Callable[..., Any]:
+    """Returns the function of one member's loss, in the forms of a platform and of a compiler's settings."""
+    return FORMS[platform].loss(function, compiler=compiler) if platform in FORMS else function
 
 
 def use_step_forms(function: Callable[..., Any], platform: str) -> Callable[..., Any]:

@@ -20,7 +20,7 @@ from jaxensemble.running.members import EnsembleCall
 from jaxensemble.running.plan import Demand, Plan, fit_plan, guess_plan, is_within_memory
 
 SMALL = 1 << 17
-"""The most bytes of inputs with which all members run at once, if memory allows."""
+"""The most bytes of inputs for which no loop over members or rows is planned, if memory allows."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,7 +163,9 @@ def adapt_plan(workload: Workload, plan: Plan | None) -> EnsembleCall:
     """
     free = free_memory(workload.device)
     if plan is None and workload.input_bytes <= SMALL and is_within_memory(Plan(), workload.demand, free):
-        return workload.with_plan(Plan())
+        together = dataclasses.replace(workload.demand, rows=None)
+        chosen = guess_plan(together, free)
+        return workload.with_plan(chosen if chosen.unroll else Plan())
     for demand in (workload.demand, dataclasses.replace(workload.demand, rows=None)):
         chosen = guess_plan(demand, free) if plan is None else fit_plan(plan, demand, free)
         if demand.rows is None:

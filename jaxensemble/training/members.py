@@ -93,7 +93,8 @@ class MemberUpdate:
     def losses(self, *arguments: Any) -> tuple[jax.Array, Any]:
         """Returns the loss of every member, and its buffers after the call."""
         axes, platform = (0, 0, 0, 0, 0 if self.step.call.each else None), self.step.call.platform
-        function = map_members(use_loss_forms(self._loss, platform), axes, self.size)
+        compiler = self.step.call.plan.compiler if self.size == 1 else None
+        function = map_members(use_loss_forms(self._loss, platform, compiler=compiler), axes, self.size)
         function = use_step_forms(function, platform)
         if self.step.call.plan.remat:
             function = jax.checkpoint(function, policy=jax.checkpoint_policies.save_only_these_names(KEPT))

@@ -8,15 +8,17 @@ import jax
 import numpy as np
 from flax import nnx
 
+from jaxensemble.arrays import is_traced
 from jaxensemble.compat import JaxprEqn, Literal, Program
 from jaxensemble.errors import InputError
 from jaxensemble.modules.state import Tree, flatten, merge, split, unflatten
 from jaxensemble.network.inputs import batch_axes
 from jaxensemble.programs.forms import use_loss_forms
 from jaxensemble.programs.rewrite import peak_bytes
+from jaxensemble.running.compilers import has_compiler
 from jaxensemble.running.device import device_of, free_memory
 from jaxensemble.running.members import EnsembleCall
-from jaxensemble.running.plan import Plan, guess_plan, is_within_memory
+from jaxensemble.running.plan import Demand, Plan, guess_plan, is_within_memory
 from jaxensemble.running.workload import SMALL, Workload, apply_plan
 from jaxensemble.training.augmentation import Augment, check_draws
 from jaxensemble.training.data import check_data
@@ -39,6 +41,8 @@ def make_step(
     step, workload, targets = prepare_step(state, data, rows, loss, each=each, augment=augment)
     leaves, tree = jax.tree.flatten(targets)
     chosen, idle = _choose_plan(workload, loss, tuple(leaves), tree, state.frozen, plan)
+    if is_traced((state, data, rows)):  # the settings of the program around it count
+        chosen = dataclasses.replace(chosen, compiler=None)
     return dataclasses.replace(step, call=dataclasses.replace(step.call, plan=chosen), idle=idle)
 
 
@@ -90,13 +94,24 @@ def _choose_plan(
         free = free_memory(workload.device)
         demand = dataclasses.replace(workload.demand, rows=None, peak=peak_bytes(program))
         small = workload.input_bytes <= SMALL and is_within_memory(Plan(), demand, free)
-        return Plan() if small else guess_plan(demand, free), idle
+        return Plan() if small else _guess_plan(demand, free), idle
     if plan.rows is None or workload.rows is None or plan.rows >= workload.rows:
         return dataclasses.replace(plan, rows=None), idle
     still = _without_dropout(workload)
     axes = apply_plan(still, dataclasses.replace(plan, members=None)).rows_out  # raises if rows are mixed
     check_is_mean(loss, still.outputs_of(plan.rows), tree.unflatten(targets), (*axes, *[0] * len(targets)), plan.rows)
     return plan, idle
+
+
+def _guess_plan(demand: Demand, free: float) -> Plan:
+    plan = guess_plan(demand, free)
+    if demand.convolutions and plan.members == 1 and has_compiler(GRADIENTS, demand.platform):
+        return dataclasses.replace(plan, compiler=GRADIENTS)
+    return plan
+
+
+GRADIENTS = "eigen-convolutions"
+"""The settings of XLA's compiler for the gradients of convolutions."""
 
 
 def gradient_program(

@@ -2,12 +2,14 @@
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
 from jax import lax
 
 from jaxensemble.errors import InputError
+from jaxensemble.running.compilers import compiler_options
 from jaxensemble.running.members import run_in_steps
 from jaxensemble.running.plan import Plan
 from jaxensemble.training.data import as_data
@@ -77,11 +79,28 @@ def check_state(state: Any) -> None:
         raise InputError(f"`state` must be a TrainState, which TrainState.create makes; got {type(state).__name__}")
 
 
-@functools.partial(jax.jit, static_argnames=("step",))
 def run_step(
     state: TrainState, data: Any, rows: Any, active: Any, *, step: TrainingStep
 ) -> tuple[TrainState, jax.Array]:
     """Returns the next state and the losses. `active`: which members are trained, `[M]`; None for all."""
+    return compile_step(next_state, step)(state, data, rows, active, step=step)
+
+
+def compile_step(function: Callable[..., Any], step: TrainingStep) -> Any:
+    """Returns `jax.jit` of a function of a step, with the settings of XLA's compiler that its plan names."""
+    options = compiler_options(step.call.plan.compiler, step.call.platform)
+    return _jit(function, tuple(options.items()))
+
+
+@functools.cache
+def _jit(function: Callable[..., Any], options: tuple[tuple[str, Any], ...]) -> Any:
+    return jax.jit(function, static_argnames=("step",), compiler_options=dict(options) or None)
+
+
+def next_state(
+    state: TrainState, data: Any, rows: Any, active: Any, *, step: TrainingStep
+) -> tuple[TrainState, jax.Array]:
+    """The function that `run_step` compiles."""
     ensemble, plan = state.ensemble, step.call.plan
     before = trained_parameters(ensemble.params, state.frozen), ensemble.buffers, state.opt_state
     own = (data if step.own_data else None, rows if step.own_rows else None)
@@ -97,7 +116,6 @@ def run_step(
     return dataclasses.replace(state, ensemble=ensemble, opt_state=opt_state, steps=state.steps + 1), losses
 
 
-@functools.partial(jax.jit, static_argnames=("step",))
 def run_steps(
     state: TrainState, data: Any, order: Any, active: Any, *, step: TrainingStep
 ) -> tuple[TrainState, jax.Array]:
@@ -107,9 +125,16 @@ def run_steps(
 
     **Raises:** `InputError` for an optimizer whose state changes its shapes or dtypes.
     """
+    return compile_step(state_after, step)(state, data, order, active, step=step)
+
+
+def state_after(
+    state: TrainState, data: Any, order: Any, active: Any, *, step: TrainingStep
+) -> tuple[TrainState, jax.Array]:
+    """The function that `run_steps` compiles."""
 
     def one(before: TrainState, rows: Any) -> tuple[TrainState, jax.Array]:
-        after, losses = run_step(before, data, rows, active, step=step)
+        after, losses = next_state(before, data, rows, active, step=step)
         kinds = [[(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(tree.opt_state)] for tree in (before, after)]
         if kinds[0] != kinds[1]:
             raise InputError("`fit` needs an optimizer whose state keeps its shapes and dtypes from step to step")

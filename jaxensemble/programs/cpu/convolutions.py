@@ -61,10 +61,19 @@ def convolution(
     ((2, 5, 5, 4), 27.0)
     """
     options = {"precision": precision, "preferred_element_type": preferred_element_type}
-    sizes = _sizes_of(
-        lhs, rhs, window_strides, padding, lhs_dilation, rhs_dilation, dimension_numbers, feature_group_count
+    sizes = sizes_of(
+        lhs,
+        rhs,
+        window_strides,
+        padding,
+        lhs_dilation=lhs_dilation,
+        rhs_dilation=rhs_dilation,
+        dimension_numbers=dimension_numbers,
+        feature_group_count=feature_group_count,
+        batch_group_count=batch_group_count,
+        out_sharding=out_sharding,
     )
-    form = "built-in" if sizes is None or batch_group_count > 1 or out_sharding is not None else choose(sizes)
+    form = "built-in" if sizes is None else choose(sizes)
     if sizes is None or form == "built-in":
         return lax.conv_general_dilated(
             lhs,
@@ -140,30 +149,38 @@ def _on_its_own(sizes: ConvolutionSizes) -> Form:
     return "im2col" if sizes.taps == 1 or math.prod(sizes.out) <= 4 else "built-in"
 
 
-def _sizes_of(
+def sizes_of(
     lhs: jax.Array,
     rhs: jax.Array,
-    strides: Sequence[int],
+    window_strides: Sequence[int],
     padding: str | Sequence[tuple[int, int]],
-    lhs_dilation: Sequence[int] | None,
-    rhs_dilation: Sequence[int] | None,
-    numbers: Any,
-    groups: int,
+    *,
+    lhs_dilation: Sequence[int] | None = None,
+    rhs_dilation: Sequence[int] | None = None,
+    dimension_numbers: Any = None,
+    feature_group_count: int = 1,
+    batch_group_count: int = 1,
+    out_sharding: Any = None,
+    **_: Any,
 ) -> ConvolutionSizes | None:
-    """The sizes, for a channels-last convolution of an input that is not dilated."""
+    """The sizes of a channels-last convolution of an input that is not dilated; None for any other."""
+    if batch_group_count > 1 or out_sharding is not None:
+        return None
     n = lhs.ndim
     last = lax.ConvDimensionNumbers(
         (0, n - 1, *range(1, n - 1)), (n - 1, n - 2, *range(n - 2)), (0, n - 1, *range(1, n - 1))
     )
-    if numbers != last or any(d != 1 for d in lhs_dilation or ()) or 0 in (*lhs.shape, *rhs.shape):
+    if dimension_numbers != last or any(d != 1 for d in lhs_dilation or ()) or 0 in (*lhs.shape, *rhs.shape):
         return None
     dilation = rhs_dilation or (1,) * (n - 2)
     if isinstance(padding, str):
         window = [(width - 1) * d + 1 for width, d in zip(rhs.shape, dilation, strict=False)]
-        padding = lax.padtype_to_pads(lhs.shape[1:-1], window, strides, padding)
+        padding = lax.padtype_to_pads(lhs.shape[1:-1], window, window_strides, padding)
     if any(low < 0 or high < 0 for low, high in padding):
         return None
-    sizes = ConvolutionSizes(lhs.shape, rhs.shape, strides, [(low, high) for low, high in padding], dilation, groups)
+    sizes = ConvolutionSizes(
+        lhs.shape, rhs.shape, window_strides, [(low, high) for low, high in padding], dilation, feature_group_count
+    )
     return sizes if all(size > 0 for size in sizes.out) else None
 
 

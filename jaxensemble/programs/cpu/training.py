@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxensemble.ops.pooling import lowest
-from jaxensemble.programs.cpu.convolutions import ConvolutionSizes, Form, convolution
+from jaxensemble.programs.cpu.convolutions import ConvolutionSizes, Form, convolution, sizes_of
 from jaxensemble.programs.rewrite import CONVOLUTION, rewrite_steps
 
 MAXIMA = "reduce_window_max"
@@ -22,6 +22,58 @@ def _products(sizes: ConvolutionSizes) -> Form:
     if sizes.groups > 1:
         return "grouped" if sizes.has_narrow_groups else "built-in"
     return "im2col"
+
+
+def convolution_for_training(lhs: jax.Array, rhs: jax.Array, **params: Any) -> jax.Array:
+    """XLA's convolution, whose gradients are convolutions in the one order of axes that Eigen runs.
+
+    JAX's own gradients swap the meaning of axes instead of the axes. XLA puts this right where it can, but runs a plain
+    loop over all numbers where it cannot, as within a loop over members. Convolutions with strides, dilations or groups
+    stay products of matrices.
+
+    >>> x, kernel = jnp.ones((2, 5, 5, 3)), jnp.ones((3, 3, 3, 4))
+    >>> numbers = lax.conv_dimension_numbers(x.shape, kernel.shape, ("NHWC", "HWIO", "NHWC"))
+    >>> options = {"window_strides": (1, 1), "padding": [(1, 1)] * 2, "dimension_numbers": numbers}
+    >>> slope = jax.grad(lambda kernel: convolution_for_training(x, kernel, **options).sum())(kernel)
+    >>> slope.shape, float(slope[1, 1, 0, 0]), float(slope[0, 0, 0, 0])
+    ((3, 3, 3, 4), 50.0, 32.0)
+    """
+    sizes = sizes_of(lhs, rhs, **params)
+    is_wide = lhs.dtype == rhs.dtype and lhs.dtype in (jnp.float32, jnp.float64)
+    if sizes is None or not is_wide or params.get("preferred_element_type") or not _has_plain_gradient(sizes):
+        return convolution(lhs, rhs, choose=_products, **params)
+    numbers, precision = params["dimension_numbers"], params.get("precision")
+    strides = (1,) * len(sizes.window)
+
+    def run(x: jax.Array, kernel: jax.Array, pads: Sequence[tuple[int, int]]) -> jax.Array:
+        options = {"dimension_numbers": numbers, "precision": precision}
+        return lax.conv_general_dilated(x, kernel, strides, pads, **options)
+
+    @jax.custom_vjp
+    def convolved(x: jax.Array, kernel: jax.Array) -> jax.Array:
+        return run(x, kernel, sizes.pads)
+
+    def forward(x: jax.Array, kernel: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+        return convolved(x, kernel), (x, kernel)
+
+    def backward(kept: tuple[jax.Array, jax.Array], slope: jax.Array) -> tuple[jax.Array, jax.Array]:
+        x, kernel = kept
+        spatial = range(len(sizes.window))
+        turned = jnp.swapaxes(lax.rev(kernel, [*spatial]), -2, -1)
+        pads = [(k - 1 - low, k - 1 - high) for k, (low, high) in zip(sizes.window, sizes.pads, strict=True)]
+        rows = jnp.swapaxes(x, 0, -1), jnp.moveaxis(slope, 0, -2)
+        turned, rows = lax.optimization_barrier((turned, rows))  # or XLA would swap their meaning back
+        return run(slope, turned, pads), jnp.moveaxis(run(*rows, sizes.pads), 0, -2)
+
+    convolved.defvjp(forward, backward)
+    return convolved(lhs, rhs)
+
+
+def _has_plain_gradient(sizes: ConvolutionSizes) -> bool:
+    """Returns whether both gradients are convolutions of the same kind, large enough to be worth one."""
+    once = sizes.groups == 1 and not sizes.is_strided and all(step == 1 for step in sizes.dilation)
+    within = all(max(pads) < k for k, pads in zip(sizes.window, sizes.pads, strict=True))
+    return once and within and sizes.taps > 1 and math.prod(sizes.out) > 4
 
 
 def maxima(
@@ -68,6 +120,11 @@ def _tap(x: jax.Array, at: Sequence[int]) -> jax.Array:
     return x
 
 
-def choose_training_forms(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Gives a function of one member steps whose gradients CPUs compute fast, under `jax.vmap` too."""
-    return rewrite_steps(function, {CONVOLUTION: functools.partial(convolution, choose=_products), MAXIMA: maxima})
+def choose_training_forms(function: Callable[..., Any], *, compiler: str | None = None) -> Callable[..., Any]:
+    """Gives a function of one member steps whose gradients CPUs compute fast, under `jax.vmap` too.
+
+    `compiler` names the settings of XLA's compiler that the program gets, if it is not under `jax.vmap`.
+    """
+    products = functools.partial(convolution, choose=_products)
+    run = convolution_for_training if compiler == "eigen-convolutions" else products
+    return rewrite_steps(function, {CONVOLUTION: run, MAXIMA: maxima})

@@ -159,10 +159,13 @@ MLP = Demand("cpu", members=10, rows=64, peak=64 * 2_000, step=64 * 2_000, convo
 def test_guesses_on_cpus_keep_convolutions_in_the_cache() -> None:
     assert guess_plan(CNN, 1e12) == Plan(members=1, rows=16)
     assert 16 * 400_000 <= TILE < 32 * 400_000
-    assert guess_plan(dataclasses.replace(CNN, grouped=True), 1e12) == Plan()
+    assert guess_plan(dataclasses.replace(CNN, grouped=True), 1e12) == Plan(members=1, unroll=True)
+    assert guess_plan(dataclasses.replace(CNN, grouped=True, members=11), 1e12) == Plan()
     assert guess_plan(dataclasses.replace(CNN, step=64 * TILE), 1e12) == Plan(members=1, rows=4), "fewer are slow"
-    assert guess_plan(dataclasses.replace(CNN, step=1000), 1e12) == Plan(members=1)
-    assert guess_plan(dataclasses.replace(CNN, rows=None), 1e12) == Plan(members=1)
+    for change in ({"step": 1000}, {"rows": None}):
+        small = dataclasses.replace(CNN, **change)
+        assert guess_plan(small, 1e12) == Plan(members=1, unroll=True), "no loop, which copies weights"
+        assert guess_plan(dataclasses.replace(small, members=11), 1e12) == Plan(members=1)
     assert guess_plan(MLP, 1e12) == guess_plan(dataclasses.replace(CNN, platform="gpu"), 1e12) == Plan()
 
 
