@@ -296,8 +296,8 @@ def test_outputs_of_other_sizes_are_not_taken_apart() -> None:
         ensemble(x, plan=Plan(rows=4))
 
 
-def test_small_inputs_are_not_planned_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("jaxensemble.running.workload.guess_plan", lambda *_: pytest.fail("planned"))
+def test_small_inputs_run_without_loops(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("jaxensemble.running.workload.guess_plan", lambda *_: Plan(members=1, rows=1))
     assert next(iter(_called(X[:1])._runner.calls.values())).plan == Plan()
 
 
