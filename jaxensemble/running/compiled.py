@@ -9,6 +9,7 @@ from jax.experimental.layout import Format, Layout
 from jax.sharding import SingleDeviceSharding
 
 from jaxensemble.arrays import is_traced
+from jaxensemble.programs.compiled import count_flops
 from jaxensemble.programs.weights import Division
 from jaxensemble.running.compilers import compiler_options
 from jaxensemble.running.members import EnsembleCall, call_members
@@ -19,6 +20,7 @@ class MembersProgram:
     """The program of a call for given shapes: one part that makes arrays from weights, one that reads them.
 
     - `run`: the compiled second part, a function of these arrays, `rngs`, `key` and inputs.
+    - `flops`: the floating-point operations of its products and convolutions.
     - `names`: a name for each array, the same in all programs that read the same array of the same weights.
     """
 
@@ -30,7 +32,8 @@ class MembersProgram:
             program, shapes = jax.make_jaxpr(function, return_shape=True)(weights, others)
         self._tree = jax.tree.structure(shapes)
         flags = [k == 0 for k, tree in enumerate((weights, others)) for _ in jax.tree.leaves(tree)]
-        self.call, self.division = call, Division(program, flags)
+        self.call, self.division, self.device = call, Division(program, flags), workload.device
+        self.flops = count_flops(program)
         here = SingleDeviceSharding(workload.device)
         place = functools.partial(jax.tree.map, lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=here))
         # The compiler chooses the layouts of weights.

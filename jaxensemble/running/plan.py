@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from jaxensemble.errors import InputError
-from jaxensemble.running.compilers import is_compiler
+from jaxensemble.running.compilers import has_compiler, is_compiler
 
 TILE = 8 << 20
 """Bytes that the largest step of a tile may read and write: the next step finds its operands in the cache."""
@@ -149,8 +149,10 @@ def candidate_plans(demand: Demand, free: float) -> Iterator[Plan]:
     """Plans worth measuring that memory allows, the most promising first."""
     first = guess_plan(demand, free)
     plans = [first, Plan(), Plan(members=1), *(Plan(members=1, rows=rows) for rows in _near(_tile(demand), demand))]
-    if demand.convolutions and demand.members <= _UNROLLED:
+    if demand.members <= _UNROLLED:
         plans.append(Plan(members=1, unroll=True))
+    if has_compiler("eigen", demand.platform):
+        plans += [dataclasses.replace(plan, compiler="eigen") for plan in (Plan(), *plans[-1:])]
     if demand.platform != "cpu":
         plans = [first, Plan(), *(Plan(members=k) for k in (1, 4, 16, 64) if k < demand.members)]
     yield from dict.fromkeys(plan for plan in plans if is_within_memory(plan, demand, free) or plan == first)

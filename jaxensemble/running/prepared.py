@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from jaxensemble.arrays import as_arrays, is_traced
 from jaxensemble.errors import InputError
@@ -12,6 +13,7 @@ from jaxensemble.network.arguments import bind_arguments, restore_outputs
 from jaxensemble.network.network import Network, Ref
 from jaxensemble.running.compiled import MembersProgram
 from jaxensemble.running.device import human_bytes
+from jaxensemble.running.explanation import explain_program
 from jaxensemble.running.plan import Plan
 
 
@@ -56,6 +58,16 @@ class Prepared:
     def weight_bytes(self) -> int:
         """The bytes of the arrays that are held beside those of the ensemble."""
         return sum(self.program.sizes)
+
+    def explain(self) -> str:
+        """Explains the program: its plan, instructions, work and memory, and its time beside the least possible.
+
+        The program is run for this, with ones for inputs.
+        """
+        ones = jax.tree.map(lambda leaf: jnp.ones(leaf.shape, leaf.dtype), self._shapes)
+        key = jax.random.key(0) if self._has_key else None
+        run = lambda: self._run(self.arrays, self._rngs, key, ones)  # noqa: E731
+        return explain_program(self.program, run, sum(leaf.nbytes for leaf in jax.tree.leaves(ones)))
 
     def __call__(self, *inputs: Any, key: Any = None, **named: Any) -> Any:
         """The outputs of all members, as the ensemble returns them.
