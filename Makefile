@@ -16,6 +16,9 @@ INSTALLED ?=
 WORKERS ?= 2
 ARGS ?=
 
+# Where XLA's compiler for GPUs is, once `make gpu-programs` has run: one for each set of versions.
+GPU_PROGRAMS = $(CURDIR)/build/gpu-programs/$(VENV)
+
 # Where `make test` runs once more what needs no PyTorch; without, the newest Python at hand.
 NEWEST ?=
 ifeq ($(TORCH),none)
@@ -57,7 +60,7 @@ ifneq ($(shell cat $(STAMP) 2>/dev/null),$(CHOICE))
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-train lint style types test test-newest test-versions tested quick test-gpu slow further zoo operators fuzz mutants bench bench-gpu bench-training bench-porting bench-lowering golden format clean
+.PHONY: help setup demo demo-train lint style types test test-newest test-versions tested quick gpu-programs test-gpu slow further zoo operators fuzz mutants bench bench-gpu bench-training bench-porting bench-lowering golden format clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -100,8 +103,10 @@ test tested further quick test-gpu operators fuzz mutants: export JAX_DISABLE_MO
 # XLA ends the process at a flag it does not know, and jaxlib 0.11 no longer knows the emitters'.
 EMITTERS = $(if $(wildcard $(VENV)/lib/python*/site-packages/jaxlib-0.10.*),--xla_cpu_use_fusion_emitters=false)
 test tested further quick fuzz mutants: export XLA_FLAGS = --xla_cpu_parallel_codegen_split_count=1 $(EMITTERS)
+# Its tests are skipped without it.
+tested further quick: export PYTHONPATH = $(wildcard $(GPU_PROGRAMS))
 # What tests measure is no one's plan.
-test tested further quick test-gpu slow: export JAXENSEMBLE_CACHE := $(CURDIR)/build/cache
+test tested further quick gpu-programs test-gpu slow: export JAXENSEMBLE_CACHE := $(CURDIR)/build/cache
 
 # Pyright has one thread, which is best used while the tests run.
 test: $(if $(filter none,$(TORCH)),$(STAMP),style) ## lint and the tests, one in ten of long tables; what needs no PyTorch on the newest Python, too
@@ -145,6 +150,15 @@ quick: $(STAMP) ## in 90 seconds: format, lint, and the tests of the modules tha
 	$(BIN)/ruff check .
 	tests=$$($(BIN)/python -m tests.helpers.changed) && \
 	$(BIN)/pytest --numprocesses $(WORKERS) -m "not slow" --budget 70 $$tests $(ARGS)
+
+# XLA's compiler for NVIDIA's GPUs, of the version of JAX: needs no GPU, no driver, and nothing else of NVIDIA's.
+$(GPU_PROGRAMS): | $(STAMP)
+	version=$$($(BIN)/python -c 'import jax; print(jax.__version__)') && \
+	$(BIN)/pip install --no-deps --target $@ "jax-cuda13-plugin==$$version" "jax-cuda13-pjrt==$$version"
+
+gpu-programs: export PYTHONPATH := $(GPU_PROGRAMS)
+gpu-programs: $(STAMP) $(GPU_PROGRAMS) ## compile programs for an H200 that is not there, and count their kernels (a download of 400 MB)
+	$(BIN)/pytest tests/gpu_programs $(ARGS)
 
 # Asks for cuda by name, so that a missing GPU is an error. Processes share the GPU, so none may reserve most of it.
 test-gpu: export JAX_PLATFORMS := cuda,cpu

@@ -1,7 +1,8 @@
 """Programs compiled for a call, with the weights in the form that they read."""
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -22,9 +23,11 @@ class MembersProgram:
     - `run`: the compiled second part, a function of these arrays, `rngs`, `key` and inputs.
     - `flops`: the floating-point operations of its products and convolutions.
     - `names`: a name for each array, the same in all programs that read the same array of the same weights.
+
+    `options` are XLA's, beside those of the plan. The workload's device may be of a topology, which is not there.
     """
 
-    def __init__(self, workload: Workload, call: EnsembleCall):
+    def __init__(self, workload: Workload, call: EnsembleCall, options: Mapping[str, Any] = MappingProxyType({})):
         params, buffers, rngs, constants, key, inputs = jax.tree.unflatten(workload.tree, workload.arrays)
         weights, others = (params, buffers, constants), (rngs, key, inputs)
         function = lambda weights, others: call_members(*weights, *others, call=call)  # noqa: E731
@@ -39,7 +42,7 @@ class MembersProgram:
         # The compiler chooses the layouts of weights.
         function = jax.jit(self._compute, in_shardings=(Format(Layout.AUTO, here), None, None, None))
         lowered = function.lower(place(self.division.shapes), *place(others))
-        self.run = lowered.compile(compiler_options=compiler_options(call.plan.compiler, call.platform))
+        self.run = lowered.compile({**compiler_options(call.plan.compiler, call.platform), **options})
         self.formats = jax.tree.leaves(self.run.input_formats[0][0])
         self.names = [f"{name} {form.layout}" for name, form in zip(self.division.names, self.formats, strict=True)]
 
