@@ -30,12 +30,13 @@ from jaxensemble.network.network import Network
 from jaxensemble.network.proof import Lineage, Proof
 from jaxensemble.network.sources import Source
 from jaxensemble.running.device import human_bytes
+from jaxensemble.running.finish import PredictionSteps
 from jaxensemble.running.plan import Plan, check_plan
 from jaxensemble.running.prepared import Prepared
 from jaxensemble.running.runner import Arguments, Runner
 from jaxensemble.source import print_source
 from jaxensemble.uncertainty import Prediction
-from jaxensemble.uncertainty.checks import check_options
+from jaxensemble.uncertainty.checks import check_options, warn_of_nan
 
 Randomness = Literal["different", "same"]
 Mode = Literal["eval", "train", "as_is"]
@@ -349,8 +350,13 @@ class Ensemble:
         names = self.network.arguments if isinstance(self.network, Network) else ()
         named = {name: options.pop(name) for name in names if name in options}
         check_options(task, options, ("key", "randomness", "plan"), list(filter(None, names)))
-        outputs = self(*inputs, key=key, randomness=randomness, plan=plan, **named)
-        return Prediction.from_outputs(getattr(outputs, "logits", outputs), task, **options)
+        finish = PredictionSteps.of(task, options, self.network)
+        if finish is None:
+            outputs = self(*inputs, key=key, randomness=randomness, plan=plan, **named)
+            return Prediction.from_outputs(getattr(outputs, "logits", outputs), task, **options)
+        prediction, lost = self._run(inputs, named, key, plan, randomness=randomness, finish=finish)
+        warn_of_nan(lost)
+        return prediction
 
     def train(self) -> "Ensemble":
         """The ensemble in training mode, as `nnx.Module.train` sets it: batch statistics and dropout.

@@ -81,14 +81,24 @@ def compile_call(workload: Workload, call: EnsembleCall, settings: Any) -> Membe
 
 
 def current_settings() -> Any:
-    """Returns JAX's settings that a program depends on, beside those of its workload."""
-    return jax.config.jax_default_matmul_precision  # pyright: ignore[reportAttributeAccessIssue]
+    """Returns JAX's settings that a program depends on, beside those of its workload, and that decide how it runs."""
+    config: Any = jax.config
+    return config.jax_default_matmul_precision, _is_debugging()
 
 
 def may_prepare(arrays: Any) -> bool:
     """Returns whether a program can be compiled ahead for arrays: all on one device, and none a Python number."""
     leaves = jax.tree.leaves(arrays)
     plain = all(isinstance(leaf, jax.Array) and not leaf.aval.weak_type for leaf in leaves)
+    return (
+        plain
+        and not _is_debugging()
+        and not is_traced(leaves)
+        and len(set().union(*(x.devices() for x in leaves))) == 1
+    )
+
+
+def _is_debugging() -> bool:
+    """Returns whether JAX runs operation by operation, or looks for NaN: compiled programs do neither."""
     config: Any = jax.config
-    debugging = config.jax_disable_jit or config.jax_debug_nans or config.jax_debug_infs
-    return plain and not debugging and not is_traced(leaves) and len(set().union(*(x.devices() for x in leaves))) == 1
+    return bool(config.jax_disable_jit or config.jax_debug_nans or config.jax_debug_infs)

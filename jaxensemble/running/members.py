@@ -57,6 +57,7 @@ class EnsembleCall:
     - `ported`: whether numbers and strings are left out of the outputs: in a ported network they are fixed.
     - `fold`: whether scales and shifts by weights are folded into kernels: see `jaxensemble.programs.folding`.
     - `rows_in`, `rows_out`: the batch axis of every input and output of one member, for plans with `rows`.
+    - `finish`: a hashable function of the outputs of all members, whose results the program returns instead.
     """
 
     graphdef: Structure
@@ -69,6 +70,7 @@ class EnsembleCall:
     fold: bool = False
     rows_in: Axes = ()
     rows_out: Axes = ()
+    finish: Callable[[Any], Any] | None = None
 
     def member(
         self, params: Tree, buffers: Tree, rngs: Tree, constants: Tree, key: Any, inputs: Any, *, vmapped: bool | None
@@ -132,7 +134,11 @@ def call_members(
     shared = (constants, None if call.different else key, () if call.each else inputs)
     size = min(call.plan.members or members, members)
     run = functools.partial(_run_step, call=call, shared=shared, size=size)
-    return run_in_steps(run, stacked, (0,) * len(jax.tree.leaves(stacked)), 0, size, call.plan.unroll)
+    outputs = run_in_steps(run, stacked, (0,) * len(jax.tree.leaves(stacked)), 0, size, call.plan.unroll)
+    if call.finish is None:
+        return outputs
+    # The outputs are those of a call: without barriers, the compiler may leave out their rounding.
+    return call.finish(jax.tree.map(lax.optimization_barrier, outputs))
 
 
 # At module level, so that ensembles of equal structure share compilations.

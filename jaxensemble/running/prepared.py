@@ -29,7 +29,7 @@ class Prepared:
     >>> ensemble = Ensemble.from_modules([nnx.Linear(3, 2, rngs=nnx.Rngs(seed)) for seed in range(5)])
     >>> run = ensemble.prepare(jnp.ones((64, 3)))
     >>> run
-    Prepared(5 members, float32[64,3], Plan())
+    Prepared(5 members, float32[64,3], Plan(), 120 bytes beside the ensemble)
     >>> run(jnp.ones((64, 3))).shape
     (5, 64, 2)
     """

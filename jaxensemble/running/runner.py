@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import operator
+from collections.abc import Callable
 from typing import Any, Literal
 
 import jax
@@ -33,13 +34,17 @@ _SPARE = 1 / 8
 
 @dataclasses.dataclass(frozen=True)
 class Arguments:
-    """The arguments of a call of an ensemble, checked as far as that needs no ensemble."""
+    """The arguments of a call of an ensemble, checked as far as that needs no ensemble.
+
+    - `finish`: a hashable function of the outputs as the program returns them, which becomes a part of the program.
+    """
 
     inputs: tuple[Any, ...]
     key: Any
     randomness: Randomness = "different"
     each: bool = False
     update: bool = False
+    finish: Callable[[Any], Any] | None = None
 
     @classmethod
     def of(
@@ -53,10 +58,10 @@ class Arguments:
         return cls(arrays, None if key is None else as_key(key), **options)
 
     def kind(self, plan: PlanChoice) -> Any:
-        """What decides the call, beside the ensemble."""
+        """The facts that decide the call, beside the ensemble."""
         leaves, tree = jax.tree.flatten(self.inputs)
-        facts = self.each, self.update, str(self.randomness), self.key is None, is_x64_on(), current_settings()
-        return (plan, *facts, tree, *map(type_of_input, leaves))
+        facts = self.each, self.update, self.finish, str(self.randomness), self.key is None
+        return (plan, *facts, is_x64_on(), current_settings(), tree, *map(type_of_input, leaves))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -82,7 +87,7 @@ class Runner:
         self._made_from: list[jax.Array] = []
 
     def run(self, given: Arguments, plan: PlanChoice) -> Any:
-        """Returns the outputs of a call, and with `update` the buffers after it."""
+        """Returns the outputs of a call, or what `finish` makes of them; with `update` also the buffers after it."""
         traced = is_traced((self._state[1:], given.key, given.inputs))
         kind = given.kind(plan)
         held = None if traced else self._held.get(kind)
@@ -93,6 +98,7 @@ class Runner:
         if call is None:
             workload = self.workload(given)
             call = choose_call(workload, plan, self._plan, None if traced else lambda call: self._compute(call, given))
+            call = dataclasses.replace(call, finish=given.finish)
             if plan != "auto" or not traced:  # a guess is no measurement
                 self.calls[kind] = call
         if traced:
@@ -199,7 +205,7 @@ class Runner:
         return [self._arrays[name] for name in program.names]
 
     def _restore(self, given: Arguments, returned: Any) -> Any:
-        if self._network is None:
+        if self._network is None or given.finish is not None:
             return returned
         if not given.update:
             return restore_outputs(self._network.outputs, returned)

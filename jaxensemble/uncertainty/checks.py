@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike, DTypeLike
-from jaxtyping import Array, Float, Integer
+from jaxtyping import Array, Bool, Float, Integer
 
 from jaxensemble.arrays import as_array, is_traced
 from jaxensemble.compat import Tracer
@@ -86,19 +86,16 @@ def require_distribution(values: Float[Array, "..."], axis: int, name: str) -> N
             )
 
 
-def warn_of_nan(values: Float[Array, "..."], axis: int | None = None) -> None:
-    """Warns of the members and rows in `[M, N, ...]` that have a NaN; classes, if any, are along `axis`.
+def warn_of_nan(lost: Bool[Array, "M N"]) -> None:
+    """Warns of the members and rows that have a NaN, if there are any. Nothing is looked at while tracing.
 
-    The class of such a row is an integer, which cannot be NaN itself. Nothing is looked at while tracing.
+    The class of such a row is an integer, which cannot be NaN itself.
     """
-    if isinstance(values, Tracer):
+    if isinstance(lost, Tracer):
         return
-    with jax.ensure_compile_time_eval():  # known values can also be met while tracing something else
-        lost: Any = jnp.isnan(values)
-        if not lost.any():
-            return
-        lost = np.asarray(lost if axis is None else lost.any(axis))
-    found = lost.reshape(*lost.shape[:2], -1).any(2)  # [M, N]
+    found = np.asarray(lost)
+    if not found.any():
+        return
     members, rows = ([str(k) for k in np.flatnonzero(found.any(axis))] for axis in (1, 0))
     who = f"member {members[0]} gives" if len(members) == 1 else f"members {shorten_list(members)} give"
     warnings.warn(

@@ -1,16 +1,18 @@
 """Predictions of an ensemble: mean, votes, entropies, variances, quantiles."""
 
+import contextlib
 import dataclasses
 import functools
-from collections.abc import Sequence
-from typing import Any, Literal, cast, overload
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, TypeVar, cast, overload
 
 import jax
 import jax.numpy as jnp
 from jax.scipy.special import ndtr, ndtri
 from jax.typing import ArrayLike
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
+from jaxensemble.arrays import is_traced
 from jaxensemble.errors import InputError
 from jaxensemble.uncertainty.checks import (
     as_floating,
@@ -24,6 +26,12 @@ from jaxensemble.uncertainty.checks import (
 
 Task = Literal["classification", "regression", "gaussian"]
 Scale = Literal["logits", "probabilities", "log_probabilities"]
+Method = TypeVar("Method", bound=Callable[..., Any])
+
+
+def _compiled(method: Method) -> Method:
+    """Makes a method of a prediction, which is a pytree, one program instead of one for each operation."""
+    return cast(Method, jax.jit(method))
 
 
 class Prediction:
@@ -67,14 +75,9 @@ class Prediction:
         **Raises:** `InputError` for other tasks and options.
         """
         check_options(task, options)
-        match task:
-            case "classification":
-                return Prediction.classification(outputs, **options)
-            case "regression":
-                return Prediction.regression(outputs)
-        if isinstance(outputs, tuple | list) and len(outputs) == 2:
-            return Prediction.gaussian(*outputs)
-        raise InputError(f"`outputs` must be a pair (means, log_variances); got {type(outputs).__name__}")
+        prediction = read_outputs(outputs, task, **options)
+        warn_of_nan(find_nan(prediction))
+        return prediction
 
     @staticmethod
     def classification(
@@ -93,25 +96,9 @@ class Prediction:
         >>> Prediction.classification(jnp.zeros((5, 8, 3, 4, 4)), class_axis=1).predictive_entropy.shape
         (8, 4, 4)
         """
-        values = as_floating(outputs, "outputs")
-        axis = find_class_axis(values, class_axis, "outputs", "MNC")
-        # The votes are read off the outputs themselves: log_softmax can round two classes to one value.
-        classes = jnp.argmax(values, axis)
-        match outputs_are:
-            case "logits":
-                log_probabilities = jax.nn.log_softmax(values, axis)
-            case "probabilities":
-                require_distribution(values, axis, "outputs")
-                log_probabilities = jnp.log(values)
-            case "log_probabilities":
-                require_distribution(jnp.exp(values), axis, "exp(outputs)")
-                log_probabilities = values
-            case _:
-                raise InputError(
-                    f"`outputs_are` must be 'logits', 'probabilities' or 'log_probabilities'; got {outputs_are!r}"
-                )
-        warn_of_nan(log_probabilities, axis)
-        return ClassPrediction(log_probabilities, classes, axis)
+        prediction = _read_classes(outputs, outputs_are, class_axis)
+        warn_of_nan(find_nan(prediction))
+        return prediction
 
     @staticmethod
     def regression(outputs: ArrayLike) -> "RegressionPrediction":
@@ -122,10 +109,9 @@ class Prediction:
         >>> print(Prediction.regression(jnp.array([[1.0], [3.0]])).std)
         [1.]
         """
-        values = as_floating(outputs, "outputs")
-        require_rank(values, "outputs", "MN")
-        warn_of_nan(values)
-        return RegressionPrediction(values)
+        prediction = _read_quantity(outputs)
+        warn_of_nan(find_nan(prediction))
+        return prediction
 
     @staticmethod
     def gaussian(means: ArrayLike, log_variances: ArrayLike) -> "GaussianPrediction":
@@ -138,14 +124,9 @@ class Prediction:
         >>> print(Prediction.gaussian(jnp.array([[1.0], [3.0]]), jnp.zeros((2, 1))).variance)
         [2.]
         """
-        values, logs = as_floating(means, "means"), as_floating(log_variances, "log_variances")
-        require_rank(values, "means", "MN")
-        if values.shape != logs.shape:
-            raise InputError(
-                f"`log_variances` must have the shape of `means`; expected {values.shape}, got {logs.shape}"
-            )
-        warn_of_nan(jnp.where(jnp.isnan(logs), logs, values))
-        return GaussianPrediction(values, logs)
+        prediction = _read_distributions(means, log_variances)
+        warn_of_nan(find_nan(prediction))
+        return prediction
 
 
 @jax.tree_util.register_dataclass
@@ -166,16 +147,19 @@ class ClassPrediction(Prediction):
         return self.log_probabilities.shape[0]
 
     @property
+    @_compiled
     def probabilities(self) -> Float[Array, "M N ..."]:
         """Each member's probabilities `[M, N, C]`."""
         return jnp.exp(self.log_probabilities)
 
     @property
+    @_compiled
     def mean(self) -> Float[Array, "N ..."]:
         """The ensemble's probabilities `[N, C]`: the mean over members."""
         return jnp.mean(self.probabilities, axis=0)
 
     @property
+    @_compiled
     def log_mean(self) -> Float[Array, "N ..."]:
         """The logarithm of `mean` `[N, C]`, finite where `mean` underflows; for `negative_log_likelihood`."""
         top = jnp.max(self.log_probabilities, axis=0)
@@ -186,21 +170,25 @@ class ClassPrediction(Prediction):
         return jnp.where(impossible, -jnp.inf, shift + jnp.log(jnp.where(impossible, 1, scaled)))
 
     @property
+    @_compiled
     def variance(self) -> Float[Array, "N ..."]:
         """The variance of each probability over members `[N, C]`, divided by M."""
         return jnp.var(self.probabilities, axis=0)
 
     @property
+    @_compiled
     def std(self) -> Float[Array, "N ..."]:
         """The square root of `variance` `[N, C]`."""
         return jnp.sqrt(self.variance)
 
     @property
+    @_compiled
     def soft_vote(self) -> Int[Array, "N ..."]:
         """The class of largest mean probability `[N]`, the lowest index of equal classes."""
         return jnp.argmax(self.mean, self.class_axis)
 
     @property
+    @_compiled
     def votes(self) -> Int[Array, "N ..."]:
         """The number of members that choose each class: int32 `[N, C]`, summing to M."""
         classes = self.log_probabilities.shape[self.class_axis]
@@ -208,6 +196,7 @@ class ClassPrediction(Prediction):
         return jnp.sum(chosen, axis=0, dtype=jnp.int32)
 
     @property
+    @_compiled
     def hard_vote(self) -> Int[Array, "N ..."]:
         """The class that most members choose `[N]`; of several, the one of largest mean probability, then the first."""
         votes = self.votes
@@ -215,11 +204,13 @@ class ClassPrediction(Prediction):
         return jnp.argmax(jnp.where(elected, self.mean, -1), self.class_axis)
 
     @property
+    @_compiled
     def confidence(self) -> Float[Array, "N ..."]:
         """The mean probability of the class of `soft_vote` `[N]`."""
         return jnp.max(self.mean, self.class_axis)
 
     @property
+    @_compiled
     def disagreement(self) -> Float[Array, "N ..."]:
         """The fraction of members that do not choose the hard vote `[N]`: Freeman's variation ratio (1965).
 
@@ -229,16 +220,19 @@ class ClassPrediction(Prediction):
         return against.astype(self.log_probabilities.dtype) / self.members
 
     @property
+    @_compiled
     def predictive_entropy(self) -> Float[Array, "N ..."]:
         """The entropy of `mean` `[N]`, from 0 to log C: all uncertainty about the class."""
         return _entropy(self.log_mean, self.class_axis)
 
     @property
+    @_compiled
     def expected_entropy(self) -> Float[Array, "N ..."]:
         """The mean over members of their entropies `[N]`: the part that remains when members agree."""
         return jnp.mean(_entropy(self.log_probabilities, self.class_axis), axis=0)
 
     @property
+    @_compiled
     def mutual_information(self) -> Float[Array, "N ..."]:
         """`predictive_entropy - expected_entropy` `[N]`, from 0 to log min(M, C): the part due to members differing.
 
@@ -265,16 +259,19 @@ class RegressionPrediction(Prediction):
         return self.outputs.shape[0]
 
     @property
+    @_compiled
     def mean(self) -> Float[Array, "N ..."]:
         """The mean over members `[N, ...]`."""
         return jnp.mean(self.outputs, axis=0)
 
     @property
+    @_compiled
     def variance(self) -> Float[Array, "N ..."]:
         """The variance over members `[N, ...]`, divided by M."""
         return jnp.var(self.outputs, axis=0)
 
     @property
+    @_compiled
     def std(self) -> Float[Array, "N ..."]:
         """The square root of `variance` `[N, ...]`."""
         return jnp.sqrt(self.variance)
@@ -315,16 +312,19 @@ class GaussianPrediction(RegressionPrediction):
     """The logarithm of each member's variance `[M, N, ...]`."""
 
     @property
+    @_compiled
     def aleatoric_variance(self) -> Float[Array, "N ..."]:
         """The mean of the members' variances `[N, ...]`: the noise that the members see in the data."""
         return jnp.mean(jnp.exp(self.log_variances), axis=0)
 
     @property
+    @_compiled
     def epistemic_variance(self) -> Float[Array, "N ..."]:
         """The variance of the members' means `[N, ...]`, divided by M."""
         return jnp.var(self.outputs, axis=0)
 
     @property
+    @_compiled
     def variance(self) -> Float[Array, "N ..."]:
         """The variance of the mixture `[N, ...]`: aleatoric plus epistemic, the law of total variance."""
         return self.aleatoric_variance + self.epistemic_variance
@@ -341,8 +341,70 @@ class GaussianPrediction(RegressionPrediction):
         [2.]
         """
         levels = quantile_levels(q, "q", self.outputs.dtype)
-        find = functools.partial(_mixture_quantile, self.outputs, jnp.exp(self.log_variances / 2))
-        return jax.vmap(find)(levels) if levels.ndim else find(levels)
+        return _mixture_quantiles(self.outputs, jnp.exp(self.log_variances / 2), levels)
+
+
+def read_outputs(outputs: Any, task: str = "classification", **options: Any) -> Prediction:
+    """Returns the prediction for a task and its options, which are checked, without a warning of NaN."""
+    match task:
+        case "classification":
+            return _read_classes(outputs, **options)
+        case "regression":
+            return _read_quantity(outputs)
+    if isinstance(outputs, tuple | list) and len(outputs) == 2:
+        return _read_distributions(*outputs)
+    found = "one array" if isinstance(outputs, jax.Array) else type(outputs).__name__
+    raise InputError(f"`outputs` must be a pair (means, log_variances); got {found}")
+
+
+def _read_classes(outputs: ArrayLike, outputs_are: Scale = "logits", class_axis: int | None = None) -> ClassPrediction:
+    values = as_floating(outputs, "outputs")
+    axis = find_class_axis(values, class_axis, "outputs", "MNC")
+    # The votes are read off the outputs themselves: log_softmax can round two classes to one value.
+    classes = jnp.argmax(values, axis)
+    match outputs_are:
+        case "logits":
+            log_probabilities = jax.nn.log_softmax(values, axis)
+        case "probabilities":
+            require_distribution(values, axis, "outputs")
+            log_probabilities = jnp.log(values)
+        case "log_probabilities":
+            require_distribution(jnp.exp(values), axis, "exp(outputs)")
+            log_probabilities = values
+        case _:
+            raise InputError(
+                f"`outputs_are` must be 'logits', 'probabilities' or 'log_probabilities'; got {outputs_are!r}"
+            )
+    return ClassPrediction(log_probabilities, classes, axis)
+
+
+def _read_quantity(outputs: ArrayLike) -> RegressionPrediction:
+    values = as_floating(outputs, "outputs")
+    require_rank(values, "outputs", "MN")
+    return RegressionPrediction(values)
+
+
+def _read_distributions(means: ArrayLike, log_variances: ArrayLike) -> GaussianPrediction:
+    values, logs = as_floating(means, "means"), as_floating(log_variances, "log_variances")
+    require_rank(values, "means", "MN")
+    if values.shape != logs.shape:
+        raise InputError(f"`log_variances` must have the shape of `means`; expected {values.shape}, got {logs.shape}")
+    return GaussianPrediction(values, logs)
+
+
+def find_nan(prediction: Prediction) -> Bool[Array, "M N"]:
+    """Returns the members and rows that have a NaN."""
+    # Known values can also be met while tracing something else.
+    known = not is_traced(prediction)
+    with jax.ensure_compile_time_eval() if known else contextlib.nullcontext():
+        match prediction:
+            case ClassPrediction(log_probabilities, _, class_axis):
+                lost = jnp.isnan(log_probabilities).any(class_axis)
+            case GaussianPrediction(outputs, log_variances):
+                lost = jnp.isnan(outputs) | jnp.isnan(log_variances)
+            case _:
+                lost = jnp.isnan(cast(RegressionPrediction, prediction).outputs)
+        return lost.any(tuple(range(2, lost.ndim)))
 
 
 def _short_repr(value: Any) -> str:
@@ -365,6 +427,14 @@ def _divergence(log_p: Float[Array, " M *shape"], log_m: Float[Array, "*shape"])
     # Of the order of the ratio's square, and exact to that order only when the first order is taken out by expm1.
     if_near = p * (ratio + jnp.expm1(-jnp.where(near, ratio, 0)))
     return jnp.where(near, if_near, p * ratio + (jnp.exp(log_m) - p))
+
+
+@jax.jit
+def _mixture_quantiles(
+    means: Float[Array, " M *shape"], stds: Float[Array, " M *shape"], levels: Float[Array, "*Q"]
+) -> Float[Array, "..."]:
+    find = functools.partial(_mixture_quantile, means, stds)
+    return jax.vmap(find)(levels) if levels.ndim else find(levels)
 
 
 @jax.custom_jvp
