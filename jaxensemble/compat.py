@@ -14,11 +14,14 @@ from typing import Any
 from flax.nnx.graphlib import LeafAttr, NodeAttr, NodeDef, NodeRef, VariableDef
 from jax.core import Tracer
 from jax.experimental.compilation_cache import compilation_cache
+from jax.experimental.layout import Format, Layout
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var, jaxpr_as_fun
 
 __all__ = [
+    "Format",
     "Jaxpr",
     "JaxprEqn",
+    "Layout",
     "LeafAttr",
     "Literal",
     "NodeAttr",

@@ -1,4 +1,4 @@
-"""What a compiled program does, read off XLA's text of it, and the work that any program of its kind has to do."""
+"""The instructions of a compiled program, read off XLA's text of it, and the work that a program has to do."""
 
 import collections
 import math

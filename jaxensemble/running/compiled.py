@@ -6,10 +6,10 @@ from types import MappingProxyType
 from typing import Any
 
 import jax
-from jax.experimental.layout import Format, Layout
 from jax.sharding import SingleDeviceSharding
 
 from jaxensemble.arrays import is_traced
+from jaxensemble.compat import Format, Layout
 from jaxensemble.programs.compiled import count_flops
 from jaxensemble.programs.weights import Division
 from jaxensemble.running.compilers import compiler_options

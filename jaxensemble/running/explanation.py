@@ -1,4 +1,4 @@
-"""What a prepared program does, in words: its kernels, its work, and how far its time is above the least possible."""
+"""Explanations of prepared programs: instructions, work, and how far the time is above the least possible."""
 
 import functools
 import math
