@@ -39,7 +39,7 @@ def _call(program: Program, *operands: Any) -> list[Any]:
 
 
 def _run_or_write_out(step: JaxprEqn, operands: Sequence[Any]) -> Sequence[Any]:
-    inner = step.params.get(_CALLS.get(step.primitive.name, ""))
+    inner: Any = step.params.get(_CALLS.get(step.primitive.name, ""))
     return _call(inner, *operands) if is_program(inner) else run_step(step, operands)
 
 

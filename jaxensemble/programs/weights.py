@@ -66,7 +66,8 @@ class Division:
     @property
     def shapes(self) -> list[jax.ShapeDtypeStruct]:
         """The shape and dtype of each array of `prepare`."""
-        return [jax.ShapeDtypeStruct(var.aval.shape, var.aval.dtype) for var in self._made]
+        avals: list[Any] = [var.aval for var in self._made]
+        return [jax.ShapeDtypeStruct(aval.shape, aval.dtype) for aval in avals]
 
     @property
     def names(self) -> list[str]:

@@ -42,7 +42,7 @@ def compiler_options(name: str | None, platform: str) -> dict[str, Any]:
     options = COMPILERS.get(platform, {}).get(name)
     if options is None or not _is_known(tuple(options.items())):
         known = ", ".join(map(repr, COMPILERS.get(platform, {}))) or "none"
-        reason = f"on {platform} there are {known}" if options is None else f"jaxlib {jax.lib.__version__} lacks it"
+        reason = f"on {platform} there are {known}" if options is None else f"JAX {jax.__version__} lacks it"
         raise InputError(f"`compiler` of a plan is {name!r}, but {reason}: leave it out")
     return dict(options)
 

@@ -28,7 +28,7 @@ def explain_program(program: MembersProgram, run: Callable[[], Any], input_bytes
     outputs = jax.eval_shape(run)
     read = sum(map(_array_bytes, program.division.shapes)) + input_bytes
     moved = read + sum(map(_array_bytes, jax.tree.leaves(outputs)))
-    flops, made = program.flops, read_instructions(program.run.as_text())
+    flops, made = program.flops, read_instructions(program.run.as_text() or "")
     peak, bandwidth = _peaks(device)
     floor, taken = max(flops / peak, moved / bandwidth), _time(run)
     memory: Any = program.run.memory_analysis()
