@@ -1,7 +1,9 @@
-"""Time of an ensemble's call beyond its compiled program. `python -m benchmarks.speed.overhead`.
+"""Time of calls of an ensemble, and of a prepared one, beyond their compiled program. `python -m benchmarks.speed.overhead`.
 
 The network has three layers with few features, so that the program itself takes almost no time.
 """
+
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +13,6 @@ from torch import nn
 
 import torch_bridge
 from benchmarks.results import RESULTS
-from jaxensemble.running.members import run_members
 from torch_bridge.report import environment, save_json
 from torch_bridge.timing import side_by_side
 
@@ -22,10 +23,8 @@ def main(calls: int = 100, rounds: int = 50) -> None:
     x = torch.randn(8, 4)
     ensemble = torch_bridge.to_ensemble(models, (x,), check=False)
     x = jnp.asarray(x.numpy())
-    ensemble(x)
-    (call,) = ensemble._calls.values()
-    state = (ensemble.params, ensemble.buffers, ensemble.constants, ensemble.rngs, None, (x,))
-    compiled = run_members.lower(*state, call=call).compile()
+    prepared = ensemble.prepare(x)
+    compiled = functools.partial(prepared.program.run, prepared.arrays, ensemble.rngs, None, (x,))
 
     def repeated(function):
         def run() -> None:
@@ -33,11 +32,10 @@ def main(calls: int = 100, rounds: int = 50) -> None:
 
         return run
 
-    timed = side_by_side(
-        {"ensemble": repeated(lambda: ensemble(x)), "compiled": repeated(lambda: compiled(*state))}, rounds=rounds
-    )
+    ways = {"ensemble": lambda: ensemble(x), "prepared": lambda: prepared(x), "compiled": compiled}
+    timed = side_by_side({name: repeated(way) for name, way in ways.items()}, rounds=rounds)
     found = {name: 1e3 * one.median / calls for name, one in timed.items()}
-    found["difference"] = found["ensemble"] - found["compiled"]
+    found |= {f"{name}, beyond the compiled": found[name] - found["compiled"] for name in ("ensemble", "prepared")}
     save_json(RESULTS / f"overhead-{jax.default_backend()}.json", {"environment": environment(), "microseconds": found})
     print(", ".join(f"{name}: {value:.1f} µs" for name, value in found.items()))
 

@@ -26,7 +26,7 @@ from jaxensemble.running.plan import guess_plan
 from jaxensemble.running.runner import Arguments, Runner
 from jaxensemble.training.data import as_data
 from jaxensemble.training.planning import make_step
-from jaxensemble.training.step import run_step
+from jaxensemble.training.step import compile_step, next_state
 
 PLUGIN = "jax-cuda13-plugin"
 
@@ -129,7 +129,7 @@ def training_step(ensemble: Ensemble, inputs: tuple[Any, ...], *, each: bool = F
     step = dataclasses.replace(step, call=dataclasses.replace(step.call, platform="gpu"))
     here = SingleDeviceSharding(device())
     place = functools.partial(jax.tree.map, lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=here))
-    lowered = run_step.lower(place(state), place(data), None, None, step=step)
+    lowered = compile_step(next_state, step).lower(place(state), place(data), None, None, step=step)
     return contents_of(lowered.compile, _smallest(ensemble))
 
 
