@@ -31,6 +31,7 @@ from jaxensemble.network.proof import Lineage, Proof
 from jaxensemble.network.sources import Source
 from jaxensemble.running.device import human_bytes
 from jaxensemble.running.finish import PredictionSteps
+from jaxensemble.running.padded import PaddedEnsemble
 from jaxensemble.running.plan import Plan, check_plan
 from jaxensemble.running.prepared import Prepared
 from jaxensemble.running.runner import Arguments, Runner
@@ -279,6 +280,7 @@ class Ensemble:
         plan: Plan | Literal["auto"] | None = None,
         fold: bool = True,
         donate: bool = False,
+        pad: bool = False,
         **named: Any,
     ) -> Prepared:
         """Compiles the program for inputs of such shapes and dtypes, and puts the weights into the form that it reads.
@@ -294,12 +296,34 @@ class Ensemble:
           convolution or product before them. That changes float32 and float64 by rounding alone, and no other dtype.
         - `donate`: whether the ensemble gives its arrays away: those that the program has in another form are deleted,
           and the ensemble cannot be called any more.
+        - `pad`: whether the program also runs fewer rows, by adding copies of the first one and cutting the outputs.
+          The traced program has to keep rows apart, as for `Plan(rows=...)`.
 
         **Raises:** `InputError` within `jax.jit` and other transformations, for arrays on several devices, and the
         errors of a call.
         """
         given = Arguments.of(self.network, inputs, named, key, randomness=randomness, each=each)
-        return self._runner.prepare(given, check_plan(plan), fold=fold, donate=donate)
+        return self._runner.prepare(given, check_plan(plan), fold=fold, donate=donate, pad=pad)
+
+    def padded(self) -> PaddedEnsemble:
+        """Returns the ensemble as a function that runs any number of rows by a few compiled programs.
+
+        A call of the ensemble compiles for each number of rows that it meets. This function adds copies of the first
+        row up to the next power of two, or above 256 the next multiple of 256, and cuts the outputs. The traced program
+        has to keep rows apart, as for `Plan(rows=...)`. It takes what a call of the ensemble takes.
+
+        >>> ensemble = Ensemble.from_modules([nnx.Linear(3, 2, rngs=nnx.Rngs(seed)) for seed in range(5)])
+        >>> ensemble.padded()(jnp.ones((7, 3))).shape
+        (5, 7, 2)
+        """
+
+        def run(inputs: tuple[Any, ...], options: dict[str, Any], *, each: bool) -> Any:
+            key, plan = options.pop("key", None), check_plan(options.pop("plan", None))
+            randomness = options.pop("randomness", "different")
+            given = Arguments.of(self.network, inputs, options, key, randomness=randomness, each=each)
+            return self._runner.run_padded(given, plan)
+
+        return PaddedEnsemble(run)
 
     def update(
         self,

@@ -164,6 +164,10 @@ class EqualMembersWarning(UserWarning):
     """Members have equal weights: a file, or a module, was probably given twice."""
 
 
+class ManySizesWarning(UserWarning):
+    """Calls of an ensemble have compiled programs for many batch sizes, where a few programs would do."""
+
+
 class NarrowIntegerWarning(UserWarning):
     """A network computes with 64-bit integers, and JAX has only 32-bit ones while x64 is off."""
 

@@ -5,6 +5,7 @@ from jaxensemble.ensemble import Ensemble as Ensemble
 from jaxensemble.errors import EqualMembersWarning as EqualMembersWarning
 from jaxensemble.errors import InputError as InputError
 from jaxensemble.errors import JaxEnsembleError as JaxEnsembleError
+from jaxensemble.errors import ManySizesWarning as ManySizesWarning
 from jaxensemble.errors import MemberError as MemberError
 from jaxensemble.errors import MemberIndexError as MemberIndexError
 from jaxensemble.errors import NarrowIntegerWarning as NarrowIntegerWarning

@@ -1,5 +1,6 @@
 """Prepared ensembles: a plan, a compiled program, and the weights as this program reads them, as one value."""
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,10 +12,22 @@ from jaxensemble.errors import InputError
 from jaxensemble.modules.randomness import as_key
 from jaxensemble.network.arguments import bind_arguments, restore_outputs
 from jaxensemble.network.network import Network, Ref
+from jaxensemble.programs.rows import Axes
 from jaxensemble.running.compiled import MembersProgram
 from jaxensemble.running.device import human_bytes
 from jaxensemble.running.explanation import explain_program
+from jaxensemble.running.padded import count_rows, cut_rows, pad_rows
 from jaxensemble.running.plan import Plan
+
+
+@dataclasses.dataclass(frozen=True)
+class Padding:
+    """The batch axes of the inputs and outputs of one member, the axes ahead of the inputs', and the rows compiled."""
+
+    rows_in: Axes
+    rows_out: Axes
+    ahead: int
+    rows: int
 
 
 class Prepared:
@@ -43,11 +56,13 @@ class Prepared:
         network: Network | None,
         shapes: tuple[Any, ...],
         has_key: bool,
+        padding: Padding | None = None,
     ):
         self.program, self.arrays, self.members = program, list(arrays), members
         self._rngs, self._network, self._shapes, self._has_key = rngs, network, shapes, has_key
         self._run = program.run
-        self._is_plain = network is None or isinstance(network.outputs, Ref)
+        self._is_plain = padding is None and (network is None or isinstance(network.outputs, Ref))
+        self._padding = padding
 
     @property
     def plan(self) -> Plan:
@@ -85,9 +100,18 @@ class Prepared:
     def _call_slowly(self, inputs: tuple[Any, ...], named: dict[str, Any], key: Any) -> Any:
         inputs = as_arrays(bind_arguments(self._network, inputs, named), "inputs")
         key = None if key is None else as_key(key)
+        padding, rows = self._padding, 0
+        if padding is not None:
+            rows = count_rows(inputs, padding.rows_in, padding.ahead)
+            if rows > padding.rows:
+                raise InputError(f"the program was prepared for at most {padding.rows} rows; got {rows}")
+            if rows < padding.rows:
+                inputs = pad_rows(inputs, padding.rows_in, padding.ahead, padding.rows)
         self._check(inputs, key)
         run = self.program.trace if is_traced((key, inputs)) else self._run
         returned = run(self.arrays, self._rngs, key, inputs)
+        if padding is not None and rows != padding.rows:
+            returned = cut_rows(returned, padding.rows_out, rows)
         return returned if self._network is None else restore_outputs(self._network.outputs, returned)
 
     def _check(self, inputs: tuple[Any, ...], key: Any) -> None:

@@ -1,8 +1,10 @@
 """The runner of an ensemble: from the arguments of a call to the program that suits them, and its outputs."""
 
+import contextlib
 import dataclasses
 import functools
 import operator
+import warnings
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -10,23 +12,28 @@ import jax
 import jax.numpy as jnp
 
 from jaxensemble.arrays import as_arrays, is_traced, is_x64_on, require_x64
-from jaxensemble.errors import InputError
+from jaxensemble.errors import InputError, ManySizesWarning
 from jaxensemble.modules.randomness import as_key
 from jaxensemble.modules.stacking import count_members
 from jaxensemble.modules.state import State
 from jaxensemble.network.arguments import bind_arguments, restore_outputs
 from jaxensemble.network.inputs import batch_axes, check_inputs, check_member_axis
 from jaxensemble.network.network import Network
+from jaxensemble.programs.rows import Axes
 from jaxensemble.running.compiled import MembersProgram, compile_call, current_settings, may_prepare
 from jaxensemble.running.device import device_of, free_memory
 from jaxensemble.running.members import EnsembleCall, run_members
+from jaxensemble.running.padded import compiled_rows, count_rows, cut_rows, pad_rows, prove_padding
 from jaxensemble.running.plan import Plan
-from jaxensemble.running.prepared import Prepared
+from jaxensemble.running.prepared import Padding, Prepared
 from jaxensemble.running.tuning import choose_call, explain_plan, tune_plan
 from jaxensemble.running.workload import Workload, type_of_input
 
 Randomness = Literal["different", "same"]
 PlanChoice = Plan | Literal["auto"] | None
+
+MANY = 8
+"""The number of batch sizes whose programs give a warning."""
 
 _SPARE = 1 / 8
 """The share of free memory that calls may take for weights in the form that their programs read."""
@@ -85,15 +92,40 @@ class Runner:
         self._held: dict[Any, _Held] = {}
         self._arrays: dict[str, jax.Array] = {}
         self._made_from: list[jax.Array] = []
+        self._rows_out: dict[Any, Axes] = {}
+        self._sizes: dict[Any, set[int]] = {}
+        self._has_warned = False
 
     def run(self, given: Arguments, plan: PlanChoice) -> Any:
         """Returns the outputs of a call, or what `finish` makes of them; with `update` also the buffers after it."""
+        return self._restore(given, self._run(given, plan))
+
+    def run_padded(self, given: Arguments, plan: PlanChoice) -> Any:
+        """Returns the outputs of a call, by a program for as many rows or more.
+
+        **Raises:** `InputError` for a network that may mix rows.
+        """
+        axes = batch_axes(self._network, given.inputs, each=given.each)
+        try:
+            rows = count_rows(given.inputs, axes, given.each)
+        except InputError:
+            self.workload(given)  # raises for inputs that are not those of the network
+            raise
+        size, whole = compiled_rows(rows), given
+        if rows != size:
+            whole = dataclasses.replace(given, inputs=pad_rows(given.inputs, axes, int(given.each), size))
+        kind = whole.kind(plan)
+        if kind not in self._rows_out:
+            self._rows_out[kind] = prove_padding(self.workload(whole))
+        returned = self._run(whole, plan, padded=True)
+        return self._restore(given, returned if rows == size else cut_rows(returned, self._rows_out[kind], rows))
+
+    def _run(self, given: Arguments, plan: PlanChoice, *, padded: bool = False) -> Any:
         traced = is_traced((self._state[1:], given.key, given.inputs))
         kind = given.kind(plan)
         held = None if traced else self._held.get(kind)
         if held is not None and _are_same(held.weights, self._weights()):
-            returned = held.program.run(held.arrays, self._state.rngs, given.key, given.inputs)
-            return self._restore(given, returned)
+            return held.program.run(held.arrays, self._state.rngs, given.key, given.inputs)
         call = self.calls.get(kind)
         if call is None:
             workload = self.workload(given)
@@ -101,9 +133,9 @@ class Runner:
             call = dataclasses.replace(call, finish=given.finish)
             if plan != "auto" or not traced:  # a guess is no measurement
                 self.calls[kind] = call
-        if traced:
-            return self._restore(given, self._compute(call, given))
-        return self._restore(given, self._compute(call, given, kind))
+            if not traced and not padded:
+                self._warn_of_sizes(given, plan, workload)
+        return self._compute(call, given, None if traced else kind)
 
     def tune(self, given: Arguments) -> Plan:
         """Returns the plan that is fastest for a call: measured, or remembered.
@@ -118,7 +150,7 @@ class Runner:
         """Explains the plan of a call."""
         return explain_plan(self.workload(given), self._plan)
 
-    def prepare(self, given: Arguments, plan: PlanChoice, *, fold: bool, donate: bool) -> Prepared:
+    def prepare(self, given: Arguments, plan: PlanChoice, *, fold: bool, donate: bool, pad: bool) -> Prepared:
         """Returns the program of a call, with weights of its own.
 
         **Raises:** `InputError` where no program can be compiled ahead.
@@ -130,6 +162,7 @@ class Runner:
         workload = self.workload(given)
         call = choose_call(workload, plan, self._plan, lambda call: self._compute(call, given))
         program = compile_call(workload, dataclasses.replace(call, fold=fold), current_settings())
+        padding = self._padding(workload) if pad else None
         weights = self._weights()
         arrays = program.arrays_of(weights)
         if donate:
@@ -140,8 +173,13 @@ class Runner:
                     weight.delete()
         shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), given.inputs)
         return Prepared(
-            program, arrays, self._state.rngs, workload.members, self._network, shapes, given.key is not None
+            program, arrays, self._state.rngs, workload.members, self._network, shapes, given.key is not None, padding
         )
+
+    def _padding(self, workload: Workload) -> Padding:
+        rows_out = prove_padding(workload)
+        assert workload.rows is not None
+        return Padding(workload.rows_in, rows_out, int(workload.call.each), workload.rows)
 
     def workload(self, given: Arguments) -> Workload:
         """Checks the arguments of a call, and returns its workload.
@@ -170,6 +208,30 @@ class Runner:
         )
         arrays = (state.params, state.buffers, state.rngs, state.constants, given.key, given.inputs)
         return Workload.of(call, device, arrays, batch_axes(self._network, given.inputs, each=each))
+
+    def _warn_of_sizes(self, given: Arguments, plan: PlanChoice, workload: Workload) -> None:
+        """Warns, once, when calls that are equal in all else have compiled for `MANY` numbers of rows."""
+        if workload.rows is None or self._has_warned:
+            return
+        others = [
+            (*(size for k, size in enumerate(jnp.shape(leaf)) if axis is None or k != axis + given.each), str(axis))
+            for leaf, axis in zip(jax.tree.leaves(given.inputs), workload.rows_in, strict=True)
+        ]
+        name = (plan, given.each, given.update, given.finish, given.key is None, *others)
+        sizes = self._sizes.setdefault(name, set())
+        sizes.add(workload.rows)
+        if len(sizes) < MANY:
+            return
+        self._has_warned = True
+        with contextlib.suppress(InputError):  # no advice for a network that mixes rows
+            prove_padding(workload)
+            warnings.warn(
+                f"calls have compiled programs for {MANY} batch sizes, the last one {workload.rows}: "
+                "run = ensemble.padded() runs any batch size by a few programs, and "
+                "run = ensemble.prepare(x, pad=True) any up to that of x by one",
+                ManySizesWarning,
+                stacklevel=6,
+            )
 
     @functools.cached_property
     def _dtypes(self) -> set[Any]:
