@@ -49,10 +49,9 @@ def convolution_for_training(lhs: jax.Array, rhs: jax.Array, **params: Any) -> j
         options = {"dimension_numbers": numbers, "precision": precision}
         return lax.conv_general_dilated(x, kernel, strides, pads, **options)
 
-    def plain(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    @jax.custom_vjp
+    def convolved(x: jax.Array, kernel: jax.Array) -> jax.Array:
         return run(x, kernel, sizes.pads)
-
-    convolved: Any = jax.custom_vjp(plain)
 
     def forward(x: jax.Array, kernel: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
         return convolved(x, kernel), (x, kernel)
@@ -62,9 +61,9 @@ def convolution_for_training(lhs: jax.Array, rhs: jax.Array, **params: Any) -> j
         spatial = range(len(sizes.window))
         turned = jnp.swapaxes(lax.rev(kernel, [*spatial]), -2, -1)
         pads = [(k - 1 - low, k - 1 - high) for k, (low, high) in zip(sizes.window, sizes.pads, strict=True)]
-        rows = jnp.swapaxes(x, 0, -1), jnp.moveaxis(slope, 0, -2)
-        turned, rows = lax.optimization_barrier((turned, rows))  # or XLA would swap their meaning back
-        return run(slope, turned, pads), jnp.moveaxis(run(*rows, sizes.pads), 0, -2)
+        rows, slopes = jnp.swapaxes(x, 0, -1), jnp.moveaxis(slope, 0, -2)
+        turned, rows, slopes = lax.optimization_barrier((turned, rows, slopes))  # or XLA would swap meanings back
+        return run(slope, turned, pads), jnp.moveaxis(run(rows, slopes, sizes.pads), 0, -2)
 
     convolved.defvjp(forward, backward)
     return convolved(lhs, rhs)
