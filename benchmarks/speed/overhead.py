@@ -1,6 +1,7 @@
 """Time of calls of an ensemble, and of a prepared one, beyond their compiled program.
 
-`python -m benchmarks.speed.overhead`. The network has three layers with few features, so that the program itself takes almost no time.
+`python -m benchmarks.speed.overhead`. The network has three layers with few features, so that the program itself takes
+almost no time.
 """
 
 import functools
