@@ -4,6 +4,7 @@ To add a form, write it in the folder of its device, such as `programs/cpu`, and
 """
 
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from jaxensemble.programs.cpu.convolutions import choose_forms
@@ -11,7 +12,12 @@ from jaxensemble.programs.cpu.matmuls import product
 from jaxensemble.programs.cpu.sums import total
 from jaxensemble.programs.cpu.tanh import tanh
 from jaxensemble.programs.cpu.training import choose_training_forms
+from jaxensemble.programs.gpu.packing import pack_members
 from jaxensemble.programs.rewrite import PRODUCT, rewrite_steps
+
+
+def _leave(function: Callable[..., Any], **_: Any) -> Callable[..., Any]:
+    return function
 
 
 class Forms(NamedTuple):
@@ -22,11 +28,13 @@ class Forms(NamedTuple):
     - `loss`: does the same for the function of one member's loss, which is differentiated afterwards, under the
       settings of XLA's compiler that a plan names (`compiler`).
     - `steps`: the replacements of steps in the program of all members, by primitive.
+    - `evaluation`: takes the function of all members where it is not differentiated, and returns it in another form.
     """
 
-    call: Callable[..., Callable[..., Any]]
-    loss: Callable[..., Callable[..., Any]]
-    steps: Mapping[str, Callable[..., Any]]
+    call: Callable[..., Callable[..., Any]] = _leave
+    loss: Callable[..., Callable[..., Any]] = _leave
+    steps: Mapping[str, Callable[..., Any]] = MappingProxyType({})
+    evaluation: Callable[[Callable[..., Any]], Callable[..., Any]] = _leave
 
 
 FORMS = {
@@ -35,7 +43,8 @@ FORMS = {
         loss=choose_training_forms,
         # XLA's own have larger rounding errors on CPUs than PyTorch's.
         steps={PRODUCT: product, "reduce_sum": total, "tanh": tanh},
-    )
+    ),
+    "gpu": Forms(evaluation=pack_members),
 }
 """The forms by JAX's name of the platform. All other platforms run XLA's own steps."""
 
@@ -60,4 +69,10 @@ def use_loss_forms(function: Callable[..., Any], platform: str, *, compiler: str
 
 def use_step_forms(function: Callable[..., Any], platform: str) -> Callable[..., Any]:
     """Returns the function of all members, with its steps in the forms of a platform."""
-    return rewrite_steps(function, FORMS[platform].steps) if platform in FORMS else function
+    steps = FORMS[platform].steps if platform in FORMS else {}
+    return rewrite_steps(function, steps) if steps else function
+
+
+def use_evaluation_forms(function: Callable[..., Any], platform: str) -> Callable[..., Any]:
+    """Returns the function of all members, which is not differentiated, in the form of a platform."""
+    return FORMS[platform].evaluation(function) if platform in FORMS else function

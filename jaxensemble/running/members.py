@@ -27,7 +27,7 @@ from jaxensemble.modules.structure import Structure
 from jaxensemble.network.arguments import keep_arrays
 from jaxensemble.programs.extrema import EXTREMES
 from jaxensemble.programs.folding import fold_scales
-from jaxensemble.programs.forms import use_call_forms, use_step_forms
+from jaxensemble.programs.forms import use_call_forms, use_evaluation_forms, use_step_forms
 from jaxensemble.programs.rewrite import CONVOLUTION, PRODUCT, rewrite_steps
 from jaxensemble.programs.rows import Axes
 from jaxensemble.running.plan import Plan
@@ -55,7 +55,8 @@ class EnsembleCall:
     - `different`: whether members draw different random numbers.
     - `update`: whether buffers are returned with the outputs.
     - `ported`: whether numbers and strings are left out of the outputs: in a ported network they are fixed.
-    - `fold`: whether scales and shifts by weights are folded into kernels: see `jaxensemble.programs.folding`.
+    - `fold`: whether scales and shifts by weights are folded into kernels: see `jaxensemble.programs.folding`. The
+      program is in forms for evaluation then, without rules of differentiation.
     - `rows_in`, `rows_out`: the batch axis of every input and output of one member, for plans with `rows`.
     - `finish`: a hashable function of the outputs of all members, whose results the program returns instead.
     """
@@ -160,7 +161,9 @@ def _run_step(part: tuple[Any, ...], *, call: EnsembleCall, shared: tuple[Any, .
         return map_members(member, axes, size)(params, buffers, rngs, key, inputs)
 
     def run(inputs: Any) -> Any:
-        return use_step_forms(all_of_them, call.platform)(params, buffers, rngs, key, inputs)
+        function = use_step_forms(all_of_them, call.platform)
+        function = use_evaluation_forms(function, call.platform) if call.fold else function
+        return function(params, buffers, rngs, key, inputs)
 
     if call.plan.rows is None or not call.rows_in:
         return run(inputs)

@@ -1,0 +1,1 @@
+"""Forms of JAX's operations that suit GPUs."""
