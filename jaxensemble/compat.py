@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from flax.nnx.graphlib import LeafAttr, NodeAttr, NodeDef, NodeRef, VariableDef
+from jax._src.config import trace_context
+from jax._src.core import trace_state_clean
 from jax.core import Tracer
 from jax.experimental.compilation_cache import compilation_cache
 from jax.experimental.layout import Format, Layout
@@ -38,6 +40,8 @@ __all__ = [
     "reset_compilation_cache",
     "run_step",
     "scan_counts",
+    "trace_context",
+    "trace_state_clean",
     "traced_function",
 ]
 
@@ -103,5 +107,6 @@ def run_step(step: JaxprEqn, operands: Sequence[Any]) -> Sequence[Any]:
     """
     given = step.primitive.get_bind_params(step.params)
     functions, params = given if isinstance(given, tuple) else ((), given)
-    results = step.primitive.bind(*functions, *operands, **params)
+    with step.ctx.manager:  # settings, such as 64-bit types, that held where the step was traced
+        results = step.primitive.bind(*functions, *operands, **params)
     return results if step.primitive.multiple_results else [results]

@@ -286,7 +286,7 @@ class Ensemble:
         """Compiles the program for inputs of such shapes and dtypes, and puts the weights into the form that it reads.
 
         A call of the ensemble does the same when it meets a shape for the first time. The prepared program takes less
-        time around a call, and keeps its own arrays, whatever becomes of the ensemble.
+        time around a call, and keeps its arrays, whatever becomes of the ensemble.
 
         **Arguments:**
 
@@ -295,15 +295,16 @@ class Ensemble:
         - `fold`: whether normalisation in evaluation mode, and other scales and shifts by weights, go into the
           convolution or product before them. That changes float32 and float64 by rounding alone, and no other dtype.
         - `donate`: whether the ensemble gives its arrays away: those that the program has in another form are deleted,
-          and the ensemble cannot be called any more.
+          and the ensemble cannot be called any more. Such a program can be neither differentiated nor checked.
         - `pad`: whether the program also runs fewer rows, by adding copies of the first one and cutting the outputs.
           The traced program has to keep rows apart, as for `Plan(rows=...)`.
 
-        **Raises:** `InputError` within `jax.jit` and other transformations, for arrays on several devices, and the
-        errors of a call.
+        **Raises:** `InputError` within `jax.jit` and other transformations, for Python numbers, for arrays on several
+        devices, and the errors of a call.
         """
         given = Arguments.of(self.network, inputs, named, key, randomness=randomness, each=each)
-        return self._runner.prepare(given, check_plan(plan), fold=fold, donate=donate, pad=pad)
+        kept = None if donate else jax.tree.map(lambda array: array, self)  # dicts of its own, with the same arrays
+        return self._runner.prepare(given, check_plan(plan), fold=fold, ensemble=kept, pad=pad)
 
     def padded(self) -> PaddedEnsemble:
         """Returns the ensemble as a function that runs any number of rows by a few compiled programs.

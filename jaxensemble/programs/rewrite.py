@@ -95,7 +95,7 @@ def equations(program: Program) -> Iterator[JaxprEqn]:
     """The steps of a program, and those of the programs nested in it."""
     for equation in program.eqns:
         yield equation
-        for inner in _nested(equation):
+        for inner in nested_programs(equation):
             yield from equations(inner)
 
 
@@ -115,7 +115,7 @@ def peak_bytes(program: Program) -> int:
     alive: dict[Any, int] = {}
     peak = 0
     for k, equation in enumerate(program.eqns):
-        inside = max((peak_bytes(inner) for inner in _nested(equation)), default=0)
+        inside = max((peak_bytes(inner) for inner in nested_programs(equation)), default=0)
         made = {var: array_bytes(var) for var in equation.outvars}
         peak = max(peak, sum(alive.values()) + max(inside, sum(made.values())))
         alive |= made
@@ -137,7 +137,7 @@ def largest_step(program: Program, given: Collection[Any] | None = None) -> int:
         outer = [not isinstance(var, Literal) and var in given for var in equation.invars]
         inner = [
             largest_step(part, [var for var, known in zip(part.invars, outer, strict=False) if known])
-            for part in _nested(equation)
+            for part in nested_programs(equation)
         ]
         arrays = {var for var in equation.invars if not isinstance(var, Literal) and var not in given}
         sizes += inner or [sum(map(array_bytes, arrays | set(equation.outvars)))]
@@ -149,6 +149,7 @@ def array_bytes(var: Any) -> int:
     return math.prod(var.aval.shape) * getattr(var.aval.dtype, "itemsize", 0)
 
 
-def _nested(equation: JaxprEqn) -> Iterator[Program]:
+def nested_programs(equation: JaxprEqn) -> Iterator[Program]:
+    """The programs among the parameters of a step: those of loops, branches and calls."""
     for param in equation.params.values():
         yield from filter(is_program, param if isinstance(param, tuple | list) else (param,))

@@ -5,15 +5,16 @@ moves as many bytes at every call as it has weights.
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jaxensemble.compat import JaxprEqn, Literal, Program, constants
 from jaxensemble.programs.evaluate import run_steps, write_out
-from jaxensemble.programs.rewrite import array_bytes
+from jaxensemble.programs.rewrite import array_bytes, nested_programs
 
 _SMALL = 256
 """The bytes of a result that is taken out whatever it is made from."""
@@ -46,7 +47,8 @@ class Division:
             if _is_worth_it(step) and made.keys() >= set(_variables(step.invars)):
                 before.append(step)
                 made |= dict.fromkeys(step.outvars)
-        after = [step for step in program.eqns if not made.keys() >= set(step.outvars)]
+        once = set(map(id, before))
+        after = [step for step in program.eqns if id(step) not in once]
         needed = {var for step in after for var in _variables(step.invars)} | set(_variables(program.outvars))
         views: list[JaxprEqn] = []
         for step in reversed(before):
@@ -74,10 +76,14 @@ class Division:
         """A name for each array of `prepare`: equal for equal computations from weights of equal places."""
         names = {var: f"weight {k}" for k, var in enumerate(self._weights)}
         values = zip(self._program.constvars, constants(self._program), strict=True)
-        names |= {var: hashlib.sha256(np.asarray(value).tobytes()).hexdigest() for var, value in values}
+        names |= {var: _name_of_value(var.aval, value) for var, value in values}
         for step in self._before:
-            operands = [repr(atom.val) if isinstance(atom, Literal) else names[atom] for atom in step.invars]
-            text = f"{step.primitive} {step.params} {operands} {[var.aval for var in step.outvars]}"
+            operands = [
+                _name_of_value(atom.aval, atom.val) if isinstance(atom, Literal) else names[atom]
+                for atom in step.invars
+            ]
+            inner = [*_constants_within(step)]  # the text of a program does not show them
+            text = f"{step.primitive} {step.params} {inner} {operands} {[var.aval for var in step.outvars]}"
             name = hashlib.sha256(text.encode()).hexdigest()
             names |= {var: f"{name} {k}" for k, var in enumerate(step.outvars)}
         return [names[var] for var in self._made]
@@ -94,6 +100,19 @@ class Division:
     def _given(self, variables: Sequence[Any], values: Sequence[Any]) -> dict[Any, Any]:
         names = [*self._program.constvars, *variables]
         return dict(zip(names, [*constants(self._program), *values], strict=True))
+
+
+def _name_of_value(aval: Any, value: Any) -> str:
+    value = jax.random.key_data(value) if jnp.issubdtype(aval.dtype, jax.dtypes.prng_key) else value
+    return f"{aval} {hashlib.sha256(np.asarray(value).tobytes()).hexdigest()}"
+
+
+def _constants_within(step: JaxprEqn) -> Iterator[str]:
+    for program in nested_programs(step):
+        for var, value in zip(program.constvars, constants(program), strict=False):
+            yield _name_of_value(var.aval, value)
+        for inner in program.eqns:
+            yield from _constants_within(inner)
 
 
 def _is_worth_it(step: JaxprEqn) -> bool:

@@ -9,7 +9,7 @@ import jax
 from jax.sharding import SingleDeviceSharding
 
 from jaxensemble.arrays import is_traced
-from jaxensemble.compat import Format, Layout
+from jaxensemble.compat import Format, Layout, trace_context, trace_state_clean
 from jaxensemble.programs.compiled import count_flops
 from jaxensemble.programs.weights import Division
 from jaxensemble.running.compilers import compiler_options
@@ -24,10 +24,18 @@ class MembersProgram:
     - `flops`: the floating-point operations of its products and convolutions.
     - `names`: a name for each array, the same in all programs that read the same array of the same weights.
 
-    `options` are XLA's, beside those of the plan. The workload's device may be of a topology, which is not there.
+    `options` are XLA's, beside those of the plan. The workload's device may be of a topology, which is not there. With
+    `is_free`, the program is not bound to the device, and neither are its results.
     """
 
-    def __init__(self, workload: Workload, call: EnsembleCall, options: Mapping[str, Any] = MappingProxyType({})):
+    def __init__(
+        self,
+        workload: Workload,
+        call: EnsembleCall,
+        options: Mapping[str, Any] = MappingProxyType({}),
+        *,
+        is_free: bool = False,
+    ):
         params, buffers, rngs, constants, key, inputs = jax.tree.unflatten(workload.tree, workload.arrays)
         weights, others = (params, buffers, constants), (rngs, key, inputs)
         function = lambda weights, others: call_members(*weights, *others, call=call)  # noqa: E731
@@ -35,9 +43,10 @@ class MembersProgram:
             program, shapes = jax.make_jaxpr(function, return_shape=True)(weights, others)
         self._tree = jax.tree.structure(shapes)
         flags = [k == 0 for k, tree in enumerate((weights, others)) for _ in jax.tree.leaves(tree)]
-        self.call, self.division, self.device = call, Division(program, flags), workload.device
+        self.call, self.division = call, Division(program, flags)
+        self.members, self.device = workload.members, workload.device
         self.flops = count_flops(program)
-        here = SingleDeviceSharding(workload.device)
+        here = None if is_free else SingleDeviceSharding(workload.device)
         place = functools.partial(jax.tree.map, lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=here))
         # The compiler chooses the layouts of weights.
         function = jax.jit(self._compute, in_shardings=(Format(Layout.AUTO, here), None, None, None))
@@ -52,7 +61,7 @@ class MembersProgram:
 
     @functools.cached_property
     def trace(self) -> Callable[..., Any]:
-        """The same function as `run`, for calls within `jax.jit` and other transformations."""
+        """The same function as `run`, for calls within `jax.jit` and other transformations: it has no derivatives."""
         return jax.jit(self._compute)
 
     @functools.cached_property
@@ -65,7 +74,10 @@ class MembersProgram:
         """The arrays that the program reads, in the compiler's layouts. Weights that it reads as they are, are kept."""
         made = iter(self._lay_out(weights) if None in self.division.kept else ())
         arrays = [next(made) if place is None else weights[place] for place in self.division.kept]
-        return [jax.device_put(array, form) for array, form in zip(arrays, self.formats, strict=True)]
+        return [
+            array if _is_laid_out(array, form) else jax.device_put(array, form)
+            for array, form in zip(arrays, self.formats, strict=True)
+        ]
 
     @property
     def sizes(self) -> list[int]:
@@ -74,31 +86,51 @@ class MembersProgram:
         return [0 if place is not None else shape.size * shape.dtype.itemsize for shape, place in places]
 
 
+def _is_laid_out(array: Any, form: Format) -> bool:
+    """Returns whether an array has the layout of a format, as random keys always have: `jax.device_put` would copy."""
+    return not hasattr(array, "format") or array.format.layout == form.layout
+
+
 @functools.lru_cache(maxsize=64)  # ensembles of equal structure share programs
-def compile_call(workload: Workload, call: EnsembleCall, settings: Any) -> MembersProgram:
+def compile_call(workload: Workload, call: EnsembleCall, settings: Any, *, is_free: bool = False) -> MembersProgram:
     """Returns the compiled program of a call. `settings` are those of JAX that a program depends on."""
-    return MembersProgram(workload, call)
+    return MembersProgram(workload, call, is_free=is_free)
 
 
 def current_settings() -> Any:
-    """Returns JAX's settings that a program depends on, beside those of its workload, and that decide how it runs."""
+    """Returns JAX's settings that a program depends on, beside those of its workload."""
+    return trace_context(), is_debugging()
+
+
+def is_debugging() -> bool:
+    """Returns whether JAX checks every step, or runs the steps one by one: compiled programs do neither."""
     config: Any = jax.config
-    return config.jax_default_matmul_precision, _is_debugging()
+    return config.jax_disable_jit or config.jax_debug_nans or config.jax_debug_infs
 
 
-def may_prepare(arrays: Any) -> bool:
-    """Returns whether a program can be compiled ahead for arrays: all on one device, and none a Python number."""
+def is_within_trace(arrays: Any) -> bool:
+    """Returns whether `jax.jit` or another transformation runs now, whether or not it traces these arrays."""
+    return is_traced(arrays) or not trace_state_clean()
+
+
+def why_not_prepared(arrays: Any) -> str | None:
+    """Returns the reason why no program can be compiled ahead for arrays; None if one can."""
     leaves = jax.tree.leaves(arrays)
-    plain = all(isinstance(leaf, jax.Array) and not leaf.aval.weak_type for leaf in leaves)
-    return (
-        plain
-        and not _is_debugging()
-        and not is_traced(leaves)
-        and len(set().union(*(x.devices() for x in leaves))) == 1
-    )
+    if is_within_trace(leaves):
+        return "within jax.jit and other transformations"
+    if is_debugging():
+        return "while jax_disable_jit, jax_debug_nans or jax_debug_infs is on"
+    if not all(isinstance(leaf, jax.Array) and not leaf.aval.weak_type for leaf in leaves):
+        return "for Python numbers, which have no dtype of their own, or NumPy arrays as weights"
+    if not all(isinstance(leaf.sharding, SingleDeviceSharding) for leaf in leaves):
+        return "for arrays with a sharding over a mesh"
+    devices = {leaf.sharding for leaf in leaves}
+    return None if len(devices) == 1 else "for arrays on several devices"
 
 
-def _is_debugging() -> bool:
-    """Returns whether JAX runs operation by operation, or looks for NaN: compiled programs do neither."""
+def are_free(arrays: Any) -> bool:
+    """Returns whether arrays are on the default device, and not bound to it."""
+    leaves = jax.tree.leaves(arrays)
     config: Any = jax.config
-    return bool(config.jax_disable_jit or config.jax_debug_nans or config.jax_debug_infs)
+    at_home = config.jax_default_device is None and leaves[0].devices() == {jax.local_devices()[0]}
+    return at_home and not any(leaf.committed for leaf in leaves)

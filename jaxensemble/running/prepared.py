@@ -1,21 +1,24 @@
 """Prepared ensembles: a plan, a compiled program, and the weights as this program reads them, as one value."""
 
 import dataclasses
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import SingleDeviceSharding
 
 from jaxensemble.arrays import as_arrays, is_traced
-from jaxensemble.errors import InputError
+from jaxensemble.errors import InputError, StateError
 from jaxensemble.modules.randomness import as_key
 from jaxensemble.network.arguments import bind_arguments, restore_outputs
 from jaxensemble.network.network import Network, Ref
 from jaxensemble.programs.rows import Axes
-from jaxensemble.running.compiled import MembersProgram
+from jaxensemble.running.compiled import MembersProgram, is_debugging
 from jaxensemble.running.device import human_bytes
 from jaxensemble.running.explanation import explain_program
+from jaxensemble.running.members import call_members
 from jaxensemble.running.padded import count_rows, cut_rows, pad_rows
 from jaxensemble.running.plan import Plan
 
@@ -52,17 +55,42 @@ class Prepared:
         program: MembersProgram,
         arrays: Sequence[jax.Array],
         rngs: Any,
-        members: int,
         network: Network | None,
-        shapes: tuple[Any, ...],
-        has_key: bool,
+        given: tuple[Any, tuple[Any, ...]],
+        ensemble: Any,
         padding: Padding | None = None,
     ):
-        self.program, self.arrays, self.members = program, list(arrays), members
-        self._rngs, self._network, self._shapes, self._has_key = rngs, network, shapes, has_key
+        self.program, self.arrays = program, list(arrays)
+        self._rngs, self._network, self._ensemble = rngs, network, ensemble
         self._run = program.run
-        self._is_plain = padding is None and (network is None or isinstance(network.outputs, Ref))
+        key, inputs = given
+        self._has_key = key is not None
+        self._shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), inputs)
+        # Nothing is fixed, and outputs are as the program returns them.
+        self._devices = {program.device}
+        self._is_plain = padding is None and (
+            network is None
+            or (isinstance(network.outputs, Ref) and all(isinstance(tree, Ref) for tree in network.inputs))
+        )
         self._padding = padding
+
+    @property
+    def ensemble(self) -> Any:
+        """The ensemble that was prepared, with the arrays that it had then.
+
+        **Raises:** `StateError` if it gave its arrays away.
+        """
+        if self._ensemble is None:
+            raise StateError(
+                "the ensemble gave its arrays away when this program was prepared: prepare it without `donate` to "
+                "differentiate or check the program"
+            )
+        return self._ensemble
+
+    @property
+    def members(self) -> int:
+        """The number of members M."""
+        return self.program.members
 
     @property
     def plan(self) -> Plan:
@@ -79,7 +107,7 @@ class Prepared:
 
         The program is run for this, with ones for inputs.
         """
-        ones = jax.tree.map(lambda leaf: jnp.ones(leaf.shape, leaf.dtype), self._shapes)
+        ones = jax.tree.map(lambda leaf: jnp.ones(leaf.shape, leaf.dtype, device=self.program.device), self._shapes)
         key = jax.random.key(0) if self._has_key else None
         run = lambda: self._run(self.arrays, self._rngs, key, ones)  # noqa: E731
         return explain_program(self.program, run, sum(leaf.nbytes for leaf in jax.tree.leaves(ones)))
@@ -90,11 +118,12 @@ class Prepared:
         **Raises:** `InputError` for inputs of other shapes or dtypes, and for a key that was not there, or was, when
         the program was prepared.
         """
-        if key is None and not named and self._is_plain:
+        is_usual = key is None and not named and self._is_plain and not is_debugging()
+        if is_usual and all(isinstance(array, jax.Array) for array in inputs):
             try:
                 return self._run(self.arrays, self._rngs, None, inputs)
             except (TypeError, ValueError):
-                pass  # inputs of other libraries, tracers, or wrong ones
+                pass  # tracers, or wrong inputs
         return self._call_slowly(inputs, named, key)
 
     def _call_slowly(self, inputs: tuple[Any, ...], named: dict[str, Any], key: Any) -> Any:
@@ -108,11 +137,30 @@ class Prepared:
             if rows < padding.rows:
                 inputs = pad_rows(inputs, padding.rows_in, padding.ahead, padding.rows)
         self._check(inputs, key)
-        run = self.program.trace if is_traced((key, inputs)) else self._run
-        returned = run(self.arrays, self._rngs, key, inputs)
+        if is_traced((key, inputs)) or is_debugging():
+            returned = self._traced(key, inputs)
+        else:
+            self._check_devices(key, inputs)
+            returned = self._run(self.arrays, self._rngs, key, inputs)
         if padding is not None and rows != padding.rows:
             returned = cut_rows(returned, padding.rows_out, rows)
         return returned if self._network is None else restore_outputs(self._network.outputs, returned)
+
+    @functools.cached_property
+    def _traced(self) -> Callable[[Any, Any], Any]:
+        """The program within transformations. Derivatives are the ensemble's: programs written out have lost theirs."""
+        call = dataclasses.replace(self.program.call, fold=False)
+
+        @jax.custom_jvp
+        def run(key: Any, inputs: Any) -> Any:
+            return self.program.trace(self.arrays, self._rngs, key, inputs)
+
+        @run.defjvp
+        def differentiate(primals: Any, tangents: Any) -> Any:
+            weights = self.ensemble.params, self.ensemble.buffers, self.ensemble.constants
+            return jax.jvp(functools.partial(call_members, *weights, self._rngs, call=call), primals, tangents)
+
+        return run
 
     def _check(self, inputs: tuple[Any, ...], key: Any) -> None:
         wanted, got = (jax.tree.map(jax.typeof, tree) for tree in (self._shapes, inputs))
@@ -127,6 +175,16 @@ class Prepared:
         if (key is not None) != self._has_key:
             raise InputError(
                 "the program was prepared " + ("with a key: pass key=" if self._has_key else "without a key")
+            )
+
+    def _check_devices(self, key: Any, inputs: tuple[Any, ...]) -> None:
+        given = [leaf for leaf in jax.tree.leaves((key, inputs)) if isinstance(leaf, jax.Array)]
+        if not all(
+            isinstance(leaf.sharding, SingleDeviceSharding) and leaf.devices() == self._devices for leaf in given
+        ):
+            raise InputError(
+                f"the program was prepared for arrays on {self._devices}; got {[leaf.sharding for leaf in given]}: "
+                "move them by jax.device_put, or call the ensemble"
             )
 
     def __repr__(self) -> str:

@@ -11,8 +11,9 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
-from jaxensemble.arrays import as_arrays, is_traced, is_x64_on, require_x64
-from jaxensemble.errors import InputError, ManySizesWarning
+from jaxensemble.arrays import as_arrays, is_traced, require_x64
+from jaxensemble.compat import Tracer
+from jaxensemble.errors import InputError, ManySizesWarning, StateError
 from jaxensemble.modules.randomness import as_key
 from jaxensemble.modules.stacking import count_members
 from jaxensemble.modules.state import State
@@ -20,7 +21,14 @@ from jaxensemble.network.arguments import bind_arguments, restore_outputs
 from jaxensemble.network.inputs import batch_axes, check_inputs, check_member_axis
 from jaxensemble.network.network import Network
 from jaxensemble.programs.rows import Axes
-from jaxensemble.running.compiled import MembersProgram, compile_call, current_settings, may_prepare
+from jaxensemble.running.compiled import (
+    MembersProgram,
+    are_free,
+    compile_call,
+    current_settings,
+    is_within_trace,
+    why_not_prepared,
+)
 from jaxensemble.running.device import device_of, free_memory
 from jaxensemble.running.members import EnsembleCall, run_members
 from jaxensemble.running.padded import compiled_rows, count_rows, cut_rows, pad_rows, prove_padding
@@ -66,9 +74,9 @@ class Arguments:
 
     def kind(self, plan: PlanChoice) -> Any:
         """The facts that decide the call, beside the ensemble."""
-        leaves, tree = jax.tree.flatten(self.inputs)
-        facts = self.each, self.update, self.finish, str(self.randomness), self.key is None
-        return (plan, *facts, is_x64_on(), current_settings(), tree, *map(type_of_input, leaves))
+        leaves, tree = jax.tree.flatten((self.key, self.inputs))
+        facts = self.each, self.update, self.finish, str(self.randomness)
+        return (plan, *facts, current_settings(), tree, *map(type_of_input, leaves))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -90,8 +98,9 @@ class Runner:
         self._state, self._network, self._plan = state, network, plan
         self.calls: dict[Any, EnsembleCall] = {}
         self._held: dict[Any, _Held] = {}
-        self._arrays: dict[str, jax.Array] = {}
-        self._made_from: list[jax.Array] = []
+        # Weights, and the arrays made from them, by name. Replaced as one, so that threads see what belongs together.
+        self._made: tuple[list[jax.Array], dict[str, jax.Array]] = [], {}
+        self._is_donated = False
         self._rows_out: dict[Any, Axes] = {}
         self._sizes: dict[Any, set[int]] = {}
         self._has_warned = False
@@ -121,11 +130,13 @@ class Runner:
         return self._restore(given, returned if rows == size else cut_rows(returned, self._rows_out[kind], rows))
 
     def _run(self, given: Arguments, plan: PlanChoice, *, padded: bool = False) -> Any:
-        traced = is_traced((self._state[1:], given.key, given.inputs))
+        arrays = self._state[1:], given.key, given.inputs
         kind = given.kind(plan)
-        held = None if traced else self._held.get(kind)
+        held = None if is_traced(arrays) else self._held.get(kind)
         if held is not None and _are_same(held.weights, self._weights()):
             return held.program.run(held.arrays, self._state.rngs, given.key, given.inputs)
+        self._check_weights()
+        traced = is_within_trace(arrays)
         call = self.calls.get(kind)
         if call is None:
             workload = self.workload(given)
@@ -142,7 +153,8 @@ class Runner:
 
         **Raises:** `InputError` within transformations, where nothing can be measured.
         """
-        if is_traced((self._state[1:], given.key, given.inputs)):
+        self._check_weights()
+        if is_within_trace((self._state[1:], given.key, given.inputs)):
             raise InputError("nothing can be measured within jax.jit and other transformations: call tune outside")
         return tune_plan(self.workload(given), lambda call: self._compute(call, given)).plan
 
@@ -150,31 +162,29 @@ class Runner:
         """Explains the plan of a call."""
         return explain_plan(self.workload(given), self._plan)
 
-    def prepare(self, given: Arguments, plan: PlanChoice, *, fold: bool, donate: bool, pad: bool) -> Prepared:
-        """Returns the program of a call, with weights of its own.
+    def prepare(self, given: Arguments, plan: PlanChoice, *, fold: bool, ensemble: Any, pad: bool) -> Prepared:
+        """Returns the program of a call, with weights of its own. Without `ensemble`, weights are given away.
 
         **Raises:** `InputError` where no program can be compiled ahead.
         """
-        if not may_prepare((self._state[1:], given.key, given.inputs)):
-            raise InputError(
-                "a program is prepared for arrays on one device, outside of jax.jit and other transformations"
-            )
+        self._check_weights()
+        reason = why_not_prepared((self._state[1:], given.key, given.inputs))
+        if reason is not None:
+            raise InputError(f"no program can be prepared {reason}: call the ensemble itself")
         workload = self.workload(given)
         call = choose_call(workload, plan, self._plan, lambda call: self._compute(call, given))
-        program = compile_call(workload, dataclasses.replace(call, fold=fold), current_settings())
+        program = self._compile(dataclasses.replace(call, fold=fold), given)
         padding = self._padding(workload) if pad else None
         weights = self._weights()
         arrays = program.arrays_of(weights)
-        if donate:
+        if ensemble is None:
             jax.block_until_ready(arrays)
             kept = {id(array) for array in arrays}
             for weight in weights:
                 if id(weight) not in kept:
                     weight.delete()
-        shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), given.inputs)
-        return Prepared(
-            program, arrays, self._state.rngs, workload.members, self._network, shapes, given.key is not None, padding
-        )
+            self._held, self._made, self._is_donated = {}, ([], {}), True
+        return Prepared(program, arrays, self._state.rngs, self._network, (given.key, given.inputs), ensemble, padding)
 
     def _padding(self, workload: Workload) -> Padding:
         rows_out = prove_padding(workload)
@@ -197,7 +207,7 @@ class Runner:
             check_member_axis(given.inputs, members)
         if self._network is not None:
             check_inputs(self._network, given.inputs, each=each)
-        device = device_of(state.params)
+        device = device_of((state.params, state.buffers))
         call = EnsembleCall(
             state.graphdef,
             device.platform,
@@ -243,9 +253,8 @@ class Runner:
     def _compute(self, call: EnsembleCall, given: Arguments, kind: Any = None) -> Any:
         """Returns what the program of a call returns. With `kind`, program and arrays are held for the next one."""
         state = self._state
-        if may_prepare((state[1:], given.key, given.inputs)):
-            call = dataclasses.replace(call, fold=not call.update)
-            program = compile_call(self.workload(given), call, current_settings())
+        if why_not_prepared((state[1:], given.key, given.inputs)) is None:
+            program = self._compile(dataclasses.replace(call, fold=not call.update), given)
             arrays = self._hold(program)
             if arrays is not None:
                 if kind is not None:
@@ -253,18 +262,39 @@ class Runner:
                 return program.run(arrays, state.rngs, given.key, given.inputs)
         return run_members(state.params, state.buffers, state.constants, state.rngs, given.key, given.inputs, call=call)
 
+    def _compile(self, call: EnsembleCall, given: Arguments) -> MembersProgram:
+        is_free = are_free((self._state[1:], given.key, given.inputs))
+        return compile_call(self.workload(given), call, current_settings(), is_free=is_free)
+
+    def _check_weights(self) -> None:
+        """Checks that the arrays of the ensemble are still there.
+
+        **Raises:** `StateError` if they were given away.
+        """
+        if self._is_donated or any(
+            isinstance(array, jax.Array) and not isinstance(array, Tracer) and array.is_deleted()
+            for array in self._weights()
+        ):
+            raise StateError(
+                "the arrays of this ensemble are deleted: prepare(..., donate=True), or a function of JAX with donated "
+                "arguments, took them. Call what `prepare` returned, or make the ensemble again"
+            )
+
     def _hold(self, program: MembersProgram) -> list[jax.Array] | None:
         """Returns the arrays that a program reads; None if they take too much memory beside the weights."""
         weights = self._weights()
-        if not _are_same(self._made_from, weights):
-            self._arrays, self._made_from, self._held = {}, weights, {}
+        made_from, known = self._made
+        if not _are_same(made_from, weights):
+            known = {}
+            self._held, self._made = {}, (weights, known)
         names = zip(program.names, program.sizes, strict=True)
-        missing = {name: size for name, size in names if name not in self._arrays}
+        missing = {name: size for name, size in names if name not in known}
         if sum(missing.values()) > _SPARE * free_memory(device_of(self._state.params)):
             return None
         if missing:
-            self._arrays |= dict(zip(program.names, program.arrays_of(weights), strict=True))
-        return [self._arrays[name] for name in program.names]
+            for name, array in zip(program.names, program.arrays_of(weights), strict=True):
+                known.setdefault(name, array)  # other programs read the arrays that are known
+        return [known[name] for name in program.names]
 
     def _restore(self, given: Arguments, returned: Any) -> Any:
         if self._network is None or given.finish is not None:

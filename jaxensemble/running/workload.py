@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxensemble.arrays import is_x64_on
-from jaxensemble.compat import Program
+from jaxensemble.compat import Program, Tracer
 from jaxensemble.errors import InputError, describe_error
 from jaxensemble.programs.cpu.matmuls import is_long
 from jaxensemble.programs.forms import FORMS, use_step_forms
@@ -178,8 +178,12 @@ def adapt_plan(workload: Workload, plan: Plan | None) -> EnsembleCall:
 
 
 def type_of_input(leaf: Any) -> Any:
-    """The shape, dtype and weak type of an array, or the type of a Python number, which decide the workload."""
-    return (leaf.shape, leaf.dtype, leaf.aval.weak_type) if isinstance(leaf, jax.Array) else type(leaf)
+    """The shape, dtype, weak type and place of an array, or the type of a Python number, which decide the program."""
+    if not isinstance(leaf, jax.Array):
+        return type(leaf)
+    aval: Any = leaf.aval
+    place = None if isinstance(leaf, Tracer) else (leaf.sharding, leaf.committed)
+    return leaf.shape, leaf.dtype, aval.weak_type, place
 
 
 def _shape(leaf: Any) -> jax.ShapeDtypeStruct:
