@@ -126,6 +126,13 @@ class Prepared:
                 pass  # tracers, or wrong inputs
         return self._call_slowly(inputs, named, key)
 
+    def check_arguments(self, *inputs: Any) -> None:
+        """Checks that the program takes inputs, without running it.
+
+        **Raises:** `InputError` for inputs of other shapes or dtypes, and where the program needs a key.
+        """
+        self._check(as_arrays(bind_arguments(self._network, inputs, {}), "inputs"), None)
+
     def _call_slowly(self, inputs: tuple[Any, ...], named: dict[str, Any], key: Any) -> Any:
         inputs = as_arrays(bind_arguments(self._network, inputs, named), "inputs")
         key = None if key is None else as_key(key)

@@ -17,6 +17,7 @@ from jaxensemble.modules.randomness import as_key
 from jaxensemble.network.sources import describe_sources
 from jaxensemble.network.weight_map import INPUT_LAYOUTS, Origin
 from jaxensemble.running.members import CannotCall
+from jaxensemble.running.prepared import Prepared
 from torch_bridge.graph.caches.tensors import keep_caches_empty
 from torch_bridge.graph.examples import Arguments, map_tensors
 from torch_bridge.lowering.convert import convert
@@ -38,7 +39,7 @@ from torch_bridge.report import environment
 
 def check(
     models: Sequence[nn.Module],
-    ensemble: Ensemble,
+    ensemble: Ensemble | Prepared,
     inputs: Arguments | tuple[Any, ...],
     kwargs: Mapping[str, Any] | None = None,
     *,
@@ -64,6 +65,9 @@ def check(
        Networks without a training mode, or with draws that PyTorch cannot be given, are trained in evaluation mode
        here. Where PyTorch itself cannot train, the check fails.
 
+    Of a program that `Ensemble.prepare` made for these inputs, stage 3 compares the outputs as well; all other stages
+    are of its ensemble.
+
     Weights that initialisation leaves constant hide errors. They are drawn at random on both sides for one more
     comparison of float64 outputs.
 
@@ -82,7 +86,8 @@ def check(
     **Returns:** a `ParityReport`. A failure is a row of the report, not an exception.
 
     **Raises:** `InputError` where models, ensemble and inputs cannot be compared at all, for example inputs without
-    rows; and for `train=True` with an ensemble that was not ported, or that has no batch axis.
+    rows; for a program that was prepared for other inputs, or to draw; and for `train=True` with an ensemble that was
+    not ported, or that has no batch axis. `StateError` for a program whose ensemble gave its arrays away.
 
     >>> import torch, torch_bridge
     >>> models = [torch.nn.Linear(3, 2) for _ in range(3)]
@@ -94,7 +99,8 @@ def check(
     False
     """
     members = list_members(models)
-    ensemble = check_ensemble(ensemble)
+    prepared = ensemble if isinstance(ensemble, Prepared) else None
+    ensemble = check_ensemble(ensemble.ensemble if isinstance(ensemble, Prepared) else ensemble)
     arguments = Arguments.of(inputs, kwargs, "inputs")
     if len(members) != len(ensemble):
         raise InputError(f"`models` and `ensemble` must have equal members; got {len(members)} and {len(ensemble)}")
@@ -103,7 +109,9 @@ def check(
         key = as_key(jax.random.key(0) if key is None else key)
         layouts = _layouts(ensemble, input_layout, output_layout)
         try:
-            subject = Subject(members, ensemble.eval(), arguments, thorough, train, key, *layouts)
+            subject = Subject(members, ensemble.eval(), arguments, thorough, train, key, *layouts, prepared)
+            if prepared is not None:
+                prepared.check_arguments(*subject.arrays(arguments))
             return _Stages(subject, _initial_notes(ensemble)).report()
         except CannotCall as error:
             if ensemble.network is not None or layouts[0] != "torch":

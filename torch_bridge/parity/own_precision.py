@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import itertools
 
 import numpy as np
 import torch
@@ -34,17 +35,19 @@ def compare_working_precision(
         ensemble = recapture_network(ensemble, members[0], subject.inputs, "evaluation")
         draws.attach(members)
     actual = ensemble(*subject.arrays(subject.inputs), **draws.options)
-    ours = subject.results(draws.outputs(actual))
+    found = {"same for all": subject.results(draws.outputs(actual))}
+    if subject.prepared is not None:
+        found["prepared"] = subject.results(subject.prepared(*subject.arrays(subject.inputs)))
     theirs = _run_in_evaluation(members, subject.inputs)
     with precision.double_precision():
         truth = stack_outputs(reference.run_loop(doubles, inputs))
     own_errors = functools.cache(lambda: _moved_errors(subject))
-    for place, exact in truth.items():
+    for (way, ours), (place, exact) in itertools.product(found.items(), truth.items()):
         dtype = theirs[place].dtype
-        stage = f"{dtype}, same for all"
+        stage = f"{dtype}, {way}"
         if place not in ours or not _is_same_dtype(ours[place].dtype, dtype):
-            found = str(ours.get(place, "missing"))
-            findings.rows.append(Row(stage, case_name("dtype", place, truth), np.inf, 0.0, found))
+            kind = str(ours.get(place, "missing"))
+            findings.rows.append(Row(stage, case_name("dtype", place, truth), np.inf, 0.0, kind))
             continue
         if exact.dtype.kind in "biu":
             wrong = float(np.mean(ours[place] != theirs[place])) if exact.size else 0.0

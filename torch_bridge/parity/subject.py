@@ -10,6 +10,7 @@ from torch import nn
 
 from jaxensemble.ensemble import Ensemble
 from jaxensemble.network.weight_map import Origin
+from jaxensemble.running.prepared import Prepared
 from torch_bridge.graph.examples import Arguments, BatchAxis
 from torch_bridge.graph.forward import Inputs
 from torch_bridge.graph.sizes.open_axes import OpenAxes
@@ -30,6 +31,7 @@ class Subject:
     key: jax.Array
     input_layout: str
     output_layout: str
+    prepared: Prepared | None = None
 
     @property
     def origin(self) -> Origin | None:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 import torch_bridge
 from jaxensemble import Ensemble, InputError
-from jaxensemble.errors import ParityError
+from jaxensemble.errors import ParityError, StateError
 from jaxensemble.modules.state import flatten, unflatten
 from torch_bridge.parity.inputs import resize_inputs
 
@@ -49,6 +49,21 @@ def ported() -> tuple[list[nn.Module], Ensemble, Tensor]:
         models.append(model.eval())
     x = torch.randn(5, 1, 4, 6)
     return models, torch_bridge.to_ensemble(models, (x,), check=False), x
+
+
+def test_a_prepared_program_is_compared_as_well(ported: Any) -> None:
+    models, ensemble, x = ported
+    run = ensemble.prepare(x)
+    report = torch_bridge.check(models, run, (x,), thorough=False)
+    assert report.passed and "float32, prepared" in {row.stage for row in report.rows}
+    run.arrays = [array * 1.01 for array in run.arrays]
+    wrong = torch_bridge.check(models, run, (x,), thorough=False)
+    assert {row.stage for row in wrong.rows if not row.passed} == {"float32, prepared"}
+    with pytest.raises(InputError, match="was prepared for inputs"):
+        torch_bridge.check(models, run, (x[:2],))
+    mine = jax.tree.map(jnp.copy, ensemble)
+    with pytest.raises(StateError, match="gave its arrays away"):
+        torch_bridge.check(models, mine.prepare(x, donate=True), (x,))
 
 
 def test_what_is_right_passes_every_stage(ported: Any) -> None:
