@@ -72,7 +72,7 @@ class _Packed(NamedTuple):
             return other
         if np.ndim(other) != len(self.order):
             return None
-        back = jnp.transpose(other, np.argsort(self.order))
+        back = jnp.transpose(other, sorted(range(len(self.order)), key=self.order.__getitem__))
         if back.shape == self.split:
             return jnp.reshape(back, self.array.shape)
         both = self.axis, self.axis + 1
