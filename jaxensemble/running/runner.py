@@ -156,7 +156,10 @@ class Runner:
         self._check_weights()
         if is_within_trace((self._state[1:], given.key, given.inputs)):
             raise InputError("nothing can be measured within jax.jit and other transformations: call tune outside")
-        return tune_plan(self.workload(given), lambda call: self._compute(call, given)).plan
+        try:
+            return tune_plan(self.workload(given), lambda call: self._compute(call, given)).plan
+        finally:
+            self._forget_unused()
 
     def explain(self, given: Arguments) -> str:
         """Explains the plan of a call."""
@@ -295,6 +298,12 @@ class Runner:
             for name, array in zip(program.names, program.arrays_of(weights), strict=True):
                 known.setdefault(name, array)  # other programs read the arrays that are known
         return [known[name] for name in program.names]
+
+    def _forget_unused(self) -> None:
+        """Forgets the arrays that no held program reads: those of plans that were measured."""
+        weights, known = self._made
+        used = {id(array) for held in self._held.values() for array in held.arrays}
+        self._made = weights, {name: array for name, array in known.items() if id(array) in used}
 
     def _restore(self, given: Arguments, returned: Any) -> Any:
         if self._network is None or given.finish is not None:

@@ -6,6 +6,7 @@ import pickle
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -281,3 +282,13 @@ def test_arrays_on_several_devices(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=2")
     done = subprocess.run([sys.executable, "-c", textwrap.dedent(DEVICES)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_tuning_keeps_no_arrays_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("JAXENSEMBLE_CACHE", str(tmp_path))
+    ensemble = Ensemble.from_modules([nnx.Linear(3, 2, rngs=nnx.Rngs(seed)) for seed in range(3)])
+    x = jnp.ones((64, 3))
+    ensemble(x)
+    before = set(ensemble._runner._made[1])
+    ensemble.tune(x)
+    assert before and set(ensemble._runner._made[1]) == before
