@@ -20,7 +20,7 @@ COMPILERS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
 """Options of XLA by JAX's name of the platform and the name in a plan.
 
 XLA gives products and convolutions on CPUs to the library YNNPACK. `eigen` gives both to Eigen, `eigen-convolutions`
-only convolutions, whose gradients YNNPACK computes slowly. `benchmarks/results/lowering-cpu.json` has figures.
+only convolutions, whose gradients YNNPACK computes slowly. `make bench-lowering` measures both.
 """
 
 

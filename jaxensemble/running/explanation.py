@@ -13,8 +13,7 @@ import jax.numpy as jnp
 from jaxensemble.programs.compiled import read_instructions
 from jaxensemble.running.compiled import MembersProgram
 from jaxensemble.running.device import device_name, human_bytes
-
-_SECONDS = 0.2
+from jaxensemble.running.tuning import SECONDS, format_seconds
 
 
 def explain_program(program: MembersProgram, run: Callable[[], Any], input_bytes: int) -> str:
@@ -25,9 +24,8 @@ def explain_program(program: MembersProgram, run: Callable[[], Any], input_bytes
     measured on the device, once in a process.
     """
     device = program.device
-    outputs = jax.eval_shape(run)
     read = sum(map(_array_bytes, program.division.shapes)) + input_bytes
-    moved = read + sum(map(_array_bytes, jax.tree.leaves(outputs)))
+    moved = read + sum(map(_array_bytes, jax.tree.leaves(run())))
     flops, made = program.flops, read_instructions(program.run.as_text() or "")
     peak, bandwidth = _peaks(device)
     floor, taken = max(flops / peak, moved / bandwidth), _time(run)
@@ -41,9 +39,9 @@ def explain_program(program: MembersProgram, run: Callable[[], Any], input_bytes
         f"instructions: {made.total} ({kinds}), {made.moves} of which only move {human_bytes(made.moved_bytes)}",
         f"work: {flops / 1e9:.3g} GFLOP, {human_bytes(moved)} read and written; "
         f"{human_bytes(memory.temp_size_in_bytes)} of intermediate arrays",
-        f"floor: {_milliseconds(floor)}, by {'arithmetic' if flops / peak > moved / bandwidth else 'memory'} at "
+        f"floor: {format_seconds(floor)}, by {'arithmetic' if flops / peak > moved / bandwidth else 'memory'} at "
         f"{peak / 1e9:,.0f} GFLOP/s and {bandwidth / 1e9:,.0f} GB/s, which one large product and one copy reach here",
-        f"measured: {_milliseconds(taken)}, {taken / floor:.3g} times the floor",
+        f"measured: {format_seconds(taken)}, {taken / floor:.3g} times the floor",
     ]
     return "\n".join(lines)
 
@@ -62,7 +60,7 @@ def _time(run: Callable[[], Any]) -> float:
     """The median time of a call, in seconds."""
     jax.block_until_ready(run())
     taken: list[float] = []
-    while len(taken) < 3 or sum(taken) < _SECONDS:
+    while len(taken) < 3 or sum(taken) < SECONDS:
         start = time.perf_counter()
         jax.block_until_ready(run())
         taken.append(time.perf_counter() - start)
@@ -71,7 +69,3 @@ def _time(run: Callable[[], Any]) -> float:
 
 def _array_bytes(array: Any) -> int:
     return math.prod(array.shape) * array.dtype.itemsize
-
-
-def _milliseconds(seconds: float) -> str:
-    return f"{1000 * seconds:.3g} ms"

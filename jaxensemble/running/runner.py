@@ -140,13 +140,13 @@ class Runner:
         call = self.calls.get(kind)
         if call is None:
             workload = self.workload(given)
-            call = choose_call(workload, plan, self._plan, None if traced else lambda call: self._compute(call, given))
+            call = choose_call(workload, plan, self._plan, None if traced else self._measured(given))
             call = dataclasses.replace(call, finish=given.finish)
             if plan != "auto" or not traced:  # a guess is no measurement
                 self.calls[kind] = call
             if not traced and not padded:
                 self._warn_of_sizes(given, plan, workload)
-        return self._compute(call, given, None if traced else kind)
+        return self._ready(call, given, None if traced else kind)()
 
     def tune(self, given: Arguments) -> Plan:
         """Returns the plan that is fastest for a call: measured, or remembered.
@@ -157,7 +157,7 @@ class Runner:
         if is_within_trace((self._state[1:], given.key, given.inputs)):
             raise InputError("nothing can be measured within jax.jit and other transformations: call tune outside")
         try:
-            return tune_plan(self.workload(given), lambda call: self._compute(call, given)).plan
+            return tune_plan(self.workload(given), self._measured(given)).plan
         finally:
             self._forget_unused()
 
@@ -175,7 +175,7 @@ class Runner:
         if reason is not None:
             raise InputError(f"no program can be prepared {reason}: call the ensemble itself")
         workload = self.workload(given)
-        call = choose_call(workload, plan, self._plan, lambda call: self._compute(call, given))
+        call = choose_call(workload, plan, self._plan, self._measured(given))
         program = self._compile(dataclasses.replace(call, fold=fold), given)
         padding = self._padding(workload) if pad else None
         weights = self._weights()
@@ -253,8 +253,13 @@ class Runner:
     def _weights(self) -> list[Any]:
         return jax.tree.leaves((self._state.params, self._state.buffers, self._state.constants))
 
-    def _compute(self, call: EnsembleCall, given: Arguments, kind: Any = None) -> Any:
-        """Returns what the program of a call returns. With `kind`, program and arrays are held for the next one."""
+    def _measured(self, given: Arguments) -> Callable[[EnsembleCall], Any]:
+        """Returns a function that runs a call under any plan, and prepares each plan once."""
+        ready = functools.cache(lambda call: self._ready(call, given))
+        return lambda call: ready(call)()
+
+    def _ready(self, call: EnsembleCall, given: Arguments, kind: Any = None) -> Callable[[], Any]:
+        """Returns the program of a call with its arguments. With `kind`, it is held for the next such call."""
         state = self._state
         if why_not_prepared((state[1:], given.key, given.inputs)) is None:
             program = self._compile(dataclasses.replace(call, fold=not call.update), given)
@@ -262,8 +267,9 @@ class Runner:
             if arrays is not None:
                 if kind is not None:
                     self._held[kind] = _Held(program, arrays, self._weights())
-                return program.run(arrays, state.rngs, given.key, given.inputs)
-        return run_members(state.params, state.buffers, state.constants, state.rngs, given.key, given.inputs, call=call)
+                return functools.partial(program.run, arrays, state.rngs, given.key, given.inputs)
+        arrays = state.params, state.buffers, state.constants, state.rngs, given.key, given.inputs
+        return functools.partial(run_members, *arrays, call=call)
 
     def _compile(self, call: EnsembleCall, given: Arguments) -> MembersProgram:
         is_free = are_free((self._state[1:], given.key, given.inputs))

@@ -44,8 +44,8 @@ class MeasuredPlan:
         count = len(self.seconds)
         kind = "the fastest" if chosen <= min(self.seconds.values()) else "as fast as any, to measurement,"
         others = sorted((taken, repr(plan)) for plan, taken in self.seconds.items() if plan != self.plan)
-        lines = [f"  {plan}: {_format_seconds(taken)}, {taken / chosen:.3g} times" for taken, plan in others]
-        return "\n".join([f"{self.plan!r}: {_format_seconds(chosen)}, {kind} of {count} plans measured", *lines])
+        lines = [f"  {plan}: {format_seconds(taken)}, {taken / chosen:.3g} times" for taken, plan in others]
+        return "\n".join([f"{self.plan!r}: {format_seconds(chosen)}, {kind} of {count} plans measured", *lines])
 
 
 def tune_plan(workload: Workload, run: Callable[[EnsembleCall], Any]) -> MeasuredPlan:
@@ -197,5 +197,10 @@ def _remember(name: str, found: MeasuredPlan) -> None:
         write_file(file, json.dumps(content).encode())
 
 
-def _format_seconds(seconds: float) -> str:
+def format_seconds(seconds: float) -> str:
+    """A time, as reports write it.
+
+    >>> format_seconds(0.0123)
+    '12.3 ms'
+    """
     return f"{1000 * seconds:.3g} ms"

@@ -130,7 +130,7 @@ class ConvolutionSizes:
 def chooser(*, vmapped: bool) -> Callable[[ConvolutionSizes], Form]:
     """Returns a function that gives the form that CPUs run fastest, by the sizes of a convolution.
 
-    Its rules are read off `benchmarks/results/lowering-cpu.json`.
+    `make bench-lowering` measures all forms.
     """
     return _under_vmap if vmapped else _on_its_own
 
