@@ -201,6 +201,11 @@ class VisionTransformer(nn.Module):
         return self.heads(self.encoder(x)[:, 0])
 
 
+def vit_ti_16() -> nn.Module:
+    """ViT-Ti/16 of Touvron et al. 2020, https://arxiv.org/abs/2012.12877, for images of 64 x 64."""
+    return VisionTransformer(image=64, width=192, heads=3)
+
+
 # Liu et al. 2022, https://arxiv.org/abs/2201.03545
 
 

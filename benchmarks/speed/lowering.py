@@ -18,11 +18,11 @@ from jax import lax
 from benchmarks.results import RESULTS
 from jaxensemble.programs.cpu.convolutions import FORMS, convolution
 from jaxensemble.programs.cpu.training import convolution_for_training
-from jaxensemble.programs.forms import use_step_forms
+from jaxensemble.programs.forms import use_forms
 from jaxensemble.running.compilers import compiler_options
 from torch_bridge.report import environment, save_json
 
-COMPILERS = (None, "eigen-convolutions")
+COMPILERS = (None, "eigen")
 MEMBERS = 4
 # side, window, channels, features, stride, groups
 LAYERS = (
@@ -130,7 +130,7 @@ def _compiled(
         "vmap": (jax.vmap(one), (x, kernels)),
     }
     function, operands = ways[way.split()[-1]]
-    run = jax.jit(use_step_forms(function, "cpu"), compiler_options=compiler_options(compiler, "cpu") or None)
+    run = jax.jit(use_forms(function, "cpu", "all members"), compiler_options=compiler_options(compiler, "cpu") or None)
     jax.block_until_ready(run(*operands))
     return lambda: run(*operands)
 

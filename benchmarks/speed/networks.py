@@ -5,13 +5,13 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from benchmarks.speed.architectures import MobileNetV2, resnet18
+from benchmarks.speed.architectures import MobileNetV2, resnet18, vit_ti_16
 from benchmarks.zoo import networks
 from torch_bridge.demo import DigitCNN, SimpleCNN, SimpleMLP
 
 TUTORIAL: dict[str, Callable[[], nn.Module]] = {"mlp": SimpleMLP, "cnn": SimpleCNN}
 
-OWN: dict[str, Callable[[], nn.Module]] = {"resnet18": resnet18, "mobilenet_v2": MobileNetV2}
+OWN: dict[str, Callable[[], nn.Module]] = {"resnet18": resnet18, "mobilenet_v2": MobileNetV2, "vit_ti_16": vit_ti_16}
 """torchvision's networks that need no torchvision; all others do."""
 
 

@@ -18,7 +18,7 @@ import torch
 import typer
 
 from benchmarks.results import RESULTS
-from jaxensemble.programs.forms import use_step_forms
+from jaxensemble.programs.forms import use_forms
 from torch_bridge.report import draw_table, environment, save_json
 
 ROWS = 64
@@ -44,7 +44,7 @@ def errors(terms: int) -> dict[str, float]:
     truth = x.astype(np.float64) @ kernel.astype(np.float64)
     found = {
         "XLA": jax.jit(jnp.dot)(x, kernel),
-        "ours": jax.jit(use_step_forms(jnp.dot, "cpu"))(x, kernel),
+        "ours": jax.jit(use_forms(jnp.dot, "cpu", "all members"))(x, kernel),
         "PyTorch": torch.from_numpy(x) @ torch.from_numpy(kernel),
     }
     scale = np.sqrt(np.mean(np.square(truth)))
@@ -59,7 +59,7 @@ def times(case: tuple[int, int, int, int], rounds: int) -> dict[str, float]:
     mapped = jax.vmap(jnp.dot, (None, 0))
     calls: dict[str, Callable[..., Any]] = {
         "jax.vmap": jax.jit(mapped),
-        "ours": jax.jit(use_step_forms(mapped, "cpu")),
+        "ours": jax.jit(use_forms(mapped, "cpu", "all members")),
     }
     return _milliseconds({name: functools.partial(call, x, kernels) for name, call in calls.items()}, rounds)
 
@@ -72,7 +72,7 @@ def tanh(rounds: int) -> dict[str, dict[str, float]]:
     truth = np.tanh(x.astype(np.float64))
     calls: dict[str, Callable[[], Any]] = {
         "XLA": functools.partial(jax.jit(jnp.tanh), jnp.asarray(x)),
-        "ours": functools.partial(jax.jit(use_step_forms(jnp.tanh, "cpu")), jnp.asarray(x)),
+        "ours": functools.partial(jax.jit(use_forms(jnp.tanh, "cpu", "all members")), jnp.asarray(x)),
         "PyTorch": lambda: torch.tanh(given),
     }
     taken = _milliseconds(calls, rounds)

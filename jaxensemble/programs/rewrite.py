@@ -11,7 +11,7 @@ import jax
 
 from jaxensemble.compat import JaxprEqn, Literal, Program, is_program, jaxpr_as_fun, replace_steps
 
-CONVOLUTION, PRODUCT = "conv_general_dilated", "dot_general"
+CONVOLUTION, PRODUCT, MAXIMA = "conv_general_dilated", "dot_general", "reduce_window_max"
 
 
 def primitives(function: Callable[..., Any], *args: Any) -> collections.Counter[str]:

@@ -1,26 +1,20 @@
 """Settings of XLA's compiler that plans choose, by device."""
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 
 from jaxensemble.errors import InputError
 
-_LIBRARIES = "xla_cpu_experimental_ynn_fusion_type"
-_YNN = ("DOT", "REDUCE", "INDIVIDUAL_DOT")
-
 COMPILERS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
-    "cpu": {
-        "eigen": {_LIBRARIES: ""},
-        "eigen-convolutions": {_LIBRARIES: ",".join(f"LIBRARY_FUSION_TYPE_{name}" for name in _YNN)},
-    }
+    "cpu": {"eigen": {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_REDUCE"}},
 }
 """Options of XLA by JAX's name of the platform and the name in a plan.
 
-XLA gives products and convolutions on CPUs to the library YNNPACK. `eigen` gives both to Eigen, `eigen-convolutions`
-only convolutions, whose gradients YNNPACK computes slowly. `make bench-lowering` measures both.
+XLA gives products, convolutions and reductions on CPUs to the library YNNPACK. Under `eigen` products and convolutions
+go to Eigen, which is faster with most sizes, and far faster with gradients. `make bench-lowering` measures both.
 """
 
 
@@ -61,3 +55,16 @@ def _is_known(options: tuple[tuple[str, Any], ...]) -> bool:
     except jax.errors.JaxRuntimeError:
         return False
     return True
+
+
+def compile_with(function: Callable[..., Any], name: str | None, platform: str, static: str) -> Callable[..., Any]:
+    """Returns `jax.jit` of a function under the settings that a plan names; the same object for equal arguments.
+
+    `static` is the name of the argument that is a part of the program.
+    """
+    return _jit(function, static, tuple(compiler_options(name, platform).items()))
+
+
+@functools.cache
+def _jit(function: Callable[..., Any], static: str, options: tuple[tuple[str, Any], ...]) -> Callable[..., Any]:
+    return jax.jit(function, static_argnames=(static,), compiler_options=dict(options) or None)

@@ -25,11 +25,11 @@ from jaxensemble.modules.randomness import (
 from jaxensemble.modules.state import Tree, flatten, merge, split
 from jaxensemble.modules.structure import Structure
 from jaxensemble.network.arguments import keep_arrays
-from jaxensemble.programs.extrema import EXTREMES
 from jaxensemble.programs.folding import fold_scales
-from jaxensemble.programs.forms import use_call_forms, use_evaluation_forms, use_step_forms
+from jaxensemble.programs.forms import use_evaluation_form, use_forms
 from jaxensemble.programs.rewrite import CONVOLUTION, PRODUCT, rewrite_steps
 from jaxensemble.programs.rows import Axes
+from jaxensemble.running.compilers import compile_with
 from jaxensemble.running.plan import Plan
 
 ALL_AT_ONCE = Plan()
@@ -78,8 +78,10 @@ class EnsembleCall:
     ) -> Any:
         """The outputs of one member. `vmapped` chooses the forms of convolutions; None leaves Flax's."""
         run = fold_scales(self._member, _WEIGHTS) if self.fold else self._member
-        run = rewrite_steps(run, EXTREMES | (_NAMED if self.plan.remat else {}))
-        run = run if vmapped is None else use_call_forms(run, self.platform, vmapped=vmapped)
+        run = rewrite_steps(run, _NAMED) if self.plan.remat else run
+        run = use_forms(run, self.platform, "member")
+        if vmapped is not None:
+            run = use_forms(run, self.platform, "call under vmap" if vmapped else "call")
         return run(params, buffers, rngs, constants, key, inputs)
 
     def _member(self, params: Tree, buffers: Tree, rngs: Tree, constants: Tree, key: Any, inputs: Any) -> Any:
@@ -142,8 +144,13 @@ def call_members(
     return call.finish(jax.tree.map(lax.optimization_barrier, outputs))
 
 
-# At module level, so that ensembles of equal structure share compilations.
-run_members = jax.jit(call_members, static_argnames=("call",))
+def compile_members(call: EnsembleCall, *, traced: bool) -> Callable[..., Any]:
+    """Returns `jax.jit` of `call_members`, one for all ensembles of equal structure.
+
+    Within a trace, the settings of the program around it count instead of those of the plan.
+    """
+    compiler = None if traced else call.plan.compiler
+    return functools.partial(compile_with(call_members, compiler, call.platform, "call"), call=call)
 
 
 def _run_step(part: tuple[Any, ...], *, call: EnsembleCall, shared: tuple[Any, ...], size: int) -> Any:
@@ -161,8 +168,8 @@ def _run_step(part: tuple[Any, ...], *, call: EnsembleCall, shared: tuple[Any, .
         return map_members(member, axes, size)(params, buffers, rngs, key, inputs)
 
     def run(inputs: Any) -> Any:
-        function = use_step_forms(all_of_them, call.platform)
-        function = use_evaluation_forms(function, call.platform) if call.fold else function
+        function = use_forms(all_of_them, call.platform, "all members")
+        function = use_evaluation_form(function, call.platform) if call.fold else function
         return function(params, buffers, rngs, key, inputs)
 
     if call.plan.rows is None or not call.rows_in:

@@ -17,6 +17,12 @@ LEAST = 4
 _UNROLLED = 10
 """The most members whose steps are written out one after another: compiling takes that many times as long."""
 
+_ROWS = 32
+"""The fewest rows with which a few members of a network without convolutions are run one after another."""
+
+_COMPILER = "eigen"
+"""The settings of XLA's compiler with which CPUs run nearly all programs faster."""
+
 _SHARE = 0.5
 """The share of free memory for a program's arrays other than inputs, weights and outputs."""
 
@@ -111,18 +117,17 @@ class Demand:
 def guess_plan(demand: Demand, free: float) -> Plan:
     """Guesses a good plan without measuring, within its share of `free` bytes of memory.
 
-    On CPUs a convolution with a kernel for each member is slow, and so are arrays that leave the cache. So one member
-    runs after another: written out where there are few, since a loop copies the weights of each and runs elementwise
-    steps, which depthwise convolutions are made of, on one core. `benchmarks/results` has figures. Elsewhere all
-    members run at once.
+    On CPUs a convolution with a kernel for each member is slow, and so are products of many small matrices at once. So
+    one member runs after another: written out where there are few, since a loop copies the weights of each and runs
+    elementwise steps, which depthwise convolutions are made of, on one core. `benchmarks/results` has figures.
+    Elsewhere all members run at once.
     """
-    plan = Plan()
-    if demand.platform == "cpu" and demand.convolutions:
-        tile = None if demand.grouped else _tile(demand)
-        if demand.members <= _UNROLLED and tile is None:
-            plan = Plan(members=1, unroll=True)
-        elif not demand.grouped:
-            plan = Plan(members=1, rows=tile)
+    plan = Plan(compiler=_COMPILER if has_compiler(_COMPILER, demand.platform) else None)
+    if demand.platform == "cpu":
+        if demand.members <= _UNROLLED and (demand.convolutions or (demand.rows or 0) >= _ROWS):
+            plan = dataclasses.replace(plan, members=1, unroll=True)
+        elif demand.convolutions and not demand.grouped:
+            plan = dataclasses.replace(plan, members=1)
     return fit_plan(plan, demand, free)
 
 
@@ -148,14 +153,16 @@ def fit_plan(plan: Plan, demand: Demand, free: float) -> Plan:
 def candidate_plans(demand: Demand, free: float) -> Iterator[Plan]:
     """Plans worth measuring that memory allows, the most promising first."""
     first = guess_plan(demand, free)
-    plans = [first, Plan(), Plan(members=1), *(Plan(members=1, rows=rows) for rows in _near(_tile(demand), demand))]
-    if demand.members <= _UNROLLED:
-        plans.append(Plan(members=1, unroll=True))
-    if has_compiler("eigen", demand.platform):
-        plans += [dataclasses.replace(plan, compiler="eigen") for plan in (Plan(), *plans[-1:])]
-    if demand.platform != "cpu":
-        plans = [first, Plan(), *(Plan(members=k) for k in (1, 4, 16, 64) if k < demand.members)]
-    yield from dict.fromkeys(plan for plan in plans if is_within_memory(plan, demand, free) or plan == first)
+    if demand.platform == "cpu":
+        rows = _near(_tile(demand), demand)
+        plans = [Plan(), Plan(members=1), *(Plan(members=1, rows=count) for count in rows)]
+        if demand.members <= _UNROLLED:
+            plans.append(Plan(members=1, unroll=True))
+        plans = [dataclasses.replace(plan, compiler=first.compiler) for plan in plans]
+        plans += [dataclasses.replace(plan, compiler=None) for plan in (first, Plan())]
+    else:
+        plans = [Plan(), *(Plan(members=k) for k in (1, 4, 16, 64) if k < demand.members)]
+    yield from dict.fromkeys(plan for plan in (first, *plans) if is_within_memory(plan, demand, free) or plan == first)
 
 
 def _tile(demand: Demand) -> int | None:

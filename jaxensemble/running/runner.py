@@ -30,7 +30,7 @@ from jaxensemble.running.compiled import (
     why_not_prepared,
 )
 from jaxensemble.running.device import device_of, free_memory
-from jaxensemble.running.members import EnsembleCall, run_members
+from jaxensemble.running.members import EnsembleCall, compile_members
 from jaxensemble.running.padded import compiled_rows, count_rows, cut_rows, pad_rows, prove_padding
 from jaxensemble.running.plan import Plan
 from jaxensemble.running.prepared import Padding, Prepared
@@ -269,7 +269,7 @@ class Runner:
                     self._held[kind] = _Held(program, arrays, self._weights())
                 return functools.partial(program.run, arrays, state.rngs, given.key, given.inputs)
         arrays = state.params, state.buffers, state.constants, state.rngs, given.key, given.inputs
-        return functools.partial(run_members, *arrays, call=call)
+        return functools.partial(compile_members(call, traced=is_within_trace(arrays)), *arrays)
 
     def _compile(self, call: EnsembleCall, given: Arguments) -> MembersProgram:
         is_free = are_free((self._state[1:], given.key, given.inputs))

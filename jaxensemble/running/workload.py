@@ -12,7 +12,7 @@ from jaxensemble.arrays import is_x64_on
 from jaxensemble.compat import Program, Tracer
 from jaxensemble.errors import InputError, describe_error
 from jaxensemble.programs.cpu.matmuls import is_long
-from jaxensemble.programs.forms import FORMS, use_step_forms
+from jaxensemble.programs.forms import use_forms
 from jaxensemble.programs.rewrite import CONVOLUTION, PRODUCT, equations, largest_step, peak_bytes
 from jaxensemble.programs.rows import Axes, MixedRows, row_axes
 from jaxensemble.running.device import free_memory
@@ -71,7 +71,7 @@ class Workload:
         """The program for another number of rows, or, if `vmapped` is given, with its steps in the forms that run."""
         function: Any = functools.partial(self.call.member, vmapped=vmapped)
         if vmapped is not None:
-            function = use_step_forms(function, self.call.platform)
+            function = use_forms(function, self.call.platform, "all members")
         return jax.make_jaxpr(function)(*self._arguments(rows))
 
     def outputs_of(self, rows: int) -> Any:
@@ -111,7 +111,7 @@ class Workload:
         ]
         long = any(is_long(step) for step in equations(program) if step.primitive.name == PRODUCT)
         # Forms may take more memory than the steps that they replace.
-        in_forms = platform in FORMS and (bool(groups) or long)
+        in_forms = platform == "cpu" and (bool(groups) or long)
         return Demand(
             platform=platform,
             members=self.members,
@@ -163,9 +163,8 @@ def adapt_plan(workload: Workload, plan: Plan | None) -> EnsembleCall:
     """
     free = free_memory(workload.device)
     if plan is None and workload.input_bytes <= SMALL and is_within_memory(Plan(), workload.demand, free):
-        together = dataclasses.replace(workload.demand, rows=None)
-        chosen = guess_plan(together, free)
-        return workload.with_plan(chosen if chosen.unroll else Plan())
+        chosen = guess_plan(workload.demand, free)
+        return workload.with_plan(chosen if chosen.unroll else Plan(compiler=chosen.compiler))
     for demand in (workload.demand, dataclasses.replace(workload.demand, rows=None)):
         chosen = guess_plan(demand, free) if plan is None else fit_plan(plan, demand, free)
         if demand.rows is None:

@@ -11,7 +11,7 @@ import optax
 from jax import lax
 
 from jaxensemble.modules.state import Tree, flatten, unflatten
-from jaxensemble.programs.forms import use_loss_forms, use_step_forms
+from jaxensemble.programs.forms import use_forms
 from jaxensemble.programs.rows import Axes
 from jaxensemble.running.members import KEPT, EnsembleCall, map_members
 from jaxensemble.training.augmentation import Augment, augment_minibatch, augmentation_keys
@@ -93,9 +93,9 @@ class MemberUpdate:
     def losses(self, *arguments: Any) -> tuple[jax.Array, Any]:
         """Returns the loss of every member, and its buffers after the call."""
         axes, platform = (0, 0, 0, 0, 0 if self.step.call.each else None), self.step.call.platform
-        compiler = self.step.call.plan.compiler if self.size == 1 else None
-        function = map_members(use_loss_forms(self._loss, platform, compiler=compiler), axes, self.size)
-        function = use_step_forms(function, platform)
+        by_eigen = self.step.call.plan.compiler == "eigen" and self.size == 1
+        one = use_forms(self._loss, platform, "loss by eigen" if by_eigen else "loss")
+        function = use_forms(map_members(one, axes, self.size), platform, "all members")
         if self.step.call.plan.remat:
             function = jax.checkpoint(function, policy=jax.checkpoint_policies.save_only_these_names(KEPT))
         return function(*arguments)

@@ -13,9 +13,8 @@ from jaxensemble.compat import JaxprEqn, Literal, Program
 from jaxensemble.errors import InputError
 from jaxensemble.modules.state import Tree, flatten, merge, split, unflatten
 from jaxensemble.network.inputs import batch_axes
-from jaxensemble.programs.forms import use_loss_forms
+from jaxensemble.programs.forms import use_forms
 from jaxensemble.programs.rewrite import peak_bytes
-from jaxensemble.running.compilers import has_compiler
 from jaxensemble.running.device import device_of, free_memory
 from jaxensemble.running.members import EnsembleCall
 from jaxensemble.running.plan import Demand, Plan, guess_plan, is_within_memory
@@ -104,14 +103,9 @@ def _choose_plan(
 
 
 def _guess_plan(demand: Demand, free: float) -> Plan:
+    """The plan of a call, whose settings of the compiler serve training only where members' convolutions are apart."""
     plan = guess_plan(demand, free)
-    if demand.convolutions and plan.members == 1 and has_compiler(GRADIENTS, demand.platform):
-        return dataclasses.replace(plan, compiler=GRADIENTS)
-    return plan
-
-
-GRADIENTS = "eigen-convolutions"
-"""The settings of XLA's compiler for the gradients of convolutions."""
+    return plan if demand.convolutions and plan.members == 1 else dataclasses.replace(plan, compiler=None)
 
 
 def gradient_program(
@@ -126,7 +120,7 @@ def gradient_program(
         warn_of_pairs(loss, outputs, data[1])
         return number, after
 
-    one = use_loss_forms(member, workload.call.platform)
+    one = use_forms(member, workload.call.platform, "loss")
 
     def objective(params: Tree, everything: Tree, *others: Any) -> Any:
         return one(replace_trained(everything, params), *others)

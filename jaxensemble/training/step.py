@@ -1,7 +1,6 @@
 """One training step of all members, as one program: a few members at a time if memory or the device requires it."""
 
 import dataclasses
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -9,7 +8,7 @@ import jax
 from jax import lax
 
 from jaxensemble.errors import InputError
-from jaxensemble.running.compilers import compiler_options
+from jaxensemble.running.compilers import compile_with
 from jaxensemble.running.members import run_in_steps
 from jaxensemble.running.plan import Plan
 from jaxensemble.training.data import as_data
@@ -88,13 +87,7 @@ def run_step(
 
 def compile_step(function: Callable[..., Any], step: TrainingStep) -> Any:
     """Returns `jax.jit` of a function of a step, with the settings of XLA's compiler that its plan names."""
-    options = compiler_options(step.call.plan.compiler, step.call.platform)
-    return _jit(function, tuple(options.items()))
-
-
-@functools.cache
-def _jit(function: Callable[..., Any], options: tuple[tuple[str, Any], ...]) -> Any:
-    return jax.jit(function, static_argnames=("step",), compiler_options=dict(options) or None)
+    return compile_with(function, step.call.plan.compiler, step.call.platform, "step")
 
 
 def next_state(

@@ -15,18 +15,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxensemble.programs.rewrite import CONVOLUTION, rewrite_steps
-
 Form = Literal["built-in", "grouped", "shifted", "im2col"]
 FORMS: tuple[Form, ...] = ("built-in", "grouped", "shifted", "im2col")
-
-
-def choose_forms(function: Callable[..., Any], *, vmapped: bool) -> Callable[..., Any]:
-    """Returns the function, with its convolutions in the forms that suit CPUs.
-
-    `vmapped` says whether it is called under `jax.vmap` over its kernels.
-    """
-    return rewrite_steps(function, {CONVOLUTION: functools.partial(convolution, choose=chooser(vmapped=vmapped))})
 
 
 CACHED = 1 << 15
@@ -127,26 +117,36 @@ class ConvolutionSizes:
         return any(stride > 1 for stride in self.strides)
 
 
-def chooser(*, vmapped: bool) -> Callable[[ConvolutionSizes], Form]:
-    """Returns a function that gives the form that CPUs run fastest, by the sizes of a convolution.
-
-    `make bench-lowering` measures all forms.
-    """
-    return _under_vmap if vmapped else _on_its_own
-
-
-def _under_vmap(sizes: ConvolutionSizes) -> Form:
+def form_under_vmap(sizes: ConvolutionSizes) -> Form:
+    """The form that CPUs run fastest under `jax.vmap` over kernels. `make bench-lowering` measures all forms."""
     if sizes.groups > 1:
-        return "grouped" if sizes.has_narrow_groups else "built-in"
+        return _form_of_groups(sizes)
     if sizes.taps == 1 or sizes.is_strided or sizes.channels < 16 or math.prod(sizes.out) <= 4:
         return "im2col"
     return "shifted"
 
 
-def _on_its_own(sizes: ConvolutionSizes) -> Form:
+def form_alone(sizes: ConvolutionSizes) -> Form:
+    """The form that CPUs run fastest with one kernel."""
     if sizes.groups > 1:
-        return "grouped" if sizes.has_narrow_groups else "built-in"
+        return _form_of_groups(sizes)
     return "im2col" if sizes.taps == 1 or math.prod(sizes.out) <= 4 else "built-in"
+
+
+def form_of_products(sizes: ConvolutionSizes) -> Form:
+    """Products of matrices, whose gradients are such products; narrow groups stay multiply-adds."""
+    if sizes.groups > 1:
+        return _form_of_groups(sizes)
+    return "im2col"
+
+
+def _form_of_groups(sizes: ConvolutionSizes) -> Form:
+    return "grouped" if sizes.has_narrow_groups else "built-in"
+
+
+convolution_alone = functools.partial(convolution, choose=form_alone)
+convolution_under_vmap = functools.partial(convolution, choose=form_under_vmap)
+convolution_of_products = functools.partial(convolution, choose=form_of_products)
 
 
 def sizes_of(

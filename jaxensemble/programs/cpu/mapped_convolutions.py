@@ -15,7 +15,7 @@ from jax import lax
 from jax.custom_batching import custom_vmap
 from jax.custom_derivatives import SymbolicZero
 
-from jaxensemble.programs.cpu.convolutions import chooser, convolution
+from jaxensemble.programs.cpu.convolutions import convolution, convolution_alone
 
 
 def mapped_convolution(
@@ -47,7 +47,7 @@ def mapped_convolution(
 def _kind(strides: tuple[int, ...], padding: Any, options: tuple[tuple[str, Any], ...]) -> Callable[..., jax.Array]:
     """The function of one kind of convolution: one object, so that what is compiled of it is found again."""
     settings: dict[str, Any] = {"window_strides": strides, "padding": padding, **dict(options)}
-    alone = functools.partial(convolution, choose=chooser(vmapped=False), **settings)
+    alone = functools.partial(convolution_alone, **settings)
     products = functools.partial(convolution, choose=lambda sizes: "im2col", **settings)
     apart, in_turn = custom_vmap(functools.partial(lax.conv_general_dilated, **settings)), custom_vmap(alone)
 

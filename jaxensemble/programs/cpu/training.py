@@ -3,7 +3,7 @@
 import functools
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -11,17 +11,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxensemble.ops.pooling import lowest
-from jaxensemble.programs.cpu.convolutions import ConvolutionSizes, Form, convolution, sizes_of
-from jaxensemble.programs.rewrite import CONVOLUTION, rewrite_steps
-
-MAXIMA = "reduce_window_max"
-
-
-def _products(sizes: ConvolutionSizes) -> Form:
-    """Products of matrices, whose gradients are such products; narrow groups stay multiply-adds."""
-    if sizes.groups > 1:
-        return "grouped" if sizes.has_narrow_groups else "built-in"
-    return "im2col"
+from jaxensemble.programs.cpu.convolutions import ConvolutionSizes, convolution_of_products, sizes_of
 
 
 def convolution_for_training(lhs: jax.Array, rhs: jax.Array, **params: Any) -> jax.Array:
@@ -41,7 +31,7 @@ def convolution_for_training(lhs: jax.Array, rhs: jax.Array, **params: Any) -> j
     sizes = sizes_of(lhs, rhs, **params)
     is_wide = lhs.dtype == rhs.dtype and lhs.dtype in (jnp.float32, jnp.float64)
     if sizes is None or not is_wide or params.get("preferred_element_type") or not _has_plain_gradient(sizes):
-        return convolution(lhs, rhs, choose=_products, **params)
+        return convolution_of_products(lhs, rhs, **params)
     numbers, precision = params["dimension_numbers"], params.get("precision")
     strides = (1,) * len(sizes.window)
 
@@ -118,13 +108,3 @@ def _tap(x: jax.Array, at: Sequence[int]) -> jax.Array:
     for axis, place in enumerate(at):
         x = lax.index_in_dim(x, place, axis + 1, keepdims=False)
     return x
-
-
-def choose_training_forms(function: Callable[..., Any], *, compiler: str | None = None) -> Callable[..., Any]:
-    """Gives a function of one member steps whose gradients CPUs compute fast, under `jax.vmap` too.
-
-    `compiler` names the settings of XLA's compiler that the program gets, if it is not under `jax.vmap`.
-    """
-    products = functools.partial(convolution, choose=_products)
-    run = convolution_for_training if compiler == "eigen-convolutions" else products
-    return rewrite_steps(function, {CONVOLUTION: run, MAXIMA: maxima})

@@ -11,7 +11,7 @@ from jax import lax
 
 from jaxensemble.programs.cpu.sums import total
 from jaxensemble.programs.extrema import EXTREMES
-from jaxensemble.programs.forms import use_step_forms
+from jaxensemble.programs.forms import use_forms
 from jaxensemble.programs.rewrite import primitives, rewrite_steps
 
 CASES: dict[str, Callable[[Any], Any]] = {
@@ -140,5 +140,5 @@ def test_a_variance_of_few_rows_rounds_no_further_than_pytorchs() -> None:
     """XLA adds these squares one by one, which is off by 7e-7; so a LayerNorm of a feature map failed the proof."""
     x = np.repeat(np.random.default_rng(0).normal(size=(3, 252)), 4, axis=1).astype(np.float32)
     variance = lambda x: jnp.mean((x - jnp.mean(x, 1, keepdims=True)) ** 2, 1)  # noqa: E731
-    ours = np.asarray(jax.jit(use_step_forms(variance, "cpu"))(x), np.float64)
+    ours = np.asarray(jax.jit(use_forms(variance, "cpu", "all members"))(x), np.float64)
     np.testing.assert_allclose(ours, x.astype(np.float64).var(1), rtol=2.5e-7)

@@ -11,7 +11,7 @@ import pytest
 from flax import nnx
 
 from jaxensemble import Ensemble, InputError, Plan, TrainState, train_step
-from jaxensemble.programs.cpu.training import choose_training_forms
+from jaxensemble.programs.forms import use_forms
 from jaxensemble.programs.rewrite import primitives
 from jaxensemble.training import planning
 from jaxensemble.training.data import as_data
@@ -303,7 +303,7 @@ def test_maxima_and_their_gradients_are_xlas(shape: tuple[int, ...]) -> None:
     x = np.random.default_rng(0).integers(0, 3, shape).astype("float32")  # with many equal values
     x[0, 0, 1, 0], x[1, 1, 0, 1], x[1, 0, 0, 2] = np.nan, np.nan, -np.inf
     pooled = lambda x: nnx.max_pool(x, (2, 2), (2, 2))  # noqa: E731
-    ours = choose_training_forms(pooled)
+    ours = use_forms(pooled, "cpu", "loss")
     np.testing.assert_array_equal(ours(x), pooled(x))
     x = np.nan_to_num(x)
     weights = np.random.default_rng(1).normal(size=pooled(x).shape)

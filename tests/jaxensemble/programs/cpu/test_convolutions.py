@@ -12,7 +12,8 @@ from jax import lax
 from jaxensemble import Plan
 from jaxensemble.ensemble import Ensemble
 from jaxensemble.ops import conv
-from jaxensemble.programs.cpu.convolutions import FORMS, ConvolutionSizes, choose_forms, chooser, convolution
+from jaxensemble.programs.cpu.convolutions import FORMS, ConvolutionSizes, convolution, form_alone, form_under_vmap
+from jaxensemble.programs.forms import use_forms
 from jaxensemble.programs.rewrite import primitives
 
 # input shape, kernel shape, strides, padding, dilation, groups
@@ -162,7 +163,7 @@ def test_whoever_wrote_a_convolution_it_gets_a_form(x64):
     def looped(kernel, x):
         return lax.fori_loop(0, 2, lambda _, x: jnp.tanh(conv(x, kernel, padding=1)), x)
 
-    other = choose_forms(looped, vmapped=True)
+    other = use_forms(looped, "cpu", "call under vmap")
     found = primitives(other, kernel, x)
     assert found["conv_general_dilated"] == 0 and found["dot_general"] == 9
     np.testing.assert_allclose(other(kernel, x), looped(kernel, x), atol=1e-13)
@@ -177,4 +178,4 @@ def test_groups_are_multiplied_out_where_their_weights_stay_in_the_cache(groups,
     case = ConvolutionSizes(
         (16, 8, 8, features), (3, 3, features // groups, features), (1, 1), ((1, 1), (1, 1)), (1, 1), groups
     )
-    assert {chooser(vmapped=vmapped)(case) for vmapped in (True, False)} == {form}
+    assert {form_alone(case), form_under_vmap(case)} == {form}
