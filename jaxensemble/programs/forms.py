@@ -40,36 +40,20 @@ class Replacement(NamedTuple):
     measured: str
 
 
-_NOT_EQUAL = "gradients are lost where the compiler computes an operand twice and rounds it differently"
+_EXTREMES = "gradients are lost where the compiler computes an operand twice and rounds it differently"
 _ROUNDING = "XLA's own has a larger rounding error than PyTorch's"
+_FORMS, _TRAINING, _TEST = "make bench-lowering", "make bench-training", "tests/jaxensemble/programs/test_extrema.py"
 
 REPLACEMENTS: tuple[Replacement, ...] = (
-    *(
-        Replacement(name, None, ("member",), function, _NOT_EQUAL, "tests/jaxensemble/programs/test_extrema.py")
-        for name, function in EXTREMES.items()
-    ),
-    *(
-        Replacement(CONVOLUTION, "cpu", (place,), function, why, "make bench-lowering")
-        for place, function, why in (
-            ("call", convolution_alone, "those of one tap, of few outputs and in narrow groups are slow"),
-            ("call under vmap", convolution_under_vmap, "with a kernel for each member it is a slow, grouped one"),
-            (
-                "loss",
-                convolution_of_products,
-                "gradients are slow, under vmap even more; those of products are products",
-            ),
-            ("loss by eigen", convolution_for_training, "Eigen runs gradients in one order of axes alone"),
-        )
-    ),
-    Replacement(
-        *(MAXIMA, "cpu", ("loss", "loss by eigen"), maxima),
-        why="the gradient is a slow loop over windows",
-        measured="make bench-training",
-    ),
-    *(
-        Replacement(name, "cpu", ("all members",), function, _ROUNDING, "make bench-lowering")
-        for name, function in ((PRODUCT, product), ("reduce_sum", total), ("tanh", tanh))
-    ),
+    *(Replacement(name, None, ("member",), form, _EXTREMES, _TEST) for name, form in EXTREMES.items()),
+    Replacement(CONVOLUTION, "cpu", ("call",), convolution_alone, "few outputs and narrow groups are slow", _FORMS),
+    Replacement(CONVOLUTION, "cpu", ("call under vmap",), convolution_under_vmap, "a kernel a member is slow", _FORMS),
+    Replacement(CONVOLUTION, "cpu", ("loss",), convolution_of_products, "gradients under vmap are slow", _FORMS),
+    Replacement(CONVOLUTION, "cpu", ("loss by eigen",), convolution_for_training, "gradients are slow", _FORMS),
+    Replacement(MAXIMA, "cpu", ("loss", "loss by eigen"), maxima, "the gradient is a loop over windows", _TRAINING),
+    Replacement(PRODUCT, "cpu", ("all members",), product, _ROUNDING, _FORMS),
+    Replacement("reduce_sum", "cpu", ("all members",), total, _ROUNDING, _FORMS),
+    Replacement("tanh", "cpu", ("all members",), tanh, _ROUNDING, _FORMS),
 )
 
 EVALUATION: dict[str, Callable[[Function], Function]] = {"gpu": pack_members}
