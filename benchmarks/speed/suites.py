@@ -25,7 +25,7 @@ class Case:
 # Compiling four large networks as one graph in every mode takes an hour: the modes are compared in the first suite.
 _LOOPS = ("loop", "loop, channels_last", "compile(loop, default)", "compile(loop, channels_last, default)")
 _MAPS = ("torch.func.vmap", "compile(torch.func.vmap, default)")
-_SCALED = ("loop, channels_last", "torch.func.vmap")
+_SCALED = ("loop, channels_last", "torch.func.vmap", "compile(torch.func.vmap, default)")
 # What fits into minutes on a GPU: the plain ways, compiled ones, and CUDA graphs of both.
 _PLAIN = ("loop", "torch.func.vmap")
 _SHORT = (
@@ -48,6 +48,8 @@ SUITES: dict[str, list[Case]] = {
     "tutorial": [Case("mlp", 10, 64), Case("cnn", 10, 64)],
     "zoo": [
         *(Case(name, 4, 16, _LOOPS) for name in ("resnet18", "mobilenet_v2", "resnext50_32x4d", "efficientnet_b0")),
+        Case("vit_ti_16", 4, 16, _LOOPS),
+        Case("resnet18", 10, 1, _LOOPS),  # one request
         Case("vgg11", 4, 16, ("loop, channels_last", "compile(loop, channels_last, default)")),  # a process has 4 GB
     ],
     "tutorial-short": [Case(name, 10, 64, _SHORT) for name in ("mlp", "cnn")],

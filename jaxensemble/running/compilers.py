@@ -10,11 +10,15 @@ from jaxensemble.errors import InputError
 
 COMPILERS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
     "cpu": {"eigen": {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_REDUCE"}},
+    "gpu": {"graphs": {"xla_gpu_graph_min_graph_size": 1}},
 }
 """Options of XLA by JAX's name of the platform and the name in a plan.
 
 XLA gives products, convolutions and reductions on CPUs to the library YNNPACK. Under `eigen` products and convolutions
-go to Eigen, which is faster with most sizes, and far faster with gradients. `make bench-lowering` measures both.
+go to Eigen, which is faster with most sizes, and far faster with gradients: `make bench-lowering` measures both.
+
+On GPUs XLA launches five kernels or more as one CUDA graph; under `graphs` fewer, too, as `make gpu-programs` shows. It
+was not measured on a GPU yet, so only `tune` tries it.
 """
 
 

@@ -23,6 +23,9 @@ _ROWS = 32
 _COMPILER = "eigen"
 """The settings of XLA's compiler with which CPUs run nearly all programs faster."""
 
+_GRAPHS = "graphs"
+"""The settings of XLA's compiler for small programs on GPUs, which `tune` tries."""
+
 _SHARE = 0.5
 """The share of free memory for a program's arrays other than inputs, weights and outputs."""
 
@@ -37,7 +40,8 @@ class Plan:
       networks that keep rows apart, as most do in evaluation mode.
     - `unroll` writes the steps out one after another instead of a loop, which takes longer to compile.
     - `compiler` names settings of XLA's compiler, of `jaxensemble.running.compilers.COMPILERS`: on CPUs, `"eigen"` for
-      another library of products and convolutions. Within `jax.jit` of your own, its settings count instead.
+      another library of products and convolutions; on GPUs, `"graphs"` for CUDA graphs of a few kernels. Within
+      `jax.jit` of your own, its settings count instead.
     - `remat` is for training: for the gradient only the results of convolutions and products are kept, and
       all others computed again, which takes less memory and more time.
 
@@ -162,6 +166,8 @@ def candidate_plans(demand: Demand, free: float) -> Iterator[Plan]:
         plans += [dataclasses.replace(plan, compiler=None) for plan in (first, Plan())]
     else:
         plans = [Plan(), *(Plan(members=k) for k in (1, 4, 16, 64) if k < demand.members)]
+        if has_compiler(_GRAPHS, demand.platform):
+            plans.append(Plan(compiler=_GRAPHS))
     yield from dict.fromkeys(plan for plan in (first, *plans) if is_within_memory(plan, demand, free) or plan == first)
 
 

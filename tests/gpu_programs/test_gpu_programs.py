@@ -136,6 +136,15 @@ def test_a_training_step(case: Case) -> None:
     _check(found, case)
 
 
+def test_few_kernels_are_one_graph_under_a_compiler_of_a_plan() -> None:
+    case = FORWARD[0]
+    found = [
+        gpu_programs.forward(_ported(case.network), _inputs(case), plan=Plan(compiler=name))
+        for name in (None, "graphs")
+    ]
+    assert [(contents.launches, contents.graphs, contents.outside) for contents in found] == [(4, 0, 4), (4, 1, 0)]
+
+
 def test_a_loop_of_the_host_is_found() -> None:
     case = FORWARD[0]
     found = gpu_programs.forward(_ported("mlp"), _inputs(case), plan=Plan(members=1))
