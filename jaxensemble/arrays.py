@@ -4,6 +4,7 @@ JAX may keep reading the memory of a NumPy array or a DLPack tensor that it was 
 then change results, so that every array that is not a JAX array is copied here.
 """
 
+from collections.abc import Iterable
 from typing import Any
 
 import jax
@@ -64,6 +65,13 @@ def is_too_wide(dtype: Any) -> bool:
 def is_traced(tree: Any) -> bool:
     """Returns whether any leaf of a tree is a tracer, as within `jax.jit`."""
     return any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(tree))
+
+
+def are_deleted(arrays: Iterable[Any]) -> bool:
+    """Returns whether any array has given its memory away, as donated arguments of a function of JAX do."""
+    return any(
+        isinstance(array, jax.Array) and not isinstance(array, Tracer) and array.is_deleted() for array in arrays
+    )
 
 
 def is_x64_on() -> bool:

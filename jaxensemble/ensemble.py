@@ -286,7 +286,7 @@ class Ensemble:
         """Compiles the program for inputs of such shapes and dtypes, and puts the weights into the form that it reads.
 
         A call of the ensemble does the same when it meets a shape for the first time. The prepared program takes less
-        time around a call, and keeps its arrays, whatever becomes of the ensemble.
+        time around a call, and keeps its arrays, whatever becomes of the ensemble, unless they are donated.
 
         **Arguments:**
 

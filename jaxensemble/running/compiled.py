@@ -1,5 +1,6 @@
 """Programs compiled for a call, with the weights in the form that they read."""
 
+import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
@@ -10,11 +11,17 @@ from jax.sharding import SingleDeviceSharding
 
 from jaxensemble.arrays import is_traced
 from jaxensemble.compat import Format, Layout, trace_context, trace_state_clean
+from jaxensemble.errors import StateError
 from jaxensemble.programs.compiled import count_flops
 from jaxensemble.programs.weights import Division
 from jaxensemble.running.compilers import compiler_options
 from jaxensemble.running.members import EnsembleCall, call_members
 from jaxensemble.running.workload import Workload
+
+GIVEN_AWAY = (
+    "the ensemble has given its arrays away since this program was prepared, or when: prepare it without `donate` to "
+    "differentiate or check the program"
+)
 
 
 class MembersProgram:
@@ -61,8 +68,25 @@ class MembersProgram:
 
     @functools.cached_property
     def trace(self) -> Callable[..., Any]:
-        """The same function as `run`, for calls within `jax.jit` and other transformations: it has no derivatives."""
-        return jax.jit(self._compute)
+        """The same function as `run`, for calls within `jax.jit` and other transformations, which may be derivatives.
+
+        Its second argument is the weights, for derivatives, or None. They are those of the call: programs written out
+        have lost theirs. All arrays are arguments, since JAX's caches would keep the ones that a rule refers to.
+        """
+        compute, call = jax.jit(self._compute), dataclasses.replace(self.call, fold=False)
+
+        @jax.custom_jvp
+        def run(arrays: Sequence[jax.Array], weights: Any, rngs: Any, key: Any, inputs: Any) -> Any:
+            return compute(arrays, rngs, key, inputs)
+
+        @run.defjvp
+        def differentiate(primals: Any, tangents: Any) -> Any:
+            _, weights, rngs, key, inputs = primals
+            if weights is None:
+                raise StateError(GIVEN_AWAY)
+            return jax.jvp(functools.partial(call_members, *weights, rngs, call=call), (key, inputs), tangents[3:])
+
+        return run
 
     @functools.cached_property
     def _lay_out(self) -> Callable[..., Any]:

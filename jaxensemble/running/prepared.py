@@ -1,24 +1,22 @@
 """Prepared ensembles: a plan, a compiled program, and the weights as this program reads them, as one value."""
 
 import dataclasses
-import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import SingleDeviceSharding
 
-from jaxensemble.arrays import as_arrays, is_traced
+from jaxensemble.arrays import are_deleted, as_arrays, is_traced
 from jaxensemble.errors import InputError, StateError
 from jaxensemble.modules.randomness import as_key
 from jaxensemble.network.arguments import bind_arguments, restore_outputs
 from jaxensemble.network.network import Network, Ref
 from jaxensemble.programs.rows import Axes
-from jaxensemble.running.compiled import MembersProgram, is_debugging
+from jaxensemble.running.compiled import GIVEN_AWAY, MembersProgram, is_debugging
 from jaxensemble.running.device import human_bytes
 from jaxensemble.running.explanation import explain_program
-from jaxensemble.running.members import call_members
 from jaxensemble.running.padded import count_rows, cut_rows, pad_rows
 from jaxensemble.running.plan import Plan
 
@@ -64,7 +62,7 @@ class Prepared:
         self._rngs, self._network, self._ensemble = rngs, network, ensemble
         self._run = program.run
         key, inputs = given
-        self._has_key = key is not None
+        self._key = None if key is None else jax.random.key_impl(key)
         self._shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), inputs)
         # Nothing is fixed, and outputs are as the program returns them.
         self._devices = {program.device}
@@ -81,10 +79,7 @@ class Prepared:
         **Raises:** `StateError` if it gave its arrays away.
         """
         if self._ensemble is None:
-            raise StateError(
-                "the ensemble gave its arrays away when this program was prepared: prepare it without `donate` to "
-                "differentiate or check the program"
-            )
+            raise StateError(GIVEN_AWAY)
         return self._ensemble
 
     @property
@@ -108,7 +103,7 @@ class Prepared:
         The program is run for this, with ones for inputs.
         """
         ones = jax.tree.map(lambda leaf: jnp.ones(leaf.shape, leaf.dtype, device=self.program.device), self._shapes)
-        key = jax.random.key(0) if self._has_key else None
+        key = None if self._key is None else jax.random.key(0, impl=self._key)
         run = lambda: self._run(self.arrays, self._rngs, key, ones)  # noqa: E731
         return explain_program(self.program, run, sum(leaf.nbytes for leaf in jax.tree.leaves(ones)))
 
@@ -116,14 +111,14 @@ class Prepared:
         """The outputs of all members, as the ensemble returns them.
 
         **Raises:** `InputError` for inputs of other shapes or dtypes, and for a key that was not there, or was, when
-        the program was prepared.
+        the program was prepared; `StateError` if arrays that it shares with the ensemble are deleted.
         """
         is_usual = key is None and not named and self._is_plain and not is_debugging()
         if is_usual and all(isinstance(array, jax.Array) for array in inputs):
             try:
                 return self._run(self.arrays, self._rngs, None, inputs)
-            except (TypeError, ValueError):
-                pass  # tracers, or wrong inputs
+            except (TypeError, ValueError, RuntimeError):
+                pass  # tracers, wrong inputs, or deleted arrays
         return self._call_slowly(inputs, named, key)
 
     def check_arguments(self, *inputs: Any) -> None:
@@ -145,7 +140,7 @@ class Prepared:
                 inputs = pad_rows(inputs, padding.rows_in, padding.ahead, padding.rows)
         self._check(inputs, key)
         if is_traced((key, inputs)) or is_debugging():
-            returned = self._traced(key, inputs)
+            returned = self.program.trace(self.arrays, self._weights(), self._rngs, key, inputs)
         else:
             self._check_devices(key, inputs)
             returned = self._run(self.arrays, self._rngs, key, inputs)
@@ -153,23 +148,19 @@ class Prepared:
             returned = cut_rows(returned, padding.rows_out, rows)
         return returned if self._network is None else restore_outputs(self._network.outputs, returned)
 
-    @functools.cached_property
-    def _traced(self) -> Callable[[Any, Any], Any]:
-        """The program within transformations. Derivatives are the ensemble's: programs written out have lost theirs."""
-        call = dataclasses.replace(self.program.call, fold=False)
-
-        @jax.custom_jvp
-        def run(key: Any, inputs: Any) -> Any:
-            return self.program.trace(self.arrays, self._rngs, key, inputs)
-
-        @run.defjvp
-        def differentiate(primals: Any, tangents: Any) -> Any:
-            weights = self.ensemble.params, self.ensemble.buffers, self.ensemble.constants
-            return jax.jvp(functools.partial(call_members, *weights, self._rngs, call=call), primals, tangents)
-
-        return run
+    def _weights(self) -> Any:
+        """The arrays of the ensemble; None if it has given them away."""
+        if self._ensemble is None:
+            return None
+        weights = self._ensemble.params, self._ensemble.buffers, self._ensemble.constants
+        return None if are_deleted(jax.tree.leaves(weights)) else weights
 
     def _check(self, inputs: tuple[Any, ...], key: Any) -> None:
+        if are_deleted(self.arrays):
+            raise StateError(
+                "arrays that this program shares with its ensemble are deleted: another prepare(..., donate=True), or "
+                "a function of JAX with donated arguments, took them. Prepare the program anew"
+            )
         wanted, got = (jax.tree.map(jax.typeof, tree) for tree in (self._shapes, inputs))
         if jax.tree.structure(wanted) != jax.tree.structure(got) or not all(
             (a.shape, a.dtype) == (b.shape, b.dtype)
@@ -179,10 +170,9 @@ class Prepared:
                 f"the program was prepared for inputs {_show(self._shapes)}; got {_show(inputs)}: prepare another one "
                 "for these, or call the ensemble, which keeps a program for each shape"
             )
-        if (key is not None) != self._has_key:
-            raise InputError(
-                "the program was prepared " + ("with a key: pass key=" if self._has_key else "without a key")
-            )
+        if (None if key is None else jax.random.key_impl(key)) != self._key:
+            known = "without a key" if self._key is None else f"with a key of {self._key}: pass such a key"
+            raise InputError(f"the program was prepared {known}")
 
     def _check_devices(self, key: Any, inputs: tuple[Any, ...]) -> None:
         given = [leaf for leaf in jax.tree.leaves((key, inputs)) if isinstance(leaf, jax.Array)]

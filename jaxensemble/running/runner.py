@@ -11,8 +11,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
-from jaxensemble.arrays import as_arrays, is_traced, require_x64
-from jaxensemble.compat import Tracer
+from jaxensemble.arrays import are_deleted, as_arrays, is_traced, require_x64
 from jaxensemble.errors import InputError, ManySizesWarning, StateError
 from jaxensemble.modules.randomness import as_key
 from jaxensemble.modules.stacking import count_members
@@ -134,7 +133,11 @@ class Runner:
         kind = given.kind(plan)
         held = None if is_traced(arrays) else self._held.get(kind)
         if held is not None and _are_same(held.weights, self._weights()):
-            return held.program.run(held.arrays, self._state.rngs, given.key, given.inputs)
+            try:
+                return held.program.run(held.arrays, self._state.rngs, given.key, given.inputs)
+            except (RuntimeError, ValueError):
+                self._check_weights()
+                raise
         self._check_weights()
         traced = is_within_trace(arrays)
         call = self.calls.get(kind)
@@ -153,7 +156,6 @@ class Runner:
 
         **Raises:** `InputError` within transformations, where nothing can be measured.
         """
-        self._check_weights()
         if is_within_trace((self._state[1:], given.key, given.inputs)):
             raise InputError("nothing can be measured within jax.jit and other transformations: call tune outside")
         try:
@@ -170,7 +172,6 @@ class Runner:
 
         **Raises:** `InputError` where no program can be compiled ahead.
         """
-        self._check_weights()
         reason = why_not_prepared((self._state[1:], given.key, given.inputs))
         if reason is not None:
             raise InputError(f"no program can be prepared {reason}: call the ensemble itself")
@@ -197,8 +198,10 @@ class Runner:
     def workload(self, given: Arguments) -> Workload:
         """Checks the arguments of a call, and returns its workload.
 
-        **Raises:** `InputError` for arguments that do not fit the network or the ensemble.
+        **Raises:** `InputError` for arguments that do not fit the network or the ensemble, `StateError` for an
+        ensemble without its arrays.
         """
+        self._check_weights()
         state, each = self._state, given.each
         if given.randomness not in ("different", "same"):
             raise InputError(f"`randomness` must be 'different' or 'same'; got {given.randomness!r}")
@@ -280,10 +283,7 @@ class Runner:
 
         **Raises:** `StateError` if they were given away.
         """
-        if self._is_donated or any(
-            isinstance(array, jax.Array) and not isinstance(array, Tracer) and array.is_deleted()
-            for array in self._weights()
-        ):
+        if self._is_donated or are_deleted(self._weights()):
             raise StateError(
                 "the arrays of this ensemble are deleted: prepare(..., donate=True), or a function of JAX with donated "
                 "arguments, took them. Call what `prepare` returned, or make the ensemble again"

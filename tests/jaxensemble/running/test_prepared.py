@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import copy
+import gc
 import pickle
 import subprocess
 import sys
@@ -85,8 +86,9 @@ def test_keys_are_those_of_the_call() -> None:
     for randomness in ("different", "same"):
         run = training.prepare(X, key=jax.random.key(0), randomness=randomness)
         assert_close(run(X, key=key), training(X, key=key, randomness=randomness))
-    with pytest.raises(InputError, match="pass key="):
-        run(X)
+    for wrong in (None, jax.random.key(7, impl="rbg")):
+        with pytest.raises(InputError, match="pass such a key"):
+            run(X, key=wrong)
     with pytest.raises(InputError, match="without a key"):
         ENSEMBLE.prepare(X)(X, key=key)
 
@@ -142,6 +144,36 @@ def test_donated_weights() -> None:
             jax.jvp(run, inputs, inputs)
     deleted = [leaf.is_deleted() for leaf in jax.tree.leaves(ensemble.params)]
     assert deleted == [False, False]  # weights that the program reads as they are
+
+
+def test_weights_that_others_took() -> None:
+    inputs = jnp.ones((N, 3)), jnp.float32(2)
+    ensemble = make_ensemble(Scaled)
+    run = ensemble.prepare(*inputs)
+    ensemble(*inputs)
+    jax.tree.map(lambda leaf: leaf.delete(), ensemble.params)
+    for call in (ensemble, ensemble.padded(), ensemble.explain, ensemble.tune, ensemble.prepare):
+        with pytest.raises(StateError, match="arrays of this ensemble are deleted"):
+            call(*inputs)
+    for call in (run, jax.jit(run)):
+        with pytest.raises(StateError, match="Prepare the program anew"):
+            call(*inputs)
+    ensemble = make_ensemble()
+    run, expected = ensemble.prepare(X), ensemble(X)
+    ensemble.params["conv"]["bias"].delete()  # folded, so that the program reads another array
+    assert_close(run(X), expected)
+    assert_close(jax.jit(run)(X), expected)
+    with pytest.raises(StateError, match="given its arrays away"):
+        jax.jvp(run, (X,), (X,))
+
+
+def test_prepared_programs_within_jit_are_not_kept() -> None:
+    def run() -> int:
+        jax.block_until_ready(jax.jit(make_ensemble().prepare(X))(X))
+        gc.collect()
+        return len(jax.live_arrays())
+
+    assert run() == run() == run()
 
 
 def test_weights_read_as_they_are_are_kept_once() -> None:
