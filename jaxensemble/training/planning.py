@@ -8,13 +8,13 @@ import jax
 import numpy as np
 from flax import nnx
 
-from jaxensemble.arrays import is_traced
 from jaxensemble.compat import JaxprEqn, Literal, Program
 from jaxensemble.errors import InputError
 from jaxensemble.modules.state import Tree, flatten, merge, split, unflatten
 from jaxensemble.network.inputs import batch_axes
 from jaxensemble.programs.forms import use_forms
 from jaxensemble.programs.rewrite import peak_bytes
+from jaxensemble.running.compiled import is_within_trace
 from jaxensemble.running.device import device_of, free_memory
 from jaxensemble.running.members import EnsembleCall
 from jaxensemble.running.plan import Demand, Plan, guess_plan, is_within_memory
@@ -40,7 +40,7 @@ def make_step(
     step, workload, targets = prepare_step(state, data, rows, loss, each=each, augment=augment)
     leaves, tree = jax.tree.flatten(targets)
     chosen, idle = _choose_plan(workload, loss, tuple(leaves), tree, state.frozen, plan)
-    if is_traced((state, data, rows)):  # the settings of the program around it count
+    if is_within_trace((state, data, rows)):  # the settings of the program around it count
         chosen = dataclasses.replace(chosen, compiler=None)
     return dataclasses.replace(step, call=dataclasses.replace(step.call, plan=chosen), idle=idle)
 

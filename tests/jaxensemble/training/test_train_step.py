@@ -241,6 +241,13 @@ def test_gradients_are_not_added_up_of_losses_that_are_no_plain_mean(mlp: Ensemb
     close(within.ensemble.params, whole.ensemble.params)
 
 
+def test_a_step_of_known_arrays_within_jit(mlp: Ensemble) -> None:
+    """Only a program that is no part of another one can have settings of XLA's compiler."""
+    state = state_of(mlp)
+    step = lambda: train_step(state, *data(), loss=mean_square, plan=Plan(compiler="eigen"))[1]  # noqa: E731
+    np.testing.assert_allclose(jax.jit(lambda by: by * step())(1.0), step(), rtol=1e-5)
+
+
 CLASSES = jnp.array([1.0, 1.0, 1.0, 5.0])
 entropy = optax.softmax_cross_entropy_with_integer_labels
 NO_MEANS: dict[str, Any] = {
