@@ -45,6 +45,8 @@ def as_array(value: Any, name: str) -> Any:
             return value
         value = np.asarray(value)
     if isinstance(value, SCALARS) and not isinstance(value, np.generic):
+        if isinstance(value, int):
+            _require_fit(np.asarray(value), np.dtype("int64" if is_x64_on() else "int32"), name)
         return value
     if not isinstance(value, np.ndarray | np.generic):
         value = _import_array(value, name)
@@ -92,12 +94,16 @@ def _narrow(value: np.ndarray, name: str) -> np.ndarray:
     if str(value.dtype) not in NARROW:
         require_x64(value.dtype, f"`{name}`")
     narrow = np.dtype(NARROW[str(value.dtype)])
-    limits = np.iinfo(narrow)
+    _require_fit(value, narrow, name)
+    return value.astype(narrow)
+
+
+def _require_fit(value: np.ndarray, dtype: np.dtype, name: str) -> None:
+    limits = np.iinfo(dtype)
     outside = (value < limits.min) | (value > limits.max)
     if outside.any():
         first = value[outside].flat[0]
-        raise InputError(f"`{name}` is {value.dtype} and holds {first}, which does not fit {narrow}: {ENABLE_X64}")
-    return value.astype(narrow)
+        raise InputError(f"`{name}` is {value.dtype} and holds {first}, which does not fit {dtype}: {ENABLE_X64}")
 
 
 def _import_array(value: Any, name: str) -> np.ndarray | jax.Array:

@@ -141,6 +141,8 @@ def test_equal_structures_and_shapes_share_one_trace() -> None:
             InputError,
             "`inputs[0]` is int64 and holds 4294967296, which does not fit int32",
         ),
+        (lambda: ENSEMBLE(2**31), InputError, "`inputs[0]` is int64 and holds 2147483648, which does not fit int32"),
+        (lambda: ENSEMBLE(-(2**80)), InputError, "which does not fit int32"),
         (lambda: TRAINING(X, key=0), InputError, "`key` must be one JAX random key, such as jax.random.key(0); got 0"),
         (lambda: TRAINING(X, key=jnp.ones(2)), InputError, "`key` must be one JAX random key"),
         (
