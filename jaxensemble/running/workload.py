@@ -15,6 +15,7 @@ from jaxensemble.programs.cpu.matmuls import is_long
 from jaxensemble.programs.forms import use_forms
 from jaxensemble.programs.rewrite import CONVOLUTION, PRODUCT, equations, largest_step, peak_bytes
 from jaxensemble.programs.rows import Axes, MixedRows, row_axes
+from jaxensemble.running.compilers import has_compiler
 from jaxensemble.running.device import free_memory
 from jaxensemble.running.members import EnsembleCall
 from jaxensemble.running.plan import Demand, Plan, fit_plan, guess_plan, is_within_memory
@@ -88,14 +89,15 @@ class Workload:
         """The batch axes of the outputs, if `rows` rows at a time give the results of all.
 
         **Raises:** `MixedRows` otherwise."""
+        own = self.program  # raises for inputs that the network cannot take at all
         try:
             other = self.program_of(rows)
         except Exception as error:  # any error of a network for a batch size that it cannot take
             raise MixedRows(f"it cannot be run with {rows} rows: {describe_error(error)}") from error
-        axes = row_axes(self.program, other)
+        axes = row_axes(own, other)
         sizes = [
             (a.aval.shape[axis], b.aval.shape[axis])  # type: ignore[attr-defined]
-            for a, b, axis in zip(self.program.outvars, other.outvars, axes, strict=True)
+            for a, b, axis in zip(own.outvars, other.outvars, axes, strict=True)
             if axis is not None
         ]
         if any(pair != (self.rows, rows) for pair in sizes):
@@ -159,9 +161,12 @@ def apply_plan(workload: Workload, plan: Plan) -> EnsembleCall:
 def adapt_plan(workload: Workload, plan: Plan | None) -> EnsembleCall:
     """Returns the call of a workload under a plan for other calls, adapted to it; under a guess for None.
 
-    Rows that the network mixes stay together, and a call that memory has no room for takes more steps.
+    Rows that the network mixes stay together, a call that memory has no room for takes more steps, and settings of a
+    compiler that the device lacks do not count.
     """
     free = free_memory(workload.device)
+    if plan is not None and plan.compiler is not None and not has_compiler(plan.compiler, workload.call.platform):
+        plan = dataclasses.replace(plan, compiler=None)
     if plan is None and workload.input_bytes <= SMALL and is_within_memory(Plan(), workload.demand, free):
         chosen = guess_plan(workload.demand, free)
         return workload.with_plan(chosen if chosen.unroll else Plan(compiler=chosen.compiler))

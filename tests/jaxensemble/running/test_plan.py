@@ -17,7 +17,7 @@ import pytest
 from flax import nnx
 
 from jaxensemble import Ensemble, InputError, Plan
-from jaxensemble.running import tuning
+from jaxensemble.running import compilers, tuning
 from jaxensemble.running.compilers import has_compiler
 from jaxensemble.running.plan import Demand, candidate_plans, fit_plan, guess_plan
 from jaxensemble.running.workload import adapt_plan
@@ -192,6 +192,17 @@ def test_an_ensemble_that_does_not_fit_runs_in_steps(monkeypatch: pytest.MonkeyP
     adapt_plan.cache_clear()
 
 
+def test_settings_of_a_compiler_that_the_device_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An ensemble that was tuned on one device may be moved to another."""
+    monkeypatch.setattr(compilers, "COMPILERS", {**compilers.COMPILERS, "gpu": {"other": {}}})
+    plan = Plan(members=2, compiler="other")
+    moved = dataclasses.replace(ENSEMBLE, plan=plan)
+    assert moved.explain(X).startswith("Plan(members=2), the ensemble's own plan")
+    _close(moved(X), ENSEMBLE(X, plan=Plan(members=2)), 1e-6)
+    with pytest.raises(InputError, match="`compiler` of a plan is 'other'"):
+        ENSEMBLE(X, plan=plan)
+
+
 def test_tuning_measures_once(empty_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tuned = ENSEMBLE.tune(X)
     assert isinstance(tuned.plan, Plan)
@@ -212,7 +223,7 @@ def test_tuning_is_remembered_by_other_processes(empty_cache: Path) -> None:
         from flax import nnx
         import jax.numpy as jnp
         from jaxensemble import Ensemble
-        from jaxensemble.running import tuning
+        from jaxensemble.running import compilers, tuning
         def run(*_):
             raise AssertionError("measured")
         if __import__("sys").argv[1] == "again":
