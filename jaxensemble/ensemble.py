@@ -317,14 +317,7 @@ class Ensemble:
         >>> ensemble.padded()(jnp.ones((7, 3))).shape
         (5, 7, 2)
         """
-
-        def run(inputs: tuple[Any, ...], options: dict[str, Any], *, each: bool) -> Any:
-            key, plan = options.pop("key", None), check_plan(options.pop("plan", None))
-            randomness = options.pop("randomness", "different")
-            given = Arguments.of(self.network, inputs, options, key, randomness=randomness, each=each)
-            return self._runner.run_padded(given, plan)
-
-        return PaddedEnsemble(run)
+        return PaddedEnsemble(self._run_padded)
 
     def update(
         self,
@@ -590,6 +583,12 @@ class Ensemble:
         **options: Any,
     ) -> Any:
         return self._runner.run(Arguments.of(self.network, inputs, named, key, **options), check_plan(plan))
+
+    def _run_padded(self, inputs: tuple[Any, ...], options: dict[str, Any], *, each: bool) -> Any:
+        key, plan = options.pop("key", None), check_plan(options.pop("plan", None))
+        randomness = options.pop("randomness", "different")
+        given = Arguments.of(self.network, inputs, options, key, randomness=randomness, each=each)
+        return self._runner.run_padded(given, plan)
 
     @functools.cached_property
     def _runner(self) -> Runner:

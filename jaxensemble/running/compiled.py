@@ -15,6 +15,7 @@ from jaxensemble.errors import StateError
 from jaxensemble.programs.compiled import count_flops
 from jaxensemble.programs.weights import Division
 from jaxensemble.running.compilers import compiler_options
+from jaxensemble.running.device import default_device
 from jaxensemble.running.members import EnsembleCall, call_members
 from jaxensemble.running.workload import Workload
 
@@ -137,9 +138,12 @@ def is_within_trace(arrays: Any) -> bool:
     return is_traced(arrays) or not trace_state_clean()
 
 
-def why_not_prepared(arrays: Any) -> str | None:
-    """Returns the reason why no program can be compiled ahead for arrays; None if one can."""
-    leaves = jax.tree.leaves(arrays)
+def why_not_prepared(weights: Any, others: Any) -> str | None:
+    """Returns the reason why no program can be compiled ahead for arrays; None if one can.
+
+    As in `jax.jit`, a program runs where arrays are that were put onto a device, or else on the default device.
+    """
+    leaves = jax.tree.leaves((weights, others))
     if is_within_trace(leaves):
         return "within jax.jit and other transformations"
     if is_debugging():
@@ -148,13 +152,15 @@ def why_not_prepared(arrays: Any) -> str | None:
         return "for Python numbers, which have no dtype of their own, or NumPy arrays as weights"
     if not all(isinstance(leaf.sharding, SingleDeviceSharding) for leaf in leaves):
         return "for arrays with a sharding over a mesh"
-    devices = {leaf.sharding for leaf in leaves}
-    return None if len(devices) == 1 else "for arrays on several devices"
+    devices = {leaf.sharding for leaf in leaves if leaf.committed} or {SingleDeviceSharding(default_device())}
+    if len(devices) > 1 or not {leaf.sharding for leaf in jax.tree.leaves(weights)} <= devices:
+        return "for arrays on several devices, or on another one than jax_default_device"
+    return None
 
 
 def are_free(arrays: Any) -> bool:
     """Returns whether arrays are on the default device, and not bound to it."""
     leaves = jax.tree.leaves(arrays)
     config: Any = jax.config
-    at_home = config.jax_default_device is None and leaves[0].devices() == {jax.local_devices()[0]}
+    at_home = config.jax_default_device is None and leaves[0].devices() == {default_device()}
     return at_home and not any(leaf.committed for leaf in leaves)

@@ -18,6 +18,13 @@ def device_of(tree: Any) -> Any:
     return next(iter(leaves[0].devices())) if known else jax.local_devices()[0]
 
 
+def default_device() -> Any:
+    """The device of arrays that are put nowhere else: `jax_default_device`, or JAX's first one."""
+    config: Any = jax.config
+    chosen = config.jax_default_device
+    return jax.local_devices(backend=chosen)[0] if chosen is None or isinstance(chosen, str) else chosen
+
+
 def device_name(device: Any) -> str:
     """The name of a device: its kind, and for CPUs the model and the cores that this process may use.
 

@@ -175,7 +175,7 @@ class Prepared:
             raise InputError(f"the program was prepared {known}")
 
     def _check_devices(self, key: Any, inputs: tuple[Any, ...]) -> None:
-        given = [leaf for leaf in jax.tree.leaves((key, inputs)) if isinstance(leaf, jax.Array)]
+        given = [leaf for leaf in jax.tree.leaves((key, inputs)) if isinstance(leaf, jax.Array) and leaf.committed]
         if not all(
             isinstance(leaf.sharding, SingleDeviceSharding) and leaf.devices() == self._devices for leaf in given
         ):
@@ -183,6 +183,12 @@ class Prepared:
                 f"the program was prepared for arrays on {self._devices}; got {[leaf.sharding for leaf in given]}: "
                 "move them by jax.device_put, or call the ensemble"
             )
+
+    def __reduce__(self) -> Any:
+        raise StateError(
+            "a compiled program can be neither pickled nor copied deeply: pickle or copy its ensemble (run.ensemble), "
+            "and prepare that"
+        )
 
     def __repr__(self) -> str:
         held = f", {human_bytes(self.weight_bytes)} beside the ensemble" if self.weight_bytes else ""

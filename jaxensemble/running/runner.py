@@ -172,7 +172,7 @@ class Runner:
 
         **Raises:** `InputError` where no program can be compiled ahead.
         """
-        reason = why_not_prepared((self._state[1:], given.key, given.inputs))
+        reason = why_not_prepared(self._weights(), (self._state.rngs, given.key, given.inputs))
         if reason is not None:
             raise InputError(f"no program can be prepared {reason}: call the ensemble itself")
         workload = self.workload(given)
@@ -264,7 +264,7 @@ class Runner:
     def _ready(self, call: EnsembleCall, given: Arguments, kind: Any = None) -> Callable[[], Any]:
         """Returns the program of a call with its arguments. With `kind`, it is held for the next such call."""
         state = self._state
-        if why_not_prepared((state[1:], given.key, given.inputs)) is None:
+        if why_not_prepared(self._weights(), (state.rngs, given.key, given.inputs)) is None:
             program = self._compile(dataclasses.replace(call, fold=not call.update), given)
             arrays = self._hold(program)
             if arrays is not None:

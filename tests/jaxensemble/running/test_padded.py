@@ -1,5 +1,6 @@
 """Calls with any number of rows by programs for a few of them."""
 
+import pickle
 from typing import Any
 
 import jax
@@ -8,8 +9,9 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from jaxensemble import Ensemble, ManySizesWarning
+from jaxensemble import Ensemble, ManySizesWarning, Plan
 from jaxensemble.errors import InputError
+from jaxensemble.running.members import CannotCall
 
 M, N = 3, 5
 X = np.random.default_rng(0).normal(size=(N, 3)).astype(np.float32)
@@ -98,6 +100,13 @@ def test_other_inputs_are_refused() -> None:
         run(X, X[:2])
     with pytest.raises(InputError, match="must have one number of rows; got float32"):
         ENSEMBLE.padded()(jnp.float32(1))
+    for call in (ENSEMBLE.padded(), ENSEMBLE, lambda x: ENSEMBLE(x, plan=Plan(rows=2))):
+        with pytest.raises(CannotCall, match=r"^Net cannot be called with \(float32\[."):
+            call(X[:, :2])
+
+
+def test_padded_ensembles_are_pickled() -> None:
+    _assert_same(pickle.loads(pickle.dumps(ENSEMBLE.padded()))(X[:3]), ENSEMBLE(X[:3]))
 
 
 def test_many_batch_sizes_give_one_warning() -> None:

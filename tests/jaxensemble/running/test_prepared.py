@@ -253,6 +253,9 @@ def test_copies_pickles_and_threads() -> None:
     copies = copy.copy(ensemble), copy.deepcopy(ensemble), pickle.loads(pickle.dumps(ensemble))
     for other in (*copies, jax.tree.map(lambda leaf: leaf, ensemble), ensemble[:]):
         assert_close(other(X), expected)
+    for wrong in (copy.deepcopy, pickle.dumps):
+        with pytest.raises(StateError, match=r"copy its ensemble \(run.ensemble\)"):
+            wrong(ensemble.prepare(X))
     fresh = make_ensemble()
     with concurrent.futures.ThreadPoolExecutor(8) as pool:
         for got in pool.map(lambda k: fresh(X) if k % 2 else fresh(X[:2]), range(16)):
@@ -298,7 +301,18 @@ for other in (second, NamedSharding(Mesh(np.array([first, second]), "n"), Partit
 away = jax.device_put(ensemble, second)
 for call in (away, away.prepare(jax.device_put(x, second))):
     assert call(jax.device_put(x, second)).devices() == {second}
-assert away(x).devices() == {second}
+for free in (x, np.ones((4, 3), np.float32)):  # arrays that were put nowhere go where the weights are
+    assert away(free).devices() == away.prepare(free)(free).devices() == {second}
+assert len(away._runner._held) == 2
+with jax.default_device(second):
+    got = ensemble(x)
+    assert got.devices() == {second} and not got.committed
+    try:
+        ensemble.prepare(x)
+    except InputError as error:
+        assert "jax_default_device" in str(error)
+    else:
+        raise AssertionError("a program was prepared for a device that is not the default one")
 members = jax.device_put(ensemble, NamedSharding(Mesh(np.array([first, second]), "m"), PartitionSpec("m")))
 np.testing.assert_allclose(members(x), expected, rtol=1e-6)
 try:
