@@ -27,7 +27,7 @@ Place = Literal["member", "call", "call under vmap", "loss", "loss by eigen", "a
 
 
 class Replacement(NamedTuple):
-    """What a device runs in place of one primitive of JAX. `device` is JAX's name of the platform; None for all.
+    """The function that replaces one primitive of JAX on a device, by JAX's name of the platform; None for all.
 
     `function` takes the operands and the parameters of the step. `measured` says what shows the reason.
     """
