@@ -20,7 +20,7 @@ from jaxensemble.running.members import EnsembleCall, call_members
 from jaxensemble.running.workload import Workload
 
 GIVEN_AWAY = (
-    "the ensemble has given its arrays away since this program was prepared, or when: prepare it without `donate` to "
+    "the ensemble gave its arrays away, when this program was prepared or later: prepare it without `donate` to "
     "differentiate or check the program"
 )
 

@@ -39,9 +39,9 @@ class Prepared:
 
     >>> import jax.numpy as jnp
     >>> from flax import nnx
-    >>> from jaxensemble import Ensemble
+    >>> from jaxensemble import Ensemble, Plan
     >>> ensemble = Ensemble.from_modules([nnx.Linear(3, 2, rngs=nnx.Rngs(seed)) for seed in range(5)])
-    >>> run = ensemble.prepare(jnp.ones((64, 3)))
+    >>> run = ensemble.prepare(jnp.ones((64, 3)), plan=Plan())
     >>> run
     Prepared(5 members, float32[64,3], Plan(), 120 bytes beside the ensemble)
     >>> run(jnp.ones((64, 3))).shape
@@ -159,7 +159,7 @@ class Prepared:
         if are_deleted(self.arrays):
             raise StateError(
                 "arrays that this program shares with its ensemble are deleted: another prepare(..., donate=True), or "
-                "a function of JAX with donated arguments, took them. Prepare the program anew"
+                "a function of JAX with donated arguments, took them. Prepare the program again"
             )
         wanted, got = (jax.tree.map(jax.typeof, tree) for tree in (self._shapes, inputs))
         if jax.tree.structure(wanted) != jax.tree.structure(got) or not all(

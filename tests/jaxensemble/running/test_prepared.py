@@ -156,14 +156,14 @@ def test_weights_that_others_took() -> None:
         with pytest.raises(StateError, match="arrays of this ensemble are deleted"):
             call(*inputs)
     for call in (run, jax.jit(run)):
-        with pytest.raises(StateError, match="Prepare the program anew"):
+        with pytest.raises(StateError, match="Prepare the program again"):
             call(*inputs)
     ensemble = make_ensemble()
     run, expected = ensemble.prepare(X), ensemble(X)
     ensemble.params["conv"]["bias"].delete()  # folded, so that the program reads another array
     assert_close(run(X), expected)
     assert_close(jax.jit(run)(X), expected)
-    with pytest.raises(StateError, match="given its arrays away"):
+    with pytest.raises(StateError, match="gave its arrays away"):
         jax.jvp(run, (X,), (X,))
 
 
