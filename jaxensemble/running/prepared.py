@@ -63,7 +63,7 @@ class Prepared:
         self._run = program.run
         key, inputs = given
         self._key = None if key is None else jax.random.key_impl(key)
-        self._shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), inputs)
+        self._shapes = jax.tree.map(jax.typeof, inputs)  # whatever 64-bit types are later
         # Nothing is fixed, and outputs are as the program returns them.
         self._devices = {program.device}
         self._is_plain = padding is None and (
@@ -117,8 +117,11 @@ class Prepared:
         if is_usual and all(isinstance(array, jax.Array) for array in inputs):
             try:
                 return self._run(self.arrays, self._rngs, None, inputs)
-            except (TypeError, ValueError, RuntimeError):
-                pass  # tracers, wrong inputs, or deleted arrays
+            except (TypeError, ValueError):
+                pass  # tracers, or wrong inputs
+            except RuntimeError:
+                self._check_arrays()
+                raise
         return self._call_slowly(inputs, named, key)
 
     def check_arguments(self, *inputs: Any) -> None:
@@ -155,19 +158,22 @@ class Prepared:
         weights = self._ensemble.params, self._ensemble.buffers, self._ensemble.constants
         return None if are_deleted(jax.tree.leaves(weights)) else weights
 
-    def _check(self, inputs: tuple[Any, ...], key: Any) -> None:
+    def _check_arrays(self) -> None:
         if are_deleted(self.arrays):
             raise StateError(
                 "arrays that this program shares with its ensemble are deleted: another prepare(..., donate=True), or "
                 "a function of JAX with donated arguments, took them. Prepare the program again"
             )
-        wanted, got = (jax.tree.map(jax.typeof, tree) for tree in (self._shapes, inputs))
+
+    def _check(self, inputs: tuple[Any, ...], key: Any) -> None:
+        self._check_arrays()
+        wanted, got = self._shapes, jax.tree.map(jax.typeof, inputs)
         if jax.tree.structure(wanted) != jax.tree.structure(got) or not all(
             (a.shape, a.dtype) == (b.shape, b.dtype)
             for a, b in zip(jax.tree.leaves(wanted), jax.tree.leaves(got), strict=True)
         ):
             raise InputError(
-                f"the program was prepared for inputs {_show(self._shapes)}; got {_show(inputs)}: prepare another one "
+                f"the program was prepared for inputs {_show(wanted)}; got {_show(got)}: prepare another one "
                 "for these, or call the ensemble, which keeps a program for each shape"
             )
         if (None if key is None else jax.random.key_impl(key)) != self._key:
@@ -195,5 +201,5 @@ class Prepared:
         return f"Prepared({self.members} members, {_show(self._shapes)}, {self.plan!r}{held})"
 
 
-def _show(inputs: Any) -> str:
-    return ", ".join(jax.typeof(leaf).str_short() for leaf in jax.tree.leaves(inputs))
+def _show(shapes: Any) -> str:
+    return ", ".join(shape.str_short() for shape in jax.tree.leaves(shapes))

@@ -237,9 +237,14 @@ def test_settings_of_jax_count_after_a_call() -> None:
                 call(X.at[0].set(jnp.nan))
     with jax.enable_x64(True):
         wide = ensemble.astype("float64")
-        exact = wide.prepare(X.astype("float64"))(X.astype("float64"))
+        precise = X.astype("float64")
+        wide_run = wide.prepare(precise)
+        exact = wide_run(precise)
         assert exact["pair"][1].dtype == np.float64
         assert_close(exact, expected)
+    assert_close(wide_run(precise), exact)
+    with pytest.raises(InputError, match=r"inputs float64\[5,6,6,3\]; got float32"):
+        wide_run(X)
     held = len(ensemble._runner._held)
     with jax.default_matmul_precision("float32"):
         assert_close(ensemble(X), expected)
