@@ -152,8 +152,9 @@ def why_not_prepared(weights: Any, others: Any) -> str | None:
         return "for Python numbers, which have no dtype of their own, or NumPy arrays as weights"
     if not all(isinstance(leaf.sharding, SingleDeviceSharding) for leaf in leaves):
         return "for arrays with a sharding over a mesh"
-    devices = {leaf.sharding for leaf in leaves if leaf.committed} or {SingleDeviceSharding(default_device())}
-    if len(devices) > 1 or not {leaf.sharding for leaf in jax.tree.leaves(weights)} <= devices:
+    placed = [leaf for leaf in leaves if leaf.committed]
+    places = {leaf.sharding for leaf in (*placed, *jax.tree.leaves(weights))}
+    if len(places) > 1 or not (placed or leaves[0].sharding.device_set == {default_device()}):
         return "for arrays on several devices, or on another one than jax_default_device"
     return None
 
