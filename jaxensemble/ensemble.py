@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import itertools
 import operator
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -311,13 +311,14 @@ class Ensemble:
 
         A call of the ensemble compiles for each number of rows that it meets. This function adds copies of the first
         row up to the next power of two, or above 256 the next multiple of 256, and cuts the outputs. The traced program
-        has to keep rows apart, as for `Plan(rows=...)`. It takes what a call of the ensemble takes.
+        has to keep rows apart, as for `Plan(rows=...)`; the first call finds out. It takes what a call of the ensemble
+        takes, and has the methods `each` and `predict`, too.
 
         >>> ensemble = Ensemble.from_modules([nnx.Linear(3, 2, rngs=nnx.Rngs(seed)) for seed in range(5)])
         >>> ensemble.padded()(jnp.ones((7, 3))).shape
         (5, 7, 2)
         """
-        return PaddedEnsemble(self._run_padded)
+        return PaddedEnsemble(self._run_padded, self._predict_padded, repr(self))
 
     def update(
         self,
@@ -362,17 +363,31 @@ class Ensemble:
 
         **Raises:** `InputError` for unknown arguments, and the errors of a call.
         """
+        return self._predict(inputs, options, self._run, task=task, key=key, randomness=randomness, plan=plan)
+
+    def _predict(
+        self,
+        inputs: tuple[Any, ...],
+        options: dict[str, Any],
+        run: Callable[..., Any],
+        *,
+        task: Any = "classification",
+        key: Any = None,
+        randomness: Randomness = "different",
+        plan: Plan | Literal["auto"] | None = None,
+    ) -> Any:
+        """Returns the prediction of a call by `run`."""
         flags = MODE_FLAGS if key is None else (STATISTICS,)
         advice = "call it as ensemble.eval().predict(...) if evaluation is meant"
-        warn_of_training_layers(self.graphdef, flags, "predicts in training mode", advice, stacklevel=3)
+        warn_of_training_layers(self.graphdef, flags, "predicts in training mode", advice, stacklevel=4)
         names = self.network.arguments if isinstance(self.network, Network) else ()
         named = {name: options.pop(name) for name in names if name in options}
         check_options(task, options, ("key", "randomness", "plan"), list(filter(None, names)))
         finish = PredictionSteps.of(task, options, self.network)
         if finish is None:
-            outputs = self(*inputs, key=key, randomness=randomness, plan=plan, **named)
+            outputs = run(inputs, named, key, plan, randomness=randomness)
             return Prediction.from_outputs(getattr(outputs, "logits", outputs), task, **options)
-        prediction, lost = self._run(inputs, named, key, plan, randomness=randomness, finish=finish)
+        prediction, lost = run(inputs, named, key, plan, randomness=randomness, finish=finish)
         warn_of_nan(lost)
         return prediction
 
@@ -584,11 +599,19 @@ class Ensemble:
     ) -> Any:
         return self._runner.run(Arguments.of(self.network, inputs, named, key, **options), check_plan(plan))
 
-    def _run_padded(self, inputs: tuple[Any, ...], options: dict[str, Any], *, each: bool) -> Any:
-        key, plan = options.pop("key", None), check_plan(options.pop("plan", None))
-        randomness = options.pop("randomness", "different")
-        given = Arguments.of(self.network, inputs, options, key, randomness=randomness, each=each)
-        return self._runner.run_padded(given, plan)
+    def _run_padded(
+        self,
+        inputs: tuple[Any, ...],
+        named: dict[str, Any],
+        key: Any,
+        plan: Plan | Literal["auto"] | None,
+        **options: Any,
+    ) -> Any:
+        return self._runner.run_padded(Arguments.of(self.network, inputs, named, key, **options), check_plan(plan))
+
+    def _predict_padded(self, inputs: tuple[Any, ...], options: dict[str, Any]) -> Any:
+        chosen = {name: options.pop(name) for name in ("task", "key", "randomness", "plan") if name in options}
+        return self._predict(inputs, options, self._run_padded, **chosen)
 
     @functools.cached_property
     def _runner(self) -> Runner:

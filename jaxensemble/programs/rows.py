@@ -107,6 +107,11 @@ def _same(a: Any, b: Any) -> bool:
     return bool(np.array_equal(np.asarray(a), np.asarray(b), equal_nan=np.asarray(a).dtype.kind in "fc"))
 
 
+def _same_param(a: Any, b: Any) -> bool:
+    """Whether parameters are equal; a NaN, with which gathers fill what lies outside, equals itself."""
+    return _same(a, b) if isinstance(a, np.ndarray | np.generic | float) else bool(a == b)
+
+
 class _Step:
     """One step in both traces, and the batch axes of its operands and results."""
 
@@ -121,7 +126,7 @@ class _Step:
     def param(self, name: str) -> Any:
         """A parameter, which must not depend on the batch size."""
         first, second = (equation.params[name] for equation in self.equations)
-        if first != second:
+        if not _same_param(first, second):
             raise self.mixed()
         return first
 
@@ -134,7 +139,7 @@ class _Step:
             for x, y in zip(_parts(first[name]), _parts(second[name]), strict=True):
                 if is_program(x):
                     _compare_programs(x, y)
-                elif not callable(x) and not (_same(x, y) if isinstance(x, np.ndarray) else x == y):
+                elif not callable(x) and not _same_param(x, y):
                     raise self.mixed()
 
     def shape(self, operand: int) -> tuple[int, ...]:

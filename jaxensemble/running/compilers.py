@@ -22,9 +22,9 @@ was not measured on a GPU yet, so only `tune` tries it.
 """
 
 
-def is_compiler(name: Any) -> bool:
-    """Returns whether a name is known on some platform."""
-    return any(name in known for known in COMPILERS.values())
+def compiler_names() -> list[str]:
+    """Returns the names that are known on any platform."""
+    return [name for known in COMPILERS.values() for name in known]
 
 
 def compiler_options(name: str | None, platform: str) -> dict[str, Any]:

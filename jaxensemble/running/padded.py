@@ -104,19 +104,32 @@ class PaddedEnsemble:
     ((5, 7, 2), (5, 6, 2))
     """
 
-    def __init__(self, run: Callable[..., Any]):
-        self._run = run
+    def __init__(self, run: Callable[..., Any], predict: Callable[..., Any], name: str):
+        self._run, self._predict, self._name = run, predict, name
 
-    def __call__(self, *inputs: Any, **options: Any) -> Any:
+    def __call__(
+        self, *inputs: Any, key: Any = None, randomness: Any = "different", plan: Any = None, **named: Any
+    ) -> Any:
         """The outputs of all members for the same inputs, as a call of the ensemble returns them.
 
         **Raises:** `InputError` for a network that may mix rows, and the errors of a call.
         """
-        return self._run(inputs, options, each=False)
+        return self._run(inputs, named, key, plan, randomness=randomness)
 
-    def each(self, *inputs: Any, **options: Any) -> Any:
+    def each(self, *inputs: Any, key: Any = None, randomness: Any = "different", plan: Any = None, **named: Any) -> Any:
         """The outputs of every member for inputs of its own, as `Ensemble.each` returns them.
 
         **Raises:** `InputError` for a network that may mix rows, and the errors of a call.
         """
-        return self._run(inputs, options, each=True)
+        return self._run(inputs, named, key, plan, randomness=randomness, each=True)
+
+    def predict(self, *inputs: Any, **options: Any) -> Any:
+        """The prediction of the members for the same inputs, as `Ensemble.predict` returns it.
+
+        **Raises:** `InputError` for a network that may mix rows, or whose outputs have no rows or not first, and the
+        errors of a call.
+        """
+        return self._predict(inputs, options)
+
+    def __repr__(self) -> str:
+        return f"PaddedEnsemble({self._name})"

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from jaxensemble.errors import InputError
-from jaxensemble.running.compilers import has_compiler, is_compiler
+from jaxensemble.running.compilers import compiler_names, has_compiler
 
 TILE = 8 << 20
 """Bytes that the largest step of a tile may read and write: the next step finds its operands in the cache."""
@@ -65,12 +65,12 @@ class Plan:
         wrong = [f"{name}={size!r}" for name, size in sizes.items() if not is_size(size)]
         switches = {"unroll": self.unroll, "remat": self.remat}
         wrong += [f"{name}={value!r}" for name, value in switches.items() if not isinstance(value, bool)]
-        if self.compiler is not None and not is_compiler(self.compiler):
+        if self.compiler is not None and self.compiler not in compiler_names():
             wrong.append(f"compiler={self.compiler!r}")
         if wrong:
             raise InputError(
                 "a plan takes positive integers or None for `members` and `rows`, True or False for `unroll` and "
-                f"`remat`, and the name of a compiler's settings; got {', '.join(wrong)}"
+                f"`remat`, and for `compiler` one of {', '.join(compiler_names())}; got {', '.join(wrong)}"
             )
 
     def __repr__(self) -> str:

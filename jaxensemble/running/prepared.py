@@ -202,4 +202,4 @@ class Prepared:
 
 
 def _show(shapes: Any) -> str:
-    return ", ".join(shape.str_short() for shape in jax.tree.leaves(shapes))
+    return ", ".join(shape.str_short() for shape in jax.tree.leaves(shapes)) or "none"

@@ -125,8 +125,13 @@ class Runner:
         kind = whole.kind(plan)
         if kind not in self._rows_out:
             self._rows_out[kind] = prove_padding(self.workload(whole))
+        axes_out = self._rows_out[kind]
         returned = self._run(whole, plan, padded=True)
-        return self._restore(given, returned if rows == size else cut_rows(returned, self._rows_out[kind], rows))
+        if given.finish is not None:
+            if any(axis != 0 for axis in axes_out):
+                raise InputError("a prediction needs outputs with rows first: call the padded ensemble, and read them")
+            axes_out = (0,) * len(jax.tree.leaves(returned))
+        return self._restore(given, returned if rows == size else cut_rows(returned, axes_out, rows))
 
     def _run(self, given: Arguments, plan: PlanChoice, *, padded: bool = False) -> Any:
         arrays = self._state[1:], given.key, given.inputs

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from jaxensemble import Ensemble, ManySizesWarning, Plan
+from jaxensemble import Ensemble, ManySizesWarning, NotANumberWarning, Plan
 from jaxensemble.errors import InputError
 from jaxensemble.running.members import CannotCall
 
@@ -130,3 +130,51 @@ def test_networks_that_cannot_be_padded_get_no_advice() -> None:
     mixing = Ensemble.from_modules([Mixing(nnx.Rngs(seed)) for seed in range(M)], mode="eval")
     for rows in range(1, 10):
         mixing(np.ones((rows, 3), np.float32))
+
+
+class Logits(nnx.Module):
+    def __init__(self, rngs: nnx.Rngs) -> None:
+        self.linear = nnx.Linear(3, 4, rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        TRACES.append(x.shape)
+        return self.linear(x)
+
+
+@pytest.mark.parametrize("options", [{}, {"task": "regression"}, {"outputs_are": "log_probabilities"}])
+def test_predictions_of_any_number_of_rows(options: dict[str, Any]) -> None:
+    class Net(Logits):
+        def __call__(self, x: jax.Array) -> jax.Array:
+            return jax.nn.log_softmax(super().__call__(x))
+
+    ensemble = Ensemble.from_modules([Net(nnx.Rngs(seed)) for seed in range(M)])
+    padded = ensemble.padded()
+    for rows in (1, 3, 5):
+        _assert_same(padded.predict(X[:rows], **options), ensemble.predict(X[:rows], **options))
+    before = len(TRACES)
+    padded.predict(np.concatenate([X, X[:2]]), **options)
+    assert len(TRACES) == before
+    with pytest.warns(NotANumberWarning, match="row"):
+        padded.predict(X[:3] * np.nan, task="regression")
+
+
+def test_predictions_need_rows_first() -> None:
+    class Net(Logits):
+        def __call__(self, x: jax.Array) -> jax.Array:
+            return super().__call__(x).T
+
+    ensemble = Ensemble.from_modules([Net(nnx.Rngs(seed)) for seed in range(M)])
+    with pytest.raises(InputError, match="rows first"):
+        ensemble.padded().predict(X)
+
+
+def test_rows_of_an_embedding_are_apart() -> None:
+    """A gather fills what lies outside with NaN, which is not equal to itself."""
+    ensemble = Ensemble.from_modules([nnx.Embed(7, 2, rngs=nnx.Rngs(seed)) for seed in range(M)])
+    ids = np.arange(5)
+    _assert_same(ensemble.padded()(ids), ensemble(ids))
+    _assert_same(ensemble(ids, plan=Plan(rows=2)), ensemble(ids))
+
+
+def test_a_padded_ensemble_shows_its_ensemble() -> None:
+    assert repr(ENSEMBLE.padded()) == f"PaddedEnsemble({ENSEMBLE!r})"
