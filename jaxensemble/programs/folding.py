@@ -22,7 +22,8 @@ from jaxensemble.programs.rewrite import CONVOLUTION
 def fold_scales(function: Callable[..., Any], weights: Collection[int]) -> Callable[..., Any]:
     """Returns the function with scales and shifts by weights folded into the kernels before them.
 
-    `weights` are the places of the arguments that hold weights. Of float32 and float64 alone.
+    `weights` are the places of the arguments that hold weights. Of float32 and float64 alone. Where a factor is
+    infinite, as with a variance and an epsilon of zero, what was infinite may be NaN.
 
     >>> normalized = lambda kernel, scale, x: (x @ kernel + 1) * scale + 2
     >>> folded = fold_scales(normalized, weights=(0, 1))
