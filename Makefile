@@ -190,7 +190,7 @@ zoo: $(STAMP) build/zoo/$(LIBRARY) ## port all of torchvision's classification n
 	$(if $(filter timm,$(LIBRARY)),$(BIN)/python -m benchmarks.zoo --library timm --train $(ARGS))
 	$(BIN)/python -m benchmarks.zoo.coverage
 
-fuzz: $(STAMP) ## prove random networks in every stage and under another plan (resumes)
+fuzz: $(STAMP) ## prove random networks in every stage and in other ways of running them (resumes)
 	$(BIN)/python -m benchmarks.trust fuzz $(ARGS)
 
 mutants: $(STAMP) ## plant errors into random networks, which the proof has to find (resumes)

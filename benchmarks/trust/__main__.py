@@ -42,7 +42,7 @@ def fuzz(
     processes: Processes = CORES,
     worker: Annotated[str, typer.Option(hidden=True)] = "",
 ) -> None:
-    """Prove random networks in every stage and under another plan. Exits with 1 if one fails."""
+    """Prove random networks in every stage and in other ways of running them. Exits with 1 if one fails."""
     if worker:
         return _work("fuzz", worker, lambda seed: [dataclasses.asdict(proved(Seeded(seed)))])
     found = _all("fuzz", count, processes)

@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import importlib
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -25,7 +25,18 @@ from torch_bridge.parity.float64 import convert_to_float64
 from torch_bridge.parity.inputs import resize_inputs
 from torch_bridge.parity.training import STAGE
 
-PLANS = (Plan(members=1), Plan(members=1, unroll=True), Plan(members=1, rows=2))
+Way = Callable[[Ensemble, Sequence[Any]], Any]
+WAYS: dict[str, Way] = {
+    **{
+        repr(plan): lambda ensemble, inputs, plan=plan: ensemble(*inputs, plan=plan)
+        for plan in (Plan(members=1), Plan(members=1, unroll=True), Plan(members=1, rows=2))
+    },
+    "prepared": lambda ensemble, inputs: ensemble.prepare(*inputs)(*inputs),
+    "prepared, all at once": lambda ensemble, inputs: ensemble.prepare(*inputs, plan=Plan())(*inputs),
+    "prepared, fold=False": lambda ensemble, inputs: ensemble.prepare(*inputs, fold=False)(*inputs),
+    "padded": lambda ensemble, inputs: ensemble.padded()(*inputs),
+}
+"""Ways of running an ensemble, all of which give the same outputs."""
 
 _convert: Any = importlib.import_module("torch_bridge.lowering.convert")
 _divergence: Any = importlib.import_module("torch_bridge.parity.divergence")
@@ -59,19 +70,19 @@ class Mutant:
 
 
 def proved(choices: Choices, *, thorough: bool = True) -> Proved:
-    """Compares a random network with PyTorch in every stage of `check`, and with itself under another plan.
+    """Compares a random network with PyTorch in every stage of `check`, and with itself in another way of running it.
 
     With `thorough=False`, only in those stages that `to_ensemble` goes through by default.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        network, plan = drawn(choices), choices.pick(PLANS)
+        network, way = drawn(choices), choices.pick([*WAYS])
         try:
             ensemble = _ported(network)
             report = torch_bridge.check(network.models, ensemble, network.inputs, thorough=thorough)
             failed = [row for row in report.rows if not row.passed]
             wrong = [f"{row.stage} against {row.case}: {row.error:.2e} > {row.limit:.2e}" for row in failed]
-            wrong += _difference_of_plans(ensemble, network, plan) if thorough else []
+            wrong += _difference_of_ways(ensemble, network, way) if thorough else []
         except UnsupportedError as error:
             return Proved("refused", network.steps, str(error)[:500])
         except Exception as error:  # no network may cause another error
@@ -83,8 +94,8 @@ def _ported(network: Drawn) -> Ensemble:
     return torch_bridge.to_ensemble(network.models, network.inputs, batch_axis=network.batch_axis, check=False)
 
 
-def _difference_of_plans(ensemble: Ensemble, network: Drawn, plan: Plan) -> list[str]:
-    """Returns how outputs under a plan differ from those of all members at once."""
+def _difference_of_ways(ensemble: Ensemble, network: Drawn, way: str) -> list[str]:
+    """Returns how outputs in a way of running differ from those of a call of all members at once."""
     if can_draw(ensemble, network.inputs):  # others for other rows
         return []
     members = network.models[:1]
@@ -98,13 +109,13 @@ def _difference_of_plans(ensemble: Ensemble, network: Drawn, plan: Plan) -> list
         exact = convert_to_float64(ensemble, double, inputs)
         all_at_once = _leaves(exact(*inputs, plan=Plan()))
         try:
-            others = _leaves(exact(*inputs, plan=plan))
+            others = _leaves(WAYS[way](exact, inputs))
         except InputError:  # the network mixes rows
-            if plan.rows is None:
+            if "rows" not in way and way != "padded":
                 raise
             return []
     error = max(_distance(a, b) for a, b in zip(others, all_at_once, strict=True))
-    return [f"{plan}: {error:.2e} from {Plan()}"] if error > 1e-11 else []
+    return [f"{way}: {error:.2e} from {Plan()}"] if error > 1e-11 else []
 
 
 def _leaves(outputs: Any) -> list[np.ndarray]:
