@@ -108,7 +108,7 @@ def _same(a: Any, b: Any) -> bool:
 
 
 def _same_param(a: Any, b: Any) -> bool:
-    """Whether parameters are equal; a NaN, with which gathers fill what lies outside, equals itself."""
+    """Returns whether parameters are equal. A NaN, with which gathers fill what lies outside, equals itself."""
     return _same(a, b) if isinstance(a, np.ndarray | np.generic | float) else bool(a == b)
 
 
