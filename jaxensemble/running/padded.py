@@ -44,7 +44,7 @@ def prove_padding(workload: Workload) -> Axes:
     except MixedRows as error:
         raise InputError(
             f"rows cannot be added, since the network may mix the rows of a minibatch ({error}): call the ensemble, "
-            "which compiles each number of rows. BatchNorm mixes rows in training mode."
+            "which compiles each number of rows. For example, BatchNorm in training mode mixes rows."
         ) from error
     return first
 

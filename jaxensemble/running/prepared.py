@@ -173,8 +173,8 @@ class Prepared:
             for a, b in zip(jax.tree.leaves(wanted), jax.tree.leaves(got), strict=True)
         ):
             raise InputError(
-                f"the program was prepared for inputs {_show(wanted)}; got {_show(got)}: prepare another one "
-                "for these, or call the ensemble, which keeps a program for each shape"
+                f"the program was prepared for inputs {_show(wanted)}; got {_show(got)}: it takes no others. Where "
+                "the network does, prepare another program, or call the ensemble, which keeps one for each shape"
             )
         if (None if key is None else jax.random.key_impl(key)) != self._key:
             known = "without a key" if self._key is None else f"with a key of {self._key}: pass such a key"
@@ -201,5 +201,14 @@ class Prepared:
         return f"Prepared({self.members} members, {_show(self._shapes)}, {self.plan!r}{held})"
 
 
-def _show(shapes: Any) -> str:
-    return ", ".join(shape.str_short() for shape in jax.tree.leaves(shapes)) or "none"
+def _show(trees: Any) -> str:
+    """Shows inputs, those of a dict with their names. Of many numbers, as in a list, only the first."""
+    found = [
+        (jax.tree_util.keystr(path[1:]), leaf.str_short()) for path, leaf in jax.tree_util.tree_leaves_with_path(trees)
+    ]
+    shown = [f"{name} {shape}".strip() for name, shape in found[:_MOST]]
+    return ", ".join([*shown, *(["..."] if len(found) > _MOST else [])]) or "none"
+
+
+_MOST = 8
+"""The most arrays that an error names."""

@@ -121,7 +121,7 @@ def _own_options(pads: tuple[int, ...], ceil_mode: bool) -> dict[str, Arg]:
 
 def _has_used_indices(b: Builder) -> bool:
     """Returns whether the positions of the maxima are used."""
-    return any(user.target is not operator.getitem or user.args[1] == 1 for user in b.node.users)
+    return any(user.target is not operator.getitem or (user.args[1] == 1 and user.users) for user in b.node.users)
 
 
 def _both_results(b: Builder, result: Ref, spatial: int) -> tuple[Value, Value]:

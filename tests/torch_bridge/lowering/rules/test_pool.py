@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+import torch_bridge
 from jaxensemble import ops
 from jaxensemble.errors import UnsupportedError
 from tests.helpers.porting import assert_ports
@@ -288,3 +289,15 @@ def test_members_as_a_leading_axis() -> None:
     mapped = jax.jit(jax.vmap(everything))(x)
     for together, mapped_over in zip(jax.jit(everything)(x), mapped, strict=True):
         np.testing.assert_array_equal(together, mapped_over)
+
+
+@pytest.mark.parametrize("pool", [nn.MaxPool1d(2), nn.AdaptiveMaxPool1d(2), nn.MaxPool2d(2)])
+def test_positions_that_nobody_reads_are_not_computed(pool: nn.Module) -> None:
+    """PyTorch's own MaxPool1d computes them wherever a gradient is possible, and drops them."""
+    layer: type[nn.Module] = nn.Conv2d if isinstance(pool, nn.MaxPool2d) else nn.Conv1d
+    model = nn.Sequential(layer(2, 3, 1), pool).eval()
+    x = torch.randn(4, 2, 8, 8)[..., 0, :] if layer is nn.Conv1d else torch.randn(4, 2, 8, 8)
+    ensemble = torch_bridge.to_ensemble([model], (x,), check=False)
+    assert "with_indices" not in ensemble.source()
+    assert ensemble(x[:0].numpy()).shape == (1, 0, *model(x).shape[1:])
+    np.testing.assert_allclose(ensemble.padded()(x[:3].numpy())[0], model(x[:3]).detach(), rtol=1e-5, atol=1e-6)
