@@ -2,7 +2,8 @@
 
 `(conv(x, kernel) + bias - mean) * factor + shift` is `conv(x, kernel * factor) + ((bias - mean) * factor + shift)`: one
 pass over the activations instead of several. The numbers are the same except for rounding, which is why half precision
-stays as it is.
+stays as it is. A kernel times an infinite factor would make NaN of the zeros that it meets. Factors with a reciprocal,
+such as that of a variance without epsilon, are therefore left where they are.
 """
 
 import collections
@@ -13,6 +14,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxensemble.compat import JaxprEqn, Literal, Program, run_step
 from jaxensemble.programs.evaluate import run_program, write_out
@@ -22,8 +24,7 @@ from jaxensemble.programs.rewrite import CONVOLUTION
 def fold_scales(function: Callable[..., Any], weights: Collection[int]) -> Callable[..., Any]:
     """Returns the function with scales and shifts by weights folded into the kernels before them.
 
-    `weights` are the places of the arguments that hold weights. Of float32 and float64 alone. Where a factor is
-    infinite, as with a variance and an epsilon of zero, what was infinite may be NaN.
+    `weights` are the places of the arguments that hold weights. Of float32 and float64 alone.
 
     >>> normalized = lambda kernel, scale, x: (x @ kernel + 1) * scale + 2
     >>> folded = fold_scales(normalized, weights=(0, 1))
@@ -97,12 +98,49 @@ class _Folding:
         for step in program.eqns:
             if not step.effects and all(map(self._is_fixed, step.invars)):
                 self._fixed.update(step.outvars)
+        self._positive: set[Any] = set()
+        self._unbounded: set[Any] = set()
+        for step in program.eqns:
+            if self._fixed.issuperset(step.outvars):
+                if self._makes_positive(step):
+                    self._positive.update(step.outvars)
+                if self._is_unbounded_reciprocal(step) or any(map(self._is_unbounded, step.invars)):
+                    self._unbounded.update(step.outvars)
 
     def run(self, operands: Sequence[Any]) -> list[Any]:
         return [*map(_finished, run_program(self._program, operands, self._step))]
 
     def _is_fixed(self, atom: Any) -> bool:
         return isinstance(atom, Literal) or atom in self._fixed
+
+    def _is_positive(self, atom: Any) -> bool:
+        """Returns whether numbers are above 0: a sum with a positive number is taken for that of a variance."""
+        return bool(np.all(np.greater(atom.val, 0))) if isinstance(atom, Literal) else atom in self._positive
+
+    def _is_unbounded(self, atom: Any) -> bool:
+        return not np.all(np.isfinite(atom.val)) if isinstance(atom, Literal) else atom in self._unbounded
+
+    def _makes_positive(self, step: JaxprEqn) -> bool:
+        match step.primitive.name:
+            case "add" | "max":
+                return any(map(self._is_positive, step.invars))
+            case "mul" | "div":
+                return all(map(self._is_positive, step.invars))
+            case name:
+                return name in _KEEP_SIGNS and self._is_positive(step.invars[0])
+
+    def _is_unbounded_reciprocal(self, step: JaxprEqn) -> bool:
+        match step.primitive.name:
+            case "div":
+                by = step.invars[1]
+                is_number = isinstance(by, Literal) and bool(np.all(by.val))
+                return not is_number and not self._is_positive(by)
+            case "rsqrt":
+                return not self._is_positive(step.invars[0])
+            case "integer_pow":
+                return step.params["y"] < 0 and not self._is_positive(step.invars[0])
+            case name:
+                return name == "pow" and not self._is_positive(step.invars[0])
 
     def _step(self, step: JaxprEqn, operands: Sequence[Any]) -> Sequence[Any]:
         name = step.primitive.name
@@ -137,6 +175,8 @@ class _Folding:
         pending, vector = operands[at], operands[other]
         if not isinstance(pending, _Pending) or not self._is_fixed(step.invars[other]):
             return None
+        if self._is_unbounded_reciprocal(step) or self._is_unbounded(step.invars[other]):
+            return None
         result = pending.step.outvars[0]
         axis, size = pending.axes[0], math.prod(_shape(step.invars[other]))
         same = _shape(step.outvars[0]) == _shape(result) and step.outvars[0].aval.dtype == result.aval.dtype  # type: ignore[attr-defined]
@@ -149,6 +189,11 @@ class _Folding:
 
 
 _SCALES = frozenset({"add", "sub", "mul", "div"})
+
+_KEEP_SIGNS = frozenset(
+    {"broadcast_in_dim", "convert_element_type", "integer_pow", "reshape", "rsqrt", "sqrt", "squeeze"}
+)
+"""Steps whose results are above 0 where their first operand is."""
 
 
 def _finished(value: Any) -> Any:

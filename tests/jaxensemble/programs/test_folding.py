@@ -42,10 +42,18 @@ STEPS: dict[str, Callable[..., Any]] = {
     "normalisation": normalize,
     "scalar": lambda y, scale, shift: y * 3.0 - 1.0,
     "scalar weight": lambda y, scale, shift: shift[0] + y * scale[0],
-    "division": lambda y, scale, shift: y / scale,
+    "division": lambda y, scale, shift: y / jnp.sqrt(scale**2 + 1e-5),
+    "division by a number": lambda y, scale, shift: y / -2.0,
+    "power": lambda y, scale, shift: y * (scale**2 + 0.1) ** -1,
     "shift alone": lambda y, scale, shift: y - shift,
 }
-LEFT: dict[str, Callable[..., Any]] = {
+UNBOUNDED: dict[str, Callable[..., Any]] = {
+    "no epsilon": lambda y, scale, shift: (y - shift) * (lax.rsqrt(scale**2 + 0.0) * 2.0) + shift,
+    "division by a weight": lambda y, scale, shift: (y - shift) / scale,
+    "reciprocal": lambda y, scale, shift: y * scale**-1,
+    "power of a weight": lambda y, scale, shift: y * (scale**2) ** -0.5,
+}
+LEFT: dict[str, Callable[..., Any]] = UNBOUNDED | {
     "read twice": lambda y, scale, shift: y * scale + y,
     "times itself": lambda y, scale, shift: y * y,
     "wrong axis": lambda y, scale, shift: y * scale[:N].reshape(N, *[1] * (y.ndim - 1)),
@@ -94,7 +102,7 @@ def test_what_is_folded() -> None:
     for name, steps in LEFT.items():
         function = with_steps(product, steps)
         arrays = draw(shapes, jnp.float32)
-        assert "mul" in arithmetic(fold_scales(function, (0, 1, 2)), arrays), name
+        assert arithmetic(fold_scales(function, (0, 1, 2)), arrays).keys() & {"mul", "div"}, name
     function = with_steps(product, normalize)
     assert "mul" in arithmetic(fold_scales(function, (1, 2)), draw(shapes, jnp.float32))  # a kernel that is no weight
     for dtype in (jnp.bfloat16, jnp.float16):
@@ -114,3 +122,17 @@ def test_special_numbers_are_in_the_same_places(place: int, value: float) -> Non
         arrays[place] = arrays[place].at[(0,) * arrays[place].ndim].set(value)
         expected, got = function(*arrays), fold_scales(function, (0, 1, 2))(*arrays)
         np.testing.assert_allclose(got, expected, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", UNBOUNDED)
+def test_infinite_factors_make_no_nan(name: str) -> None:
+    """The plain program gives infinity, although some inputs are zero, which an infinite kernel would make NaN."""
+    for kind in ("convolution", "product"):
+        product, x, kernel = PRODUCTS[kind]
+        function = with_steps(product, UNBOUNDED[name])
+        arrays = draw((kernel, (OUT,), (OUT,), x), jnp.float32)
+        arrays[1] = arrays[1].at[2].set(0)
+        arrays[3] = arrays[3].at[..., 0].set(0)
+        expected, got = function(*arrays), fold_scales(function, (0, 1, 2))(*arrays)
+        assert np.isinf(expected[..., 2]).all()
+        np.testing.assert_allclose(got, expected, rtol=1e-5)
