@@ -123,8 +123,14 @@ def _leaves(outputs: Any) -> list[np.ndarray]:
 
 
 def _distance(a: np.ndarray, b: np.ndarray) -> float:
-    scale = np.abs(b).max(initial=0)
-    return float(np.abs(a - b).max(initial=0) / (scale or 1))
+    """The largest difference, relative to the largest number; infinite where NaN or infinity is on one side alone."""
+    finite = np.isfinite(b)
+    if not np.array_equal(np.isfinite(a), finite) or not np.array_equal(
+        a[~finite], b[~finite], equal_nan=a.dtype.kind in "fc"
+    ):
+        return np.inf
+    scale = np.abs(b[finite]).max(initial=0)
+    return float(np.abs(a[finite] - b[finite]).max(initial=0) / (scale or 1))
 
 
 def mutants(choices: Choices, wanted: Sequence[str]) -> list[Mutant]:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -45,6 +46,13 @@ def test_a_random_network_agrees_with_pytorch(seed: int) -> None:
 def test_random_networks_agree_with_pytorch_in_every_stage_and_under_other_plans(data: st.DataObject) -> None:
     found = one.proved(Hypothesis(data))
     assert found.status in ("passed", "refused"), found
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_numbers_that_are_not_finite_differ_from_all_others(value: float) -> None:
+    odd, even = np.array([1.0, value]), np.array([1.0, 2.0])
+    assert one._distance(odd, even) == one._distance(even, odd) == one._distance(odd, -odd[::-1]) == np.inf
+    assert one._distance(odd, odd) == 0 and one._distance(even, 2 * even) == 0.5
 
 
 def test_the_same_decisions_give_the_same_network() -> None:
