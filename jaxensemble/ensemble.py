@@ -318,7 +318,7 @@ class Ensemble:
         >>> ensemble.padded()(jnp.ones((7, 3))).shape
         (5, 7, 2)
         """
-        return PaddedEnsemble(self._run_padded, self._predict_padded, repr(self))
+        return PaddedEnsemble(functools.partial(self._run, padded=True), self._predict_padded, repr(self))
 
     def update(
         self,
@@ -595,23 +595,16 @@ class Ensemble:
         named: dict[str, Any],
         key: Any,
         plan: Plan | Literal["auto"] | None,
+        *,
+        padded: bool = False,
         **options: Any,
     ) -> Any:
-        return self._runner.run(Arguments.of(self.network, inputs, named, key, **options), check_plan(plan))
-
-    def _run_padded(
-        self,
-        inputs: tuple[Any, ...],
-        named: dict[str, Any],
-        key: Any,
-        plan: Plan | Literal["auto"] | None,
-        **options: Any,
-    ) -> Any:
-        return self._runner.run_padded(Arguments.of(self.network, inputs, named, key, **options), check_plan(plan))
+        run = self._runner.run_padded if padded else self._runner.run
+        return run(Arguments.of(self.network, inputs, named, key, **options), check_plan(plan))
 
     def _predict_padded(self, inputs: tuple[Any, ...], options: dict[str, Any]) -> Any:
         chosen = {name: options.pop(name) for name in ("task", "key", "randomness", "plan") if name in options}
-        return self._predict(inputs, options, self._run_padded, **chosen)
+        return self._predict(inputs, options, functools.partial(self._run, padded=True), **chosen)
 
     @functools.cached_property
     def _runner(self) -> Runner:

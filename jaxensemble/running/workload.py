@@ -12,7 +12,7 @@ from jaxensemble.arrays import is_x64_on
 from jaxensemble.compat import Program, Tracer
 from jaxensemble.errors import InputError, describe_error
 from jaxensemble.programs.cpu.matmuls import is_long
-from jaxensemble.programs.forms import use_forms
+from jaxensemble.programs.forms import REPLACEMENTS, use_forms
 from jaxensemble.programs.rewrite import CONVOLUTION, PRODUCT, equations, largest_step, peak_bytes
 from jaxensemble.programs.rows import Axes, MixedRows, row_axes
 from jaxensemble.running.compilers import has_compiler
@@ -113,7 +113,7 @@ class Workload:
         ]
         long = any(is_long(step) for step in equations(program) if step.primitive.name == PRODUCT)
         # Forms may take more memory than the steps that they replace.
-        in_forms = platform == "cpu" and (bool(groups) or long)
+        in_forms = any(r.device == platform for r in REPLACEMENTS) and (bool(groups) or long)
         return Demand(
             platform=platform,
             members=self.members,
