@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxensemble.arrays import is_too_wide
+from jaxensemble.devices.placement import gather
 from jaxensemble.errors import InputError
 from jaxensemble.files.durable import write_file
 from jaxensemble.modules.state import flatten
@@ -80,10 +81,10 @@ def _fill_inputs(tree: Any, arrays: dict[str, np.ndarray]) -> Any:
     return tree
 
 
-def output_arrays(outputs: Any) -> dict[str, np.ndarray]:
+def output_leaves(outputs: Any) -> dict[str, jax.Array]:
     """The arrays of the outputs, by their paths in the outputs; a single array has the name `output`."""
     leaves = flatten(_nest_outputs({"output": outputs})).items()
-    return {name: _storable_array(leaf) for name, leaf in leaves if isinstance(leaf, jax.Array)}
+    return {name: leaf for name, leaf in leaves if isinstance(leaf, jax.Array)}
 
 
 def _nest_outputs(tree: Any) -> Any:
@@ -96,10 +97,14 @@ def _nest_outputs(tree: Any) -> Any:
     return _nest_outputs(vars(tree)) if dataclasses.is_dataclass(tree) else tree
 
 
-def _storable_array(leaf: Any) -> np.ndarray:
-    """Casts an array of a dtype that NumPy's files lack to float32, which holds narrower dtypes exactly."""
-    known = np.dtype(leaf.dtype).isbuiltin == 1
-    return np.asarray(leaf if known else leaf.astype(jnp.float32))
+def storable_dtype(leaf: Any) -> np.dtype:
+    """The dtype of an array in a file: float32, which holds narrower ones exactly, for one that NumPy's files lack."""
+    return np.dtype(leaf.dtype if np.dtype(leaf.dtype).isbuiltin == 1 else np.float32)
+
+
+def storable_array(leaf: Any) -> np.ndarray:
+    """An array of JAX as it is stored in a file."""
+    return np.asarray(gather(leaf.astype(storable_dtype(leaf))))
 
 
 def check_output_path(path: Path, network: Network) -> None:

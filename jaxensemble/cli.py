@@ -16,10 +16,10 @@ from jaxensemble.terminal import DebugOption, JsonOption, X64Option, show_result
 if TYPE_CHECKING:
     import numpy as np
 
-    from jaxensemble.uncertainty import Prediction
+    from jaxensemble.file_predictions import Result
 
-ROWS = 10
-"""The most rows of a minibatch whose predictions are printed."""
+SHOWN = 10
+"""The most rows whose predictions are printed."""
 
 app = terminal.make_app(
     "jaxensemble",
@@ -92,6 +92,13 @@ def predict(
     seed: Annotated[
         int | None, typer.Option(help="Seed of the random numbers of a network that draws in evaluation mode, too.")
     ] = None,
+    rows: Annotated[
+        int | None,
+        typer.Option(min=1, help="The rows of a block. Without it, as many as 16 MB of inputs hold, at most 1024."),
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the files that an interrupted run has left, to the same end.")
+    ] = False,
     keep: Annotated[
         bool, typer.Option("--keep-compiled", help="Keep the compiled program for the next call, in the user's cache.")
     ] = False,
@@ -99,38 +106,42 @@ def predict(
     as_json: JsonOption = False,
     debug: DebugOption = False,
 ) -> None:
-    """Run all members, in evaluation mode, on arrays from a file."""
+    """Run all members, in evaluation mode, on arrays from a file: in blocks of rows, if there are many."""
     with _report_errors(as_json, debug), use_x64(x64):
-        import jax
-        import numpy as np
-
         from jaxensemble import array_files
         from jaxensemble.artifact import Artifact
         from jaxensemble.artifact.description import describe_proof
         from jaxensemble.ensemble import Ensemble
+        from jaxensemble.file_predictions import Job
         from jaxensemble.files.caches import keep_compiled
+        from jaxensemble.row_blocks import RowFile
 
         if keep:
             keep_compiled()
         artifact = Artifact.open(folder)
+        network = artifact.network
         if out is not None:
-            array_files.check_output_path(out, artifact.network)
+            array_files.check_output_path(out, network)
         if probabilities is not None:
             array_files.check_array_path(probabilities)
         if not artifact.manifest.verified:
             typer.echo(f"jaxensemble: {describe_proof(artifact.manifest)}", err=True)
-        arguments = array_files.arguments_from_arrays(artifact.network, array_files.read_arrays(inputs), cast=cast)
-        key = None if seed is None else jax.random.key(seed)
-        returned = Ensemble.from_saved(artifact.read()).eval()(*arguments, key=key)
-        outputs, prediction = (
-            array_files.output_arrays(returned),
-            _interpret_outputs(task, returned, class_axis, probabilities),
+        options = [task, class_axis, cast, seed, x64, rows, str(out), str(probabilities)]
+        status = inputs.stat()
+        job = Job(
+            network=network,
+            file=RowFile.open(inputs),
+            read=lambda returned: _interpret_outputs(task, returned, class_axis, probabilities),
+            cast=cast,
+            seed=seed,
+            rows=rows,
+            out=out,
+            probabilities=probabilities,
+            keeps_all=as_json,
+            work=[artifact.manifest.to_json(), str(inputs.resolve()), status.st_size, status.st_mtime_ns, options],
         )
-        if out is not None:
-            array_files.write_arrays(out, outputs)
-        if probabilities is not None:
-            array_files.write_arrays(probabilities, {"probabilities": np.asarray(prediction.mean)})
-        _show_outputs(outputs, out, prediction, as_json)
+        ensemble = Ensemble.from_saved(artifact.read()).eval()
+        _show_result(job.run(ensemble, resume=resume), out, as_json)
 
 
 @app.command()
@@ -168,7 +179,9 @@ def _interpret_outputs(task: str | None, returned: Any, class_axis: int | None, 
     import jax.numpy as jnp
 
     from jaxensemble.errors import InputError
-    from jaxensemble.uncertainty import ClassPrediction, Prediction
+    from jaxensemble.uncertainty import ClassPrediction
+    from jaxensemble.uncertainty.checks import check_options
+    from jaxensemble.uncertainty.predictions import read_outputs
 
     outputs = getattr(returned, "logits", returned)
     logits = isinstance(outputs, jax.Array) and outputs.ndim == 3 and outputs.shape[-1] > 1
@@ -178,61 +191,42 @@ def _interpret_outputs(task: str | None, returned: Any, class_axis: int | None, 
         raise InputError(f"--class-axis needs --task classification; got --task {task}")
     read: Any = None if task == "outputs" else task
     options = {} if class_axis is None else {"class_axis": class_axis}
-    prediction = read and Prediction.from_outputs(outputs, read, **options)
+    if read:
+        check_options(read, options)
+    prediction = read and read_outputs(outputs, read, **options)
     if probabilities is not None and not isinstance(prediction, ClassPrediction):
         raise InputError("--probabilities needs outputs that are logits [M, N, C], or --task classification")
     return prediction
 
 
-def _show_outputs(
-    outputs: dict[str, "np.ndarray"], out: Path | None, prediction: "Prediction | None", as_json: bool
-) -> None:
+def _show_result(result: "Result", out: Path | None, as_json: bool) -> None:
     from jaxensemble.array_files import json_values
 
-    headers = {name: {"dtype": str(array.dtype), "shape": list(array.shape)} for name, array in outputs.items()}
-    figures = _figures(prediction)
+    figures = result.figures
     if as_json:
         written = {"out": str(out)} if out else {}
-        numbers = {} if out else {name: {"values": json_values(array)} for name, array in outputs.items()}
+        numbers = {} if out else {name: {"values": json_values(array)} for name, array in result.outputs.items()}
         predicted = {"prediction": {name: json_values(array) for name, array in figures.items()}} if figures else {}
-        arrays = {name: headers[name] | numbers.get(name, {}) for name in outputs}
+        shapes = {name: {"dtype": dtype, "shape": shape} for name, (dtype, shape) in result.shapes.items()}
+        arrays = {name: shapes[name] | numbers.get(name, {}) for name in shapes}
         show_result({"outputs": arrays, **predicted, **written}, as_json=True)
         return
-    for name, array in outputs.items():
-        show_result(
-            f"{name}: {array.dtype}{list(array.shape)}" + ("" if out or figures else f"\n{array}"), as_json=False
-        )
+    for name, (dtype, shape) in result.shapes.items():
+        values = "" if out or figures else f"\n{result.outputs[name]}"
+        show_result(f"{name}: {dtype}{shape}{values}", as_json=False)
     if figures:
-        show_result(_table_text(figures), as_json=False)
+        show_result(_table_text(figures, result.rows), as_json=False)
 
 
-def _figures(prediction: "Prediction | None") -> dict[str, "np.ndarray"]:
-    """The printed figures of a prediction, each `[N]`, or `[N, ...]` for a quantity."""
-    import numpy as np
-
-    from jaxensemble.uncertainty import ClassPrediction
-
-    if prediction is None:
-        return {}
-    names = {"mean": "mean", "std": "std"}
-    if isinstance(prediction, ClassPrediction):
-        names = {"class": "soft_vote", "confidence": "confidence", "entropy": "predictive_entropy"}
-    figures = {shown: np.asarray(getattr(prediction, name)) for shown, name in names.items()}
-    if "class" in figures and np.isnan(figures["confidence"]).any():  # an integer cannot say that there is none
-        figures["class"] = np.where(np.isnan(figures["confidence"]), "nan", figures["class"].astype(object))
-    return figures
-
-
-def _table_text(figures: dict[str, "np.ndarray"]) -> str:
+def _table_text(figures: dict[str, "np.ndarray"], count: int) -> str:
     """The first rows as text: integers, other numbers with four digits, and the shapes of arrays such as images."""
-    count = len(next(iter(figures.values())))
     lines = ["row".rjust(5) + "".join(name.rjust(14) for name in figures)]
-    for row in range(min(ROWS, count)):
+    for row in range(min(SHOWN, count)):
         cells = [array[row] for array in figures.values()]
         texts = [_cell_text(cell) for cell in cells]
         lines.append(str(row).rjust(5) + "".join(f"  {text:>12}" for text in texts))
-    if count > ROWS:
-        lines.append(f"... and {count - ROWS} more rows: --json has them all")
+    if count > SHOWN:
+        lines.append(f"... and {count - SHOWN} more rows: --json has them all")
     return "\n".join(lines)
 
 

@@ -17,6 +17,7 @@ from jax._src.core import trace_state_clean
 from jax.core import Tracer
 from jax.experimental.compilation_cache import compilation_cache
 from jax.experimental.layout import Format, Layout
+from jax.experimental.multihost_utils import broadcast_one_to_all
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var, jaxpr_as_fun
 
 __all__ = [
@@ -33,6 +34,7 @@ __all__ = [
     "Tracer",
     "Var",
     "VariableDef",
+    "broadcast_one_to_all",
     "constants",
     "is_program",
     "jaxpr_as_fun",

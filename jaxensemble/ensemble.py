@@ -18,6 +18,7 @@ from jaxensemble.artifact.contents import Saved
 from jaxensemble.artifact.loading import Artifact
 from jaxensemble.artifact.pickling import reduce_ensemble
 from jaxensemble.artifact.saving import write_artifact
+from jaxensemble.devices.placement import SHARED, Placement
 from jaxensemble.errors import InputError, MemberError, StateError, shorten_list
 from jaxensemble.modules.casting import cast_state
 from jaxensemble.modules.modes import set_mode, warn_of_training_layers
@@ -29,10 +30,12 @@ from jaxensemble.modules.structure import MODE_FLAGS, STATISTICS, Structure
 from jaxensemble.network.network import Network
 from jaxensemble.network.proof import Lineage, Proof
 from jaxensemble.network.sources import Source
-from jaxensemble.running.device import human_bytes
-from jaxensemble.running.finish import PredictionSteps
+from jaxensemble.programs.rows import Axes
+from jaxensemble.running.batches import check_figures, run_batches, split_rows
+from jaxensemble.running.device import default_device, human_bytes
+from jaxensemble.running.finish import FigureSteps, PredictionSteps
 from jaxensemble.running.padded import PaddedEnsemble
-from jaxensemble.running.plan import Plan, check_plan
+from jaxensemble.running.plan import Plan, check_plan, is_size
 from jaxensemble.running.prepared import Prepared
 from jaxensemble.running.runner import Arguments, Runner
 from jaxensemble.source import print_source
@@ -46,7 +49,7 @@ Mode = Literal["eval", "train", "as_is"]
 @functools.partial(
     jax.tree_util.register_dataclass,
     data_fields=["params", "buffers", "constants", "rngs"],
-    meta_fields=["graphdef", "network", "origin", "plan"],
+    meta_fields=["graphdef", "network", "origin", "plan", "placement"],
 )
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Ensemble:
@@ -65,6 +68,7 @@ class Ensemble:
     - `constants`: arrays that all members share.
     - `network`, `origin`: the ported network and the map of PyTorch's keys; anything hashable.
     - `plan`: the number of members and rows of one step, where a call has no plan; None for a guess: see [`tune`][].
+    - `placement`: the mesh of devices over which the members lie, or None: see [`over`][].
     - `proof`: the comparison with PyTorch that these very arrays passed, or None. Pickles and `copy.copy` keep the
       proof. All other copies drop it, and so does putting another array into the dicts. See [`Proof`][].
     - `lineage`: the proof of the ensemble that this one was made from by training, slicing or any other method, or
@@ -86,6 +90,7 @@ class Ensemble:
     network: Any = None
     origin: Any = None
     plan: Plan | None = None
+    placement: Placement | None = None
     # A proof and its arrays. `init=False`, so that `dataclasses.replace` drops it.
     _proven: tuple[Proof, list[Any]] | None = dataclasses.field(default=None, init=False)
     _lineage: Lineage | None = dataclasses.field(default=None, init=False)  # also no part of the pytree
@@ -162,11 +167,17 @@ class Ensemble:
             if any(getattr(other, name) != getattr(first, name) for other in others):
                 raise MemberError(f"Ensemble.concatenate: Expected ensembles with the same `{name}`; theirs differ")
         trees = [ensemble._stacked_trees() for ensemble in ensembles]
+        meshes = {other.placement and other.placement.axes for other in ensembles}
+        if len(meshes) > 1:
+            raise MemberError(
+                "Ensemble.concatenate: Expected ensembles over the same axes of one mesh, or none: bring them together "
+                "with `over`"
+            )
         plan = first.plan if all(other.plan == first.plan for other in others) else None
         joined = jax.tree.map(lambda *parts: jnp.concatenate(parts), *trees)
         lineage = first._descent(trained=False)
         alike = all(other._descent(trained=False) == lineage for other in others)
-        result = dataclasses.replace(first, plan=plan, **joined).proven(None, lineage if alike else None)
+        result = dataclasses.replace(first, plan=plan)._with_members(joined).proven(None, lineage if alike else None)
         sources = [ensemble.sources or () for ensemble in ensembles]
         return result.read_from(tuple(itertools.chain(*sources)) if all(sources) else None)
 
@@ -306,19 +317,63 @@ class Ensemble:
         kept = None if donate else jax.tree.map(lambda array: array, self)  # dicts of its own, with the same arrays
         return self._runner.prepare(given, check_plan(plan), fold=fold, ensemble=kept, pad=pad)
 
-    def padded(self) -> PaddedEnsemble:
+    def over(self, mesh: Any, members: str = "members", rows: str | None = None) -> "Ensemble":
+        """Returns the ensemble with its members over the devices of a mesh.
+
+        Every device has the weights of its members alone, and runs these: calls, predictions, prepared programs and
+        training steps send no weights and no activations from one device to another. Outputs are arrays `[M, ...]`
+        whose members are where they were computed. A plan counts per device.
+
+        **Arguments:**
+
+        - `mesh`: a mesh of `jax.make_mesh`, over devices of one process or of many; None brings all members back to
+          the default device. In many processes, each calls `over` with the same ensemble, or reads its own members
+          with [`load`][].
+        - `members`: the axis of the mesh over which members are. Where M does not divide, copies of the last member
+          fill the arrays of `params`, `buffers` and `rngs`, which take time and change nothing; `len(ensemble)` is M,
+          outputs have M members, and every device gets them all.
+        - `rows`: the axis over which the rows of minibatches are; by default, every device has all rows. Only for
+          networks that keep rows apart, as most do in evaluation mode.
+
+        **Raises:** `InputError` for anything but a mesh, and for axes that it does not have.
+
+        >>> mesh = jax.make_mesh((1,), ("members",))
+        >>> ensemble = Ensemble.from_modules([nnx.Linear(3, 2, rngs=nnx.Rngs(seed)) for seed in range(5)]).over(mesh)
+        >>> ensemble
+        Ensemble(5 x Linear, 8 parameters each, float32, 160 bytes; over 1 device, 5 members on each)
+        >>> ensemble(jnp.ones((64, 3))).shape
+        (5, 64, 2)
+        """
+        trees = self._stacked_trees()
+        if mesh is None:
+            if self.placement is not None and not self.placement.is_local:
+                raise InputError("the members are on several hosts, and no device has them all: save the ensemble")
+            home = default_device()
+            arrays = jax.device_put(trees | {"constants": self.constants}, home)
+            moved = dataclasses.replace(self, placement=None, **arrays)
+        else:
+            placement = Placement.of(mesh, members, rows, self.members)
+            constants = placement.put(self.constants, SHARED)
+            moved = dataclasses.replace(self, placement=placement, constants=constants, **placement.place(trees))
+        return moved.proven(None, self.lineage).proven(self.proof).read_from(self.sources)
+
+    def padded(self, rows: int = 1) -> PaddedEnsemble:
         """Returns the ensemble as a function that runs any number of rows by a few compiled programs.
 
         A call of the ensemble compiles for each number of rows that it meets. This function adds copies of the first
         row up to the next power of two, or above 256 the next multiple of 256, and cuts the outputs. The traced program
         has to keep rows apart, as for `Plan(rows=...)`; the first call finds out. It takes what a call of the ensemble
-        takes, and has the methods `each` and `predict`, too.
+        takes, and has the methods `each` and `predict`, too. No program is for fewer than `rows`: up to that number,
+        there is one.
 
         >>> ensemble = Ensemble.from_modules([nnx.Linear(3, 2, rngs=nnx.Rngs(seed)) for seed in range(5)])
         >>> ensemble.padded()(jnp.ones((7, 3))).shape
         (5, 7, 2)
         """
-        return PaddedEnsemble(functools.partial(self._run, padded=True), self._predict_padded, repr(self))
+        if rows is None or not is_size(rows):
+            raise InputError(f"`rows` must be a positive integer; got {rows!r}")
+        run = functools.partial(self._run, least=rows)
+        return PaddedEnsemble(run, functools.partial(self._predict_padded, run), self._output_axes, repr(self))
 
     def update(
         self,
@@ -364,6 +419,68 @@ class Ensemble:
         **Raises:** `InputError` for unknown arguments, and the errors of a call.
         """
         return self._predict(inputs, options, self._run, task=task, key=key, randomness=randomness, plan=plan)
+
+    def predict_batches(
+        self,
+        batches: Any,
+        figures: str | Sequence[str] = "mean",
+        *,
+        rows: int | None = None,
+        task: str = "classification",
+        class_axis: int | None = None,
+        key: Any = None,
+        plan: Plan | None = None,
+    ) -> Iterator[dict[str, np.ndarray]]:
+        """Yields figures of the joint prediction for every batch of a stream, in order, as NumPy arrays by name.
+
+        One program runs all batches: a shorter one, such as the last, is filled up with copies of its first row, and
+        its figures are cut. Two batches are on the device at a time, and the figures alone leave it, so that memory
+        stays flat however many rows there are.
+
+        **Arguments:**
+
+        - `batches`: an iterable of batches, such as a `DataLoader`'s or grain's. A batch is an array, a tuple of the
+          inputs of one call, or a dict of them by name. With `rows`, an array, or a tuple or dict of arrays, from which
+          blocks of so many rows are taken: `numpy.load(file, mmap_mode="r")` reads no more than that.
+        - `figures`: names of attributes of the prediction: `mean`, `soft_vote`, `predictive_entropy` ...
+        - `task`, `class_axis`: as in [`predict`][].
+        - `key`: a random key, for a network that draws. Each batch gets a key of its own, made from it and its number.
+        - `plan`: as in a call; not `"auto"`.
+
+        Warns with a `NotANumberWarning` for each batch with NaN.
+
+        **Raises:** `InputError` for figures that the prediction does not have, and the errors of a call.
+
+        >>> ensemble = Ensemble.from_modules([nnx.Linear(3, 2, rngs=nnx.Rngs(seed)) for seed in range(5)])
+        >>> x = np.ones((10, 3), "float32")
+        >>> [figures["soft_vote"].shape for figures in ensemble.predict_batches(x, "soft_vote", rows=4)]
+        [(4,), (4,), (2,)]
+        """
+        warn_of_training_layers(
+            self.graphdef,
+            MODE_FLAGS if key is None else (STATISTICS,),
+            "predicts in training mode",
+            "call it as ensemble.eval().predict_batches(...) if evaluation is meant",
+            stacklevel=3,
+        )
+        options = {} if class_axis is None else {"class_axis": class_axis}
+        check_options(task, options, ())
+        names = check_figures(figures, task)
+        if plan is not None and not isinstance(plan, Plan):
+            raise InputError(f"`plan` must be a jaxensemble.Plan or None; got {plan!r}")
+        if rows is not None and not (is_size(rows)):
+            raise InputError(f"`rows` must be a positive integer; got {rows!r}")
+        steps = PredictionSteps.of(task, options, self.network)
+        if steps is None:
+            raise InputError(f"`class_axis` must be an integer; got {class_axis!r}")
+        finish, numbers = FigureSteps(steps, names), itertools.count()
+
+        def run(inputs: tuple[Any, ...], named: Mapping[str, Any], least: int) -> tuple[Any, int]:
+            own = None if key is None else jax.random.fold_in(key, next(numbers))
+            given = Arguments.of(self.network, inputs, dict(named), own, finish=finish)
+            return self._runner.run_batch(given, plan, least)
+
+        return run_batches(run, batches if rows is None else split_rows(batches, rows))
 
     def _predict(
         self,
@@ -492,7 +609,8 @@ class Ensemble:
 
         The directory is written next to `path` and put in place in one step: whatever happens, `path` is either
         unchanged or the whole new artifact. With `force`, an artifact at `path` is replaced. A directory that holds
-        any other file is not replaced, even if the file appears while the artifact is written.
+        any other file is not replaced, even if the file appears while the artifact is written. Where members are on
+        several hosts, all have to call this, and the first one writes.
 
         The directory holds `weights.safetensors` (the stacked arrays by path), `network.json`, `source.py` (for
         people to read) and `manifest.json` (hashes, versions, the proof, PyTorch's keys).
@@ -503,8 +621,11 @@ class Ensemble:
         write_artifact(self._to_saved(), path, force=force)
 
     @classmethod
-    def load(cls, path: str | Path) -> "Ensemble":
+    def load(cls, path: str | Path, mesh: Any = None, members: str = "members", rows: str | None = None) -> "Ensemble":
         """Reads the ensemble that [`Ensemble.save`][] saved, bit for bit, with mode, proof and map of PyTorch's keys.
+
+        With a mesh, members go straight to their devices, as by [`over`][], whose arguments these are. In many
+        processes each reads its own members alone, and compares them with their hashes.
 
         Nothing in the directory is run: the source is generated again from `network.json`, after it was checked. Every
         array is compared with its hash. While JAX has 64-bit types off, 64-bit integers become 32-bit integers. An
@@ -513,16 +634,19 @@ class Ensemble:
         **Raises:** `InputError` with all that is wrong: no artifact, a damaged one, another version, arrays that do
         not fit the network, and float64 while JAX has it switched off.
         """
-        return cls.from_saved(Artifact.open(path).read())
+        artifact = Artifact.open(path)
+        placement = None if mesh is None else Placement.of(mesh, members, rows, artifact.manifest.members)
+        return cls.from_saved(artifact.read(placement), placement=placement)
 
     @classmethod
-    def from_saved(cls, saved: Saved, plan: Plan | None = None) -> "Ensemble":
+    def from_saved(cls, saved: Saved, plan: Plan | None = None, placement: Placement | None = None) -> "Ensemble":
         """The ensemble that an artifact or a pickle holds."""
-        ensemble = cls(*saved.state, network=saved.network, origin=saved.origin, plan=plan)
+        ensemble = cls(*saved.state, network=saved.network, origin=saved.origin, plan=plan, placement=placement)
         return ensemble.proven(saved.proof, saved.lineage).read_from(saved.sources)
 
     def _to_saved(self) -> Saved:
-        return Saved(self.state, self.network, self.origin, self.proof, self.lineage, self.sources)
+        state = self.state._replace(**self._stacked_trees())
+        return Saved(state, self.network, self.origin, self.proof, self.lineage, self.sources)
 
     @functools.cached_property
     def members(self) -> int:
@@ -530,6 +654,8 @@ class Ensemble:
 
         **Raises:** `InputError` if the arrays have different numbers of members, or there are no arrays.
         """
+        if self.placement is not None:
+            return self.placement.members
         return count_members({"params": self.params, "buffers": self.buffers})
 
     @property
@@ -554,21 +680,23 @@ class Ensemble:
             return merge(self.graphdef, constants=self.constants, **take_members(self._stacked_trees(), selected))
         sources = self.sources
         chosen = sources and tuple(sources[member] for member in selected)
-        return self._replace_fields(**take_members(self._stacked_trees(), selected)).read_from(chosen)
+        part = self._with_members(take_members(self._stacked_trees(), selected))
+        return part.proven(None, self._descent(trained=False)).read_from(chosen)
 
     def __repr__(self) -> str:
         name = self.graphdef.root.type.__name__
         params, leaves = jax.tree.leaves(self.params), jax.tree.leaves((self.params, self.buffers, self.constants))
         if not leaves or not all(isinstance(leaf, jax.Array | np.ndarray) and leaf.shape for leaf in leaves):
             return f"Ensemble({name})"  # within jax.tree transformations leaves may be anything
-        members = leaves[0].shape[0]
+        members = leaves[0].shape[0] if self.placement is None else self.placement.members
         dtypes = ", ".join(sorted({str(leaf.dtype) for leaf in leaves}))
-        count = sum(leaf.size for leaf in params) // members
+        count = sum(leaf.size // leaf.shape[0] for leaf in params)
         size = human_bytes(sum(leaf.size * leaf.dtype.itemsize for leaf in leaves))
         fixed = self.network.fixed if isinstance(self.network, Network) else {}
         notes = f"; fixed: {', '.join(f'{place}={value!r}' for place, value in fixed.items())}" if fixed else ""
         training = self.graphdef.training_layers()
         notes += f"; in training mode: {shorten_list(training)}" if training else ""
+        notes += "" if self.placement is None else f"; {self.placement}"
         return f"Ensemble({members} x {name}, {count:,} parameters each, {dtypes}, {size}{notes})"
 
     def __copy__(self) -> "Ensemble":
@@ -581,7 +709,17 @@ class Ensemble:
         return reduce_ensemble(self._to_saved(), type(self).from_saved, self.plan)
 
     def _stacked_trees(self) -> dict[str, Tree]:
-        return {kind: getattr(self, kind) for kind in STACKED}
+        """The arrays of all members, `[M, ...]`, also where copies fill the stack."""
+        trees = {kind: getattr(self, kind) for kind in STACKED}
+        return trees if self.placement is None else self.placement.cut(trees)
+
+    def _with_members(self, trees: Mapping[str, Tree]) -> "Ensemble":
+        """The ensemble with the arrays of other members, in their places on the same mesh."""
+        if self.placement is None:
+            return dataclasses.replace(self, **trees)
+        members = jax.tree.leaves((trees["params"], trees["buffers"]))[0].shape[0]
+        placement = dataclasses.replace(self.placement, members=members)
+        return dataclasses.replace(self, placement=placement, **placement.place(trees))
 
     def _set_mode(self, mode: Literal["train", "eval"]) -> "Ensemble":
         reason = self.network.evaluation_only if isinstance(self.network, Network) else None
@@ -596,16 +734,20 @@ class Ensemble:
         key: Any,
         plan: Plan | Literal["auto"] | None,
         *,
-        padded: bool = False,
+        least: int | None = None,
         **options: Any,
     ) -> Any:
-        run = self._runner.run_padded if padded else self._runner.run
+        runner = self._runner
+        run = runner.run if least is None else functools.partial(runner.run_padded, least=least)
         return run(Arguments.of(self.network, inputs, named, key, **options), check_plan(plan))
 
-    def _predict_padded(self, inputs: tuple[Any, ...], options: dict[str, Any]) -> Any:
+    def _output_axes(self, inputs: tuple[Any, ...], named: dict[str, Any], key: Any) -> Axes:
+        return self._runner.output_axes(Arguments.of(self.network, inputs, named, key))
+
+    def _predict_padded(self, run: Callable[..., Any], inputs: tuple[Any, ...], options: dict[str, Any]) -> Any:
         chosen = {name: options.pop(name) for name in ("task", "key", "randomness", "plan") if name in options}
-        return self._predict(inputs, options, functools.partial(self._run, padded=True), **chosen)
+        return self._predict(inputs, options, run, **chosen)
 
     @functools.cached_property
     def _runner(self) -> Runner:
-        return Runner(self.state, self.network, self.plan)
+        return Runner(self.state, self.network, self.plan, self.placement)

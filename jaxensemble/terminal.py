@@ -3,8 +3,10 @@
 import contextlib
 import importlib.metadata
 import json
+import sys
+import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Annotated, Any
 
 import typer
@@ -130,3 +132,38 @@ def escape_controls(text: str) -> str:
     'conv1\\\\x1b[2J'
     """
     return "".join(c if c == "\n" or c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+@contextlib.contextmanager
+def show_rows(total: int, first: int = 0) -> Iterator[Callable[[int], None]]:
+    """Gives a function that shows on standard error how many rows are done: on a terminal a bar, else lines of text."""
+    started, latest = time.monotonic(), time.monotonic()
+    if sys.stderr is not None and sys.stderr.isatty():
+        from rich.console import Console
+        from rich.progress import Progress
+
+        with Progress(console=Console(stderr=True), transient=True) as progress:
+            task = progress.add_task("predicting", total=total, completed=first)
+            yield lambda done: progress.update(
+                task, completed=done, description=rows_line(first, done, total, time.monotonic() - started)
+            )
+        return
+
+    def show(done: int) -> None:
+        nonlocal latest
+        if time.monotonic() >= latest + 1:
+            latest = time.monotonic()
+            typer.echo(rows_line(first, done, total, latest - started), err=True)
+
+    yield show
+
+
+def rows_line(first: int, done: int, total: int, seconds: float) -> str:
+    """A line about the rows that are done, their rate since row `first`, and the time left.
+
+    >>> rows_line(0, 250_000, 1_000_000, 5.0)
+    '250,000 of 1,000,000 rows, 50,000 a second, 15 s left'
+    """
+    rate = (done - first) / max(seconds, 1e-9)
+    left = (total - done) / rate if rate else 0
+    return f"{done:,} of {total:,} rows, {rate:,.0f} a second, {left:,.0f} s left"

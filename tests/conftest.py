@@ -77,7 +77,11 @@ def pytest_terminal_summary(terminalreporter: Any, exitstatus: int) -> None:
 
 
 def pytest_configure() -> None:
-    """Gives torch one thread: the processes of pytest-xdist share the cores, and the order of sums stays the same."""
+    """Gives JAX four CPU devices, for tests of meshes, and torch one thread.
+
+    The processes of pytest-xdist share the cores, and the order of sums stays the same.
+    """
+    jax.config.update("jax_num_cpu_devices", 4)
     if HAS_TORCH:
         import torch
 

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import jax
+import numpy as np
 
 from jaxensemble.arrays import ENABLE_X64, is_x64_on, require_x64
 from jaxensemble.artifact.contents import Saved
@@ -23,7 +24,16 @@ from jaxensemble.artifact.manifest import (
     Manifest,
     manifest_from_json,
 )
-from jaxensemble.artifact.weights import as_leaf, header_differences, list_differences, read_header, read_leaves
+from jaxensemble.artifact.weights import (
+    MemberHashes,
+    as_leaf,
+    header_differences,
+    list_differences,
+    read_header,
+    read_leaves,
+    read_members,
+)
+from jaxensemble.devices.placement import SHARED, Placement
 from jaxensemble.dtypes import KEYS, NARROW, WIDE, is_key
 from jaxensemble.errors import InputError, JaxEnsembleError, NarrowIntegerWarning, describe_error, first_line
 from jaxensemble.files.durable import as_path
@@ -87,8 +97,10 @@ class Artifact:
             raise InputError(f"`{folder}` {what}: {error.details}") from error
         return cls(folder, manifest, network)
 
-    def read(self) -> Saved:
+    def read(self, placement: Placement | None = None) -> Saved:
         """Reads the arrays, and returns all that was saved.
+
+        With a placement, arrays are on its mesh, filled up with copies, and each process reads its own members alone.
 
         If the artifact was saved with 64-bit types, and JAX has them off now, the result has no proof and the call
         warns with a `NarrowIntegerWarning`.
@@ -97,10 +109,18 @@ class Artifact:
         """
         self._require_x64()
         state = self._skeleton()
+        arrays = self._read_all() if placement is None else self._read_own(placement)
+        trees: dict[str, Tree] = {
+            kind: unflatten({name: arrays[name] for name in flatten(getattr(state, kind))}) for kind in KINDS
+        }
+        said = self.manifest
+        proof = None if self._warn_of_narrow_integers() else said.proof
+        return Saved(state._replace(**trees), self.network, said.origin, proof, said.lineage, said.sources)
+
+    def _read_all(self) -> dict[str, jax.Array]:
         arrays: dict[str, jax.Array] = {}
         damaged: list[str] = []
-        stored = read_header(self.folder / WEIGHTS)
-        for name, array, digest in read_leaves(self.folder / WEIGHTS, stored):
+        for name, array, digest in read_leaves(self.folder / WEIGHTS, read_header(self.folder / WEIGHTS)):
             record = self.manifest.leaves[name]
             if digest != record.sha256:
                 damaged.append(_damage_text(name, record))
@@ -108,12 +128,34 @@ class Artifact:
                 arrays[name] = as_leaf(array, record, f"{WEIGHTS}: {name}")
         if damaged:
             raise InputError(f"`{self.folder}` is damaged:{_list_problems(damaged)}{_AGAIN}")
-        trees: dict[str, Tree] = {
-            kind: unflatten({name: arrays[name] for name in flatten(getattr(state, kind))}) for kind in KINDS
-        }
-        said = self.manifest
-        proof = None if self._warn_of_narrow_integers() else said.proof
-        return Saved(state._replace(**trees), self.network, said.origin, proof, said.lineage, said.sources)
+        return arrays
+
+    def _read_own(self, placement: Placement) -> dict[str, jax.Array]:
+        """Reads the members that this process has on its devices, and puts all arrays in their places."""
+        manifest, members = self.manifest, placement.own_members
+        if manifest.member_hashes is None:
+            raise InputError(
+                f"`{self.folder}` was saved by an older version, without a hash for each member: load it without a "
+                "mesh, and save it again, or put it there by `over`"
+            )
+        hashes, arrays, damaged = MemberHashes(members), dict[str, jax.Array](), list[str]()
+        stacked = {name for name, record in manifest.leaves.items() if record.kind != "constants"}
+        stored = read_header(self.folder / WEIGHTS)
+        for name, values in read_members(self.folder / WEIGHTS, stored, stacked, members):
+            record = manifest.leaves[name]
+            if name not in stacked:
+                if hashlib.sha256(values.tobytes()).hexdigest() != record.sha256:
+                    damaged.append(_damage_text(name, record))
+                arrays[name] = placement.put(as_leaf(values, record, f"{WEIGHTS}: {name}"), SHARED)
+                continue
+            for member, row in zip(members, values, strict=True):
+                hashes.add(member, row.tobytes())
+            arrays[name] = _place_members(values, record, f"{WEIGHTS}: {name}", placement)
+        wrong = [member for member, found in hashes.found().items() if found != manifest.member_hashes[member]]
+        damaged += [f"{WEIGHTS}: the bytes of member {member} are not those that were saved" for member in wrong]
+        if damaged:
+            raise InputError(f"`{self.folder}` is damaged:{_list_problems(damaged)}{_AGAIN}")
+        return arrays
 
     def training_layers(self) -> tuple[str, ...]:
         """The layers in training mode: see `Structure.training_layers`."""
@@ -194,6 +236,14 @@ class Artifact:
                 f"`{self.folder}` is no artifact: network and arrays do not fit:{_list_problems(problems)}"
             )
         return state
+
+
+def _place_members(values: np.ndarray, record: LeafRecord, name: str, placement: Placement) -> jax.Array:
+    """Returns an array of all members in its place, from the stored values of those of this process."""
+    if record.dtype in KEYS:  # integers, until they are on the mesh
+        return jax.random.wrap_key_data(placement.assemble(values), impl=KEYS[record.dtype].generator)
+    own = dataclasses.replace(record, shape=(len(values), *record.shape[1:]))
+    return placement.assemble(np.asarray(as_leaf(values, own, name)))
 
 
 def misfits(state: State, leaves: Mapping[str, LeafRecord], members: int) -> list[str]:

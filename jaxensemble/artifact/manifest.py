@@ -70,6 +70,8 @@ class Manifest:
     - `origin`: the map of PyTorch's keys, or None for a network that did not come from PyTorch.
     - `sources`: the checkpoint file of each member, with its hash and the part that was read; None where the weights
       did not come from files, or were changed since.
+    - `member_hashes`: for each member the hash of its bytes in all arrays, in the order of the file. A host that reads
+      its own members compares these. None in artifacts of older versions.
     """
 
     version: int
@@ -83,6 +85,7 @@ class Manifest:
     lineage: Lineage | None
     origin: Origin | None
     sources: tuple[Source, ...] | None
+    member_hashes: tuple[str, ...] | None
 
     def to_json(self) -> str:
         """The text of `manifest.json`. Its last entry is the hash of all other entries, sorted and without spaces."""
@@ -103,7 +106,7 @@ def manifest_from_json(text: bytes) -> Manifest:
             "of jaxensemble wrote it"
         )
     digest = content.pop("sha256", None)
-    older = {"lineage": None, "sources": None}  # older artifacts lack these entries
+    older = {"lineage": None, "sources": None, "member_hashes": None}  # older artifacts lack these entries
     manifest = from_plain(Manifest, older | content, MANIFEST)
     if digest != _digest(content):
         raise InputError(f"{MANIFEST} is damaged: its entries are not those that were written")
@@ -138,6 +141,9 @@ def _problems(manifest: Manifest) -> Iterator[str]:
         yield "`x64` is False, with a proof that was made with 64-bit types"
     if manifest.sources is not None and len(manifest.sources) != manifest.members:
         yield f"expected one of `sources` for each of {manifest.members} members, got {len(manifest.sources)}"
+    hashes = manifest.member_hashes
+    if hashes is not None and (len(hashes) != manifest.members or not all(map(_SHA256.fullmatch, hashes))):
+        yield f"`member_hashes` must be a hash for each of {manifest.members} members"
     if manifest.members < 1:
         yield f"an ensemble has at least one member; got {manifest.members}"
     for name, leaf in manifest.leaves.items():

@@ -1,12 +1,14 @@
 """Writing of an artifact, whole or not at all."""
 
 import dataclasses
-from collections.abc import Iterable
+import functools
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import flax
 import jax
+import numpy as np
 
 from jaxensemble.arrays import is_x64_on
 from jaxensemble.artifact.contents import Saved
@@ -22,7 +24,9 @@ from jaxensemble.artifact.manifest import (
     LeafRecord,
     Manifest,
 )
-from jaxensemble.artifact.weights import encode_leaves, state_leaves
+from jaxensemble.artifact.weights import MemberHashes, ReadBytes, bytes_of, encode_leaves, file_order, state_leaves
+from jaxensemble.compat import broadcast_one_to_all
+from jaxensemble.devices.placement import is_in_this_process
 from jaxensemble.dtypes import WIDE
 from jaxensemble.errors import InputError, StateError
 from jaxensemble.files import durable
@@ -38,17 +42,64 @@ from jaxensemble.version import VERSION
 
 
 def write_artifact(saved: Saved, path: Path | str, *, force: bool = False) -> None:
-    """Writes an artifact: see [`Ensemble.save`][jaxensemble.Ensemble.save]."""
-    check_artifact_path(path, force=force)
+    """Writes an artifact: see [`Ensemble.save`][jaxensemble.Ensemble.save].
+
+    Where members are on several hosts, all have to call this, and the first one writes.
+
+    **Raises:** on the other hosts, an `InputError` if the first one cannot write.
+    """
     network, origin = network_in_mode(saved), _check_origin(saved)
-    leaves, proof = state_leaves(saved.state), saved.proof
+    leaves = state_leaves(saved.state)
+    write = functools.partial(_write, saved, network, origin, path, leaves, force=force)
+    if is_in_this_process(saved.state[1:]):
+        write(lambda name: bytes_of(leaves[name][1]))
+    else:
+        _write_from_hosts(leaves, write)
+
+
+def _write_from_hosts(leaves: Mapping[str, tuple[str, Any]], write: Callable[[ReadBytes], None]) -> None:
+    """Has the first host write, while the others give it their parts, one array after another."""
+    left, error = file_order(leaves), None
+
+    def read(name: str) -> memoryview:
+        left.remove(name)
+        return bytes_of(leaves[name][1])
+
+    if jax.process_index() == 0:
+        try:
+            write(read)
+        except Exception as raised:  # raised below, once no host waits
+            error = raised
+    while left:
+        read(left[0])
+    failed = bool(broadcast_one_to_all(np.array(error is not None)))
+    if error is not None:
+        raise error
+    if failed:
+        raise InputError("the first host could not write the artifact: its own error says why")
+
+
+def _write(
+    saved: Saved,
+    network: Network,
+    origin: Origin | None,
+    path: Path | str,
+    leaves: Mapping[str, tuple[str, Any]],
+    read: ReadBytes,
+    *,
+    force: bool,
+) -> None:
+    check_artifact_path(path, force=force)
+    proof, hashes = saved.proof, MemberHashes(range(saved.members))
     with durable.new_directory(Path(path).resolve(), FILES, replace=force) as folder:
         files = {
             NETWORK: FileRecord(*durable.write_new_file(folder / NETWORK, [to_json(network).encode()])),
             SOURCE: FileRecord(*durable.write_new_file(folder / SOURCE, [print_source(network).encode()])),
         }
         records: dict[str, LeafRecord] = {}
-        files[WEIGHTS] = FileRecord(*durable.write_new_file(folder / WEIGHTS, encode_leaves(leaves, records)))
+        files[WEIGHTS] = FileRecord(
+            *durable.write_new_file(folder / WEIGHTS, encode_leaves(leaves, records, hashes, read))
+        )
         manifest = Manifest(
             version=FORMAT,
             versions={"jaxensemble": VERSION, "jax": jax.__version__, "flax": flax.__version__},
@@ -61,6 +112,7 @@ def write_artifact(saved: Saved, path: Path | str, *, force: bool = False) -> No
             lineage=saved.lineage,
             origin=origin,
             sources=saved.sources,
+            member_hashes=tuple(hashes.found().values()),
         )
         durable.write_new_file(folder / MANIFEST, [manifest.to_json().encode()])
         if verify(folder) != manifest:  # `verify` reads all files, and is as strict as loading

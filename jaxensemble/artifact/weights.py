@@ -8,7 +8,7 @@ import dataclasses
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ import safetensors
 
 from jaxensemble.arrays import as_array
 from jaxensemble.artifact.manifest import WEIGHTS, LeafRecord
+from jaxensemble.devices.placement import gather
 from jaxensemble.dtypes import CODES, KEYS, PAIRS, is_key, numpy_dtype
 from jaxensemble.errors import InputError, StateError, first_line
 from jaxensemble.modules.state import KINDS, State, flatten
@@ -27,6 +28,9 @@ _NAMES = {code: name for name, code in CODES.items()}
 
 Stored = Mapping[str, tuple[str, tuple[int, ...]]]
 """Dtype and shape by name."""
+
+ReadBytes = Callable[[str], memoryview]
+"""A function that gives the bytes of an array by name."""
 
 
 def state_leaves(state: State) -> dict[str, tuple[str, Any]]:
@@ -45,26 +49,51 @@ def state_leaves(state: State) -> dict[str, tuple[str, Any]]:
     return leaves
 
 
-def encode_leaves(
-    leaves: Mapping[str, tuple[str, Any]], records: dict[str, LeafRecord]
-) -> Iterator[bytes | memoryview]:
-    """Yields the bytes of a file with the arrays: one array at a time is copied to the host.
+class MemberHashes:
+    """The hash of each of some members: of its bytes in all arrays that have a member axis, in the order of the file"""
 
-    The manifest's record of each array is put into `records` at the same time.
+    def __init__(self, members: Iterable[int]):
+        self._hashes = {member: hashlib.sha256() for member in members}
+
+    def add(self, member: int, data: Any) -> None:
+        """Adds the bytes of a member in one more array."""
+        self._hashes[member].update(data)
+
+    def found(self) -> dict[int, str]:
+        """The hashes by member."""
+        return {member: found.hexdigest() for member, found in self._hashes.items()}
+
+
+def encode_leaves(
+    leaves: Mapping[str, tuple[str, Any]], records: dict[str, LeafRecord], hashes: MemberHashes, read: ReadBytes
+) -> Iterator[bytes | memoryview]:
+    """Yields the bytes of a file with the arrays, which `read` gives by name: one array at a time is on the host.
+
+    The manifest's record of each array is put into `records` at the same time, and the members' bytes into `hashes`.
     """
     found = {name: LeafRecord(kind, str(leaf.dtype), tuple(leaf.shape), "") for name, (kind, leaf) in leaves.items()}
-    # The widest dtypes first, so that all arrays are aligned for programs that map the file.
-    order = sorted(found, key=lambda name: (-numpy_dtype(found[name].stored[0]).itemsize, name))
+    order = file_order(leaves)
     yield _encode_header({name: found[name].stored for name in order})
     for name in order:
-        data = _bytes_of(leaves[name][1])
+        data = read(name)
         records[name] = dataclasses.replace(found[name], sha256=hashlib.sha256(data).hexdigest())
+        if found[name].kind != "constants":
+            members = found[name].shape[0]
+            size = len(data) // members
+            for member in range(members):
+                hashes.add(member, data[member * size : (member + 1) * size])
         yield data
 
 
-def _bytes_of(leaf: Any) -> memoryview:
-    """An array's bytes in C order."""
-    array = np.asarray(jax.random.key_data(leaf) if is_key(leaf) else leaf)
+def file_order(leaves: Mapping[str, tuple[str, Any]]) -> list[str]:
+    """The names of arrays in the order of the file: the widest dtypes first, so that mapped arrays are aligned."""
+    records = {name: LeafRecord(kind, str(leaf.dtype), tuple(leaf.shape), "") for name, (kind, leaf) in leaves.items()}
+    return sorted(records, key=lambda name: (-numpy_dtype(records[name].stored[0]).itemsize, name))
+
+
+def bytes_of(leaf: Any) -> memoryview:
+    """An array's bytes in C order. All processes that have a part of the array have to call this."""
+    array = np.asarray(gather(jax.random.key_data(leaf) if is_key(leaf) else leaf))
     return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
 
 
@@ -115,6 +144,36 @@ def read_leaves(path: Path, stored: Stored) -> Iterator[tuple[str, np.ndarray, s
             if file.readinto(data.data) != data.size:
                 raise InputError(f"{WEIGHTS} was changed while it was read")
             yield name, data.view(numpy_dtype(dtype)).reshape(shape), hashlib.sha256(data.data).hexdigest()
+
+
+def read_members(
+    path: Path, stored: Stored, stacked: Collection[str], members: Sequence[int]
+) -> Iterator[tuple[str, np.ndarray]]:
+    """Yields the name and values of every array, in the order of `read_header`: of `stacked` ones these members alone.
+
+    **Raises:** `InputError` if the file was changed since its header was read.
+    """
+    with path.open("rb", buffering=0) as file:
+        start = path.stat().st_size - sum(_size(*entry) for entry in stored.values())
+        for name, (dtype, shape) in stored.items():
+            size = _size(dtype, shape)
+            rows, parts = (shape[0], members) if name in stacked else (1, [0])
+            data = np.empty((len(parts), size // rows), np.uint8)
+            for part, row in zip(parts, data, strict=True):
+                file.seek(start + part * row.size)
+                _read_into(file, row)
+            start += size
+            kept = (len(parts), *shape[1:]) if name in stacked else shape
+            yield name, data.reshape(-1).view(numpy_dtype(dtype)).reshape(kept)
+
+
+def _read_into(file: Any, data: np.ndarray) -> None:
+    rest = data.data
+    while rest:
+        count = file.readinto(rest)
+        if not count:
+            raise InputError(f"{WEIGHTS} was changed while it was read")
+        rest = rest[count:]
 
 
 def as_leaf(array: np.ndarray, record: LeafRecord, name: str) -> jax.Array:

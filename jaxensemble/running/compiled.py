@@ -11,12 +11,14 @@ from jax.sharding import SingleDeviceSharding
 
 from jaxensemble.arrays import is_traced
 from jaxensemble.compat import Format, Layout, trace_context, trace_state_clean
+from jaxensemble.devices.placement import Placement
 from jaxensemble.errors import StateError
 from jaxensemble.programs.compiled import count_flops
 from jaxensemble.programs.weights import Division
 from jaxensemble.running.compilers import compiler_options
 from jaxensemble.running.device import default_device
-from jaxensemble.running.members import EnsembleCall, call_members
+from jaxensemble.running.members import EnsembleCall, call_members, finish_call, keys_of, run_members
+from jaxensemble.running.places import places_of
 from jaxensemble.running.workload import Workload
 
 GIVEN_AWAY = (
@@ -45,27 +47,32 @@ class MembersProgram:
         is_free: bool = False,
     ):
         params, buffers, rngs, constants, key, inputs = jax.tree.unflatten(workload.tree, workload.arrays)
-        weights, others = (params, buffers, constants), (rngs, key, inputs)
-        function = lambda weights, others: call_members(*weights, *others, call=call)  # noqa: E731
+        weights, members = (params, buffers, constants), jax.tree.leaves((params, buffers))[0].shape[0]
+        keys = jax.eval_shape(functools.partial(keys_of, members=members, call=call), key)
+        self._places = places_of((*weights, rngs, keys, inputs), call, workload.device, is_free=is_free)
+        function, given = functools.partial(run_members, call=call), self._places.parts
         with jax.disable_jit(False):
-            program, shapes = jax.make_jaxpr(function, return_shape=True)(weights, others)
+            program, shapes = jax.make_jaxpr(function, return_shape=True)(*given)
         self._tree = jax.tree.structure(shapes)
-        flags = [k == 0 for k, tree in enumerate((weights, others)) for _ in jax.tree.leaves(tree)]
-        self.call, self.division = call, Division(program, flags)
-        self.members, self.device = workload.members, workload.device
+        flags = [k < len(weights) for k, tree in enumerate(given) for _ in jax.tree.leaves(tree)]
+        self.division = Division(program, flags)
+        self.call, self.device = call, workload.device
+        self.members = members if call.placement is None else call.placement.members
+        self._slots = members
         self.flops = count_flops(program)
-        here = None if is_free else SingleDeviceSharding(workload.device)
-        place = functools.partial(jax.tree.map, lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=here))
+        arrays = self._places.arrays(self.division)
         # The compiler chooses the layouts of weights.
-        function = jax.jit(self._compute, in_shardings=(Format(Layout.AUTO, here), None, None, None))
-        lowered = function.lower(place(self.division.shapes), *place(others))
+        formats = [Format(Layout.AUTO, array.sharding) for array in arrays]
+        function = jax.jit(self._compute, in_shardings=(formats, None, None, None))
+        lowered = function.lower(arrays, *self._places.others(rngs, key, inputs))
         self.run = lowered.compile({**compiler_options(call.plan.compiler, call.platform), **options})
         self.formats = jax.tree.leaves(self.run.input_formats[0][0])
         self.names = [f"{name} {form.layout}" for name, form in zip(self.division.names, self.formats, strict=True)]
 
     def _compute(self, arrays: Sequence[jax.Array], rngs: Any, key: Any, inputs: Any) -> Any:
-        results = self.division.call(arrays, jax.tree.leaves((rngs, key, inputs)))
-        return jax.tree.unflatten(self._tree, results)
+        others = jax.tree.leaves((rngs, keys_of(key, self._slots, self.call), inputs))
+        results = self._places.call(self.division, arrays, others)
+        return finish_call(jax.tree.unflatten(self._tree, results), self.call)
 
     @functools.cached_property
     def trace(self) -> Callable[..., Any]:
@@ -91,13 +98,11 @@ class MembersProgram:
 
     @functools.cached_property
     def _lay_out(self) -> Callable[..., Any]:
-        kept = self.division.kept
-        made = lambda arrays: [a for a, place in zip(arrays, kept, strict=True) if place is None]  # noqa: E731
-        return jax.jit(lambda weights: made(self.division.prepare(weights)))
+        return jax.jit(self._places.prepare(self.division))
 
     def arrays_of(self, weights: Sequence[jax.Array]) -> list[jax.Array]:
         """The arrays that the program reads, in the compiler's layouts. Weights that it reads as they are, are kept."""
-        made = iter(self._lay_out(weights) if None in self.division.kept else ())
+        made = iter(self._lay_out([*weights]) if None in self.division.kept else ())
         arrays = [next(made) if place is None else weights[place] for place in self.division.kept]
         return [
             array if _is_laid_out(array, form) else jax.device_put(array, form)
@@ -106,7 +111,7 @@ class MembersProgram:
 
     @property
     def sizes(self) -> list[int]:
-        """The bytes that each array takes beside the weights: none where it is a weight."""
+        """The bytes that each array takes beside the weights, on one device: none where it is a weight."""
         places = zip(self.division.shapes, self.division.kept, strict=True)
         return [0 if place is not None else shape.size * shape.dtype.itemsize for shape, place in places]
 
@@ -138,7 +143,7 @@ def is_within_trace(arrays: Any) -> bool:
     return is_traced(arrays) or not trace_state_clean()
 
 
-def why_not_prepared(weights: Any, others: Any) -> str | None:
+def why_not_prepared(weights: Any, others: Any, placement: Placement | None) -> str | None:
     """Returns the reason why no program can be compiled ahead for arrays; None if one can.
 
     As in `jax.jit`, a program runs where arrays are that were put onto a device, or else on the default device.
@@ -150,8 +155,11 @@ def why_not_prepared(weights: Any, others: Any) -> str | None:
         return "while jax_disable_jit, jax_debug_nans or jax_debug_infs is on"
     if not all(isinstance(leaf, jax.Array) and not leaf.aval.weak_type for leaf in leaves):
         return "for Python numbers, which have no dtype of their own, or NumPy arrays as weights"
+    if placement is not None:
+        at_home = all(getattr(leaf.sharding, "mesh", None) == placement.mesh for leaf in leaves)
+        return None if at_home else "for arrays that are not on the mesh of the ensemble: call its `over` again"
     if not all(isinstance(leaf.sharding, SingleDeviceSharding) for leaf in leaves):
-        return "for arrays with a sharding over a mesh"
+        return "for arrays with a sharding over a mesh: put them there by the ensemble's `over`"
     placed = [leaf for leaf in leaves if leaf.committed]
     places = {leaf.sharding for leaf in (*placed, *jax.tree.leaves(weights))}
     if len(places) > 1 or not (placed or leaves[0].sharding.device_set == {default_device()}):

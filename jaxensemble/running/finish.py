@@ -35,3 +35,16 @@ class PredictionSteps:
         options = {} if self.class_axis is None else {"class_axis": self.class_axis}
         prediction = read_outputs(getattr(outputs, "logits", outputs), self.task, **options)
         return prediction, find_nan(prediction)
+
+
+@dataclasses.dataclass(frozen=True)
+class FigureSteps:
+    """The steps from the outputs of all members to some figures of their prediction, which alone leave the device."""
+
+    steps: PredictionSteps
+    names: tuple[str, ...]
+
+    def __call__(self, outputs: Any) -> Any:
+        """Returns the figures by name, and the members `[M]` and rows `[N]` that are NaN."""
+        prediction, lost = self.steps(outputs)
+        return {name: getattr(prediction, name) for name in self.names}, (lost.any(1), lost.any(0))

@@ -10,8 +10,10 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import lax
 from jax.ad_checkpoint import checkpoint_name
+from jax.sharding import PartitionSpec
 
 from jaxensemble.arrays import ENABLE_X64
+from jaxensemble.devices.placement import SHARED, Placement
 from jaxensemble.errors import InputError, JaxEnsembleError, StateError, describe_error
 from jaxensemble.modules.randomness import (
     SPLIT_ADVICE,
@@ -57,8 +59,11 @@ class EnsembleCall:
     - `ported`: whether numbers and strings are left out of the outputs: in a ported network they are fixed.
     - `fold`: whether scales and shifts by weights are folded into kernels: see `jaxensemble.programs.folding`. The
       program is in forms for evaluation then, without rules of differentiation.
-    - `rows_in`, `rows_out`: the batch axis of every input and output of one member, for plans with `rows`.
+    - `rows_in`, `rows_out`: the batch axis of every input and output of one member, for plans with `rows` and for rows
+      over a mesh.
     - `finish`: a hashable function of the outputs of all members, whose results the program returns instead.
+    - `placement`: the place of members and rows on a mesh of devices, each of which follows the plan; None for one
+      device.
     """
 
     graphdef: Structure
@@ -72,6 +77,7 @@ class EnsembleCall:
     rows_in: Axes = ()
     rows_out: Axes = ()
     finish: Callable[[Any], Any] | None = None
+    placement: Placement | None = None
 
     def member(
         self, params: Tree, buffers: Tree, rngs: Tree, constants: Tree, key: Any, inputs: Any, *, vmapped: bool | None
@@ -131,17 +137,74 @@ def call_members(
     """
     buffers, constants = lax.stop_gradient((buffers, constants))
     members = jax.tree.leaves((params, buffers))[0].shape[0]
-    if key is not None and call.different:
-        key = member_keys(key, members)
-    stacked = (params, buffers, rngs, key if call.different else None, inputs if call.each else ())
-    shared = (constants, None if call.different else key, () if call.each else inputs)
+    given = (params, buffers, constants, rngs, keys_of(key, members, call), inputs)
+    function = functools.partial(run_members, call=call)
+    if call.placement is not None:
+        function = _over_devices(function, call, argument_specs(call, given))
+    return finish_call(function(*given), call)
+
+
+def keys_of(key: Any, members: int, call: EnsembleCall) -> Any:
+    """Returns a key for each member, `[M]`, where members draw different numbers; else the key as it is."""
+    return member_keys(key, members) if key is not None and call.different else key
+
+
+def run_members(
+    params: Tree, buffers: Tree, constants: Tree, rngs: Tree, keys: Any, inputs: tuple[Any, ...], *, call: EnsembleCall
+) -> Any:
+    """The outputs of the members of one device, as the network returns them; `keys` are those of `keys_of`."""
+    members = jax.tree.leaves((params, buffers))[0].shape[0]
+    stacked = (params, buffers, rngs, keys if call.different else None, inputs if call.each else ())
+    shared = (constants, None if call.different else keys, () if call.each else inputs)
     size = min(call.plan.members or members, members)
     run = functools.partial(_run_step, call=call, shared=shared, size=size)
-    outputs = run_in_steps(run, stacked, (0,) * len(jax.tree.leaves(stacked)), 0, size, call.plan.unroll)
+    return run_in_steps(run, stacked, (0,) * len(jax.tree.leaves(stacked)), 0, size, call.plan.unroll)
+
+
+def finish_call(returned: Any, call: EnsembleCall) -> Any:
+    """The result of a call, from what its members returned."""
+    if call.placement is not None:
+        cut = call.placement.cut
+        returned = (cut(returned[0]), returned[1]) if call.update else cut(returned)
     if call.finish is None:
-        return outputs
+        return returned
     # The outputs are those of a call: without barriers, the compiler may leave out their rounding.
-    return call.finish(jax.tree.map(lax.optimization_barrier, outputs))
+    return call.finish(jax.tree.map(lax.optimization_barrier, returned))
+
+
+def argument_specs(call: EnsembleCall, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The place on the mesh of every array of the arguments of `run_members`."""
+    placement = call.placement
+    assert placement is not None
+    axes = call.rows_in or (None,) * len(jax.tree.leaves(arguments[-1]))
+    keys = placement.stacked if call.different else SHARED
+    kinds = (placement.stacked, placement.stacked, SHARED, placement.stacked, keys)
+    specs = [jax.tree.map(lambda _, spec=spec: spec, tree) for tree, spec in zip(arguments, kinds, strict=False)]
+    inputs = [placement.spec(axis, each=call.each) for axis in axes]
+    return (*specs, jax.tree.unflatten(jax.tree.structure(arguments[-1]), inputs))
+
+
+def output_specs(call: EnsembleCall) -> PartitionSpec | list[PartitionSpec]:
+    """The place on the mesh of every array that `run_members` returns, in the order of leaves; or one for all."""
+    placement = call.placement
+    assert placement is not None
+    if placement.over_rows is None:
+        return placement.stacked
+    return [placement.spec(axis, each=True) for axis in call.rows_out]
+
+
+def _over_devices(function: Callable[..., Any], call: EnsembleCall, specs: tuple[Any, ...]) -> Callable[..., Any]:
+    """Runs a function of the arguments of `run_members` on every device of the mesh, with its part of the arrays."""
+    trees: list[Any] = []
+
+    def part(*arguments: Any) -> list[Any]:
+        leaves, tree = jax.tree.flatten(function(*arguments))
+        trees.append(tree)
+        return leaves
+
+    assert call.placement is not None
+    run = jax.shard_map(part, mesh=call.placement.mesh, in_specs=specs, out_specs=output_specs(call), check_vma=False)
+    return lambda *arguments: (lambda leaves: jax.tree.unflatten(trees[-1], leaves))(run(*arguments))
 
 
 def compile_members(call: EnsembleCall, *, traced: bool) -> Callable[..., Any]:

@@ -16,6 +16,10 @@ LARGEST = 256
 """The largest power of two among the compiled numbers of rows; above it, they are its multiples."""
 
 
+class RowsMayMix(InputError):
+    """Rows cannot be added to a minibatch, since the network may mix its rows."""
+
+
 def compiled_rows(rows: int) -> int:
     """Returns the number of rows that a program is compiled for.
 
@@ -30,7 +34,7 @@ def prove_padding(workload: Workload) -> Axes:
 
     The program is compared with the programs for one row, and for one row less.
 
-    **Raises:** `InputError` for inputs without a batch axis, and for a network that may mix rows.
+    **Raises:** `InputError` for inputs without a batch axis, `RowsMayMix` for a network that may mix rows.
     """
     rows = workload.rows
     if rows is None:
@@ -42,7 +46,7 @@ def prove_padding(workload: Workload) -> Axes:
         if any(axes != first for axes in others):
             raise MixedRows("an output has another batch axis for one row")
     except MixedRows as error:
-        raise InputError(
+        raise RowsMayMix(
             f"rows cannot be added, since the network may mix the rows of a minibatch ({error}): call the ensemble, "
             "which compiles each number of rows. For example, BatchNorm in training mode mixes rows."
         ) from error
@@ -94,7 +98,7 @@ class PaddedEnsemble:
     """An ensemble that runs any number of rows by a few compiled programs: `Ensemble.padded` makes it.
 
     It is called as the ensemble is, and returns the same outputs, except for rounding. Programs are compiled for 1, 2,
-    4, ... 256 rows, and for multiples of 256, when a call needs them.
+    4, ... 256 rows, and for multiples of 256, when a call needs them; for a least number of rows, if one was given.
 
     >>> from flax import nnx
     >>> from jaxensemble import Ensemble
@@ -104,8 +108,8 @@ class PaddedEnsemble:
     ((5, 7, 2), (5, 6, 2))
     """
 
-    def __init__(self, run: Callable[..., Any], predict: Callable[..., Any], name: str):
-        self._run, self._predict, self._name = run, predict, name
+    def __init__(self, run: Callable[..., Any], predict: Callable[..., Any], axes: Callable[..., Axes], name: str):
+        self._run, self._predict, self._axes, self._name = run, predict, axes, name
 
     def __call__(
         self, *inputs: Any, key: Any = None, randomness: Any = "different", plan: Any = None, **named: Any
@@ -130,6 +134,13 @@ class PaddedEnsemble:
         errors of a call.
         """
         return self._predict(inputs, options)
+
+    def output_axes(self, *inputs: Any, key: Any = None, **named: Any) -> Axes:
+        """The batch axis of every output array of one member, in the order of `jax.tree.leaves`; None for one without.
+
+        **Raises:** `InputError` for a network that may mix rows, and the errors of a call.
+        """
+        return self._axes(inputs, named, key)
 
     def __repr__(self) -> str:
         return f"PaddedEnsemble({self._name})"

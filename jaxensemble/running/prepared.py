@@ -9,9 +9,11 @@ import jax.numpy as jnp
 from jax.sharding import SingleDeviceSharding
 
 from jaxensemble.arrays import are_deleted, as_arrays, is_traced
+from jaxensemble.devices.placement import SHARED
 from jaxensemble.errors import InputError, StateError
 from jaxensemble.modules.randomness import as_key
 from jaxensemble.network.arguments import bind_arguments, restore_outputs
+from jaxensemble.network.inputs import check_member_axis
 from jaxensemble.network.network import Network, Ref
 from jaxensemble.programs.rows import Axes
 from jaxensemble.running.compiled import GIVEN_AWAY, MembersProgram, is_debugging
@@ -64,11 +66,15 @@ class Prepared:
         key, inputs = given
         self._key = None if key is None else jax.random.key_impl(key)
         self._shapes = jax.tree.map(jax.typeof, inputs)  # whatever 64-bit types are later
-        # Nothing is fixed, and outputs are as the program returns them.
-        self._devices = {program.device}
-        self._is_plain = padding is None and (
-            network is None
-            or (isinstance(network.outputs, Ref) and all(isinstance(tree, Ref) for tree in network.inputs))
+        # Nothing is fixed, inputs are filled up by no members, and outputs are as the program returns them.
+        self._placement = program.call.placement
+        self._is_plain = (
+            padding is None
+            and (self._placement is None or not program.call.each)
+            and (
+                network is None
+                or (isinstance(network.outputs, Ref) and all(isinstance(tree, Ref) for tree in network.inputs))
+            )
         )
         self._padding = padding
 
@@ -102,8 +108,8 @@ class Prepared:
 
         The program is run for this, with ones for inputs.
         """
-        ones = jax.tree.map(lambda leaf: jnp.ones(leaf.shape, leaf.dtype, device=self.program.device), self._shapes)
-        key = None if self._key is None else jax.random.key(0, impl=self._key)
+        ones = self._put(jax.tree.map(lambda leaf: jnp.ones(leaf.shape, leaf.dtype), self._shapes))
+        key = None if self._key is None else self._put_key(jax.random.key(0, impl=self._key))
         run = lambda: self._run(self.arrays, self._rngs, key, ones)  # noqa: E731
         return explain_program(self.program, run, sum(leaf.nbytes for leaf in jax.tree.leaves(ones)))
 
@@ -129,10 +135,10 @@ class Prepared:
 
         **Raises:** `InputError` for inputs of other shapes or dtypes, and where the program needs a key.
         """
-        self._check(as_arrays(bind_arguments(self._network, inputs, {}), "inputs"), None)
+        self._check(self._fill(as_arrays(bind_arguments(self._network, inputs, {}), "inputs")), None)
 
     def _call_slowly(self, inputs: tuple[Any, ...], named: dict[str, Any], key: Any) -> Any:
-        inputs = as_arrays(bind_arguments(self._network, inputs, named), "inputs")
+        inputs = self._fill(as_arrays(bind_arguments(self._network, inputs, named), "inputs"))
         key = None if key is None else as_key(key)
         padding, rows = self._padding, 0
         if padding is not None:
@@ -145,8 +151,7 @@ class Prepared:
         if is_traced((key, inputs)) or is_debugging():
             returned = self.program.trace(self.arrays, self._weights(), self._rngs, key, inputs)
         else:
-            self._check_devices(key, inputs)
-            returned = self._run(self.arrays, self._rngs, key, inputs)
+            returned = self._run(self.arrays, self._rngs, self._put_key(key), self._put(inputs))
         if padding is not None and rows != padding.rows:
             returned = cut_rows(returned, padding.rows_out, rows)
         return returned if self._network is None else restore_outputs(self._network.outputs, returned)
@@ -180,13 +185,37 @@ class Prepared:
             known = "without a key" if self._key is None else f"with a key of {self._key}: pass such a key"
             raise InputError(f"the program was prepared {known}")
 
-    def _check_devices(self, key: Any, inputs: tuple[Any, ...]) -> None:
-        given = [leaf for leaf in jax.tree.leaves((key, inputs)) if isinstance(leaf, jax.Array) and leaf.committed]
-        if not all(
-            isinstance(leaf.sharding, SingleDeviceSharding) and leaf.devices() == self._devices for leaf in given
-        ):
+    def _fill(self, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+        """Returns inputs for every slot of the stack, where each member has its own."""
+        if self._placement is None or not self.program.call.each:
+            return inputs
+        check_member_axis(inputs, self.members)
+        return self._placement.fill(inputs)
+
+    def _put(self, inputs: Any) -> Any:
+        """Returns inputs in their places on the mesh.
+
+        **Raises:** `InputError` without a mesh, for inputs that were put onto another device than the program's.
+        """
+        if self._placement is None:
+            self._check_device(inputs)
+            return inputs
+        call = self.program.call
+        axes = call.rows_in or (None,) * len(jax.tree.leaves(inputs))
+        return self._placement.put_inputs(inputs, axes, each=call.each)
+
+    def _put_key(self, key: Any) -> Any:
+        if self._placement is None:
+            self._check_device(key)
+            return key
+        return self._placement.put(key, SHARED)
+
+    def _check_device(self, arrays: Any) -> None:
+        given = [leaf for leaf in jax.tree.leaves(arrays) if isinstance(leaf, jax.Array) and leaf.committed]
+        here = {self.program.device}
+        if not all(isinstance(leaf.sharding, SingleDeviceSharding) and leaf.devices() == here for leaf in given):
             raise InputError(
-                f"the program was prepared for arrays on {self._devices}; got {[leaf.sharding for leaf in given]}: "
+                f"the program was prepared for arrays on {here}; got {[leaf.sharding for leaf in given]}: "
                 "move them by jax.device_put, or call the ensemble"
             )
 

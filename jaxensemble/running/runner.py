@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxensemble.arrays import are_deleted, as_arrays, is_traced, require_x64
+from jaxensemble.devices.placement import SHARED, Placement
 from jaxensemble.errors import InputError, ManySizesWarning, StateError
 from jaxensemble.modules.randomness import as_key
 from jaxensemble.modules.stacking import count_members
@@ -30,7 +31,7 @@ from jaxensemble.running.compiled import (
 )
 from jaxensemble.running.device import device_of, free_memory
 from jaxensemble.running.members import EnsembleCall, compile_members
-from jaxensemble.running.padded import compiled_rows, count_rows, cut_rows, pad_rows, prove_padding
+from jaxensemble.running.padded import RowsMayMix, compiled_rows, count_rows, cut_rows, pad_rows, prove_padding
 from jaxensemble.running.plan import Plan
 from jaxensemble.running.prepared import Padding, Prepared
 from jaxensemble.running.tuning import choose_call, explain_plan, tune_plan
@@ -93,8 +94,8 @@ class Runner:
     `calls` are the calls that were chosen so far, by the kind of their arguments.
     """
 
-    def __init__(self, state: State, network: Any, plan: Plan | None):
-        self._state, self._network, self._plan = state, network, plan
+    def __init__(self, state: State, network: Any, plan: Plan | None, placement: Placement | None = None):
+        self._state, self._network, self._plan, self._placement = state, network, plan, placement
         self.calls: dict[Any, EnsembleCall] = {}
         self._held: dict[Any, _Held] = {}
         # Weights, and the arrays made from them, by name. Replaced as one, so that threads see what belongs together.
@@ -106,34 +107,71 @@ class Runner:
 
     def run(self, given: Arguments, plan: PlanChoice) -> Any:
         """Returns the outputs of a call, or what `finish` makes of them; with `update` also the buffers after it."""
-        return self._restore(given, self._run(given, plan))
+        return self._restore(given, self._run(self._fill(given), plan))
 
-    def run_padded(self, given: Arguments, plan: PlanChoice) -> Any:
-        """Returns the outputs of a call, by a program for as many rows or more.
+    def run_padded(self, given: Arguments, plan: PlanChoice, least: int = 1) -> Any:
+        """Returns the outputs of a call, by a program for as many rows or more, and for `least` at least.
 
         **Raises:** `InputError` for a network that may mix rows.
         """
-        axes = batch_axes(self._network, given.inputs, each=given.each)
-        try:
-            rows = count_rows(given.inputs, axes, given.each)
-        except InputError:
-            self.workload(given)  # raises for inputs that are not those of the network
-            raise
-        size, whole = compiled_rows(rows), given
-        if rows != size:
-            whole = dataclasses.replace(given, inputs=pad_rows(given.inputs, axes, int(given.each), size))
-        kind = whole.kind(plan)
-        if kind not in self._rows_out:
-            self._rows_out[kind] = prove_padding(self.workload(whole))
-        axes_out = self._rows_out[kind]
+        given = self._fill(given)
+        rows = self._count_rows(given)
+        size = max(compiled_rows(rows), least)
+        whole, axes_out = self._pad(given, rows, size, plan)
         returned = self._run(whole, plan, padded=True)
         if given.finish is not None:
-            if any(axis != 0 for axis in axes_out):
-                raise InputError("a prediction needs outputs with rows first: call the padded ensemble, and read them")
+            _require_rows_first(axes_out)
             axes_out = (0,) * len(jax.tree.leaves(returned))
         return self._restore(given, returned if rows == size else cut_rows(returned, axes_out, rows))
 
+    def output_axes(self, given: Arguments) -> Axes:
+        """Returns the batch axis of every output of one member.
+
+        **Raises:** `RowsMayMix` for a network that may mix rows.
+        """
+        given = self._fill(given)
+        rows = self._count_rows(given)
+        return self._pad(given, rows, rows, None)[1]
+
+    def run_batch(self, given: Arguments, plan: PlanChoice, least: int) -> tuple[Any, int]:
+        """Returns what `finish` makes of the outputs, by a program for `least` rows or more, and the number of rows.
+
+        Results for copies of the first row follow where there are fewer. A network that may mix rows runs as it is.
+
+        **Raises:** `InputError` for a network whose outputs do not have rows first.
+        """
+        given = self._fill(given)
+        rows = self._count_rows(given)
+        with contextlib.suppress(RowsMayMix):
+            given, axes_out = self._pad(given, rows, max(rows, least), plan)
+            _require_rows_first(axes_out)
+        return self._run(given, plan, padded=True), rows
+
+    def _count_rows(self, given: Arguments) -> int:
+        axes = batch_axes(self._network, given.inputs, each=given.each)
+        try:
+            return count_rows(given.inputs, axes, given.each)
+        except InputError:
+            self.workload(given)  # raises for inputs that are not those of the network
+            raise
+
+    def _pad(self, given: Arguments, rows: int, size: int, plan: PlanChoice) -> tuple[Arguments, Axes]:
+        """Returns arguments with more rows, and the batch axes of the outputs of one member.
+
+        **Raises:** `RowsMayMix` for a network that may mix rows.
+        """
+        if rows != size:
+            axes = batch_axes(self._network, given.inputs, each=given.each)
+            given = dataclasses.replace(given, inputs=pad_rows(given.inputs, axes, int(given.each), size))
+        kind = given.kind(plan)
+        if kind not in self._rows_out:
+            self._rows_out[kind] = prove_padding(self.workload(given))
+        return given, self._rows_out[kind]
+
     def _run(self, given: Arguments, plan: PlanChoice, *, padded: bool = False) -> Any:
+        given = self._put(given)
+        if plan == "auto":
+            self._require_one_host()
         arrays = self._state[1:], given.key, given.inputs
         kind = given.kind(plan)
         held = None if is_traced(arrays) else self._held.get(kind)
@@ -159,8 +197,11 @@ class Runner:
     def tune(self, given: Arguments) -> Plan:
         """Returns the plan that is fastest for a call: measured, or remembered.
 
-        **Raises:** `InputError` within transformations, where nothing can be measured.
+        **Raises:** `InputError` within transformations, where nothing can be measured, and on several hosts, which
+        would choose different plans.
         """
+        self._require_one_host()
+        given = self._put(self._fill(given))
         if is_within_trace((self._state[1:], given.key, given.inputs)):
             raise InputError("nothing can be measured within jax.jit and other transformations: call tune outside")
         try:
@@ -170,14 +211,15 @@ class Runner:
 
     def explain(self, given: Arguments) -> str:
         """Explains the plan of a call."""
-        return explain_plan(self.workload(given), self._plan)
+        return explain_plan(self.workload(self._put(self._fill(given))), self._plan)
 
     def prepare(self, given: Arguments, plan: PlanChoice, *, fold: bool, ensemble: Any, pad: bool) -> Prepared:
         """Returns the program of a call, with weights of its own. Without `ensemble`, weights are given away.
 
         **Raises:** `InputError` where no program can be compiled ahead.
         """
-        reason = why_not_prepared(self._weights(), (self._state.rngs, given.key, given.inputs))
+        given = self._put(self._fill(given))
+        reason = self._why_not_prepared(given)
         if reason is not None:
             raise InputError(f"no program can be prepared {reason}: call the ensemble itself")
         workload = self.workload(given)
@@ -198,7 +240,8 @@ class Runner:
     def _padding(self, workload: Workload) -> Padding:
         rows_out = prove_padding(workload)
         assert workload.rows is not None
-        return Padding(workload.rows_in, rows_out, int(workload.call.each), workload.rows)
+        rows = workload.rows * (1 if self._placement is None else self._placement.row_shards)
+        return Padding(workload.rows_in, rows_out, int(workload.call.each), rows)
 
     def workload(self, given: Arguments) -> Workload:
         """Checks the arguments of a call, and returns its workload.
@@ -212,23 +255,49 @@ class Runner:
             raise InputError(f"`randomness` must be 'different' or 'same'; got {given.randomness!r}")
         for dtype in self._dtypes:
             require_x64(dtype, "the ensemble")
-        # Raises for a network without parameters and buffers.
-        members = count_members({"params": state.params, "buffers": state.buffers})
-        if each:
-            check_member_axis(given.inputs, members)
-        if self._network is not None:
-            check_inputs(self._network, given.inputs, each=each)
-        device = device_of((state.params, state.buffers))
+        self._check_inputs(given)
         call = EnsembleCall(
             state.graphdef,
-            device.platform,
+            self._device.platform,
             each=each,
             different=given.randomness == "different",
             update=given.update,
             ported=self._network is not None,
+            placement=self._placement,
         )
         arrays = (state.params, state.buffers, state.rngs, state.constants, given.key, given.inputs)
-        return Workload.of(call, device, arrays, batch_axes(self._network, given.inputs, each=each))
+        return Workload.of(call, self._device, arrays, batch_axes(self._network, given.inputs, each=each)).over_rows()
+
+    def _fill(self, given: Arguments) -> Arguments:
+        """Returns arguments with inputs for every slot of the stack, where each member has its own.
+
+        **Raises:** `InputError` for inputs that do not fit.
+        """
+        if self._placement is None or not given.each:
+            return given
+        check_member_axis(given.inputs, self._placement.members)
+        return dataclasses.replace(given, inputs=self._placement.fill(given.inputs))
+
+    def _put(self, given: Arguments) -> Arguments:
+        """Returns arguments with their arrays on the mesh of the ensemble, if it has one.
+
+        **Raises:** `InputError` for inputs that do not fit, or whose rows do not divide.
+        """
+        placement = self._placement
+        if placement is None:
+            return given
+        self._check_inputs(given)
+        axes = batch_axes(self._network, given.inputs, each=given.each)
+        inputs = placement.put_inputs(given.inputs, axes, each=given.each)
+        return dataclasses.replace(given, inputs=inputs, key=placement.put(given.key, SHARED))
+
+    def _check_inputs(self, given: Arguments) -> None:
+        # Raises for a network without parameters and buffers.
+        members = count_members({"params": self._state.params, "buffers": self._state.buffers})
+        if given.each:
+            check_member_axis(given.inputs, members)
+        if self._network is not None:
+            check_inputs(self._network, given.inputs, each=given.each)
 
     def _warn_of_sizes(self, given: Arguments, plan: PlanChoice, workload: Workload) -> None:
         """Warns, once, when calls that are equal in all else have compiled for `MANY` numbers of rows."""
@@ -269,7 +338,7 @@ class Runner:
     def _ready(self, call: EnsembleCall, given: Arguments, kind: Any = None) -> Callable[[], Any]:
         """Returns the program of a call with its arguments. With `kind`, it is held for the next such call."""
         state = self._state
-        if why_not_prepared(self._weights(), (state.rngs, given.key, given.inputs)) is None:
+        if self._why_not_prepared(given) is None:
             program = self._compile(dataclasses.replace(call, fold=not call.update), given)
             arrays = self._hold(program)
             if arrays is not None:
@@ -279,8 +348,32 @@ class Runner:
         arrays = state.params, state.buffers, state.constants, state.rngs, given.key, given.inputs
         return functools.partial(compile_members(call, traced=is_within_trace(arrays)), *arrays)
 
+    def _why_not_prepared(self, given: Arguments) -> str | None:
+        others = self._state.rngs, given.key, given.inputs
+        return why_not_prepared(self._weights(), others, self._placement)
+
+    def _require_one_host(self) -> None:
+        """Checks that one process has all devices: several would choose different plans, and wait for each other.
+
+        **Raises:** `InputError` otherwise.
+        """
+        if self._has_hosts:
+            raise InputError(
+                "plans are not measured on several hosts: tune the ensemble on one of them, and pass that plan to all"
+            )
+
+    @property
+    def _has_hosts(self) -> bool:
+        return self._placement is not None and not self._placement.is_local
+
+    @property
+    def _device(self) -> Any:
+        return (
+            device_of((self._state.params, self._state.buffers)) if self._placement is None else self._placement.device
+        )
+
     def _compile(self, call: EnsembleCall, given: Arguments) -> MembersProgram:
-        is_free = are_free((self._state[1:], given.key, given.inputs))
+        is_free = self._placement is None and are_free((self._state[1:], given.key, given.inputs))
         return compile_call(self.workload(given), call, current_settings(), is_free=is_free)
 
     def _check_weights(self) -> None:
@@ -303,7 +396,7 @@ class Runner:
             self._held, self._made = {}, (weights, known)
         names = zip(program.names, program.sizes, strict=True)
         missing = {name: size for name, size in names if name not in known}
-        if sum(missing.values()) > _SPARE * free_memory(device_of(self._state.params)):
+        if not self._has_hosts and sum(missing.values()) > _SPARE * free_memory(self._device):
             return None
         if missing:
             for name, array in zip(program.names, program.arrays_of(weights), strict=True):
@@ -323,6 +416,11 @@ class Runner:
             return restore_outputs(self._network.outputs, returned)
         outputs, buffers = returned
         return restore_outputs(self._network.outputs, outputs), buffers
+
+
+def _require_rows_first(axes: Axes) -> None:
+    if any(axis != 0 for axis in axes):
+        raise InputError("a prediction needs outputs with rows first: call the padded ensemble, and read them")
 
 
 def _are_same(one: list[Any], other: list[Any]) -> bool:

@@ -18,7 +18,7 @@ import jax
 from jaxensemble.files.caches import cache_directory
 from jaxensemble.files.durable import write_file
 from jaxensemble.programs.rows import MixedRows
-from jaxensemble.running.device import device_name, free_memory, human_bytes
+from jaxensemble.running.device import device_name, human_bytes
 from jaxensemble.running.members import EnsembleCall
 from jaxensemble.running.plan import Plan, candidate_plans
 from jaxensemble.running.workload import Workload, adapt_plan, apply_plan
@@ -106,7 +106,7 @@ def _measure_plans(workload: Workload, run: Callable[[EnsembleCall], Any]) -> Me
 
     The most promising candidate is kept unless another is faster by more than measurements vary.
     """
-    demand, free = workload.demand, free_memory(workload.device)
+    demand, free = workload.demand, workload.free_memory
     calls: dict[Plan, EnsembleCall] = {}
     for plan in candidate_plans(demand, free):
         with contextlib.suppress(MixedRows):

@@ -29,7 +29,8 @@ class Workload:
     """A call without a plan, and the shapes and dtypes of all its arrays.
 
     `arrays` are the leaves of `(params, buffers, rngs, constants, key, inputs)`, `tree` is how these nest, and
-    `rows_in` the batch axis of each input of one member.
+    `rows_in` the batch axis of each input of one member. On a mesh, arrays are those of all devices, and members, rows,
+    programs and plans are those of one.
     """
 
     call: EnsembleCall
@@ -47,12 +48,12 @@ class Workload:
 
     @property
     def members(self) -> int:
-        """The number of members M."""
-        return self.arrays[0].shape[0]
+        """The number of members."""
+        return self.arrays[0].shape[0] // (1 if self.call.placement is None else self.call.placement.shards)
 
     @property
     def rows(self) -> int | None:
-        """The number of rows N; None where no input has a batch axis."""
+        """The number of rows; None where no input has a batch axis."""
         inputs = self.one_member()[-1]
         sizes = zip(jax.tree.leaves(inputs), self.rows_in, strict=True)
         return next((leaf.shape[axis] for leaf, axis in sizes if axis is not None), None)
@@ -124,6 +125,15 @@ class Workload:
             grouped=any(count > 1 for count in groups),
         )
 
+    @property
+    def free_memory(self) -> float:
+        """The bytes that the device has left for arrays. Without limit for several hosts, which need one plan."""
+        placement = self.call.placement
+        if placement is not None and not placement.is_local:
+            return math.inf
+        shared = placement is not None and self.call.platform == "cpu"  # devices of one memory
+        return free_memory(self.device) / (placement.mesh.size if placement is not None and shared else 1)
+
     def with_plan(self, plan: Plan) -> EnsembleCall:
         """The call under a plan.
 
@@ -139,7 +149,35 @@ class Workload:
         params, buffers, rngs, constants, key, inputs = jax.tree.unflatten(self.tree, self.arrays)
         own = (params, buffers, rngs, inputs) if self.call.each else (params, buffers, rngs)
         one = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), own)
-        return (*one[:3], constants, key, one[3] if self.call.each else inputs)
+        inputs = one[3] if self.call.each else inputs
+        if self.call.placement is not None and self.call.placement.over_rows is not None:
+            inputs = self._rows_of_one(inputs, self.call.placement.row_shards)
+        return (*one[:3], constants, key, inputs)
+
+    def _rows_of_one(self, inputs: Any, shards: int) -> Any:
+        leaves, tree = jax.tree.flatten(inputs)
+        pairs = zip(leaves, self.rows_in, strict=True)
+        parts = [_resize(leaf, axis, None if axis is None else leaf.shape[axis] // shards) for leaf, axis in pairs]
+        return jax.tree.unflatten(tree, parts)
+
+    def over_rows(self) -> "Workload":
+        """The workload with the batch axes of its inputs and outputs, where rows are over an axis of the mesh.
+
+        **Raises:** `InputError` for a network that may mix rows.
+        """
+        placement = self.call.placement
+        if placement is None or placement.over_rows is None:
+            return self
+        assert self.rows is not None  # `Placement.put_inputs` has checked them
+        try:
+            rows_out = self.rows_out(placement.row_shards * self.rows)
+        except MixedRows as error:
+            raise InputError(
+                f"rows are over the mesh axis {placement.over_rows!r}, but the network may mix the rows of a minibatch "
+                f"({error}): leave `rows` out of `over`. For example, BatchNorm in training mode mixes rows."
+            ) from error
+        call = dataclasses.replace(self.call, rows_in=self.rows_in, rows_out=rows_out)
+        return dataclasses.replace(self, call=call)
 
 
 @functools.lru_cache(maxsize=256)
@@ -164,7 +202,7 @@ def adapt_plan(workload: Workload, plan: Plan | None) -> EnsembleCall:
     Rows that the network mixes stay together, a call that memory has no room for takes more steps, and settings of a
     compiler that the device lacks do not count.
     """
-    free = free_memory(workload.device)
+    free = workload.free_memory
     if plan is not None and plan.compiler is not None and not has_compiler(plan.compiler, workload.call.platform):
         plan = dataclasses.replace(plan, compiler=None)
     if plan is None and workload.input_bytes <= SMALL and is_within_memory(Plan(), workload.demand, free):

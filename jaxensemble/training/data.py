@@ -60,6 +60,25 @@ def as_data(
     )
 
 
+def put_data(ensemble: Ensemble, data: tuple[Any, Any], rows: Any, *, each: bool) -> tuple[tuple[Any, Any], Any]:
+    """Returns data, and indices of rows, in their places on the mesh of the ensemble, if it has one.
+
+    Where rows are chosen by indices, every device gets all data.
+
+    **Raises:** `InputError` for rows that the mesh does not divide.
+    """
+    placement = ensemble.placement
+    if placement is None:
+        return data, rows
+    axes = (*batch_axes(ensemble.network, data[0], each=each), *[0] * len(jax.tree.leaves(data[1])))
+    data = placement.fill(data) if each else data
+    if rows is None:
+        return placement.put_inputs(data, axes, each=each), None
+    own = rows.ndim == 2
+    (rows,) = placement.put_inputs((placement.fill(rows) if own else rows,), (0,), each=own)
+    return placement.put(data, placement.spec(None, each=each)), rows
+
+
 def count_input_rows(ensemble: Ensemble, inputs: tuple[Any, ...], *, each: bool = False) -> int:
     """Returns the number of rows of the inputs."""
     return count_rows(inputs, batch_axes(ensemble.network, inputs, each=each), each)

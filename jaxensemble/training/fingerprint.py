@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from jaxensemble.compat import Literal, Program, Var, constants, is_program
+from jaxensemble.devices.placement import gather
 from jaxensemble.dtypes import is_key
 from jaxensemble.errors import InputError
 from jaxensemble.programs.rewrite import equations
@@ -19,7 +20,7 @@ def digest(tree: Any) -> str:
     found = hashlib.sha256()
     for place, array in named_arrays(tree).items():
         found.update(f"{place} {array.dtype}{list(array.shape)}".encode())
-        found.update(np.asarray(array).tobytes())
+        found.update(np.asarray(gather(array)).tobytes())
     return found.hexdigest()[:16]
 
 

@@ -5,7 +5,7 @@ import dataclasses
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -172,10 +172,11 @@ def _resume_run(
 
     **Raises:** `InputError` for a run of more than `epochs` epochs.
     """
-    found = files.latest((run.state, run.best))
+    found = files.latest(_map_members(run, "cut"))
     if found is None:
         return run, {}
     (state, best), record = found
+    state, best = _map_members(TrainingRun(state, best, run.history), "place")
     history = History.from_json(record["history"]) if record["history"]["loss"] else run.history
     if len(history) > epochs:
         raise InputError(
@@ -188,7 +189,19 @@ def _resume_run(
 
 def _save_run(run: TrainingRun, files: Checkpoints, plans: Mapping[str, Any]) -> None:
     record = {"history": run.history.to_json(), "plans": plans, "stopped": run.stopped}
-    files.save(run.epoch, (run.state, run.best), record)
+    files.save(run.epoch, _map_members(run, "cut"), record)
+
+
+def _map_members(run: TrainingRun, name: Literal["cut", "place"]) -> tuple[TrainState, Best | None]:
+    """Returns state and best members of a run without the copies that fill a mesh, or in their places with these.
+
+    A checkpoint has none of them, so that a run may go on with another number of devices.
+    """
+    placement = run.state.ensemble.placement
+    if placement is None:
+        return run.state, run.best
+    function = getattr(placement, name)
+    return run.state.map_members(function), run.best and run.best.map_members(function)
 
 
 def _interruption_message(run: TrainingRun, files: Checkpoints | None, plans: Mapping[str, Any], epochs: int) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 
 from jaxensemble.arrays import is_x64_on
+from jaxensemble.devices.placement import gather
 from jaxensemble.errors import shorten_list
 from jaxensemble.training.augmentation import Augment
 from jaxensemble.training.fingerprint import digest, digest_of_function, digest_of_program, digest_of_shapes
@@ -36,9 +37,11 @@ def surroundings(state: TrainState) -> dict[str, Any]:
 
 def state_identity(state: TrainState) -> dict[str, Any]:
     """Returns the identity of the arrays of a state."""
+    placement = state.ensemble.placement
+    state = state if placement is None else state.map_members(placement.cut)
     ensemble = state.ensemble
     leaves = jax.tree_util.tree_leaves_with_path(state.opt_state)
-    hyperparams = {str(path[-1].key): short_text(leaf) for path, leaf in leaves if is_injected(path)}
+    hyperparams = {str(path[-1].key): short_text(gather(leaf)) for path, leaf in leaves if is_injected(path)}
     return {
         "the weights of the members": arrays_identity(ensemble.params),
         "the buffers and constants of the members": arrays_identity(
@@ -46,7 +49,7 @@ def state_identity(state: TrainState) -> dict[str, Any]:
         ),
         "the random keys": arrays_identity(state.keys),
         "the rates of dropout": arrays_identity(
-            state.rates, {name: short_text(rate) for name, rate in state.rates.items()}
+            state.rates, {name: short_text(gather(rate)) for name, rate in state.rates.items()}
         ),
         "the state of the optimizer": arrays_identity(state.opt_state, hyperparams) | {"kind": "derived"},
     }

@@ -92,12 +92,12 @@ LABELS = (*range(1, 16), -1, -100, 255)
 """Integers that one row has where the others have zeros: classes, and numbers used for padding."""
 
 
-def check_is_mean(loss: Loss, outputs: Any, targets: Any, axes: Axes, rows: int) -> None:
+def check_is_mean(loss: Loss, outputs: Any, targets: Any, axes: Axes, rows: int, why: str) -> None:
     """Checks that the loss of all rows is the mean of the losses of both halves.
 
-    `outputs` and `targets` are shapes and dtypes, `axes` their batch axes. The check uses made-up numbers, smaller
-    in one half, so that a mask, or weights by class, differ between both. A loss that closes over traced values cannot
-    be checked and passes.
+    `outputs` and `targets` are shapes and dtypes, `axes` their batch axes; `why` begins the error. The check uses
+    made-up numbers, smaller in one half, so that a mask, or weights by class, differ between both. A loss that closes
+    over traced values cannot be checked and passes.
 
     **Raises:** `InputError` for any other loss.
     """
@@ -120,7 +120,7 @@ def check_is_mean(loss: Loss, outputs: Any, targets: Any, axes: Axes, rows: int)
             largest = max(filter(np.isfinite, map(abs, (at_once, *parts))), default=0.0)
             if not np.allclose(at_once, np.mean(parts), rtol=0, atol=1e-3 * largest, equal_nan=True):
                 raise InputError(
-                    f"`plan` has rows={rows}, but {name_of(loss)} is not the plain mean over the rows: of {2 * few} "
+                    f"{why}, but {name_of(loss)} is not the plain mean over the rows: of {2 * few} "
                     f"rows it is {at_once:.6g}, of their halves {parts[0]:.6g} and {parts[1]:.6g}. The gradient of a "
                     "sum, of a mean weighted by class, or of anything else that is no plain mean, is not the mean of "
                     "the gradients of parts: leave `rows` out, or give the plain mean."

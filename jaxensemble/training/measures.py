@@ -8,6 +8,7 @@ import jax
 import numpy as np
 from jax import lax
 
+from jaxensemble.devices.placement import gather
 from jaxensemble.ensemble import Ensemble
 from jaxensemble.network.inputs import batch_axes
 from jaxensemble.training.data import count_rows, map_along_axes
@@ -26,7 +27,7 @@ def measure_members(ensemble: Ensemble, data: Any, functions: Mapping[str, Loss]
         inputs, targets = map_along_axes(data, axes, part)
         outputs = ensemble(*inputs)
         for name, function in functions.items():
-            found = np.asarray(_measure(outputs, targets, function=function), np.float64)
+            found = np.asarray(gather(_measure(outputs, targets, function=function)), np.float64)
             sums[name] = sums[name] + found * (last - first) / rows
     return sums
 

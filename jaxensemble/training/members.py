@@ -41,6 +41,11 @@ class TrainingStep:
     idle: frozenset[str] = frozenset()
     augment: Augment | None = None
 
+    @property
+    def over_rows(self) -> str | None:
+        """The axis of the mesh over which the rows of a minibatch are; None where every device has all of them."""
+        return None if self.call.placement is None else self.call.placement.over_rows
+
     def minibatch(self, data: Any, rows: Any, keys: Any) -> Any:
         """Returns the minibatch of a step: `[N, ...]`, or `[m, N, ...]` where each of m members has its own."""
 
@@ -71,6 +76,9 @@ class MemberUpdate:
         (params, buffers, opt_state), everything, rngs, keys, rates, (data, rows) = part
         changing = augmentation_keys(keys, self.steps)
         keys = jax.vmap(jax.random.fold_in, (0, None))(keys, self.steps)
+        over_rows = self.step.over_rows
+        if over_rows is not None:  # every part of the minibatch draws numbers of its own
+            keys = jax.vmap(jax.random.fold_in, (0, None))(keys, lax.axis_index(over_rows))
         common_data, common_rows = self.common
         rows = common_rows if rows is None else rows
         data = self.step.minibatch(common_data if data is None else data, rows, changing)
@@ -82,6 +90,8 @@ class MemberUpdate:
             return losses.sum(), (losses, after)
 
         grads, (losses, buffers) = self._gradients(jax.grad(objective, has_aux=True), params, keys, data)
+        if over_rows is not None:
+            grads, losses = lax.pmean((grads, losses), over_rows)
         ascent = jax.tree.map(
             jnp.conj, grads
         )  # for complex numbers, `jax.grad` gives the conjugate of the direction of ascent

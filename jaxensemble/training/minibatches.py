@@ -10,10 +10,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxensemble.devices.placement import SHARED, gather
 from jaxensemble.errors import InputError
 from jaxensemble.running.plan import Plan
 from jaxensemble.training.augmentation import Augment
-from jaxensemble.training.data import as_data, count_input_rows
+from jaxensemble.training.data import as_data, count_input_rows, put_data
 from jaxensemble.training.identity import data_identity, steps_identity
 from jaxensemble.training.losses import Loss
 from jaxensemble.training.members import TrainingStep
@@ -53,11 +54,12 @@ class Rows:
     def __init__(
         self, state: TrainState, data: Any, settings: StepSettings, *, batch: int, shuffle: Shuffle, bootstrap: bool
     ):
-        self.data, self.batch, self._settings = data, batch, settings
+        # Rows are chosen by indices, so that every device of a mesh has all data.
+        self.data, self.batch, self._settings = _everywhere(state, data), batch, settings
         rows = count_input_rows(state.ensemble, data[0])
         self._ordered = functools.partial(_epoch_order, rows=rows, shuffle=shuffle, bootstrap=bootstrap)
         self.plans: dict[str, Any] = {}
-        self._order = np.asarray(self._ordered(state.keys, state.steps))
+        self._order = self._numbers(state)
 
     def identity(self, state: TrainState) -> dict[str, Any]:
         """Returns the identity of the data and of the steps."""
@@ -83,16 +85,20 @@ class Rows:
 
     def epoch(self, number: int, state: TrainState, active: Any) -> tuple[TrainState, np.ndarray]:
         """Returns the state after a step for every minibatch of an epoch, and the losses, `[S, M]`."""
-        order = np.asarray(self._ordered(state.keys, state.steps))
+        order = self._numbers(state)
         losses, first = [], 0
         for size, step in self._steps.items():
             count = (order.shape[-1] - first) // size
             rows = order[..., first : first + count * size].reshape(*order.shape[:-1], count, size)
             for part in np.array_split(np.moveaxis(rows, -2, 0), -(-count // _LONGEST)):
                 state, found = run_steps(state, self.data, part, active, step=step)
-                losses.append(np.asarray(found, np.float64))
+                losses.append(_numbers_of(state, found))
             first += count * size
         return state, np.concatenate(losses)
+
+    def _numbers(self, state: TrainState) -> np.ndarray:
+        """Returns the order of the rows in the next epoch."""
+        return np.asarray(gather(self._ordered(state.keys, state.steps)))
 
 
 class Batches:
@@ -137,12 +143,12 @@ class Batches:
             if name not in self._steps:
                 self._steps[name] = self._settings.step(state, data, None, self.plans.get(name))
                 self.plans[name] = dataclasses.asdict(self._steps[name].call.plan)
-            state, found = run_step(state, data, None, active, step=self._steps[name])
-            losses[-1:] = [
-                np.asarray(before, np.float64) for before in losses[-1:]
-            ]  # waits, so that at most two steps run at once
+            placed, _ = put_data(state.ensemble, data, None, each=False)
+            state, found = run_step(state, placed, None, active, step=self._steps[name])
+            # Waits, so that at most two steps run at once.
+            losses[-1:] = [_numbers_of(state, before) for before in losses[-1:]]
             losses.append(found)
-        return state, np.stack([np.asarray(found, np.float64) for found in losses])
+        return state, np.stack([_numbers_of(state, found) for found in losses])
 
     def _of_epoch(self, number: int) -> Iterator[Any]:
         if number == 0 and self._begun is None:
@@ -168,6 +174,16 @@ class Batches:
                 f"the function of the epoch gave no minibatches for epoch {number}: it must make new ones for every "
                 "epoch, which a generator that was made once does not"
             )
+
+
+def _everywhere(state: TrainState, data: Any) -> Any:
+    placement = state.ensemble.placement
+    return data if placement is None else placement.put(data, SHARED)
+
+
+def _numbers_of(state: TrainState, losses: Any) -> np.ndarray:
+    """Returns losses `[..., M]` on the host, in float64: those of the members, without those that fill the stack."""
+    return np.asarray(gather(losses), np.float64)[..., : len(state.ensemble)]
 
 
 @functools.partial(jax.jit, static_argnames=("rows", "shuffle", "bootstrap"))

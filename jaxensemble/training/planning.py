@@ -15,7 +15,7 @@ from jaxensemble.network.inputs import batch_axes
 from jaxensemble.programs.forms import use_forms
 from jaxensemble.programs.rewrite import peak_bytes
 from jaxensemble.running.compiled import is_within_trace
-from jaxensemble.running.device import device_of, free_memory
+from jaxensemble.running.device import device_of
 from jaxensemble.running.members import EnsembleCall
 from jaxensemble.running.plan import Demand, Plan, guess_plan, is_within_memory
 from jaxensemble.running.workload import SMALL, Workload, apply_plan
@@ -51,10 +51,10 @@ def prepare_step(
     """Returns a step without a plan, its workload, and one member's targets, as shapes and dtypes."""
     inputs, targets = data
     own_rows = rows is not None and rows.ndim == 2
-    device = device_of(state.ensemble.params)
+    device = device_of(state.ensemble.params) if state.ensemble.placement is None else state.ensemble.placement.device
     ported = state.ensemble.network is not None
-    own = each or own_rows or augment is not None
-    call = EnsembleCall(state.training, device.platform, each=own, update=True, ported=ported)
+    own, placement = each or own_rows or augment is not None, state.ensemble.placement
+    call = EnsembleCall(state.training, device.platform, each=own, update=True, ported=ported, placement=placement)
     given = batch_axes(state.ensemble.network, inputs, each=each) + (0,) * len(jax.tree.leaves(targets))
     step = TrainingStep(call, loss, given, given, each, own_rows, augment=augment)
     as_given = rows is None and augment is None
@@ -62,8 +62,12 @@ def prepare_step(
         check_draws(lambda: jax.make_jaxpr(lambda *given: step.minibatch(*given))(data, rows, state.keys))
     inputs, targets = data if as_given else jax.eval_shape(step.minibatch, data, rows, state.keys)
     if augment is not None:
+        members = len(state.ensemble)
+        own_inputs, own_targets = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct((members, *leaf.shape[1:]), leaf.dtype), (inputs, targets)
+        )
         try:
-            check_data(state.ensemble, inputs, targets, each=True)
+            check_data(state.ensemble, own_inputs, own_targets, each=True)
         except InputError as error:
             raise InputError(f"the minibatch that `augment` returned does not fit: {error.details}") from error
     axes = batch_axes(state.ensemble.network, inputs, each=own)
@@ -72,8 +76,21 @@ def prepare_step(
     buffers = unflatten(flatten(ensemble.buffers) | state.rates)
     arrays = (ensemble.params, buffers, ensemble.rngs, ensemble.constants, key, inputs)
     workload = Workload.of(call, device, arrays, axes)
-    targets = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[call.each :], leaf.dtype), targets)
+    shards = 1
+    if placement is not None and placement.over_rows is not None:
+        if augment is not None:
+            raise InputError(
+                "`augment` needs all rows of a minibatch, which it may mix: leave `rows` out of `over`, or augment the "
+                "data before"
+            )
+        shards = placement.row_shards
+        placement.check_rows({leaf.shape[call.each] for leaf in jax.tree.leaves(targets)})
+    targets = jax.tree.map(lambda leaf: _target_shape(leaf.shape[call.each :], leaf.dtype, shards), targets)
     return step, workload, targets
+
+
+def _target_shape(shape: tuple[int, ...], dtype: Any, shards: int) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct((shape[0] // shards, *shape[1:]), dtype)
 
 
 @functools.lru_cache(maxsize=256)
@@ -89,8 +106,14 @@ def _choose_plan(
             f"{name_of(loss)} has no gradient with respect to any parameter: a loss must be made "
             "of differentiable operations, unlike an accuracy"
         )
+    if workload.call.placement is not None and workload.call.placement.over_rows is not None:
+        still = _without_dropout(workload).over_rows()  # raises if rows are mixed
+        axes, name = still.call.rows_out, workload.call.placement.over_rows
+        rows, why = workload.rows or 1, f"rows are over the mesh axis {name!r}"
+        outputs, given = still.outputs_of(rows), tree.unflatten(targets)
+        check_is_mean(loss, outputs, given, (*axes, *[0] * len(targets)), rows, why)
     if plan is None:
-        free = free_memory(workload.device)
+        free = workload.free_memory
         demand = dataclasses.replace(workload.demand, rows=None, peak=peak_bytes(program))
         small = workload.input_bytes <= SMALL and is_within_memory(Plan(), demand, free)
         return Plan() if small else _guess_plan(demand, free), idle
@@ -98,7 +121,8 @@ def _choose_plan(
         return dataclasses.replace(plan, rows=None), idle
     still = _without_dropout(workload)
     axes = apply_plan(still, dataclasses.replace(plan, members=None)).rows_out  # raises if rows are mixed
-    check_is_mean(loss, still.outputs_of(plan.rows), tree.unflatten(targets), (*axes, *[0] * len(targets)), plan.rows)
+    outputs, why = still.outputs_of(plan.rows), f"`plan` has rows={plan.rows}"
+    check_is_mean(loss, outputs, tree.unflatten(targets), (*axes, *[0] * len(targets)), plan.rows, why)
     return plan, idle
 
 

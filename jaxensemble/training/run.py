@@ -2,12 +2,14 @@
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxensemble.devices.placement import gather
 from jaxensemble.training.history import History
 from jaxensemble.training.state import TrainState, select_members
 
@@ -24,9 +26,17 @@ class Best:
 
     @classmethod
     def of(cls, state: TrainState) -> "Best":
-        members = len(state.ensemble)
-        dtype = jnp.result_type(float)
-        return cls(jnp.full(members, jnp.inf, dtype), jnp.zeros(members, jnp.int32), jnp.ones(members, bool), state)
+        members, slots, dtype = len(state.ensemble), state.keys.shape[0], jnp.result_type(float)
+        loss, waited, active = jnp.full(slots, jnp.inf, dtype), jnp.zeros(slots, jnp.int32), jnp.arange(slots) < members
+        placement = state.ensemble.placement
+        if placement is not None:
+            loss, waited, active = placement.put((loss, waited, active), placement.stacked)
+        return cls(loss, waited, active, state)
+
+    def map_members(self, function: Callable[[Any], Any]) -> "Best":
+        """Returns the best members with a function of trees applied to the arrays that begin with members."""
+        loss, waited, active = function((self.loss, self.waited, self.active))
+        return Best(loss, waited, active, self.state.map_members(function))
 
     @jax.jit
     def after(self, loss: jax.Array, state: TrainState, patience: Any) -> "Best":
@@ -60,16 +70,21 @@ class TrainingRun:
 
     @property
     def goes_on(self) -> bool:
-        return not self.stopped and (self.active is None or bool(self.active.any()))
+        return not self.stopped and (self.active is None or bool(gather(self.active).any()))
 
     def after(
         self, state: TrainState, loss: np.ndarray, measured: dict[str, np.ndarray], patience: Any
     ) -> "TrainingRun":
         """Returns the run one epoch later."""
-        active = np.ones(len(loss), bool) if self.active is None else np.asarray(self.active)
+        active = np.ones(len(loss), bool) if self.active is None else np.asarray(gather(self.active))[: len(loss)]
         history = self.history.after(loss, measured, active)
-        best = self.best and self.best.after(jnp.asarray(measured["loss"], self.best.loss.dtype), state, patience)
+        best = self.best and self.best.after(self._losses(measured["loss"], self.best.loss.dtype), state, patience)
         return TrainingRun(state.trained_from(self.state), best, history)
+
+    def _losses(self, found: np.ndarray, dtype: Any) -> jax.Array:
+        """Returns losses `[M]` where the members are."""
+        placement, losses = self.state.ensemble.placement, jnp.asarray(found, dtype)
+        return losses if placement is None else placement.place(losses)
 
     def final_state(self) -> TrainState:
         """Returns the state, with every member as it was after its best epoch if that is recorded."""

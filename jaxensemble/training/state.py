@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, Literal
 
 import jax
@@ -11,13 +11,15 @@ import numpy as np
 import optax
 from flax import nnx
 
+from jaxensemble.devices.placement import SHARED, Placement
 from jaxensemble.ensemble import Ensemble
 from jaxensemble.errors import InputError, StateError
 from jaxensemble.modules.randomness import as_key, member_keys
-from jaxensemble.modules.state import Tree, flatten, merge, split, unflatten
+from jaxensemble.modules.state import STACKED, Tree, flatten, merge, split, unflatten
 from jaxensemble.modules.structure import Structure
 from jaxensemble.network.network import Network
 from jaxensemble.network.weight_map import Origin
+from jaxensemble.running.device import default_device
 
 
 @functools.partial(
@@ -114,16 +116,48 @@ class TrainState:
                 "not train (requires_grad=False) are frozen by default; frozen=[] trains all"
             )
         members, module = len(ensemble), merge(*(ensemble.train() if train else ensemble).state)
+        rates = {} if dropout is None else _install_rates(module, dropout, members)
+        keys, steps, placement = _state_keys(key, members, randomness), jnp.zeros((), jnp.int32), ensemble.placement
+        if placement is not None:
+            keys, rates, steps = placement.place(keys), placement.place(rates), placement.put(steps, SHARED)
         return cls(
             ensemble=ensemble,
-            opt_state=_set_hyperparams(jax.vmap(optimizer.init)(params), hyperparams or {}, members),
-            keys=_state_keys(key, members, randomness),
-            rates={} if dropout is None else _install_rates(module, dropout, members),
-            steps=jnp.zeros((), jnp.int32),
+            opt_state=_set_hyperparams(jax.vmap(optimizer.init)(params), hyperparams or {}, members, placement),
+            keys=keys,
+            rates=rates,
+            steps=steps,
             optimizer=optimizer,
             training=split(module).graphdef,
             frozen=names,
         )
+
+    def over(self, mesh: Any, members: str = "members", rows: str | None = None) -> "TrainState":
+        """Returns the state with its members over the devices of a mesh: see [`Ensemble.over`][].
+
+        Every device trains its own members, and nothing is sent from one to another. With `rows`, the gradients of
+        parts of a minibatch are averaged over that axis, which only networks that keep rows apart allow, and losses
+        that are means over rows; dropout then draws other numbers than without.
+
+        **Raises:** `InputError` for anything but a mesh, and for axes that it does not have.
+        """
+        ensemble, placement = self.ensemble.over(mesh, members, rows), self.ensemble.placement
+        state = self if placement is None else self.map_members(placement.cut)
+        state = dataclasses.replace(state, ensemble=ensemble)
+        if ensemble.placement is None:
+            return state._map_training(lambda tree: jax.device_put(tree, default_device()))
+        steps = ensemble.placement.put(self.steps, SHARED)
+        return dataclasses.replace(state._map_training(ensemble.placement.place), steps=steps)
+
+    def map_members(self, function: Callable[[Any], Any]) -> "TrainState":
+        """Returns the state with a function of trees applied to the arrays that begin with members."""
+        trees = {kind: function(getattr(self.ensemble, kind)) for kind in STACKED}
+        ensemble = dataclasses.replace(self.ensemble, **trees)
+        return dataclasses.replace(self, ensemble=ensemble)._map_training(function)
+
+    def _map_training(self, function: Callable[[Any], Any]) -> "TrainState":
+        """Returns the state with a function applied to the arrays that begin with members, except the ensemble's."""
+        fields = {name: function(getattr(self, name)) for name in ("opt_state", "keys", "rates")}
+        return dataclasses.replace(self, **fields)
 
     def trained_from(self, other: "TrainState") -> "TrainState":
         """Returns the same state, whose ensemble remembers that it was trained from another state's ensemble."""
@@ -133,8 +167,8 @@ class TrainState:
         name, flat = self.ensemble.graphdef.root.type.__name__, flatten(self.ensemble.params)
         if not flat or not all(isinstance(leaf, jax.Array | np.ndarray) and leaf.shape for leaf in flat.values()):
             return f"TrainState({name})"  # within jax.tree transformations leaves may be anything
-        members = next(iter(flat.values())).shape[0]
-        sizes = {path: leaf.size // members for path, leaf in flat.items()}
+        members = len(self.ensemble)
+        sizes = {path: leaf.size // leaf.shape[0] for path, leaf in flat.items()}
         count, total = sum(sizes[path] for path in sizes.keys() - self.frozen), sum(sizes.values())
         return f"TrainState({members} x {name}, {count:,} of {total:,} parameters trained, {self.steps} steps)"
 
@@ -183,7 +217,7 @@ def _state_keys(key: Any, members: int, randomness: str) -> jax.Array:
     return jnp.broadcast_to(key, (members,)) if randomness == "same" else member_keys(key, members)
 
 
-def _set_hyperparams(opt_state: Any, hyperparams: Mapping[str, Any], members: int) -> Any:
+def _set_hyperparams(opt_state: Any, hyperparams: Mapping[str, Any], members: int, placement: Placement | None) -> Any:
     if not isinstance(hyperparams, Mapping):
         raise InputError(f"`hyperparams` must be a dict of arrays [{members}] by name; got {hyperparams!r}")
     for name, values in hyperparams.items():
@@ -209,9 +243,9 @@ def _set_hyperparams(opt_state: Any, hyperparams: Mapping[str, Any], members: in
             raise InputError(
                 f"`hyperparams[{name!r}]` must be [{members}], one number a member; got {list(array.shape)}"
             )
-        opt_state = optax.tree.set(
-            opt_state, lambda path, _: is_injected(path), **{name: jnp.asarray(array, _float_dtype(found[0].dtype))}
-        )
+        numbers = jnp.asarray(array, _float_dtype(found[0].dtype))
+        numbers = numbers if placement is None else placement.place(numbers)
+        opt_state = optax.tree.set(opt_state, lambda path, _: is_injected(path), **{name: numbers})
     return opt_state
 
 

@@ -1,17 +1,20 @@
 """One training step of all members, as one program: a few members at a time if memory or the device requires it."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
 import jax
+import optax
 from jax import lax
 
+from jaxensemble.devices.placement import SHARED
 from jaxensemble.errors import InputError
 from jaxensemble.running.compilers import compile_with
 from jaxensemble.running.members import run_in_steps
 from jaxensemble.running.plan import Plan
-from jaxensemble.training.data import as_data
+from jaxensemble.training.data import as_data, put_data
 from jaxensemble.training.losses import Loss, check_function
 from jaxensemble.training.members import MemberUpdate, TrainingStep
 from jaxensemble.training.planning import make_step
@@ -65,8 +68,11 @@ def train_step(
     check_state(state)
     check_function(loss, "loss")
     data, rows = as_data(state.ensemble, inputs, targets, rows, each=each)
+    data, rows = put_data(state.ensemble, data, rows, each=each)
     after, losses = run_step(state, data, rows, None, step=make_step(state, data, rows, loss, each=each, plan=plan))
-    return after.trained_from(state), losses
+    return after.trained_from(state), losses if state.ensemble.placement is None else state.ensemble.placement.cut(
+        losses
+    )
 
 
 def check_state(state: Any) -> None:
@@ -94,19 +100,59 @@ def next_state(
     state: TrainState, data: Any, rows: Any, active: Any, *, step: TrainingStep
 ) -> tuple[TrainState, jax.Array]:
     """The function that `run_step` compiles."""
-    ensemble, plan = state.ensemble, step.call.plan
+    ensemble = state.ensemble
     before = trained_parameters(ensemble.params, state.frozen), ensemble.buffers, state.opt_state
     own = (data if step.own_data else None, rows if step.own_rows else None)
     common = (None if step.own_data else data, None if step.own_rows else rows)
     stacked = (before, ensemble.params, ensemble.rngs, state.keys, state.rates, own)
-    size = min(plan.members or len(ensemble), len(ensemble))
-    members = MemberUpdate(step, state.optimizer, ensemble.constants, state.steps, common, size)
-    after, losses = run_in_steps(members, stacked, (0,) * len(jax.tree.leaves(stacked)), 0, size, plan.unroll)
+    function = functools.partial(_update_members, step=step, optimizer=state.optimizer)
+    shared = (ensemble.constants, state.steps)
+    if step.call.placement is not None:
+        function = _over_devices(function, step, stacked, common, indexed=rows is not None)
+    after, losses = function(stacked, shared, common)
     if active is not None:
         after = select_members(active, after, before)
     params, buffers, opt_state = after
     ensemble = dataclasses.replace(ensemble, params=replace_trained(ensemble.params, params), buffers=buffers)
     return dataclasses.replace(state, ensemble=ensemble, opt_state=opt_state, steps=state.steps + 1), losses
+
+
+def _update_members(
+    stacked: Any, shared: Any, common: Any, *, step: TrainingStep, optimizer: optax.GradientTransformation
+) -> tuple[Any, jax.Array]:
+    """Updates the members of one device, a few at a time if the plan says so."""
+    leaves, plan = jax.tree.leaves(stacked), step.call.plan
+    members = leaves[0].shape[0]
+    size = min(plan.members or members, members)
+    constants, steps = shared
+    update = MemberUpdate(step, optimizer, constants, steps, common, size)
+    return run_in_steps(update, stacked, (0,) * len(leaves), 0, size, plan.unroll)
+
+
+def _over_devices(
+    function: Callable[..., Any], step: TrainingStep, stacked: Any, common: Any, *, indexed: bool
+) -> Callable[..., Any]:
+    """Runs `_update_members` on every device of the mesh, with its members and rows.
+
+    Where rows are chosen by indices, a device has all data and the indices of its own rows.
+    """
+    placement = step.call.placement
+    assert placement is not None
+
+    def specs(given: tuple[Any, Any], *, each: bool) -> Any:
+        leaves, tree = jax.tree.flatten(given[0])
+        axes = step.given if leaves and not indexed else (None,) * len(leaves)
+        data = [placement.spec(axis, each=each) for axis in axes]
+        return jax.tree.unflatten(tree, data), None if given[1] is None else placement.spec(0, each=each)
+
+    *rest, own = stacked
+    return jax.shard_map(
+        function,
+        mesh=placement.mesh,
+        in_specs=((*[placement.stacked] * len(rest), specs(own, each=True)), SHARED, specs(common, each=False)),
+        out_specs=placement.stacked,
+        check_vma=False,
+    )
 
 
 def run_steps(

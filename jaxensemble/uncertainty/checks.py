@@ -12,6 +12,7 @@ from jaxtyping import Array, Bool, Float, Integer
 
 from jaxensemble.arrays import as_array, is_traced
 from jaxensemble.compat import Tracer
+from jaxensemble.devices.placement import gather
 from jaxensemble.errors import InputError, NotANumberWarning, shorten_list
 
 OPTIONS = {"classification": ("outputs_are", "class_axis"), "regression": (), "gaussian": ()}
@@ -93,16 +94,22 @@ def warn_of_nan(lost: Bool[Array, "M N"]) -> None:
     """
     if isinstance(lost, Tracer):
         return
-    found = np.asarray(lost)
-    if not found.any():
+    found = np.asarray(gather(lost))
+    members, rows = (np.flatnonzero(found.any(axis)).tolist() for axis in (1, 0))
+    warn_of_lost_rows(members, rows, found.shape[1], stacklevel=4)
+
+
+def warn_of_lost_rows(members: Sequence[int], rows: Sequence[int], total: int, *, stacklevel: int) -> None:
+    """Warns that members give NaN for some of all rows, if there are any."""
+    if not members:
         return
-    members, rows = ([str(k) for k in np.flatnonzero(found.any(axis))] for axis in (1, 0))
-    who = f"member {members[0]} gives" if len(members) == 1 else f"members {shorten_list(members)} give"
+    names = [str(member) for member in members]
+    who = f"member {names[0]} gives" if len(names) == 1 else f"members {shorten_list(names)} give"
     warnings.warn(
-        f"{who} NaN for {len(rows)} of {found.shape[1]} rows ({shorten_list(rows)}): what is "
+        f"{who} NaN for {len(rows)} of {total} rows ({shorten_list([str(row) for row in rows])}): what is "
         "predicted of these, such as a class or votes, means nothing",
         NotANumberWarning,
-        stacklevel=3,
+        stacklevel=stacklevel,
     )
 
 

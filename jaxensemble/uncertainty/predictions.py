@@ -392,6 +392,21 @@ def _read_distributions(means: ArrayLike, log_variances: ArrayLike) -> GaussianP
     return GaussianPrediction(values, logs)
 
 
+def figures_of(task: str) -> list[str]:
+    """Returns the names of the arrays that the prediction of a task has, and whose rows come first.
+
+    >>> figures_of("regression")
+    ['mean', 'std', 'variance']
+    """
+    kinds = {"classification": ClassPrediction, "regression": RegressionPrediction, "gaussian": GaussianPrediction}
+    of_members = {"members", "probabilities"}
+    return sorted(
+        name
+        for name in dir(kinds[task])
+        if isinstance(getattr(kinds[task], name, None), property) and name not in of_members
+    )
+
+
 def find_nan(prediction: Prediction) -> Bool[Array, "M N"]:
     """Returns the members and rows that have a NaN."""
     # Known values can also be met while tracing something else.

@@ -18,10 +18,12 @@ import jax
 import numpy as np
 import optax
 from jax.experimental import topologies
-from jax.sharding import SingleDeviceSharding
+from jax.sharding import Mesh, SingleDeviceSharding
 
 from jaxensemble import Ensemble, Plan, TrainState
+from jaxensemble.devices.placement import SHARED, Placement
 from jaxensemble.running.compiled import MembersProgram
+from jaxensemble.running.finish import FigureSteps, PredictionSteps
 from jaxensemble.running.plan import guess_plan
 from jaxensemble.running.runner import Arguments, Runner
 from jaxensemble.training.data import as_data
@@ -55,10 +57,16 @@ def missing() -> str | None:
 
 
 @functools.cache
-def device() -> Any:
-    """The GPU that is not there."""
-    topology = topologies.get_topology_desc(platform="cuda", topology="1x1x1", target_config=CARD.read_text("utf-8"))
-    return topology.devices[0]
+def devices(count: int) -> list[Any]:
+    """GPUs that are not there, of one host."""
+    name = f"1x1x{count}"
+    topology = topologies.get_topology_desc(platform="cuda", topology=name, target_config=CARD.read_text("utf-8"))
+    return topology.devices
+
+
+def placement(members: int, count: int) -> Placement:
+    """Members over so many GPUs."""
+    return Placement.of(Mesh(np.array(devices(count)), ("members",)), "members", None, members)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,26 +118,55 @@ def contents_of(compile_with: Callable[[dict[str, Any]], Any], smallest: int) ->
     )
 
 
-def forward(ensemble: Ensemble, inputs: tuple[Any, ...], *, each: bool = False, plan: Plan | None = None) -> Contents:
-    """The contents of the program of a call, as an H200 gets it: with the guessed plan, and with scales folded."""
+def forward(
+    ensemble: Ensemble,
+    inputs: tuple[Any, ...],
+    *,
+    each: bool = False,
+    plan: Plan | None = None,
+    gpus: int = 1,
+    finish: Any = None,
+) -> Contents:
+    """The contents of the program of a call, as an H200 gets it: with the guessed plan, and with scales folded.
+
+    With `gpus`, members are over so many of them, and the program is that of one.
+    """
     given = Arguments.of(ensemble.network, inputs, {}, None, each=each)
     workload = Runner(ensemble.state, ensemble.network, None).workload(given)
-    workload = dataclasses.replace(workload, device=device(), call=dataclasses.replace(workload.call, platform="gpu"))
+    spread = placement(len(ensemble), gpus) if gpus > 1 else None
+    call = dataclasses.replace(workload.call, platform="gpu", placement=spread)
+    workload = dataclasses.replace(workload, device=devices(gpus)[0], call=call)
     call = workload.with_plan(guess_plan(workload.demand, math.inf) if plan is None else plan)
-    call = dataclasses.replace(call, fold=True)
+    call = dataclasses.replace(call, fold=True, finish=finish)
     return contents_of(lambda options: MembersProgram(workload, call, options).run, _smallest(ensemble))
 
 
-def training_step(ensemble: Ensemble, inputs: tuple[Any, ...], *, each: bool = False) -> Contents:
+def prediction(ensemble: Ensemble, inputs: tuple[Any, ...], figure: str, *, gpus: int) -> Contents:
+    """The contents of a program that gives a figure of the prediction of members over so many GPUs."""
+    steps = PredictionSteps.of("classification", {}, ensemble.network)
+    assert steps is not None
+    finish = FigureSteps(steps, (figure,))
+    return forward(ensemble, inputs, gpus=gpus, finish=finish)
+
+
+def training_step(ensemble: Ensemble, inputs: tuple[Any, ...], *, each: bool = False, gpus: int = 1) -> Contents:
     """The contents of a step of stochastic gradient descent with momentum, as an H200 gets it."""
     state = TrainState.create(ensemble, optax.sgd(0.1, momentum=0.9), jax.random.key(0))
     rows = inputs[0].shape[:2] if each else inputs[0].shape[:1]
     data, _ = as_data(ensemble, inputs, np.zeros(rows, "int32"), None, each=each)
     step = make_step(state, data, None, cross_entropy, each=each, plan=Plan())
-    step = dataclasses.replace(step, call=dataclasses.replace(step.call, platform="gpu"))
-    here = SingleDeviceSharding(device())
-    place = functools.partial(jax.tree.map, lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=here))
-    lowered = compile_step(next_state, step).lower(place(state), place(data), None, None, step=step)
+    spread = placement(len(ensemble), gpus) if gpus > 1 else None
+    step = dataclasses.replace(step, call=dataclasses.replace(step.call, platform="gpu", placement=spread))
+    shared: Any = SingleDeviceSharding(devices(1)[0]) if spread is None else spread.sharding(SHARED)
+    stacked: Any = shared if spread is None else spread.sharding(spread.stacked)
+
+    def place(tree: Any, here: Any) -> Any:
+        return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=here), tree)
+
+    state = place(state, shared).map_members(lambda tree: place(tree, stacked))
+    lowered = compile_step(next_state, step).lower(
+        state, place(data, stacked if each else shared), None, None, step=step
+    )
     return contents_of(lowered.compile, _smallest(ensemble))
 
 

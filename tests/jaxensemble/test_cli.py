@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner, Result
 
-from jaxensemble import Ensemble, array_files, terminal
+from jaxensemble import Ensemble, array_files, row_blocks, terminal
 from jaxensemble.artifact import Artifact
 from jaxensemble.cli import app
 from jaxensemble.errors import InputError
@@ -280,3 +280,83 @@ def test_the_command_needs_no_torch(folder: Path) -> None:
     done = run_without_torch("from jaxensemble.cli import main\nmain()", "predict", "net", "x.npy", cwd=folder)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("output: float32[3, 3, 4]")
+
+
+@pytest.fixture
+def many() -> np.ndarray:
+    x = np.random.default_rng(0).normal(size=(23, *X.shape[1:])).astype("float32")
+    np.save("many.npy", x)
+    return x
+
+
+def test_many_rows_run_in_blocks(many: np.ndarray) -> None:
+    wanted = run("predict", "net", "many.npy", "-o", "y.npy", "--probabilities", "p.npy")
+    found = run("predict", "net", "many.npy", "-o", "blocks.npy", "--probabilities", "blocks_p.npy", "--rows", "5")
+    assert found.exit_code == 0, found.output
+    assert found.stdout == wanted.stdout.replace("y.npy", "blocks.npy") and "... and 13 more rows" in found.stdout
+    for one, other in (("y.npy", "blocks.npy"), ("p.npy", "blocks_p.npy")):
+        np.testing.assert_allclose(np.load(other), np.load(one), rtol=1e-5, atol=1e-6)
+    assert not list(Path().glob(".*"))
+    printed = json.loads(run("predict", "net", "many.npy", "--rows", "5", "--json").stdout)
+    np.testing.assert_allclose(printed["outputs"]["output"]["values"], np.load("y.npy"), rtol=1e-5, atol=1e-6)
+    assert printed["prediction"]["class"] == Ensemble.load("net").predict(many).soft_vote.tolist()
+    assert run("predict", "net", "many.npy", "-o", "y.npz", "--rows", "5").exit_code == 0
+    np.testing.assert_allclose(np.load("y.npz")["output"], np.load("y.npy"), rtol=1e-5, atol=1e-6)
+
+
+def interrupt(monkeypatch: pytest.MonkeyPatch, after: int) -> None:
+    """Ends the next run as Ctrl-C would, when so many blocks are noted."""
+    noted = row_blocks.Progress.done
+    count = iter(range(1, 100))
+
+    def done(self: row_blocks.Progress, rows: int) -> None:
+        noted(self, rows)
+        if next(count) == after:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(row_blocks.Progress, "done", done)
+
+
+def test_an_interrupted_run_goes_on(many: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
+    command = ("predict", "net", "many.npy", "-o", "y.npy", "--rows", "5")
+    with monkeypatch.context() as patch:
+        interrupt(patch, after=3)
+        assert run(*command).exit_code == 130
+    assert not Path("y.npy").exists() and Path(".y.npy.partial").exists()
+    other = run("predict", "net", "many.npy", "-o", "y.npy", "--rows", "6", "--resume")
+    assert other.exit_code == 3 and "is of another run" in other.stderr
+    with monkeypatch.context() as patch:
+        seen: list[tuple[int, int]] = []
+        read = row_blocks.RowFile.rows
+        noted = lambda self, *given: seen.append(given[:2]) or read(self, *given)  # noqa: E731
+        patch.setattr(row_blocks.RowFile, "rows", noted)
+        result = run(*command, "--resume")
+    assert result.exit_code == 0, result.output
+    assert seen[1:] == [(15, 20), (20, 23)]  # the first is read to find out where the rows are
+    np.testing.assert_allclose(np.load("y.npy"), Ensemble.load("net")(many), rtol=1e-5, atol=1e-6)
+    assert not list(Path().glob(".*"))
+
+
+def test_nothing_stays_of_a_run_that_fails(many: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
+    def done(self: row_blocks.Progress, rows: int) -> None:
+        raise InputError("no more")
+
+    monkeypatch.setattr(row_blocks.Progress, "done", done)
+    assert run("predict", "net", "many.npy", "-o", "y.npy", "--rows", "5").exit_code == 3
+    assert not list(Path().glob(".*")) and not Path("y.npy").exists()
+
+
+def test_what_cannot_go_on_is_refused(many: np.ndarray) -> None:
+    assert "--resume is for files of more rows" in run("predict", "net", "x.npy", "-o", "y.npy", "--resume").stderr
+    for args in ((), ("--out", "y.npz"), ("--out", "y.npy", "--json")):
+        result = run("predict", "net", "many.npy", "--rows", "5", "--resume", *args)
+        assert result.exit_code == 3 and "--resume needs --out or --probabilities" in result.stderr
+
+
+def test_rows_with_nan_are_counted_through_all_blocks(many: np.ndarray) -> None:
+    many[[3, 17]] = np.nan
+    np.save("many.npy", many)
+    with warnings.catch_warnings():
+        warnings.simplefilter("default")
+        result = run("predict", "net", "many.npy", "--rows", "5")
+    assert "give NaN for 2 of 23 rows (3, 17)" in result.stderr, result.stderr

@@ -178,7 +178,7 @@ def test_a_run_goes_on_under_the_plan_it_began_with(
     """The plan depends on free memory, and another plan rounds differently."""
     expected, _ = runs(mlp, 4, None)
     runs(mlp, 2, tmp_path / "run")
-    monkeypatch.setattr(planning, "free_memory", lambda device: 1e4)
+    monkeypatch.setattr("jaxensemble.running.workload.free_memory", lambda device: 1e4)
     planning._choose_plan.cache_clear()
     got, _ = runs(mlp, 4, tmp_path / "run")
     planning._choose_plan.cache_clear()

@@ -276,7 +276,7 @@ def test_a_loss_is_known_for_a_plain_mean(case: str, rows: int, dtype: str) -> N
     function, kind = (NO_MEANS | MEANS)[case]
     outputs, targets = jax.ShapeDtypeStruct((rows, 4), dtype), jax.ShapeDtypeStruct((rows,), kind)
     with contextlib.nullcontext() if case in MEANS else pytest.raises(InputError, match="is not the plain mean"):
-        check_is_mean(function, outputs, targets, (0, 0), rows)
+        check_is_mean(function, outputs, targets, (0, 0), rows, f"`plan` has rows={rows}")
 
 
 def test_rematerialising_takes_less_memory() -> None:
@@ -324,7 +324,7 @@ def test_what_does_not_fit_into_memory_trains_in_steps(mlp: Ensemble, monkeypatc
     arrays, _ = as_data(mlp, x, y)
     roomy = planning.make_step(state_of(mlp), arrays, None, mean_square, each=False, plan=None)
     assert roomy.call.plan == Plan()
-    monkeypatch.setattr(planning, "free_memory", lambda device: 1e5)
+    monkeypatch.setattr("jaxensemble.running.workload.free_memory", lambda device: 1e5)
     planning._choose_plan.cache_clear()
     tight = planning.make_step(state_of(mlp), arrays, None, mean_square, each=False, plan=None)
     assert tight.call.plan.members == 1

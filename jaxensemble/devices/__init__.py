@@ -1,0 +1,1 @@
+"""Meshes of devices, over which the members of an ensemble lie."""
