@@ -51,7 +51,7 @@ def own_members(monkeypatch: pytest.MonkeyPatch, members: list[int]) -> None:
 
 
 def test_a_process_reads_the_bytes_of_its_own_members_alone(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    sizes = dict.fromkeys(KINDS, 0)
+    sizes: dict[str, int] = dict.fromkeys(KINDS, 0)
     for record in verify(saved).leaves.values():
         sizes[record.kind] += int(np.prod(record.stored[1])) * np.dtype(record.stored[0]).itemsize
     shared = sizes.pop("constants")
