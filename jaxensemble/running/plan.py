@@ -42,6 +42,9 @@ class Plan:
     - `compiler` names settings of XLA's compiler, of `jaxensemble.running.compilers.COMPILERS`: on CPUs, `"eigen"` for
       another library of products and convolutions; on GPUs, `"graphs"` for CUDA graphs of a few kernels. Within
       `jax.jit` of your own, its settings count instead.
+    - `Plan(members=4, offload=True)` is for weights in the memory of the host, as after
+      `jax.device_put(ensemble, jax.devices("cpu")[0])`: four members at a time are copied to the default device, the
+      next four while these compute. Not for prepared programs, meshes and calls within `jax.jit`.
     - `remat` is for training: for the gradient only the results of convolutions and products are kept, and
       all others computed again, which takes less memory and more time.
 
@@ -59,19 +62,23 @@ class Plan:
     unroll: bool = False
     remat: bool = False
     compiler: str | None = None
+    offload: bool = False
 
     def __post_init__(self) -> None:
         sizes = {"members": self.members, "rows": self.rows}
         wrong = [f"{name}={size!r}" for name, size in sizes.items() if not is_size(size)]
-        switches = {"unroll": self.unroll, "remat": self.remat}
+        switches = {"unroll": self.unroll, "remat": self.remat, "offload": self.offload}
         wrong += [f"{name}={value!r}" for name, value in switches.items() if not isinstance(value, bool)]
         if self.compiler is not None and self.compiler not in compiler_names():
             wrong.append(f"compiler={self.compiler!r}")
         if wrong:
             raise InputError(
-                "a plan takes positive integers or None for `members` and `rows`, True or False for `unroll` and "
-                f"`remat`, and for `compiler` one of {', '.join(compiler_names())}; got {', '.join(wrong)}"
+                "a plan takes positive integers or None for `members` and `rows`, True or False for `unroll`, `remat` "
+                f"and `offload`, and for `compiler` one of {', '.join(compiler_names())}; got {', '.join(wrong)}"
             )
+
+        if self.offload is True and self.members is None:
+            raise InputError("a plan with `offload` needs `members`: how many of them are on the device at once")
 
     def __repr__(self) -> str:
         fields = [f"{f.name}={value!r}" for f in dataclasses.fields(self) if (value := getattr(self, f.name))]

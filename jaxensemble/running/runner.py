@@ -29,8 +29,10 @@ from jaxensemble.running.compiled import (
     is_within_trace,
     why_not_prepared,
 )
-from jaxensemble.running.device import device_of, free_memory
-from jaxensemble.running.members import EnsembleCall, compile_members
+from jaxensemble.running.compilers import compile_with
+from jaxensemble.running.device import default_device, device_of, free_memory
+from jaxensemble.running.members import EnsembleCall, compile_members, finish_call, keys_of, run_members
+from jaxensemble.running.offload import check_offload, join_groups, run_groups, take_group, write_groups
 from jaxensemble.running.padded import RowsMayMix, compiled_rows, count_rows, cut_rows, pad_rows, prove_padding
 from jaxensemble.running.plan import Plan
 from jaxensemble.running.prepared import Padding, Prepared
@@ -192,6 +194,8 @@ class Runner:
                 self.calls[kind] = call
             if not traced and not padded:
                 self._warn_of_sizes(given, plan, workload)
+        if call.plan.offload:
+            return self._stream(call, given, traced=traced)
         return self._ready(call, given, None if traced else kind)()
 
     def tune(self, given: Arguments) -> Plan:
@@ -224,6 +228,8 @@ class Runner:
             raise InputError(f"no program can be prepared {reason}: call the ensemble itself")
         workload = self.workload(given)
         call = choose_call(workload, plan, self._plan, self._measured(given))
+        if call.plan.offload:
+            raise InputError(f"`plan` is {call.plan}, but a prepared program holds the weights of all members")
         program = self._compile(dataclasses.replace(call, fold=fold), given)
         padding = self._padding(workload) if pad else None
         weights = self._weights()
@@ -372,6 +378,32 @@ class Runner:
             device_of((self._state.params, self._state.buffers)) if self._placement is None else self._placement.device
         )
 
+    def _stream(self, call: EnsembleCall, given: Arguments, *, traced: bool) -> Any:
+        """Returns the outputs of a call whose members are on the device in turn.
+
+        **Raises:** `InputError` within transformations, and for an ensemble on a mesh.
+        """
+        check_offload(call.plan, traced=traced, placement=self._placement)
+        state, device, size = self._state, default_device(), call.plan.members or 1
+        plan = dataclasses.replace(call.plan, members=None, offload=False)
+        one = dataclasses.replace(call, plan=plan, platform=device.platform, finish=None)
+        function = compile_with(run_members, plan.compiler, device.platform, "call")
+        constants, inputs = jax.device_put((state.constants, given.inputs), device)
+        stacked, members = (state.params, state.buffers, state.rngs), self._weights()[0].shape[0]
+        size, keys = min(size, members), keys_of(given.key, members, call)
+
+        def run(start: int) -> Any:
+            part = lambda tree: jax.tree.map(lambda leaf: leaf[start : start + size], tree)  # noqa: E731
+            params, buffers, rngs = take_group(stacked, start, size, device)
+            own_keys, own = part(keys) if call.different else keys, part(inputs) if call.each else inputs
+            return function(params, buffers, constants, rngs, own_keys, own, call=one)
+
+        parts = list(run_groups(run, members, size))
+        if not call.update:
+            return _finish(join_groups(parts), call=call)
+        outputs = join_groups((start, tree) for start, (tree, _) in parts)
+        return outputs, write_groups(((start, tree) for start, (_, tree) in parts), state.buffers)
+
     def _compile(self, call: EnsembleCall, given: Arguments) -> MembersProgram:
         is_free = self._placement is None and are_free((self._state[1:], given.key, given.inputs))
         return compile_call(self.workload(given), call, current_settings(), is_free=is_free)
@@ -416,6 +448,9 @@ class Runner:
             return restore_outputs(self._network.outputs, returned)
         outputs, buffers = returned
         return restore_outputs(self._network.outputs, outputs), buffers
+
+
+_finish = jax.jit(finish_call, static_argnames=("call",))
 
 
 def _require_rows_first(axes: Axes) -> None:

@@ -139,6 +139,7 @@ class Workload:
 
         **Raises:** `MixedRows` for a plan whose rows cannot run on their own."""
         members = None if plan.members is None or plan.members >= self.members else plan.members
+        members = min(plan.members or 1, self.members) if plan.offload else members
         rows = None if plan.rows is None or self.rows is None or plan.rows >= self.rows else plan.rows
         plan = dataclasses.replace(plan, members=members, rows=rows)
         if rows is None:

@@ -121,6 +121,7 @@ def fit(
         data, _ = as_data(state.ensemble, inputs, targets, changed=augment is not None)
         shuffle = shuffle or "different"
         source = Rows(state, data, common, batch=batch or 0, shuffle=shuffle, bootstrap=bootstrap)
+    streamed = plan if plan is not None and plan.offload else None  # measures need as little memory as steps
     validation = None if validation is None else as_data(state.ensemble, *validation)[0]
     functions = {"loss": loss, **(metrics or {})}
     run = TrainingRun(state, None if patience is None else Best.of(state), History(np.zeros((0, len(state.ensemble)))))
@@ -138,7 +139,9 @@ def fit(
             show(run.history)
             while run.epoch < epochs and run.goes_on:
                 after, losses = source.epoch(run.epoch, run.state, run.active)
-                measured = measure_members(after.ensemble, validation, functions, source.batch) if validation else {}
+                measured = (
+                    measure_members(after.ensemble, validation, functions, source.batch, streamed) if validation else {}
+                )
                 following = run.after(after, losses.mean(axis=0), measured, patience)
                 stopped = run_callbacks(callbacks, following.state, following.history)
                 following = dataclasses.replace(following, stopped=stopped)

@@ -1,5 +1,6 @@
 """The loss and metrics of members on a validation set."""
 
+import dataclasses
 import functools
 from collections.abc import Mapping
 from typing import Any
@@ -11,12 +12,15 @@ from jax import lax
 from jaxensemble.devices.placement import gather
 from jaxensemble.ensemble import Ensemble
 from jaxensemble.network.inputs import batch_axes
+from jaxensemble.running.plan import Plan
 from jaxensemble.training.data import count_rows, map_along_axes
 from jaxensemble.training.identity import function_identity
 from jaxensemble.training.losses import Loss, number_of
 
 
-def measure_members(ensemble: Ensemble, data: Any, functions: Mapping[str, Loss], batch: int) -> dict[str, np.ndarray]:
+def measure_members(
+    ensemble: Ensemble, data: Any, functions: Mapping[str, Loss], batch: int, plan: Plan | None = None
+) -> dict[str, np.ndarray]:
     """Returns the means over all rows of functions of (outputs, targets), in evaluation mode: `[M]` each."""
     axes = (*batch_axes(ensemble.network, data[0], each=False), *[0] * len(jax.tree.leaves(data[1])))
     rows, ensemble = count_rows(data, axes), ensemble.eval()
@@ -25,7 +29,7 @@ def measure_members(ensemble: Ensemble, data: Any, functions: Mapping[str, Loss]
         last = min(first + batch, rows)
         part = lambda leaf, axis: lax.slice_in_dim(leaf, first, last, axis=axis)  # noqa: B023, E731
         inputs, targets = map_along_axes(data, axes, part)
-        outputs = ensemble(*inputs)
+        outputs = ensemble(*inputs, plan=plan)
         for name, function in functions.items():
             found = np.asarray(gather(_measure(outputs, targets, function=function)), np.float64)
             sums[name] = sums[name] + found * (last - first) / rows
@@ -37,7 +41,8 @@ def measures_identity(ensemble: Ensemble, data: Any, functions: Mapping[str, Los
     axes = (*batch_axes(ensemble.network, data[0], each=False), *[0] * len(jax.tree.leaves(data[1])))
     part = lambda leaf, axis: lax.slice_in_dim(leaf, 0, min(batch, leaf.shape[axis]), axis=axis)  # noqa: E731
     inputs, targets = jax.eval_shape(lambda data: map_along_axes(data, axes, part), data)
-    outputs = jax.eval_shape(lambda ensemble, inputs: ensemble(*inputs), ensemble.eval(), inputs)
+    plain = dataclasses.replace(ensemble.eval(), plan=None)
+    outputs = jax.eval_shape(lambda ensemble, inputs: ensemble(*inputs), plain, inputs)
     outputs = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), outputs)
     loss, *metrics = (function_identity(function, outputs, targets) for function in functions.values())
     names = [f"the metric {name}" for name in functions if name != "loss"]

@@ -28,9 +28,7 @@ class Best:
     def of(cls, state: TrainState) -> "Best":
         members, slots, dtype = len(state.ensemble), state.keys.shape[0], jnp.result_type(float)
         loss, waited, active = jnp.full(slots, jnp.inf, dtype), jnp.zeros(slots, jnp.int32), jnp.arange(slots) < members
-        placement = state.ensemble.placement
-        if placement is not None:
-            loss, waited, active = placement.put((loss, waited, active), placement.stacked)
+        loss, waited, active = _put_beside(state, (loss, waited, active))
         return cls(loss, waited, active, state)
 
     def map_members(self, function: Callable[[Any], Any]) -> "Best":
@@ -48,6 +46,14 @@ class Best:
         ensemble = dataclasses.replace(state.ensemble, params=params, buffers=buffers)
         best = dataclasses.replace(state, ensemble=ensemble, opt_state=opt_state)
         return Best(jnp.where(better, loss, self.loss), waited, self.active & (waited < patience), best)
+
+
+def _put_beside(state: TrainState, tree: Any) -> Any:
+    """Returns arrays `[slots]` where the members of a state are."""
+    placement = state.ensemble.placement
+    if placement is not None:
+        return placement.put(tree, placement.stacked)
+    return jax.device_put(tree, state.keys.sharding) if state.keys.committed else tree
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,7 +90,7 @@ class TrainingRun:
     def _losses(self, found: np.ndarray, dtype: Any) -> jax.Array:
         """Returns losses `[M]` where the members are."""
         placement, losses = self.state.ensemble.placement, jnp.asarray(found, dtype)
-        return losses if placement is None else placement.place(losses)
+        return _put_beside(self.state, losses if placement is None else placement.fill(losses))
 
     def final_state(self) -> TrainState:
         """Returns the state, with every member as it was after its best epoch if that is recorded."""

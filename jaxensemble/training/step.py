@@ -6,13 +6,18 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import optax
 from jax import lax
 
 from jaxensemble.devices.placement import SHARED
 from jaxensemble.errors import InputError
+from jaxensemble.running.compiled import is_within_trace
 from jaxensemble.running.compilers import compile_with
+from jaxensemble.running.device import default_device
 from jaxensemble.running.members import run_in_steps
+from jaxensemble.running.offload import check_offload, join_groups, run_groups, take_group, write_groups
 from jaxensemble.running.plan import Plan
 from jaxensemble.training.data import as_data, put_data
 from jaxensemble.training.losses import Loss, check_function
@@ -88,6 +93,8 @@ def run_step(
     state: TrainState, data: Any, rows: Any, active: Any, *, step: TrainingStep
 ) -> tuple[TrainState, jax.Array]:
     """Returns the next state and the losses. `active`: which members are trained, `[M]`; None for all."""
+    if step.call.plan.offload:
+        return _stream(next_state, state, data, rows, active, step=step, axis=0)
     return compile_step(next_state, step)(state, data, rows, active, step=step)
 
 
@@ -164,7 +171,53 @@ def run_steps(
 
     **Raises:** `InputError` for an optimizer whose state changes its shapes or dtypes.
     """
+    if step.call.plan.offload:
+        return _stream(state_after, state, data, order, active, step=step, axis=1)
     return compile_step(state_after, step)(state, data, order, active, step=step)
+
+
+def _stream(
+    function: Callable[..., Any], state: TrainState, data: Any, rows: Any, active: Any, *, step: TrainingStep, axis: int
+) -> tuple[TrainState, jax.Array]:
+    """Returns what a function of a step returns, with members on the device in turn.
+
+    `axis` is that of the members in the losses, and in `rows` where members have their own.
+
+    **Raises:** `InputError` within transformations, and for members on a mesh.
+    """
+    plan, traced = step.call.plan, is_within_trace((state, data, rows))
+    check_offload(plan, traced=traced, placement=state.ensemble.placement)
+    device, members, size = default_device(), len(state.ensemble), min(plan.members or 1, len(state.ensemble))
+    inner = dataclasses.replace(plan, members=None, offload=False)
+    step = dataclasses.replace(step, call=dataclasses.replace(step.call, plan=inner, platform=device.platform))
+    data, constants, steps = jax.device_put((data, state.ensemble.constants, state.steps), device)
+    run = compile_step(function, step)
+
+    def train(start: int) -> Any:
+        chosen = slice(start, start + size)
+        part = state.map_members(lambda tree: take_group(tree, start, size, device))
+        ensemble = dataclasses.replace(part.ensemble, constants=constants)
+        part = dataclasses.replace(part, ensemble=ensemble, steps=steps)
+        own_data = jax.tree.map(lambda leaf: leaf[chosen], data) if step.own_data else data
+        own_rows = rows[(slice(None),) * axis + (chosen,)] if step.own_rows else rows
+        own_active = None if active is None else take_group(active, start, size, device)
+        after, losses = run(part, own_data, own_rows, own_active, step=step)
+        changed = after.ensemble.params, after.ensemble.buffers, after.opt_state
+        return changed, jnp.moveaxis(losses, axis, 0), after.steps
+
+    found = [(start, *result) for start, result in map(_to_host, run_groups(train, members, size))]
+    like = state.ensemble.params, state.ensemble.buffers, state.opt_state
+    params, buffers, opt_state = write_groups(((start, tree) for start, tree, _, _ in found), like)
+    ensemble = dataclasses.replace(state.ensemble, params=params, buffers=buffers)
+    counted = jax.device_put(found[0][-1], state.steps.sharding)
+    after = dataclasses.replace(state, ensemble=ensemble, opt_state=opt_state, steps=counted)
+    return after, jnp.moveaxis(join_groups((start, losses) for start, _, losses, _ in found), 0, axis)
+
+
+def _to_host(part: tuple[int, Any]) -> tuple[int, Any]:
+    """Returns the result of `train` with the members' arrays on the host, so that they leave the device at once."""
+    start, (changed, losses, steps) = part
+    return start, (jax.tree.map(np.asarray, changed), losses, steps)
 
 
 def state_after(
