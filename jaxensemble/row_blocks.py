@@ -4,6 +4,8 @@ import contextlib
 import dataclasses
 import hashlib
 import json
+import os
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,10 @@ from jaxensemble.files.durable import write_file
 
 MOST_ROWS, MOST_BYTES = 1024, 16 << 20
 """The most rows of a block, and bytes of its inputs, where a caller names no number of rows."""
+
+
+INTERVAL = 1.0
+"""The least seconds between two notes of what is written: a run that goes on repeats at most the blocks since then."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,7 +93,11 @@ class GrowingFile:
                 )
         last = first + block.shape[self.axis]
         mapped[(slice(None),) * self.axis + (slice(first, last),)] = block
-        mapped.flush()
+
+    def flush(self) -> None:
+        """Has the system put what was written onto the disk."""
+        with self.partial.open("rb+") as file:
+            os.fsync(file.fileno())
 
     def put_in_place(self) -> None:
         """Gives the whole file its name."""
@@ -107,6 +117,7 @@ class Progress:
     def __init__(self, files: list[GrowingFile], work: Any, rows: int):
         self._files, self._rows = files, rows
         self._note = files[0].path.with_name(f".{files[0].path.name}.progress") if files else None
+        self._noted = -INTERVAL
         self._work = hashlib.sha256(json.dumps(work, sort_keys=True, default=str).encode()).hexdigest()
 
     def begin(self, *, resume: bool) -> int:
@@ -128,8 +139,11 @@ class Progress:
         return done if all(file.partial.exists() for file in self._files) else 0
 
     def done(self, rows: int) -> None:
-        """Notes that so many rows are written."""
-        if self._note is not None:
+        """Notes that so many rows are written, if the last note is older than `INTERVAL`."""
+        if self._note is not None and time.monotonic() >= self._noted + INTERVAL:
+            for file in self._files:
+                file.flush()
+            self._noted = time.monotonic()
             write_file(self._note, json.dumps({"done": rows, "work": self._work}).encode())
 
     def end(self, *, whole: bool) -> None:

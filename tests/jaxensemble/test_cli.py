@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import shutil
+import sys
 import warnings
 from pathlib import Path
 
@@ -319,6 +320,7 @@ def interrupt(monkeypatch: pytest.MonkeyPatch, after: int) -> None:
 
 def test_an_interrupted_run_goes_on(many: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
     command = ("predict", "net", "many.npy", "-o", "y.npy", "--rows", "5")
+    monkeypatch.setattr(row_blocks, "INTERVAL", 0.0)
     with monkeypatch.context() as patch:
         interrupt(patch, after=3)
         assert run(*command).exit_code == 130
@@ -360,3 +362,29 @@ def test_rows_with_nan_are_counted_through_all_blocks(many: np.ndarray) -> None:
         warnings.simplefilter("default")
         result = run("predict", "net", "many.npy", "--rows", "5")
     assert "give NaN for 2 of 23 rows (3, 17)" in result.stderr, result.stderr
+
+
+MEASURED = """
+import sys
+from pathlib import Path
+from jaxensemble.cli import app
+app(["predict", "net", sys.argv[1], "-o", "y.npy", "--rows", "8192"], standalone_mode=False)
+lines = Path("/proc/self/status").read_text().splitlines()
+print(next(int(line.split()[1]) // 1024 for line in lines if line.startswith("VmHWM")))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the most memory that a process had is read as Linux tells it")
+def test_memory_does_not_grow_with_the_rows() -> None:
+    """The larger file has 72 MB, and the outputs for it 96 MB."""
+    peaks = []
+    for rows in (20_000, 2_000_000):
+        x = np.lib.format.open_memmap("rows.npy", "w+", np.float32, (rows, *X.shape[1:]))
+        x[:] = 1
+        x.flush()
+        del x
+        done = run_without_torch(MEASURED, "rows.npy")
+        assert done.returncode == 0, done.stderr
+        peaks.append(int(done.stdout.split()[-1]))
+        assert np.load("y.npy", mmap_mode="r").shape == (3, rows, 4)
+    assert peaks[1] - peaks[0] < 20, peaks
