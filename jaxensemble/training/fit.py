@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from jaxensemble.devices.placement import is_in_this_process
 from jaxensemble.errors import InputError
 from jaxensemble.running.plan import Plan, is_size
 from jaxensemble.training.augmentation import Augment, check_augment
@@ -76,7 +77,9 @@ def fit(
       loss, optimizer, and the same version and precision of JAX. A run that a callback stopped stays stopped if there
       are callbacks. Numbers and flags that the loss and the optimizer hold are written too, to say how runs differ;
       strings are not. Functions that call Python from within JAX (`jax.pure_callback`) cannot be compared, and are
-      refused. An interruption (Ctrl-C) raises a `KeyboardInterrupt` that says where the last checkpoint is.
+      refused. Where members are in several processes, all call `fit` with the same arguments and a directory that
+      all have; a run may go on in fewer of them, or in more. An interruption (Ctrl-C) raises a `KeyboardInterrupt` that
+      says where the last checkpoint is.
     - `progress`: whether standard error shows how far the training is: a bar on a terminal; elsewhere a line of plain
       text for each epoch, at most one a second.
 
@@ -214,6 +217,8 @@ def _interruption_message(run: TrainingRun, files: Checkpoints | None, plans: Ma
             f"training was interrupted after {run.epoch} of {epochs} epochs. Nothing is kept of them. With a "
             "directory as `checkpoints`, the same call would go on from there"
         )
+    if files.epoch() is None and not is_in_this_process(run.state):  # nothing says that all processes are here
+        return f"training was interrupted after {run.epoch} of {epochs} epochs, before the first checkpoint"
     if files.epoch() is None:
         _save_run(run, files, plans)
     epoch = files.epoch()

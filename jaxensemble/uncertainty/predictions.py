@@ -13,6 +13,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxensemble.arrays import is_traced
+from jaxensemble.devices.placement import wait_for_hosts
 from jaxensemble.errors import InputError
 from jaxensemble.uncertainty.checks import (
     as_floating,
@@ -31,7 +32,8 @@ Method = TypeVar("Method", bound=Callable[..., Any])
 
 def _compiled(method: Method) -> Method:
     """Makes a method of a prediction, which is a pytree, one program instead of one for each operation."""
-    return cast(Method, jax.jit(method))
+    run = jax.jit(method)
+    return cast(Method, functools.wraps(method)(lambda *given: wait_for_hosts(run(*given))))
 
 
 class Prediction:
