@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from jaxensemble.devices.placement import Placement
 from jaxensemble.ensemble import Ensemble
 from jaxensemble.errors import InputError, ParityError, describe_error
 from jaxensemble.network.proof import Proof
@@ -15,7 +16,7 @@ from torch_bridge import parity
 from torch_bridge.checkpoints.choice import Choice
 from torch_bridge.checkpoints.expected import Expected
 from torch_bridge.checkpoints.files import verified_checksum
-from torch_bridge.checkpoints.member_files import MemberFiles, check_paths
+from torch_bridge.checkpoints.member_files import MemberFiles, check_paths, count_paths
 from torch_bridge.graph.caches.tensors import keep_caches_empty
 from torch_bridge.graph.examples import Arguments, BatchAxis
 from torch_bridge.graph.modes.switch import PortedMode, ported_mode, warn_of_training
@@ -49,6 +50,9 @@ def load_ensemble(
     mode: PortedMode | None = None,
     check: bool = True,
     allow_nonfinite: bool = False,
+    mesh: Any = None,
+    members: str = "members",
+    rows: str | None = None,
 ) -> Ensemble:
     """Ports M checkpoint files of one PyTorch network, in the memory of the ensemble and one member.
 
@@ -70,6 +74,10 @@ def load_ensemble(
       [`Choice`][torch_bridge.checkpoints.Choice] for all four arguments and their defaults.
     - `check`: whether to prove that each member's outputs equal those of the factory's network with the file's weights.
     - `allow_nonfinite`: whether weights may be NaN or infinite.
+    - `mesh`, `members`, `rows`: the devices for the members, as in [`Ensemble.over`][jaxensemble.Ensemble.over]. Each
+      process reads the files of the members on its own devices alone, and compares these with each other. Where
+      members are in several processes, nothing is proven (`check=False` says so), `sources` is None, and the factory
+      must make the same buffers in all of them where PyTorch saves none.
 
     **Raises:** `InputError` for files that cannot be read, can be read in more than one way, or are not all read in the
     same way, and for weights that are not finite where the factory's are; `MemberError` with every key, shape and dtype
@@ -88,10 +96,18 @@ def load_ensemble(
     >>> ensemble.sources[4].file, str(ensemble.sources[4].taken)
     ('seed4.pt', 'taken from `model_ema`; left out: `model`')
     """
-    files, arguments = check_paths(paths), Arguments.of(example_inputs, example_kwargs)
+    placement = None if mesh is None else Placement.of(mesh, members, rows, count_paths(paths))
+    has_all = placement is None or placement.is_local
+    if check and not has_all:
+        raise InputError(
+            "`check` must be False where members are in several processes: prove the ensemble in one process, and save "
+            "it there, or check one of its members with torch_bridge.check"
+        )
+    own = None if placement is None else placement.own_members
+    files, arguments = check_paths(paths, own), Arguments.of(example_inputs, example_kwargs)
     choice = Choice(key, prefix, rename or {}, ignore)
     model = _make_model(factory)
-    checkpoints = MemberFiles(files, Expected.of(model), choice)
+    checkpoints = MemberFiles(files, Expected.of(model), choice, own)
     checkpoints.check()
     checkpoints.put_into(model, 0)
     opened = OpenAxes.of(arguments, arguments.names(model), batch_axis, dynamic)
@@ -103,7 +119,8 @@ def load_ensemble(
     gc.collect()  # the exported graph holds the model in reference cycles
     stack = Stack(lowered.weights, len(files))
     sources = _fill_stack(stack, checkpoints, unsaved, allow_nonfinite)
-    ensemble = build_ensemble(lowered, stack, name, batch_axis, input_layout).read_from(sources)
+    ensemble = build_ensemble(lowered, stack, name, batch_axis, input_layout, placement)
+    ensemble = ensemble.read_from(sources if has_all else None)
     if check:
         ensemble = ensemble.proven(_prove_ensemble(ensemble, factory, checkpoints, unsaved, arguments))
     warn_of_training(ensemble.graphdef, mode)
@@ -182,7 +199,9 @@ def _prove_ensemble(
     for start in range(0, len(checkpoints), together):
         chosen = range(len(checkpoints))[start : start + together]
         models = [_with_unsaved(checkpoints.put_into(factory(), k), unsaved) for k in chosen]
-        report = parity.check(models, ensemble[start : start + len(chosen)], arguments, thorough=False)
+        part = ensemble[start : start + len(chosen)]
+        part = part if part.placement is None else part.over(None)
+        report = parity.check(models, part, arguments, thorough=False)
         reports.append(report)
         if not report.passed:
             failed.append(f"members {', '.join(map(checkpoints.named, chosen))}:\n{report.failures}")

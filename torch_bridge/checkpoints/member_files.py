@@ -21,11 +21,15 @@ _LOG = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class MemberFiles:
-    """Files of the members, and the way to read each."""
+    """Files of the members, and the way to read each.
+
+    - `numbers`: the numbers of the members in the ensemble, where the files are those of a part of them.
+    """
 
     files: list[Path]
     expected: Expected
     choice: Choice
+    numbers: Sequence[int] | None = None
 
     def read(self, member: int) -> tuple[dict[str, Tensor], Selection]:
         tensors, taken = read_state_dict(self.files[member], self.expected, self.choice)
@@ -39,7 +43,8 @@ class MemberFiles:
         return model
 
     def named(self, member: int) -> str:
-        return f"{member} ({self.files[member].name})"
+        number = member if self.numbers is None else self.numbers[member]
+        return f"{number} ({self.files[member].name})"
 
     def __len__(self) -> int:
         return len(self.files)
@@ -79,13 +84,14 @@ class MemberFiles:
             raise InputError(_mixed_ways(ways))
 
 
-def check_paths(paths: Any) -> list[Path]:
-    if isinstance(paths, str | Path) or not isinstance(paths, Sequence):
-        raise InputError(f"`paths` must be a sequence of files, one for each member; got {paths!r}")
-    if not paths:
-        raise InputError("`paths` must name at least one file; got none")
+def check_paths(paths: Any, members: Sequence[int] | None = None) -> list[Path]:
+    """Returns the files, or those of some members.
+
+    **Raises:** `InputError` for anything but a sequence of files that can be read.
+    """
+    count_paths(paths)
     files, problems = [], []
-    for path in paths:
+    for path in paths if members is None else [paths[member] for member in members]:
         try:
             files.append(checkpoint_path(path))
         except InputError as error:
@@ -93,6 +99,18 @@ def check_paths(paths: Any) -> list[Path]:
     if problems:
         raise InputError("`paths` must be checkpoints that can be read; got\n" + "\n".join(f"  {p}" for p in problems))
     return files
+
+
+def count_paths(paths: Any) -> int:
+    """Returns the number of paths.
+
+    **Raises:** `InputError` for anything but a sequence of one path or more.
+    """
+    if isinstance(paths, str | Path) or not isinstance(paths, Sequence):
+        raise InputError(f"`paths` must be a sequence of files, one for each member; got {paths!r}")
+    if not paths:
+        raise InputError("`paths` must name at least one file; got none")
+    return len(paths)
 
 
 def _difference_table(found: Mapping[str, Sequence[str]]) -> str:

@@ -1,5 +1,6 @@
 """Stacking of M sets of tensors in preallocated `[M, ...]` arrays, one member at a time, and back."""
 
+import functools
 import hashlib
 import math
 import warnings
@@ -11,6 +12,7 @@ import jax
 import numpy as np
 from torch import Tensor
 
+from jaxensemble.devices.placement import Placement
 from jaxensemble.ensemble import Ensemble
 from jaxensemble.errors import EqualMembersWarning, InputError, StateError
 from jaxensemble.modules.state import flatten
@@ -50,12 +52,14 @@ class Stack:
                 break
         return groups
 
-    def take(self) -> dict[str, jax.Array]:
-        """Returns the filled arrays by path, on JAX's default device. The stack is empty afterwards.
+    def take(self, placement: Placement | None = None) -> dict[str, jax.Array]:
+        """Returns the filled arrays by path, on JAX's default device or on a mesh. The stack is empty afterwards.
 
-        On CPUs the arrays are not copied: nothing else refers to them.
+        On CPUs the arrays are not copied: nothing else refers to them. For a mesh, the members of the stack must be
+        those that this process has on its devices.
         """
-        return {path: jax.device_put(self._arrays.pop(path), may_alias=True) for path in list(self._arrays)}
+        put = functools.partial(jax.device_put, may_alias=True) if placement is None else placement.assemble
+        return {path: put(self._arrays.pop(path)) for path in list(self._arrays)}
 
 
 def warn_of_equal_members(stack: Stack, names: Sequence[str]) -> None:
