@@ -102,6 +102,20 @@ def predict(
     keep: Annotated[
         bool, typer.Option("--keep-compiled", help="Keep the compiled program for the next call, in the user's cache.")
     ] = False,
+    devices: Annotated[
+        int | None,
+        typer.Option(
+            min=1, metavar="N", help="Put the members over N devices of this machine: GPUs, or parts of a CPU."
+        ),
+    ] = None,
+    distributed: Annotated[
+        bool,
+        typer.Option(
+            "--distributed",
+            help="Put the members over the devices of all processes that a cluster such as Slurm has started together. "
+            "The first one prints and writes.",
+        ),
+    ] = False,
     x64: X64Option = False,
     as_json: JsonOption = False,
     debug: DebugOption = False,
@@ -111,22 +125,24 @@ def predict(
         from jaxensemble import array_files
         from jaxensemble.artifact import Artifact
         from jaxensemble.artifact.description import describe_proof
-        from jaxensemble.ensemble import Ensemble
         from jaxensemble.file_predictions import Job
         from jaxensemble.files.caches import keep_compiled
+        from jaxensemble.machines import find_mesh, is_first_process, read_ensemble
         from jaxensemble.row_blocks import RowFile
 
         if keep:
             keep_compiled()
+        mesh = find_mesh(devices, distributed=distributed)
         artifact = Artifact.open(folder)
         network = artifact.network
         if out is not None:
             array_files.check_output_path(out, network)
         if probabilities is not None:
             array_files.check_array_path(probabilities)
-        if not artifact.manifest.verified:
+        first = is_first_process(mesh)
+        if first and not artifact.manifest.verified:
             typer.echo(f"jaxensemble: {describe_proof(artifact.manifest)}", err=True)
-        options = [task, class_axis, cast, seed, x64, rows, str(out), str(probabilities)]
+        options = [task, class_axis, cast, seed, x64, rows, str(out), str(probabilities), mesh and mesh.size]
         status = inputs.stat()
         job = Job(
             network=network,
@@ -138,10 +154,12 @@ def predict(
             out=out,
             probabilities=probabilities,
             keeps_all=as_json,
+            writes=first,
             work=[artifact.manifest.to_json(), str(inputs.resolve()), status.st_size, status.st_mtime_ns, options],
         )
-        ensemble = Ensemble.from_saved(artifact.read()).eval()
-        _show_result(job.run(ensemble, resume=resume), out, as_json)
+        result = job.run(read_ensemble(artifact, mesh).eval(), resume=resume)
+        if first:
+            _show_result(result, out, as_json)
 
 
 @app.command()

@@ -1,5 +1,6 @@
 """The predictions of a saved ensemble for the rows of a file: all at once if they are few, else in blocks."""
 
+import contextlib
 import dataclasses
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -15,6 +16,7 @@ from jaxensemble.array_files import (
     storable_dtype,
     write_arrays,
 )
+from jaxensemble.compat import broadcast_one_to_all
 from jaxensemble.devices.placement import gather
 from jaxensemble.ensemble import Ensemble
 from jaxensemble.errors import InputError, JaxEnsembleError
@@ -51,6 +53,7 @@ class Job:
     - `rows`: the rows of a block; None for a number that suits their size.
     - `out`, `probabilities`: the files for outputs and for the probabilities of all members together.
     - `keeps_all`: whether outputs that are not written, and the figures of all rows, are results.
+    - `writes`: whether this process writes and shows what is done; of several processes, one does.
     - `work`: all that decides the results, in plain values, for a run that goes on where another stopped.
     """
 
@@ -64,6 +67,7 @@ class Job:
     probabilities: Path | None
     keeps_all: bool
     work: Any
+    writes: bool = True
 
     def run(self, ensemble: Ensemble, *, resume: bool) -> Result:
         """Returns the results, after writing those that files are for.
@@ -87,13 +91,15 @@ class Job:
     def _run_blocks(self, call: Callable[..., Any], total: int, size: int, *, resume: bool) -> Result:
         files = [GrowingFile(path, axis) for path, axis in ((self.out, 1), (self.probabilities, 0)) if path is not None]
         growing = [file for file in files if file.path.suffix == ".npy"]
-        progress = Progress(growing, self.work, total)
+        progress = Progress(growing if self.writes else [], self.work, total)
         if resume and (self.keeps_all or len(growing) < len(files) or not files):
             raise InputError("--resume needs --out or --probabilities, each an .npy file, and no --json")
         first = progress.begin(resume=resume)
+        if jax.process_count() > 1:  # all begin where the one that writes does
+            first = int(broadcast_one_to_all(np.int32(first)))
         result = _Collected(self, total, {file.path: file for file in growing})
         try:
-            with show_rows(total, first) as show:
+            with show_rows(total, first) if self.writes else contextlib.nullcontext(lambda done: None) as show:
                 for start, last in blocks_of(first, total, size):
                     result.add(start, call(*self._arguments(start, last), key=self._key(start // size)))
                     progress.done(last)
@@ -182,20 +188,22 @@ class _Collected:
     def end(self) -> Result:
         """Returns the results, and writes files that are written at once."""
         members, rows = self._lost
+        writes = self._job.writes
         warn_of_lost_rows(sorted(members), rows, self._result.rows, stacklevel=2)
         outputs = {
             name: np.concatenate(parts, 1) if len(parts) > 1 else parts[0] for name, parts in self._outputs.items()
         }
-        if self._job.out is not None and outputs:
+        if writes and self._job.out is not None and outputs:
             write_arrays(self._job.out, outputs)
-        if self._means and self._job.probabilities is not None:
+        if writes and self._means and self._job.probabilities is not None:
             write_arrays(self._job.probabilities, {"probabilities": np.concatenate(self._means)})
         figures = {name: np.concatenate(parts) for name, parts in self._figures.items()}
         return dataclasses.replace(self._result, outputs=outputs, figures=figures)
 
     def _write(self, path: Path | None, first: int, block: np.ndarray) -> None:
         assert path is not None
-        self._files[path].write(first, block, self._total)
+        if self._job.writes:
+            self._files[path].write(first, block, self._total)
 
     def _note_lost(self, first: int, lost: np.ndarray) -> None:
         members, rows = self._lost

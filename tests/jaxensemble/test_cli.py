@@ -2,7 +2,9 @@
 
 import dataclasses
 import json
+import os
 import shutil
+import subprocess
 import sys
 import warnings
 from pathlib import Path
@@ -17,7 +19,11 @@ from jaxensemble import Ensemble, array_files, row_blocks, terminal
 from jaxensemble.artifact import Artifact
 from jaxensemble.cli import app
 from jaxensemble.errors import InputError
-from tests.helpers.artifacts import SAVED, X, run_without_torch
+from tests.helpers.artifacts import ROOT, SAVED, X, run_without_torch
+from tests.helpers.hosts import free_port
+
+ON_CPUS = {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
+"""The environment of processes with the command line."""
 
 
 @pytest.fixture(scope="module")
@@ -388,3 +394,68 @@ def test_memory_does_not_grow_with_the_rows() -> None:
         peaks.append(int(done.stdout.split()[-1]))
         assert np.load("y.npy", mmap_mode="r").shape == (3, rows, 4)
     assert peaks[1] - peaks[0] < 20, peaks
+
+
+@pytest.mark.skipif(len(jax.devices()) < 4, reason="needs four devices; the tests' settings make four CPUs")
+@pytest.mark.parametrize("name", ["net", "again"])
+def test_predict_over_devices(name: str) -> None:
+    Ensemble.load("net").save("again")  # with a hash for each member
+    assert run("predict", name, "x.npy", "--out", "one.npy").exit_code == 0
+    result = run("predict", name, "x.npy", "--out", "four.npy", "--probabilities", "p.npy", "--devices", "4")
+    assert result.exit_code == 0, result.output
+    np.testing.assert_allclose(np.load("four.npy"), np.load("one.npy"), rtol=2e-5, atol=2e-6)
+    blocks = run("predict", name, "x.npy", "--out", "blocks.npy", "--devices", "2", "--rows", "2")
+    assert blocks.exit_code == 0, blocks.output
+    np.testing.assert_allclose(np.load("blocks.npy"), np.load("one.npy"), rtol=2e-5, atol=2e-6)
+
+
+def test_devices_that_there_are_not() -> None:
+    result = run("predict", "net", "x.npy", "--devices", "1000")
+    assert result.exit_code == 3 and "--devices must be at most" in result.stderr
+    result = run("predict", "net", "x.npy", "--devices", "2", "--distributed")
+    assert result.exit_code == 3 and "exclude each other" in result.stderr
+    assert run("predict", "net", "x.npy", "--devices", "0").exit_code == 2
+
+
+def test_distributed_is_for_clusters(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("JAX_COORDINATOR_ADDRESS", "SLURM_JOB_ID", "OMPI_MCA_orte_hnp_uri"):
+        monkeypatch.delenv(name, raising=False)
+    result = run("predict", "net", "x.npy", "--distributed")
+    assert result.exit_code == 3
+    assert "--distributed is for processes that a cluster such as Slurm or Open MPI has started" in result.stderr
+
+
+def test_a_new_process_splits_the_cpu() -> None:
+    command = [sys.executable, "-m", "jaxensemble", "predict", "net", "x.npy", "--out", "y.npy", "--devices", "3"]
+    done = subprocess.run(command, env=os.environ | ON_CPUS, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    np.testing.assert_allclose(np.load("y.npy"), Ensemble.load("net")(X), rtol=2e-5, atol=2e-6)
+
+
+def test_the_first_of_several_processes_prints_and_writes() -> None:
+    Ensemble.load("unproven").save("again")
+    # As Open MPI starts them.
+    common = ON_CPUS | {
+        "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{free_port()}",
+        "OMPI_MCA_orte_hnp_uri": "0.0;tcp://127.0.0.1:1",
+        "OMPI_COMM_WORLD_SIZE": "2",
+    }
+    command = [sys.executable, "-m", "jaxensemble", "predict", "again", "x.npy", "--distributed", "--rows", "2"]
+    processes = [
+        subprocess.Popen(
+            [*command, "--out", f"{k}.npy", "--probabilities", f"p{k}.npy"],
+            env=os.environ | common | {"OMPI_COMM_WORLD_RANK": str(k), "OMPI_COMM_WORLD_LOCAL_RANK": str(k)},
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+        for k in range(2)
+    ]
+    ends = [(*process.communicate(timeout=200), process.returncode) for process in processes]
+    assert [code for _, _, code in ends] == [0, 0], ends
+    (printed, errors, _), (others_printed, others_errors, _) = ends
+    assert "output: float32[1, 3, 4]" in printed and "NOT verified" in errors
+    assert "output:" not in others_printed and "NOT verified" not in others_errors
+    np.testing.assert_allclose(np.load("0.npy"), Ensemble.load("again")(X), rtol=2e-5, atol=2e-6)
+    assert np.load("p0.npy").shape == (3, 4)
+    assert not list(Path().glob("*1.npy*")) and not list(Path().glob(".*1.npy*"))

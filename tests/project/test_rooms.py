@@ -20,7 +20,7 @@ FLOORS = {
         "array_files artifact running",
         "ensemble torch_func",
         "doctor row_blocks training",
-        "file_predictions",
+        "file_predictions machines",
         "cli public",
         "__main__",
     ),
