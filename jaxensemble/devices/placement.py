@@ -176,9 +176,9 @@ class Placement:
         """Returns arrays `[slots, ...]` as `[M, ...]`. Where M does not divide, every device gets all of them."""
         if self.slots == self.members:
             return tree
-        if is_traced(jax.tree.leaves(tree)) or self.is_local:
+        if is_traced(tree):
             return jax.tree.map(lambda leaf: leaf[: self.members], tree)
-        return wait_for_hosts(_cut(tree, members=self.members))
+        return wait_on_cpus(_cut(tree, members=self.members))
 
 
 def is_everywhere(tree: Any) -> bool:
@@ -201,22 +201,21 @@ def gather(tree: Any) -> Any:
     return jax.tree.map(lambda leaf: leaf if is_everywhere(leaf) else _replicate(leaf), tree)
 
 
-def wait_for_hosts(tree: Any) -> Any:
-    """Returns a tree once its arrays are there, if they are on CPUs of several processes; else at once.
+def wait_on_cpus(tree: Any) -> Any:
+    """Returns a tree once its arrays are there, if they are over several CPU devices; else at once.
 
-    Programs that send something hold a thread until all processes have sent their parts. A process has few threads, so
+    Programs that send something hold a thread until all devices have sent their parts. A process has few threads, so
     that many such programs at a time would wait for each other without end.
     """
-    if jax.process_count() > 1:
-        leaves = [leaf for leaf in jax.tree.leaves(tree) if isinstance(leaf, jax.Array) and not is_traced(leaf)]
-        if leaves and not is_in_this_process(leaves) and next(iter(leaves[0].devices())).platform == "cpu":
-            jax.block_until_ready(leaves)
+    leaves = [leaf for leaf in jax.tree.leaves(tree) if isinstance(leaf, jax.Array) and not is_traced(leaf)]
+    if leaves and len(devices := leaves[0].devices()) > 1 and next(iter(devices)).platform == "cpu":
+        jax.block_until_ready(leaves)
     return tree
 
 
 def _replicate(leaf: jax.Array) -> jax.Array:
     sharding: Any = leaf.sharding
-    return wait_for_hosts(jax.jit(lambda x: x, out_shardings=NamedSharding(sharding.mesh, SHARED))(leaf))
+    return wait_on_cpus(jax.jit(lambda x: x, out_shardings=NamedSharding(sharding.mesh, SHARED))(leaf))
 
 
 @functools.partial(jax.jit, static_argnames=("members",))
@@ -232,7 +231,7 @@ def _put(leaf: Any, sharding: NamedSharding) -> Any:
     if not sharding.mesh.is_multi_process:
         return jax.device_put(leaf, sharding)
     if not is_everywhere(leaf):
-        return wait_for_hosts(jax.jit(lambda x: x, out_shardings=sharding)(leaf))
+        return wait_on_cpus(jax.jit(lambda x: x, out_shardings=sharding)(leaf))
     if is_key(leaf):
         return jax.random.wrap_key_data(_put(jax.random.key_data(leaf), sharding), impl=jax.random.key_impl(leaf))
     values = np.asarray(leaf)

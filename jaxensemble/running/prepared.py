@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax.sharding import SingleDeviceSharding
 
 from jaxensemble.arrays import are_deleted, as_arrays, is_traced
-from jaxensemble.devices.placement import SHARED, Placement, wait_for_hosts
+from jaxensemble.devices.placement import SHARED, wait_on_cpus
 from jaxensemble.errors import InputError, StateError
 from jaxensemble.modules.randomness import as_key
 from jaxensemble.network.arguments import bind_arguments, restore_outputs
@@ -62,7 +62,7 @@ class Prepared:
     ):
         self.program, self.arrays = program, list(arrays)
         self._rngs, self._network, self._ensemble = rngs, network, ensemble
-        self._run = _waiting(program.run) if _has_hosts(program.call.placement) else program.run
+        self._run = program.run if program.call.placement is None else _waiting(program.run)
         key, inputs = given
         self._key = None if key is None else jax.random.key_impl(key)
         self._shapes = jax.tree.map(jax.typeof, inputs)  # whatever 64-bit types are later
@@ -243,9 +243,5 @@ _MOST = 8
 """The most arrays that an error names."""
 
 
-def _has_hosts(placement: Placement | None) -> bool:
-    return placement is not None and not placement.is_local
-
-
 def _waiting(run: Callable[..., Any]) -> Callable[..., Any]:
-    return lambda *arguments: wait_for_hosts(run(*arguments))
+    return lambda *arguments: wait_on_cpus(run(*arguments))

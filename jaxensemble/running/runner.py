@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxensemble.arrays import are_deleted, as_arrays, is_traced, require_x64
-from jaxensemble.devices.placement import SHARED, Placement, wait_for_hosts
+from jaxensemble.devices.placement import SHARED, Placement, wait_on_cpus
 from jaxensemble.errors import InputError, ManySizesWarning, StateError
 from jaxensemble.modules.randomness import as_key
 from jaxensemble.modules.stacking import count_members
@@ -109,7 +109,7 @@ class Runner:
 
     def run(self, given: Arguments, plan: PlanChoice) -> Any:
         """Returns the outputs of a call, or what `finish` makes of them; with `update` also the buffers after it."""
-        return self._restore(given, wait_for_hosts(self._run(self._fill(given), plan)))
+        return self._restore(given, wait_on_cpus(self._run(self._fill(given), plan)))
 
     def run_padded(self, given: Arguments, plan: PlanChoice, least: int = 1) -> Any:
         """Returns the outputs of a call, by a program for as many rows or more, and for `least` at least.
@@ -120,7 +120,7 @@ class Runner:
         rows = self._count_rows(given)
         size = max(compiled_rows(rows), least)
         whole, axes_out = self._pad(given, rows, size, plan)
-        returned = wait_for_hosts(self._run(whole, plan, padded=True))
+        returned = wait_on_cpus(self._run(whole, plan, padded=True))
         if given.finish is not None:
             _require_rows_first(axes_out)
             axes_out = (0,) * len(jax.tree.leaves(returned))

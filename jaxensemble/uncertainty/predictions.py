@@ -13,7 +13,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxensemble.arrays import is_traced
-from jaxensemble.devices.placement import wait_for_hosts
+from jaxensemble.devices.placement import wait_on_cpus
 from jaxensemble.errors import InputError
 from jaxensemble.uncertainty.checks import (
     as_floating,
@@ -33,7 +33,7 @@ Method = TypeVar("Method", bound=Callable[..., Any])
 def _compiled(method: Method) -> Method:
     """Makes a method of a prediction, which is a pytree, one program instead of one for each operation."""
     run = jax.jit(method)
-    return cast(Method, functools.wraps(method)(lambda *given: wait_for_hosts(run(*given))))
+    return cast(Method, functools.wraps(method)(lambda *given: wait_on_cpus(run(*given))))
 
 
 class Prediction:
