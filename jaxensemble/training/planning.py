@@ -127,9 +127,16 @@ def _choose_plan(
 
 
 def _guess_plan(demand: Demand, free: float) -> Plan:
-    """The plan of a call, whose settings of the compiler serve training only where members' convolutions are apart."""
+    """The plan of a call, changed for gradients.
+
+    Settings of the compiler serve only where members' convolutions are apart. A loop over members then takes less time
+    than steps that are written out, whose results have to be joined, except where elementwise steps weigh most: a loop
+    runs these on one core.
+    """
     plan = guess_plan(demand, free)
-    return plan if demand.convolutions and plan.members == 1 else dataclasses.replace(plan, compiler=None)
+    if not demand.convolutions or plan.members != 1:
+        return dataclasses.replace(plan, compiler=None)
+    return plan if demand.grouped else dataclasses.replace(plan, unroll=False)
 
 
 def gradient_program(
