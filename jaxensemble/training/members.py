@@ -73,22 +73,7 @@ class MemberUpdate:
 
     def __call__(self, part: Any) -> tuple[Any, jax.Array]:
         """Returns parameters, buffers and optimizer states after the step, and the losses before it."""
-        (params, _, opt_state), *_ = part
-        grads, buffers, losses = self.gradients(part)
-        after, held = self.update(grads, params, opt_state)
-        return (after, buffers, held), losses
-
-    def update(self, grads: Any, params: Any, opt_state: Any) -> tuple[Any, Any]:
-        """Returns parameters and optimizer states after the update with gradients."""
-        # For complex numbers, `jax.grad` gives the conjugate of the direction of ascent.
-        ascent = jax.tree.map(jnp.conj, grads)
-        updates, held = jax.vmap(self.optimizer.update)(ascent, opt_state, params)
-        after, idle = optax.apply_updates(params, updates), self.step.idle
-        return _keep_idle(idle, after, params), _keep_idle(idle, held, opt_state)
-
-    def gradients(self, part: Any) -> tuple[Any, Any, jax.Array]:
-        """Returns the gradients, the buffers after the call, and the losses."""
-        (params, buffers, _), everything, rngs, keys, rates, (data, rows) = part
+        (params, buffers, opt_state), everything, rngs, keys, rates, (data, rows) = part
         changing = augmentation_keys(keys, self.steps)
         keys = jax.vmap(jax.random.fold_in, (0, None))(keys, self.steps)
         over_rows = self.step.over_rows
@@ -107,7 +92,13 @@ class MemberUpdate:
         grads, (losses, buffers) = self._gradients(jax.grad(objective, has_aux=True), params, keys, data)
         if over_rows is not None:
             grads, losses = lax.pmean((grads, losses), over_rows)
-        return grads, buffers, losses
+        ascent = jax.tree.map(
+            jnp.conj, grads
+        )  # for complex numbers, `jax.grad` gives the conjugate of the direction of ascent
+        updates, held = jax.vmap(self.optimizer.update)(ascent, opt_state, params)
+        after = optax.apply_updates(params, updates)
+        idle = self.step.idle
+        return (_keep_idle(idle, after, params), buffers, _keep_idle(idle, held, opt_state)), losses
 
     def losses(self, *arguments: Any) -> tuple[jax.Array, Any]:
         """Returns the loss of every member, and its buffers after the call."""

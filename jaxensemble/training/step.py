@@ -127,20 +127,13 @@ def next_state(
 def _update_members(
     stacked: Any, shared: Any, common: Any, *, step: TrainingStep, optimizer: optax.GradientTransformation
 ) -> tuple[Any, jax.Array]:
-    """Updates the members of one device, with gradients of a few at a time if the plan says so."""
-    plan, members = step.call.plan, jax.tree.leaves(stacked)[0].shape[0]
+    """Updates the members of one device, a few at a time if the plan says so."""
+    leaves, plan = jax.tree.leaves(stacked), step.call.plan
+    members = leaves[0].shape[0]
     size = min(plan.members or members, members)
     constants, steps = shared
     update = MemberUpdate(step, optimizer, constants, steps, common, size)
-    if size == members:
-        return update(stacked)
-    # Gradients of some members at a time, and one update of all: a loop would run its elementwise steps on one core.
-    (params, buffers, opt_state), *others = stacked
-    given = ((params, buffers, ()), *others)
-    axes = (0,) * len(jax.tree.leaves(given))
-    grads, buffers, losses = run_in_steps(update.gradients, given, axes, 0, size, plan.unroll)
-    params, opt_state = update.update(grads, params, opt_state)
-    return (params, buffers, opt_state), losses
+    return run_in_steps(update, stacked, (0,) * len(leaves), 0, size, plan.unroll)
 
 
 def _over_devices(
