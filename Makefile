@@ -60,7 +60,7 @@ ifneq ($(shell cat $(STAMP) 2>/dev/null),$(CHOICE))
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-train lint style types test test-newest test-versions tested quick gpu-programs test-gpu slow further zoo operators fuzz mutants bench bench-gpu bench-training bench-porting bench-lowering golden format clean
+.PHONY: help setup demo demo-train lint style types test test-newest test-versions tested quick gpu-programs test-gpu slow further zoo operators fuzz mutants bench bench-gpu bench-training bench-porting bench-scale bench-lowering golden format clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -222,6 +222,9 @@ bench-training: $(STAMP) build/zoo/torchvision ## time a training step next to P
 bench-lowering: $(STAMP) ## how fast every form of a convolution is, layer by layer, and how far steps round
 	$(BIN)/python -m benchmarks.speed.lowering
 	$(BIN)/python -m benchmarks.speed.rounding
+
+bench-scale: $(STAMP) ## time members over 1, 2 and 4 processes of this machine, and write the tables of docs/scale.md
+	$(BIN)/python -m benchmarks.speed.scale
 
 bench-porting: $(STAMP) build/zoo/torchvision ## time and memory of porting
 	$(BIN)/python -m benchmarks.speed.porting

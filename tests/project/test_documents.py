@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 import jaxensemble.cli
 import torch_bridge.cli
-from benchmarks.speed import figures
+from benchmarks.speed import figures, scale
 from benchmarks.trust import page as trust
 from benchmarks.zoo import coverage
 from tests.helpers import tested
@@ -72,6 +72,12 @@ def test_the_readme_has_blocks_to_run() -> None:
 def test_the_figures_of_speed_are_those_of_the_results() -> None:
     text = figures.PAGE.read_text()
     assert figures.page(text) == text, "run python -m benchmarks.speed.figures"
+
+
+def test_the_tables_of_scale_are_those_of_the_results() -> None:
+    assert scale.PAGE.read_text() == scale.page(scale.PAGE.read_text()), (
+        "write it again: python -m benchmarks.speed.scale --page"
+    )
 
 
 def test_the_page_of_what_is_covered_is_up_to_date() -> None:

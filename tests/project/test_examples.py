@@ -32,6 +32,15 @@ def test_a_ported_network_in_ones_own_flax_code(capfd: pytest.CaptureFixture[str
     assert "restored: True" in out and "'kernel': (3, 4, 16)" in out
 
 
+def test_training_over_all_devices(tmp_path: Path) -> None:
+    script = "import runpy, sys\nsys.argv[0] = sys.argv.pop(1)\nrunpy.run_path(sys.argv[0], run_name='__main__')"
+    done = run_without_torch(script, str(EXAMPLES / "many_hosts.py"), str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    assert "One process: " in done.stdout and "16 members on 1 devices of 1 processes" in done.stdout
+    assert float(done.stdout.split()[-1]) > 0.9
+    assert (tmp_path / "run" / "5").is_dir()
+
+
 @pytest.mark.slow
 def test_a_deep_ensemble_learns_as_well_as_pytorchs(
     capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
