@@ -94,19 +94,23 @@ class Job:
         progress = Progress(growing if self.writes else [], self.work, total)
         if resume and (self.keeps_all or len(growing) < len(files) or not files):
             raise InputError("--resume needs --out or --probabilities, each an .npy file, and no --json")
-        first = progress.begin(resume=resume)
+        reached = first = progress.begin(resume=resume)
         if jax.process_count() > 1:  # all begin where the one that writes does
-            first = int(broadcast_one_to_all(np.int32(first)))
+            reached = first = int(broadcast_one_to_all(np.int32(first)))
         result = _Collected(self, total, {file.path: file for file in growing})
         try:
             with show_rows(total, first) if self.writes else contextlib.nullcontext(lambda done: None) as show:
                 for start, last in blocks_of(first, total, size):
                     result.add(start, call(*self._arguments(start, last), key=self._key(start // size)))
+                    reached = last
                     progress.done(last)
                     show(last)
-        except JaxEnsembleError:
+        except (JaxEnsembleError, OSError):
             progress.end(whole=False)
             raise
+        except KeyboardInterrupt as error:
+            kept = ": the same command with --resume goes on from there" if growing and self.writes else ""
+            raise KeyboardInterrupt(f"interrupted after {reached:,} of {total:,} rows{kept}") from error
         progress.end(whole=True)
         return result.end()
 

@@ -85,6 +85,7 @@ class GrowingFile:
         if first == 0:
             self.partial.unlink(missing_ok=True)
             mapped = np.lib.format.open_memmap(self.partial, "w+", block.dtype, shape)
+            self._reserve()
         else:
             mapped = np.lib.format.open_memmap(self.partial, "r+")
             if mapped.shape != shape or mapped.dtype != block.dtype:
@@ -93,6 +94,15 @@ class GrowingFile:
                 )
         last = first + block.shape[self.axis]
         mapped[(slice(None),) * self.axis + (slice(first, last),)] = block
+
+    def _reserve(self) -> None:
+        """Has the system set the whole file aside: of a full disk, a mapped file would not say more than SIGBUS.
+
+        **Raises:** `OSError` if there is no room.
+        """
+        if hasattr(os, "posix_fallocate"):
+            with self.partial.open("rb+") as file:
+                os.posix_fallocate(file.fileno(), 0, self.partial.stat().st_size)
 
     def flush(self) -> None:
         """Has the system put what was written onto the disk."""

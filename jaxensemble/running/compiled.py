@@ -7,7 +7,7 @@ from types import MappingProxyType
 from typing import Any
 
 import jax
-from jax.sharding import SingleDeviceSharding
+from jax.sharding import NamedSharding, SingleDeviceSharding
 
 from jaxensemble.arrays import is_traced
 from jaxensemble.compat import Format, Layout, trace_context, trace_state_clean
@@ -117,8 +117,12 @@ class MembersProgram:
 
 
 def _is_laid_out(array: Any, form: Format) -> bool:
-    """Returns whether an array has the layout of a format, as random keys always have: `jax.device_put` would copy."""
-    return not hasattr(array, "format") or array.format.layout == form.layout
+    """Returns whether an array has the layout of a format, as random keys always have, and on a mesh its place.
+
+    `jax.device_put` would copy it.
+    """
+    moved = isinstance(form.sharding, NamedSharding) and not array.sharding.is_equivalent_to(form.sharding, array.ndim)
+    return not moved and (not hasattr(array, "format") or array.format.layout == form.layout)
 
 
 @functools.lru_cache(maxsize=64)  # ensembles of equal structure share programs
@@ -156,8 +160,7 @@ def why_not_prepared(weights: Any, others: Any, placement: Placement | None) -> 
     if not all(isinstance(leaf, jax.Array) and not leaf.aval.weak_type for leaf in leaves):
         return "for Python numbers, which have no dtype of their own, or NumPy arrays as weights"
     if placement is not None:
-        at_home = all(getattr(leaf.sharding, "mesh", None) == placement.mesh for leaf in leaves)
-        return None if at_home else "for arrays that are not on the mesh of the ensemble: call its `over` again"
+        return None if is_on_mesh(leaves, placement) else "for arrays that are not on the mesh of the ensemble"
     if not all(isinstance(leaf.sharding, SingleDeviceSharding) for leaf in leaves):
         return "for arrays with a sharding over a mesh: put them there by the ensemble's `over`"
     placed = [leaf for leaf in leaves if leaf.committed]
@@ -165,6 +168,11 @@ def why_not_prepared(weights: Any, others: Any, placement: Placement | None) -> 
     if len(places) > 1 or not (placed or leaves[0].sharding.device_set == {default_device()}):
         return "for arrays on several devices, or on another one than jax_default_device"
     return None
+
+
+def is_on_mesh(arrays: Any, placement: Placement) -> bool:
+    """Returns whether arrays are on all devices of a mesh."""
+    return all(getattr(leaf.sharding, "mesh", None) == placement.mesh for leaf in jax.tree.leaves(arrays))
 
 
 def are_free(arrays: Any) -> bool:

@@ -26,6 +26,7 @@ from jaxensemble.running.compiled import (
     are_free,
     compile_call,
     current_settings,
+    is_on_mesh,
     is_within_trace,
     why_not_prepared,
 )
@@ -222,6 +223,7 @@ class Runner:
 
         **Raises:** `InputError` where no program can be compiled ahead.
         """
+        self._check_weights()
         given = self._put(self._fill(given))
         reason = self._why_not_prepared(given)
         if reason is not None:
@@ -411,12 +413,18 @@ class Runner:
     def _check_weights(self) -> None:
         """Checks that the arrays of the ensemble are still there.
 
-        **Raises:** `StateError` if they were given away.
+        **Raises:** `StateError` if they were given away, or moved from the mesh of the ensemble.
         """
         if self._is_donated or are_deleted(self._weights()):
             raise StateError(
                 "the arrays of this ensemble are deleted: prepare(..., donate=True), or a function of JAX with donated "
                 "arguments, took them. Call what `prepare` returned, or make the ensemble again"
+            )
+        weights = self._weights()
+        if self._placement is not None and not is_traced(weights) and not is_on_mesh(weights, self._placement):
+            raise StateError(
+                f"this ensemble is {self._placement}, but not all of its arrays are there: move an ensemble by "
+                "`over(mesh)` or `over(None)`, not by jax.device_put"
             )
 
     def _hold(self, program: MembersProgram) -> list[jax.Array] | None:

@@ -124,7 +124,7 @@ def fit(
         data, _ = as_data(state.ensemble, inputs, targets, changed=augment is not None)
         shuffle = shuffle or "different"
         source = Rows(state, data, common, batch=batch or 0, shuffle=shuffle, bootstrap=bootstrap)
-    streamed = plan if plan is not None and plan.offload else None  # measures need as little memory as steps
+    streamed = plan if isinstance(plan, Plan) and plan.offload else None  # measures need as little memory as steps
     validation = None if validation is None else as_data(state.ensemble, *validation)[0]
     functions = {"loss": loss, **(metrics or {})}
     run = TrainingRun(state, None if patience is None else Best.of(state), History(np.zeros((0, len(state.ensemble)))))

@@ -1,6 +1,7 @@
 """`jaxensemble inspect | verify | predict | source`: results, JSON, exit codes, and no PyTorch."""
 
 import dataclasses
+import errno
 import json
 import os
 import shutil
@@ -329,7 +330,8 @@ def test_an_interrupted_run_goes_on(many: np.ndarray, monkeypatch: pytest.Monkey
     monkeypatch.setattr(row_blocks, "INTERVAL", 0.0)
     with monkeypatch.context() as patch:
         interrupt(patch, after=3)
-        assert run(*command).exit_code == 130
+        stopped = run(*command)
+        assert stopped.exit_code == 130 and "after 15 of 23 rows: the same command with --resume" in stopped.stderr
     assert not Path("y.npy").exists() and Path(".y.npy.partial").exists()
     other = run("predict", "net", "many.npy", "-o", "y.npy", "--rows", "6", "--resume")
     assert other.exit_code == 3 and "is of another run" in other.stderr
@@ -351,6 +353,16 @@ def test_nothing_stays_of_a_run_that_fails(many: np.ndarray, monkeypatch: pytest
 
     monkeypatch.setattr(row_blocks.Progress, "done", done)
     assert run("predict", "net", "many.npy", "-o", "y.npy", "--rows", "5").exit_code == 3
+    assert not list(Path().glob(".*")) and not Path("y.npy").exists()
+
+
+def test_a_full_disk_is_an_error(many: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full, raising=False)
+    result = run("predict", "net", "many.npy", "-o", "y.npy", "--rows", "5")
+    assert result.exit_code == 6 and "No space left" in result.stderr
     assert not list(Path().glob(".*")) and not Path("y.npy").exists()
 
 

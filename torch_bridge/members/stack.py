@@ -99,7 +99,7 @@ def to_torch(ensemble: Ensemble) -> list[dict[str, Tensor]]:
     >>> bool(torch.equal(to_torch(ensemble)[2]["0.weight"], models[2][0].weight))
     True
     """
-    origin = check_ensemble(ensemble).origin
+    origin = check_ensemble(ensemble, on_mesh=True).origin
     if not isinstance(origin, Origin):
         raise InputError(
             "`ensemble` must be one that was ported from PyTorch: only then it is known which PyTorch keys and layouts "
@@ -111,13 +111,17 @@ def to_torch(ensemble: Ensemble) -> list[dict[str, Tensor]]:
     ]
 
 
-def check_ensemble(ensemble: Any) -> Ensemble:
-    """Returns an ensemble as it is.
+def check_ensemble(ensemble: Any, *, on_mesh: bool = False) -> Ensemble:
+    """Returns an ensemble as it is; one whose members are on a mesh of devices only if `on_mesh` says so.
 
     **Raises:** `InputError` for anything else.
     """
     if not isinstance(ensemble, Ensemble):
         raise InputError(f"`ensemble` must be a jaxensemble.Ensemble; got a {type(ensemble).__name__}")
+    if ensemble.placement is not None and not on_mesh:
+        raise InputError(
+            f"the members of `ensemble` are {ensemble.placement}, and PyTorch's are on one: give ensemble.over(None)"
+        )
     return ensemble
 
 

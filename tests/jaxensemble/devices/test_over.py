@@ -1,5 +1,6 @@
 """Ensembles over a mesh: the same numbers as on one device, from members that stay where they are."""
 
+import copy
 import pickle
 import re
 from collections.abc import Callable
@@ -10,9 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from jax.sharding import PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 
-from jaxensemble import Ensemble, InputError, MemberError, Plan
+from jaxensemble import Ensemble, InputError, MemberError, Plan, StateError
 from tests.helpers.training import MLP
 
 pytestmark = pytest.mark.skipif(len(jax.devices()) < 4, reason="needs four devices; the tests' settings make four CPUs")
@@ -200,9 +201,9 @@ def test_members_are_chosen_joined_and_brought_back() -> None:
 
 def test_pickles_have_no_mesh() -> None:
     ensemble, x = ensemble_of(6), x_of()
-    copy = pickle.loads(pickle.dumps(ensemble.over(mesh())))
-    assert copy.placement is None
-    close(copy(x), ensemble(x))
+    restored = pickle.loads(pickle.dumps(ensemble.over(mesh())))
+    assert restored.placement is None
+    close(restored(x), ensemble(x))
 
 
 def test_a_tuned_plan() -> None:
@@ -226,3 +227,41 @@ def test_inputs_of_other_members_are_refused() -> None:
     for members in (5, 8):  # eight is the number of slots, which no caller needs to know
         with pytest.raises(InputError, match=r"must be \[6, ...\]"):
             spread.each(np.ones((members, 4, 3), "float32"))
+
+
+def test_arrays_that_are_elsewhere_are_refused() -> None:
+    moved = jax.device_put(ensemble_of(4).over(mesh()), jax.devices()[0])
+    for call in (moved, moved.prepare, moved.predict):
+        with pytest.raises(StateError, match="not all of its arrays are there: move an ensemble by `over"):
+            call(x_of())
+
+
+def test_weights_that_a_program_has_placed_otherwise_are_put_back() -> None:
+    ensemble, x = ensemble_of(8), x_of()
+    spread = ensemble.over(mesh())
+    assert spread.placement is not None
+    shared = spread.with_params(spread.placement.put(spread.params, PartitionSpec()))
+    close(shared(x), ensemble(x))
+    close(shared.prepare(x)(x), ensemble(x))
+
+
+def test_inputs_may_be_anywhere() -> None:
+    ensemble, x = ensemble_of(8), jnp.asarray(x_of())
+    spread = ensemble.over(mesh())
+    explicit = jax.make_mesh((4,), ("rows",))
+    places = [jax.devices()[2], NamedSharding(explicit, PartitionSpec("rows")), NamedSharding(mesh(), PartitionSpec())]
+    run = spread.prepare(x)
+    for place in places:
+        moved = jax.device_put(x, place)
+        close(spread(moved), ensemble(x))
+        close(run(moved), ensemble(x))
+
+
+def test_an_ensemble_is_an_argument_of_compiled_functions() -> None:
+    ensemble, x = ensemble_of(6), x_of()
+    spread = ensemble.over(mesh())
+    close(jax.jit(lambda ensemble, x: ensemble(x))(spread, x), ensemble(x))
+    copied = jax.tree.map(lambda leaf: leaf.copy(), spread)
+    close(copied(x), ensemble(x))
+    close(copy.deepcopy(spread)(x), ensemble(x))
+    close([module(jnp.asarray(x)) for module in spread], list(ensemble(x)))
