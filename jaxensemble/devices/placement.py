@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import jax
@@ -110,6 +110,19 @@ class Placement:
     def sharding(self, spec: PartitionSpec) -> NamedSharding:
         """The sharding of JAX for a specification."""
         return NamedSharding(self.mesh, spec)
+
+    def map(self, function: Callable[..., Any], in_specs: Any, out_specs: Any) -> Callable[..., Any]:
+        """Returns `jax.shard_map` of a function over the mesh.
+
+        **Raises:** `InputError` within a block of `jax.set_mesh`, whose mesh steps of a program may not leave.
+        """
+        found = jax.sharding.get_abstract_mesh()
+        if not found.empty:
+            raise InputError(
+                f"jax.set_mesh has set a mesh with the axes {', '.join(found.axis_names)}, and the members are over a "
+                "mesh of their own: call the ensemble outside that block"
+            )
+        return jax.shard_map(function, mesh=self.mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)
 
     def local_shape(self, leaf: Any, spec: PartitionSpec) -> jax.ShapeDtypeStruct:
         """The shape and dtype of the part of an array that one device has."""

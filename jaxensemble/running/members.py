@@ -203,7 +203,7 @@ def _over_devices(function: Callable[..., Any], call: EnsembleCall, specs: tuple
         return leaves
 
     assert call.placement is not None
-    run = jax.shard_map(part, mesh=call.placement.mesh, in_specs=specs, out_specs=output_specs(call), check_vma=False)
+    run = call.placement.map(part, specs, output_specs(call))
     return lambda *arguments: (lambda leaves: jax.tree.unflatten(trees[-1], leaves))(run(*arguments))
 
 

@@ -89,7 +89,7 @@ class MeshDevices:
         def part(weights: Sequence[Any]) -> list[Any]:
             return [array if array.shape else array[None] for array in _made(division, division.prepare(weights))]
 
-        return self._map(part, (jax.tree.leaves(self._specs[:3]),), self._placement.stacked)
+        return self._placement.map(part, (jax.tree.leaves(self._specs[:3]),), self._placement.stacked)
 
     def call(self, division: Division, arrays: Sequence[Any], others: Sequence[Any]) -> list[Any]:
         def part(arrays: Sequence[Any], others: Sequence[Any]) -> list[Any]:
@@ -97,15 +97,11 @@ class MeshDevices:
             return division.call([array.reshape(shape.shape) for array, shape in pairs], others)
 
         specs = self._array_specs(division), jax.tree.leaves(self._specs[3:])
-        return self._map(part, specs, self._outputs)([*arrays], [*others])
+        return self._placement.map(part, specs, self._outputs)([*arrays], [*others])
 
     def _array_specs(self, division: Division) -> list[PartitionSpec]:
         weights = jax.tree.leaves(self._specs[:3])
         return [self._placement.stacked if place is None else weights[place] for place in division.kept]
-
-    def _map(self, function: Callable[..., list[Any]], specs: tuple[Any, ...], outputs: Any) -> Any:
-        mesh = self._placement.mesh
-        return jax.shard_map(function, mesh=mesh, in_specs=specs, out_specs=outputs, check_vma=False)
 
 
 def places_of(arguments: tuple[Any, ...], call: EnsembleCall, device: Any, *, is_free: bool) -> Places:

@@ -134,9 +134,9 @@ def _is_inexact(leaf: Any) -> bool:
 def _made_up(leaf: Any, axis: int | None, rows: int, seed: int, label: Integer[ArrayLike, ""]) -> Shaped[Array, "..."]:
     """Made-up numbers for one array, with `2 * rows` rows along its batch axis, in float32 at least."""
     shape = tuple(2 * rows if k == axis else size for k, size in enumerate(leaf.shape))
-    last = (np.arange(2 * rows) >= rows).reshape([-1 if k == axis else 1 for k in range(len(shape))])
-    if axis is None:
-        last = np.ones(())
+    last = np.ones(())
+    if axis is not None:
+        last = (np.arange(2 * rows) >= rows).reshape([-1 if k == axis else 1 for k in range(len(shape))])
     if _is_inexact(leaf):
         uniform = jax.random.uniform(jax.random.key(seed), shape, minval=0.1)
         parts = 1 + 0.5j if jnp.iscomplexobj(leaf) else 1

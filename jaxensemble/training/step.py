@@ -153,13 +153,8 @@ def _over_devices(
         return jax.tree.unflatten(tree, data), None if given[1] is None else placement.spec(0, each=each)
 
     *rest, own = stacked
-    return jax.shard_map(
-        function,
-        mesh=placement.mesh,
-        in_specs=((*[placement.stacked] * len(rest), specs(own, each=True)), SHARED, specs(common, each=False)),
-        out_specs=placement.stacked,
-        check_vma=False,
-    )
+    in_specs = ((*[placement.stacked] * len(rest), specs(own, each=True)), SHARED, specs(common, each=False))
+    return placement.map(function, in_specs, placement.stacked)
 
 
 def run_steps(

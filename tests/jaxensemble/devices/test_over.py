@@ -265,3 +265,9 @@ def test_an_ensemble_is_an_argument_of_compiled_functions() -> None:
     close(copied(x), ensemble(x))
     close(copy.deepcopy(spread)(x), ensemble(x))
     close([module(jnp.asarray(x)) for module in spread], list(ensemble(x)))
+
+
+def test_a_mesh_that_is_set_is_told_of() -> None:
+    spread, x = ensemble_of(6).over(mesh()), x_of()
+    with jax.set_mesh(mesh()), pytest.raises(InputError, match="call the ensemble outside that block"):
+        spread(x)

@@ -279,6 +279,11 @@ def test_a_loss_is_known_for_a_plain_mean(case: str, rows: int, dtype: str) -> N
         check_is_mean(function, outputs, targets, (0, 0), rows, f"`plan` has rows={rows}")
 
 
+def test_outputs_without_rows_are_known_too() -> None:
+    outputs, targets = jax.ShapeDtypeStruct((), "float32"), jax.ShapeDtypeStruct((4,), "float32")
+    check_is_mean(lambda norm, targets: norm + targets.mean(), outputs, targets, (None, 0), 4, "`plan` has rows=4")
+
+
 def test_rematerialising_takes_less_memory() -> None:
     class Deep(nnx.Module):
         def __init__(self, rngs: nnx.Rngs):
