@@ -74,8 +74,14 @@ class Job:
 
         After an interruption the part that is written stays, for a run with `resume`; after an error, nothing does.
 
-        **Raises:** `InputError` for inputs that do not fit, and where a run cannot go on.
+        **Raises:** `InputError` for inputs that do not fit, for one file for two things, and where a run cannot go on.
         """
+        if (
+            self.out is not None
+            and self.probabilities is not None
+            and self.out.resolve() == self.probabilities.resolve()
+        ):
+            raise InputError("--out and --probabilities must be two files")
         total, row_bytes = self.file.sizes(self._axes)
         size = choose_rows(self.rows, row_bytes)
         call = self._padded(ensemble, size) if total is not None and total > size else None

@@ -131,12 +131,20 @@ class Progress:
         self._work = hashlib.sha256(json.dumps(work, sort_keys=True, default=str).encode()).hexdigest()
 
     def begin(self, *, resume: bool) -> int:
-        """Returns the row to begin with.
+        """Returns the row to begin with. A run from the first row leaves no note of an earlier one.
 
         **Raises:** `InputError` for files of other work.
         """
-        if not resume or self._note is None or not self._note.exists():
+        if self._note is None:
             return 0
+        done = self._noted_rows() if resume and self._note.exists() else 0
+        done = done if all(file.partial.exists() for file in self._files) else 0
+        if not done:
+            self._note.unlink(missing_ok=True)
+        return done
+
+    def _noted_rows(self) -> int:
+        assert self._note is not None
         try:
             found = json.loads(self._note.read_text())
             done, work = found["done"], found["work"]
@@ -146,7 +154,7 @@ class Progress:
             raise InputError(
                 f"`{self._note}` is of another run: of another artifact, input or options. Run without --resume"
             )
-        return done if all(file.partial.exists() for file in self._files) else 0
+        return done
 
     def done(self, rows: int) -> None:
         """Notes that so many rows are written, if the last note is older than `INTERVAL`."""

@@ -347,6 +347,32 @@ def test_an_interrupted_run_goes_on(many: np.ndarray, monkeypatch: pytest.Monkey
     assert not list(Path().glob(".*"))
 
 
+def test_a_run_from_the_first_row_leaves_no_note_of_an_earlier_one(
+    many: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a run that ends before its own first note would go on from there, with rows that nobody wrote."""
+    command = ("predict", "net", "many.npy", "-o", "y.npy", "--rows", "5")
+    monkeypatch.setattr(row_blocks, "INTERVAL", 0.0)
+    with monkeypatch.context() as patch:
+        interrupt(patch, after=3)
+        assert run(*command).exit_code == 130
+    with monkeypatch.context() as patch:
+
+        def stop(self: row_blocks.Progress, rows: int) -> None:
+            raise KeyboardInterrupt
+
+        patch.setattr(row_blocks.Progress, "done", stop)
+        assert run(*command).exit_code == 130
+    assert not Path(".y.npy.progress").exists()
+    assert run(*command, "--resume").exit_code == 0
+    np.testing.assert_allclose(np.load("y.npy"), Ensemble.load("net")(many), rtol=1e-5, atol=1e-6)
+
+
+def test_one_file_for_two_things_is_refused() -> None:
+    result = run("predict", "net", "x.npy", "-o", "y.npy", "--probabilities", "./y.npy")
+    assert result.exit_code == 3 and "must be two files" in result.stderr
+
+
 def test_nothing_stays_of_a_run_that_fails(many: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
     def done(self: row_blocks.Progress, rows: int) -> None:
         raise InputError("no more")
