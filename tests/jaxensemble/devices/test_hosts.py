@@ -95,12 +95,13 @@ def ran(folder: Path, devices: int | None, epochs: int = 8) -> dict[str, np.ndar
     return hosts.run_cases("resume", mesh, folder, [3], epochs=epochs)
 
 
+@pytest.mark.further
 @pytest.mark.parametrize(
     ("count", "sign"),
     [
         (2, signal.SIGKILL),
-        pytest.param(2, signal.SIGSTOP, marks=pytest.mark.further),  # alive, and silent
-        pytest.param(4, signal.SIGKILL, marks=pytest.mark.further),
+        (2, signal.SIGSTOP),  # alive, and silent
+        (4, signal.SIGKILL),
     ],
 )
 def test_a_dead_process_ends_the_others(tmp_path: Path, count: int, sign: signal.Signals) -> None:

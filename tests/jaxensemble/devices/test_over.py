@@ -18,7 +18,7 @@ from tests.helpers.training import MLP
 
 pytestmark = pytest.mark.skipif(len(jax.devices()) < 4, reason="needs four devices; the tests' settings make four CPUs")
 
-MEMBERS = (4, 8, 3, 10)
+MEMBERS = (8, 3, 10)
 """Numbers of members that four devices divide, and that they do not."""
 
 
