@@ -1,11 +1,12 @@
 """Train an ensemble over all devices of all hosts: the same script runs in every process.
 
     python examples/many_hosts.py DIR                 one machine, all its devices
-    srun python examples/many_hosts.py DIR            on a cluster: see examples/slurm and examples/kubernetes
+    srun python examples/many_hosts.py DIR            on a cluster: see examples/slurm and examples/k8s
 
 DIR is a folder that all hosts have. A run that was killed goes on from the checkpoints there, also on fewer hosts.
 """
 
+import os
 import sys
 from pathlib import Path
 
@@ -18,6 +19,8 @@ from flax import nnx
 from jaxensemble import Ensemble, TrainState, fit
 
 MEMBERS = 16
+CLUSTERS = ("SLURM_STEP_NODELIST", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "KUBERNETES_SERVICE_HOST")
+"""Variables that say that other processes may have been started with this one."""
 
 
 class MLP(nnx.Module):
@@ -36,6 +39,11 @@ def main(folder: Path) -> None:
     try:
         jax.distributed.initialize()  # before anything else asks JAX for its devices
     except ValueError as error:  # JAX found no cluster
+        known = [name for name in CLUSTERS if name in os.environ]
+        if known:  # else each process would train alone, and write over the others' checkpoints
+            raise SystemExit(
+                f"{', '.join(known)} is set, but JAX has not found the other processes: {error}"
+            ) from error
         print(f"One process: {str(error).splitlines()[0]}")
     x = np.random.default_rng(0).normal(size=(512, 8)).astype("float32")  # the same in every process
     y = (x.sum(1) > 0).astype("int32")

@@ -31,6 +31,9 @@ FLOPS, MEMORY = 67e12, 4.8e12
 HOST, LINK, NETWORK = 8, 450e9, 50e9
 """GPUs of a host, and bytes a second in one direction: NVLink of 900 GB/s in both, and 400 Gb/s between hosts."""
 
+FOR_TESTS = ("JAX_DISABLE_MOST_OPTIMIZATIONS", "XLA_FLAGS", "OMP_NUM_THREADS")
+"""Settings of the tests, under which programs are slow."""
+
 LATENCY = 5e-6
 """The seconds of one step of a ring, assumed."""
 
@@ -90,7 +93,8 @@ def measure(processes: int) -> dict[str, dict[str, float]]:
         found.bind(("127.0.0.1", 0))
         port = found.getsockname()[1]
     command = [sys.executable, "-m", "benchmarks.speed.scale", "--port", str(port), "--processes", str(processes)]
-    environment = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_CPU_COLLECTIVES_IMPLEMENTATION": "gloo"}
+    others = {name: value for name, value in os.environ.items() if name not in FOR_TESTS}
+    environment = others | {"JAX_PLATFORMS": "cpu", "JAX_CPU_COLLECTIVES_IMPLEMENTATION": "gloo"}
     started = [
         subprocess.Popen([*command, "--number", str(number)], stdout=subprocess.PIPE, env=environment, text=True)
         for number in range(processes)

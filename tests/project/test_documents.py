@@ -1,5 +1,6 @@
 """Documents: Python blocks run as pasted, commands exit with 0, and named files, targets and figures exist."""
 
+import doctest
 import json
 import re
 import shlex
@@ -78,6 +79,11 @@ def test_the_tables_of_scale_are_those_of_the_results() -> None:
     assert scale.PAGE.read_text() == scale.page(scale.PAGE.read_text()), (
         "write it again: python -m benchmarks.speed.scale --page"
     )
+
+
+def test_the_simulation_gives_what_its_example_says() -> None:
+    found = doctest.testmod(scale)
+    assert found.attempted and not found.failed
 
 
 def test_the_page_of_what_is_covered_is_up_to_date() -> None:

@@ -41,6 +41,14 @@ def test_training_over_all_devices(tmp_path: Path) -> None:
     assert (tmp_path / "run" / "5").is_dir()
 
 
+def test_processes_of_a_cluster_do_not_train_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "2")  # without the other variables, by which JAX knows Open MPI
+    script = "import runpy, sys\nsys.argv[0] = sys.argv.pop(1)\nrunpy.run_path(sys.argv[0], run_name='__main__')"
+    done = run_without_torch(script, str(EXAMPLES / "many_hosts.py"), str(tmp_path))
+    assert done.returncode == 1 and "OMPI_COMM_WORLD_SIZE is set, but JAX has not found" in done.stderr
+    assert not any(tmp_path.iterdir())
+
+
 @pytest.mark.slow
 def test_a_deep_ensemble_learns_as_well_as_pytorchs(
     capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
