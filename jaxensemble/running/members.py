@@ -202,9 +202,13 @@ def _over_devices(function: Callable[..., Any], call: EnsembleCall, specs: tuple
         trees.append(tree)
         return leaves
 
+    def whole(*arguments: Any) -> Any:
+        leaves = run(*arguments)  # which notes the tree
+        return jax.tree.unflatten(trees[-1], leaves)
+
     assert call.placement is not None
     run = call.placement.map(part, specs, output_specs(call))
-    return lambda *arguments: (lambda leaves: jax.tree.unflatten(trees[-1], leaves))(run(*arguments))
+    return whole
 
 
 def compile_members(call: EnsembleCall, *, traced: bool) -> Callable[..., Any]:

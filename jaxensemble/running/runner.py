@@ -110,7 +110,7 @@ class Runner:
 
     def run(self, given: Arguments, plan: PlanChoice) -> Any:
         """Returns the outputs of a call, or what `finish` makes of them; with `update` also the buffers after it."""
-        return self._restore(given, wait_on_cpus(self._run(self._fill(given), plan)))
+        return self._restore(given, self._settle(self._run(self._fill(given), plan)))
 
     def run_padded(self, given: Arguments, plan: PlanChoice, least: int = 1) -> Any:
         """Returns the outputs of a call, by a program for as many rows or more, and for `least` at least.
@@ -121,7 +121,7 @@ class Runner:
         rows = self._count_rows(given)
         size = max(compiled_rows(rows), least)
         whole, axes_out = self._pad(given, rows, size, plan)
-        returned = wait_on_cpus(self._run(whole, plan, padded=True))
+        returned = self._settle(self._run(whole, plan, padded=True))
         if given.finish is not None:
             _require_rows_first(axes_out)
             axes_out = (0,) * len(jax.tree.leaves(returned))
@@ -148,7 +148,7 @@ class Runner:
         with contextlib.suppress(RowsMayMix):
             given, axes_out = self._pad(given, rows, max(rows, least), plan)
             _require_rows_first(axes_out)
-        return self._run(given, plan, padded=True), rows
+        return self._settle(self._run(given, plan, padded=True)), rows
 
     def _count_rows(self, given: Arguments) -> int:
         axes = batch_axes(self._network, given.inputs, each=given.each)
@@ -275,6 +275,10 @@ class Runner:
         )
         arrays = (state.params, state.buffers, state.rngs, state.constants, given.key, given.inputs)
         return Workload.of(call, self._device, arrays, batch_axes(self._network, given.inputs, each=each)).over_rows()
+
+    def _settle(self, returned: Any) -> Any:
+        """Returns what a program gives; on a mesh of CPU devices, once it is there. Other calls take no time for it."""
+        return returned if self._placement is None else wait_on_cpus(returned)
 
     def _fill(self, given: Arguments) -> Arguments:
         """Returns arguments with inputs for every slot of the stack, where each member has its own.
